@@ -1,0 +1,1 @@
+"""The recipe: one YAML file that every door of the project reads."""

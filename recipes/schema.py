@@ -1,0 +1,277 @@
+"""What a recipe may say: one frozen section a package, validated once, before anything else happens."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+STORES = ("s3://", "file://")
+MODEL_STORES = (*STORES, "hf://", "pypi://")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read; the message names the field, what was given and what is allowed."""
+
+
+class Section(BaseModel):
+    """Frozen, closed to unknown fields; a field's docstring is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    train: str
+    """URI of the training rows: a Parquet file or a folder of them, `s3://` or `file://`."""
+    validation: str | None = None
+    """URI of the validation rows. Left out together with `test`: `train` is split by `split_by`."""
+    test: str | None = None
+    """URI of the test rows, which nothing but the final evaluation reads."""
+    text: str = "text"
+    """Column with the text (string)."""
+    label: str = "label"
+    """Column with the label (string or integer)."""
+    split_by: str | None = None
+    """Column whose values must not stand in two splits (document, patient, category)."""
+    groups: tuple[str, ...] = ()
+    """Columns carried into the predictions, to read results by group."""
+    max_length: int = Field(default=64, ge=4, le=8192)
+    """Tokens kept of a text."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Train on a random part of the training rows, of this size; validation and test stay whole."""
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _names_a_store(cls, uri: str | None) -> str | None:
+        return uri if uri is None else _with_scheme(uri, STORES)
+
+    @model_validator(mode="after")
+    def _splits_go_together(self) -> Self:
+        if (self.validation is None) != (self.test is None):
+            raise ValueError("give both `validation` and `test`, or neither (then `train` is split)")
+        return self
+
+
+class TrainingSection(Section):
+    method: Literal["lora", "full"] = "full"
+    """What is learned: adapters and head, or every weight."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded."""
+    num_workers: int = Field(default=2, ge=1)
+    """Ray Train workers, one process each."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores, and torch threads, of a worker."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """GPUs of a worker: 0 trains on CPU with gloo, 1 on GPU with NCCL."""
+    num_seeds: int = Field(default=3, ge=1)
+    """How often the chosen configuration is trained; the selected trial counts as one."""
+    seed: int = 0
+    """First seed; further ones count up from it."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training rows."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows a step, all workers together."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of the encoder or adapter."""
+    head_multiplier: float = Field(default=10.0, gt=0)
+    """The head learns at `learning_rate` times this."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay, on matrices only."""
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0; then it falls linearly to 0."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the LoRA adapter."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA's scaling numerator (the update is multiplied by `lora_alpha / lora_r`)."""
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout before the LoRA matrices."""
+    max_failures: int = Field(default=2, ge=0)
+    """Worker failures survived by going on from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of num_workers {self.num_workers}")
+        return self
+
+
+class Distribution(Section):
+    """Where a trial's value comes from: exactly one of the fields."""
+
+    choice: tuple[Any, ...] | None = None
+    """One of these values."""
+    uniform: tuple[float, float] | None = None
+    """Between low and high."""
+    log_uniform: tuple[float, float] | None = None
+    """Between low and high, uniform in the logarithm."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choice, uniform, log_uniform")
+        for name in ("uniform", "log_uniform"):
+            bounds = getattr(self, name)
+            if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
+                raise ValueError(f"{name} takes [low, high] with low < high{' and low > 0' if name != 'uniform' else ''}")
+        return self
+
+
+class TuningSection(Section):
+    num_trials: int = Field(default=8, ge=1)
+    """Configurations tried."""
+    search: Literal["optuna", "random"] = "optuna"
+    """How the next configuration is chosen."""
+    space: dict[str, Distribution] = Field(default_factory=dict)
+    """Fields of the training section to vary; empty tries the section as it is."""
+    grace_epochs: int = Field(default=1, ge=1)
+    """Epochs every trial gets before ASHA may stop it."""
+    reduction_factor: int = Field(default=2, ge=2)
+    """ASHA keeps one in this many at each rung."""
+
+    @field_validator("space")
+    @classmethod
+    def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
+        fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
+        allowed = sorted(set(TrainingSection.model_fields) - fixed)
+        for name in space:
+            if name not in allowed:
+                raise ValueError(f"{name!r} cannot be tuned; allowed: {', '.join(allowed)}")
+        return space
+
+
+class EvaluationSection(Section):
+    metric: Literal["accuracy"] = "accuracy"
+    """What the verdict compares."""
+    minimum_gain: float = Field(default=0.01, ge=0, lt=1)
+    """The smallest gain worth a change of model, as a share (0.01 is one point)."""
+    expected_gain: float | None = Field(default=None, gt=0, lt=1)
+    """The gain hoped for, on which power and rows needed are computed; twice `minimum_gain` if left out."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Two-sided level of the test and of the interval."""
+    centroid_shots: int = Field(default=10, ge=1)
+    """Training examples a class, k, of the centroid baseline."""
+
+
+class ServingSection(Section):
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas kept when idle."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas at most."""
+    target_ongoing_requests: float = Field(default=32.0, gt=0)
+    """Requests in flight a replica that the autoscaler aims at."""
+    cpus_per_replica: int = Field(default=1, ge=1)
+    """CPU cores, and torch threads, of a replica."""
+    gpus_per_replica: Literal[0, 1] = 0
+    """GPUs of a replica."""
+    max_batch_size: int = Field(default=64, ge=1)
+    """Texts in one forward pass."""
+    max_texts: int = Field(default=256, ge=1)
+    """Texts in one request."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """Bytes of one request's body; more is answered with 413."""
+    max_queued_requests: int = Field(default=1024, ge=1)
+    """Requests waiting for a replica; more are answered with 503."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas {self.min_replicas}")
+        return self
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """Name of the task; its models, runs and champion lie under `<registry>/<name>/`."""
+    task: Literal["classification"] = "classification"
+    """Kind of task."""
+    base_model: str
+    """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
+    data: DataSection
+    """Where the rows are."""
+    training: TrainingSection = TrainingSection()
+    """How a model is fine-tuned."""
+    tuning: TuningSection = TuningSection()
+    """Which configurations are tried."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """What the verdict asks."""
+    registry: str
+    """URI under which models and evidence are kept, `s3://`."""
+    serving: ServingSection = ServingSection()
+    """How the champion is served."""
+
+    @field_validator("base_model")
+    @classmethod
+    def _known_model_store(cls, uri: str) -> str:
+        return _with_scheme(uri, MODEL_STORES)
+
+    @field_validator("registry")
+    @classmethod
+    def _registry_on_s3(cls, uri: str) -> str:
+        return _with_scheme(uri, ("s3://",)).rstrip("/")
+
+    @property
+    def home(self) -> str:
+        """URI under which everything of this task lies."""
+        return f"{self.registry}/{self.name}"
+
+
+def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe file; `overrides` are `section.key=value`, the value written as YAML.
+
+    Raises RecipeError, one line a fault.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}:\n" + "\n".join(_fault(fault) for fault in error.errors())) from None
+
+
+def digest(value: BaseModel | dict[str, Any]) -> str:
+    """sha256 of a value's canonical JSON, in hex."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _with_scheme(uri: str, allowed: tuple[str, ...]) -> str:
+    if not uri.startswith(allowed):
+        raise ValueError(f"{uri!r} must begin with {' or '.join(allowed)}")
+    return uri
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"override {override!r}: {section!r} is not a section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+
+
+def _fault(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"  {place}: no such field; remove it or correct its name"
+    if fault["type"] == "missing":
+        return f"  {place}: this field is required"
+    given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+    return f"  {place}: {fault['msg'].removeprefix('Value error, ')}{given}"
