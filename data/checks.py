@@ -1,0 +1,143 @@
+"""Between reading and encoding: the gates that drop copies across splits, count, and refuse what cannot be judged."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data.read import DataError, Rows, Splits
+from data.split import normalise, subsample_of_classes
+
+__all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
+
+RARE_ROWS = 10
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the gates found; counts are of rows unless they say otherwise."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_classes: int
+    train_copies_of_test: int
+    """Training rows dropped because their normalised text stands in test."""
+    train_copies_of_validation: int
+    """Training rows dropped because their normalised text stands in validation (and not in test)."""
+    validation_copies_of_test: int
+    """Validation rows dropped because their normalised text stands in test."""
+    conflicting_texts: int
+    """Normalised texts, over all splits as read, that carry more than one label."""
+    empty_texts: int
+    """Rows, over all splits as read, whose text is empty or white space."""
+    rare_classes: tuple[str, ...]
+    """Classes with fewer than 10 training rows after cleaning."""
+    leaks: tuple[str, ...]
+    """One sentence a leak that is left: a value of `split_by`, or a text, that stands in two splits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def clean(splits: Splits) -> tuple[Splits, DataReport]:
+    """Drops from train and validation what also stands in a later split, by normalised text; test is left untouched.
+
+    Raises DataError for an empty split, a single class, or a label in validation or test that train never shows.
+    """
+    _refuse_empty(splits, when="")
+    texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
+    in_test, in_validation = set(texts["test"]), set(texts["validation"])
+    validation = [row for row, text in enumerate(texts["validation"]) if text not in in_test]
+    train = [row for row, text in enumerate(texts["train"]) if text not in in_test and text not in in_validation]
+    cleaned = Splits(train=splits.train.take(train), validation=splits.validation.take(validation), test=splits.test)
+    _refuse_empty(cleaned, when=" after exact copies of rows in later splits were dropped")
+    _refuse_classes(cleaned)
+    copies_of_test = sum(text in in_test for text in texts["train"])
+    per_class = Counter(cleaned.train.labels)
+    return cleaned, DataReport(
+        num_train=len(cleaned.train),
+        num_validation=len(cleaned.validation),
+        num_test=len(cleaned.test),
+        num_classes=len(per_class),
+        train_copies_of_test=copies_of_test,
+        train_copies_of_validation=len(splits.train) - len(train) - copies_of_test,
+        validation_copies_of_test=len(splits.validation) - len(validation),
+        conflicting_texts=_conflicts(splits, texts),
+        empty_texts=sum(not text for column in texts.values() for text in column),
+        rare_classes=tuple(sorted(label for label, count in per_class.items() if count < RARE_ROWS)),
+        leaks=leaks_between(cleaned),
+    )
+
+
+def leaks_between(splits: Splits) -> tuple[str, ...]:
+    """One sentence for each value of `split_by` and each normalised text that stands in two splits, sorted."""
+    names = [name for name, _ in splits.items()]
+    sentences: list[str] = []
+    for position, one in enumerate(names):
+        for other in names[position + 1 :]:
+            left: Rows = getattr(splits, one)
+            right: Rows = getattr(splits, other)
+            keys = set(left.split_keys or ()) & set(right.split_keys or ())
+            texts = {normalise(text) for text in left.texts} & {normalise(text) for text in right.texts}
+            found = [f"split_by value {key!r}" for key in sorted(keys)]
+            found += [f"text {_short(text)!r}" for text in sorted(texts)]
+            sentences += [f"{what} stands in {one} and in {other}" for what in found]
+    return tuple(sentences)
+
+
+def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:
+    """The same splits with a random part of the training rows, of `size`, in which every class keeps a row.
+
+    For after `clean`, so that the part is drawn from rows that may be trained on. None keeps all.
+    Raises DataError when `size` is under the number of classes.
+    """
+    if size is None or size >= len(splits.train):
+        return splits
+    try:
+        kept = subsample_of_classes(splits.train.labels, size=size, seed=seed)
+    except ValueError as error:
+        raise DataError(f"data.max_train_rows {size} is too small: {error}") from None
+    return Splits(train=splits.train.take(kept), validation=splits.validation, test=splits.test)
+
+
+def _refuse_empty(splits: Splits, *, when: str) -> None:
+    for name, rows in splits.items():
+        if not len(rows):
+            raise DataError(
+                f"the {name} split has no rows{when}; give more data, or name train, validation and test yourself"
+            )
+
+
+def _refuse_classes(splits: Splits) -> None:
+    known = set(splits.train.labels)
+    if len(known) < 2:
+        raise DataError(
+            f"train has one class only, {next(iter(known))!r}; a classifier needs at least two: check data.label"
+        )
+    for name in ("validation", "test"):
+        counts = Counter(label for label in getattr(splits, name).labels if label not in known)
+        if counts:
+            raise DataError(
+                f"{name} has {sum(counts.values())} rows with labels that train never shows: {_some(sorted(counts))}; "
+                f"add training rows of them, or take them out of {name}"
+            )
+
+
+def _conflicts(splits: Splits, texts: dict[str, list[str]]) -> int:
+    labels: dict[str, set[str]] = {}
+    for name, rows in splits.items():
+        for text, label in zip(texts[name], rows.labels, strict=True):
+            labels.setdefault(text, set()).add(label)
+    return sum(len(found) > 1 for found in labels.values())
+
+
+def _some(values: Sequence[str]) -> str:
+    more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+    return ", ".join(repr(value) for value in values[:NAMED]) + more
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,201 @@
+"""First in the way of the data: Parquet on S3 or disk, projected and checked against the recipe, becomes rows."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from data.split import normalise, split_by_key
+from recipes.schema import DataSection
+
+SPLIT_NAMES = ("train", "validation", "test")
+SPLIT_FRACTIONS = (0.72, 0.11, 0.17)
+SPLIT_SEED = 0
+NO_GROUP = "(none)"
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the URI or split, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split, column by column, all of one length.
+
+    `row_ids` are positions in the file or folder as written ("0", "1", ...), given before anything is dropped.
+    """
+
+    row_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    split_keys: tuple[str, ...] | None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
+        """The rows at `indices`, in that order."""
+        positions = [int(index) for index in indices]
+
+        def pick(column: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(column[position] for position in positions)
+
+        return Rows(
+            row_ids=pick(self.row_ids),
+            texts=pick(self.texts),
+            labels=pick(self.labels),
+            split_keys=None if self.split_keys is None else pick(self.split_keys),
+            groups={name: pick(column) for name, column in self.groups.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits; only the final evaluation reads `test`."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+    def items(self) -> Iterator[tuple[str, Rows]]:
+        """(name, rows) of each split, train first."""
+        return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
+
+
+def read_splits(section: DataSection) -> Splits:
+    """Reads what the section names; without `validation` and `test`, `train` is split 72/11/17.
+
+    That split is by `split_by`, or by normalised text where the recipe names none (so copies of a text stay together).
+    Raises DataError, see `read_rows`; whether the splits fit each other is for `checks.clean` to say.
+    """
+    if section.validation is not None and section.test is not None:
+        return Splits(
+            train=read_rows(section.train, section=section),
+            validation=read_rows(section.validation, section=section),
+            test=read_rows(section.test, section=section),
+        )
+    rows = read_rows(section.train, section=section)
+    keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
+    parts = split_by_key(keys, fractions=SPLIT_FRACTIONS, seed=SPLIT_SEED)
+    train, validation, test = (rows.take(np.flatnonzero(parts == part)) for part in range(3))
+    return Splits(train=train, validation=validation, test=test)
+
+
+def read_rows(uri: str, *, section: DataSection) -> Rows:
+    """Rows of a Parquet file or folder, by the column names of `section`; integer labels become strings.
+
+    Raises DataError when the store cannot be read, a file is not Parquet, a column is missing or of a wrong type,
+    a text, label or split key is null, or there are no rows.
+    """
+    wanted = (section.text, section.label, *([section.split_by] if section.split_by else []), *section.groups)
+    table = read_table(uri, columns=list(dict.fromkeys(wanted)))
+    groups = {name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups}
+    return Rows(
+        row_ids=tuple(str(position) for position in range(table.num_rows)),
+        texts=_strings(table, section.text, uri=uri, allowed="string"),
+        labels=_strings(table, section.label, uri=uri, allowed="string or integer"),
+        split_keys=_strings(table, section.split_by, uri=uri) if section.split_by else None,
+        groups=groups,
+    )
+
+
+def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
+    """The named columns of a Parquet file, or of every `*.parquet` under a folder in the order of their paths.
+
+    Only these columns are read from the store. Raises DataError, also when there is no row.
+    """
+    tables = [_read_file(name, columns=columns) for name in parquet_files(uri)]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{uri}: its files do not have the same column types ({error}); write them alike") from None
+    if table.num_rows == 0:
+        raise DataError(f"{uri} has no rows; give a Parquet file or folder with at least one row")
+    return table
+
+
+def parquet_files(uri: str) -> list[str]:
+    """URIs of the Parquet files at or under `uri`, sorted; raises DataError when there are none."""
+    try:
+        files = storage.list_files(uri)
+    except storage.StorageError as error:
+        raise DataError(f"cannot read {uri}: {error}") from None
+    if files == [uri]:
+        return files
+    found = [name for name in files if name.endswith(".parquet")]
+    if not found:
+        raise DataError(
+            f"{uri} holds no .parquet file ({len(files)} others); give the URI of a Parquet file or of a folder of them"
+        )
+    return sorted(found)
+
+
+def fingerprint(splits: Splits) -> dict[str, str]:
+    """sha256 of each split, by name, over its row ids, texts and labels in order."""
+    return {name: _sha256(rows) for name, rows in splits.items()}
+
+
+def _sha256(rows: Rows) -> str:
+    digest = hashlib.sha256()
+    for row in zip(rows.row_ids, rows.texts, rows.labels, strict=True):
+        for value in row:
+            encoded = value.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")
+    return digest.hexdigest()
+
+
+def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
+    try:
+        filesystem, path = storage.filesystem(uri)
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as file:
+            names = file.schema_arrow.names
+            for column in columns:
+                if column not in names:
+                    raise DataError(
+                        f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
+                    )
+            return file.read(columns=list(columns))
+    except storage.StorageError as error:
+        raise DataError(f"cannot read {uri}: {error}") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{uri} is not a readable Parquet file ({_first_line(error)}); write it again as Parquet"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"cannot read {uri}: {_first_line(error)}; check that it is there, whole, and yours to read"
+        ) from None
+
+
+def _strings(
+    table: pa.Table, name: str, *, uri: str, allowed: str = "string, integer, boolean or date", fill: str | None = None
+) -> tuple[str, ...]:
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(test(kind) for test in _TYPES[allowed]):
+        raise DataError(
+            f"{uri}: column {name!r} is {column.type}, allowed: {allowed}; name another column or convert it"
+        )
+    if column.null_count and fill is None:
+        first = column.is_null().index(True).as_py()
+        count = f"{column.null_count} of {table.num_rows} rows (first: row {first})"
+        raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
+    values = column.cast(kind).cast(pa.large_string()).to_pylist()
+    return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TYPES = {
+    "string": _TEXT,
+    "string or integer": (*_TEXT, pa.types.is_integer),
+    "string, integer, boolean or date": (*_TEXT, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
+}

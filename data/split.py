@@ -1,0 +1,57 @@
+"""Between reading and checking: which rows train, which choose and which judge, as pure functions of key and seed."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def normalise(text: str) -> str:
+    """The form in which two texts count as the same: NFKC, case folded, runs of white space as one blank."""
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
+    """0 (train), 1 (validation) or 2 (test) for each row, int64 [N]; rows of one key are never parted.
+
+    The split of a key depends on key, fractions and seed alone, so adding or reordering rows moves no other.
+    Raises ValueError when the fractions are not three shares that add up to 1.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions {fractions} must be three shares of at least 0 that add up to 1")
+    bounds = np.cumsum(fractions[:2])
+    drawn = {key: _uniform(key, seed=seed) for key in set(keys)}
+    places = np.array([drawn[key] for key in keys], dtype=np.float64)
+    return np.searchsorted(bounds, places, side="right").astype(np.int64)
+
+
+def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
+    """Sorted indices, int64, of `size` of `n` rows drawn without replacement; all of them where `size` is not less."""
+    if n < 0 or size < 0:
+        raise ValueError(f"n {n} and size {size} must be at least 0")
+    if size >= n:
+        return np.arange(n, dtype=np.int64)
+    return np.sort(np.random.default_rng(seed).permutation(n)[:size]).astype(np.int64)
+
+
+def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.ndarray:
+    """As `subsample`, but every class keeps at least one row; raises ValueError when `size` is under their number."""
+    num_classes = len(set(labels))
+    if size < num_classes:
+        raise ValueError(f"{size} rows cannot hold all {num_classes} classes; take at least {num_classes}")
+    if size >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    first_of_class: dict[str, int] = {}
+    for row in order:
+        first_of_class.setdefault(labels[row], int(row))
+    kept = list(first_of_class.values())
+    held = set(kept)
+    rest = [int(row) for row in order if int(row) not in held]
+    return np.sort(np.array(kept + rest[: size - len(kept)], dtype=np.int64))
+
+
+def _uniform(key: str, *, seed: int) -> float:
+    encoded = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(encoded).digest()[:7], "big") / 2**56
