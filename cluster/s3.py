@@ -1,0 +1,202 @@
+"""S3 clients from the environment's settings, and their errors as text: what `cluster.storage` stands on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from urllib.parse import unquote
+
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs as pafs
+
+CONNECT_TIMEOUT_S = 3
+READ_TIMEOUT_S = 30
+NUM_ATTEMPTS = 3
+
+_REFUSED = (
+    "ACCESS_DENIED",
+    "AccessDenied",
+    "INVALID_ACCESS_KEY_ID",
+    "InvalidAccessKeyId",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "SignatureDoesNotMatch",
+    "INVALID_SIGNATURE",
+    "INVALID_CLIENT_TOKEN_ID",
+    "EXPIRED_TOKEN",
+    "ExpiredToken",
+    "UNRECOGNIZED_CLIENT",
+    "HTTP status 403",
+    "Unable to locate credentials",
+    "NoCredentials",
+)
+_UNREACHABLE = (
+    "NETWORK_CONNECTION",
+    "curlCode",
+    "Could not connect",
+    "Connect timeout",
+    "Connection was closed",
+    "Read timeout",
+)
+_NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "specified bucket does not exist")
+CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict")
+_ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
+
+
+class StorageError(ValueError):
+    """A URI that cannot be read or written; the message names it, the reason and what to do."""
+
+
+class Conflict(StorageError):  # noqa: N818
+    """A conditional write that lost: the object is no longer what the writer had read."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """S3 settings as the environment gives them; None leaves the choice to the default chain (roles, profiles)."""
+
+    endpoint: str | None
+    access_key: str | None
+    secret_key: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
+    region: str | None
+    ca_bundle: str | None
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """pyarrow's filesystem of a URI, and the path in it (`bucket/key` or an absolute path).
+
+    Waits are bounded: three attempts, three seconds to connect. Raises StorageError for any other scheme.
+    """
+    scheme, path = parse(uri)
+    if scheme == "file":
+        return pafs.LocalFileSystem(), path
+    return _s3(settings()), path
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turns what pyarrow, s3fs and botocore raise inside the block into a StorageError about `uri`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, ClientError, BotoCoreError) as error:
+        raise explain(uri, error) from error
+
+
+def settings() -> Settings:
+    """S3 settings of the environment, read when called."""
+
+    def given(*names: str) -> str | None:
+        return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+    access_key, secret_key = given("AWS_ACCESS_KEY_ID"), given("AWS_SECRET_ACCESS_KEY")
+    if (access_key is None) != (secret_key is None):
+        raise StorageError(
+            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither to use a role"
+        )
+    endpoint = given("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must begin with http:// or https://")
+    region = given("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
+    return Settings(endpoint, access_key, secret_key, given("AWS_SESSION_TOKEN"), region, given("AWS_CA_BUNDLE"))
+
+
+@lru_cache(maxsize=8)
+def _s3(chosen: Settings) -> pafs.S3FileSystem:
+    scheme, _, host = (chosen.endpoint or "https://").partition("://")
+    return pafs.S3FileSystem(
+        access_key=chosen.access_key,
+        secret_key=chosen.secret_key,
+        session_token=chosen.session_token,
+        region=chosen.region,
+        scheme=scheme,
+        endpoint_override=host.rstrip("/") or None,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=READ_TIMEOUT_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=NUM_ATTEMPTS),
+        tls_ca_file_path=chosen.ca_bundle,
+        allow_delayed_open=True,
+    )
+
+
+def conditional_client() -> s3fs.S3FileSystem:
+    """s3fs, for the conditional writes that pyarrow has no call for; it keeps one instance a setting itself."""
+    chosen = settings()
+    client = s3fs.S3FileSystem(
+        key=chosen.access_key,
+        secret=chosen.secret_key,
+        token=chosen.session_token,
+        endpoint_url=chosen.endpoint,
+        client_kwargs={"region_name": chosen.region} if chosen.region else {},
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"max_attempts": 1},
+        },
+    )
+    client.retries = NUM_ATTEMPTS
+    return client
+
+
+def parse(uri: str) -> tuple[str, str]:
+    """Scheme (`s3` or `file`) of a URI and its path; raises StorageError for any other."""
+    scheme, separator, path = uri.partition("://")
+    if scheme == "file" and separator and path.startswith("/"):
+        return "file", unquote(path)
+    if scheme == "s3" and separator and path.partition("/")[0]:
+        return "s3", path
+    raise StorageError(f"{uri!r} names no store; give s3://bucket/key or file:///absolute/path")
+
+
+def require_bucket(uri: str) -> None:
+    """Raises StorageError if the URI's bucket is not there."""
+    scheme, path = parse(uri)
+    if scheme == "s3" and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
+        raise _no_bucket(uri)
+
+
+def explain(uri: str, error: Exception) -> StorageError:
+    """A store's error as one line that says what is wrong with `uri` and what to do."""
+    if has_code(error, _NO_BUCKET):
+        return _no_bucket(uri)
+    if isinstance(error, FileNotFoundError) or is_absent(error):
+        try:
+            require_bucket(uri)
+        except StorageError as missing:
+            return missing
+        except OSError as other:
+            return explain(uri, other)
+        return StorageError(f"{uri} is not there; check the URI, or write it first")
+    if parse(uri)[0] == "file":
+        return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
+    if has_code(error, _REFUSED) or isinstance(error, PermissionError):
+        return StorageError(
+            f"{uri}: access denied by {_place()}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"or the role's policy ({error})"
+        )
+    if has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
+        return StorageError(f"{uri}: {_place()} cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})")
+    return StorageError(f"{uri}: {_place()} answered with an error; try again or check its log ({error})")
+
+
+def _no_bucket(uri: str) -> StorageError:
+    bucket = parse(uri)[1].partition("/")[0]
+    return StorageError(f"{uri}: there is no bucket {bucket!r} at {_place()}; create it or correct the URI")
+
+
+def _place() -> str:
+    return settings().endpoint or "AWS S3"
+
+
+def has_code(error: Exception, codes: tuple[str, ...]) -> bool:
+    """Whether an error, or what caused it, carries one of these codes."""
+    text = f"{error} {error.__cause__ or ''}"
+    return any(code in text for code in codes)
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether an error says that the object is not there."""
+    return isinstance(error, FileNotFoundError) or has_code(error, _ABSENT)
