@@ -1,0 +1,139 @@
+"""Makes the demo's data: the diagnostic terms of ICD-10-CM with their chapters, from a Python package, as Parquet."""
+
+import io
+import re
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from data.read import SPLIT_FRACTIONS, SPLIT_NAMES, DataError
+from data.split import normalise, split_by_key
+
+SPLIT_SEED = 50  # categories are of uneven size: under this seed the shares are met and every split shows every chapter
+
+CHAPTER_NAMES = {
+    "1": "infectious and parasitic diseases",
+    "2": "neoplasms",
+    "3": "diseases of the blood and immune mechanism",
+    "4": "endocrine, nutritional and metabolic diseases",
+    "5": "mental and behavioral disorders",
+    "6": "diseases of the nervous system",
+    "7": "diseases of the eye",
+    "8": "diseases of the ear",
+    "9": "diseases of the circulatory system",
+    "10": "diseases of the respiratory system",
+    "11": "diseases of the digestive system",
+    "12": "diseases of the skin",
+    "13": "diseases of the musculoskeletal system",
+    "14": "diseases of the genitourinary system",
+    "15": "pregnancy and childbirth",
+    "16": "conditions of the newborn",
+    "17": "congenital malformations",
+    "18": "symptoms and abnormal findings",
+    "19": "injury and poisoning",
+    "20": "external causes of injury",
+    "21": "health status and contact with health services",
+}
+"""Our short English name of each chapter, which is its label. Chapter 22 (codes for special purposes) is left out: it
+is where new codes wait, no subject, and carries half a dozen terms."""
+
+GROUP_RULES = (
+    ("newborn", r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?"),
+    (
+        "maternal",
+        r"matern\w+|mothers?|pregnan\w+|gestation\w*|obstetric\w*|puerper\w+|postpartum|antepartum|child ?birth|labor|"
+        r"delivery|\w*eclampsia|abortion|trimester|placent\w+|lactation|amnio\w+|chorioamnio\w+",
+    ),
+    ("paediatric", r"child|children|childhood|infants?|infantile|infancy|juvenile|adolescen\w+|p[a]?ediatric"),
+    (
+        "female",
+        r"females?|wom[ae]n|girls?|vagin(?!alis)\w+|vulv\w+|uter(?:us|ine)|ovar\w+|cervicitis|cervix uteri|menstru\w+|"
+        r"\w*men?orrh\w+|\w*menopaus\w+|endometri\w+|fallopian|hysterectomy|wife|daughter|sister",
+    ),
+    (
+        "male",
+        r"males?|m[ae]n|boys?|prostat\w+|testi[sc]\w*|testes|penis|penile|scrot\w+|sperm\w*|epididym\w+|preputial|"
+        r"husband|son|brother",
+    ),
+)
+"""(group, words that state it), read in this order: the first rule with a whole word in the term decides."""
+
+_GROUPS = tuple((group, re.compile(rf"\b(?:{words})\b")) for group, words in GROUP_RULES)
+
+
+def build() -> dict[str, pa.Table]:
+    """Tables train, validation and test with the string columns text, code, title, chapter, category and group.
+
+    A row is an *inclusion term*, the wording under which a clinician's diagnosis is coded. A wording that stands in two
+    chapters is dropped, a wording repeated within one is kept once. Split by three-character category, 72/11/17, so
+    that near-identical wordings of one disease do not sit on both sides. Raises DataError without the package.
+    """
+    rows = _unambiguous(_terms(_package()))
+    texts, codes, titles, chapters = (list(column) for column in zip(*rows, strict=True))
+    categories = [code[:3] for code in codes]
+    table = pa.table(
+        {
+            "text": texts,
+            "code": codes,
+            "title": titles,
+            "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
+            "category": categories,
+            "group": [group_of(text) for text in texts],
+        }
+    )
+    parts = split_by_key(categories, fractions=SPLIT_FRACTIONS, seed=SPLIT_SEED)
+    return {name: table.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)}
+
+
+def write(uri_prefix: str) -> dict[str, int]:
+    """Writes `<uri_prefix>/<split>/part-0.parquet` for each split, over what was there; returns the rows of each."""
+    tables = build()
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        storage.write_bytes(f"{uri_prefix.rstrip('/')}/{name}/part-0.parquet", buffer.getvalue())
+    return {name: table.num_rows for name, table in tables.items()}
+
+
+def group_of(text: str) -> str:
+    """The group of people a term speaks of, by the words of `GROUP_RULES`, or `unstated`."""
+    normal = normalise(text)
+    return next((group for group, words in _GROUPS if words.search(normal)), "unstated")
+
+
+def _package() -> ModuleType:
+    try:
+        import simple_icd_10_cm  # in the optional extra `stack`
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"the ICD-10-CM data comes with the package simple-icd-10-cm, which is not installed ({error}); "
+            "install it with `pip install 'tailorbird[stack]'`"
+        ) from None
+    module: ModuleType = simple_icd_10_cm
+    return module
+
+
+def _terms(icd: ModuleType) -> list[tuple[str, str, str, str]]:
+    """(text, code, title, chapter number) of each term of a category or subcategory (blocks carry rules)."""
+    terms = []
+    for code in dict.fromkeys(icd.get_all_codes()):
+        if not icd.is_category_or_subcategory(code):
+            continue
+        wordings = icd.get_inclusion_term(code)
+        if wordings:
+            title, chapter = icd.get_description(code), icd.get_ancestors(code)[-1]
+            terms += [(" ".join(wording.split()), code, title, chapter) for wording in wordings]
+    return [term for term in terms if term[3] in CHAPTER_NAMES]
+
+
+def _unambiguous(terms: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    chapters: dict[str, set[str]] = {}
+    first: dict[str, tuple[str, str, str, str]] = {}
+    for term in terms:
+        normal = normalise(term[0])
+        chapters.setdefault(normal, set()).add(term[3])
+        first.setdefault(normal, term)
+    return [term for normal, term in first.items() if len(chapters[normal]) == 1]
