@@ -1,0 +1,1 @@
+"""What the models are worth: baselines, predictions, and the verdict on them."""

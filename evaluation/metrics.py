@@ -1,0 +1,124 @@
+"""What per-row scores say: accuracy with its interval, and the paired statistics that a verdict rests on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairedCounts:
+    """Rows by who was right on them."""
+
+    both_right: int
+    only_candidate_right: int
+    only_incumbent_right: int
+    neither_right: int
+
+    def __post_init__(self) -> None:
+        if min(self.cells) < 0 or self.n == 0:
+            raise ValueError(f"paired counts are {self.cells}; give counts of 0 or more, of at least one row")
+
+    @property
+    def cells(self) -> tuple[int, int, int, int]:
+        """Both right, only the candidate, only the incumbent, neither."""
+        return self.both_right, self.only_candidate_right, self.only_incumbent_right, self.neither_right
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return sum(self.cells)
+
+    @property
+    def gain(self) -> float:
+        """Candidate's accuracy minus the incumbent's, as one division, so that it compares exactly with a bound."""
+        return (self.only_candidate_right - self.only_incumbent_right) / self.n
+
+    @property
+    def discordance(self) -> float:
+        """Share of rows on which exactly one of the two was right."""
+        return (self.only_candidate_right + self.only_incumbent_right) / self.n
+
+
+def accuracy(scores: FloatArray) -> float:
+    """Mean of the 0/1 scores [N]."""
+    return float(np.mean(scores))
+
+
+def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Wilson's score interval, two-sided at level 1 - alpha, of an accuracy of num_right / n."""
+    if not 0 <= num_right <= n or n == 0:
+        raise ValueError(f"{num_right} right of {n} rows; give 0 <= num_right <= n and n >= 1")
+    low, high = proportion_confint(num_right, n, alpha=alpha, method="wilson")
+    return float(low), float(high)
+
+
+def paired_counts(incumbent: FloatArray, *, candidate: FloatArray) -> PairedCounts:
+    """Counts from the two models' 0/1 scores [N] on the same rows."""
+    ours, theirs = candidate == 1, incumbent == 1
+    return PairedCounts(
+        both_right=int(np.sum(ours & theirs)),
+        only_candidate_right=int(np.sum(ours & ~theirs)),
+        only_incumbent_right=int(np.sum(~ours & theirs)),
+        neither_right=int(np.sum(~ours & ~theirs)),
+    )
+
+
+def mcnemar_exact(counts: PairedCounts) -> float:
+    """McNemar's exact two-sided p value (conditional binomial test on the discordant rows); 1 if there are none."""
+    table = [[counts.both_right, counts.only_candidate_right], [counts.only_incumbent_right, counts.neither_right]]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def mcnemar_midp(counts: PairedCounts) -> float:
+    """McNemar's mid-p value: the exact one less the probability of the observed split.
+
+    Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
+    """
+    return float(midp_values(counts.only_candidate_right, only_incumbent=counts.only_incumbent_right))
+
+
+def midp_values(only_candidate: ArrayLike, *, only_incumbent: ArrayLike) -> FloatArray:
+    """`mcnemar_midp` of arrays of discordant counts, elementwise."""
+    ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_incumbent, dtype=np.int64)
+    fewer, discordant = np.minimum(ours, theirs), ours + theirs
+    # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
+    at_most = bdtr(fewer.astype(np.float64), discordant, 0.5)
+    less = np.where(fewer > 0, bdtr(np.maximum(fewer - 1, 0).astype(np.float64), discordant, 0.5), 0.0)
+    return np.asarray(np.where(discordant == 0, 1.0, np.minimum(at_most + less, 1.0)), dtype=np.float64)
+
+
+def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
+
+    Newcombe, Statistics in Medicine 17:2635-2650 (1998): the Wilson limits of the two accuracies, combined by squaring
+    and adding with the correlation phi of the two models' being right; a positive numerator of phi is lessened by n/2.
+    """
+    low, high = newcombe_limits(np.asarray(counts.cells), alpha=alpha)
+    return float(low), float(high)
+
+
+def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
+    """`newcombe_paired_interval` of many tables [..., 4] (cells in PairedCounts' order): lower and upper limits [...]."""
+    both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
+    n = both + ours + theirs + neither
+    right, other = both + ours, both + theirs
+    low, high = proportion_confint(right, n, alpha=alpha, method="wilson")
+    other_low, other_high = proportion_confint(other, n, alpha=alpha, method="wilson")
+    numerator = both * neither - ours * theirs
+    numerator = np.where(numerator > 0, np.maximum(numerator - n / 2, 0.0), numerator)
+    variance = right * (n - right) * other * (n - other)
+    phi = np.where(variance > 0, numerator / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+    gain = (ours - theirs) / n
+    below = _square_and_add(right / n - low, other_high - other / n, phi)
+    above = _square_and_add(high - right / n, other / n - other_low, phi)
+    return np.maximum(gain - below, -1.0), np.minimum(gain + above, 1.0)
+
+
+def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:
+    return np.asarray(np.sqrt(np.maximum(first**2 - 2 * phi * first * second + second**2, 0.0)), dtype=np.float64)

@@ -1,0 +1,109 @@
+"""Whether the test was big enough for its question: detectable effect, power of the whole rule, rows needed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from evaluation.metrics import midp_values, newcombe_limits
+
+WANTED_POWER = 0.8
+NUM_DRAWS = 10_000
+SEED = 1998
+MOST_ROWS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A supposed truth: by how much the candidate is better, on how many rows the two differ, how good the incumbent is."""
+
+    gain: float
+    """Candidate's true accuracy minus the incumbent's."""
+    discordance: float
+    """Share of rows on which exactly one is right; taken as the gain's size where it is less, which cannot be."""
+    incumbent_accuracy: float
+    """Incumbent's true accuracy."""
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of a row being in each of PairedCounts' four cells [4]."""
+        discordance = max(self.discordance, abs(self.gain))
+        ours, theirs = (discordance + self.gain) / 2, (discordance - self.gain) / 2
+        both = min(max(self.incumbent_accuracy - theirs, 0.0), 1 - discordance)
+        cells = np.clip(np.array([both, ours, theirs, 1 - discordance - both]), 0.0, 1.0)
+        return np.asarray(cells / cells.sum(), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RowsNeeded:
+    """Rows that give the rule its wanted power, or None with the reason why there is no such number."""
+
+    rows: int | None
+    reason: str
+
+
+def minimum_detectable_effect(n: int, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> float:
+    """The true gain that McNemar's test at level alpha finds with this power on n rows, by the plain normal formula."""
+    return float(_z_sum(alpha, power) * np.sqrt(discordance / n))
+
+
+def plain_rows_needed(gain: float, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> int:
+    """Rows on which McNemar's test finds this gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2, rounded."""
+    if gain == 0:
+        raise ValueError("no number of rows shows a gain of 0; give a gain other than 0")
+    return round(_z_sum(alpha, power) ** 2 * discordance / gain**2)
+
+
+def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
+    """For each table [..., 4] (cells in PairedCounts' order): p < alpha, and lo > 0, and the gain is minimum_gain or more.
+
+    The rule that `verdict.decide` applies between candidate and incumbent, without its comparison with the reference.
+    """
+    low, _ = newcombe_limits(cells, alpha=alpha)
+    p_value = midp_values(cells[..., 1], only_incumbent=cells[..., 2])
+    gain = (cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1)
+    return np.asarray((p_value < alpha) & (low > 0) & (gain >= minimum_gain), dtype=np.bool_)
+
+
+def draw_tables(n: int, *, scenario: Scenario, num_draws: int, seed: int) -> NDArray[np.int64]:
+    """Simulated tests of n rows each: tables [num_draws, 4]."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n, scenario.probabilities(), size=num_draws)
+
+
+def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float) -> float:
+    """Share of tests of n rows in which the whole rule holds, by simulation with a fixed seed (error about 0.005)."""
+    tables = draw_tables(n, scenario=scenario, num_draws=NUM_DRAWS, seed=SEED)
+    return float(np.mean(rule_holds(tables, minimum_gain=minimum_gain, alpha=alpha)))
+
+
+def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: float) -> RowsNeeded:
+    """The fewest rows on which the whole rule holds with a power of 0.8, by bisection.
+
+    None where the scenario's gain is not above minimum_gain (the estimate then falls short of it half of the time, however
+    many rows there are), or where it would take more than ten million rows.
+    """
+    gain = scenario.gain
+    if gain <= minimum_gain:
+        reason = (
+            f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}: "
+            "no number of rows gives 80 % power"
+        )
+        return RowsNeeded(None, reason)
+
+    def enough(n: int) -> bool:
+        return rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha) >= WANTED_POWER
+
+    too_few, rows = 0, max(1, plain_rows_needed(gain, discordance=max(scenario.discordance, gain), alpha=alpha))
+    while not enough(rows):
+        too_few, rows = rows, 2 * rows
+        if rows > MOST_ROWS:
+            return RowsNeeded(None, f"it would take more than {MOST_ROWS:,} rows")
+    while rows - too_few > 1:
+        middle = (too_few + rows) // 2
+        too_few, rows = (too_few, middle) if enough(middle) else (middle, rows)
+    return RowsNeeded(rows, f"{rows:,} rows give 80 % power at a true gain of {100 * gain:.4g} points")
+
+
+def _z_sum(alpha: float, power: float) -> float:
+    return float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
