@@ -1,0 +1,1 @@
+"""How a registered version answers over HTTP on Ray Serve."""

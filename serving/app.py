@@ -1,0 +1,66 @@
+"""Ray Serve's entry: `serving.app:build` makes the application that a declarative deploy names."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from recipes.schema import ServingSection
+from serving.classifier import Classifier
+
+DEPLOYMENT = "classifier"
+
+
+class BuildArgs(BaseModel):
+    """Arguments of the application; the version comes by `user_config`, so that it changes without a restart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: str
+    """`<registry>/<name>`."""
+    serving: ServingSection = ServingSection()
+
+
+def build(args: BuildArgs) -> Application:
+    """One ingress deployment that holds the model itself: a second hop would cost more than a forward pass."""
+    section = args.serving
+    deployment = serve.deployment(serve.ingress()(Classifier)).options(**deployment_options(section))
+    application: Application = deployment.bind(args.home, section.model_dump())
+    return application
+
+
+def deployment_options(section: ServingSection) -> dict[str, Any]:
+    """Serve's options for a section."""
+    threads = str(section.cpus_per_replica)
+    env_vars = {
+        "OMP_NUM_THREADS": threads,
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # The handler never blocks its loop, so it needs no thread of its own: that hop would cost half of a request.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    }
+    return {
+        "name": DEPLOYMENT,
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=section.min_replicas,
+            max_replicas=section.max_replicas,
+            target_ongoing_requests=section.target_ongoing_requests,
+            upscale_delay_s=1,
+            downscale_delay_s=10,
+            look_back_period_s=2,
+            metrics_interval_s=0.5,
+        ),
+        "max_ongoing_requests": max(2 * section.max_batch_size, round(2 * section.target_ongoing_requests)),
+        "max_queued_requests": section.max_queued_requests,
+        "max_surge_percent": 25,
+        "graceful_shutdown_timeout_s": 10,
+        "ray_actor_options": {
+            "num_cpus": section.cpus_per_replica,
+            "num_gpus": section.gpus_per_replica,
+            "runtime_env": {"env_vars": env_vars},
+        },
+        "logging_config": LoggingConfig(enable_access_log=False),
+    }

@@ -1,0 +1,88 @@
+"""Between requests and the model: whatever waits when the engine is free goes through it together."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class _Job:
+    """One request: its rows, the results so far, and who waits for them."""
+
+    rows: Sequence[Any]
+    done: asyncio.Future[list[Any]]
+    taken: int = 0
+    results: list[Any] = field(default_factory=list)
+
+
+class Batcher:
+    """Runs `run(rows) -> results` on `executor`, one call at a time, over rows of waiting requests in order of arrival.
+
+    There is no waiting time: a lone request starts at once, and while a call runs the next batch gathers by itself. A
+    request larger than `max_rows` goes through in several calls. `serve.batch` gathers its next batch *before*
+    the engine is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.
+    Lives in one event loop.
+    """
+
+    def __init__(self, run: Callable[[list[Any]], Sequence[Any]], *, executor: Executor, max_rows: int) -> None:
+        self._run = run
+        self._executor = executor
+        self._max_rows = max_rows
+        self._waiting: deque[_Job] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, rows: Sequence[Any]) -> list[Any]:
+        """Results of the rows, in their order; raises what `run` raises. A cancelled caller leaves the queue."""
+        job = _Job(rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain())
+        return await job.done
+
+    def take(self) -> tuple[list[Any], list[tuple[_Job, int]]]:
+        """The next rows, and how many of them belong to which request."""
+        rows: list[Any] = []
+        shares: list[tuple[_Job, int]] = []
+        while self._waiting and len(rows) < self._max_rows:
+            job = self._waiting[0]
+            if job.done.done():
+                self._waiting.popleft()
+                continue
+            part = job.rows[job.taken : job.taken + self._max_rows - len(rows)]
+            rows.extend(part)
+            shares.append((job, len(part)))
+            job.taken += len(part)
+            if job.taken == len(job.rows):
+                self._waiting.popleft()
+        return rows, shares
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                rows, shares = self.take()
+                if not shares:
+                    return
+                try:
+                    results = await loop.run_in_executor(self._executor, self._run, rows)
+                    assert len(results) == len(rows), f"{len(rows)} rows gave {len(results)} results"
+                except Exception as error:
+                    for job, _ in shares:
+                        if not job.done.done():
+                            job.done.set_exception(error)
+                    continue
+                _hand_out(results, shares)
+        finally:
+            self._task = None
+
+
+def _hand_out(results: Sequence[Any], shares: list[tuple[_Job, int]]) -> None:
+    start = 0
+    for job, count in shares:
+        job.results.extend(results[start : start + count])
+        start += count
+        if len(job.results) == len(job.rows) and not job.done.done():
+            job.done.set_result(job.results)

@@ -1,0 +1,102 @@
+"""The ASGI surface: routes, refusals, and the bound on a body."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from serving.http import Message, Route, Scope, http_app
+from serving.protocol import RequestError
+
+MAX_BODY_BYTES = 100
+
+
+async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
+    if body == b"refuse":
+        raise RequestError(422, "invalid_request", "refused")
+    if body == b"break":
+        raise RuntimeError("secret detail")
+    return 200, json.dumps({"bytes": len(body), "id": request_id}).encode()
+
+
+def _ask(
+    method: str, path: str, *, chunks: tuple[bytes, ...] = (b"",), declared: int | None = None
+) -> tuple[int, Any, Any]:
+    app = http_app({"/echo": Route("POST", _echo), "/up": Route("GET", _echo)}, max_body_bytes=MAX_BODY_BYTES)
+    headers = [(b"x-request-id", b"r-1")]
+    if declared is not None:
+        headers.append((b"content-length", str(declared).encode()))
+    scope: Scope = {
+        "type": "http",
+        "method": method,
+        "path": f"/prefix{path}",
+        "root_path": "/prefix",
+        "headers": headers,
+    }
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": number + 1 < len(chunks)}
+        for number, chunk in enumerate(chunks)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    start_headers = dict(sent[0]["headers"])
+    assert start_headers[b"content-type"] == b"application/json"
+    assert start_headers[b"content-length"] == str(len(sent[1]["body"])).encode()
+    return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
+
+
+def test_a_body_in_parts_is_put_together() -> None:
+    assert _ask("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
+
+
+@pytest.mark.parametrize("declared", [None, 101])
+def test_a_body_over_the_bound_is_a_413_whether_or_not_it_says_so(declared: int | None) -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
+    assert (status, body["error"]["type"]) == (413, "body_too_large")
+
+
+def test_an_unknown_route_is_a_404_that_lists_the_routes() -> None:
+    status, body, _ = _ask("GET", "/nowhere")
+    assert status == 404
+    assert "/echo, /up" in body["error"]["message"]
+
+
+def test_a_wrong_method_is_a_405_that_names_the_right_one() -> None:
+    status, body, headers = _ask("GET", "/echo")
+    assert (status, headers[b"allow"]) == (405, b"POST")
+    assert "POST" in body["error"]["message"]
+
+
+def test_a_refusal_keeps_its_status() -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"refuse",))
+    assert (status, body["error"]["message"]) == (422, "refused")
+
+
+def test_a_bug_is_a_500_that_tells_the_request_and_no_detail() -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"break",))
+    assert status == 500
+    assert "r-1" in body["error"]["message"]
+    assert "secret" not in body["error"]["message"]
+
+
+def test_the_lifespan_protocol_is_followed() -> None:
+    messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(http_app({}, max_body_bytes=1)({"type": "lifespan"}, receive, send))
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
