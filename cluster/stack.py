@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -30,11 +30,11 @@ class StackError(ValueError):
 class StackState(BaseModel):
     """A running stack: where it listens and what opens it. `started` guards against a reused process id."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     pid: int
     started: float
-    s3_pid: int
+    server_pids: tuple[int, ...] = ()
     s3_endpoint: str
     access_key: str
     secret_key: str
@@ -61,7 +61,7 @@ class StackState(BaseModel):
 
 
 def default_folder() -> Path:
-    """Where the stack of this machine keeps its state and data: TAILORBIRD_HOME, or `.tailorbird` in the working folder."""
+    """Where this machine's stack keeps state and data: TAILORBIRD_HOME, or `.tailorbird` in the working folder."""
     return Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
 
 
@@ -169,24 +169,20 @@ def _end(pid: int) -> None:
         return
     _, remaining = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
     for member in remaining:
-        try:
+        with suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(remaining, timeout=5)
 
 
 def _clear_remains(folder: Path) -> None:
-    """Removes what a stack that was killed could not remove itself: its S3 server, its temporary folder, its state."""
+    """Removes what a stack that was killed could not remove itself: its servers, its temporary folder, its state."""
     state = _read_state(folder)
     if state is None:
         return
-    try:
-        server = psutil.Process(state.s3_pid)
-        if any(str(folder) in argument for argument in server.cmdline()):
-            _end(server.pid)
-    except psutil.NoSuchProcess:
-        pass
+    for pid in state.server_pids:
+        with suppress(psutil.NoSuchProcess):
+            if any(state.temp_dir in argument for argument in psutil.Process(pid).cmdline()):
+                _end(pid)
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     (folder / STATE_FILE).unlink(missing_ok=True)
 

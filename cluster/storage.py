@@ -69,7 +69,7 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str) -> list[str]:
-    """URIs of the files under a folder, at any depth, sorted; of a file, its own. Raises StorageError if there is none."""
+    """URIs of the files under a folder, at any depth, sorted; of a file, its own. StorageError if there is none."""
     store, path = filesystem(uri)
     path = path.rstrip("/")
     with explained(uri):
