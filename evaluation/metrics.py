@@ -13,11 +13,11 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Rows by who was right on them."""
+    """Rows by who was right on them, the candidate or the other (incumbent or reference)."""
 
     both_right: int
     only_candidate_right: int
-    only_incumbent_right: int
+    only_other_right: int
     neither_right: int
 
     def __post_init__(self) -> None:
@@ -26,8 +26,8 @@ class PairedCounts:
 
     @property
     def cells(self) -> tuple[int, int, int, int]:
-        """Both right, only the candidate, only the incumbent, neither."""
-        return self.both_right, self.only_candidate_right, self.only_incumbent_right, self.neither_right
+        """Both right, only the candidate, only the other, neither."""
+        return self.both_right, self.only_candidate_right, self.only_other_right, self.neither_right
 
     @property
     def n(self) -> int:
@@ -36,13 +36,33 @@ class PairedCounts:
 
     @property
     def gain(self) -> float:
-        """Candidate's accuracy minus the incumbent's, as one division, so that it compares exactly with a bound."""
-        return (self.only_candidate_right - self.only_incumbent_right) / self.n
+        """Candidate's accuracy minus the other's, as one division, so that it compares exactly with a bound."""
+        return (self.only_candidate_right - self.only_other_right) / self.n
 
     @property
     def discordance(self) -> float:
         """Share of rows on which exactly one of the two was right."""
-        return (self.only_candidate_right + self.only_incumbent_right) / self.n
+        return (self.only_candidate_right + self.only_other_right) / self.n
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The candidate against another model on the same rows."""
+
+    counts: PairedCounts
+    candidate_accuracy: float
+    other_accuracy: float
+    interval: tuple[float, float]
+    """Of the gain: Newcombe's."""
+    p_value: float
+    """McNemar's mid-p."""
+    p_exact: float
+    """McNemar's exact p."""
+
+    @property
+    def gain(self) -> float:
+        """Candidate's accuracy minus the other's."""
+        return self.counts.gain
 
 
 def accuracy(scores: FloatArray) -> float:
@@ -58,20 +78,20 @@ def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[flo
     return float(low), float(high)
 
 
-def paired_counts(incumbent: FloatArray, *, candidate: FloatArray) -> PairedCounts:
+def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
     """Counts from the two models' 0/1 scores [N] on the same rows."""
-    ours, theirs = candidate == 1, incumbent == 1
+    ours, theirs = candidate == 1, other == 1
     return PairedCounts(
         both_right=int(np.sum(ours & theirs)),
         only_candidate_right=int(np.sum(ours & ~theirs)),
-        only_incumbent_right=int(np.sum(~ours & theirs)),
+        only_other_right=int(np.sum(~ours & theirs)),
         neither_right=int(np.sum(~ours & ~theirs)),
     )
 
 
 def mcnemar_exact(counts: PairedCounts) -> float:
     """McNemar's exact two-sided p value (conditional binomial test on the discordant rows); 1 if there are none."""
-    table = [[counts.both_right, counts.only_candidate_right], [counts.only_incumbent_right, counts.neither_right]]
+    table = [[counts.both_right, counts.only_candidate_right], [counts.only_other_right, counts.neither_right]]
     return float(mcnemar(table, exact=True).pvalue)
 
 
@@ -80,12 +100,12 @@ def mcnemar_midp(counts: PairedCounts) -> float:
 
     Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
     """
-    return float(midp_values(counts.only_candidate_right, only_incumbent=counts.only_incumbent_right))
+    return float(midp_values(counts.only_candidate_right, only_other=counts.only_other_right))
 
 
-def midp_values(only_candidate: ArrayLike, *, only_incumbent: ArrayLike) -> FloatArray:
+def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArray:
     """`mcnemar_midp` of arrays of discordant counts, elementwise."""
-    ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_incumbent, dtype=np.int64)
+    ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_other, dtype=np.int64)
     fewer, discordant = np.minimum(ours, theirs), ours + theirs
     # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
     at_most = bdtr(fewer.astype(np.float64), discordant, 0.5)
@@ -104,20 +124,33 @@ def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tu
 
 
 def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
-    """`newcombe_paired_interval` of many tables [..., 4] (cells in PairedCounts' order): lower and upper limits [...]."""
+    """`newcombe_paired_interval` of tables [..., 4], cells in PairedCounts' order: lower and upper limits [...]."""
     both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
     n = both + ours + theirs + neither
-    right, other = both + ours, both + theirs
+    right, other_right = both + ours, both + theirs
     low, high = proportion_confint(right, n, alpha=alpha, method="wilson")
-    other_low, other_high = proportion_confint(other, n, alpha=alpha, method="wilson")
+    other_low, other_high = proportion_confint(other_right, n, alpha=alpha, method="wilson")
     numerator = both * neither - ours * theirs
     numerator = np.where(numerator > 0, np.maximum(numerator - n / 2, 0.0), numerator)
-    variance = right * (n - right) * other * (n - other)
+    variance = right * (n - right) * other_right * (n - other_right)
     phi = np.where(variance > 0, numerator / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
     gain = (ours - theirs) / n
-    below = _square_and_add(right / n - low, other_high - other / n, phi)
-    above = _square_and_add(high - right / n, other / n - other_low, phi)
+    below = _square_and_add(right / n - low, other_high - other_right / n, phi)
+    above = _square_and_add(high - right / n, other_right / n - other_low, phi)
     return np.maximum(gain - below, -1.0), np.minimum(gain + above, 1.0)
+
+
+def compare(candidate: FloatArray, *, other: FloatArray, alpha: float) -> Comparison:
+    """Everything the verdict reads of two models' 0/1 scores [N] on the same rows."""
+    counts = paired_counts(candidate, other=other)
+    return Comparison(
+        counts=counts,
+        candidate_accuracy=accuracy(candidate),
+        other_accuracy=accuracy(other),
+        interval=newcombe_paired_interval(counts, alpha=alpha),
+        p_value=mcnemar_midp(counts),
+        p_exact=mcnemar_exact(counts),
+    )
 
 
 def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ GROUP_PREFIX = "group:"
 COLUMNS = ("row_id", "label", "output", "score", "confidence")
 
 
-class VerdictRefused(ValueError):
+class VerdictRefused(ValueError):  # noqa: N818 - a refusal is an outcome, and named as one
     """Rule 1: the predictions cannot be compared, so there is no verdict; the message says why."""
 
 
@@ -72,7 +72,7 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Predictions:
-        """Reads what `to_table` wrote; ValueError if columns are missing or foreign, or the model's name is not there."""
+        """Reads what `to_table` wrote; ValueError if columns are missing or foreign, or there is no model's name."""
         given = table.column_names
         missing = [name for name in COLUMNS if name not in given]
         foreign = [name for name in given if name not in COLUMNS and not name.startswith(GROUP_PREFIX)]

@@ -1,0 +1,76 @@
+"""Rows needed and power, against the plain formula's known figures and against fresh simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.metrics import midp_values
+from evaluation.power import (
+    Scenario,
+    draw_tables,
+    minimum_detectable_effect,
+    plain_rows_needed,
+    rows_needed_for_rule,
+    rule_holds,
+    rule_power,
+)
+
+ICD10 = Scenario(gain=0.02, discordance=0.15, incumbent_accuracy=0.66)
+
+
+@pytest.mark.parametrize(("discordance", "rows"), [(0.05, 3924), (0.10, 7849), (0.15, 11773), (0.20, 15698)])
+def test_rows_for_a_gain_of_one_point_are_the_known_ones(discordance: float, rows: int) -> None:
+    assert plain_rows_needed(0.01, discordance=discordance, alpha=0.05) == rows
+    assert minimum_detectable_effect(rows, discordance=discordance, alpha=0.05) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_no_number_of_rows_shows_a_gain_of_nothing() -> None:
+    with pytest.raises(ValueError, match="gain of 0"):
+        plain_rows_needed(0, discordance=0.1, alpha=0.05)
+
+
+@pytest.mark.parametrize("n", [12_000, 100_000, 1_000_000])
+def test_when_the_true_gain_is_the_minimum_power_is_a_half_at_any_n(n: int) -> None:
+    scenario = Scenario(gain=0.01, discordance=0.15, incumbent_accuracy=0.66)
+    assert rule_power(n, scenario=scenario, minimum_gain=0.01, alpha=0.05) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_rows_needed_give_the_power_they_promise_on_other_draws() -> None:
+    needed = rows_needed_for_rule(ICD10, minimum_gain=0.01, alpha=0.05)
+    assert needed.rows is not None
+    fresh = draw_tables(needed.rows, scenario=ICD10, num_draws=40_000, seed=7)
+    assert np.mean(rule_holds(fresh, minimum_gain=0.01, alpha=0.05)) == pytest.approx(0.8, abs=0.02)
+    assert f"{needed.rows:,} rows" in needed.reason
+    assert rule_power(needed.rows - 1, scenario=ICD10, minimum_gain=0.01, alpha=0.05) < 0.8
+
+
+def test_the_whole_rule_needs_more_rows_than_the_plain_formula_when_the_minimum_is_near() -> None:
+    scenario = Scenario(gain=0.011, discordance=0.15, incumbent_accuracy=0.66)
+    needed = rows_needed_for_rule(scenario, minimum_gain=0.01, alpha=0.05)
+    assert needed.rows is not None
+    assert needed.rows > 5 * plain_rows_needed(0.011, discordance=0.15, alpha=0.05)
+
+
+@pytest.mark.parametrize(("gain", "reason"), [(0.01, "not above the minimum"), (0.01001, "more than 10,000,000 rows")])
+def test_rows_needed_say_why_there_are_none(gain: float, reason: str) -> None:
+    needed = rows_needed_for_rule(Scenario(gain, 0.15, 0.66), minimum_gain=0.01, alpha=0.05)
+    assert needed.rows is None
+    assert reason in needed.reason
+
+
+@given(st.floats(0, 0.99), st.floats(0, 1), st.floats(0, 1))
+def test_a_scenario_is_always_a_distribution_with_its_gain(gain: float, discordance: float, accuracy: float) -> None:
+    cells = Scenario(gain, discordance, accuracy).probabilities()
+    assert cells.min() >= 0
+    assert cells.sum() == pytest.approx(1)
+    assert cells[1] - cells[2] == pytest.approx(gain)
+
+
+def test_equal_models_pass_the_rule_at_most_at_alpha_and_midp_is_near_nominal() -> None:
+    for n, discordance in [(300, 0.2), (2151, 0.15), (5000, 0.05)]:
+        tables = draw_tables(n, scenario=Scenario(0.0, discordance, 0.7), num_draws=40_000, seed=n)
+        # 40,000 draws: three standard errors of a rate of 0.05 are 0.0033.
+        assert np.mean(rule_holds(tables, minimum_gain=0.0, alpha=0.05)) <= 0.025 + 0.0033
+        assert np.mean(rule_holds(tables, minimum_gain=0.01, alpha=0.05)) <= 0.025 + 0.0033
+        assert np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < 0.05) <= 0.05 + 0.0033

@@ -1,0 +1,92 @@
+"""Predictions travel as a table without text, and are compared only where they are of the same rows."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluation.predictions import Predictions, VerdictRefused, align
+
+
+def some_predictions(model: str = "probe") -> Predictions:
+    return Predictions(
+        model=model,
+        row_ids=("0", "1", "2"),
+        labels=("heart", "lung", "lung"),
+        outputs=("heart", "heart", "lung"),
+        scores=np.array([1.0, 0.0, 1.0]),
+        confidences=np.array([0.9, 0.4, 0.7]),
+        groups={"sex": ("female", "male", "unstated")},
+    )
+
+
+def test_predictions_come_back_from_parquet_as_they_were() -> None:
+    before, file = some_predictions(), io.BytesIO()
+    pq.write_table(before.to_table(), file)
+    after = Predictions.from_table(pq.read_table(io.BytesIO(file.getvalue())))
+    for name in ("model", "row_ids", "labels", "outputs", "groups"):
+        assert getattr(after, name) == getattr(before, name)
+    np.testing.assert_array_equal(after.scores, before.scores)
+    np.testing.assert_array_equal(after.confidences, before.confidences)
+
+
+def test_the_table_has_the_named_columns_and_no_text() -> None:
+    assert some_predictions().to_table().column_names == [
+        "row_id", "label", "output", "score", "confidence", "group:sex",
+    ]  # fmt: skip
+
+
+def test_a_table_with_missing_or_foreign_columns_is_refused_by_name() -> None:
+    table = some_predictions().to_table()
+    with pytest.raises(ValueError, match="missing \\['score'\\]"):
+        Predictions.from_table(table.drop_columns(["score"]))
+    with pytest.raises(ValueError, match="foreign \\['text'\\]"):
+        Predictions.from_table(table.append_column("text", pa.array(["a", "b", "c"])))
+    with pytest.raises(ValueError, match="name missing"):
+        Predictions.from_table(table.replace_schema_metadata(None))
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 labels for 3 row ids"):
+        replace(some_predictions(), labels=("heart", "lung"))
+    with pytest.raises(ValueError, match="1 group sex for 3 row ids"):
+        replace(some_predictions(), groups={"sex": ("female",)})
+
+
+def test_scores_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        some_predictions().scores[0] = 0
+
+
+def test_predictions_of_the_same_rows_align() -> None:
+    align(some_predictions("probe"), some_predictions("full"), some_predictions("tfidf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_ids": ("0", "2", "1")}, "row ids, first at position 1"),
+        ({"labels": ("heart", "lung", "heart")}, "labels, first at position 2"),
+        ({"scores": np.array([1.0, np.nan, 0.0])}, "score nan at row '1'"),
+        ({"scores": np.array([1.0, np.inf, 0.0])}, "must be finite"),
+        ({"row_ids": ("0", "1", "1")}, "row ids"),
+    ],
+)
+def test_misaligned_predictions_are_refused_with_the_first_fault(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(VerdictRefused, match=message):
+        align(some_predictions(), replace(some_predictions("full"), **changes))  # type: ignore[arg-type]
+
+
+def test_repeated_rows_and_no_rows_are_refused() -> None:
+    twice = replace(some_predictions(), row_ids=("0", "1", "1"))
+    with pytest.raises(VerdictRefused, match="'1' more than once"):
+        align(twice, twice)
+    none = Predictions("probe", (), (), (), np.array([]), np.array([]))
+    with pytest.raises(VerdictRefused, match="no row"):
+        align(none, none)
+    two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2))
+    with pytest.raises(VerdictRefused, match="3 and 2 rows"):
+        align(some_predictions(), two)
