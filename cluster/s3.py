@@ -48,7 +48,7 @@ class StorageError(ValueError):
     """A URI that cannot be read or written; the message names it, the reason and what to do."""
 
 
-class Conflict(StorageError):  # noqa: N818
+class Conflict(StorageError):
     """A conditional write that lost: the object is no longer what the writer had read."""
 
 

