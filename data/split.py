@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def normalise(text: str) -> str:
@@ -55,3 +56,23 @@ def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.n
 def _uniform(key: str, *, seed: int) -> float:
     encoded = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(encoded).digest()[:7], "big") / 2**56
+
+
+def stratified_split(
+    keys: Sequence[str], *, labels: Sequence[str], folds: tuple[int, int, int], seed: int
+) -> NDArray[np.int64]:
+    """Split (0 train, 1 validation, 2 test) of each row, int64 [N]: a key stays whole, labels spread alike.
+
+    `folds` says how many equal parts each split gets. Unlike `split_by_key`, a row's split depends on the other rows:
+    for a data set that is written once. Raises ValueError with fewer keys than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(set(keys)) < sum(folds):
+        raise ValueError(f"{len(set(keys))} distinct keys cannot fill {sum(folds)} folds; use fewer folds")
+    owner = np.repeat([2, 1, 0], folds[::-1])
+    splitter = StratifiedGroupKFold(sum(folds), shuffle=True, random_state=seed)
+    result = np.empty(len(keys), dtype=np.int64)
+    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(keys)), list(labels), list(keys))):
+        result[rows] = owner[fold]
+    return result
