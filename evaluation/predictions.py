@@ -16,7 +16,7 @@ GROUP_PREFIX = "group:"
 COLUMNS = ("row_id", "label", "output", "score", "confidence")
 
 
-class VerdictRefused(ValueError):  # noqa: N818 - a refusal is an outcome, and named as one
+class VerdictRefused(ValueError):
     """Rule 1: the predictions cannot be compared, so there is no verdict; the message says why."""
 
 

@@ -17,19 +17,25 @@ def points(share: float) -> str:
     return f"{100 * share:+.1g}" if share and float(text) == 0 else text
 
 
+def size(share: float) -> str:
+    """A share in percentage points, without a sign: `1 point`, `2.5 points`."""
+    number = f"{100 * share:.4g}"
+    return f"{number} {'point' if number == '1' else 'points'}"
+
+
 def p_text(p_value: float) -> str:
     """`p = 0.0314`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"
 
 
 def proven(main: Comparison, *, reference: Comparison, question: Question) -> tuple[str, ...]:
-    minimum, (low, _) = 100 * question.minimum_gain, main.interval
+    minimum, (low, _) = size(question.minimum_gain), main.interval
     if low >= question.minimum_gain:
-        gain = f"a gain of at least {minimum:.4g} points is proven: the interval begins at {points(low)}"
+        gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
     else:
         gain = (
             f"a gain above 0 is proven and estimated at {points(main.gain)} points, not under the minimum of "
-            f"{minimum:.4g}; the interval begins at {points(low)}, so a smaller gain is not ruled out"
+            f"{minimum}; the interval begins at {points(low)}, so a smaller gain is not ruled out"
         )
     beaten = f"the bag-of-words reference is beaten by {points(reference.gain)} points"
     return gain, f"{beaten} (interval from {points(reference.interval[0])})"
@@ -39,9 +45,9 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) ->
     (low, high), n = main.interval, main.counts.n
     why = (
         f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of "
-        f"{100 * question.minimum_gain:.4g} points"
+        f"{size(question.minimum_gain)}"
     )
-    expected = f"{100 * question.expected_gain:.4g} points"
+    expected = size(question.expected_gain)
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
@@ -55,7 +61,7 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) ->
 
 
 def stay(main: Comparison, *, reference: Comparison, question: Question) -> tuple[str, ...]:
-    high, gain, minimum = main.interval[1], main.gain, f"{100 * question.minimum_gain:.4g} points"
+    high, gain, minimum = main.interval[1], main.gain, size(question.minimum_gain)
     reasons = []
     if high < 0:
         reasons.append(f"the candidate is worse: the interval ends at {points(high)} points")

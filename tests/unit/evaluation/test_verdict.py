@@ -116,7 +116,7 @@ def test_rule_2_a_leak_leaves_no_verdict_however_large_the_gain() -> None:
 def test_rule_3_a_proven_gain_is_fine_tuned() -> None:
     verdict = verdict_of(1300, 290, 120, 441)
     assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.FINE_TUNE, 3, True)
-    assert verdict.reasons[0].startswith("a gain of at least 1 points is proven")
+    assert verdict.reasons[0].startswith("a gain of at least 1 point is proven")
     assert verdict.interval[0] >= 0.01
 
 
