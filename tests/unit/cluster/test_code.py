@@ -1,0 +1,54 @@
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster import code, storage
+
+ROOT = Path(__file__).parents[3]
+
+
+def _checkout(folder: Path) -> Path:
+    for name in code.runtime_files(ROOT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: Path) -> None:
+    here = code.ship_code((tmp_path / "one").as_uri(), ROOT)
+    there = code.ship_code((tmp_path / "two").as_uri(), _checkout(tmp_path / "job"))
+    assert here.sha256 == there.sha256
+    assert storage.read_bytes(here.uri) == storage.read_bytes(there.uri)
+
+
+def test_what_lies_beside_our_code_does_not_count(tmp_path: Path) -> None:
+    root = _checkout(tmp_path / "job")
+    before = code.runtime_files(root)
+    for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    assert code.runtime_files(root) == before
+
+
+def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
+    root = _checkout(tmp_path / "job")
+    before = code.ship_code((tmp_path / "home").as_uri(), root)
+    with (root / "cluster" / "code.py").open("a") as stream:
+        stream.write("# another line\n")
+    after = code.ship_code((tmp_path / "home").as_uri(), root)
+    assert after.sha256 != before.sha256
+    assert len(storage.list_files((tmp_path / "home" / "code").as_uri())) == 2
+
+
+def test_the_zip_has_one_top_level_folder(tmp_path: Path) -> None:
+    shipped = code.ship_code(tmp_path.as_uri(), ROOT)
+    names = zipfile.ZipFile(tmp_path / "code" / f"{shipped.sha256}.zip").namelist()
+    assert {name.partition("/")[0] for name in names} == {code.TOP_FOLDER}
+    assert f"{code.TOP_FOLDER}/recipes/schema.py" in names
+
+
+def test_a_folder_that_is_not_the_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the project's folder: recipes, cluster"):
+        code.ship_code(tmp_path.as_uri(), tmp_path)
