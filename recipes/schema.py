@@ -79,6 +79,8 @@ class TrainingSection(Section):
     """The head learns at `learning_rate` times this."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay, on matrices only."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest norm of a step's gradient; 0 leaves it as it is."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0; then it falls linearly to 0."""
     lora_r: int = Field(default=16, ge=1)
@@ -115,7 +117,9 @@ class Distribution(Section):
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)
             if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
-                raise ValueError(f"{name} takes [low, high] with low < high{' and low > 0' if name != 'uniform' else ''}")
+                raise ValueError(
+                    f"{name} takes [low, high] with low < high{' and low > 0' if name != 'uniform' else ''}"
+                )
         return self
 
 

@@ -1,0 +1,139 @@
+"""The ladder: what the pretrained model can do untouched, each rung judged on validation."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from cluster.fetch import local_copy
+from data.encode import encode_texts, label_indices, load_tokenizer
+from data.read import Rows
+from evaluation.reference import fit_reference, majority
+from models.classifier import Classifier, embed_rows, new_head
+from models.load import default_device, inference_dtype, load_encoder
+
+PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Inverse regularisation strengths tried on validation."""
+COSINE_SCALE = 20.0
+"""Cosine similarities, at most 1, times this are the logits of zero-shot and centroid."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A baseline and its accuracy on the validation rows."""
+
+    kind: str
+    validation: float
+    servable: bool
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Weight [L, D] and bias [L] of a linear head on the mean-pooled embedding."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def accuracy(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        return float(((embeddings @ self.weight.T + self.bias).argmax(1) == labels).mean())
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Every rung, and the heads of the servable ones by kind."""
+
+    rungs: tuple[Rung, ...]
+    heads: dict[str, Head]
+
+
+def climb(
+    base_model: str, *, train: Rows, validation: Rows, classes: tuple[str, ...], max_length: int, shots: int, seed: int
+) -> Ladder:
+    """Fits the ladder on the training rows; what has to be chosen is chosen on validation.
+
+    `base_model` is the URI of the staged base model, `shots` the examples a class of the centroid.
+    """
+    base = local_copy(base_model)
+    tokenizer = load_tokenizer(base)
+    encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
+    width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    empty = new_head(width, 1, weight=np.zeros((1, width)), bias=np.zeros(1)).to(default_device())
+    model = Classifier(encoder, empty)
+
+    def embedded(texts: tuple[str, ...]) -> NDArray[np.float32]:
+        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
+        return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
+
+    features, labels = embedded(train.texts), label_indices(train.labels, classes=classes)
+    held_out, truth = embedded(validation.texts), label_indices(validation.labels, classes=classes)
+    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth)
+    heads = {
+        "zero_shot": cosine_head(embedded(classes), features),
+        "centroid": cosine_head(centroids(features, labels, shots=shots, seed=seed), features),
+        "probe": probe,
+    }
+    notes = {"zero_shot": "label names", "centroid": f"{shots} examples a class", "probe": probe_note}
+    reference = fit_reference(
+        train.texts, train.labels, validation_texts=validation.texts, validation_labels=validation.labels
+    )
+    most, _ = majority(train.labels)
+    rungs = [Rung("majority", float(np.mean([label == most for label in validation.labels])), False, f"always {most}")]
+    rungs += [Rung(kind, head.accuracy(held_out, truth), True, notes[kind]) for kind, head in heads.items()]
+    said, _ = reference.predict(validation.texts)
+    right = float(np.mean([a == b for a, b in zip(said, validation.labels, strict=True)]))
+    rungs.append(Rung("tf_idf", right, False, "bag of words, no neural model"))
+    return Ladder(tuple(rungs), heads)
+
+
+def cosine_head(directions: NDArray[np.float32], features: NDArray[np.float32]) -> Head:
+    """A head whose logits are cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
+    length = float(np.linalg.norm(features, axis=1).mean())
+    return Head(unit(directions) * np.float32(COSINE_SCALE / length), np.zeros(len(directions), dtype=np.float32))
+
+
+def centroids(
+    features: NDArray[np.float32], labels: NDArray[np.int64], *, shots: int, seed: int
+) -> NDArray[np.float32]:
+    """Mean direction [L, D] of up to `shots` random examples of each class."""
+    generator = np.random.default_rng(seed)
+    picked = [
+        generator.permutation(np.flatnonzero(labels == number))[:shots] for number in range(int(labels.max()) + 1)
+    ]
+    return np.stack([unit(features[rows]).mean(0) for rows in picked]).astype(np.float32)
+
+
+def fit_probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    held_out: NDArray[np.float32],
+    truth: NDArray[np.int64],
+) -> tuple[Head, str]:
+    """Logistic regression on frozen embeddings, its regularisation chosen on the held-out rows."""
+    best: tuple[float, Head, str] | None = None
+    for strength in PROBE_C:
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
+        head = _as_head(fitted, num_classes=int(labels.max()) + 1)
+        score = head.accuracy(held_out, truth)
+        if best is None or score > best[0]:
+            best = score, head, f"C = {strength:g}"
+    assert best is not None  # PROBE_C is not empty
+    return best[1], best[2]
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _as_head(fitted: LogisticRegression, *, num_classes: int) -> Head:
+    weight, bias = fitted.coef_.astype(np.float32), fitted.intercept_.astype(np.float32)
+    if num_classes == 2:  # scikit-learn keeps one row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return Head(weight, bias)

@@ -1,0 +1,60 @@
+"""Predictions of a model on a split's rows, by the forward pass that serving uses too."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from data.encode import encode_texts
+from data.read import Rows
+from evaluation.predictions import Predictions
+from evaluation.reference import fit_reference
+from models.classifier import logits_rows, probabilities
+from models.load import load_artifact
+
+
+def predict_rows(uri: str, *, rows: Rows) -> Predictions:
+    """What the artifact or version at `uri` answers; `model` is its kind."""
+    loaded = load_artifact(uri)
+    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    logits = logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+    scores = probabilities(logits)
+    outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
+    return predictions(loaded.version.kind, rows=rows, outputs=outputs, confidences=scores.max(1))
+
+
+def predict_reference(rows: Rows, *, train: Rows, validation: Rows) -> Predictions:
+    """What the TF-IDF reference, fitted again on the training rows, answers."""
+    reference = fit_reference(
+        train.texts, train.labels, validation_texts=validation.texts, validation_labels=validation.labels
+    )
+    outputs, confidences = reference.predict(rows.texts)
+    return predictions("tf_idf", rows=rows, outputs=tuple(outputs), confidences=np.asarray(confidences))
+
+
+def predictions(model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray) -> Predictions:
+    """The table of a model's outputs on rows, each scored 1 where it is the label."""
+    right = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
+    return Predictions(
+        model=model,
+        row_ids=rows.row_ids,
+        labels=rows.labels,
+        outputs=outputs,
+        scores=right,
+        confidences=confidences.astype(np.float64),
+        groups=rows.groups,
+    )
+
+
+def save_predictions(uri: str, table: Predictions) -> None:
+    """Writes predictions as one Parquet object."""
+    buffer = io.BytesIO()
+    pq.write_table(table.to_table(), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def load_predictions(uri: str) -> Predictions:
+    """Reads what `save_predictions` wrote."""
+    return Predictions.from_table(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))

@@ -1,0 +1,82 @@
+"""The one shape of a classifier (encoder, masked mean pooling, linear head) and its forward pass over many rows."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.encode import collate, length_batches
+
+
+class Classifier(nn.Module):
+    """Token ids to class logits.
+
+    `encoder` is a transformers encoder whose output has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Mean of the last hidden states over the real tokens: [B, T], [B, T] -> [B, D]."""
+        hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L] in fp32."""
+        logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask))
+        return logits.float()
+
+
+def new_head(num_features: int, num_classes: int, *, weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    """A linear head with given weight [L, D] and bias [L]."""
+    head = nn.Linear(num_features, num_classes)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32)))
+        head.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias, dtype=np.float32)))
+    return head
+
+
+def embed_rows(
+    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
+) -> np.ndarray:
+    """Embeddings [N, D] in fp32, in the rows' order."""
+    return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
+
+
+def logits_rows(
+    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
+) -> np.ndarray:
+    """Logits [N, L] in fp32, in the rows' order: the pass that evaluation and serving share."""
+    return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def _over_rows(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Classifier,
+    token_lists: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+) -> np.ndarray:
+    device = model.head.weight.device
+    model.eval()
+    lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
+    width = model.head.out_features if function == model.forward else model.head.in_features
+    result = np.empty((len(token_lists), width), dtype=np.float32)
+    with torch.inference_mode():
+        for rows in length_batches(lengths, batch_size=batch_size):
+            input_ids, attention_mask = collate([token_lists[row] for row in rows], pad_id=pad_id)
+            output = function(input_ids.to(device), attention_mask.to(device))
+            result[rows] = output.float().cpu().numpy()
+    return result

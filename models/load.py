@@ -1,0 +1,113 @@
+"""From files to a model in memory: the pretrained encoder, and a registered version on top of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from cluster.fetch import local_copy
+from cluster.storage import read_json
+from data.encode import load_tokenizer
+from models.classifier import Classifier
+from models.registry import ModelVersion, VersionConfig, read_version
+
+LORA_TARGETS = "all-linear"
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says which file and why."""
+
+
+Version = TypeVar("Version", bound=VersionConfig)
+
+
+@dataclass(frozen=True)
+class LoadedModel(Generic[Version]):
+    """A version ready to answer: same tokenizer, length and dtype as when it was evaluated."""
+
+    model: Classifier
+    tokenizer: PreTrainedTokenizerBase
+    classes: tuple[str, ...]
+    max_length: int
+    version: Version
+
+
+def inference_dtype() -> torch.dtype:
+    """bfloat16 where the machine computes in it, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def dtype_name() -> Literal["float32", "bfloat16"]:
+    """`inference_dtype` by name, as a version records it."""
+    return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
+
+
+def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The pretrained encoder from a local folder with safetensors weights; nothing is unpickled."""
+    try:
+        encoder: nn.Module = AutoModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
+    return without_pooler(encoder)
+
+
+def without_pooler(encoder: nn.Module) -> nn.Module:
+    """BERT's pooler feeds no output we use; without it, it is neither trained nor sharded."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
+def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> nn.Module:
+    """The encoder with a fresh LoRA adapter on every linear layer; everything else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS)
+    adapted: nn.Module = get_peft_model(encoder, config)
+    return adapted
+
+
+def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
+    """Puts a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind."""
+    head_state = load_file(folder / "head.safetensors")
+    num_classes, num_features = head_state["weight"].shape
+    head = nn.Linear(num_features, num_classes)
+    head.load_state_dict(head_state)
+    if kind == "lora":
+        from peft import PeftModel
+
+        encoder = PeftModel.from_pretrained(encoder, folder / "adapter").merge_and_unload()
+    elif kind == "full":
+        encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    return Classifier(encoder, head)
+
+
+def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:
+    """Downloads (once a node) and loads a registered version; raises RegistryError if it is not whole."""
+    return _load(uri, read_version(uri), device=device)
+
+
+def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
+    """Loads a folder of weights and `config.json` that is not registered (yet): a rung, or a trained candidate."""
+    return _load(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
+
+
+def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Version]:
+    folder = local_copy(uri)
+    base = local_copy(config.base_model)
+    model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
+    model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
+    return LoadedModel(model, load_tokenizer(base), config.classes, config.max_length, config)
+
+
+def default_device() -> str:
+    """`cuda` where this process was given a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

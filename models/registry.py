@@ -1,0 +1,146 @@
+"""Model versions on S3: written once with the manifest last, and one champion changed by conditional write."""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.storage import (
+    StorageError,
+    exists,
+    list_files,
+    read_bytes,
+    read_versioned,
+    sha256_file,
+    upload_folder,
+    write_bytes,
+    write_if_match,
+    write_json,
+)
+
+Kind = Literal["zero_shot", "centroid", "probe", "lora", "full"]
+
+
+class RegistryError(ValueError):
+    """A version or champion that is not there, or not whole."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VersionConfig(Frozen):
+    """What a version needs besides its weights; `config.json` in its folder.
+
+    `dtype` is the one it was evaluated in, and is served in; `base_model` and `code` are S3 URIs.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    base_model: str
+    max_length: int
+    dtype: Literal["float32", "bfloat16"]
+    code: str
+    recipe_hash: str
+    created_at: str
+
+
+class ModelVersion(VersionConfig):
+    """A registered version; `digest` is the sha256 of its manifest and so covers every file."""
+
+    name: str
+    version: str
+    uri: str
+    digest: str
+
+
+class Champion(Frozen):
+    """The version that serves now, and why."""
+
+    version: str
+    uri: str
+    digest: str
+    reason: str
+    since: str
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_config(folder: Path, config: VersionConfig) -> None:
+    """Puts `config.json` beside the weights in a local folder."""
+    (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+
+
+def register(home: str, folder: Path) -> ModelVersion:
+    """Uploads a version's folder; the manifest, written last, makes it whole. The same files give the same version.
+
+    `home` is `<registry>/<name>`. Raises RegistryError for a folder without weights or config.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    if "config.json" not in files or "head.safetensors" not in files:
+        raise RegistryError(f"{folder} is no model version: it lacks config.json or head.safetensors")
+    config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
+    manifest = json.dumps(
+        {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
+        indent=1,
+        sort_keys=True,
+    ).encode()
+    digest = hashlib.sha256(manifest).hexdigest()
+    uri = f"{home}/versions/{config.kind.replace('_', '-')}-{digest[:12]}"
+    if not exists(f"{uri}/manifest.json"):
+        upload_folder(folder, uri)
+        write_bytes(f"{uri}/manifest.json", manifest)
+    return read_version(uri)
+
+
+def read_version(uri: str) -> ModelVersion:
+    """The version at a URI; raises RegistryError where there is none or its upload did not finish."""
+    try:
+        manifest = read_bytes(f"{uri}/manifest.json")
+        config = json.loads(read_bytes(f"{uri}/config.json"))
+    except StorageError as error:
+        raise RegistryError(f"no whole model version at {uri}: {error}; `tailorbird models` lists them") from None
+    home, _, version = uri.partition("/versions/")
+    name = home.rsplit("/", 1)[-1]
+    digest = hashlib.sha256(manifest).hexdigest()
+    return ModelVersion(**config, name=name, version=version, uri=uri, digest=digest)
+
+
+def list_versions(home: str) -> list[ModelVersion]:
+    """Every whole version, oldest first."""
+    manifests = [uri for uri in list_files(f"{home}/versions") if uri.endswith("/manifest.json")]
+    versions = [read_version(uri.removesuffix("/manifest.json")) for uri in manifests]
+    return sorted(versions, key=lambda version: version.created_at)
+
+
+def attach_evidence(version: ModelVersion, files: dict[str, bytes]) -> None:
+    """Writes evidence, model card, report and predictions beside a version; its digest covers the model alone."""
+    for name, content in files.items():
+        write_bytes(f"{version.uri}/{name}", content)
+
+
+def read_champion(home: str) -> tuple[Champion, str] | None:
+    """The champion and the ETag to change it with; None where nothing serves yet."""
+    found = read_versioned(f"{home}/champion.json")
+    if found is None:
+        return None
+    content, etag = found
+    return Champion.model_validate_json(content), etag
+
+
+def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str) -> Champion:
+    """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
+
+    Raises storage.Conflict where somebody did. Every change is kept under `history/`.
+    """
+    champion = Champion(version=version.version, uri=version.uri, digest=version.digest, reason=reason, since=now())
+    content: dict[str, Any] = champion.model_dump()
+    write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
+    write_json(f"{home}/history/{champion.since.replace(':', '')}-{version.version}.json", content)
+    return champion

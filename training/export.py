@@ -1,0 +1,51 @@
+"""From an engine's shards to a version's weight files, in fp32 safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from recipes.schema import TrainingSection
+
+
+def full_state(engine: Any, section: TrainingSection) -> dict[str, torch.Tensor]:
+    """The trained parameters (and buffers), whole, on rank 0; empty elsewhere. Every rank must call it."""
+    import deepspeed
+
+    module = engine.module
+    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad or section.method == "full"]
+    state: dict[str, torch.Tensor] = {}
+    with deepspeed.zero.GatheredParameters([p for _, p in wanted], enabled=section.zero_stage == 3):
+        if dist.get_rank() == 0:
+            state = {name: p.detach().float().cpu().clone() for name, p in wanted}
+    return state
+
+
+def export_weights(engine: Any, section: TrainingSection, *, folder: Path) -> None:
+    """Writes `head.safetensors` and `encoder.safetensors` or `adapter/` on rank 0; every rank must call it.
+
+    Raises ValueError if a weight is not finite or an adapter is empty.
+    """
+    state = full_state(engine, section)
+    if dist.get_rank() != 0:
+        return
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
+    if broken:
+        raise ValueError(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    save_file(head, folder / "head.safetensors")
+    if section.method == "lora":
+        _save_adapter(engine.module.encoder, encoder, folder / "adapter")
+    else:
+        save_file(encoder, folder / "encoder.safetensors")
+
+
+def _save_adapter(adapted: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    if not weights:
+        raise ValueError("the adapter is empty; nothing was trained")
+    adapted.peft_config["default"].inference_mode = True
+    adapted.save_pretrained(folder, state_dict=weights, safe_serialization=True)

@@ -1,0 +1,207 @@
+"""One training, inside a Ray Train worker: steps, validation at each epoch's end, and a word on whether to go on."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from cluster.fetch import local_copy
+from data.encode import collate, encode_texts, label_indices, length_batches, load_tokenizer
+from data.read import Rows
+from models.classifier import Classifier, new_head
+from models.load import add_adapter, default_device, inference_dtype, load_encoder
+from recipes.schema import TrainingSection
+from training.order import epoch_batches, num_steps, rank_rows
+from training.zero import start_engine
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained on what; it travels to every worker. There is no test split in it."""
+
+    base_model: str
+    """URI of the staged base model."""
+    train: Rows
+    validation: Rows
+    classes: tuple[str, ...]
+    max_length: int
+    head_weight: NDArray[np.float32]
+    """Head to start from [L, D]: the probe's, so that training begins where the frozen encoder ends."""
+    head_bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A task loaded into a worker once, for as many trainings as follow."""
+
+    encoder: torch.nn.Module
+    task: TrainingTask
+    train_tokens: list[list[int]]
+    train_labels: NDArray[np.int64]
+    validation_tokens: list[list[int]]
+    validation_labels: NDArray[np.int64]
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Sent about once a second by rank 0; `rows_per_second` counts all ranks."""
+
+    epoch: int
+    step: int
+    num_steps: int
+    loss: float
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """After an epoch; the same on every rank."""
+
+    epoch: int
+    score: float
+    """Accuracy on the validation rows."""
+    loss: float
+    """Mean training loss of the epoch."""
+    rows_per_second: float
+    step_seconds: float
+    """Seconds inside training steps in this epoch."""
+    padding_share: float
+    """Padding among the tokens computed."""
+
+
+OnStep = Callable[[StepReport], None]
+OnEpoch = Callable[[EpochReport, Any], bool]
+"""Gets the report and the engine, on every rank; False ends the training."""
+
+
+def load_material(task: TrainingTask) -> Material:
+    """Downloads the base model (once a node) and encodes the rows."""
+    folder = local_copy(task.base_model)
+    tokenizer = load_tokenizer(folder)
+
+    def encoded(rows: Rows) -> list[list[int]]:
+        return encode_texts(rows.texts, tokenizer=tokenizer, max_length=task.max_length)
+
+    return Material(
+        encoder=load_encoder(folder),
+        task=task,
+        train_tokens=encoded(task.train),
+        train_labels=label_indices(task.train.labels, classes=task.classes),
+        validation_tokens=encoded(task.validation),
+        validation_labels=label_indices(task.validation.labels, classes=task.classes),
+        pad_id=int(tokenizer.pad_token_id or 0),
+    )
+
+
+def build_model(section: TrainingSection, material: Material) -> Classifier:
+    """A fresh model to train: the pristine encoder, with an adapter for `lora`, and the task's starting head."""
+    encoder = copy.deepcopy(material.encoder)
+    if section.method == "lora":
+        encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
+    weight = material.task.head_weight
+    head = new_head(weight.shape[1], weight.shape[0], weight=weight, bias=material.task.head_bias)
+    return Classifier(encoder, head).to(default_device())
+
+
+def new_engine(section: TrainingSection, material: Material) -> Any:
+    """Seeds this process and starts an engine on a fresh model."""
+    torch.manual_seed(section.seed * 1000 + dist.get_rank())
+    steps = num_steps(len(material.train_tokens), batch_size=section.batch_size, epochs=section.epochs)
+    autocast = inference_dtype() == torch.bfloat16
+    return start_engine(build_model(section, material), section, num_steps=steps, autocast=autocast)
+
+
+def train(
+    engine: Any,
+    section: TrainingSection,
+    *,
+    material: Material,
+    on_step: OnStep,
+    on_epoch: OnEpoch,
+    done: EpochReport | None = None,
+) -> EpochReport:
+    """Runs the epochs after `done` (None: all of them); returns the last report."""
+    report = done
+    for epoch in range(0 if done is None else done.epoch + 1, section.epochs):
+        report = _epoch(engine, section, material=material, epoch=epoch, on_step=on_step)
+        if not on_epoch(report, engine):
+            break
+    assert report is not None  # epochs >= 1
+    return report
+
+
+def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: int, on_step: OnStep) -> EpochReport:
+    lengths = np.array([len(tokens) for tokens in material.train_tokens])
+    batches = epoch_batches(lengths, batch_size=section.batch_size, seed=section.seed, epoch=epoch)
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    losses, tokens, padded, seen, said = 0.0, 0, 0, 0, 0.0
+    begun = time.perf_counter()
+    for step, batch in enumerate(batches):
+        mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
+        loss, size = _loss(engine, material, rows=mine, share=len(batch) / num_ranks)
+        engine.backward(loss)
+        engine.step()
+        losses += float(loss.detach())
+        tokens, padded, seen = tokens + int(lengths[mine].sum()), padded + size, seen + len(batch)
+        elapsed = time.perf_counter() - begun
+        if rank == 0 and (elapsed - said > 1.0 or step + 1 == len(batches)):
+            said = elapsed
+            on_step(StepReport(epoch, step + 1, len(batches), losses / (step + 1), seen / elapsed))
+    seconds = time.perf_counter() - begun
+    score = _validation_accuracy(engine, material)
+    return EpochReport(
+        epoch=epoch,
+        score=score,
+        loss=_mean_over_ranks(losses / len(batches)),
+        rows_per_second=len(lengths) / seconds,
+        step_seconds=seconds,
+        padding_share=_mean_over_ranks(1 - tokens / padded),
+    )
+
+
+def _loss(engine: Any, material: Material, *, rows: NDArray[np.int64], share: float) -> tuple[torch.Tensor, int]:
+    """This rank's loss, scaled so that the ranks' mean is the batch's mean loss; and the tokens computed.
+
+    `share` is the batch's rows per rank. A rank without a row in a last small batch computes one with weight 0.
+    """
+    used = rows if len(rows) else np.zeros(1, dtype=np.int64)
+    input_ids, attention_mask = collate([material.train_tokens[row] for row in used], pad_id=material.pad_id)
+    labels = torch.from_numpy(material.train_labels[used])
+    device = engine.device
+    logits = engine(input_ids.to(device), attention_mask.to(device))
+    total = cross_entropy(logits, labels.to(device), reduction="sum")
+    return total * (len(rows) / len(used) / share), input_ids.numel()
+
+
+def _validation_accuracy(engine: Any, material: Material) -> float:
+    """Share of validation rows answered right; the ranks share the rows and make equally many forward passes."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    lengths = np.array([len(tokens) for tokens in material.validation_tokens])
+    batches = length_batches(lengths, batch_size=64)
+    right = 0
+    engine.eval()
+    with torch.no_grad():
+        for at in range(0, len(batches), num_ranks):
+            rows = batches[min(at + rank, len(batches) - 1)]
+            input_ids, attention_mask = collate(
+                [material.validation_tokens[row] for row in rows], pad_id=material.pad_id
+            )
+            answers = engine(input_ids.to(engine.device), attention_mask.to(engine.device)).argmax(-1).cpu().numpy()
+            if at + rank < len(batches):
+                right += int((answers == material.validation_labels[rows]).sum())
+    engine.train()
+    return _mean_over_ranks(float(right)) * num_ranks / len(lengths)
+
+
+def _mean_over_ranks(value: float) -> float:
+    tensor = torch.tensor([value], dtype=torch.float64, device=default_device())
+    dist.all_reduce(tensor)
+    return float(tensor.item()) / dist.get_world_size()

@@ -1,0 +1,151 @@
+"""One fine-tuning as one Ray Train run, with checkpoints and a finite number of retries; leaves weights on S3."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+
+from cluster.storage import filesystem, upload_folder
+from recipes.schema import TrainingSection
+from training import checkpoint
+from training.export import export_weights
+from training.loop import EpochReport, OnStep, StepReport, TrainingTask, load_material, new_engine, train
+from training.zero import stop_engine
+
+
+class TrainingFailed(RuntimeError):
+    """The worker group failed more often than the recipe's `max_failures` allows; the message is its last error."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its artifact and what it measured on validation rows."""
+
+    weights: str
+    """URI of the folder with the exported weights."""
+    score: float
+    epochs: int
+    rows_per_second: float
+    padding_share: float
+    step_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: Any = None) -> Trained:
+    """Trains one configuration with one seed and exports it to `uri`/weights; checkpoints lie under `uri`/train.
+
+    `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
+    it goes on from the last checkpoint. Raises TrainingFailed.
+    """
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    store, path = filesystem(uri)
+    trainer = TorchTrainer(
+        _finetune_worker,
+        train_loop_config={"section": section, "task": ray.put(task), "uri": uri, "relay": relay},
+        scaling_config=scaling(section),
+        run_config=RunConfig(
+            name="train",
+            storage_path=path,
+            storage_filesystem=store,
+            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
+            worker_runtime_env=worker_environment(section),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise TrainingFailed(f"training failed for good after {section.max_failures} retries: {error}") from error
+    return Trained(**result.return_value)
+
+
+def scaling(section: TrainingSection) -> Any:
+    """The worker group that the section asks for."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=section.num_workers,
+        use_gpu=section.gpus_per_worker > 0,
+        resources_per_worker={"CPU": section.cpus_per_worker}
+        | ({"GPU": section.gpus_per_worker} if section.gpus_per_worker else {}),
+    )
+
+
+def worker_environment(section: TrainingSection) -> dict[str, Any]:
+    """One torch thread a CPU of the worker: more threads than cores are ruinous."""
+    threads = str(section.cpus_per_worker)
+    return {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}}
+
+
+def teller(relay: Any, **labels: Any) -> OnStep:
+    """A step listener that sends to `relay` without waiting; without one, nothing is sent."""
+
+    def tell(report: StepReport) -> None:
+        if relay is not None:
+            relay.tell.remote({"event": "step", **labels, **asdict(report)})
+
+    return tell
+
+
+def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
+    section: TrainingSection = config["section"]
+    task: TrainingTask = ray.get(config["task"])
+    material = load_material(task)
+    engine = new_engine(section, material)
+    done = _resume(engine, section)
+    report = train(
+        engine,
+        section,
+        material=material,
+        on_step=teller(config["relay"], seed=section.seed),
+        on_epoch=_checkpointing(section, config["relay"]),
+        done=done,
+    )
+    weights = f"{config['uri']}/weights"
+    with tempfile.TemporaryDirectory() as folder:
+        export_weights(engine, section, folder=Path(folder))
+        if dist.get_rank() == 0:
+            upload_folder(Path(folder), weights)
+    dist.barrier()
+    stop_engine(engine)
+    return asdict(summary(report, weights=weights))
+
+
+def summary(report: EpochReport, *, weights: str) -> Trained:
+    """What a training says of itself, from its last epoch."""
+    return Trained(
+        weights=weights,
+        score=report.score,
+        epochs=report.epoch + 1,
+        rows_per_second=report.rows_per_second,
+        padding_share=report.padding_share,
+        step_seconds=report.step_seconds,
+    )
+
+
+def _resume(engine: Any, section: TrainingSection) -> EpochReport | None:
+    """The last epoch that is finished."""
+    saved = ray.train.get_checkpoint()
+    if saved is None:
+        return None
+    with saved.as_directory() as folder:
+        return EpochReport(**checkpoint.load(engine, section, folder=Path(folder)))
+
+
+def _checkpointing(section: TrainingSection, relay: Any) -> Callable[[EpochReport, Any], bool]:
+    def on_epoch(report: EpochReport, engine: Any) -> bool:
+        if relay is not None and dist.get_rank() == 0:
+            relay.tell.remote({"event": "epoch", "seed": section.seed, **asdict(report)})
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(engine, section, folder=Path(folder), report=asdict(report))
+            ray.train.report(asdict(report), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        return True
+
+    return on_epoch

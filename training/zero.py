@@ -1,0 +1,89 @@
+"""DeepSpeed: its configuration from the training section, an engine, and the engine's end without a leak."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.classifier import Classifier
+from recipes.schema import TrainingSection
+
+
+def deepspeed_config(section: TrainingSection, *, autocast: bool) -> dict[str, Any]:
+    """The configuration DeepSpeed gets; parameters stay fp32, and with `autocast` are computed with in bf16."""
+    return {
+        "train_batch_size": section.batch_size,
+        "train_micro_batch_size_per_gpu": section.batch_size // section.num_workers,
+        "gradient_clipping": section.gradient_clipping,
+        "zero_optimization": {"stage": section.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": autocast, "dtype": "bfloat16"},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[[int], float]:
+    """Share of the peak learning rate at a step: linear rise, then linear fall to 0."""
+    warmup = int(num_steps * warmup_fraction)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+    return factor
+
+
+def parameter_groups(model: Classifier, section: TrainingSection) -> list[dict[str, Any]]:
+    """Trainable parameters: encoder matrices (decayed), encoder vectors, and the head at its own rate."""
+    encoder = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    rate = section.learning_rate
+    return [
+        {"params": [p for p in encoder if p.ndim > 1], "lr": rate, "weight_decay": section.weight_decay},
+        {"params": [p for p in encoder if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        {"params": list(model.head.parameters()), "lr": rate * section.head_multiplier, "weight_decay": 0.0},
+    ]
+
+
+def start_engine(model: Classifier, section: TrainingSection, *, num_steps: int, autocast: bool) -> Any:
+    """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
+    import deepspeed
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile a shared-memory all-reduce that training never calls.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups = [group for group in parameter_groups(model, section) if group["params"]]
+    factor = learning_rate_factor(num_steps, warmup_fraction=section.warmup_fraction)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(groups, fused=True),
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
+        config=deepspeed_config(section, autocast=autocast),
+        dist_init_required=False,
+    )
+    engine.train()
+    return engine
+
+
+def stop_engine(engine: Any) -> None:
+    """Ends an engine so that a next one in the same process starts from flat memory.
+
+    DeepSpeed's `destroy` leaves cycles between its optimizer, its hooks and the parameters; they are cut here.
+    """
+    module: nn.Module = engine.module
+    wrapper = engine.optimizer
+    client = getattr(wrapper, "optimizer", None)
+    engine.destroy()
+    for parameter in module.parameters():
+        for name in [name for name in vars(parameter) if name.startswith(("_hp", "_lp", "ds_", "_z"))]:
+            delattr(parameter, name)
+        parameter.grad = None
+    for optimizer in (client, wrapper):
+        if optimizer is None:
+            continue
+        getattr(optimizer, "state", {}).clear()
+        getattr(optimizer, "param_groups", []).clear()
+        vars(optimizer).clear()
+    vars(engine).pop("optimizer", None)

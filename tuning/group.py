@@ -1,0 +1,67 @@
+"""A worker group that trains one trial after another: the training function of the sweep's Ray Train run."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+
+from cluster.storage import upload_folder
+from recipes.schema import TrainingSection
+from training.export import export_weights
+from training.loop import EpochReport, Material, load_material, new_engine, train
+from training.trainer import summary, teller
+from training.zero import stop_engine
+from tuning.space import trial_section
+
+
+def group_worker(config: dict[str, Any]) -> None:
+    """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
+    material = load_material(ray.get(config["task"]))
+    while True:
+        taken = _from_rank_0(lambda: ray.get(config["desk"].take.remote(config["group"])))
+        if taken is None:
+            return
+        _run_trial(*taken, material=material, config=config)
+
+
+def _run_trial(trial_id: str, values: dict[str, Any], *, material: Material, config: dict[str, Any]) -> None:
+    section = trial_section(config["section"], values)
+    desk, relay = config["desk"], config["relay"]
+    engine = new_engine(section, material)
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        last = report.epoch + 1 == section.epochs
+        if relay is not None and dist.get_rank() == 0:
+            relay.tell.remote({"event": "epoch", "trial": trial_id, **asdict(report)})
+        told = asdict(report) | {"last": last}
+        return bool(_from_rank_0(lambda: ray.get(desk.report.remote(trial_id, told))))
+
+    report = train(engine, section, material=material, on_step=teller(relay, trial=trial_id), on_epoch=on_epoch)
+    completed = report.epoch + 1 == section.epochs
+    weights = f"{config['uri']}/trial-{trial_id}"
+    if _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed))):
+        _export(engine, section, weights=weights)
+        outcome = asdict(summary(report, weights=weights))
+    else:
+        outcome = asdict(summary(report, weights=""))
+    if dist.get_rank() == 0:
+        ray.get(desk.finish.remote(config["group"], trial_id, outcome))
+    stop_engine(engine)
+
+
+def _export(engine: Any, section: TrainingSection, *, weights: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        export_weights(engine, section, folder=Path(folder))
+        if dist.get_rank() == 0:
+            upload_folder(Path(folder), weights)
+
+
+def _from_rank_0(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on every rank."""
+    box = [function() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,226 @@
+"""The sweep: Ray Tune chooses, worker groups train, and the pretrained rungs stand in the table as the rows to beat."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+
+from cluster.storage import filesystem
+from recipes.schema import TrainingSection, TuningSection
+from training.loop import TrainingTask
+from training.trainer import Trained, TrainingFailed, scaling, worker_environment
+from tuning.desk import Desk
+from tuning.group import group_worker
+from tuning.space import max_epochs, trial_section, tune_space
+from tuning.stopping import can_still_reach
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A row of the sweep's table: a trial, or a pretrained rung (`trial` is then its kind, `config` is empty)."""
+
+    trial: str
+    config: dict[str, Any]
+    score: float
+    """Accuracy on validation after the last epoch run."""
+    scores: tuple[float, ...]
+    """After each epoch."""
+    seconds: float
+    """Inside training steps."""
+    status: str
+    """`pretrained`, `completed`, `stopped: …` or `failed: …`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The table, best first, and the trial selected on validation."""
+
+    rows: tuple[TrialRow, ...]
+    selected: TrainingSection
+    trained: Trained
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "selected": self.selected.model_dump(),
+            "trained": self.trained.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "SweepResult":
+        rows = tuple(TrialRow(**row | {"scores": tuple(row["scores"])}) for row in value["rows"])
+        return cls(rows, TrainingSection.model_validate(value["selected"]), Trained(**value["trained"]))
+
+
+def sweep(
+    section: TuningSection,
+    *,
+    training: TrainingSection,
+    task: TrainingTask,
+    rungs: dict[str, float],
+    uri: str,
+    relay: Any = None,
+) -> SweepResult:
+    """Runs the trials and selects one on validation; everything it leaves lies under `uri`.
+
+    `rungs` are the pretrained baselines' validation accuracies by kind; the best of them is what trials must reach.
+    Raises TrainingFailed when no trial ran to an export.
+    """
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote()
+    num_groups = min(section.num_trials, concurrent_groups(training))
+    config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
+    groups = [_start_group(config | {"group": f"group-{number}"}) for number in range(num_groups)]
+    try:
+        _tuner(
+            section,
+            training=training,
+            desk=desk,
+            num_groups=num_groups,
+            incumbent=max(rungs.values()),
+            num_rows=len(task.validation),
+            uri=uri,
+        ).fit()
+    finally:
+        ray.get(desk.close.remote())
+    errors = [error for error in ray.get(groups) if error]
+    return _result(
+        ray.get(desk.outcomes.remote()), training=training, rungs=rungs, num_rows=len(task.validation), errors=errors
+    )
+
+
+def concurrent_groups(training: TrainingSection) -> int:
+    """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
+    have = ray.cluster_resources()
+    by_cpu = int(have.get("CPU", 0)) // (training.num_workers * training.cpus_per_worker)
+    if training.gpus_per_worker:
+        return max(1, min(by_cpu, int(have.get("GPU", 0)) // (training.num_workers * training.gpus_per_worker)))
+    return max(1, by_cpu)
+
+
+def _start_group(config: dict[str, Any]) -> Any:
+    """Starts a worker group in a task of its own; the task's value is the error it ended with, if any."""
+    return ray.remote(num_cpus=0, max_retries=0)(_run_group).remote(config)
+
+
+def _run_group(config: dict[str, Any]) -> str | None:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    section: TrainingSection = config["section"]
+    store, path = filesystem(config["uri"])
+    trainer = TorchTrainer(
+        group_worker,
+        train_loop_config=config,
+        scaling_config=scaling(section),
+        run_config=RunConfig(
+            name=config["group"],
+            storage_path=f"{path}/groups",
+            storage_filesystem=store,
+            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
+            worker_runtime_env=worker_environment(section),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        ray.get(config["desk"].fail.remote(f"worker group failed {section.max_failures + 1} times: {error}"))
+        return str(error)
+    return None
+
+
+def _tuner(
+    section: TuningSection,
+    *,
+    training: TrainingSection,
+    desk: Any,
+    num_groups: int,
+    incumbent: float,
+    num_rows: int,
+    uri: str,
+) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.search.optuna import OptunaSearch
+
+    from tuning.trial import Trial
+
+    def hopeless(_trial_id: str, result: dict[str, Any]) -> bool:
+        return not can_still_reach(
+            result["scores"], epochs_left=result["epochs_left"], incumbent=incumbent, num_rows=num_rows
+        )
+
+    space = tune_space(section)
+    searching = section.search == "optuna" and space
+    store, path = filesystem(uri)
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
+        param_space={} if searching else space,
+        tune_config=tune.TuneConfig(
+            metric=None if searching else "score",
+            mode=None if searching else "max",
+            num_samples=section.num_trials,
+            search_alg=OptunaSearch(space, metric="score", mode="max", seed=training.seed)
+            if searching
+            else BasicVariantGenerator(random_state=training.seed),
+            scheduler=ASHAScheduler(
+                metric="score" if searching else None,
+                mode="max" if searching else None,
+                max_t=max_epochs(training, section),
+                grace_period=min(section.grace_epochs, max_epochs(training, section)),
+                reduction_factor=section.reduction_factor,
+            ),
+            max_concurrent_trials=num_groups,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=path, storage_filesystem=store, stop=hopeless, verbose=0),
+    )
+
+
+def _result(
+    outcomes: dict[str, dict[str, Any]],
+    *,
+    training: TrainingSection,
+    rungs: dict[str, float],
+    num_rows: int,
+    errors: list[str],
+) -> SweepResult:
+    rows = [TrialRow(kind, {}, score, (), 0.0, "pretrained") for kind, score in rungs.items()]
+    exported: list[tuple[bool, float, str]] = []
+    for trial_id, found in outcomes.items():
+        section = trial_section(training, found["config"])
+        scores = tuple(epoch["score"] for epoch in found["epochs"])
+        completed = len(scores) == section.epochs
+        if found["outcome"] and found["outcome"]["weights"]:
+            exported.append((completed, scores[-1], trial_id))
+        rows.append(
+            TrialRow(
+                trial=trial_id,
+                config=found["config"],
+                score=scores[-1] if scores else 0.0,
+                scores=scores,
+                seconds=sum(epoch["step_seconds"] for epoch in found["epochs"]),
+                status=_status(scores, epochs=section.epochs, incumbent=max(rungs.values()), num_rows=num_rows),
+            )
+        )
+    if not exported:
+        raise TrainingFailed(f"no trial was trained to an export: {'; '.join(errors) or 'see the job log'}")
+    best = outcomes[max(exported)[2]]
+    return SweepResult(
+        rows=tuple(sorted(rows, key=lambda row: -row.score)),
+        selected=trial_section(training, best["config"]),
+        trained=Trained(**best["outcome"]),
+    )
+
+
+def _status(scores: tuple[float, ...], *, epochs: int, incumbent: float, num_rows: int) -> str:
+    if not scores:
+        return "failed: no epoch was finished"
+    if len(scores) == epochs:
+        return "completed"
+    if not can_still_reach(scores, epochs_left=epochs - len(scores), incumbent=incumbent, num_rows=num_rows):
+        return "stopped: cannot reach the incumbent any more"
+    return "stopped: behind the other trials"
