@@ -21,7 +21,7 @@ p, ul { margin: .4rem 0; } ul { padding-left: 1.2rem; } small, .soft { color: va
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 500; } td small { display: block; }
+th { color: var(--soft); font-weight: 500; } td small { display: block; white-space: nowrap; }
 th.plot { width: 42%; } .facts th { width: 34%; }
 .wide table td, .wide table th { overflow-wrap: normal; }
 svg { display: block; width: 100%; } .bar { fill: var(--bar); } .chosen .bar { fill: var(--chosen); }
@@ -30,7 +30,7 @@ svg { display: block; width: 100%; } .bar { fill: var(--bar); } .chosen .bar { f
 .scale { display: flex; justify-content: space-between; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8rem; }
-@media (max-width: 34rem) { body { padding: 1rem .8rem 2rem; } th.plot { width: 30%; } table { font-size: .85rem; } }
+@media (max-width: 34rem) { body { padding: 1rem .8rem 2rem; } th.plot { width: 26%; } table { font-size: .85rem; } }
 """
 
 

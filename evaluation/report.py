@@ -78,8 +78,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         f"A text classifier for the task `{evidence['name']}`, made from `{recipe['base_model']}`: mean-pooled encoder "
         f"and linear head, kind `{version['kind']}`. It is the {role} of run `{evidence['run']}`.",
         "## How good it is",
-        f"Accuracy {accuracy:.3f} on {verdict.n:,} test rows, which were read once, after everything was chosen on "
-        "validation.",
+        f"Accuracy {accuracy:.3f} on {verdict.n:,} test rows, on which nothing was chosen.",
         "## Fine-tuned against incumbent",
         verdict.sentence() + ".",
         "\n".join(f"- {reason}" for reason in verdict.reasons),
@@ -141,7 +140,7 @@ def _gain_section(verdict: Verdict) -> str:
     }
     return page.section(
         "Candidate against incumbent",
-        page.paragraph(f"The same {verdict.n:,} test rows, read once.", soft=True),
+        page.paragraph(f"The same {verdict.n:,} test rows.", soft=True),
         page.gain_plot(verdict.gain, interval=verdict.interval, minimum=verdict.minimum_gain),
         page.facts(counts | figures),
     )
@@ -170,10 +169,7 @@ def _ladder_section(evidence: Evidence) -> str:
 
 def _sweep_section(evidence: Evidence) -> str:
     keys = ("trial", "kind", "config", "epochs", "validation", "seconds", "status")
-    rows = [
-        ["" if row.get(key) in (None, {}) else page.text(page.plain(row[key])) for key in keys]
-        for row in evidence["sweep"]
-    ]
+    rows = [[_known(row.get(key)) for key in keys] for row in evidence["sweep"]]
     seeds = [[page.text(row["seed"]), page.text(f"{row['validation']:.4f}")] for row in evidence["seeds"]]
     return page.section(
         "Sweep and seeds",
@@ -221,6 +217,10 @@ def _seed_sentence(evidence: Evidence) -> str:
     if len(values) < 3:
         return f"seeds: {len(values)}, spread not assessed (that takes 3)"
     return f"seeds: {len(values)}, validation accuracy {min(values):.3f} to {max(values):.3f}"
+
+
+def _known(value: Any) -> str:
+    return "" if value in (None, {}) else page.text(page.plain(value))
 
 
 def _hub_id(uri: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
@@ -81,6 +81,7 @@ def test_total_disagreement_stays_within_minus_one_and_one() -> None:
     assert low < 1 == high
 
 
+@settings(deadline=None)
 @given(cells)
 def test_the_interval_holds_the_gain_and_lies_within_minus_one_and_one(table: tuple[int, int, int, int]) -> None:
     assume(sum(table))
@@ -89,6 +90,7 @@ def test_the_interval_holds_the_gain_and_lies_within_minus_one_and_one(table: tu
     assert -1 <= low <= counts.gain <= high <= 1
 
 
+@settings(deadline=None)
 @given(cells)
 def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(table: tuple[int, int, int, int]) -> None:
     assume(sum(table))
@@ -99,6 +101,7 @@ def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(tab
     assert mcnemar_midp(swapped(counts)) == mcnemar_midp(counts)
 
 
+@settings(deadline=None)
 @given(cells)
 def test_a_smaller_alpha_gives_a_wider_interval(table: tuple[int, int, int, int]) -> None:
     assume(sum(table))
@@ -108,6 +111,7 @@ def test_a_smaller_alpha_gives_a_wider_interval(table: tuple[int, int, int, int]
     assert high <= wider_high
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_midp_is_the_exact_p_less_the_probability_of_what_was_seen(ours: int, theirs: int) -> None:
     assume(ours + theirs)
