@@ -1,0 +1,104 @@
+"""The demo's data as it is: built once from the real package, and checked for what the task promises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import icd10
+from data.checks import clean
+from data.read import read_splits, read_table
+from data.split import normalise
+from recipes.schema import DataSection
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+    prefix = tmp_path_factory.mktemp("icd10").as_uri()
+    return prefix, icd10.write(prefix)
+
+
+@pytest.fixture(scope="module")
+def section(written: tuple[str, dict[str, int]]) -> DataSection:
+    prefix, _ = written
+    return DataSection(
+        train=f"{prefix}/train",
+        validation=f"{prefix}/validation",
+        test=f"{prefix}/test",
+        label="chapter",
+        split_by="category",
+        groups=("group",),
+    )
+
+
+def test_some_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
+    _, counts = written
+    total = sum(counts.values())
+    assert 12_000 < total < 13_000
+    assert [round(counts[name] / total, 2) for name in ("train", "validation", "test")] == pytest.approx(
+        [0.72, 0.11, 0.17], abs=0.015
+    )
+
+
+def test_every_split_shows_all_21_chapters_in_like_shares(section: DataSection) -> None:
+    splits = read_splits(section)
+    shares = []
+    for rows in (splits.train, splits.validation, splits.test):
+        assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
+        shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
+    # One category alone (L89, pressure ulcers) is 2 % of all rows, and is not parted.
+    assert all(abs(shares[0][label] - other[label]) < 0.04 for other in shares[1:] for label in other)
+
+
+def test_the_gates_find_nothing_to_drop_and_no_leak(section: DataSection) -> None:
+    splits = read_splits(section)
+    cleaned, report = clean(splits)
+    assert cleaned == splits
+    assert report.leaks == ()
+    assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
+
+
+def test_each_wording_stands_once(section: DataSection) -> None:
+    texts = [normalise(text) for _, rows in read_splits(section).items() for text in rows.texts]
+    assert len(texts) == len(set(texts))
+
+
+def test_columns_carry_code_title_and_category_beside_the_text(written: tuple[str, dict[str, int]]) -> None:
+    columns = ["text", "code", "title", "chapter", "category", "group"]
+    rows: list[dict[str, Any]] = []
+    for name in written[1]:
+        rows += read_table(f"{written[0]}/{name}", columns=columns).to_pylist()
+    [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
+    assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
+    assert row["chapter"] == "diseases of the genitourinary system"
+    assert all(row["category"] == row["code"][:3] and row["title"] for row in rows)
+
+
+def test_building_again_gives_the_same_bytes(written: tuple[str, dict[str, int]], tmp_path: Path) -> None:
+    icd10.write(tmp_path.as_uri() + "/")
+    first = Path(written[0].removeprefix("file://"))
+    for name in written[1]:
+        part = Path(name) / "part-0.parquet"
+        assert (tmp_path / part).read_bytes() == (first / part).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("Newborn affected by maternal hypertension", "newborn"),
+        ("Neonatal thrombocytopenia due to isoimmunization", "newborn"),
+        ("Pre-eclampsia, mild", "maternal"),
+        ("Obstructed LABOR due to breech presentation", "maternal"),
+        ("Juvenile dermatitis herpetiformis", "paediatric"),
+        ("Pediatric inflammatory multisystem syndrome", "paediatric"),
+        ("Prolapse of uterus NOS", "female"),
+        ("Endometriosis of the pelvic splanchnic nerves", "female"),
+        ("Carbuncle of male genital organ", "male"),
+        ("Atrophy of tunica vaginalis", "unstated"),
+        ("Pyelonephritis NOS", "unstated"),
+        ("Laboratory finding, abnormal", "unstated"),
+        ("Mental disorder of manner", "unstated"),
+    ],
+)
+def test_the_group_is_what_the_words_of_a_term_state(text: str, group: str) -> None:
+    assert icd10.group_of(text) == group
