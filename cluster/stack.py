@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
-POLL_S = 0.1
+POLL_S = 0.05
 LOG_TAIL_CHARS = 1500
 
 
@@ -127,7 +127,7 @@ def _is_alive(state: StackState) -> bool:
     try:
         process = psutil.Process(state.pid)
         # The clock behind create_time may be corrected a little while the process runs.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.started) < 2
+        return _runs(process) and abs(process.create_time() - state.started) < 2
     except psutil.NoSuchProcess:
         return False
 
@@ -159,19 +159,42 @@ def _log(folder: Path) -> str:
     return f"see {path}, which ends:\n{path.read_text(errors='replace')[-LOG_TAIL_CHARS:].strip()}"
 
 
-def _end(pid: int) -> None:
-    """Asks a stack process to end and, if it does not, kills it and what it started, each by its process id."""
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything it started, or nothing if it is gone."""
     try:
         process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
+        return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return
-    _, remaining = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    for member in remaining:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(remaining, timeout=5)
+        return []
+
+
+def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
+    """Waits until these processes have ended and kills, each by its process id, those that do not in time."""
+    deadline = time.monotonic() + timeout_s
+    while remaining := [process for process in processes if _runs(process)]:
+        if time.monotonic() > deadline:
+            for process in remaining:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+        time.sleep(POLL_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie has ended, and when it goes is up to its parent."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(pid: int) -> None:
+    members = family(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    await_end(members, timeout_s=STOP_TIMEOUT_S)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def _clear_remains(folder: Path) -> None:

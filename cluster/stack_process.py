@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import psutil
 import requests
 
 from cluster import storage
-from cluster.stack import POLL_S, STATE_FILE, StackError, StackState
+from cluster.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 
 BUCKETS = ("lake", "models")
 KEYS_FILE = "keys.json"
@@ -105,21 +104,10 @@ def _require_alive(servers: dict[str, "subprocess.Popen[bytes]"]) -> None:
 
 def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
     """Ends the servers, both at once, and kills what is left of them after a while."""
-    family = [member for server in servers for member in _family(server.pid)]
+    members = [member for server in servers for member in family(server.pid)]
     for server in servers:
         server.terminate()
-    _, remaining = psutil.wait_procs(family, timeout=SERVER_STOP_TIMEOUT_S)
-    for member in remaining:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+    await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
 
 
 def _keys(folder: Path) -> _Keys:

@@ -101,7 +101,7 @@ def test_a_killed_stack_is_noticed_starts_again_with_its_data_and_ends_whole(
         assert family
     finally:
         assert stacks.down(tmp_path)
-    assert not any(process.is_running() for process in family)
+    assert not any(_runs(process) for process in family)
     for state in (first, second):
         assert not _processes_naming(state.temp_dir)
         assert not Path(state.temp_dir).exists()
@@ -120,6 +120,10 @@ def test_a_stack_that_cannot_start_says_where_its_log_lies(tmp_path: Path) -> No
 def _use(state: stacks.StackState, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in state.environment().items():
         monkeypatch.setenv(name, value)
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _processes_naming(text: str) -> list[int]:
