@@ -1,0 +1,311 @@
+"""The command line: one function a verb, no logic."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from recipes.schema import Recipe, load_recipe
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
+data_app = typer.Typer(no_args_is_help=True, help="Puts data where a recipe reads it.")
+app.add_typer(stack_app, name="stack")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Folder = Annotated[Path | None, typer.Option("--dir", help="The stack's folder [default: .tailorbird].")]
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+USER_ERROR, FAILURE = 2, 1
+
+
+def fails_clearly(verb: Verb) -> Verb:
+    """Errors in what the user gave end with 2, failures of the work with 1, each with its message alone."""
+
+    @wraps(verb)
+    def wrapped(*arguments: Any, **named: Any) -> None:
+        try:
+            verb(*arguments, **named)
+        except ValueError as error:
+            _stop(error, code=USER_ERROR)
+        except RuntimeError as error:
+            _stop(error, code=FAILURE)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@app.callback()
+def find_stack() -> None:
+    """Adapts a pretrained model to your data, proves whether it deserves to replace the one you had, serves the winner."""
+    from cluster.session import use_stack
+
+    use_stack(_folder(None))  # before any verb imports Ray, which reads its token's place once
+
+
+@app.command()
+@fails_clearly
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The main job: data, baselines, sweep, seeds, verdict, registry. Goes on from what is done.
+
+    Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
+    """
+    import pipeline
+    from evaluation.report import verdict_lines
+
+    with _working(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = pipeline.run(loaded, show=show)
+    value = {"run": done.run, "winner": done.winner, "verdict": done.verdict.to_dict()}
+    _answer(value, as_json=as_json, lines=[*verdict_lines(done.evidence), f"evidence: {done.run}/report.html"])
+
+
+@app.command()
+@fails_clearly
+def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What the pretrained model can do untouched, on validation rows.
+
+    Example: tailorbird baseline recipes/icd10_demo.yaml
+    """
+    import pipeline
+
+    with _working(recipe, overrides, as_json=as_json) as (loaded, show):
+        rungs, incumbent = pipeline.climb_ladder(pipeline.prepare(loaded, show=show), show=show)
+    _answer({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
+
+
+@app.command()
+@fails_clearly
+def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Baselines and sweep, in one table; test rows stay unread by any model.
+
+    Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
+    """
+    import pipeline
+
+    with _working(recipe, overrides, as_json=as_json) as (loaded, show):
+        swept = pipeline.sweep_only(loaded, show=show)
+    lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
+    _answer(swept.to_dict(), as_json=as_json, lines=lines)
+
+
+@app.command()
+@fails_clearly
+def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The verdict of what is trained: like `run`, but refuses to train.
+
+    Example: tailorbird evaluate recipes/icd10_demo.yaml
+    """
+    import pipeline
+    from evaluation.report import verdict_lines
+
+    with _working(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = pipeline.run(loaded, show=show, may_train=False)
+    _answer({"run": done.run, "verdict": done.verdict.to_dict()}, as_json=as_json, lines=verdict_lines(done.evidence))
+
+
+@app.command()
+@fails_clearly
+def promote(
+    recipe: RecipePath,
+    version: Annotated[str | None, typer.Option(help="A version's URI [default: the latest run's winner].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes the winner of a run the champion.
+
+    Example: tailorbird promote recipes/icd10_demo.yaml
+    """
+    from promote import promote as promote_version
+
+    champion = promote_version(_recipe(recipe).home, version=version)
+    _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
+
+
+@app.command()
+@fails_clearly
+def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Serves the champion on Ray Serve, or moves the service to it.
+
+    Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
+    """
+    from models.registry import read_champion, read_version
+    from serving.deploy import deploy
+
+    loaded = _recipe(recipe, overrides)
+    found = read_champion(loaded.home)
+    if found is None:
+        raise ValueError(f"{loaded.home} has no champion; `tailorbird promote {recipe}` makes one")
+    version = read_version(found[0].uri)
+    url = deploy(
+        loaded.serving, home=loaded.home, version_uri=version.uri, digest=version.digest, code_uri=version.code
+    )
+    _answer(
+        {"url": url, "version": version.version, "digest": version.digest},
+        as_json=as_json,
+        lines=[f"{version.version} answers at {url}/v1/classify"],
+    )
+
+
+@app.command()
+@fails_clearly
+def models(recipe: RecipePath, as_json: AsJson = False) -> None:
+    """The registered versions, and which is the champion.
+
+    Example: tailorbird models recipes/icd10_demo.yaml --json
+    """
+    from models.registry import list_versions, read_champion
+
+    home = _recipe(recipe).home
+    found = read_champion(home)
+    champion = found[0].uri if found else None
+    versions = list_versions(home)
+    lines = [
+        f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
+        for version in versions
+    ]
+    value = {"champion": champion, "versions": [version.model_dump() for version in versions]}
+    _answer(value, as_json=as_json, lines=lines or [f"no version under {home}; `tailorbird run {recipe}` makes one"])
+
+
+@data_app.command()
+@fails_clearly
+def icd10(
+    prefix: Annotated[str, typer.Argument(help="Where to.")] = "s3://lake/icd10", as_json: AsJson = False
+) -> None:
+    """Writes the US ICD-10-CM inclusion terms as Parquet, split by category.
+
+    Example: tailorbird data icd10 s3://lake/icd10
+    """
+    from data.icd10 import write
+
+    counts = write(prefix)
+    _answer(
+        {"prefix": prefix, "rows": counts},
+        as_json=as_json,
+        lines=[f"{prefix}/{name}: {count} rows" for name, count in counts.items()],
+    )
+
+
+@data_app.command()
+@fails_clearly
+def put(
+    folder: Annotated[Path, typer.Argument(help="A local folder with Parquet files.")],
+    prefix: Annotated[str, typer.Argument(help="Where to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Uploads a folder of Parquet files.
+
+    Example: tailorbird data put ./banking77 s3://lake/banking77
+    """
+    from data.put import put_folder
+
+    uris = put_folder(folder, prefix)
+    _answer({"files": uris}, as_json=as_json, lines=uris)
+
+
+@stack_app.command()
+@fails_clearly
+def up(
+    folder: Folder = None,
+    num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use [default: all].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Starts the stack, or finds it running.
+
+    Example: tailorbird stack up
+    """
+    from cluster import stack
+
+    state = stack.up(_folder(folder), num_cpus=num_cpus)
+    _answer(state.model_dump(), as_json=as_json, lines=_stack_lines(state))
+
+
+@stack_app.command()
+@fails_clearly
+def down(folder: Folder = None, as_json: AsJson = False) -> None:
+    """Stops the stack; its data stay.
+
+    Example: tailorbird stack down
+    """
+    from cluster import stack
+
+    stack.down(_folder(folder))
+    _answer({"running": False}, as_json=as_json, lines=["the stack is down; its data stay"])
+
+
+@stack_app.command()
+@fails_clearly
+def status(
+    folder: Folder = None,
+    export: Annotated[bool, typer.Option("--export", help="Print shell lines that set its environment.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Whether the stack runs, and where.
+
+    Example: eval "$(tailorbird stack status --export)"
+    """
+    from cluster import stack
+
+    state = stack.status(_folder(folder))
+    if state is None:
+        if export:
+            raise ValueError("no stack is running; `tailorbird stack up` starts one")
+        _answer({"running": False}, as_json=as_json, lines=["no stack is running; `tailorbird stack up` starts one"])
+        return
+    lines = [f"export {name}={value}" for name, value in state.environment().items()] if export else _stack_lines(state)
+    _answer({"running": True} | state.model_dump(), as_json=as_json, lines=lines)
+
+
+@contextmanager
+def _working(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
+    """The recipe, and a display of progress, on a connected Ray."""
+    from cluster.progress import display
+    from cluster.session import connect
+
+    recipe = _recipe(path, overrides)
+    with connect(), display(Console(stderr=as_json)) as show:
+        yield recipe, show
+
+
+def _recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+    return load_recipe(path, overrides=tuple(overrides or ()))
+
+
+def _folder(given: Path | None) -> Path:
+    return given or Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird")
+
+
+def _stack_lines(state: Any) -> list[str]:
+    return [
+        f"S3 {state.s3_endpoint}",
+        f"Ray {state.ray_address}, dashboard {state.dashboard_url}",
+        f"Serve http://127.0.0.1:{state.serve_port} (once something is served)",
+    ]
+
+
+def _answer(value: dict[str, Any], *, as_json: bool, lines: list[str]) -> None:
+    for line in [json.dumps(value)] if as_json else lines:
+        print(line)
+
+
+def _stop(error: Exception, *, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the command `tailorbird`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
