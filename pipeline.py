@@ -3,13 +3,13 @@
 import json
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from cluster import storage
 from cluster.code import CodeVersion, ship_code
@@ -41,6 +41,7 @@ from training.trainer import Trained, finetune
 from tuning.sweep import SweepResult, sweep
 
 ROOT = Path(__file__).parent
+UNREGISTERED = "not registered"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Done:
         return str(self.evidence["versions"][role]["uri"])
 
 
-def run(recipe: Recipe, *, show: Show) -> Done:
+def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     """Everything from Parquet to a registered winner, on the Ray that this process is connected to.
 
     Each finished stage is found again on S3 by what went into it: run again after an interruption, it goes on. Raises
@@ -103,9 +104,9 @@ def run(recipe: Recipe, *, show: Show) -> Done:
         show({"event": "note", "text": f"this run is finished: {prepared.run}"})
         return found
     rungs, incumbent = climb_ladder(prepared, show=show)
-    with relayed(show) as relay:
+    with relayed(show) if may_train else nullcontext() as relay:
         swept = sweep_trials(prepared, rungs=rungs, incumbent=incumbent, show=show, relay=relay)
-        seeds = train_seeds(prepared, swept, rungs=rungs, show=show, relay=relay)
+        seeds = train_seeds(prepared, swept, show=show, relay=relay)
     candidate = choose_candidate(prepared, swept.selected, seeds)
     predictions = predict_test(prepared, incumbent=incumbent, candidate=candidate, show=show)
     verdict = decide(
@@ -157,6 +158,14 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         question=Question.from_dict(frozen["question"]),
         champion=frozen["champion"],
     )
+
+
+def sweep_only(recipe: Recipe, *, show: Show) -> SweepResult:
+    """The run up to its sweep."""
+    prepared = prepare(recipe, show=show)
+    rungs, incumbent = climb_ladder(prepared, show=show)
+    with relayed(show) as relay:
+        return sweep_trials(prepared, rungs=rungs, incumbent=incumbent, show=show, relay=relay)
 
 
 def find(prepared: Prepared) -> Done | None:
@@ -212,7 +221,8 @@ def sweep_trials(
     scores = {rung["kind"]: rung["validation"] for rung in rungs}
 
     def compute(uri: str) -> dict[str, Any]:
-        task = _training_task(prepared, rungs)
+        _require(relay, what="sweep", command="sweep")
+        task = _training_task(prepared)
         return sweep(recipe.tuning, training=recipe.training, task=task, rungs=scores, uri=uri, relay=relay).to_dict()
 
     value = once(
@@ -229,9 +239,7 @@ def sweep_trials(
     return SweepResult.from_dict(value)
 
 
-def train_seeds(
-    prepared: Prepared, swept: SweepResult, *, rungs: list[dict[str, Any]], show: Show, relay: Any
-) -> list[Trained]:
+def train_seeds(prepared: Prepared, swept: SweepResult, *, show: Show, relay: Any) -> list[Trained]:
     """The selected trial, and the same configuration trained with the further seeds that the recipe asks for."""
     recipe, trained = prepared.recipe, [swept.trained]
     for number in range(1, recipe.training.num_seeds):
@@ -239,7 +247,8 @@ def train_seeds(
         show({"event": "stage", "text": f"seed {section.seed}: the selected configuration once more"})
 
         def compute(uri: str, section: TrainingSection = section) -> dict[str, Any]:
-            return finetune(section, task=_training_task(prepared, rungs), uri=uri, relay=relay).to_dict()
+            _require(relay, what=f"training with seed {section.seed}", command="run")
+            return finetune(section, task=_training_task(prepared), uri=uri, relay=relay).to_dict()
 
         value = once(
             recipe.home,
@@ -280,7 +289,9 @@ def predict_test(prepared: Prepared, *, incumbent: Model, candidate: Model, show
 def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], parts: dict[str, Any]) -> Done:
     """Registers the incumbent, and the candidate if it won; the evidence goes to the run and to the versions."""
     won = verdict.outcome is Outcome.FINE_TUNE
-    versions: dict[str, Any] = {role: {"kind": model.kind, "uri": model.uri} for role, model in models.items()}
+    versions: dict[str, Any] = {
+        role: {"kind": model.kind, "uri": model.uri, "digest": UNREGISTERED} for role, model in models.items()
+    }
     registered = {role: _registered(prepared, models[role]) for role in models if won or role == "incumbent"}
     for role, version in registered.items():
         versions[role] = {"kind": version.kind, "uri": version.uri, "digest": version.digest}
@@ -381,19 +392,21 @@ def _registered(prepared: Prepared, model: Model) -> ModelVersion:
     return register(prepared.recipe.home, local_copy(model.uri))
 
 
-def _training_task(prepared: Prepared, rungs: list[dict[str, Any]]) -> TrainingTask:
-    """Training and validation rows with the probe's head to start from; test is not in it."""
-    probe = next(rung["uri"] for rung in rungs if rung["kind"] == "probe")
-    head = load_file(local_copy(probe) / "head.safetensors")
+def _training_task(prepared: Prepared) -> TrainingTask:
+    """Training and validation rows; test is not in it."""
     return TrainingTask(
         base_model=prepared.base_model,
         train=prepared.splits.train,
         validation=prepared.splits.validation,
         classes=prepared.classes,
         max_length=prepared.recipe.data.max_length,
-        head_weight=head["weight"],
-        head_bias=head["bias"],
     )
+
+
+def _require(relay: Any, *, what: str, command: str) -> None:
+    """Training tells of itself through a relay; without one, it is not wanted."""
+    if relay is None:
+        raise ValueError(f"the {what} of this recipe is not finished; `tailorbird {command} RECIPE` does it")
 
 
 def _remotely(function: Callable[..., Any], training: TrainingSection) -> Callable[..., Any]:

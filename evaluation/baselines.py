@@ -11,7 +11,7 @@ from cluster.fetch import local_copy
 from data.encode import encode_texts, label_indices, load_tokenizer
 from data.read import Rows
 from evaluation.reference import fit_reference, majority
-from models.classifier import Classifier, embed_rows, new_head
+from models.classifier import Classifier, embed_rows, zero_head
 from models.load import default_device, inference_dtype, load_encoder
 
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -40,6 +40,13 @@ class Head:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
 
+    def __post_init__(self) -> None:
+        for name in (
+            "weight",
+            "bias",
+        ):  # safetensors writes memory as it lies; scikit-learn's is by column
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
+
     def accuracy(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         return float(((embeddings @ self.weight.T + self.bias).argmax(1) == labels).mean())
 
@@ -63,8 +70,7 @@ def climb(
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    empty = new_head(width, 1, weight=np.zeros((1, width)), bias=np.zeros(1)).to(default_device())
-    model = Classifier(encoder, empty)
+    model = Classifier(encoder, zero_head(width, 1).to(default_device()))
 
     def embedded(texts: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
@@ -133,7 +139,7 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _as_head(fitted: LogisticRegression, *, num_classes: int) -> Head:
-    weight, bias = fitted.coef_.astype(np.float32), fitted.intercept_.astype(np.float32)
+    weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return Head(weight, bias)

@@ -32,12 +32,11 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-def new_head(num_features: int, num_classes: int, *, weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    """A linear head with given weight [L, D] and bias [L]."""
+def zero_head(num_features: int, num_classes: int) -> nn.Linear:
+    """A linear head to start from: every class equally likely."""
     head = nn.Linear(num_features, num_classes)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32)))
-        head.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias, dtype=np.float32)))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
     return head
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from cluster.fetch import local_copy
 from data.encode import collate, encode_texts, label_indices, length_batches, load_tokenizer
 from data.read import Rows
-from models.classifier import Classifier, new_head
+from models.classifier import Classifier, zero_head
 from models.load import add_adapter, default_device, inference_dtype, load_encoder
 from recipes.schema import TrainingSection
 from training.order import epoch_batches, num_steps, rank_rows
@@ -32,9 +32,6 @@ class TrainingTask:
     validation: Rows
     classes: tuple[str, ...]
     max_length: int
-    head_weight: NDArray[np.float32]
-    """Head to start from [L, D]: the probe's, so that training begins where the frozen encoder ends."""
-    head_bias: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,15 @@ def load_material(task: TrainingTask) -> Material:
 
 
 def build_model(section: TrainingSection, material: Material) -> Classifier:
-    """A fresh model to train: the pristine encoder, with an adapter for `lora`, and the task's starting head."""
+    """A fresh model to train: the pristine encoder, with an adapter for `lora`, and a head of zeros.
+
+    A probe's head to start from was tried and ended 1.6 points lower on ICD-10-CM's validation rows.
+    """
     encoder = copy.deepcopy(material.encoder)
+    num_features = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     if section.method == "lora":
         encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
-    weight = material.task.head_weight
-    head = new_head(weight.shape[1], weight.shape[0], weight=weight, bias=material.task.head_bias)
-    return Classifier(encoder, head).to(default_device())
+    return Classifier(encoder, zero_head(num_features, len(material.task.classes))).to(default_device())
 
 
 def new_engine(section: TrainingSection, material: Material) -> Any:

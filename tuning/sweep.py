@@ -176,7 +176,14 @@ def _tuner(
             max_concurrent_trials=num_groups,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=path, storage_filesystem=store, stop=hopeless, verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=path,
+            storage_filesystem=store,
+            stop=hopeless,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
     )
 
 
