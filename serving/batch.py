@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,23 +22,33 @@ class _Job:
 class Batcher:
     """Runs `run(rows) -> results` on `executor`, one call at a time, over rows of waiting requests in order of arrival.
 
-    There is no waiting time: a lone request starts at once, and while a call runs the next batch gathers by itself. A
-    request larger than `max_rows` goes through in several calls. `serve.batch` gathers its next batch *before*
-    the engine is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.
+    A lone request starts at once, and while a call runs the next batch gathers by itself. Clients that wait for
+    an answer before they ask again would fall into two groups that take turns, each with half a batch: so a call that
+    follows another within `linger_s` waits, no longer, until as many requests are there as were when the other ended.
+    A request larger than `max_rows` goes through in several calls. (`serve.batch` gathers its next batch *before* the
+    engine is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.)
     Lives in one event loop.
     """
 
-    def __init__(self, run: Callable[[list[Any]], Sequence[Any]], *, executor: Executor, max_rows: int) -> None:
+    def __init__(
+        self, run: Callable[[list[Any]], Sequence[Any]], *, executor: Executor, max_rows: int, linger_s: float
+    ) -> None:
         self._run = run
         self._executor = executor
         self._max_rows = max_rows
+        self._linger_s = linger_s
         self._waiting: deque[_Job] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._gathered = asyncio.Event()
+        self._num_expected = 0
+        self._ended_at = float("-inf")
 
     async def submit(self, rows: Sequence[Any]) -> list[Any]:
         """Results of the rows, in their order; raises what `run` raises. A cancelled caller leaves the queue."""
         job = _Job(rows, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
+        if self._is_gathered():
+            self._gathered.set()
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
         return await job.done
@@ -63,6 +74,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             while True:
+                await self._linger()
                 rows, shares = self.take()
                 if not shares:
                     return
@@ -73,10 +85,24 @@ class Batcher:
                     for job, _ in shares:
                         if not job.done.done():
                             job.done.set_exception(error)
-                    continue
-                _hand_out(results, shares)
+                else:
+                    _hand_out(results, shares)
+                self._num_expected = len(self._waiting) + sum(job.done.done() for job, _ in shares)
+                self._ended_at = loop.time()
         finally:
             self._task = None
+
+    async def _linger(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._is_gathered() or self._ended_at + self._linger_s <= loop.time():
+            return
+        self._gathered.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._ended_at + self._linger_s):
+                await self._gathered.wait()
+
+    def _is_gathered(self) -> bool:
+        return len(self._waiting) >= self._num_expected or sum(len(job.rows) for job in self._waiting) >= self._max_rows
 
 
 def _hand_out(results: Sequence[Any], shares: list[tuple[_Job, int]]) -> None:

