@@ -47,7 +47,7 @@ def fails_clearly(verb: Verb) -> Verb:
 
 @app.callback()
 def find_stack() -> None:
-    """Adapts a pretrained model to your data, proves whether it deserves to replace the one you had, serves the best."""
+    """Adapts a pretrained model to your data, proves whether it deserves to replace the one you had, serves it."""
     from cluster.session import use_stack
 
     use_stack(_folder(None))  # before any verb imports Ray, which reads its token's place once

@@ -1,5 +1,6 @@
 """The sweep: Ray Tune chooses, worker groups train, and the pretrained rungs stand in the table as the rows to beat."""
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,6 +142,7 @@ def _tuner(
     num_rows: int,
     uri: str,
 ) -> Any:
+    import optuna
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import BasicVariantGenerator
@@ -153,22 +155,22 @@ def _tuner(
             result["scores"], epochs_left=result["epochs_left"], incumbent=incumbent, num_rows=num_rows
         )
 
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = tune_space(section)
     searching = section.search == "optuna" and space
     store, path = filesystem(uri)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
-        param_space={} if searching else space,
+        param_space=space,
         tune_config=tune.TuneConfig(
-            metric=None if searching else "score",
-            mode=None if searching else "max",
+            metric="score",
+            mode="max",
             num_samples=section.num_trials,
-            search_alg=OptunaSearch(space, metric="score", mode="max", seed=training.seed)
+            search_alg=OptunaSearch(seed=training.seed)
             if searching
             else BasicVariantGenerator(random_state=training.seed),
             scheduler=ASHAScheduler(
-                metric="score" if searching else None,
-                mode="max" if searching else None,
                 max_t=max_epochs(training, section),
                 grace_period=min(section.grace_epochs, max_epochs(training, section)),
                 reduction_factor=section.reduction_factor,

@@ -1,0 +1,36 @@
+# Each target works on a fresh clone: it makes .venv first if it has to.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.installed
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: setup demo test test-slow check bench clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml
+	$(PYTHON) -m venv .venv || { echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(SETUP)
+	$(BIN)/python demo.py $(if $(KEEP),--keep)
+
+test: $(SETUP)
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(SETUP)
+	$(BIN)/pytest -m slow
+
+check: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(SETUP)
+	@for script in benchmarks/*_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

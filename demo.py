@@ -1,0 +1,93 @@
+"""`make demo`: the whole way on one machine, from an empty folder to answers over HTTP."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+from rich.console import Console
+
+RECIPE = Path(__file__).parent / "recipes" / "icd10_demo.yaml"
+DATA = "s3://lake/icd10"
+TERMS = (
+    "Kinking and stricture of ureter without hydronephrosis",
+    "Farmer's lung",
+    "Fear of flying",
+)
+
+
+def main() -> None:
+    """Starts the stack, runs the main job, serves the winner, asks it, and stops everything unless told to keep it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the stack and the service running")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    arguments = parser.parse_args()
+
+    from cluster import stack
+    from cluster.session import use_stack
+
+    console, folder, begun = Console(highlight=False), stack.default_folder(), time.monotonic()
+    console.print(f"[bold]stack: a real S3 server and a local Ray, in {folder.name}/[/bold]")
+    stack.up(folder)
+    try:
+        use_stack(folder)
+        url = _whole_way(console, overrides=tuple(arguments.overrides))
+        console.print(f"\n[bold]done in {(time.monotonic() - begun) / 60:.1f} minutes[/bold]")
+        if arguments.keep:
+            console.print(_how_to_go_on(url))
+    finally:
+        if not arguments.keep:
+            stack.down(folder)
+            console.print(f"stopped all that was started; data, models and evidence stay in {folder.name}/")
+
+
+def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
+    import pipeline
+    from cluster.progress import display
+    from cluster.session import connect
+    from cluster.storage import exists
+    from data.icd10 import write
+    from evaluation.report import verdict_lines
+    from models.registry import read_version
+    from promote import promote
+    from recipes.schema import load_recipe
+    from serving.deploy import deploy
+
+    recipe = load_recipe(RECIPE, overrides=overrides)
+    with connect(), display(console) as show:
+        if not exists(f"{DATA}/test"):
+            counts = write(DATA)
+            show({"event": "stage", "text": f"ICD-10-CM as Parquet at {DATA}: {counts}"})
+        done = pipeline.run(recipe, show=show)
+        champion = promote(recipe.home, version=done.winner)
+        show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
+        version = read_version(champion.uri)
+        url = deploy(
+            recipe.serving, home=recipe.home, version_uri=version.uri, digest=version.digest, code_uri=version.code
+        )
+    console.print()
+    for line in verdict_lines(done.evidence):
+        console.print(line, markup=False)
+    console.print(f"\n[bold]POST {url}/v1/classify[/bold]")
+    for term, answer in zip(TERMS, _ask(url, TERMS), strict=True):
+        console.print(f"  {term:<56} {answer['label']}  ({answer['score']:.2f})", markup=False)
+    console.print(f"\nevidence: {done.run}/ (evidence.json, report.html, predictions/)")
+    return url
+
+
+def _ask(url: str, terms: tuple[str, ...]) -> list[dict[str, Any]]:
+    answer = requests.post(f"{url}/v1/classify", json={"input": list(terms)}, timeout=30)
+    answer.raise_for_status()
+    return list(answer.json()["results"])
+
+
+def _how_to_go_on(url: str) -> str:
+    return (
+        f"""it serves on. Ask it:   curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'\n"""
+        "stop it:                .venv/bin/tailorbird stack down"
+    )
+
+
+if __name__ == "__main__":
+    main()
