@@ -35,7 +35,7 @@ def main() -> None:
         url = _whole_way(console, overrides=tuple(arguments.overrides))
         console.print(f"\n[bold]done in {(time.monotonic() - begun) / 60:.1f} minutes[/bold]")
         if arguments.keep:
-            console.print(_how_to_go_on(url))
+            console.print(_how_to_go_on(url), soft_wrap=True)
     finally:
         if not arguments.keep:
             stack.down(folder)
@@ -68,11 +68,11 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
         )
     console.print()
     for line in verdict_lines(done.evidence):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"\n[bold]POST {url}/v1/classify[/bold]")
     for term, answer in zip(TERMS, _ask(url, TERMS), strict=True):
-        console.print(f"  {term:<56} {answer['label']}  ({answer['score']:.2f})", markup=False)
-    console.print(f"\nevidence: {done.run}/ (evidence.json, report.html, predictions/)")
+        console.print(f"  {term:<56} {answer['label']}  ({answer['score']:.2f})", markup=False, soft_wrap=True)
+    console.print(f"\nevidence: {done.run}/ (evidence.json, report.html, predictions/)", soft_wrap=True)
     return url
 
 

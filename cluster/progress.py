@@ -71,7 +71,7 @@ def _live(console: Console, status: Status) -> Show:
         if event["event"] == "step":
             status.update(_step(event))
         else:
-            console.print(_line(event), highlight=False)
+            console.print(_line(event), highlight=False, soft_wrap=True)
             status.update(event.get("text", "…"))
 
     return show
@@ -83,10 +83,10 @@ def _lines(console: Console) -> Show:
     def show(event: Event) -> None:
         nonlocal said
         if event["event"] != "step":
-            console.print(_line(event), highlight=False)
+            console.print(_line(event), highlight=False, soft_wrap=True)
         elif time.monotonic() - said > LOG_EVERY_S:
             said = time.monotonic()
-            console.print("  " + _step(event), highlight=False)
+            console.print("  " + _step(event), highlight=False, soft_wrap=True)
 
     return show
 
