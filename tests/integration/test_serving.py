@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import requests
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cluster import code, fetch, stack, storage
 from data.encode import encode_texts, load_tokenizer
@@ -57,12 +58,10 @@ class Service:
         local = fetch.local_copy(base)
         tokenizer = load_tokenizer(local)
         tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
-        empty = classifier.new_head(WIDTH, 1, weight=np.zeros((1, WIDTH)), bias=np.zeros(1))
-        model = classifier.Classifier(load.load_encoder(local), empty)
-        names = classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id)
-        names /= np.linalg.norm(names, axis=1, keepdims=True)
-        head = classifier.new_head(WIDTH, len(CLASSES), weight=temperature * names, bias=np.zeros(len(CLASSES)))
-        save_file(head.state_dict(), folder / "head.safetensors")
+        model = classifier.Classifier(load.load_encoder(local), nn.Linear(WIDTH, 1))
+        names = torch.from_numpy(classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id))
+        names = temperature * nn.functional.normalize(names)
+        save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
         config = registry.VersionConfig(
             kind="zero_shot",
             classes=CLASSES,
