@@ -68,9 +68,8 @@ def main() -> None:
         with _fastapi(version.uri) as plain_url:
             for url in (base_url, plain_url):
                 _load(url, scripts[1], seconds=WARM_SECONDS)
-            rounds = [
-                _round(version.uri, texts, scripts=scripts, urls=(base_url, plain_url)) for _ in range(NUM_ROUNDS)
-            ]
+            served = Served(pid, base_url, plain_url, scripts)
+            rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
     _show(rounds, cores=cores)
     figures = {name: round(median(figures[name] for figures in rounds), 3) for name in rounds[0]}
     holds = figures["lists_of_16_to_raw"] >= 0.70 and figures["singles_to_fastapi"] > 1.0
