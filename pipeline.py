@@ -217,6 +217,7 @@ def sweep_trials(
 ) -> SweepResult:
     """The sweep, which sees training and validation rows only."""
     recipe = prepared.recipe
+    _note_shortage(recipe.training, show=show)
     show({"event": "stage", "text": f"sweep: {recipe.tuning.num_trials} trials to beat {incumbent.validation:.3f}"})
     scores = {rung["kind"]: rung["validation"] for rung in rungs}
 
@@ -401,6 +402,19 @@ def _training_task(prepared: Prepared) -> TrainingTask:
         classes=prepared.classes,
         max_length=prepared.recipe.data.max_length,
     )
+
+
+def _note_shortage(training: TrainingSection, *, show: Show) -> None:
+    """Says so where the workers will have to wait for CPUs."""
+    needed, free = training.num_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
+    if free < needed:
+        show(
+            {
+                "event": "note",
+                "text": f"training needs {needed} CPUs and {free:g} are free: it waits for others to end "
+                "(a service holds one a replica) or for the autoscaler to bring nodes",
+            }
+        )
 
 
 def _require(relay: Any, *, what: str, command: str) -> None:

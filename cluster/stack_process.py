@@ -205,7 +205,8 @@ def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subproces
         *(f"--{name}={base + offset}" for name, offset in ports.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        *([f"--num-cpus={num_cpus}"] if num_cpus else []),
+        # One more than there are cores: a service that mostly waits must not keep a training from starting beside it.
+        f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
     return _start(command, cwd=temp_dir)
 

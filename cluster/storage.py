@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def upload_folder(local: Path, uri: str) -> None:
     _transfer((name for name in names if name != MANIFEST), lambda name: _upload(local / name, f"{base}/{name}"))
     if MANIFEST in names:
         _upload(local / MANIFEST, f"{base}/{MANIFEST}")
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes everything under `uri`; where nothing is, nothing happens."""
+    store, path = filesystem(uri)
+    with explained(uri), suppress(FileNotFoundError):
+        store.delete_dir(path.rstrip("/"))
 
 
 def download_folder(uri: str, local: Path) -> None:

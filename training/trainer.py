@@ -1,5 +1,6 @@
 """One fine-tuning as one Ray Train run, with checkpoints and a finite number of retries; leaves weights on S3."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,12 +10,15 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.storage import filesystem, upload_folder
+from cluster.storage import delete_folder, filesystem, upload_folder
 from recipes.schema import TrainingSection
 from training import checkpoint
 from training.export import export_weights
 from training.loop import EpochReport, OnStep, StepReport, TrainingTask, load_material, new_engine, train
 from training.zero import stop_engine
+
+START_TIMEOUT_S = 600
+"""Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
 
 
 class TrainingFailed(RuntimeError):
@@ -43,45 +47,46 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
     `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
     it goes on from the last checkpoint. Raises TrainingFailed.
     """
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
-
-    store, path = filesystem(uri)
-    trainer = TorchTrainer(
-        _finetune_worker,
-        train_loop_config={"section": section, "task": ray.put(task), "uri": uri, "relay": relay},
-        scaling_config=scaling(section),
-        run_config=RunConfig(
-            name="train",
-            storage_path=path,
-            storage_filesystem=store,
-            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
-            worker_runtime_env=worker_environment(section),
-        ),
-    )
+    config = {"section": section, "task": ray.put(task), "uri": uri, "relay": relay}
+    trainer = new_trainer(_finetune_worker, config, section=section, uri=uri, name="train")
     try:
         result = trainer.fit()
     except Exception as error:
         raise TrainingFailed(f"training failed for good after {section.max_failures} retries: {error}") from error
+    delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
     return Trained(**result.return_value)
 
 
-def scaling(section: TrainingSection) -> Any:
-    """The worker group that the section asks for."""
-    from ray.train import ScalingConfig
+def new_trainer(
+    function: Callable[[dict[str, Any]], Any], config: dict[str, Any], *, section: TrainingSection, uri: str, name: str
+) -> Any:
+    """A TorchTrainer over the section's workers, its state under `uri`/`name`, with finite retries."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
-    return ScalingConfig(
-        num_workers=section.num_workers,
-        use_gpu=section.gpus_per_worker > 0,
-        resources_per_worker={"CPU": section.cpus_per_worker}
-        | ({"GPU": section.gpus_per_worker} if section.gpus_per_worker else {}),
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))  # Train has no field for it
+    resources = {"CPU": section.cpus_per_worker}
+    if section.gpus_per_worker:
+        resources["GPU"] = section.gpus_per_worker
+    threads = str(section.cpus_per_worker)  # more threads than cores are ruinous
+    store, path = filesystem(uri)
+    return TorchTrainer(
+        function,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=section.num_workers, use_gpu=section.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=store,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
+            worker_runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+            },
+        ),
     )
-
-
-def worker_environment(section: TrainingSection) -> dict[str, Any]:
-    """One torch thread a CPU of the worker: more threads than cores are ruinous."""
-    threads = str(section.cpus_per_worker)
-    return {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}}
 
 
 def teller(relay: Any, **labels: Any) -> OnStep:

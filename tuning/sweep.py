@@ -6,10 +6,10 @@ from typing import Any
 
 import ray
 
-from cluster.storage import filesystem
+from cluster.storage import delete_folder, filesystem
 from recipes.schema import TrainingSection, TuningSection
 from training.loop import TrainingTask
-from training.trainer import Trained, TrainingFailed, scaling, worker_environment
+from training.trainer import Trained, TrainingFailed, new_trainer
 from tuning.desk import Desk
 from tuning.group import group_worker
 from tuning.space import max_epochs, trial_section, tune_space
@@ -107,23 +107,8 @@ def _start_group(config: dict[str, Any]) -> Any:
 
 
 def _run_group(config: dict[str, Any]) -> str | None:
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
-
     section: TrainingSection = config["section"]
-    store, path = filesystem(config["uri"])
-    trainer = TorchTrainer(
-        group_worker,
-        train_loop_config=config,
-        scaling_config=scaling(section),
-        run_config=RunConfig(
-            name=config["group"],
-            storage_path=f"{path}/groups",
-            storage_filesystem=store,
-            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
-            worker_runtime_env=worker_environment(section),
-        ),
-    )
+    trainer = new_trainer(group_worker, config, section=section, uri=f"{config['uri']}/groups", name=config["group"])
     try:
         trainer.fit()
     except Exception as error:
@@ -142,11 +127,8 @@ def _tuner(
     num_rows: int,
     uri: str,
 ) -> Any:
-    import optuna
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import BasicVariantGenerator
-    from ray.tune.search.optuna import OptunaSearch
 
     from tuning.trial import Trial
 
@@ -156,23 +138,19 @@ def _tuner(
         )
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = tune_space(section)
-    searching = section.search == "optuna" and space
+    longest = max_epochs(training, section)
     store, path = filesystem(uri)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
-        param_space=space,
+        param_space=tune_space(section),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
             num_samples=section.num_trials,
-            search_alg=OptunaSearch(seed=training.seed)
-            if searching
-            else BasicVariantGenerator(random_state=training.seed),
+            search_alg=_search(section, seed=training.seed),
             scheduler=ASHAScheduler(
-                max_t=max_epochs(training, section),
-                grace_period=min(section.grace_epochs, max_epochs(training, section)),
+                max_t=longest,
+                grace_period=min(section.grace_epochs, longest),
                 reduction_factor=section.reduction_factor,
             ),
             max_concurrent_trials=num_groups,
@@ -187,6 +165,18 @@ def _tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+
+
+def _search(section: TuningSection, *, seed: int) -> Any:
+    """Optuna, or random search; without a space there is nothing to search and every trial is the same."""
+    import optuna
+    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if section.search == "optuna" and section.space:
+        return OptunaSearch(seed=seed)
+    return BasicVariantGenerator(random_state=seed)
 
 
 def _result(
@@ -217,7 +207,11 @@ def _result(
         )
     if not exported:
         raise TrainingFailed(f"no trial was trained to an export: {'; '.join(errors) or 'see the job log'}")
-    best = outcomes[max(exported)[2]]
+    selected = max(exported)[2]
+    for _, _, trial_id in exported:
+        if trial_id != selected:
+            delete_folder(outcomes[trial_id]["outcome"]["weights"])
+    best = outcomes[selected]
     return SweepResult(
         rows=tuple(sorted(rows, key=lambda row: -row.score)),
         selected=trial_section(training, best["config"]),
