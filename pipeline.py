@@ -42,6 +42,7 @@ from tuning.sweep import SweepResult, sweep
 
 ROOT = Path(__file__).parent
 UNREGISTERED = "not registered"
+CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
@@ -355,10 +356,10 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
 
     score = once(prepared.recipe.home, "champion", inputs=prepared.key(champion=champion.digest), compute=compute)
     return {
-        "kind": champion.kind,
+        "kind": CHAMPION,
         "validation": score,
         "servable": True,
-        "note": f"the champion {champion.version}",
+        "note": f"serves now: {champion.version}",
         "uri": uri,
     }
 
@@ -408,13 +409,8 @@ def _note_shortage(training: TrainingSection, *, show: Show) -> None:
     """Says so where the workers will have to wait for CPUs."""
     needed, free = training.num_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
     if free < needed:
-        show(
-            {
-                "event": "note",
-                "text": f"training needs {needed} CPUs and {free:g} are free: it waits for others to end "
-                "(a service holds one a replica) or for the autoscaler to bring nodes",
-            }
-        )
+        text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or a job to end, or for nodes"
+        show({"event": "note", "text": text})
 
 
 def _require(relay: Any, *, what: str, command: str) -> None:

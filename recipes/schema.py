@@ -78,7 +78,7 @@ class TrainingSection(Section):
     head_multiplier: float = Field(default=10.0, gt=0)
     """The head learns at `learning_rate` times this."""
     lora_multiplier: float = Field(default=5.0, gt=0)
-    """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, so one range fits both."""
+    """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, one range fits both."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)
