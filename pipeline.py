@@ -409,7 +409,7 @@ def _note_shortage(training: TrainingSection, *, show: Show) -> None:
     """Says so where the workers will have to wait for CPUs."""
     needed, free = training.num_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
     if free < needed:
-        text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or a job to end, or for nodes"
+        text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
         show({"event": "note", "text": text})
 
 
