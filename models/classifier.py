@@ -28,7 +28,7 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [B, L] in fp32."""
-        logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask))
+        logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask).to(self.head.weight.dtype))
         return logits.float()
 
 

@@ -105,6 +105,7 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Versi
     base = local_copy(config.base_model)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
+    model.head.float()  # as the ladder judged it: in bfloat16, close calls would turn
     return LoadedModel(model, load_tokenizer(base), config.classes, config.max_length, config)
 
 
