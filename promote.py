@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cluster.storage import Conflict, StorageError, list_files, read_json
+from cluster.storage import Conflict, StorageError, exists, list_files, read_json
 from models.registry import Champion, ModelVersion, read_champion, read_version, set_champion
 
 
@@ -35,7 +35,8 @@ def promote(home: str, *, version: str | None = None) -> Champion:
 
 def latest_winner(home: str) -> str:
     """URI of the version that the latest finished run chose; raises PromotionRefused where there is no run."""
-    finished = [uri for uri in list_files(f"{home}/runs") if uri.endswith("/evidence.json")]
+    runs = list_files(f"{home}/runs") if exists(f"{home}/runs") else []
+    finished = [uri for uri in runs if uri.endswith("/evidence.json")]
     if not finished:
         raise PromotionRefused(f"no run is finished under {home}; `tailorbird run RECIPE` makes one")
     latest = max((read_json(uri) for uri in finished), key=lambda evidence: str(evidence["created_at"]))

@@ -114,6 +114,8 @@ def read_version(uri: str) -> ModelVersion:
 
 def list_versions(home: str) -> list[ModelVersion]:
     """Every whole version, oldest first."""
+    if not exists(f"{home}/versions"):
+        return []
     manifests = [uri for uri in list_files(f"{home}/versions") if uri.endswith("/manifest.json")]
     versions = [read_version(uri.removesuffix("/manifest.json")) for uri in manifests]
     return sorted(versions, key=lambda version: version.created_at)
