@@ -1,0 +1,93 @@
+"""The one forward pass: padding changes nothing, rows keep their order, and a head survives its files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from transformers import BertConfig, BertModel
+
+from data.encode import collate
+from evaluation.baselines import Head
+from models.classifier import Classifier, embed_rows, logits_rows, probabilities, zero_head
+from models.load import load_weights, without_pooler
+
+
+def tiny_encoder(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    encoder: torch.nn.Module = without_pooler(BertModel(config)).eval()
+    return encoder
+
+
+def tiny_classifier(num_classes: int = 3) -> Classifier:
+    model = Classifier(tiny_encoder(), torch.nn.Linear(16, num_classes))
+    return model.eval()
+
+
+MODEL = tiny_classifier()
+token_lists = st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=12), min_size=1, max_size=12)
+
+
+@settings(max_examples=20)
+@given(rows=token_lists, batch_size=st.integers(1, 5))
+def test_a_row_gets_the_same_answer_alone_and_in_any_batch(rows: list[list[int]], batch_size: int) -> None:
+    together = logits_rows(MODEL, rows, pad_id=0, batch_size=batch_size)
+    alone = np.concatenate([logits_rows(MODEL, [row], pad_id=0) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_the_embedding_is_the_mean_over_the_real_tokens_whatever_the_padding_holds() -> None:
+    ids, mask = collate([[5, 6, 7], [8]], pad_id=0)
+    filled = ids.masked_fill(mask == 0, 33)
+    with torch.no_grad():
+        one, other = MODEL.embed(ids, mask), MODEL.embed(filled, mask)
+        hidden = MODEL.encoder(input_ids=ids[:1], attention_mask=mask[:1]).last_hidden_state
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one[0], hidden[0].mean(0), atol=1e-6, rtol=0)
+
+
+def test_rows_come_back_in_their_order_in_fp32() -> None:
+    rows = [[1, 2], [3], [4, 5, 6, 7], [8, 9], [3]]
+    embeddings = embed_rows(MODEL, rows, pad_id=0, batch_size=2)
+    assert (embeddings.shape, embeddings.dtype) == ((5, 16), np.float32)
+    np.testing.assert_allclose(embeddings[1], embeddings[4], atol=1e-6)
+    np.testing.assert_allclose(embeddings[2], embed_rows(MODEL, rows[2:3], pad_id=0)[0], atol=1e-6)
+    assert logits_rows(MODEL, rows, pad_id=0).shape == (5, 3)
+
+
+def test_no_rows_give_no_logits() -> None:
+    assert logits_rows(MODEL, [], pad_id=0).shape == (0, 3)
+
+
+def test_a_head_of_zeros_finds_every_class_equally_likely() -> None:
+    model = Classifier(MODEL.encoder, zero_head(16, 4))
+    np.testing.assert_allclose(probabilities(logits_rows(model, [[1, 2]], pad_id=0)), np.full((1, 4), 0.25))
+
+
+def test_probabilities_sum_to_one_even_for_large_logits() -> None:
+    found = probabilities(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert found[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_a_head_that_lies_in_memory_by_column_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)))
+    head = Head(weight, np.array([0.1, 0.2, 0.3]))
+    save_file({"weight": head.weight, "bias": head.bias}, tmp_path / "head.safetensors")
+    model = load_weights(tmp_path, encoder=tiny_encoder(), kind="probe")
+    np.testing.assert_allclose(model.head.weight.detach().numpy(), weight, rtol=1e-6)
+    rows = [[1, 2, 3], [4], [5, 6]]
+    features = embed_rows(model, rows, pad_id=0)
+    np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), features @ weight.T + head.bias, atol=1e-5)
+
+
+def test_a_head_in_fp32_over_an_encoder_in_bf16_answers_as_the_ladder_judged_it() -> None:
+    model = Classifier(tiny_encoder().to(torch.bfloat16), torch.nn.Linear(16, 3)).eval()
+    rows = [[1, 2, 3], [4], [5, 6]]
+    weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
+    expected = embed_rows(model, rows, pad_id=0) @ weight.T + bias
+    np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), expected, atol=1e-6)

@@ -1,0 +1,83 @@
+"""A version's own files over the pretrained encoder give back the model that was trained."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
+
+from models.classifier import Classifier, logits_rows
+from models.load import ModelError, add_adapter, load_encoder, load_weights, without_pooler
+
+ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with a tiny random BERT."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def train_a_little(model: Classifier) -> None:
+    """Moves every trainable parameter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.eval()
+
+
+def test_full_weights_come_back_whole(base: Path, tmp_path: Path) -> None:
+    model = Classifier(load_encoder(base), torch.nn.Linear(16, 3))
+    train_a_little(model)
+    folder = tmp_path / "full"
+    folder.mkdir()
+    save_file(model.encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(model.head.state_dict(), folder / "head.safetensors")
+    loaded = load_weights(folder, encoder=load_encoder(base), kind="full").eval()
+    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-6)
+
+
+def test_an_adapter_comes_back_merged_into_the_encoder(base: Path, tmp_path: Path) -> None:
+    plain = load_encoder(base)
+    adapted = add_adapter(copy.deepcopy(plain), r=4, alpha=8, dropout=0.5)
+    model = Classifier(adapted, torch.nn.Linear(16, 3))
+    train_a_little(model)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    save_file(model.head.state_dict(), folder / "head.safetensors")
+    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    assert sum(value.numel() for value in get_peft_model_state_dict(adapted).values()) > 0
+    loaded = load_weights(folder, encoder=load_encoder(base), kind="lora").eval()
+    assert {name for name, _ in loaded.encoder.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5)
+
+
+def test_an_adapter_leaves_the_encoder_frozen(base: Path) -> None:
+    adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
+    trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+
+
+def test_the_encoder_is_loaded_without_its_pooler_in_the_dtype_asked_for(base: Path) -> None:
+    encoder = load_encoder(base, dtype=torch.bfloat16)
+    assert encoder.pooler is None
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
+    assert without_pooler(torch.nn.Linear(1, 1)) is not None
+
+
+def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: Path) -> None:
+    state = BertModel.from_pretrained(base).state_dict()
+    (base / "model.safetensors").unlink()
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+        load_encoder(base)

@@ -1,0 +1,174 @@
+"""A recipe is read as it is written or refused in a line a fault."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from recipes.schema import Distribution, Recipe, RecipeError, TrainingSection, digest, load_recipe
+
+SHIPPED = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "name": "toy",
+        "base_model": "pypi://some-model",
+        "data": {"train": "s3://lake/toy/train"},
+        "registry": "s3://models",
+    }
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_read_and_named_by_its_file(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem.replace("_", "-")
+    assert recipe.home == f"s3://models/{recipe.name}"
+
+
+def test_the_demo_is_judged_on_the_same_rows_and_question_as_the_default() -> None:
+    demo, default = (load_recipe(path) for path in sorted(SHIPPED, reverse=True) if path.name.startswith("icd10"))
+    assert (demo.data.test, demo.data.validation) == (default.data.test, default.data.validation)
+    assert demo.evaluation == default.evaluation
+
+
+def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, minimal()))
+    assert recipe.training == TrainingSection()
+    assert recipe.data.validation is None
+    assert recipe.task == "classification"
+
+
+def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, minimal()))
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.training.epochs = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("trainning", {}, "trainning: no such field; remove it or correct its name"),
+        ("training.epoch", 3, "training.epoch: no such field"),
+        ("training.epochs", "many", "training.epochs: .*valid integer.*given: 'many'"),
+        ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
+        ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
+        ("training.method", "prefix", "training.method: .*'lora' or 'full'.*given: 'prefix'"),
+        ("training.batch_size", 33, "training: batch_size 33 must be a multiple of num_workers 2"),
+        ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
+        ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
+        ("task", "regression", "task: .*'classification'.*given: 'regression'"),
+        ("base_model", "bert-base", "base_model: 'bert-base' must begin with s3:// or file:// or hf:// or pypi://"),
+        ("registry", "/models", "registry: '/models' must begin with s3://"),
+        ("registry", "file:///models", "registry: 'file:///models' must begin with s3://"),
+        ("data.train", "lake/train", "data.train: 'lake/train' must begin with s3:// or file://"),
+        ("data.test", "s3://lake/test", "data: give both `validation` and `test`, or neither"),
+        ("data.max_length", 2, "data.max_length: "),
+        ("tuning.space", {"epohs": {"choice": [1]}}, "tuning.space: 'epohs' cannot be tuned; allowed: batch_size, "),
+        ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
+        ("tuning.space", {"epochs": {}}, "tuning.space.epochs: give exactly one of choice, uniform, log_uniform"),
+        (
+            "tuning.space",
+            {"epochs": {"choice": [1], "uniform": [1, 2]}},
+            "tuning.space.epochs: give exactly one of choice, uniform, log_uniform",
+        ),
+        ("tuning.space", {"learning_rate": {"log_uniform": [0, 1]}}, "low < high and low > 0"),
+        ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform takes \[low, high\] with low < high"),
+        ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
+        ("evaluation.alpha", 0.5, "evaluation.alpha: "),
+        ("evaluation.metric", "f1", "evaluation.metric: "),
+        ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 is under min_replicas 3"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_field_given_and_allowed(
+    tmp_path: Path, place: str, value: Any, said: str
+) -> None:
+    content = minimal()
+    *sections, last = place.split(".")
+    inner = content
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[last] = value
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(written(tmp_path, content))
+    head, *lines = str(caught.value).splitlines()
+    assert head == f"recipe {tmp_path / 'recipe.yaml'}:"
+    assert len(lines) == 1
+    assert "pydantic" not in lines[0]
+
+
+def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
+    content = minimal() | {"nmae": "x", "training": {"epochs": "many", "seeed": 1}}
+    del content["registry"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, content))
+    places = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
+    assert places == {"nmae", "training.epochs", "training.seeed", "registry"}
+    assert "registry: this field is required" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "must be a mapping"), ("- a\n- b", "must be a mapping of sections, not list"), ("a: [", "is not YAML")],
+)
+def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(written(tmp_path, content))
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.yaml: No such file.*give the path of a YAML file"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="Is a directory"):
+        load_recipe(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"binary\.yaml is not YAML"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+def test_overrides_change_a_field_typed_as_in_yaml_and_make_sections_that_are_missing(tmp_path: Path) -> None:
+    overrides = ("training.epochs=7", "name=other", "data.groups=[a, b]", "tuning.space={epochs: {choice: [1, 2]}}")
+    recipe = load_recipe(written(tmp_path, minimal()), overrides=overrides)
+    assert (recipe.training.epochs, recipe.name, recipe.data.groups) == (7, "other", ("a", "b"))
+    assert recipe.tuning.space == {"epochs": Distribution(choice=(1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epochs", "is not of the form section.key=value"),
+        ("=3", "is not of the form section.key=value"),
+        ("name.first=3", "'name' is not a section"),
+        ("training.epochs=[1", "the value is not YAML"),
+        ("training.epochs=many", "training.epochs: .*given: 'many'"),
+        ("training.epoch=3", "training.epoch: no such field"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(written(tmp_path, minimal()), overrides=(override,))
+
+
+def test_every_field_has_a_docstring_for_the_reference_page() -> None:
+    pending: list[Any] = [Recipe, Distribution]
+    while pending:
+        section = pending.pop()
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                pending.append(field.annotation)
+
+
+def test_a_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, minimal()))
+    assert digest(recipe) == digest(Recipe.model_validate(dict(reversed(list(minimal().items())))))
+    assert digest(recipe) != digest(load_recipe(written(tmp_path, minimal()), overrides=("training.seed=1",)))
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})

@@ -1,0 +1,181 @@
+"""The desk between Tune and the worker groups, without Ray: no trial is lost, repeated to Tune, or waits for ever."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from tuning.desk import MAX_ATTEMPTS, Desk, SweepFailed
+
+T = TypeVar("T")
+LIMIT_S = 20  # a hang is a failure, not a long wait
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, LIMIT_S))
+
+
+def epoch(number: int, *, last: bool = False, score: float = 0.5) -> dict[str, Any]:
+    return {"epoch": number, "score": score, "last": last}
+
+
+async def settle() -> None:
+    """Lets every task that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {"learning_rate": 1})
+        assert await desk.take("group-0") == ("a", {"learning_rate": 1})
+        first = asyncio.create_task(desk.next_report("a"))
+        told = asyncio.create_task(desk.report("a", epoch(0)))
+        assert (await first)["epoch"] == 0
+        await settle()
+        assert not told.done()  # the group waits for Tune's word
+        second = asyncio.create_task(desk.next_report("a"))
+        assert await told is True
+        assert await desk.report("a", epoch(1, last=True)) is False
+        assert (await second)["last"]
+        await desk.finish("group-0", "a", {"weights": "s3://here"})
+        assert desk.outcomes() == {
+            "a": {
+                "config": {"learning_rate": 1},
+                "epochs": [epoch(0), epoch(1, last=True)],
+                "outcome": {"weights": "s3://here"},
+            }
+        }
+
+    run(story())
+
+
+def test_trials_are_taken_in_the_order_they_came_and_a_group_waits_for_the_next() -> None:
+    async def story() -> None:
+        desk = Desk()
+        waiting = asyncio.create_task(desk.take("group-0"))
+        await settle()
+        assert not waiting.done()
+        for name in ("a", "b"):
+            await desk.submit(name, {})
+        assert [(await waiting or ("",))[0], (await desk.take("group-1") or ("",))[0]] == ["a", "b"]
+
+    run(story())
+
+
+def test_a_trial_called_off_ends_after_the_epoch_it_reports() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        first = asyncio.create_task(desk.next_report("a"))
+        told = asyncio.create_task(desk.report("a", epoch(0)))
+        await first
+        await desk.call_off("a")
+        assert await told is False
+
+    run(story())
+
+
+def test_closing_sends_waiting_groups_home_and_ends_what_nobody_asks_on_for() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        idle = asyncio.create_task(desk.take("group-1"))
+        asked = asyncio.create_task(desk.next_report("a"))
+        told = asyncio.create_task(desk.report("a", epoch(0)))
+        await asked
+        await desk.close()
+        assert await idle is None
+        assert await told is False
+        assert await desk.take("group-2") is None
+
+    run(story())
+
+
+def test_a_group_that_died_gets_its_trial_again_and_tune_hears_each_epoch_once() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {"x": 1})
+        await desk.submit("b", {})
+        await desk.take("group-0")
+        first = asyncio.create_task(desk.next_report("a"))
+        told = asyncio.create_task(desk.report("a", epoch(0)))
+        await first
+        second = asyncio.create_task(desk.next_report("a"))
+        await told
+        # Here the group dies; what comes back has the same name, and starts the trial from its first epoch.
+        assert await desk.take("group-0") == ("a", {"x": 1})
+        assert await desk.report("a", epoch(0, score=0.9)) is True  # at once: Tune has this one
+        assert not second.done()
+        assert await desk.report("a", epoch(1, last=True)) is False
+        assert (await second)["epoch"] == 1
+        assert [report["epoch"] for report in desk.outcomes()["a"]["epochs"]] == [0, 1]
+        assert desk.outcomes()["a"]["epochs"][0]["score"] == 0.5
+
+    run(story())
+
+
+def test_a_trial_that_its_group_finished_is_not_handed_out_again() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        await desk.finish("group-0", "a", {"weights": ""})
+        await desk.close()
+        assert await desk.take("group-0") is None
+
+    run(story())
+
+
+def test_a_trial_called_off_while_its_group_was_dead_is_not_handed_out_again() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        await desk.call_off("a")
+        await desk.submit("b", {})
+        assert (await desk.take("group-0") or ("",))[0] == "b"
+
+    run(story())
+
+
+def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_runs() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("deadly", {})
+        await desk.submit("good", {})
+        asked = asyncio.create_task(desk.next_report("deadly"))
+        for _ in range(MAX_ATTEMPTS):
+            assert (await desk.take("group-0") or ("",))[0] == "deadly"
+        assert (await desk.take("group-0") or ("",))[0] == "good"
+        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_ATTEMPTS} attempts"):
+            await asked
+
+    run(story())
+
+
+def test_when_the_groups_are_gone_tune_is_told_why() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        asked = asyncio.create_task(desk.next_report("a"))
+        await settle()
+        await desk.fail("worker group failed 3 times: out of memory")
+        with pytest.raises(SweepFailed, match="out of memory"):
+            await asked
+
+    run(story())
+
+
+def test_a_trial_that_ran_to_its_end_outranks_a_better_one_that_was_stopped() -> None:
+    desk = Desk()
+    assert desk.is_best(score=0.8, completed=False)
+    assert not desk.is_best(score=0.7, completed=False)
+    assert desk.is_best(score=0.6, completed=True)
+    assert not desk.is_best(score=0.9, completed=False)
+    assert not desk.is_best(score=0.6, completed=True)
+    assert desk.is_best(score=0.65, completed=True)
