@@ -304,7 +304,9 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
         verdict=verdict,
         parts={
             **parts,
-            "data": prepared.report.to_dict() | {f"sha256_{name}": value for name, value in prepared.hashes.items()},
+            "data": prepared.report.to_dict()
+            | {"trained_on": len(prepared.splits.train)}
+            | {f"sha256_{name}": value for name, value in prepared.hashes.items()},
             "versions": versions,
             "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},
             "created_at": now(),

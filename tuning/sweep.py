@@ -70,6 +70,7 @@ def sweep(
     `rungs` are the pretrained baselines' validation accuracies by kind; the best of them is what trials must reach.
     Raises TrainingFailed when no trial ran to an export.
     """
+    delete_folder(uri)  # what a sweep that was interrupted left
     desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote()
     num_groups = min(section.num_trials, concurrent_groups(training))
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
