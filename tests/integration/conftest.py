@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
 
+import pipeline
 from cluster import stack as stacks
+from cluster.session import connect
+from tests.integration.small import Heard, SmallRun, small_recipe, write_data
 
 HERE = Path(__file__).parent
 
@@ -27,6 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
     try:
         os.environ.update(state.environment())
         os.environ["TAILORBIRD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+        reset_auth_token_state()  # Ray, which a unit test may have imported already, reads its token's place once
         yield state
     finally:
         stacks.down(folder)
@@ -39,3 +44,21 @@ def bucket(stack: stacks.StackState) -> str:
     """URI of a prefix on S3 that no other test uses."""
     assert stack.s3_endpoint
     return f"s3://lake/test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def small_data(stack: stacks.StackState) -> str:
+    """URI of the small recipe's rows, written once."""
+    assert stack.s3_endpoint
+    prefix = "s3://lake/small"
+    write_data(prefix)
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """The small recipe, run to its end once."""
+    recipe = small_recipe(tmp_path_factory.mktemp("small"), name="small", data=small_data)
+    heard = Heard()
+    with connect():
+        return SmallRun(recipe, pipeline.run(recipe, show=heard), heard)

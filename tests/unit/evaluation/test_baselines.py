@@ -1,5 +1,7 @@
 """The heads of the ladder on embeddings that are known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -53,13 +55,16 @@ def test_centroids_use_up_to_k_examples_a_class_and_the_seed_chooses_them() -> N
 
 
 def test_a_head_is_contiguous_fp32_however_its_matrix_lay_in_memory() -> None:
-    weight = np.asfortranarray(GENERATOR.normal(size=(3, 8)))
-    head = Head(weight, np.zeros(3))
+    weight: Any = np.asfortranarray(GENERATOR.normal(size=(3, 8)))
+    bias: Any = np.zeros(3)
+    head = Head(weight, bias)
     assert head.weight.flags.c_contiguous
     assert head.weight.dtype == np.float32
     np.testing.assert_allclose(head.weight, weight, rtol=1e-6)
 
 
 def test_unit_vectors_have_length_one_and_zero_stays_finite() -> None:
-    np.testing.assert_allclose(np.linalg.norm(unit(GENERATOR.normal(size=(4, 8))), axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
+    )
     assert np.isfinite(unit(np.zeros((1, 8), dtype=np.float32))).all()

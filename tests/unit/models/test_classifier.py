@@ -53,7 +53,8 @@ def test_the_embedding_is_the_mean_over_the_real_tokens_whatever_the_padding_hol
 def test_rows_come_back_in_their_order_in_fp32() -> None:
     rows = [[1, 2], [3], [4, 5, 6, 7], [8, 9], [3]]
     embeddings = embed_rows(MODEL, rows, pad_id=0, batch_size=2)
-    assert (embeddings.shape, embeddings.dtype) == ((5, 16), np.float32)
+    assert embeddings.shape == (5, 16)
+    assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings[1], embeddings[4], atol=1e-6)
     np.testing.assert_allclose(embeddings[2], embed_rows(MODEL, rows[2:3], pad_id=0)[0], atol=1e-6)
     assert logits_rows(MODEL, rows, pad_id=0).shape == (5, 3)
@@ -75,8 +76,8 @@ def test_probabilities_sum_to_one_even_for_large_logits() -> None:
 
 
 def test_a_head_that_lies_in_memory_by_column_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)))
-    head = Head(weight, np.array([0.1, 0.2, 0.3]))
+    weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32))
+    head = Head(weight, np.array([0.1, 0.2, 0.3], dtype=np.float32))
     save_file({"weight": head.weight, "bias": head.bias}, tmp_path / "head.safetensors")
     model = load_weights(tmp_path, encoder=tiny_encoder(), kind="probe")
     np.testing.assert_allclose(model.head.weight.detach().numpy(), weight, rtol=1e-6)

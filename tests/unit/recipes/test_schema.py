@@ -50,7 +50,7 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.training.epochs = 9  # type: ignore[misc]
+        recipe.training.epochs = 9
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_rows_of_like_length_go_together_so_that_little_is_padded() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, size=2048)
 
     def padded(batches: list[np.ndarray]) -> float:
-        return 1 - lengths.sum() / sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+        return 1 - int(lengths.sum()) / sum(int(lengths[batch].max()) * len(batch) for batch in batches)
 
     at_random = np.array_split(np.random.default_rng(1).permutation(len(lengths)), 64)
     assert padded(epoch_batches(lengths, batch_size=32, seed=0, epoch=0)) < 0.1 < padded(at_random)

