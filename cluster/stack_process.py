@@ -159,6 +159,8 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),

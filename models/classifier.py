@@ -69,7 +69,8 @@ def _over_rows(
     batch_size: int,
 ) -> np.ndarray:
     device = model.head.weight.device
-    model.eval()
+    if model.training:  # walking the modules at every call would cost each served request
+        model.eval()
     lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
     width = model.head.out_features if function == model.forward else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
