@@ -11,11 +11,14 @@ Figures = Mapping[str, float]
 
 
 def take_turns(variants: Mapping[str, Callable[[], Figures]], *, rounds: int) -> dict[str, list[Figures]]:
-    """Figures of each variant in each round; the order turns round from one to the next, so none is always first."""
+    """Figures of each variant in each round, printed as they come; the order is reversed from one round to the next."""
     measured: dict[str, list[Figures]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
-            measured[name].append(variants[name]())
+            figures = variants[name]()
+            measured[name].append(figures)
+            found = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
+            print(f"round {number + 1} of {rounds}, {name}: {found}", flush=True)
     return measured
 
 
