@@ -79,7 +79,7 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
         rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
     assert prepared.champion == champion[0].uri
     assert rungs[-1]["uri"] == champion[0].uri
-    assert rungs[-1]["note"] == f"the champion {champion[0].version}"
+    assert champion[0].version in rungs[-1]["note"]
     best = max(rung["validation"] for rung in rungs if rung["servable"])
     assert incumbent.validation == best >= rungs[-1]["validation"]
 
