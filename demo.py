@@ -1,6 +1,7 @@
 """`make demo`: the whole way on one machine, from an empty folder to answers over HTTP."""
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from cluster import stack
-    from cluster.session import use_stack
 
     console, folder, begun = Console(highlight=False), stack.default_folder(), time.monotonic()
+    ours = stack.status(folder) is None
     console.print(f"[bold]stack: a real S3 server and a local Ray, in {folder.name}/[/bold]")
-    stack.up(folder)
+    state = stack.up(folder)
     try:
-        use_stack(folder)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "RAY_AUTH_TOKEN"):
+            os.environ.pop(name, None)  # of somebody else's S3 or Ray: the demo writes to its own
+        os.environ.update(state.environment())
         url = _whole_way(console, overrides=tuple(arguments.overrides))
         console.print(f"\n[bold]done in {(time.monotonic() - begun) / 60:.1f} minutes[/bold]")
         if arguments.keep:
             console.print(_how_to_go_on(url), soft_wrap=True)
     finally:
-        if not arguments.keep:
+        if ours and not arguments.keep:
             stack.down(folder)
             console.print(f"stopped all that was started; data, models and evidence stay in {folder.name}/")
 

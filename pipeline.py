@@ -26,6 +26,7 @@ from evaluation.predictions import Predictions
 from evaluation.verdict import Outcome, Question, Verdict, ask, decide
 from models.load import dtype_name
 from models.registry import (
+    Champion,
     Kind,
     ModelVersion,
     VersionConfig,
@@ -106,7 +107,7 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
         return found
     rungs, incumbent = climb_ladder(prepared, show=show)
     with relayed(show) if may_train else nullcontext() as relay:
-        swept = sweep_trials(prepared, rungs=rungs, incumbent=incumbent, show=show, relay=relay)
+        swept = sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
         seeds = train_seeds(prepared, swept, show=show, relay=relay)
     candidate = choose_candidate(prepared, swept.selected, seeds)
     predictions = predict_test(prepared, incumbent=incumbent, candidate=candidate, show=show)
@@ -143,10 +144,22 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     code = ship_code(recipe.home, ROOT)
     asked = recipe.model_dump(mode="json", exclude={"serving"})
-    run_hash = digest({"recipe": asked, "code": code.sha256, "data": hashes})[:16]
-    uri = f"{recipe.home}/runs/{run_hash}"
+    asked_hash = digest({"recipe": asked, "code": code.sha256, "data": hashes})
+    champion = read_champion(recipe.home)
+    uri = _run_uri(recipe.home, asked_hash, champion=champion[0] if champion else None)
     question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
-    frozen = _freeze(uri, question=question, recipe=recipe, code=code, hashes=hashes)
+    frozen = _freeze(
+        uri,
+        {
+            "question": question.to_dict(),
+            "asked": asked_hash,
+            "recipe": recipe.model_dump(mode="json"),
+            "code": code.sha256,
+            "data": hashes,
+            "champion": champion[0].uri if champion else None,
+            "asked_at": now(),
+        },
+    )
     return Prepared(
         recipe=recipe,
         run=uri,
@@ -164,9 +177,9 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
 def sweep_only(recipe: Recipe, *, show: Show) -> SweepResult:
     """The run up to its sweep."""
     prepared = prepare(recipe, show=show)
-    rungs, incumbent = climb_ladder(prepared, show=show)
+    rungs, _ = climb_ladder(prepared, show=show)
     with relayed(show) as relay:
-        return sweep_trials(prepared, rungs=rungs, incumbent=incumbent, show=show, relay=relay)
+        return sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
 
 
 def find(prepared: Prepared) -> Done | None:
@@ -206,20 +219,24 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
         ),
     )
     if prepared.champion is not None:
-        rungs = [*rungs, _champion_rung(prepared, prepared.champion)]
+        rungs = [_champion_rung(prepared, prepared.champion), *rungs]  # first: a tie is the champion's
     for rung in rungs:
         show({"event": "note", "text": f"{rung['kind']:<10} {rung['validation']:.3f}  {rung['note']}"})
     best = max((rung for rung in rungs if rung["servable"]), key=lambda rung: rung["validation"])
     return rungs, Model(best["kind"], best["uri"], best["validation"])
 
 
-def sweep_trials(
-    prepared: Prepared, *, rungs: list[dict[str, Any]], incumbent: Model, show: Show, relay: Any
-) -> SweepResult:
+def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show, relay: Any) -> SweepResult:
     """The sweep, which sees training and validation rows only."""
     recipe = prepared.recipe
     _note_shortage(recipe.training, show=show)
-    show({"event": "stage", "text": f"sweep: {recipe.tuning.num_trials} trials to beat {incumbent.validation:.3f}"})
+    best = max(rungs, key=lambda rung: float(rung["validation"]))
+    show(
+        {
+            "event": "stage",
+            "text": f"sweep: {recipe.tuning.num_trials} trials to beat {best['validation']:.3f} ({best['kind']})",
+        }
+    )
     scores = {rung["kind"]: rung["validation"] for rung in rungs}
 
     def compute(uri: str) -> dict[str, Any]:
@@ -279,12 +296,17 @@ def predict_test(prepared: Prepared, *, incumbent: Model, candidate: Model, show
         "candidate": lambda: model(candidate.uri, rows=splits.test),
         "reference": lambda: reference(splits.test, train=splits.train, validation=splits.validation),
     }
+    sources = {"incumbent": incumbent.uri, "candidate": candidate.uri, "reference": "tf_idf"}
     tables = {}
     for role, answer in answers.items():
-        uri = f"{prepared.run}/predictions/{role}.parquet"
-        if not storage.exists(uri):
-            save_predictions(uri, answer())
-        tables[role] = load_predictions(uri)
+
+        def compute(uri: str, answer: Callable[[], Predictions] = answer) -> str:
+            save_predictions(f"{uri}/predictions.parquet", answer())
+            return f"{uri}/predictions.parquet"
+
+        inputs = prepared.key(model=sources[role], test=prepared.hashes["test"])
+        tables[role] = load_predictions(once(prepared.recipe.home, "test", inputs=inputs, compute=compute))
+        save_predictions(f"{prepared.run}/predictions/{role}.parquet", tables[role])
     return tables
 
 
@@ -308,6 +330,7 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
             | {"trained_on": len(prepared.splits.train)}
             | {f"sha256_{name}": value for name, value in prepared.hashes.items()},
             "versions": versions,
+            "champion": prepared.champion,
             "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},
             "created_at": now(),
         },
@@ -324,23 +347,21 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
     return Done(prepared.run, verdict, evidence)
 
 
-def _freeze(
-    uri: str, *, question: Question, recipe: Recipe, code: CodeVersion, hashes: dict[str, str]
-) -> dict[str, Any]:
+def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:
+    """The run's place: by what is asked and who serves; the run that made today's champion is found again as it was."""
+    if champion is None:
+        return f"{home}/runs/{digest({'asked': asked})[:16]}"
+    question = f"{champion.run}/question.json"
+    if storage.exists(question) and storage.read_json(question)["asked"] == asked:
+        return champion.run
+    return f"{home}/runs/{digest({'asked': asked, 'champion': champion.uri})[:16]}"
+
+
+def _freeze(uri: str, question: dict[str, Any]) -> dict[str, Any]:
     """The run's `question.json`: what was written first stands, with the champion of that moment."""
-    found = storage.read_versioned(f"{uri}/question.json")
-    if found is None:
-        champion = read_champion(recipe.home)
-        value = {
-            "question": question.to_dict(),
-            "recipe": recipe.model_dump(mode="json"),
-            "code": code.sha256,
-            "data": hashes,
-            "champion": champion[0].uri if champion else None,
-            "asked_at": now(),
-        }
+    if not storage.exists(f"{uri}/question.json"):
         with suppress(storage.Conflict):  # somebody runs the same: theirs stands
-            storage.write_if_match(f"{uri}/question.json", json.dumps(value, indent=2).encode(), etag=None)
+            storage.write_if_match(f"{uri}/question.json", json.dumps(question, indent=2).encode(), etag=None)
     return dict(storage.read_json(f"{uri}/question.json"))
 
 
@@ -429,6 +450,6 @@ def _remotely(function: Callable[..., Any], training: TrainingSection) -> Callab
         try:
             return ray.get(task.remote(*arguments, **named))
         except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
+            raise error.cause from None  # the error itself: its dual's text is the remote traceback
 
     return call

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cluster.storage import Conflict, StorageError, exists, list_files, read_json
-from models.registry import Champion, ModelVersion, read_champion, read_version, set_champion
+from cluster.storage import Conflict, exists, list_files, read_json
+from models.registry import Champion, read_champion, read_version, set_champion
 
 
 class PromotionRefused(ValueError):
@@ -13,41 +13,41 @@ class PromotionRefused(ValueError):
 def promote(home: str, *, version: str | None = None) -> Champion:
     """Makes `version` (a URI; without one, the winner of the latest run) the champion.
 
-    Raises PromotionRefused where no verdict chose the version, or somebody else changed the champion meanwhile.
+    Raises PromotionRefused where no verdict chose the version, where the verdict compared it with another champion than
+    the one that serves, or where somebody else changed the champion meanwhile.
     """
     found = read_champion(home)  # before the decision: a change after this moment makes the write fail
-    chosen = read_version(version or latest_winner(home))
-    evidence = _evidence(chosen)
-    verdict = evidence["verdict"]
-    role = "candidate" if verdict["outcome"] == "FINE_TUNE" else "incumbent"
-    if evidence["versions"][role].get("uri") != chosen.uri:
-        raise PromotionRefused(
-            f"{chosen.uri} did not win: the verdict {verdict['outcome']} chose {evidence['versions'][role]['uri']}"
-        )
+    evidence = _verdict_for(home, version=version.rstrip("/") if version else None)
+    chosen = read_version(_winner(evidence)["uri"])
+    if chosen.digest != _winner(evidence)["digest"]:
+        raise PromotionRefused(f"{chosen.uri} is not what was judged: its digest changed; run the recipe again")
     if found is not None and found[0].digest == chosen.digest:
         return found[0]
-    reason = f"{verdict['outcome']} by rule {verdict['rule']}, run {evidence['run']}"
+    if found is not None and found[0].uri != evidence["champion"]:
+        raise PromotionRefused(
+            f"the verdict compared with {evidence['champion'] or 'no champion'}, but {found[0].uri} serves now; "
+            "run the recipe again: it will compare with that"
+        )
+    reason = f"{evidence['verdict']['outcome']} by rule {evidence['verdict']['rule']}"
     try:
-        return set_champion(home, chosen, etag=found[1] if found else None, reason=reason)
+        return set_champion(home, chosen, etag=found[1] if found else None, reason=reason, run=evidence["run"])
     except Conflict:
         raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
 
 
-def latest_winner(home: str) -> str:
-    """URI of the version that the latest finished run chose; raises PromotionRefused where there is no run."""
+def _verdict_for(home: str, *, version: str | None) -> dict[str, Any]:
+    """The latest run's evidence, or the latest that chose `version`; raises PromotionRefused where there is none."""
     runs = list_files(f"{home}/runs") if exists(f"{home}/runs") else []
-    finished = [uri for uri in runs if uri.endswith("/evidence.json")]
+    finished = [read_json(uri) for uri in runs if uri.endswith("/evidence.json")]
     if not finished:
         raise PromotionRefused(f"no run is finished under {home}; `tailorbird run RECIPE` makes one")
-    latest = max((read_json(uri) for uri in finished), key=lambda evidence: str(evidence["created_at"]))
-    role = "candidate" if latest["verdict"]["outcome"] == "FINE_TUNE" else "incumbent"
-    return str(latest["versions"][role]["uri"])
+    chosen = [evidence for evidence in finished if version in (None, _winner(evidence)["uri"])]
+    if not chosen:
+        winners = ", ".join(sorted({_winner(evidence)["uri"] for evidence in finished}))
+        raise PromotionRefused(f"no verdict chose {version}; what verdicts chose: {winners}")
+    return dict(max(chosen, key=lambda evidence: str(evidence["created_at"])))
 
 
-def _evidence(version: ModelVersion) -> dict[str, Any]:
-    try:
-        return dict(read_json(f"{version.uri}/evidence.json"))
-    except StorageError:
-        raise PromotionRefused(
-            f"{version.uri} has no evidence, so no verdict chose it; promote a run's winner"
-        ) from None
+def _winner(evidence: dict[str, Any]) -> dict[str, str]:
+    role = "candidate" if evidence["verdict"]["outcome"] == "FINE_TUNE" else "incumbent"
+    return dict(evidence["versions"][role])

@@ -1,7 +1,6 @@
 """The command line: one function a verb, no logic."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,10 @@ app.add_typer(data_app, name="data")
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Folder = Annotated[Path | None, typer.Option("--dir", help="The stack's folder [default: .tailorbird].")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME [default: .tailorbird]."),
+]
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -39,7 +41,9 @@ def fails_clearly(verb: Verb) -> Verb:
             verb(*arguments, **named)
         except ValueError as error:
             _stop(error, code=USER_ERROR)
-        except RuntimeError as error:
+        except Exception as error:
+            if not (isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))):
+                raise  # a bug of ours: its traceback is what helps
             _stop(error, code=FAILURE)
 
     return wrapped  # type: ignore[return-value]
@@ -281,7 +285,9 @@ def _recipe(path: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def _folder(given: Path | None) -> Path:
-    return given or Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird")
+    from cluster.stack import default_folder
+
+    return given or default_folder()
 
 
 def _stack_lines(state: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 Event = dict[str, Any]
@@ -72,7 +73,7 @@ def _live(console: Console, status: Status) -> Show:
             status.update(_step(event))
         else:
             console.print(_line(event), highlight=False, soft_wrap=True)
-            status.update(event.get("text", "…"))
+            status.update(escape(event.get("text", "…")))
 
     return show
 
@@ -93,13 +94,13 @@ def _lines(console: Console) -> Show:
 
 def _line(event: Event) -> str:
     if event["event"] == "stage":
-        return f"[bold]{event['text']}[/bold]"
+        return f"[bold]{escape(event['text'])}[/bold]"
     if event["event"] == "epoch":
         return (
             f"  {_who(event)} epoch {event['epoch'] + 1}: validation {event['score']:.3f}, "
             f"loss {event['loss']:.3f}, {event['rows_per_second']:.0f} rows/s"
         )
-    return f"  {event['text']}"
+    return f"  {escape(event['text'])}"
 
 
 def _step(event: Event) -> str:

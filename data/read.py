@@ -136,13 +136,15 @@ def parquet_files(uri: str) -> list[str]:
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """sha256 of each split, by name, over its row ids, texts and labels in order."""
+    """sha256 of each split, by name, over its row ids, texts, labels, split keys and groups in order."""
     return {name: _sha256(rows) for name, rows in splits.items()}
 
 
 def _sha256(rows: Rows) -> str:
     digest = hashlib.sha256()
-    for row in zip(rows.row_ids, rows.texts, rows.labels, strict=True):
+    columns = [rows.row_ids, rows.texts, rows.labels, *([rows.split_keys] if rows.split_keys is not None else [])]
+    columns += [rows.groups[name] for name in sorted(rows.groups)]
+    for row in zip(*columns, strict=True):
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")

@@ -14,7 +14,7 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of `evidence.json`, with the keys that `evaluation.report` names.
 
-    `parts` holds rungs, sweep, seeds, data, versions, code and created_at as the pipeline has them.
+    `parts` holds rungs, sweep, seeds, data, versions, champion, code and created_at as the pipeline has them.
     """
     rungs, sweep, seeds, versions = parts["rungs"], parts["sweep"], parts["seeds"], parts["versions"]
     best = max(seeds, key=lambda seed: float(seed["score"]))
@@ -30,9 +30,7 @@ def assemble(
         "sweep": [
             {
                 "trial": row["trial"],
-                "kind": row["config"].get("method", recipe.training.method)
-                if row["config"] or row["scores"]
-                else row["trial"],
+                "kind": row["trial"] if row["status"] == "pretrained" else _method(row, recipe),
                 "config": row["config"],
                 "epochs": len(row["scores"]),
                 "validation": row["score"],
@@ -54,8 +52,13 @@ def assemble(
             "selected": sweep["selected"],
         },
         "versions": versions,
+        "champion": parts["champion"],
         "code": parts["code"],
     }
+
+
+def _method(row: dict[str, Any], recipe: Recipe) -> str:
+    return str(row["config"].get("method", recipe.training.method))
 
 
 def files(evidence: dict[str, Any], *, role: str) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from cluster.fetch import local_copy
 from cluster.storage import read_json
 from data.encode import load_tokenizer
 from models.classifier import Classifier
-from models.registry import ModelVersion, VersionConfig, read_version
+from models.registry import ModelVersion, VersionConfig, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
 
@@ -91,8 +91,10 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
 
 def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:
-    """Downloads (once a node) and loads a registered version; raises RegistryError if it is not whole."""
-    return _load(uri, read_version(uri), device=device)
+    """Downloads (once a node), checks and loads a version; RegistryError if it is not whole or was changed."""
+    version = read_version(uri)
+    verify_files(uri, local_copy(uri))
+    return _load(uri, version, device=device)
 
 
 def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:

@@ -64,6 +64,8 @@ class Champion(Frozen):
     uri: str
     digest: str
     reason: str
+    run: str
+    """URI of the run whose verdict chose it."""
     since: str
 
 
@@ -112,6 +114,13 @@ def read_version(uri: str) -> ModelVersion:
     return ModelVersion(**config, name=name, version=version, uri=uri, digest=digest)
 
 
+def verify_files(uri: str, folder: Path) -> None:
+    """Raises RegistryError where a file of the downloaded version is not the one its manifest names."""
+    for name, told in json.loads((folder / "manifest.json").read_bytes()).items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != told["sha256"]:
+            raise RegistryError(f"{uri}/{name} is not what the version's manifest names; register the model again")
+
+
 def list_versions(home: str) -> list[ModelVersion]:
     """Every whole version, oldest first."""
     if not exists(f"{home}/versions"):
@@ -122,9 +131,11 @@ def list_versions(home: str) -> list[ModelVersion]:
 
 
 def attach_evidence(version: ModelVersion, files: dict[str, bytes]) -> None:
-    """Writes evidence, model card, report and predictions beside a version; its digest covers the model alone."""
-    for name, content in files.items():
-        write_bytes(f"{version.uri}/{name}", content)
+    """Writes evidence, card, report and predictions beside a new version; its digest covers the model alone."""
+    if exists(f"{version.uri}/evidence.json"):  # of the run that registered it; later runs keep their own
+        return
+    for name in sorted(files, key=lambda name: name == "evidence.json"):
+        write_bytes(f"{version.uri}/{name}", files[name])
 
 
 def read_champion(home: str) -> tuple[Champion, str] | None:
@@ -136,12 +147,14 @@ def read_champion(home: str) -> tuple[Champion, str] | None:
     return Champion.model_validate_json(content), etag
 
 
-def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str) -> Champion:
+def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
     Raises storage.Conflict where somebody did. Every change is kept under `history/`.
     """
-    champion = Champion(version=version.version, uri=version.uri, digest=version.digest, reason=reason, since=now())
+    champion = Champion(
+        version=version.version, uri=version.uri, digest=version.digest, reason=reason, run=run, since=now()
+    )
     content: dict[str, Any] = champion.model_dump()
     write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
     write_json(f"{home}/history/{champion.since.replace(':', '')}-{version.version}.json", content)

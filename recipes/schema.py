@@ -218,6 +218,19 @@ class Recipe(Section):
     def _registry_on_s3(cls, uri: str) -> str:
         return _with_scheme(uri, ("s3://",)).rstrip("/")
 
+    @model_validator(mode="after")
+    def _space_fits_training(self) -> Self:
+        for name, distribution in self.tuning.space.items():
+            if distribution.choice is None and not isinstance(getattr(self.training, name), float):
+                raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
+            for value in distribution.choice or distribution.uniform or distribution.log_uniform or ():
+                try:
+                    TrainingSection.model_validate(self.training.model_dump() | {name: value})
+                except ValidationError as error:
+                    told = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"tuning.space.{name}: {value!r} is not allowed: {told}") from None
+        return self
+
     @property
     def home(self) -> str:
         """URI under which everything of this task lies."""

@@ -10,6 +10,10 @@ from safetensors.torch import save_file
 from recipes.schema import TrainingSection
 
 
+class UnusableWeights(ValueError):
+    """A training that left weights that are empty or not finite."""
+
+
 def full_state(engine: Any, section: TrainingSection) -> dict[str, torch.Tensor]:
     """The trained parameters (and buffers), whole, on rank 0; empty elsewhere. Every rank must call it."""
     import deepspeed
@@ -26,14 +30,14 @@ def full_state(engine: Any, section: TrainingSection) -> dict[str, torch.Tensor]
 def export_weights(engine: Any, section: TrainingSection, *, folder: Path) -> None:
     """Writes `head.safetensors` and `encoder.safetensors` or `adapter/` on rank 0; every rank must call it.
 
-    Raises ValueError if a weight is not finite or an adapter is empty.
+    Raises UnusableWeights if a weight is not finite or an adapter is empty.
     """
     state = full_state(engine, section)
     if dist.get_rank() != 0:
         return
     broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
     if broken:
-        raise ValueError(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
+        raise UnusableWeights(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
     folder.mkdir(parents=True, exist_ok=True)
     head = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
     encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
@@ -46,6 +50,6 @@ def export_weights(engine: Any, section: TrainingSection, *, folder: Path) -> No
 
 def _save_adapter(adapted: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
     if not weights:
-        raise ValueError("the adapter is empty; nothing was trained")
+        raise UnusableWeights("the adapter is empty; nothing was trained")
     adapted.peft_config["default"].inference_mode = True
     adapted.save_pretrained(folder, state_dict=weights, safe_serialization=True)

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 2
 """Times a trial is handed out before it is given up: its worker group may die under it."""
 
 
@@ -21,6 +21,11 @@ class _Trial:
     stopped: bool = False
     attempts: int = 0
     outcome: dict[str, Any] | None = None
+
+    @property
+    def completed(self) -> bool:
+        """Whether its last epoch was reported (its weights may still be on their way)."""
+        return bool(self.reports) and bool(self.reports[-1]["last"])
 
 
 class Desk:
@@ -72,7 +77,7 @@ class Desk:
             if trial.attempts >= MAX_ATTEMPTS:
                 trial.stopped = True
                 await self._notify()
-            elif not trial.stopped:
+            elif trial.completed or not trial.stopped:
                 self._waiting.appendleft(held)
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -87,7 +92,7 @@ class Desk:
         """From a worker group: an epoch's figures; True to go on. A repeated epoch is not told twice."""
         trial = self._trials[trial_id]
         if epoch["epoch"] < len(trial.reports):
-            return not trial.stopped
+            return trial.completed or not trial.stopped
         trial.reports.append(epoch)
         await self._notify()
         if epoch["last"]:
@@ -98,14 +103,14 @@ class Desk:
 
     def is_best(self, *, score: float, completed: bool) -> bool:
         """From a worker group: whether to export the weights. A trial that ran to its end outranks a stopped one."""
-        if self._best is not None and (completed, score) <= self._best:
-            return False
-        self._best = (completed, score)
-        return True
+        return self._best is None or (completed, score) > self._best
 
     async def finish(self, group: str, trial_id: str, outcome: dict[str, Any]) -> None:
         """From a worker group: the trial is over; `outcome` holds its weights' URI where it was the best so far."""
-        self._trials[trial_id].outcome = outcome
+        trial = self._trials[trial_id]
+        trial.outcome = outcome
+        if outcome["weights"]:
+            self._best = max(self._best or (False, 0.0), (trial.completed, float(outcome["score"])))
         self._held.pop(group, None)
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
@@ -120,9 +125,13 @@ class Desk:
         self._closed = True
         await self._notify()
 
-    async def fail(self, message: str) -> None:
-        """From the sweep: the worker groups are gone."""
-        self._failure = message
+    async def lose(self, group: str, message: str, *, last: bool) -> None:
+        """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
+        held = self._held.pop(group, None)
+        if held is not None and not self._trials[held].stopped:
+            self._waiting.appendleft(held)
+        if last:
+            self._failure = message
         await self._notify()
 
     async def _notify(self) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from cluster.storage import upload_folder
 from recipes.schema import TrainingSection
-from training.export import export_weights
+from training.export import UnusableWeights, export_weights
 from training.loop import EpochReport, Material, load_material, new_engine, train
 from training.trainer import summary, teller
 from training.zero import stop_engine
@@ -43,21 +43,24 @@ def _run_trial(trial_id: str, values: dict[str, Any], *, material: Material, con
     report = train(engine, section, material=material, on_step=teller(relay, trial=trial_id), on_epoch=on_epoch)
     completed = report.epoch + 1 == section.epochs
     weights = f"{config['uri']}/trial-{trial_id}"
-    if _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed))):
-        _export(engine, section, weights=weights)
-        outcome = asdict(summary(report, weights=weights))
-    else:
-        outcome = asdict(summary(report, weights=""))
+    wanted = _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed)))
+    exported = wanted and _export(engine, section, weights=weights)
     if dist.get_rank() == 0:
+        outcome = asdict(summary(report, weights=weights if exported else ""))
         ray.get(desk.finish.remote(config["group"], trial_id, outcome))
     stop_engine(engine)
 
 
-def _export(engine: Any, section: TrainingSection, *, weights: str) -> None:
+def _export(engine: Any, section: TrainingSection, *, weights: str) -> bool:
+    """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
     with tempfile.TemporaryDirectory() as folder:
-        export_weights(engine, section, folder=Path(folder))
+        try:
+            export_weights(engine, section, folder=Path(folder))
+        except UnusableWeights:
+            return False
         if dist.get_rank() == 0:
             upload_folder(Path(folder), weights)
+    return True
 
 
 def _from_rank_0(function: Callable[[], Any]) -> Any:

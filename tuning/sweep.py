@@ -1,6 +1,9 @@
 """The sweep: Ray Tune chooses, worker groups train, and the pretrained rungs stand in the table as the rows to beat."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,23 +77,18 @@ def sweep(
     desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote()
     num_groups = min(section.num_trials, concurrent_groups(training))
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
-    groups = [_start_group(config | {"group": f"group-{number}"}) for number in range(num_groups)]
-    try:
+    to_beat, num_rows = max(rungs.values()), len(task.validation)
+    with _worker_groups(config, num_groups=num_groups, desk=desk) as errors:
         _tuner(
             section,
             training=training,
             desk=desk,
             num_groups=num_groups,
-            incumbent=max(rungs.values()),
-            num_rows=len(task.validation),
+            to_beat=to_beat,
+            num_rows=num_rows,
             uri=uri,
         ).fit()
-    finally:
-        ray.get(desk.close.remote())
-    errors = [error for error in ray.get(groups) if error]
-    return _result(
-        ray.get(desk.outcomes.remote()), training=training, rungs=rungs, num_rows=len(task.validation), errors=errors
-    )
+    return _result(ray.get(desk.outcomes.remote()), training=training, rungs=rungs, num_rows=num_rows, errors=errors)
 
 
 def concurrent_groups(training: TrainingSection) -> int:
@@ -102,19 +100,48 @@ def concurrent_groups(training: TrainingSection) -> int:
     return max(1, by_cpu)
 
 
-def _start_group(config: dict[str, Any]) -> Any:
-    """Starts a worker group in a task of its own; the task's value is the error it ended with, if any."""
-    return ray.remote(num_cpus=0, max_retries=0)(_run_group).remote(config)
+@contextmanager
+def _worker_groups(config: dict[str, Any], *, num_groups: int, desk: Any) -> Iterator[list[str]]:
+    """Groups that take trials until the block ends; the list gets the error of each that ended before its time."""
+    start = ray.remote(num_cpus=0, max_retries=0)(_run_group)
+    names = [f"group-{number}" for number in range(num_groups)]
+    running = {start.remote(config | {"group": name}): name for name in names}
+    errors: list[str] = []
+
+    def watch() -> None:
+        left = list(running)
+        while left:
+            (ended,), left = ray.wait(left)
+            error = _error_of(ended)
+            if error is not None:
+                errors.append(error)
+                ray.get(desk.lose.remote(running[ended], error, last=not left))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield errors
+    finally:
+        ray.get(desk.close.remote())
+        watcher.join()
+
+
+def _error_of(group: Any) -> str | None:
+    try:
+        error: str | None = ray.get(group)
+    except ray.exceptions.RayError as died:
+        return f"a worker group's process died: {died}"
+    return error
 
 
 def _run_group(config: dict[str, Any]) -> str | None:
+    """One group's whole life; the value is the error it ended with, if any."""
     section: TrainingSection = config["section"]
     trainer = new_trainer(group_worker, config, section=section, uri=f"{config['uri']}/groups", name=config["group"])
     try:
         trainer.fit()
     except Exception as error:
-        ray.get(config["desk"].fail.remote(f"worker group failed {section.max_failures + 1} times: {error}"))
-        return str(error)
+        return f"worker group failed {section.max_failures + 1} times: {error}"
     return None
 
 
@@ -124,7 +151,7 @@ def _tuner(
     training: TrainingSection,
     desk: Any,
     num_groups: int,
-    incumbent: float,
+    to_beat: float,
     num_rows: int,
     uri: str,
 ) -> Any:
@@ -135,7 +162,7 @@ def _tuner(
 
     def hopeless(_trial_id: str, result: dict[str, Any]) -> bool:
         return not can_still_reach(
-            result["scores"], epochs_left=result["epochs_left"], incumbent=incumbent, num_rows=num_rows
+            result["scores"], epochs_left=result["epochs_left"], to_beat=to_beat, num_rows=num_rows
         )
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
@@ -203,7 +230,7 @@ def _result(
                 score=scores[-1] if scores else 0.0,
                 scores=scores,
                 seconds=sum(epoch["step_seconds"] for epoch in found["epochs"]),
-                status=_status(scores, epochs=section.epochs, incumbent=max(rungs.values()), num_rows=num_rows),
+                status=_status(scores, epochs=section.epochs, to_beat=max(rungs.values()), num_rows=num_rows),
             )
         )
     if not exported:
@@ -220,11 +247,11 @@ def _result(
     )
 
 
-def _status(scores: tuple[float, ...], *, epochs: int, incumbent: float, num_rows: int) -> str:
+def _status(scores: tuple[float, ...], *, epochs: int, to_beat: float, num_rows: int) -> str:
     if not scores:
         return "failed: no epoch was finished"
     if len(scores) == epochs:
         return "completed"
-    if not can_still_reach(scores, epochs_left=epochs - len(scores), incumbent=incumbent, num_rows=num_rows):
-        return "stopped: cannot reach the incumbent any more"
+    if not can_still_reach(scores, epochs_left=epochs - len(scores), to_beat=to_beat, num_rows=num_rows):
+        return "stopped: cannot reach the best rung any more"
     return "stopped: behind the other trials"

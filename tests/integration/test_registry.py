@@ -19,9 +19,10 @@ from models.registry import (
     read_version,
     register,
     set_champion,
+    verify_files,
     write_config,
 )
-from promote import PromotionRefused, latest_winner, promote
+from promote import PromotionRefused, promote
 
 
 def version_folder(folder: Path, *, value: float = 0.0) -> Path:
@@ -55,7 +56,11 @@ def evidence(*, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) 
         "run": "s3://here",
         "created_at": now(),
         "verdict": {"outcome": outcome, "rule": 3},
-        "versions": {"candidate": {"uri": candidate.uri}, "incumbent": {"uri": incumbent.uri}},
+        "versions": {
+            "candidate": {"uri": candidate.uri, "digest": candidate.digest},
+            "incumbent": {"uri": incumbent.uri, "digest": incumbent.digest},
+        },
+        "champion": None,
     }
 
 
@@ -100,15 +105,15 @@ def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[Mod
 
 def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
     home = f"{bucket}/task"
-    first = set_champion(home, versions[0], etag=None, reason="the first")
+    first = set_champion(home, versions[0], etag=None, reason="the first", run="s3://none")
     found = read_champion(home)
     assert found is not None
     assert found[0] == first
-    set_champion(home, versions[1], etag=found[1], reason="better")
+    set_champion(home, versions[1], etag=found[1], reason="better", run="s3://none")
     with pytest.raises(storage.Conflict):
-        set_champion(home, versions[0], etag=found[1], reason="too late")
+        set_champion(home, versions[0], etag=found[1], reason="too late", run="s3://none")
     with pytest.raises(storage.Conflict):
-        set_champion(home, versions[0], etag=None, reason="as if there were none")
+        set_champion(home, versions[0], etag=None, reason="as if there were none", run="s3://none")
     now_there = read_champion(home)
     assert now_there is not None
     assert now_there[0].uri == versions[1].uri
@@ -118,7 +123,7 @@ def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versio
 def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVersion]) -> None:
     def attempt(number: int) -> bool:
         try:
-            set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number))
+            set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number), run="s3://none")
         except storage.Conflict:
             return False
         return True
@@ -134,20 +139,37 @@ def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
     home = f"{bucket}/task"
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
     storage.write_json(f"{home}/runs/r/evidence.json", found)
-    for version in versions:
-        storage.write_json(f"{version.uri}/evidence.json", found)
-    with pytest.raises(PromotionRefused, match=f"did not win: the verdict {outcome} chose"):
+    with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote(home, version=versions[1 - winner].uri)
     assert read_champion(home) is None
-    assert latest_winner(home) == versions[winner].uri
     champion = promote(home)
     assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
     assert promote(home) == champion  # asked again, nothing changes
     assert len(storage.list_files(f"{home}/history")) == 1
 
 
-def test_a_version_without_evidence_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
-    with pytest.raises(PromotionRefused, match="has no evidence, so no verdict chose it"):
+def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
+    bucket: str, versions: list[ModelVersion], tmp_path: Path
+) -> None:
+    home = f"{bucket}/task"
+    newer = register(home, version_folder(tmp_path / "newer", value=2))
+    set_champion(home, newer, etag=None, reason="by a later run", run="s3://none")
+    found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
+    storage.write_json(f"{home}/runs/r/evidence.json", found)
+    with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
+        promote(home)
+    champion = read_champion(home)
+    assert champion is not None
+    assert champion[0].uri == newer.uri
+
+
+def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
+    storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
+    storage.download_folder(versions[0].uri, tmp_path / "copy")
+    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+        verify_files(versions[0].uri, tmp_path / "copy")
+
+
+def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
+    with pytest.raises(PromotionRefused, match="no run is finished"):
         promote(f"{bucket}/task", version=versions[0].uri)
-    with pytest.raises(RegistryError, match="no whole model version"):
-        promote(f"{bucket}/task", version=f"{bucket}/task/versions/none")

@@ -61,7 +61,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     with connect():
         done = pipeline.run(load_recipe(path, overrides=overrides), show=Heard())
     assert left.items() <= written(home).items()
-    assert {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)} == {"ladder", "sweep", "seed"}
+    assert {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)} == {"ladder", "sweep", "seed", "test"}
     assert [seed["seed"] for seed in done.evidence["seeds"]] == [0, 1]
     best = max(seed["validation"] for seed in done.evidence["seeds"])
     assert next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")["validation"] == best
@@ -78,10 +78,10 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
         prepared = pipeline.prepare(recipe, show=Heard())
         rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
     assert prepared.champion == champion[0].uri
-    assert rungs[-1]["uri"] == champion[0].uri
-    assert champion[0].version in rungs[-1]["note"]
+    assert rungs[0]["uri"] == champion[0].uri
+    assert champion[0].version in rungs[0]["note"]
     best = max(rung["validation"] for rung in rungs if rung["servable"])
-    assert incumbent.validation == best >= rungs[-1]["validation"]
+    assert incumbent.validation == best >= rungs[0]["validation"]
 
 
 def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:

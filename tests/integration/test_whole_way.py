@@ -153,7 +153,9 @@ def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_p
 
 def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
     prepared = pipeline.prepare(small_run.recipe, show=Heard())
-    prepared = replace(prepared, run=f"{small_run.recipe.home}/runs/won")
+    serving = read_champion(small_run.recipe.home)
+    assert serving is not None
+    prepared = replace(prepared, run=f"{small_run.recipe.home}/runs/won", champion=serving[0].uri)
     evidence = small_run.done.evidence
     won = won_verdict(prepared, small_run)
     models = {

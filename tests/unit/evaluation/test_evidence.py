@@ -85,6 +85,7 @@ def some_evidence() -> dict[str, Any]:
                 "incumbent": {"kind": "probe", "uri": "s3://models/toy/versions/probe-1", "digest": "cd" * 32},
                 "candidate": {"kind": "lora", "uri": "s3://models/toy/versions/lora-1", "digest": "ef" * 32},
             },
+            "champion": None,
             "code": {"sha256": "00" * 32, "uri": "s3://models/toy/code/00.zip"},
             "created_at": "2026-01-01T00:00:00+00:00",
         },

@@ -40,12 +40,12 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
         assert await told is True
         assert await desk.report("a", epoch(1, last=True)) is False
         assert (await second)["last"]
-        await desk.finish("group-0", "a", {"weights": "s3://here"})
+        await desk.finish("group-0", "a", {"weights": "s3://here", "score": 0.5})
         assert desk.outcomes() == {
             "a": {
                 "config": {"learning_rate": 1},
                 "epochs": [epoch(0), epoch(1, last=True)],
-                "outcome": {"weights": "s3://here"},
+                "outcome": {"weights": "s3://here", "score": 0.5},
             }
         }
 
@@ -164,7 +164,7 @@ def test_when_the_groups_are_gone_tune_is_told_why() -> None:
         await desk.submit("a", {})
         asked = asyncio.create_task(desk.next_report("a"))
         await settle()
-        await desk.fail("worker group failed 3 times: out of memory")
+        await desk.lose("group-0", "worker group failed 3 times: out of memory", last=True)
         with pytest.raises(SweepFailed, match="out of memory"):
             await asked
 
@@ -172,10 +172,44 @@ def test_when_the_groups_are_gone_tune_is_told_why() -> None:
 
 
 def test_a_trial_that_ran_to_its_end_outranks_a_better_one_that_was_stopped() -> None:
-    desk = Desk()
-    assert desk.is_best(score=0.8, completed=False)
-    assert not desk.is_best(score=0.7, completed=False)
-    assert desk.is_best(score=0.6, completed=True)
-    assert not desk.is_best(score=0.9, completed=False)
-    assert not desk.is_best(score=0.6, completed=True)
-    assert desk.is_best(score=0.65, completed=True)
+    async def story() -> None:
+        desk = Desk()
+        await exported(desk, "stopped", score=0.8, completed=False)
+        assert not desk.is_best(score=0.7, completed=False)
+        assert desk.is_best(score=0.6, completed=True)
+        await exported(desk, "completed", score=0.6, completed=True)
+        assert not desk.is_best(score=0.9, completed=False)
+        assert not desk.is_best(score=0.6, completed=True)
+        assert desk.is_best(score=0.65, completed=True)
+
+    run(story())
+
+
+def test_the_best_is_claimed_by_weights_that_are_there_and_not_by_a_wish_to_export() -> None:
+    async def story() -> None:
+        desk = Desk()
+        assert desk.is_best(score=0.8, completed=True)
+        assert desk.is_best(score=0.8, completed=True)  # its group died while it exported: it may try again
+        await desk.submit("diverged", {})
+        await desk.finish("group-0", "diverged", {"weights": "", "score": 0.9})
+        assert desk.is_best(score=0.1, completed=False)
+
+    run(story())
+
+
+def test_a_lost_groups_trial_goes_to_another_group() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("a", {})
+        assert (await desk.take("group-0") or ("",))[0] == "a"
+        await desk.lose("group-0", "no node", last=False)
+        assert (await desk.take("group-1") or ("",))[0] == "a"
+
+    run(story())
+
+
+async def exported(desk: Desk, trial_id: str, *, score: float, completed: bool) -> None:
+    await desk.submit(trial_id, {})
+    if completed:
+        await desk.report(trial_id, epoch(0, last=True, score=score))
+    await desk.finish("group-0", trial_id, {"weights": f"s3://{trial_id}", "score": score})
