@@ -175,13 +175,12 @@ def _tuner(
             metric="score",
             mode="max",
             num_samples=section.num_trials,
-            search_alg=_search(section, seed=training.seed),
+            search_alg=_search(section, seed=training.seed, max_concurrent=num_groups),
             scheduler=ASHAScheduler(
                 max_t=longest,
                 grace_period=min(section.grace_epochs, longest),
                 reduction_factor=section.reduction_factor,
             ),
-            max_concurrent_trials=num_groups,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -195,16 +194,16 @@ def _tuner(
     )
 
 
-def _search(section: TuningSection, *, seed: int) -> Any:
+def _search(section: TuningSection, *, seed: int, max_concurrent: int) -> Any:
     """Optuna, or random search; without a space there is nothing to search and every trial is the same."""
     import optuna
-    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if section.search == "optuna" and section.space:
-        return OptunaSearch(seed=seed)
-    return BasicVariantGenerator(random_state=seed)
+        return ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=max_concurrent)
+    return BasicVariantGenerator(random_state=seed, max_concurrent=max_concurrent)
 
 
 def _result(

@@ -26,7 +26,7 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
             relay=relay,
         )
     trials = [row for row in result.rows if row.status != "pretrained"]
-    assert [row.status for row in trials] == ["stopped: cannot reach the incumbent any more"] * 2
+    assert [row.status for row in trials] == ["stopped: cannot reach the best rung any more"] * 2
     assert [len(row.scores) for row in trials] == [2, 2]
     assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == rungs
     assert result.rows[0].trial == "probe"
