@@ -1,5 +1,6 @@
 """A worker group that trains one trial after another: the training function of the sweep's Ray Train run."""
 
+import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from tuning.space import trial_section
 def group_worker(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
     material = load_material(ray.get(config["task"]))
+    gc.freeze()  # what all trials share is not walked when a trial's engine is collected
     while True:
         taken = _from_rank_0(lambda: ray.get(config["desk"].take.remote(config["group"])))
         if taken is None:
