@@ -111,7 +111,7 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
 
     def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
         ids, outputs = tuple(map(str, range(n))), tuple("yes" if hit else "no" for hit in right)
-        return Predictions(model, ids, ("yes",) * n, outputs, right.astype(np.float64), np.full(n, 0.5))
+        return Predictions(model, ids, ("yes",) * n, outputs, right.astype(np.float64), *2 * (np.full(n, 0.5),))
 
     return decide(
         incumbent=predictions("incumbent", cell % 2 == 0),

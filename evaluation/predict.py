@@ -22,7 +22,9 @@ def predict_rows(uri: str, *, rows: Rows) -> Predictions:
     logits = logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
     scores = probabilities(logits)
     outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
-    return predictions(loaded.version.kind, rows=rows, outputs=outputs, confidences=scores.max(1))
+    return predictions(
+        loaded.version.kind, rows=rows, outputs=outputs, confidences=scores.max(1), calibrated=scores.max(1)
+    )
 
 
 def predict_reference(rows: Rows, *, train: Rows, validation: Rows) -> Predictions:
@@ -31,10 +33,13 @@ def predict_reference(rows: Rows, *, train: Rows, validation: Rows) -> Predictio
         train.texts, train.labels, validation_texts=validation.texts, validation_labels=validation.labels
     )
     outputs, confidences = reference.predict(rows.texts)
-    return predictions("tf_idf", rows=rows, outputs=tuple(outputs), confidences=np.asarray(confidences))
+    confidences = np.asarray(confidences)
+    return predictions("tf_idf", rows=rows, outputs=tuple(outputs), confidences=confidences, calibrated=confidences)
 
 
-def predictions(model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray) -> Predictions:
+def predictions(
+    model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
+) -> Predictions:
     """The table of a model's outputs on rows, each scored 1 where it is the label."""
     right = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
     return Predictions(
@@ -44,6 +49,7 @@ def predictions(model: str, *, rows: Rows, outputs: tuple[str, ...], confidences
         outputs=outputs,
         scores=right,
         confidences=confidences.astype(np.float64),
+        calibrated=calibrated.astype(np.float64),
         groups=rows.groups,
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP_PREFIX = "group:"
-COLUMNS = ("row_id", "label", "output", "score", "confidence")
+COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
 class VerdictRefused(ValueError):
@@ -36,15 +36,19 @@ class Predictions:
     """[N] per-row score; for accuracy 1.0 where the output is the label, else 0.0."""
     confidences: NDArray[np.float64]
     """[N] highest class probability, before temperature."""
+    calibrated: NDArray[np.float64]
+    """[N] highest class probability after the model's temperature."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Group columns by name, one value a row."""
 
     def __post_init__(self) -> None:
-        for name in ("scores", "confidences"):
+        for name in ("scores", "confidences", "calibrated"):
             values = np.array(getattr(self, name), dtype=np.float64)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
-        columns = {name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences")}
+        columns = {
+            name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences", "calibrated")
+        }
         columns |= {f"group {name}": len(values) for name, values in self.groups.items()}
         for name, length in columns.items():
             if length != len(self.row_ids):
@@ -56,8 +60,7 @@ class Predictions:
         return len(self.row_ids)
 
     def to_table(self) -> pa.Table:
-        """An Arrow table: row_id, label, output, score, confidence and `group:<name>` columns; the model's name is
-        in the schema's metadata."""
+        """An Arrow table with `COLUMNS` and `group:<name>` columns; the model's name is in the schema's metadata."""
         import pyarrow as pa
 
         columns = {
@@ -66,6 +69,7 @@ class Predictions:
             "output": pa.array(self.outputs, pa.string()),
             "score": pa.array(self.scores),
             "confidence": pa.array(self.confidences),
+            "calibrated": pa.array(self.calibrated),
         }
         columns |= {GROUP_PREFIX + name: pa.array(values, pa.string()) for name, values in self.groups.items()}
         return pa.table(columns).replace_schema_metadata({"model": self.model})
@@ -89,6 +93,7 @@ class Predictions:
             outputs=tuple(table["output"].to_pylist()),
             scores=table["score"].to_numpy(),
             confidences=table["confidence"].to_numpy(),
+            calibrated=table["calibrated"].to_numpy(),
             groups={
                 name.removeprefix(GROUP_PREFIX): tuple(table[name].to_pylist())
                 for name in given

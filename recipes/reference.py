@@ -16,19 +16,26 @@ One YAML file that the command line, a submitted job and the service read. Made 
 
 def reference() -> str:
     """The page in Markdown: a table a section."""
-    inner = {name: field.annotation for name, field in Recipe.model_fields.items() if _section(field)}
-    top = {name: field for name, field in Recipe.model_fields.items() if name not in inner}
-    parts = [HEAD, _table("Top level", top)]
-    for name, annotation in inner.items():
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        parts.append(_table(f"`{name}`", annotation.model_fields))
+    parts = [HEAD, *_tables("Top level", model=Recipe, prefix="")]
     parts.append(_table("A distribution, in `tuning.space`", Distribution.model_fields))
     return "\n".join(parts)
 
 
-def _section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+def _tables(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
+    """A table of the model's own fields, then those of its sections, each named by its whole path."""
+    inner = {name: section for name, field in model.model_fields.items() if (section := _section(field))}
+    own = {name: field for name, field in model.model_fields.items() if name not in inner or prefix}
+    parts = [_table(title, own)]
+    for name, section in inner.items():
+        parts += _tables(f"`{prefix}{name}`", model=section, prefix=f"{prefix}{name}.")
+    return parts
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def _table(title: str, fields: dict[str, FieldInfo]) -> str:
@@ -39,6 +46,8 @@ def _table(title: str, fields: dict[str, FieldInfo]) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
+    if _section(field):
+        return "section"
     choices = get_args(field.annotation)
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return " or ".join(f"`{choice}`" for choice in choices)
@@ -50,6 +59,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        return "its defaults"
     return "" if value is None or value in ({}, ()) else f"`{value}`"
 
 

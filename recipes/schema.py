@@ -136,6 +136,8 @@ class TuningSection(Section):
     """Epochs every trial gets before ASHA may stop it."""
     reduction_factor: int = Field(default=2, ge=2)
     """ASHA keeps one in this many at each rung."""
+    learning_curve: bool = False
+    """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
 
     @field_validator("space")
     @classmethod
@@ -148,8 +150,69 @@ class TuningSection(Section):
         return space
 
 
+class CalibrationGate(Section):
+    max_ece: float = Field(default=0.05, gt=0, lt=1)
+    """Largest expected calibration error of the candidate, after its temperature."""
+    max_increase: float = Field(default=0.02, ge=0, lt=1)
+    """How much larger than the incumbent's it may be."""
+
+
+class GroupsGate(Section):
+    max_loss: float = Field(default=0.03, gt=0, lt=1)
+    """A group may lose less than this share of accuracy."""
+    min_rows: int = Field(default=100, ge=1)
+    """Rows from which a group's point estimate alone can fail the gate."""
+
+
+class CounterfactualGate(Section):
+    max_increase: float = Field(default=0.01, ge=0, lt=1)
+    """How much more often than the incumbent's the candidate's answer may turn with a name, sex or age."""
+
+
+class RobustnessGate(Section):
+    max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
+    """How much more accuracy than the incumbent the candidate may lose to typing errors, case and white space."""
+
+
+class GatesSection(Section):
+    """What a better model must not break; `null` does not ask for a gate."""
+
+    calibration: CalibrationGate | None = CalibrationGate()
+    """Confidence says how often the answer is right."""
+    groups: GroupsGate | None = GroupsGate()
+    """No group of `data.groups` is served worse."""
+    counterfactual: CounterfactualGate | None = CounterfactualGate()
+    """Answers do not turn with a person's name, sex or age."""
+    robustness: RobustnessGate | None = RobustnessGate()
+    """Answers survive typing errors, case and white space."""
+
+
+class CostSection(Section):
+    value_of_correct: float = Field(gt=0)
+    """What one more correct answer is worth, in the recipe's currency."""
+    requests_per_month: float = Field(gt=0)
+    """Rows answered in a month."""
+    horizon_months: float = Field(default=12, gt=0)
+    """Months over which the training must pay."""
+    price_per_cpu_hour: float = Field(gt=0)
+    """Price of an hour of one CPU core, of training and of serving."""
+
+
+class HybridSection(Section):
+    by: Literal["group", "confidence"]
+    """Who answers a row is told by its group, or by the incumbent's confidence."""
+    column: str | None = None
+    """The column of `data.groups` that routes, for `by: group`."""
+
+    @model_validator(mode="after")
+    def _column_for_groups(self) -> Self:
+        if (self.by == "group") != (self.column is not None):
+            raise ValueError("`column` names the routing group column of `by: group`, and is left out for `confidence`")
+        return self
+
+
 class EvaluationSection(Section):
-    metric: Literal["accuracy"] = "accuracy"
+    metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """What the verdict compares."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
@@ -157,8 +220,18 @@ class EvaluationSection(Section):
     """The gain hoped for, on which power and rows needed are computed; twice `minimum_gain` if left out."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided level of the test and of the interval."""
+    regulated: bool = False
+    """Whether a gate that cannot be assessed stops a change of model (and says how many rows it would take)."""
+    gates: GatesSection = GatesSection()
+    """What a better model must not break."""
+    cost: CostSection | None = None
+    """Prices, if the gain must pay for itself."""
+    hybrid: HybridSection | None = None
+    """Whether, and how, both models may serve where only groups or cost speak against the candidate."""
     centroid_shots: int = Field(default=10, ge=1)
     """Training examples a class, k, of the centroid baseline."""
+    valid_days: int = Field(default=365, ge=1)
+    """Days after which the verdict may no longer promote a model."""
 
 
 class ServingSection(Section):
@@ -217,6 +290,13 @@ class Recipe(Section):
     @classmethod
     def _registry_on_s3(cls, uri: str) -> str:
         return _with_scheme(uri, ("s3://",)).rstrip("/")
+
+    @model_validator(mode="after")
+    def _hybrid_column_is_a_group(self) -> Self:
+        hybrid = self.evaluation.hybrid
+        if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
+            raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is none of data.groups {self.data.groups}")
+        return self
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:

@@ -28,7 +28,9 @@ def verdict() -> Verdict:
         scores = np.arange(100) < right
         outputs = tuple("a" if hit else "b" for hit in scores)
         ids = tuple(map(str, range(100)))
-        return Predictions(model, ids, ("a",) * 100, outputs, scores.astype(float), np.full(100, 0.5))
+        return Predictions(
+            model, ids, ("a",) * 100, outputs, scores.astype(float), np.full(100, 0.5), np.full(100, 0.5)
+        )
 
     return decide(
         incumbent=predictions("probe", 60),

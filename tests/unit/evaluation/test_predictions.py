@@ -19,6 +19,7 @@ def some_predictions(model: str = "probe") -> Predictions:
         outputs=("heart", "heart", "lung"),
         scores=np.array([1.0, 0.0, 1.0]),
         confidences=np.array([0.9, 0.4, 0.7]),
+        calibrated=np.array([0.8, 0.5, 0.6]),
         groups={"sex": ("female", "male", "unstated")},
     )
 
@@ -31,11 +32,12 @@ def test_predictions_come_back_from_parquet_as_they_were() -> None:
         assert getattr(after, name) == getattr(before, name)
     np.testing.assert_array_equal(after.scores, before.scores)
     np.testing.assert_array_equal(after.confidences, before.confidences)
+    np.testing.assert_array_equal(after.calibrated, before.calibrated)
 
 
 def test_the_table_has_the_named_columns_and_no_text() -> None:
     assert some_predictions().to_table().column_names == [
-        "row_id", "label", "output", "score", "confidence", "group:sex",
+        "row_id", "label", "output", "score", "confidence", "calibrated", "group:sex",
     ]  # fmt: skip
 
 
@@ -84,9 +86,9 @@ def test_repeated_rows_and_no_rows_are_refused() -> None:
     twice = replace(some_predictions(), row_ids=("0", "1", "1"))
     with pytest.raises(VerdictRefused, match="'1' more than once"):
         align(twice, twice)
-    none = Predictions("probe", (), (), (), np.array([]), np.array([]))
+    none = Predictions("probe", (), (), (), np.array([]), np.array([]), np.array([]))
     with pytest.raises(VerdictRefused, match="no row"):
         align(none, none)
-    two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2))
+    two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2))
     with pytest.raises(VerdictRefused, match="3 and 2 rows"):
         align(some_predictions(), two)

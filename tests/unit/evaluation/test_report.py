@@ -22,7 +22,7 @@ def some_verdict(both: int, only_candidate: int, only_incumbent: int, neither: i
     def predictions(model: str, right: np.ndarray[Any, np.dtype[np.bool_]]) -> Predictions:
         outputs = tuple("9" if hit else "10" for hit in right)
         row_ids = tuple(str(i) for i in range(len(right)))
-        return Predictions(model, row_ids, ("9",) * len(right), outputs, right.astype(float), right / 2)
+        return Predictions(model, row_ids, ("9",) * len(right), outputs, right.astype(float), right / 2, right / 2)
 
     return decide(
         incumbent=predictions("probe", cells % 2 == 0),

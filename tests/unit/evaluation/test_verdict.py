@@ -27,6 +27,7 @@ def predictions(model: str, right: np.ndarray) -> Predictions:
         outputs=tuple("yes" if hit else "no" for hit in right),
         scores=right.astype(np.float64),
         confidences=np.full(len(right), 0.5),
+        calibrated=np.full(len(right), 0.5),
     )
 
 
@@ -319,6 +320,7 @@ def reordered(given_predictions: Predictions, order: list[int]) -> Predictions:
         outputs=tuple(given_predictions.outputs[i] for i in order),
         scores=given_predictions.scores[order],
         confidences=given_predictions.confidences[order],
+        calibrated=given_predictions.calibrated[order],
     )
 
 
