@@ -1,12 +1,17 @@
-"""What per-row scores say: accuracy with its interval, and the paired statistics that a verdict rests on."""
+"""What two models' predictions say of each other: the paired statistics that a verdict rests on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+from evaluation.bootstrap import macro_f1, macro_f1_effect
+from evaluation.predictions import Predictions, align
 
 FloatArray = NDArray[np.float64]
 
@@ -47,22 +52,22 @@ class PairedCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidate against another model on the same rows."""
+    """The candidate against another model on the same rows, by one metric."""
 
     counts: PairedCounts
-    candidate_accuracy: float
-    other_accuracy: float
+    """Rows by who was right, whatever the metric."""
+    candidate_score: float
+    other_score: float
+    gain: float
+    """Candidate's score minus the other's."""
     interval: tuple[float, float]
-    """Of the gain: Newcombe's."""
+    """Of the gain, two-sided: Newcombe's for accuracy, the bootstrap's percentiles for macro-F1."""
     p_value: float
-    """McNemar's mid-p."""
-    p_exact: float
-    """McNemar's exact p."""
-
-    @property
-    def gain(self) -> float:
-        """Candidate's accuracy minus the other's."""
-        return self.counts.gain
+    """Two-sided, of a gain of 0: McNemar's mid-p for accuracy, the bootstrap's for macro-F1."""
+    p_exact: float | None
+    """McNemar's exact p; None for a metric other than accuracy."""
+    standard_error: float | None
+    """Of the gain, by bootstrap; None for accuracy, whose formulas need the counts only."""
 
 
 def accuracy(scores: FloatArray) -> float:
@@ -140,17 +145,44 @@ def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[F
     return np.maximum(gain - below, -1.0), np.minimum(gain + above, 1.0)
 
 
-def compare(candidate: FloatArray, *, other: FloatArray, alpha: float) -> Comparison:
-    """Everything the verdict reads of two models' 0/1 scores [N] on the same rows."""
-    counts = paired_counts(candidate, other=other)
+def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Comparison:
+    """Everything the verdict reads of two models' predictions of the same rows, by `accuracy` or `macro_f1`.
+
+    Raises VerdictRefused where the rows are not the same, ValueError for another metric.
+    """
+    align(candidate, other)
+    counts = paired_counts(candidate.scores, other=other.scores)
+    if metric == "accuracy":
+        return Comparison(
+            counts=counts,
+            candidate_score=accuracy(candidate.scores),
+            other_score=accuracy(other.scores),
+            gain=counts.gain,
+            interval=newcombe_paired_interval(counts, alpha=alpha),
+            p_value=mcnemar_midp(counts),
+            p_exact=mcnemar_exact(counts),
+            standard_error=None,
+        )
+    if metric != "macro_f1":
+        raise ValueError(f"metric is {metric!r}; allowed: accuracy, macro_f1")
+    effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     return Comparison(
         counts=counts,
-        candidate_accuracy=accuracy(candidate),
-        other_accuracy=accuracy(other),
-        interval=newcombe_paired_interval(counts, alpha=alpha),
-        p_value=mcnemar_midp(counts),
-        p_exact=mcnemar_exact(counts),
+        candidate_score=macro_f1(candidate.labels, outputs=candidate.outputs),
+        other_score=macro_f1(other.labels, outputs=other.outputs),
+        gain=effect.gain,
+        interval=effect.interval,
+        p_value=effect.p_value,
+        p_exact=None,
+        standard_error=effect.standard_error,
     )
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979)."""
+    if not len(p_values):
+        return ()
+    return tuple(float(p_value) for p_value in multipletests(p_values, method="holm")[1])
 
 
 def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:

@@ -1,12 +1,13 @@
 """Whether the test was big enough for its question: detectable effect, power of the whole rule, rows needed."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from evaluation.metrics import midp_values, newcombe_limits
+from evaluation.metrics import Comparison, midp_values, newcombe_limits
 
 WANTED_POWER = 0.8
 NUM_DRAWS = 20_000
@@ -41,6 +42,45 @@ class RowsNeeded:
 
     rows: int | None
     reason: str
+
+
+@dataclass(frozen=True)
+class Sized:
+    """How big the test was for its question."""
+
+    minimum_detectable_effect: float
+    """True gain that the test finds with a power of 0.8."""
+    power_at_expected_gain: float
+    """Of the whole rule."""
+    needed: RowsNeeded
+    """At the expected gain."""
+
+
+def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
+    """Detectable effect, power of the whole rule and rows needed, by how much the two models were seen to differ.
+
+    For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: the effect is
+    (z_{1 - alpha/2} + z_power) standard errors, the rule holds where the estimate is over z_{1 - alpha/2} standard
+    errors and at least minimum_gain, and a standard error shrinks with the root of the rows.
+    """
+    n = main.counts.n
+    if main.standard_error is None:
+        scenario = Scenario(expected_gain, main.counts.discordance, main.other_score)
+        # No discordant row seen is no proof that there is none: reckon with one.
+        discordance = max(main.counts.discordance, 1 / n)
+        return Sized(
+            minimum_detectable_effect(n, discordance=discordance, alpha=alpha),
+            rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha),
+            rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
+        )
+    # What one discordant row gives an accuracy, as above: no difference seen is no proof that there is none.
+    error = max(main.standard_error, 1 / n)
+    least = max(norm.ppf(1 - alpha / 2) * error, minimum_gain)
+    return Sized(
+        _z_sum(alpha, WANTED_POWER) * error,
+        float(norm.sf((least - expected_gain) / error)),
+        _rows_by_normal(n, error=error, gains=(expected_gain, minimum_gain), alpha=alpha),
+    )
 
 
 def minimum_detectable_effect(n: int, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> float:
@@ -86,11 +126,7 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
     """
     gain = scenario.gain
     if gain <= minimum_gain:
-        reason = (
-            f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}: "
-            "no number of rows gives 80 % power"
-        )
-        return RowsNeeded(None, reason)
+        return _no_rows(gain, minimum_gain)
 
     def enough(n: int) -> bool:
         power = rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha, num_draws=NUM_SEARCH_DRAWS)
@@ -100,11 +136,35 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
     while not enough(rows):
         too_few, rows = rows, 2 * rows
         if rows > MOST_ROWS:
-            return RowsNeeded(None, f"it would take more than {MOST_ROWS:,} rows")
+            return _rows(rows, gain)
     while rows - too_few > 1:
         middle = (too_few + rows) // 2
         too_few, rows = (too_few, middle) if enough(middle) else (middle, rows)
+    return _rows(rows, gain)
+
+
+def _rows_by_normal(n: int, *, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
+    """Rows on which a standard error of `error` at n rows is small enough for the expected and the minimum gain."""
+    gain, minimum_gain = gains
+    if gain <= minimum_gain:
+        return _no_rows(gain, minimum_gain)
+    # Both parts of the rule: found as above 0, and estimated at the minimum gain or more.
+    allowed = min(gain / _z_sum(alpha, WANTED_POWER), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
+    return _rows(max(1, math.ceil(n * (error / allowed) ** 2)), gain)
+
+
+def _rows(rows: int, gain: float) -> RowsNeeded:
+    if rows > MOST_ROWS:
+        return RowsNeeded(None, f"it would take more than {MOST_ROWS:,} rows")
     return RowsNeeded(rows, f"{rows:,} rows give 80 % power at a true gain of {100 * gain:.4g} points")
+
+
+def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
+    reason = (
+        f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}: "
+        "no number of rows gives 80 % power"
+    )
+    return RowsNeeded(None, reason)
 
 
 def _z_sum(alpha: float, power: float) -> float:

@@ -11,6 +11,7 @@ from evaluation.metrics import (
     PairedCounts,
     accuracy,
     compare,
+    holm,
     mcnemar_exact,
     mcnemar_midp,
     midp_values,
@@ -19,8 +20,16 @@ from evaluation.metrics import (
     paired_counts,
     wilson_interval,
 )
+from evaluation.predictions import Predictions, VerdictRefused
 
 cells = st.tuples(*[st.integers(0, 3000)] * 4)
+
+
+def predictions(outputs: str, *, labels: str) -> Predictions:
+    """One row a letter."""
+    right = np.array([output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64)
+    ids = tuple(str(number) for number in range(len(labels)))
+    return Predictions("model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),))
 
 
 def swapped(counts: PairedCounts) -> PairedCounts:
@@ -137,8 +146,50 @@ def test_accuracy_and_paired_counts_are_counted_from_scores() -> None:
     candidate, other = np.array([1.0, 1, 1, 0, 0]), np.array([1.0, 0, 0, 1, 0])
     assert accuracy(candidate) == 0.6
     assert paired_counts(candidate, other=other) == PairedCounts(1, 2, 1, 1)
-    comparison = compare(candidate, other=other, alpha=0.05)
-    assert (comparison.candidate_accuracy, comparison.other_accuracy, comparison.gain) == (0.6, 0.4, 0.2)
+
+
+def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
+    candidate, other = predictions("aabaa", labels="aabbb"), predictions("abbba", labels="aabbb")
+    comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
+    counts = PairedCounts(both_right=2, only_candidate_right=1, only_other_right=1, neither_right=1)
+    assert comparison.counts == counts
+    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (0.6, 0.6, counts.gain)
+    assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
+    assert (comparison.p_value, comparison.p_exact) == (mcnemar_midp(counts), mcnemar_exact(counts))
+    assert comparison.standard_error is None
+
+
+def test_macro_f1_is_compared_by_bootstrap_beside_the_same_counts() -> None:
+    labels = "aab" * 40
+    candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
+    comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
+    assert comparison.counts == PairedCounts(80, 40, 0, 0)
+    assert (comparison.candidate_score, comparison.other_score) == pytest.approx((1, 0.4))  # a: 2 * 80 / (80 + 120)
+    assert comparison.gain == pytest.approx(0.6)
+    assert comparison.interval[0] < 0.6 < comparison.interval[1]
+    assert (comparison.p_value, comparison.p_exact) == (2 / 10_001, None)
+    assert comparison.standard_error is not None
+    assert 0 < comparison.standard_error < 0.1
+
+
+def test_only_the_same_rows_are_compared_and_only_by_a_known_metric() -> None:
+    with pytest.raises(VerdictRefused, match="labels"):
+        compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
+    with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
+        compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge", alpha=0.05)
+
+
+def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order_given() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.7, 0.6]) == (1, 1)
+    assert holm([]) == ()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_makes_a_p_value_smaller_and_never_more_than_bonferroni(p_values: list[float]) -> None:
+    for adjusted, p_value in zip(holm(p_values), p_values, strict=True):
+        assert p_value <= adjusted <= min(1, len(p_values) * p_value) + 1e-12
 
 
 def test_wilson_interval_is_statsmodels_and_holds_the_accuracy() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.metrics import midp_values
+from evaluation.metrics import Comparison, PairedCounts, midp_values
 from evaluation.power import (
     Scenario,
     draw_tables,
@@ -14,9 +14,16 @@ from evaluation.power import (
     rows_needed_for_rule,
     rule_holds,
     rule_power,
+    sized,
 )
 
 ICD10 = Scenario(gain=0.02, discordance=0.15, incumbent_accuracy=0.66)
+
+
+def comparison(counts: PairedCounts, *, standard_error: float | None) -> Comparison:
+    """With the scores of an accuracy, and the standard error of a bootstrap where one is given."""
+    ours, theirs = counts.both_right + counts.only_candidate_right, counts.both_right + counts.only_other_right
+    return Comparison(counts, ours / counts.n, theirs / counts.n, counts.gain, (-0.1, 0.1), 0.5, None, standard_error)
 
 
 @pytest.mark.parametrize(("discordance", "rows"), [(0.05, 3924), (0.10, 7849), (0.15, 11773), (0.20, 15698)])
@@ -75,3 +82,53 @@ def test_equal_models_pass_the_rule_at_most_at_alpha_and_midp_is_near_nominal() 
         assert np.mean(rule_holds(tables, minimum_gain=0.0, alpha=0.05)) <= 0.025 + 0.0033
         assert np.mean(rule_holds(tables, minimum_gain=0.01, alpha=0.05)) <= 0.025 + 0.0033
         assert np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < 0.05) <= 0.05 + 0.0033
+
+
+def test_accuracy_is_sized_by_simulation_from_what_was_seen() -> None:
+    main = comparison(PairedCounts(1200, 190, 150, 611), standard_error=None)
+    scenario = Scenario(0.02, main.counts.discordance, main.other_score)
+    size = sized(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    assert size.power_at_expected_gain == rule_power(2151, scenario=scenario, minimum_gain=0.01, alpha=0.05)
+    assert size.needed == rows_needed_for_rule(scenario, minimum_gain=0.01, alpha=0.05)
+    assert size.minimum_detectable_effect == minimum_detectable_effect(
+        2151, discordance=main.counts.discordance, alpha=0.05
+    )
+
+
+def test_by_a_standard_error_the_sizes_are_nearly_those_of_the_accuracy_that_has_it() -> None:
+    counts = PairedCounts(1200, 190, 150, 611)
+    exact = sized(comparison(counts, standard_error=None), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    error = np.sqrt(counts.discordance / counts.n)
+    normal = sized(comparison(counts, standard_error=error), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    assert normal.minimum_detectable_effect == pytest.approx(exact.minimum_detectable_effect)
+    assert normal.power_at_expected_gain == pytest.approx(exact.power_at_expected_gain, abs=0.02)
+    assert normal.needed.rows is not None
+    assert normal.needed.rows == pytest.approx(exact.needed.rows, rel=0.05)
+
+
+@pytest.mark.parametrize(("expected", "minimum"), [(0.02, 0.0), (0.02, 0.01), (0.03, 0.025), (0.05, 0.01)])
+def test_the_rows_needed_by_a_standard_error_give_the_power_they_promise(expected: float, minimum: float) -> None:
+    counts = PairedCounts(600, 100, 80, 220)
+    first = sized(comparison(counts, standard_error=0.015), expected_gain=expected, minimum_gain=minimum, alpha=0.05)
+    assert first.needed.rows is not None
+    n = first.needed.rows
+    grown = comparison(PairedCounts(n, 0, 0, 0), standard_error=0.015 * np.sqrt(counts.n / n))
+    power = sized(grown, expected_gain=expected, minimum_gain=minimum, alpha=0.05).power_at_expected_gain
+    assert power == pytest.approx(0.8, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason"), [(0.01, "not above the minimum"), (0.010001, "more than 10,000,000 rows")]
+)
+def test_by_a_standard_error_too_rows_needed_say_why_there_are_none(expected: float, reason: str) -> None:
+    main = comparison(PairedCounts(600, 100, 80, 220), standard_error=0.015)
+    needed = sized(main, expected_gain=expected, minimum_gain=0.01, alpha=0.05).needed
+    assert needed.rows is None
+    assert reason in needed.reason
+
+
+@pytest.mark.parametrize("standard_error", [None, 0.0])
+def test_models_that_never_differ_do_not_make_a_test_that_detects_anything(standard_error: float | None) -> None:
+    main = comparison(PairedCounts(80, 0, 0, 20), standard_error=standard_error)
+    size = sized(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    assert size.minimum_detectable_effect == pytest.approx(2.8 / 100, abs=0.001)
