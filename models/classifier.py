@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data.encode import collate, length_batches
+from models.decide import softened
 
 
 class Classifier(nn.Module):
@@ -55,9 +56,8 @@ def logits_rows(
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    """Softmax over the last axis: what the model says before its temperature."""
+    return softened(logits, temperature=1.0)
 
 
 def _over_rows(

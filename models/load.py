@@ -13,7 +13,8 @@ from cluster.fetch import local_copy
 from cluster.storage import read_json
 from data.encode import load_tokenizer
 from models.classifier import Classifier
-from models.registry import ModelVersion, VersionConfig, read_version, verify_files
+from models.decide import Routing
+from models.registry import ModelVersion, VersionConfig, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
 
@@ -34,6 +35,17 @@ class LoadedModel(Generic[Version]):
     classes: tuple[str, ...]
     max_length: int
     version: Version
+
+
+@dataclass(frozen=True)
+class LoadedHybrid:
+    """Both parts of a hybrid, ready to answer, and the rule that says who does."""
+
+    incumbent: LoadedModel[ModelVersion]
+    candidate: LoadedModel[ModelVersion]
+    routing: Routing
+    classes: tuple[str, ...]
+    version: ModelVersion
 
 
 def inference_dtype() -> torch.dtype:
@@ -91,10 +103,23 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
 
 def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:
-    """Downloads (once a node), checks and loads a version; RegistryError if it is not whole or was changed."""
+    """Downloads (once a node), checks and loads a version of one model.
+
+    Raises RegistryError if it is not whole or was changed, ModelError for a hybrid: `load_served` takes both.
+    """
     version = read_version(uri)
     verify_files(uri, local_copy(uri))
     return _load(uri, version, device=device)
+
+
+def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion] | LoadedHybrid:
+    """Loads a version of any kind, a hybrid with its two parts; RegistryError if one is not whole or was changed."""
+    version = read_version(uri)
+    if version.hybrid is None:
+        return load_version(uri, device=device)
+    verify_files(uri, local_copy(uri))
+    incumbent, candidate = (load_version(part.uri, device=device) for part in read_parts(version.hybrid))
+    return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
 def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
@@ -103,6 +128,8 @@ def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[Version
 
 
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Version]:
+    if config.kind == "hybrid":
+        raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
     folder = local_copy(uri)
     base = local_copy(config.base_model)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)

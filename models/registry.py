@@ -4,9 +4,9 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.storage import (
     StorageError,
@@ -20,8 +20,9 @@ from cluster.storage import (
     write_if_match,
     write_json,
 )
+from models.decide import Routing
 
-Kind = Literal["zero_shot", "centroid", "probe", "lora", "full"]
+Kind = Literal["zero_shot", "centroid", "probe", "lora", "full", "hybrid"]
 
 
 class RegistryError(ValueError):
@@ -32,10 +33,26 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Part(Frozen):
+    """One of the two versions that a hybrid names."""
+
+    uri: str
+    digest: str
+
+
+class Hybrid(Frozen):
+    """Two registered versions, and who of them answers."""
+
+    routing: Routing
+    incumbent: Part
+    candidate: Part
+
+
 class VersionConfig(Frozen):
     """What a version needs besides its weights; `config.json` in its folder.
 
-    `dtype` is the one it was evaluated in, and is served in; `base_model` and `code` are S3 URIs.
+    `dtype` is the one it was evaluated in, and is served in; `base_model` and `code` are S3 URIs. A hybrid's own
+    `base_model`, `max_length`, `dtype` and `temperature` are not looked at: its parts have theirs.
     """
 
     kind: Kind
@@ -46,6 +63,16 @@ class VersionConfig(Frozen):
     code: str
     recipe_hash: str
     created_at: str
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """What its logits are divided by before the softmax; 1 in versions that were made before there was one."""
+    hybrid: Hybrid | None = None
+    """Of the kind `hybrid` alone."""
+
+    @model_validator(mode="after")
+    def _parts_of_hybrids(self) -> Self:
+        if (self.kind == "hybrid") != (self.hybrid is not None):
+            raise ValueError("the kind `hybrid`, and no other, has `hybrid`: its routing and two parts")
+        return self
 
 
 class ModelVersion(VersionConfig):
@@ -79,15 +106,42 @@ def write_config(folder: Path, config: VersionConfig) -> None:
     (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
+def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
+    """The `config.json` of a hybrid of two registered versions; the same parts and routing give the same version.
+
+    What answers may be a class of either; whatever else one version has, and a hybrid needs, is the candidate's.
+    """
+    return VersionConfig(
+        kind="hybrid",
+        classes=tuple(dict.fromkeys(candidate.classes + incumbent.classes)),
+        base_model=candidate.base_model,
+        max_length=candidate.max_length,
+        dtype=candidate.dtype,
+        code=candidate.code,
+        recipe_hash=candidate.recipe_hash,
+        created_at=max(candidate.created_at, incumbent.created_at),
+        hybrid=Hybrid(
+            routing=routing,
+            incumbent=Part(uri=incumbent.uri, digest=incumbent.digest),
+            candidate=Part(uri=candidate.uri, digest=candidate.digest),
+        ),
+    )
+
+
 def register(home: str, folder: Path) -> ModelVersion:
     """Uploads a version's folder; the manifest, written last, makes it whole. The same files give the same version.
 
-    `home` is `<registry>/<name>`. Raises RegistryError for a folder without weights or config.
+    `home` is `<registry>/<name>`. Raises RegistryError for a folder without config, or without weights unless it is a
+    hybrid's, whose parts must be there as it names them.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    if "config.json" not in files or "head.safetensors" not in files:
-        raise RegistryError(f"{folder} is no model version: it lacks config.json or head.safetensors")
+    if "config.json" not in files:
+        raise RegistryError(f"{folder} is no model version: it lacks config.json")
     config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
+    if config.hybrid is not None:
+        read_parts(config.hybrid)
+    elif "head.safetensors" not in files:
+        raise RegistryError(f"{folder} is no model version: it lacks head.safetensors")
     manifest = json.dumps(
         {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
         indent=1,
@@ -112,6 +166,17 @@ def read_version(uri: str) -> ModelVersion:
     name = home.rsplit("/", 1)[-1]
     digest = hashlib.sha256(manifest).hexdigest()
     return ModelVersion(**config, name=name, version=version, uri=uri, digest=digest)
+
+
+def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
+    """A hybrid's incumbent and candidate; raises RegistryError where one is not there, or not the one it names."""
+    incumbent, candidate = read_version(hybrid.incumbent.uri), read_version(hybrid.candidate.uri)
+    for part, named in ((incumbent, hybrid.incumbent), (candidate, hybrid.candidate)):
+        if part.digest != named.digest:
+            raise RegistryError(f"{part.uri} has digest {part.digest}, but the hybrid names {named.digest}; run again")
+        if part.hybrid is not None:
+            raise RegistryError(f"{part.uri} is a hybrid itself; a hybrid's parts are single models")
+    return incumbent, candidate
 
 
 def verify_files(uri: str, folder: Path) -> None:

@@ -2,23 +2,22 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from recipes.schema import ServingSection
+from serving.answer import Prediction, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.batch import Batcher
-from serving.cut import cut_by_length
 from serving.http import ASGIApp, Route, http_app
 from serving.protocol import CHAMPION, Models, Ready, RequestError, Served, parse_request, write_answer
 
 if TYPE_CHECKING:
-    from models.load import LoadedModel
+    from models.decide import Routing
+    from models.load import LoadedHybrid, LoadedModel
     from models.registry import ModelVersion
 
 # How long the next pass waits, at most, for the clients that were answered just now to ask again.
@@ -26,16 +25,15 @@ LINGER_S = 0.003
 # Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
 PASSES = 4
 
-Prediction = tuple[str, float, Any]
-"""Label, its probability, and the probabilities of all classes [L]."""
-
 
 @dataclass(frozen=True)
 class Engine:
     """A loaded version with its own queue: a request is answered by one version, whatever is swapped meanwhile."""
 
-    loaded: "LoadedModel[ModelVersion]"
+    loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
     batcher: Batcher
+    routing: "Routing | None"
+    """A hybrid's; None where one model answers everything."""
 
 
 class Classifier:
@@ -84,11 +82,15 @@ class Classifier:
         version = engine.loaded.version
         if request.model not in (CHAMPION, version.name, version.version, f"{version.name}@{version.version}"):
             raise RequestError(404, "unknown_model", f"no model {request.model!r} here; /v1/models says what serves")
-        predictions = await engine.batcher.submit(request.texts)
-        results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _ in predictions]
+        rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
+        predictions = await engine.batcher.submit(rows)
+        results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
+        if engine.routing is not None:
+            for result, prediction in zip(results, predictions, strict=True):
+                result["answered_by"] = prediction.answered_by
         if request.scores:
-            for result, (_, _, row) in zip(results, predictions, strict=True):
-                result["scores"] = dict(zip(engine.loaded.classes, row.tolist(), strict=True))
+            for result, prediction in zip(results, predictions, strict=True):
+                result["scores"] = scores_by_class(engine.loaded, prediction)
         return 200, write_answer(
             {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
         )
@@ -135,30 +137,21 @@ def _require_shipped_code() -> None:
         raise RuntimeError(f"{__file__} was imported, not {shipped}: start Ray in a folder without our packages")
 
 
-def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, batch_size: int) -> list[Prediction]:
-    """The same encoder and forward pass as the evaluation's, on texts: one prediction each, in order."""
-    from data.encode import encode_texts
-    from models.classifier import logits_rows, probabilities
-
-    token_lists = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    logits = np.empty((len(texts), len(loaded.classes)), dtype=np.float32)
-    for rows in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
-        part = [token_lists[row] for row in rows]
-        logits[rows] = logits_rows(loaded.model, part, pad_id=loaded.tokenizer.pad_token_id, batch_size=batch_size)
-    scores = probabilities(logits)
-    best = scores.argmax(axis=-1).tolist()
-    highest = scores.max(axis=-1).tolist()
-    return [(loaded.classes[index], score, row) for index, score, row in zip(best, highest, scores, strict=True)]
-
-
 def _load(uri: str, digest: str, worker: Executor, batch_size: int) -> Engine:
-    from models.load import load_version
+    from models.load import LoadedHybrid, load_served
 
-    loaded = load_version(uri)
+    loaded = load_served(uri)
     if loaded.version.digest != digest:
         raise ValueError(
             f"{uri} has digest {loaded.version.digest}, not {digest} that was evaluated; deploy the registered version"
         )
-    run = partial(predict_texts, loaded, batch_size=batch_size)
-    run(["the first pass prepares kernels"])
-    return Engine(loaded, Batcher(run, executor=worker, max_rows=PASSES * batch_size, linger_s=LINGER_S))
+    run: Callable[[list[Any]], list[Prediction]]
+    if isinstance(loaded, LoadedHybrid):
+        models, routing = [loaded.incumbent, loaded.candidate], loaded.routing
+        run = partial(predict_hybrid, loaded, batch_size=batch_size)
+    else:
+        models, routing = [loaded], None
+        run = partial(predict_texts, loaded, batch_size=batch_size)
+    for model in models:
+        predict_texts(model, ["the first pass prepares kernels"], batch_size=batch_size)
+    return Engine(loaded, Batcher(run, executor=worker, max_rows=PASSES * batch_size, linger_s=LINGER_S), routing)

@@ -1,10 +1,17 @@
 """What crosses the wire: the classify request, its answer, the list of models, and the one shape of an error."""
 
 import json
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
+MAX_ATTRIBUTES = 32
+MAX_ATTRIBUTE_CHARS = 256
+
+_Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
+Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]
+"""What a client knows of a text beside it, by name."""
 
 
 class Wire(BaseModel):
@@ -18,6 +25,11 @@ class ClassifyRequest(Wire):
     """`champion`, or the name, version or `name@version` of the model that serves."""
     scores: bool = Field(default=False, strict=True)
     """Whether each result carries the probability of every class."""
+    attributes: Attributes | list[Attributes] | None = None
+    """What a hybrid routes on, by the name of its group column: of all texts, or a list with one object a text.
+
+    At most 32 names, and 256 characters a name or value. Other models ignore them.
+    """
 
     @property
     def texts(self) -> list[str]:
@@ -29,9 +41,11 @@ class Result(Wire):
     label: str
     """The most probable class."""
     score: float
-    """Its probability, as the model's softmax gives it."""
+    """Its probability, after the version's temperature (which was fitted on validation and changes no label)."""
     scores: dict[str, float] | None = None
-    """Probability of every class, where asked for."""
+    """Probability of every class, after temperature, where asked for."""
+    answered_by: Literal["incumbent", "candidate"] | None = None
+    """Which part of a hybrid answered; absent where one model answers everything."""
 
 
 class ClassifyAnswer(Wire):
@@ -100,12 +114,25 @@ def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
     num_texts = 1 if isinstance(request.input, str) else len(request.input)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
+    if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
+        raise RequestError(
+            422,
+            "invalid_request",
+            f"attributes: give one object for all texts or one for each of the {num_texts}, "
+            f"not {len(request.attributes)}",
+        )
     return request
 
 
 def write_answer(answer: dict[str, object]) -> bytes:
     """A ClassifyAnswer's JSON from its plain fields: the hot path builds no models."""
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+_ATTRIBUTES = (
+    f"must be an object, or a list of one object a text, of at most {MAX_ATTRIBUTES} texts by name, "
+    f"each of at most {MAX_ATTRIBUTE_CHARS} characters"
+)
 
 
 def _refusal(error: ValidationError) -> RequestError:
@@ -116,6 +143,8 @@ def _refusal(error: ValidationError) -> RequestError:
     for fault in faults[:3]:
         place = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
         given = "must be a text or a list of texts" if place == "input" and fault["type"] != "missing" else fault["msg"]
+        if fault["loc"][:1] == ("attributes",):  # the rest of the place may be a name that was given
+            place, given = "attributes", _ATTRIBUTES
         if f"{place}: {given}" not in messages:
             messages.append(f"{place}: {given}")
     return RequestError(422, "invalid_request", "; ".join(messages))

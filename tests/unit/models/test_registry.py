@@ -1,0 +1,86 @@
+"""A version's `config.json`: what older ones lack, and what a hybrid's must name."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models.decide import Routing
+from models.registry import Hybrid, ModelVersion, Part, VersionConfig, hybrid_config
+
+PLAIN: dict[str, Any] = {
+    "kind": "probe",
+    "classes": ["a", "b"],
+    "base_model": "s3://models/_base/none",
+    "max_length": 16,
+    "dtype": "float32",
+    "code": "s3://models/none.zip",
+    "recipe_hash": "0" * 64,
+    "created_at": "2026-01-01T00:00:00+00:00",
+}
+ROUTING = {"by": "group", "column": "sex", "values": ["f"], "threshold": None}
+PARTS = {
+    "incumbent": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
+    "candidate": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
+}
+
+
+def version(kind: str, **changed: Any) -> ModelVersion:
+    fields = PLAIN | {"kind": kind, "name": "task", "version": kind, "uri": f"s3://{kind}", "digest": kind} | changed
+    return ModelVersion.model_validate(fields)
+
+
+def parsed(content: dict[str, Any]) -> VersionConfig:
+    return VersionConfig.model_validate_json(json.dumps(content))
+
+
+def test_an_older_config_has_no_temperature_and_no_parts() -> None:
+    config = parsed(PLAIN)
+    assert (config.temperature, config.hybrid) == (1.0, None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, "Infinity", None])
+def test_a_temperature_divides_so_it_is_a_number_above_zero(temperature: Any) -> None:
+    with pytest.raises(ValidationError, match="temperature"):
+        parsed(PLAIN | {"temperature": temperature})
+
+
+@pytest.mark.parametrize("routing", [ROUTING, {"by": "confidence", "threshold": 0.7}])
+def test_a_hybrid_survives_its_json(routing: dict[str, Any]) -> None:
+    config = parsed(PLAIN | {"kind": "hybrid", "hybrid": {"routing": routing, **PARTS}})
+    assert config.hybrid is not None
+    assert isinstance(config.hybrid.routing, Routing)
+    assert config.hybrid.candidate.digest == "2"
+    assert VersionConfig.model_validate_json(config.model_dump_json()) == config
+    assert VersionConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"kind": "hybrid"}, "the kind `hybrid`, and no other"),
+        ({"kind": "hybrid", "hybrid": None}, "the kind `hybrid`, and no other"),
+        ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, "the kind `hybrid`, and no other"),
+        ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "incumbent": PARTS["incumbent"]}}, "candidate"),
+        ({"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}}, "takes a column and its values"),
+        ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
+    ],
+)
+def test_a_config_with_half_a_hybrid_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        parsed(PLAIN | changed)
+
+
+def test_the_config_of_a_hybrid_names_both_and_knows_the_classes_of_either() -> None:
+    incumbent = version("probe", classes=["b", "c"], created_at="2026-01-02T00:00:00+00:00")
+    config = hybrid_config(
+        version("full"), incumbent=incumbent, routing=Routing(by="group", column="sex", values=("f",))
+    )
+    assert config.classes == ("a", "b", "c")
+    assert config.hybrid == Hybrid(
+        routing=Routing(by="group", column="sex", values=("f",)),
+        incumbent=Part(uri="s3://probe", digest="probe"),
+        candidate=Part(uri="s3://full", digest="full"),
+    )
+    assert config.created_at == "2026-01-02T00:00:00+00:00"
