@@ -1,5 +1,6 @@
 """Makes the winner of a run the champion by conditional write; a version that no verdict chose is refused."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from cluster.storage import Conflict, exists, list_files, read_json
@@ -10,12 +11,16 @@ class PromotionRefused(ValueError):
     """The version may not become the champion; the message says why."""
 
 
-def promote(home: str, *, version: str | None = None) -> Champion:
+def promote(home: str, *, version: str | None = None, override: str | None = None) -> Champion:
     """Makes `version` (a URI; without one, the winner of the latest run) the champion.
 
-    Raises PromotionRefused where no verdict chose the version, where the verdict compared it with another champion than
-    the one that serves, or where somebody else changed the champion meanwhile.
+    `override` is the reason to promote on a verdict that is not confirmatory, and is kept with the champion; for any
+    other verdict it has no effect. Raises PromotionRefused where no verdict chose the version, where the verdict
+    expired, is not confirmatory and not overridden, or compared with another champion than the one that serves, and
+    where somebody else changed the champion meanwhile.
     """
+    if override is not None and not override.strip():
+        raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
     found = read_champion(home)  # before the decision: a change after this moment makes the write fail
     evidence = _verdict_for(home, version=version.rstrip("/") if version else None)
     chosen = read_version(_winner(evidence)["uri"])
@@ -28,7 +33,8 @@ def promote(home: str, *, version: str | None = None) -> Champion:
             f"the verdict compared with {evidence['champion'] or 'no champion'}, but {found[0].uri} serves now; "
             "run the recipe again: it will compare with that"
         )
-    reason = f"{evidence['verdict']['outcome']} by rule {evidence['verdict']['rule']}"
+    _refuse_expired(evidence)
+    reason = _reason(evidence, override=override)
     try:
         return set_champion(home, chosen, etag=found[1] if found else None, reason=reason, run=evidence["run"])
     except Conflict:
@@ -48,6 +54,34 @@ def _verdict_for(home: str, *, version: str | None) -> dict[str, Any]:
     return dict(max(chosen, key=lambda evidence: str(evidence["created_at"])))
 
 
+def _refuse_expired(evidence: dict[str, Any]) -> None:
+    """What was true of the rows of then may be no more; evidence from before verdicts expired never does."""
+    told = evidence.get("expires_at")
+    if told is None:
+        return
+    expires = datetime.fromisoformat(told)
+    if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
+        raise PromotionRefused(f"the verdict of {evidence['run']} expired at {told}; run the recipe again")
+
+
+def _reason(evidence: dict[str, Any], *, override: str | None) -> str:
+    """Why the version becomes the champion; raises PromotionRefused for a later look at test that nobody answers for.
+
+    Evidence from before looks were counted does not say which look it was, and passes.
+    """
+    verdict = evidence["verdict"]
+    reason = f"{verdict['outcome']} by rule {verdict['rule']}"
+    if verdict.get("confirmatory", True):
+        return reason
+    if override is None:
+        raise PromotionRefused(
+            f"the verdict of {evidence['run']} is not confirmatory: its test rows had been looked at before, so its "
+            "numbers flatter; give fresh test rows and run again, or say why it may stand: "
+            "`tailorbird promote RECIPE --override REASON`"
+        )
+    return f"{reason}; override: {override.strip()}"
+
+
 def _winner(evidence: dict[str, Any]) -> dict[str, str]:
-    role = "candidate" if evidence["verdict"]["outcome"] == "FINE_TUNE" else "incumbent"
+    role = {"FINE_TUNE": "candidate", "HYBRID": "hybrid"}.get(evidence["verdict"]["outcome"], "incumbent")
     return dict(evidence["versions"][role])

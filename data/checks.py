@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.read import DataError, Rows, Splits
+from data.similar import near_duplicates
 from data.split import normalise, subsample_of_classes
 
 __all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
@@ -28,6 +29,14 @@ class DataReport:
     """Training rows dropped because their normalised text stands in validation (and not in test)."""
     validation_copies_of_test: int
     """Validation rows dropped because their normalised text stands in test."""
+    near_duplicates_of_test: int
+    """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they stay where they are."""
+    near_duplicates_looked_at: int
+    """Test rows that were compared with train for that: all, or a random sample where the data are large."""
+    near_duplicates_of_validation: int
+    """Validation rows with a near-duplicate in train; they stay where they are."""
+    near_duplicates_looked_at_in_validation: int
+    """Validation rows that were compared with train for that."""
     conflicting_texts: int
     """Normalised texts, over all splits as read, that carry more than one label."""
     empty_texts: int
@@ -45,6 +54,9 @@ class DataReport:
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
     """Drops from train and validation what also stands in a later split, by normalised text; test is left untouched.
 
+    Near-duplicates are counted only: real data repeat themselves, and dropping what is alike would make the test easier
+    or harder than the work that the model is for.
+
     Raises DataError for an empty split, a single class, or a label in validation or test that train never shows.
     """
     _refuse_empty(splits, when="")
@@ -57,6 +69,8 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     _refuse_classes(cleaned)
     copies_of_test = sum(text in in_test for text in texts["train"])
     per_class = Counter(cleaned.train.labels)
+    near_test = near_duplicates(cleaned.test.texts, among=cleaned.train.texts)
+    near_validation = near_duplicates(cleaned.validation.texts, among=cleaned.train.texts)
     return cleaned, DataReport(
         num_train=len(cleaned.train),
         num_validation=len(cleaned.validation),
@@ -65,6 +79,10 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         train_copies_of_test=copies_of_test,
         train_copies_of_validation=len(splits.train) - len(train) - copies_of_test,
         validation_copies_of_test=len(splits.validation) - len(validation),
+        near_duplicates_of_test=near_test.num_found,
+        near_duplicates_looked_at=near_test.num_looked_at,
+        near_duplicates_of_validation=near_validation.num_found,
+        near_duplicates_looked_at_in_validation=near_validation.num_looked_at,
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
         rare_classes=tuple(sorted(label for label, count in per_class.items() if count < RARE_ROWS)),

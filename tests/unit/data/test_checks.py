@@ -111,6 +111,20 @@ def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
     assert report.num_classes == 2
 
 
+def test_near_duplicates_are_counted_in_test_and_validation_and_stay() -> None:
+    splits = Splits(
+        train=rows(
+            *BASE, ("kinking and stricture of the ureter", "a"), ("my card has not arrived yet, where is it", "b")
+        ),
+        validation=rows(("My card has not arrived yet, where is it?", "b"), ("itch", "a")),
+        test=rows(("kinking and strictures of the ureter", "a"), ("a stricture of another duct", "a"), ("ache", "b")),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned == splits
+    assert (report.near_duplicates_of_test, report.near_duplicates_looked_at) == (1, 3)
+    assert (report.near_duplicates_of_validation, report.near_duplicates_looked_at_in_validation) == (1, 2)
+
+
 def test_a_split_by_value_in_two_splits_is_a_leak_that_is_reported_not_dropped() -> None:
     splits = Splits(
         train=rows(*BASE, keys=["p1", "p2"]),

@@ -1,0 +1,103 @@
+"""Whom a verdict may promote: confirmatory or answered for, not expired, and the hybrid where it chose that."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import storage
+from models.registry import ModelVersion, now, read_champion, register
+from promote import PromotionRefused, promote
+from tests.integration.test_registry import version_folder
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def home(bucket: str) -> str:
+    return f"{bucket}/task"
+
+
+@pytest.fixture
+def chosen(home: str, tmp_path: Path) -> ModelVersion:
+    """The version that the verdicts below choose."""
+    return register(home, version_folder(tmp_path / "chosen", value=1))
+
+
+def concluded(home: str, chosen: ModelVersion, *, confirmatory: bool | None = None, **more: Any) -> None:
+    """Leaves a finished run whose verdict chose the candidate."""
+    verdict = {"outcome": "FINE_TUNE", "rule": 3} | ({} if confirmatory is None else {"confirmatory": confirmatory})
+    nobody = {"uri": f"{home}/versions/none", "digest": "0" * 64}
+    found = {
+        "run": f"{home}/runs/r",
+        "created_at": now(),
+        "verdict": verdict,
+        "versions": {"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": nobody},
+        "champion": None,
+    }
+    storage.write_json(f"{home}/runs/r/evidence.json", found | more)
+
+
+@pytest.mark.parametrize("confirmatory", [None, True])
+def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(
+    home: str, chosen: ModelVersion, confirmatory: bool | None
+) -> None:
+    concluded(home, chosen, confirmatory=confirmatory)
+    champion = promote(home, override="not needed")
+    assert (champion.uri, champion.reason) == (chosen.uri, "FINE_TUNE by rule 3")
+
+
+def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(home: str, chosen: ModelVersion) -> None:
+    concluded(home, chosen, confirmatory=False)
+    with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows .* --override REASON"):
+        promote(home)
+    assert read_champion(home) is None
+    champion = promote(home, override="  only the tokenizer was fixed ")
+    assert champion.reason == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
+    found = read_champion(home)
+    assert found is not None
+    assert found[0] == champion
+    [kept] = storage.list_files(f"{home}/history")
+    assert storage.read_json(kept)["reason"] == champion.reason
+
+
+@pytest.mark.parametrize("override", ["", "  \n"])
+def test_an_override_without_a_reason_is_refused(home: str, chosen: ModelVersion, override: str) -> None:
+    concluded(home, chosen, confirmatory=False)
+    with pytest.raises(PromotionRefused, match="the override is empty; give the reason"):
+        promote(home, override=override)
+    assert read_champion(home) is None
+
+
+@pytest.mark.parametrize("written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")])
+def test_an_expired_verdict_promotes_nobody_whatever_the_reason(home: str, chosen: ModelVersion, written: Any) -> None:
+    concluded(home, chosen, expires_at=written(datetime.now(UTC) - DAY))
+    with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again"):
+        promote(home, override="in a hurry")
+    assert read_champion(home) is None
+    concluded(home, chosen, expires_at=written(datetime.now(UTC) + DAY))
+    assert promote(home).uri == chosen.uri
+
+
+def test_who_is_champion_already_stays_so_after_the_verdict_expired(home: str, chosen: ModelVersion) -> None:
+    concluded(home, chosen)
+    champion = promote(home)
+    concluded(home, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
+    assert promote(home) == champion
+
+
+def test_a_hybrid_that_a_verdict_chose_is_promoted(home: str, chosen: ModelVersion) -> None:
+    other = {"uri": f"{home}/versions/other", "digest": "0" * 64}
+    concluded(
+        home,
+        chosen,
+        verdict={"outcome": "HYBRID", "rule": 4},
+        versions={
+            "candidate": other,
+            "incumbent": other,
+            "hybrid": {"uri": chosen.uri, "digest": chosen.digest},
+        },
+    )
+    champion = promote(home)
+    assert (champion.uri, champion.reason) == (chosen.uri, "HYBRID by rule 4")
