@@ -94,9 +94,9 @@ def upload_folder(local: Path, uri: str) -> None:
     if not names:
         raise StorageError(f"{local} has no files; nothing to upload to {uri}")
     base = uri.rstrip("/")
-    _transfer((name for name in names if name != MANIFEST), lambda name: _upload(local / name, f"{base}/{name}"))
+    _transfer((name for name in names if name != MANIFEST), lambda name: upload_file(local / name, f"{base}/{name}"))
     if MANIFEST in names:
-        _upload(local / MANIFEST, f"{base}/{MANIFEST}")
+        upload_file(local / MANIFEST, f"{base}/{MANIFEST}")
 
 
 def delete_folder(uri: str) -> None:
@@ -165,6 +165,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_object(uri: str) -> str:
+    """sha256 of an object's content, in hex, read in pieces."""
+    store, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with explained(uri), store.open_input_stream(path) as stream:
+        while piece := stream.read(CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _read_body(client: s3fs.S3FileSystem, body: Any) -> bytes:
     async def read() -> bytes:
         async with body as stream:
@@ -197,7 +207,7 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
             pass
 
 
-def _upload(local: Path, uri: str) -> None:
+def upload_file(local: Path, uri: str) -> None:
     store, path = filesystem(uri)
     with explained(uri), local.open("rb") as source:
         if isinstance(store, pafs.LocalFileSystem):

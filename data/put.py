@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from cluster import storage
 from data.read import DataError
@@ -25,7 +24,10 @@ def put_folder(folder: Path, uri_prefix: str) -> list[str]:
         )
     for path in files:
         _check(path)
-    return sorted(_upload(path, f"{uri_prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}") for path in files)
+    uris = {f"{uri_prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}": path for path in files}
+    for uri, path in uris.items():
+        storage.upload_file(path, uri)
+    return sorted(uris)
 
 
 def _check(path: Path) -> None:
@@ -35,12 +37,3 @@ def _check(path: Path) -> None:
         raise DataError(f"{path} is not a readable Parquet file ({error}); write it again, or take it out") from None
     if num_rows == 0:
         raise DataError(f"{path} has no rows; write it again with rows, or take it out")
-
-
-def _upload(path: Path, uri: str) -> str:
-    store, target = storage.filesystem(uri)
-    with storage.explained(uri):
-        if isinstance(store, pafs.LocalFileSystem):
-            store.create_dir(target.rpartition("/")[0])
-        pafs.copy_files(str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=store)
-    return uri

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.storage import StorageError
 from data.put import put_folder
 from data.read import DataError, read_table
 
@@ -62,3 +63,12 @@ def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         put_folder(tmp_path / "nothing", (tmp_path / "lake").as_uri())
+
+
+def test_a_store_that_is_not_reached_is_told_and_not_taken_for_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        put_folder(folder, "s3://lake/set")
