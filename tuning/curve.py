@@ -1,0 +1,165 @@
+"""After the sweep: what more data would give, from the scores of one configuration trained on parts of the data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import curve_fit
+
+MIN_SIZES = 3
+"""The law has three unknowns."""
+NUM_RESAMPLES = 400
+LEVEL = 0.95
+MAX_RATE = 2.0
+"""Largest exponent fitted; measured learning curves lie under 1."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve, and where it leads."""
+
+    sizes: tuple[int, ...]
+    """Training rows, ascending; the last is all of them."""
+    scores: tuple[float, ...]
+    """Score on validation at each size, in [0, 1]."""
+    at_double: float
+    """Predicted score with twice the last size."""
+    interval: tuple[float, float]
+    """95 % interval of `at_double`; see `fit_curve` for what is not in it."""
+    sentence: str
+    """What twice the data would give, in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` reads it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        """Reads `to_dict`'s value."""
+        lists: dict[str, Any] = {name: tuple(value[name]) for name in ("sizes", "scores", "interval")}
+        return cls(**value | lists)
+
+
+def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
+    """Training sizes for a learning curve, ascending: `num_rows`, its half, its quarter and so on, `num_sizes` in all.
+
+    A size under the number of classes is left out, so small data give fewer. Raises ValueError where fewer than three
+    remain or are asked for.
+    """
+    if num_sizes < MIN_SIZES:
+        raise ValueError(f"num_sizes is {num_sizes}; a learning curve needs at least {MIN_SIZES}")
+    halved = (num_rows // 2**halvings for halvings in reversed(range(num_sizes)))
+    sizes = tuple(size for size in halved if size >= max(1, num_classes))
+    if len(sizes) < MIN_SIZES:
+        raise ValueError(
+            f"{num_rows} training rows of {num_classes} classes give {len(sizes)} of the {MIN_SIZES} sizes that a "
+            f"learning curve needs; give at least {max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set "
+            "tuning.learning_curve to false"
+        )
+    return sizes
+
+
+def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> Curve:
+    """Fits error = a + b (n / N)^-c to the scores and reads it at 2 N, N being the last size; scores lie in [0, 1].
+
+    Inverse power law as in Figueroa et al., Predicting sample size required for classification performance, BMC Med.
+    Inform. Decis. Mak. 12:8 (2012), by weighted least squares with a, b in [0, 1] and c in [0, 2]: more data are
+    never predicted to hurt. The interval is the percentiles of a parametric bootstrap: each score drawn from a binomial
+    of `num_validation` rows around the fitted curve, independently, and the curve fitted again. Really the scores
+    share their validation rows and so err together: independent draws make the curve's slope look less certain than it
+    is, and its height, which the draws average over the sizes, more. Not in it either: the chance of each training
+    (seed, part of the data), that the configuration was selected for its score at N, which flatters the last point,
+    and that the law need not hold. For scores that are no share of rows (macro-F1) the binomial is an approximation.
+    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
+    """
+    _refuse(sizes, scores, num_validation=num_validation)
+    shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
+    errors = 1 - np.asarray(scores, dtype=np.float64)
+    law = _fit(shares, errors, num_validation=num_validation)
+    fitted = np.clip(_error(shares, *law), 0, 1)
+    drawn = np.random.default_rng(seed).binomial(
+        num_validation, _smoothed(fitted, num_validation), size=(NUM_RESAMPLES, len(sizes))
+    )
+    again = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
+    low, high = (float(end) for end in np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    at_double = _double(law)
+    interval = (min(low, at_double), max(high, at_double))  # at a bound of the law, all draws may lie on one side
+    return Curve(
+        sizes=tuple(int(size) for size in sizes),
+        scores=tuple(float(score) for score in scores),
+        at_double=at_double,
+        interval=interval,
+        sentence=_sentence(
+            int(sizes[-1]),
+            measured=float(scores[-1]),
+            fitted=1 - float(fitted[-1]),
+            at_double=at_double,
+            interval=interval,
+        ),
+    )
+
+
+def _error(share: NDArray[np.float64], floor: float, excess: float, rate: float) -> NDArray[np.float64]:
+    return np.asarray(floor + excess * share**-rate)
+
+
+def _slopes(share: NDArray[np.float64], _: float, excess: float, rate: float) -> NDArray[np.float64]:
+    """Derivatives of `_error` by floor, excess and rate, float64 [N, 3]."""
+    power = share**-rate
+    return np.stack([np.ones_like(share), power, -excess * np.log(share) * power], axis=1)
+
+
+def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int) -> tuple[float, ...]:
+    """(a, b, c) of the law."""
+    likely = _smoothed(errors, num_validation)
+    start = (float(errors.min()) / 2, float(errors[-1]) / 2, 0.5)
+    law, _ = curve_fit(
+        _error,
+        shares,
+        errors,
+        p0=start,
+        sigma=np.sqrt(likely * (1 - likely) / num_validation),
+        absolute_sigma=True,
+        bounds=((0, 0, 0), (1, 1, MAX_RATE)),
+        jac=_slopes,
+        ftol=1e-7,
+        max_nfev=10_000,
+    )
+    return tuple(float(value) for value in law)
+
+
+def _smoothed(errors: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]:
+    """The rates as if a right and a wrong row more had been seen: no error seen is not no doubt."""
+    return (errors * num_rows + 1) / (num_rows + 2)
+
+
+def _double(law: tuple[float, ...]) -> float:
+    """The score at twice the last size."""
+    return float(np.clip(1 - _error(np.array(2.0), *law), 0, 1))
+
+
+def _sentence(num_rows: int, *, measured: float, fitted: float, at_double: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    # Against the higher of the two: a last score under its own curve is no sign that more data would help.
+    sure = round(low, 3) > round(max(measured, fitted), 3)
+    return (
+        f"twice the data ({2 * num_rows:,} rows) would give a validation score of about {at_double:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave {measured:.3f}, {fitted:.3f} on the "
+        f"fitted curve: {'more data should help' if sure else 'whether more data would help is not certain'}"
+    )
+
+
+def _refuse(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
+    if len(sizes) != len(scores) or len(sizes) < MIN_SIZES:
+        raise ValueError(
+            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least {MIN_SIZES} of each, as many"
+        )
+    if sizes[0] < 1 or any(after <= before for before, after in pairwise(sizes)):
+        raise ValueError(f"sizes {tuple(sizes)} do not ascend from 1 or more; give each once, the smallest first")
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError(f"scores {tuple(scores)} must lie between 0 and 1")
+    if num_validation < 1:
+        raise ValueError(f"num_validation is {num_validation}; give the number of rows behind each score, at least 1")
