@@ -79,6 +79,8 @@ class TrainingSection(Section):
     """The head learns at `learning_rate` times this."""
     lora_multiplier: float = Field(default=5.0, gt=0)
     """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, one range fits both."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each label's weight that is spread over all classes: less certainty, often a little more accuracy."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)

@@ -145,7 +145,7 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-        loss, size = _loss(engine, material, rows=mine, share=len(batch) / num_ranks)
+        loss, size = _loss(engine, material, rows=mine, share=len(batch) / num_ranks, smoothing=section.label_smoothing)
         engine.backward(loss)
         engine.step()
         losses += float(loss.detach())
@@ -166,7 +166,9 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
     )
 
 
-def _loss(engine: Any, material: Material, *, rows: NDArray[np.int64], share: float) -> tuple[torch.Tensor, int]:
+def _loss(
+    engine: Any, material: Material, *, rows: NDArray[np.int64], share: float, smoothing: float
+) -> tuple[torch.Tensor, int]:
     """This rank's loss, scaled so that the ranks' mean is the batch's mean loss; and the tokens computed.
 
     `share` is the batch's rows per rank. A rank without a row in a last small batch computes one with weight 0.
@@ -176,7 +178,7 @@ def _loss(engine: Any, material: Material, *, rows: NDArray[np.int64], share: fl
     labels = torch.from_numpy(material.train_labels[used])
     device = engine.device
     logits = engine(input_ids.to(device), attention_mask.to(device))
-    total = cross_entropy(logits, labels.to(device), reduction="sum")
+    total = cross_entropy(logits, labels.to(device), reduction="sum", label_smoothing=smoothing)
     return total * (len(rows) / len(used) / share), input_ids.numel()
 
 
