@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evaluation.gates import Bound, Gate, State
 from evaluation.metrics import Comparison
 from evaluation.power import RowsNeeded
+from evaluation.question import Question
+from evaluation.rules import NOT_MUCH_WORSE, ROUTABLE
 
 if TYPE_CHECKING:
-    from evaluation.verdict import Question
+    from evaluation.verdict import HybridVerdict
+
+
+@dataclass(frozen=True)
+class Told:
+    """What reasons are made of: everything the verdict was decided on."""
+
+    main: Comparison
+    reference: Comparison
+    question: Question
+    gates: tuple[Gate, ...]
+    needed: RowsNeeded
+    hybrid: HybridVerdict | None
+    ratio: tuple[float, float, float] | None
+    leaks: tuple[str, ...]
+
+
+def of_rule(rule: int, told: Told) -> tuple[str, ...]:
+    """The reasons of the rule that decided, most important first."""
+    main, reference, question = told.main, told.reference, told.question
+    if rule == 2:
+        return tuple(f"leak: {leak}" for leak in told.leaks)
+    if rule == 3:
+        return *proven(main, reference=reference, question=question), *_open_gates(told.gates)
+    if rule == 4:
+        return *proven(main, reference=reference, question=question), *_failed(told.gates), _mended(told.hybrid)
+    if rule == 5:
+        return *_failed(told.gates), *proven(main, reference=reference, question=question), *_no_hybrid(told)
+    if rule == 6:
+        return *_open_gates(told.gates, regulated=True), *proven(main, reference=reference, question=question)
+    if rule == 7:
+        return *_cheaper(told), *_open_gates(told.gates)
+    if rule == 8:
+        return insufficient(main, needed=told.needed, question=question)
+    return stay(main, reference=reference, question=question)
 
 
 def points(share: float) -> str:
@@ -75,6 +113,67 @@ def stay(main: Comparison, *, reference: Comparison, question: Question) -> tupl
             f"interval {points(reference.interval[0])} to {points(reference.interval[1])}"
         )
     return *reasons, *_disagreement(main, question)
+
+
+def _failed(gates: tuple[Gate, ...]) -> tuple[str, ...]:
+    """A sentence a bound that fails."""
+    return tuple(
+        f"the gate {gate.name} fails: {_told(bound, money=gate.name == 'cost')}"
+        for gate in gates
+        for bound in gate.bounds
+        if bound.state is State.FAILS
+    )
+
+
+def _open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
+    """A sentence a gate that this test cannot assess, with the rows it would take."""
+    sentences = []
+    for gate in gates:
+        if gate.state is not State.NOT_ASSESSABLE:
+            continue
+        needed = [bound.rows_needed for bound in gate.bounds if bound.rows_needed is not None]
+        rows = f"; about {max(needed):,} rows would" if needed else f"; {gate.note}" if gate.note else ""
+        first = next((bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE), None)
+        seen = f" ({_told(first, money=gate.name == 'cost')})" if first else ""
+        end = ", and the recipe is regulated" if regulated else ""
+        sentences.append(f"the gate {gate.name} cannot be assessed on these rows{seen}{rows}{end}")
+    return tuple(sentences)
+
+
+def _told(bound: Bound, *, money: bool) -> str:
+    scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
+    low, high = (format(scale * end, form) for end in bound.interval)
+    estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
+    return f"{bound.what} {estimate} ({low} to {high}{unit}), limit {limit}, n = {bound.n:,}"
+
+
+def _mended(hybrid: HybridVerdict | None) -> str:
+    assert hybrid is not None  # rule 4 holds with one only
+    return (
+        f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
+        f"{points(hybrid.gain)} points (interval from {points(hybrid.interval[0])}, Holm-adjusted "
+        f"{p_text(hybrid.p_holm)})"
+    )
+
+
+def _no_hybrid(told: Told) -> tuple[str, ...]:
+    if not {gate.name for gate in told.gates if gate.state is State.FAILS} <= ROUTABLE or told.question.hybrid is None:
+        return ()
+    if told.hybrid is None:
+        return ("validation spoke for no hybrid: one of the two models would answer everything",)
+    if not told.hybrid.proven:
+        return (f"the hybrid's gain of {points(told.hybrid.gain)} points is not proven beside the candidate's",)
+    return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in _failed(told.hybrid.gates))
+
+
+def _cheaper(told: Told) -> tuple[str, ...]:
+    assert told.ratio is not None  # rule 7 holds with a measured cost only
+    return (
+        f"cost: the candidate takes {told.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
+        f"{told.ratio[2]:.2f})",
+        f"it is not much worse: the interval of its gain begins at {points(told.main.interval[0])} points, above "
+        f"{points(NOT_MUCH_WORSE)}",
+    )
 
 
 def _disagreement(main: Comparison, question: Question) -> tuple[str, ...]:

@@ -1,0 +1,57 @@
+"""The gates that a question asks for, each computed from a side's predictions beside the incumbent's."""
+
+from evaluation.behaviour import counterfactual_gate, robustness_gate
+from evaluation.calibration import calibration_gate
+from evaluation.case import Case, Side
+from evaluation.cost import CpuRounds, cost_gate, cost_ratio
+from evaluation.gates import Gate, State
+from evaluation.groups import groups_gate
+from evaluation.metrics import compare
+from evaluation.question import Question
+
+
+def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) -> tuple[Gate, ...]:
+    """In the order calibration, groups, counterfactual, robustness, cost; those not asked for are left out."""
+    asked, alpha, gates = question.gates, question.alpha, []
+    if asked.calibration is not None:
+        gates.append(calibration_gate(side.clean, incumbent=incumbent.clean, limits=asked.calibration, alpha=alpha))
+    if asked.groups is not None and side.clean.groups:
+        gates.append(groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha))
+    if asked.counterfactual is not None:
+        gates.append(
+            counterfactual_gate(
+                candidate=(side.clean, side.changed["counterfactual"]),
+                incumbent=(incumbent.clean, incumbent.changed["counterfactual"]),
+                limits=asked.counterfactual,
+                alpha=alpha,
+            )
+        )
+    if asked.robustness is not None:
+        gates.append(
+            robustness_gate(
+                candidate=(side.clean, side.changed["noise"]),
+                incumbent=(incumbent.clean, incumbent.changed["noise"]),
+                limits=asked.robustness,
+                alpha=alpha,
+            )
+        )
+    if question.cost is not None:
+        gates.append(
+            Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured")
+            if case.cpu is None
+            else cost_gate(
+                compare(side.clean, other=incumbent.clean, metric="accuracy", alpha=alpha),
+                terms=question.cost,
+                rounds=case.cpu,
+                training_cpu_s=case.training_cpu_s,
+            )
+        )
+    return tuple(gates)
+
+
+def cost_ratio_of(cpu: CpuRounds | None) -> tuple[float, float, float] | None:
+    """Candidate's cost over the incumbent's: estimate, lower and upper end; None where it was not measured."""
+    if cpu is None:
+        return None
+    estimate, (low, high) = cost_ratio(cpu)
+    return estimate, low, high

@@ -1,0 +1,129 @@
+"""What a verdict is computed from, and later recomputed from: tables of predictions, measurements, what was found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.cost import CpuRounds
+from evaluation.predictions import Predictions, VerdictRefused, align
+from evaluation.question import Question
+from models.decide import Routing, to_candidate
+
+CHANGED_SETS = ("counterfactual", "noise")
+"""The changed rows that gates ask for: a name, sex or age swapped; typing errors, case and white space."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's answers: on the test rows, and on the changed rows by the set's name."""
+
+    clean: Predictions
+    changed: Mapping[str, Predictions] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that `verdict.decide` reads besides the question."""
+
+    incumbent: Side
+    candidate: Side
+    reference: Predictions | None
+    """TF-IDF's answers on the test rows."""
+    test_sha256: str
+    leaks: tuple[str, ...] = ()
+    look: int = 1
+    """Which look of this recipe at these test rows it is."""
+    routing: Routing | None = None
+    """The hybrid, as frozen on validation before test was read."""
+    cpu: CpuRounds | None = None
+    """What both models cost to serve."""
+    training_cpu_s: float = 0.0
+    """CPU-seconds of the training that made the candidate, sweep included."""
+
+
+def routed(routing: Routing, *, incumbent: Side, candidate: Side) -> Side:
+    """The hybrid's answers, row by row those of the model that the routing names."""
+    changed = {
+        name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
+        for name in incumbent.changed
+    }
+    return Side(_routed(routing, incumbent=incumbent.clean, candidate=candidate.clean), changed)
+
+
+def share_to_candidate(routing: Routing, table: Predictions) -> float:
+    """Share of the rows of the incumbent's table that the candidate answers."""
+    return float(_mask(routing, table).mean())
+
+
+def hybrid_cpu(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
+    """What the hybrid costs: by group each row is answered once, by confidence the incumbent answers every row."""
+    kept = 1 - share if routing.by == "group" else 1.0
+    both = tuple(kept * one + share * other for one, other in zip(cpu.incumbent, cpu.candidate, strict=True))
+    return replace(cpu, candidate=both)
+
+
+def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
+    """Rule 1: raises VerdictRefused where test rows changed, rows are misaligned, or scores are not what they must."""
+    if case.reference is None:
+        raise ValueError("a classification's verdict needs the TF-IDF reference; give its predictions on the test rows")
+    if case.test_sha256 != question.test_sha256:
+        raise VerdictRefused(
+            f"the test rows changed: their sha256 is {case.test_sha256}, the question asks about "
+            f"{question.test_sha256}; restore the test rows, or ask a new question in a new run"
+        )
+    models: tuple[Predictions, ...] = (case.incumbent.clean, case.candidate.clean, case.reference)
+    align(*models)
+    if len(models[0]) != question.num_test_rows:
+        raise VerdictRefused(
+            f"{len(models[0])} rows were predicted, the question asks about {question.num_test_rows}; predict them all"
+        )
+    known = set(models[0].row_ids)
+    for name, wanted in zip(CHANGED_SETS, (question.gates.counterfactual, question.gates.robustness), strict=True):
+        pair = [side.changed.get(name) for side in (case.incumbent, case.candidate)]
+        if wanted is not None and None in pair:
+            raise ValueError(f"the recipe asks for a gate on {name} rows; give both models' predictions of them")
+        tables = [table for table in pair if table is not None and len(table)]
+        if len(tables) == 2:
+            align(*tables)
+            foreign = next((row for row in tables[0].row_ids if row.rpartition("|")[0] not in known), None)
+            if foreign is not None:
+                raise VerdictRefused(f"the {name} row {foreign!r} was made from no test row; make the set again")
+            models = (*models, *tables)
+    for model in models:
+        _refuse_wrong_scores(model)
+
+
+def _refuse_wrong_scores(model: Predictions) -> None:
+    right = np.array(model.labels, dtype=object) == np.array(model.outputs, dtype=object)
+    wrong = np.flatnonzero(model.scores != right)
+    if wrong.size:
+        raise VerdictRefused(
+            f"{model.model} has the score {model.scores[wrong[0]]} at row {model.row_ids[wrong[0]]!r}; for "
+            "accuracy it must be 1 where the output is the label, else 0"
+        )
+
+
+def _mask(routing: Routing, table: Predictions) -> np.ndarray:
+    groups = table.groups.get(routing.column) if routing.column is not None else None
+    return np.asarray(to_candidate(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
+
+
+def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions) -> Predictions:
+    mask = _mask(routing, incumbent)
+
+    def pick(name: str) -> NDArray[np.float64]:
+        return np.asarray(np.where(mask, getattr(candidate, name), getattr(incumbent, name)))
+
+    outputs = tuple(
+        ours if here else theirs for here, ours, theirs in zip(mask, candidate.outputs, incumbent.outputs, strict=True)
+    )
+    return replace(
+        incumbent,
+        model="hybrid",
+        outputs=outputs,
+        scores=pick("scores"),
+        confidences=pick("confidences"),
+        calibrated=pick("calibrated"),
+    )

@@ -1,0 +1,95 @@
+"""What a run asks, fixed before anything is trained: metric, smallest gain, level, gates, prices and the test rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from recipes.schema import CostSection, EvaluationSection, GatesSection, HybridSection
+
+NO_GATES = GatesSection(calibration=None, groups=None, counterfactual=None, robustness=None)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, fixed before anything is trained."""
+
+    metric: str
+    """`accuracy` or `macro_f1`."""
+    minimum_gain: float
+    """The smallest gain worth a change of model, as a share (0.01 is one point)."""
+    expected_gain: float
+    """The gain on which power and rows needed are computed."""
+    alpha: float
+    """Two-sided level of the test and of the interval."""
+    test_sha256: str
+    """Hash of the test rows."""
+    num_test_rows: int
+    """Number of test rows."""
+    regulated: bool = False
+    """Whether a gate that cannot be assessed stops a change of model."""
+    gates: GatesSection = field(default=NO_GATES)
+    """What a better model must not break."""
+    cost: CostSection | None = None
+    """Prices, if the gain must pay for itself."""
+    hybrid: HybridSection | None = None
+    """Whether, and how, both models may serve."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "metric": (self.metric in ("accuracy", "macro_f1"), "accuracy, macro_f1"),
+            "minimum_gain": (0 <= self.minimum_gain < 1, "0 <= minimum_gain < 1"),
+            "expected_gain": (0 <= self.expected_gain < 1, "0 <= expected_gain < 1"),
+            "alpha": (0 < self.alpha < 0.5, "0 < alpha < 0.5"),
+            "num_test_rows": (self.num_test_rows >= 1, "at least 1"),
+        }
+        for name, (holds, allowed) in bounds.items():
+            if not holds:
+                raise ValueError(f"question: {name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        value = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in ("gates", "cost", "hybrid"):
+            value[name] = value[name].model_dump(mode="json") if value[name] is not None else None
+        return value
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        """Reads `to_dict`'s value; ValueError for fields that are missing or unknown."""
+        check_fields(cls, value)
+        sections: dict[str, type[BaseModel]] = {"gates": GatesSection, "cost": CostSection, "hybrid": HybridSection}
+        read = {name: kind.model_validate(value[name]) for name, kind in sections.items() if value[name] is not None}
+        return cls(**value | read)
+
+
+def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> Question:
+    """A recipe's question about these test rows; expected_gain defaults to twice minimum_gain."""
+    expected = section.expected_gain
+    return Question(
+        metric=section.metric,
+        minimum_gain=section.minimum_gain,
+        expected_gain=min(2 * section.minimum_gain, 0.99) if expected is None else expected,
+        alpha=section.alpha,
+        test_sha256=test_sha256,
+        num_test_rows=num_test_rows,
+        regulated=section.regulated,
+        gates=section.gates,
+        cost=section.cost,
+        hybrid=section.hybrid,
+    )
+
+
+def check_fields(kind: type[Any], value: dict[str, Any]) -> None:
+    """ValueError where a mapping does not have just the fields of a dataclass, or a number in it is not finite."""
+    names = {item.name for item in fields(kind)}
+    if set(value) != names:
+        raise ValueError(
+            f"not a {kind.__name__}: missing {sorted(names - set(value))}, unknown {sorted(set(value) - names)}"
+        )
+    numbers = [item for item in value.values() if isinstance(item, float)]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"not a {kind.__name__}: a number in it is not finite")
