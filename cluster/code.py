@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def ship_code(home: str, root: Path) -> CodeVersion:
     return CodeVersion(sha256=sha256, uri=uri)
 
 
+def shipped_sha256(content: bytes) -> str:
+    """The sha256 that names a shipped zip, from its content; raises ValueError where that is no such zip."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+        raise ValueError(f"not a zip that can be read: {error}") from None
+    return _digest_of({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
+
+
 def runtime_files(root: Path) -> tuple[str, ...]:
     """Names under `root`, sorted, of the files that running needs; raises ValueError where a package is missing."""
     missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
@@ -47,9 +58,13 @@ def runtime_files(root: Path) -> tuple[str, ...]:
 
 
 def _digest(root: Path, files: tuple[str, ...]) -> str:
+    return _digest_of({name: storage.sha256_file(root / name) for name in files})
+
+
+def _digest_of(hashes: dict[str, str]) -> str:
     digest = hashlib.sha256()
-    for name in files:
-        digest.update(f"{name}\n{storage.sha256_file(root / name)}\n".encode())
+    for name, sha256 in hashes.items():
+        digest.update(f"{name}\n{sha256}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,12 +1,24 @@
 """Last before the registry: everything that led to a verdict as plain JSON, and the files that leave with it."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from evaluation.card import to_model_card
 from evaluation.metrics import wilson_interval
-from evaluation.report import to_html, to_model_card
-from evaluation.verdict import Question, Verdict
+from evaluation.predictions import Predictions
+from evaluation.question import Question
+from evaluation.report import to_html
+from evaluation.rules import Outcome, winner
+from evaluation.verdict import Verdict
 from recipes.schema import Recipe
+
+UNREGISTERED = "not registered"
+"""Stands for the digest of a version that was not registered, because the verdict did not choose it."""
+NUM_BINS = 15
+PAGES = ("report.html", "MODEL_CARD.md")
 
 
 def assemble(
@@ -14,19 +26,22 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of `evidence.json`, with the keys that `evaluation.report` names.
 
-    `parts` holds rungs, sweep, seeds, data, versions, champion, code and created_at as the pipeline has them.
+    `parts` holds rungs, sweep, seeds, data, versions, champion, code, created_at, look, routing (a `Routing` as JSON or
+    None), measured, curve, asked_by and expires_at as the pipeline has them, and the tables of predictions by name.
     """
     rungs, sweep, seeds, versions = parts["rungs"], parts["sweep"], parts["seeds"], parts["versions"]
     best = max(seeds, key=lambda seed: float(seed["score"]))
+    tables: Mapping[str, Predictions] = parts["tables"]
+    told = ("created_at", "asked_by", "expires_at", "look", "routing", "measured", "curve", "data", "champion", "code")
     return {
         "name": recipe.name,
         "run": run,
-        "created_at": parts["created_at"],
+        **{name: parts[name] for name in told},
         "recipe": recipe.model_dump(mode="json"),
         "question": question.to_dict(),
         "verdict": verdict.to_dict(),
-        "data": parts["data"],
         "ladder": _ladder(rungs, candidate=best["score"], verdict=verdict, versions=versions, data=parts["data"]),
+        "reliability": {role: reliability(tables[role]) for role in ("candidate", "incumbent")},
         "sweep": [
             {
                 "trial": row["trial"],
@@ -52,39 +67,64 @@ def assemble(
             "selected": sweep["selected"],
         },
         "versions": versions,
-        "champion": parts["champion"],
-        "code": parts["code"],
     }
+
+
+def files(evidence: dict[str, Any], *, role: str) -> dict[str, bytes]:
+    """evidence.json, report.html and MODEL_CARD.md for the version in a role, by name."""
+    return {"evidence.json": json.dumps(evidence, indent=1).encode(), **pages(evidence, role=role)}
+
+
+def pages(evidence: Mapping[str, Any], *, role: str) -> dict[str, bytes]:
+    """What people read, a pure function of the evidence: `PAGES` by name."""
+    return {
+        "report.html": to_html(evidence).encode(),
+        "MODEL_CARD.md": to_model_card(evidence, role=role).encode(),
+    }
+
+
+def role_at(uri: str, *, evidence: Mapping[str, Any]) -> str:
+    """The role of the version at a URI; of a run, the role that its verdict chose."""
+    roles = [role for role, version in evidence["versions"].items() if version["uri"] == uri]
+    return roles[0] if roles else winner(Outcome(evidence["verdict"]["outcome"]))
+
+
+def reliability(table: Predictions, *, num_bins: int = NUM_BINS) -> list[dict[str, float]]:
+    """Of equally wide bins of confidence after temperature, those with rows: `{confidence, accuracy, n}`, means both.
+
+    The bins of `evaluation.calibration.ece`, which is their mean gap, weighted by n.
+    """
+    right = np.array(table.labels, dtype=object) == np.array(table.outputs, dtype=object)
+    bins = np.minimum((table.calibrated * num_bins).astype(np.int64), num_bins - 1)
+    return [
+        {
+            "confidence": float(table.calibrated[bins == place].mean()),
+            "accuracy": float(right[bins == place].mean()),
+            "n": int(np.sum(bins == place)),
+        }
+        for place in sorted(set(bins.tolist()))
+    ]
 
 
 def _method(row: dict[str, Any], recipe: Recipe) -> str:
     return str(row["config"].get("method", recipe.training.method))
 
 
-def files(evidence: dict[str, Any], *, role: str) -> dict[str, bytes]:
-    """evidence.json, report.html and MODEL_CARD.md for the version in a role, by name."""
-    return {
-        "evidence.json": json.dumps(evidence, indent=1).encode(),
-        "report.html": to_html(evidence).encode(),
-        "MODEL_CARD.md": to_model_card(evidence, role=role).encode(),
-    }
-
-
 def _ladder(
     rungs: list[dict[str, Any]], *, candidate: float, verdict: Verdict, versions: dict[str, Any], data: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """A row a rung and one for the candidate; a test accuracy only where the one look at test gave it."""
+    """A row a rung and one for the candidate; a test score only where the one look at test gave it."""
     incumbent = max((rung for rung in rungs if rung["servable"]), key=lambda rung: float(rung["validation"]))
     rows = []
     for rung in rungs:
         role = "incumbent" if rung is incumbent else "reference" if rung["kind"] == "tf_idf" else None
-        test = {"incumbent": verdict.incumbent_accuracy, "reference": verdict.reference_accuracy}.get(role or "")
+        test = {"incumbent": verdict.incumbent_score, "reference": verdict.reference_score}.get(role or "")
         rows.append({"kind": rung["kind"], "validation": rung["validation"], "test": test, "role": role})
     rows.append(
         {
             "kind": versions["candidate"]["kind"],
             "validation": candidate,
-            "test": verdict.candidate_accuracy,
+            "test": verdict.candidate_score,
             "role": "candidate",
         }
     )

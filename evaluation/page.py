@@ -1,4 +1,4 @@
-"""The pieces of the report's page: style, tables and plots as HTML and SVG, everything given to them escaped."""
+"""The pieces of the report's page: its style, and tables and figures as HTML, everything given to them escaped."""
 
 import html
 import json
@@ -6,32 +6,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
-  --bar: #9fb6cc; --chosen: #2f6f9f; --go: #1d7a46; --stay: #8a5a00; --unsure: #8c2f5b; }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #596373; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
+  --bar: #9fb6cc; --chosen: #2f6f9f; --go: #1d7a46; --stay: #8a5a00; --unsure: #8c2f5b; --both: #5b4bb0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b6; --line: #343e4a; --paper: #14191f;
-  --panel: #1c232b; --bar: #46607a; --chosen: #6fb1e0; --go: #5cc98b; --stay: #e0ab4d; --unsure: #e58ab5; } }
+  --panel: #1c232b; --bar: #46607a; --chosen: #6fb1e0; --go: #5cc98b; --stay: #e0ab4d; --unsure: #e58ab5;
+  --both: #aba0f5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p, ul { margin: .4rem 0; } ul { padding-left: 1.2rem; } small, .soft { color: var(--soft); font-size: .85rem; }
 .verdict { border-left: .3rem solid var(--tone); background: var(--panel); padding: .9rem 1rem; margin: 1rem 0; }
 .verdict strong { color: var(--tone); font-size: 1.25rem; }
 .FINE_TUNE { --tone: var(--go); } .STAY { --tone: var(--stay); } .INSUFFICIENT_EVIDENCE { --tone: var(--unsure); }
+.HYBRID { --tone: var(--both); }
+.passes { color: var(--go); } .fails { color: var(--unsure); font-weight: 600; } .open { color: var(--stay); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; } td small { display: block; white-space: nowrap; }
-th.plot { width: 42%; } .facts th { width: 34%; }
+th.plot { width: 38%; min-width: 6rem; } .facts { table-layout: fixed; } .facts th { width: 34%; }
 .wide table td, .wide table th { overflow-wrap: normal; }
-svg { display: block; width: 100%; } .bar { fill: var(--bar); } .chosen .bar { fill: var(--chosen); }
+svg { display: block; width: 100%; } svg.square { max-width: 22rem; } svg text { fill: var(--soft); font-size: 11px; }
+.bar { fill: var(--bar); } .chosen .bar, .bar.chosen { fill: var(--chosen); }
+.dot { fill: var(--bar); } .dot.chosen { fill: var(--chosen); }
+.path { fill: none; stroke: var(--bar); stroke-width: 1.5; } .path.chosen { stroke: var(--chosen); }
 .whisker { stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+.frame { fill: none; stroke: var(--line); vector-effect: non-scaling-stroke; }
 .guide { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; vector-effect: non-scaling-stroke; }
-.scale { display: flex; justify-content: space-between; }
+.key { display: inline-block; width: .7rem; height: .7rem; background: var(--bar); margin: 0 .3rem 0 .6rem; }
+.key.chosen { background: var(--chosen); }
 details { margin: .6rem 0; } summary { cursor: pointer; }
-pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8rem; }
-@media (max-width: 34rem) { body { padding: 1rem .8rem 2rem; } th.plot { width: 26%; } table { font-size: .85rem; } }
+pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8rem; white-space: pre-wrap; }
+@media (max-width: 34rem) { body { padding: 1rem .8rem 2rem; } th.plot { width: 20%; min-width: 3.5rem; }
+  table { font-size: .82rem; } th, td { padding-right: .4rem; } }
+@page { margin: 1.6cm; }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --panel: #f2f2f2;
+  --bar: #9fb6cc; --chosen: #2f6f9f; --go: #1d7a46; --stay: #8a5a00; --unsure: #8c2f5b; --both: #5b4bb0; }
+  body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; } table { font-size: 8.5pt; }
+  h2, h3 { break-after: avoid; } .verdict, tr, svg, figure { break-inside: avoid; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
+TONES = {"passes": "passes", "fails": "fails", "not assessable": "open"}
 
 
 def document(title: str, *, sections: Sequence[str]) -> str:
@@ -51,9 +68,19 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
+def figure(shown: str, *, source: str) -> str:
+    """A figure with where it stands in evidence.json: keys and positions, joined by dots (`verdict.interval.0`)."""
+    return f'<span data-from="{text(source)}">{text(shown)}</span>'
+
+
+def state(value: str, *, source: str) -> str:
+    """A gate's or a bound's state in its colour."""
+    return f'<span class="{TONES[value]}" data-from="{text(source)}">{text(value)}</span>'
+
+
 def section(title: str, *parts: str) -> str:
-    """A heading and HTML parts."""
-    return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+    """A heading and HTML parts; those that are empty are left out."""
+    return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
 def paragraph(value: str, *, soft: bool = False) -> str:
@@ -61,9 +88,10 @@ def paragraph(value: str, *, soft: bool = False) -> str:
     return f"<p{' class=soft' if soft else ''}>{text(value)}</p>"
 
 
-def bullets(values: Sequence[str]) -> str:
-    """Texts as a list."""
-    return "<ul>" + "".join(f"<li>{text(value)}</li>" for value in values) + "</ul>"
+def bullets(values: Sequence[str], *, source: str = "") -> str:
+    """Texts as a list; `source` is where the list stands in evidence.json."""
+    items = [figure(value, source=f"{source}.{place}") if source else text(value) for place, value in enumerate(values)]
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
 def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes: Sequence[str] = ()) -> str:
@@ -79,13 +107,23 @@ def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes:
         f'<tr class="{text(name)}">' + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n"
         for row, name in zip(rows, classes, strict=True)
     )
-    return f"<div class=wide><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table></div>"
 
 
-def facts(values: Mapping[str, Any]) -> str:
-    """Names and values as a table of two columns."""
+def facts(values: Mapping[str, Any], *, source: str = "") -> str:
+    """Names and values as a table of two columns; `source` is where the mapping stands in evidence.json."""
+    return pairs(
+        {
+            name: figure(plain(value), source=f"{source}.{name}") if source else text(plain(value))
+            for name, value in values.items()
+        }
+    )
+
+
+def pairs(values: Mapping[str, str]) -> str:
+    """Names and values, which are HTML, as a table of two columns."""
     rows = "".join(
-        f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{text(plain(value))}</td></tr>\n"
+        f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{value}</td></tr>\n"
         for name, value in values.items()
     )
     return f"<table class=facts><tbody>{rows}</tbody></table>"
@@ -111,39 +149,9 @@ def plain(value: Any) -> str:
 def folded(title: str, *, value: Any) -> str:
     """JSON that is shown when asked for."""
     content = json.dumps(value, indent=2, ensure_ascii=False)
-    return f"<details><summary>{text(title)}</summary><pre>{text(content)}</pre></details>"
+    return details(title, f"<pre>{text(content)}</pre>")
 
 
-def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
-    """A bar from 0 to `value`, of 0 to 1, with its interval as a whisker."""
-    low, high = (100 * min(max(end, 0.0), 1.0) for end in interval)
-    whisker = "".join(
-        f'<line class="whisker" x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1}" y2="{y2}"/>'
-        for x1, x2, y1, y2 in ((low, high, 10, 10), (low, low, 6, 14), (high, high, 6, 14))
-    )
-    return (
-        f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" height="20" role="img" aria-label="{text(label)}">'
-        f'<rect class="bar" x="0" y="3" width="{100 * value:.2f}" height="14"/>{whisker}</svg>'
-    )
-
-
-def gain_plot(gain: float, *, interval: tuple[float, float], minimum: float) -> str:
-    """The gain with its interval on an axis that holds 0 and the minimum gain."""
-    ends = [min(interval[0], 0.0), max(interval[1], minimum, 0.0)]
-    margin = 0.08 * (ends[1] - ends[0] or 0.01)
-    left, span = ends[0] - margin, ends[1] - ends[0] + 2 * margin
-
-    def place(share: float) -> str:
-        return f"{100 * (share - left) / span:.2f}"
-
-    guides = "".join(f'<line class="guide" x1="{place(x)}" x2="{place(x)}" y1="0" y2="40"/>' for x in (0.0, minimum))
-    low, high = interval
-    return (
-        '<svg viewBox="0 0 100 40" preserveAspectRatio="none" height="40" role="img" '
-        f'aria-label="gain {100 * gain:.2f} points, interval {100 * low:.2f} to {100 * high:.2f}">'
-        f'{guides}<g class="chosen"><rect class="bar" x="{place(low)}" y="14" '
-        f'width="{100 * (high - low) / span:.2f}" height="12"/></g>'
-        f'<line class="whisker" x1="{place(gain)}" x2="{place(gain)}" y1="8" y2="32"/></svg>'
-        f"<p class=soft>Bar: the interval, {100 * low:+.2f} to {100 * high:+.2f} points; line in it: the gain, "
-        f"{100 * gain:+.2f}; dashed: 0 and the minimum gain, {100 * minimum:+.2f}.</p>"
-    )
+def details(title: str, content: str) -> str:
+    """HTML that is shown when asked for."""
+    return f"<details><summary>{text(title)}</summary>{content}</details>"

@@ -1,26 +1,29 @@
-"""What people read of a run: a page, a model card and terminal lines, each a pure function of its evidence.
+"""What people read of a run: a page and terminal lines, each a pure function of its evidence.
 
 The evidence is plain JSON (`evidence.json`), with these keys:
 
-- `name`, `run`, `created_at`: the recipe's name, the run's hash, an ISO 8601 time.
+- `name`, `run`, `created_at`: the recipe's name, the run's URI, an ISO 8601 time.
+- `asked_by`, `expires_at`: who asked, and the ISO 8601 time after which the verdict may promote nothing.
 - `recipe`: the recipe as JSON. `question`: `Question.to_dict()`. `verdict`: `Verdict.to_dict()`.
+- `look`: which look of this recipe at these test rows it was. `routing`: the hybrid as frozen, or None.
 - `data`: the data report as a mapping of names to numbers, texts or lists.
 - `ladder`: a row a model, `{kind, validation, interval, test, role}`; `validation` is the accuracy there and `interval`
-  its Wilson interval [low, high]; `test` an accuracy or None; `role` is `incumbent`, `candidate`, `reference` or None.
+  its Wilson interval [low, high]; `test` a score or None; `role` is `incumbent`, `candidate`, `reference` or None.
 - `sweep`: a row a trial, `{trial, kind, config, epochs, validation, seconds, status}`; what is not known is None.
-- `seeds`: a row a seed, `{seed, validation}`.
+- `seeds`: a row a seed, `{seed, validation}`. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
-- `versions`: `{"incumbent": {kind, uri, digest}, "candidate": {kind, uri, digest}}`.
-- `code`: `{sha256, uri}`.
+- `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
+- `reliability`: by role a row a bin, `{confidence, accuracy, n}`.
+- `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`.
+- `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from evaluation import page
-from evaluation.reasons import p_text, points, size
+from evaluation import findings, page, plots
+from evaluation.mapping import CAVEAT, DUTIES
+from evaluation.reasons import size
 from evaluation.verdict import Outcome, Verdict
 
 Evidence = Mapping[str, Any]
@@ -28,182 +31,67 @@ Evidence = Mapping[str, Any]
 ADVICE = {
     Outcome.FINE_TUNE: "Replace the incumbent by the fine-tuned candidate.",
     Outcome.STAY: "Keep the incumbent; the fine-tuned candidate does not deserve to replace it.",
+    Outcome.HYBRID: "Let both serve: the candidate where the routing names it, the incumbent everywhere else.",
     Outcome.INSUFFICIENT_EVIDENCE: "Keep the incumbent for now; this test cannot tell.",
 }
 
 
 def to_html(evidence: Evidence) -> str:
-    """One page that needs nothing else: readable in light and dark, on a phone, and on paper."""
+    """One page that needs nothing else: readable in light and dark, on a phone, and on paper.
+
+    Elements that show a figure name its place in `evidence.json` in their attribute `data-from`.
+    """
     verdict = Verdict.from_dict(evidence["verdict"])
     return page.document(
         f"{evidence['name']}: {verdict.outcome}",
         sections=[
             _head(evidence, verdict),
-            _gain_section(verdict),
+            findings.gain_section(verdict),
+            findings.outcomes_section(verdict),
+            findings.gates_section(verdict),
+            findings.hybrid_section(verdict),
             _ladder_section(evidence),
+            findings.reliability_section(evidence),
+            _curve_section(evidence),
+            findings.cost_section(evidence, verdict),
+            _size_section(verdict),
             _sweep_section(evidence),
-            page.section("Training", page.facts(evidence["training"])),
-            page.section("Data", page.facts(evidence["data"])),
+            page.section("Training", page.facts(evidence["training"], source="training")),
+            page.section("Data", page.facts(evidence["data"], source="data")),
             _provenance_section(evidence),
+            _duties_section(),
         ],
     )
 
 
-def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
-    """The card of the candidate's or the incumbent's version: Hub metadata as YAML front matter, then text.
-
-    No licence is named: the evidence does not know it. URIs of stores are named as they are, hf:// ones as Hub ids.
-    """
-    if role not in ("candidate", "incumbent"):
-        raise ValueError(f"role is {role!r}; allowed: candidate, incumbent")
-    verdict, recipe = Verdict.from_dict(evidence["verdict"]), evidence["recipe"]
-    accuracy = verdict.candidate_accuracy if role == "candidate" else verdict.incumbent_accuracy
-    version, dataset = evidence["versions"][role], _hub_id(recipe["data"]["train"])
-    measured = {
-        "task": {"type": "text-classification"},
-        "dataset": {"type": dataset, "name": evidence["name"], "split": "test"},
-        "metrics": [{"type": "accuracy", "value": round(accuracy, 6), "name": f"accuracy, {verdict.n} test rows"}],
-    }
-    front = {
-        "base_model": _hub_id(recipe["base_model"]),
-        "datasets": [dataset],
-        "pipeline_tag": "text-classification",
-        "library_name": "tailorbird",
-        "tags": ["tailorbird", version["kind"]],
-        "model-index": [{"name": f"{evidence['name']} {version['kind']}", "results": [measured]}],
-    }
-    heading = f"{evidence['name']}: {version['kind']} ({role})"
-    body = [
-        f"# {heading}",
-        f"A text classifier for the task `{evidence['name']}`, made from `{recipe['base_model']}`: mean-pooled encoder "
-        f"and linear head, kind `{version['kind']}`. It is the {role} of run `{evidence['run']}`.",
-        "## How good it is",
-        f"Accuracy {accuracy:.3f} on {verdict.n:,} test rows, on which nothing was chosen.",
-        "## Fine-tuned against incumbent",
-        verdict.sentence() + ".",
-        "\n".join(f"- {reason}" for reason in verdict.reasons),
-        "| model | validation | interval | test |\n|---|---|---|---|\n"
-        + "\n".join("| " + " | ".join(_ladder_cells(row)) + " |" for row in evidence["ladder"]),
-        _seed_sentence(evidence),
-        "## Limits",
-        "Measured on rows like the test rows; on other text, language or time it is not known how good it is. The "
-        "confidence is a softmax probability and is not calibrated.",
-        "## Where it comes from",
-        f"- version `{version['uri']}`, digest `{version['digest']}`\n- code sha256 `{evidence['code']['sha256']}`\n"
-        f"- test rows sha256 `{evidence['question']['test_sha256']}`\n- made {evidence['created_at']}",
-    ]
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(body) + "\n"
-
-
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """For the terminal: the verdict, its reasons, the ladder, and what the test could have seen."""
+    """For the terminal: the verdict, its reasons, its gates, the ladder, and what the test could have seen."""
     verdict = Verdict.from_dict(evidence["verdict"])
-    rows = [("model", "validation", "interval", "test"), *(_ladder_cells(row) for row in evidence["ladder"])]
+    rows = [("model", "validation", "interval", "test"), *(ladder_cells(row) for row in evidence["ladder"])]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     ladder = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.gates)
     return [
         verdict.sentence(),
         *(f"  because {reason}" for reason in verdict.reasons),
-        f"  {_power_sentence(verdict)}",
-        f"  {_seed_sentence(evidence)}",
+        *([f"  gates: {gates}"] if gates else []),
+        f"  {power_sentence(verdict)}",
+        f"  {seed_sentence(evidence)}",
         "",
         *ladder,
     ]
 
 
-def _head(evidence: Evidence, verdict: Verdict) -> str:
-    return (
-        f"<h1>{page.text(evidence['name'])}</h1>"
-        + page.paragraph(f"Run {evidence['run']}, {evidence['created_at']}", soft=True)
-        + f'<div class="verdict {page.text(verdict.outcome)}"><strong>{page.text(verdict.outcome)}</strong>'
-        + page.paragraph(ADVICE[verdict.outcome])
-        + page.paragraph(verdict.sentence().removeprefix(f"{verdict.outcome}: ") + ".")
-        + page.bullets(verdict.reasons)
-        + "</div>"
-    )
-
-
-def _gain_section(verdict: Verdict) -> str:
-    counts = {
-        "both right or both wrong": verdict.n - verdict.only_candidate_right - verdict.only_incumbent_right,
-        "only the candidate right": verdict.only_candidate_right,
-        "only the incumbent right": verdict.only_incumbent_right,
-    }
-    low, high = verdict.reference_interval
-    figures = {
-        "candidate's accuracy": f"{verdict.candidate_accuracy:.4f}",
-        "incumbent's accuracy": f"{verdict.incumbent_accuracy:.4f}",
-        "bag-of-words reference": f"{verdict.reference_accuracy:.4f}; the candidate's gain on it "
-        f"{points(verdict.reference_gain)} ({points(low)} to {points(high)}, {p_text(verdict.reference_p_value)})",
-        "McNemar's test": f"mid-{p_text(verdict.p_value)}, exact {p_text(verdict.p_exact)}, alpha = {verdict.alpha:g}",
-        "power": _power_sentence(verdict),
-    }
-    return page.section(
-        "Candidate against incumbent",
-        page.paragraph(f"The same {verdict.n:,} test rows.", soft=True),
-        page.gain_plot(verdict.gain, interval=verdict.interval, minimum=verdict.minimum_gain),
-        page.facts(counts | figures),
-    )
-
-
-def _ladder_section(evidence: Evidence) -> str:
-    rows, classes = [], []
-    for row in evidence["ladder"]:
-        kind, validation, interval, test = _ladder_cells(row)
-        plot = page.bar(row["validation"], interval=tuple(row["interval"]), label=f"{kind} {validation} ({interval})")
-        rows.append(
-            [page.text(kind), plot, f"{page.text(validation)}<small>{page.text(interval)}</small>", page.text(test)]
-        )
-        classes.append("chosen" if row.get("role") in ("incumbent", "candidate") else "")
-    return page.section(
-        "The ladder",
-        page.paragraph(
-            "Accuracy on validation, with Wilson's interval; bars run from 0 to 1. Models were chosen on "
-            "validation, so the best of many looks a little better there than it is; test was read only for what the "
-            "verdict compares.",
-            soft=True,
-        ),
-        page.table(["model", "plot:validation", "", "test"], rows=rows, row_classes=classes),
-    )
-
-
-def _sweep_section(evidence: Evidence) -> str:
-    keys = ("trial", "kind", "config", "epochs", "validation", "seconds", "status")
-    rows = [[_known(row.get(key)) for key in keys] for row in evidence["sweep"]]
-    seeds = [[page.text(row["seed"]), page.text(f"{row['validation']:.4f}")] for row in evidence["seeds"]]
-    return page.section(
-        "Sweep and seeds",
-        page.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),
-        page.table(keys, rows=rows),
-        page.paragraph(_seed_sentence(evidence)),
-        page.table(["seed", "validation"], rows=seeds),
-    )
-
-
-def _provenance_section(evidence: Evidence) -> str:
-    versions = [
-        [page.text(role), *(page.text(version[key]) for key in ("kind", "uri", "digest"))]
-        for role, version in evidence["versions"].items()
-    ]
-    return page.section(
-        "Where it comes from",
-        page.table(["version", "kind", "uri", "digest"], rows=versions),
-        page.facts(
-            {"code sha256": evidence["code"]["sha256"], "test rows sha256": evidence["question"]["test_sha256"]}
-        ),
-        page.folded("The question, as it was asked before training", value=evidence["question"]),
-        page.folded("The recipe", value=evidence["recipe"]),
-    )
-
-
-def _ladder_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def ladder_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A row of the ladder as texts: name, validation, interval, test."""
     low, high = row["interval"]
     role, test = row.get("role"), row.get("test")
     name = f"{row['kind']} ({role})" if role else str(row["kind"])
     return name, f"{row['validation']:.3f}", f"{low:.3f} to {high:.3f}", "" if test is None else f"{test:.3f}"
 
 
-def _power_sentence(verdict: Verdict) -> str:
+def power_sentence(verdict: Verdict) -> str:
+    """What this test could have seen."""
     needed = "no number of rows" if verdict.rows_needed is None else f"{verdict.rows_needed:,} rows"
     return (
         f"power {verdict.power_at_expected_gain:.0%} at an expected gain of {size(verdict.expected_gain)}; "
@@ -212,16 +100,157 @@ def _power_sentence(verdict: Verdict) -> str:
     )
 
 
-def _seed_sentence(evidence: Evidence) -> str:
+def seed_sentence(evidence: Evidence) -> str:
+    """The spread over seeds, or that it was not assessed."""
     values = [row["validation"] for row in evidence["seeds"]]
     if len(values) < 3:
         return f"seeds: {len(values)}, spread not assessed (that takes 3)"
     return f"seeds: {len(values)}, validation accuracy {min(values):.3f} to {max(values):.3f}"
 
 
-def _known(value: Any) -> str:
-    return "" if value in (None, {}) else page.text(page.plain(value))
+def _head(evidence: Evidence, verdict: Verdict) -> str:
+    low, high = verdict.interval
+    first = "the first: confirmatory" if verdict.confirmatory else "not the first, so not confirmatory"
+    sentence = verdict.sentence().removeprefix(f"{verdict.outcome}: ")
+    asked = {
+        "asked by": page.figure(evidence["asked_by"], source="asked_by"),
+        "valid until": page.figure(evidence["expires_at"], source="expires_at"),
+        "look at these test rows": page.figure(f"{evidence['look']}", source="look") + f" ({first})",
+    }
+    return (
+        f"<h1>{page.text(evidence['name'])}</h1>"
+        + f"<p class=soft>Run {page.figure(evidence['run'], source='run')}, "
+        + f"{page.figure(evidence['created_at'], source='created_at')}</p>"
+        + f'<div class="verdict {page.text(verdict.outcome)}">'
+        + f'<strong data-from="verdict.outcome">{page.text(verdict.outcome)}</strong>'
+        + page.paragraph(ADVICE[verdict.outcome])
+        + f'<p class="sentence" title="{100 * low:.2f} to {100 * high:.2f}">{page.text(sentence)}.</p>'
+        + page.bullets(verdict.reasons, source="verdict.reasons")
+        + "</div>"
+        + page.pairs(asked)
+    )
 
 
-def _hub_id(uri: str) -> str:
-    return uri.removeprefix("hf://")
+def _ladder_section(evidence: Evidence) -> str:
+    rows, classes = [], []
+    for place, row in enumerate(evidence["ladder"]):
+        at = f"ladder.{place}"
+        kind, validation, interval, test = ladder_cells(row)
+        plot = plots.bar(row["validation"], interval=tuple(row["interval"]), label=f"{kind} {validation} ({interval})")
+        low, high = (page.figure(f"{end:.3f}", source=f"{at}.interval.{i}") for i, end in enumerate(row["interval"]))
+        rows.append(
+            [
+                page.figure(kind, source=f"{at}.kind"),
+                plot,
+                f"{page.figure(validation, source=f'{at}.validation')}<small>{low} to {high}</small>",
+                page.figure(test, source=f"{at}.test") if test else "",
+            ]
+        )
+        classes.append("chosen" if row.get("role") in ("incumbent", "candidate") else "")
+    return page.section(
+        "The ladder",
+        page.paragraph(
+            "Accuracy on validation, with Wilson's interval; bars run from 0 to 1. Models were chosen on "
+            "validation, so the best of many looks a little better there than it is; test was read only for what the "
+            f"verdict compares, and shows its metric ({findings.METRIC_NAMES[evidence['verdict']['metric']]}).",
+            soft=True,
+        ),
+        page.table(["model", "plot:validation", "", "test"], rows=rows, row_classes=classes),
+    )
+
+
+def _curve_section(evidence: Evidence) -> str:
+    """What more data would give; empty where the recipe did not ask."""
+    curve = evidence["curve"]
+    if curve is None:
+        return ""
+    measured = list(zip(curve["sizes"], curve["scores"], strict=True))
+    rows = [
+        [
+            page.figure(f"{size:,}", source=f"curve.sizes.{place}"),
+            page.figure(f"{score:.4f}", source=f"curve.scores.{place}"),
+        ]
+        for place, (size, score) in enumerate(measured)
+    ]
+    low, high = (
+        page.figure(f"{end:.4f}", source=f"curve.interval.{place}") for place, end in enumerate(curve["interval"])
+    )
+    double = page.figure(f"{curve['at_double']:.4f}", source="curve.at_double") + f"<small>{low} to {high}</small>"
+    rows.append([f"{2 * curve['sizes'][-1]:,}<small>predicted</small>", double])
+    return page.section(
+        "Learning curve",
+        f"<p>{page.figure(curve['sentence'], source='curve.sentence')}.</p>",
+        plots.curve([*measured, (2 * curve["sizes"][-1], curve["at_double"])], axes=("training rows", "validation")),
+        page.paragraph("The last point is predicted, the others were measured.", soft=True),
+        page.table(["training rows", "validation score"], rows=rows),
+    )
+
+
+def _size_section(verdict: Verdict) -> str:
+    needed = "no number" if verdict.rows_needed is None else f"{verdict.rows_needed:,}"
+    rows = {
+        "rows": page.figure(f"{verdict.n:,}", source="verdict.n"),
+        f"power at an expected gain of {size(verdict.expected_gain)}": page.figure(
+            f"{verdict.power_at_expected_gain:.0%}", source="verdict.power_at_expected_gain"
+        ),
+        "rows that would give 80 %": page.figure(needed, source="verdict.rows_needed"),
+        "smallest gain found with 80 % power, points": page.figure(
+            f"{100 * verdict.minimum_detectable_effect:.2f}", source="verdict.minimum_detectable_effect"
+        ),
+    }
+    return page.section("Was the test big enough", page.pairs(rows))
+
+
+def _sweep_section(evidence: Evidence) -> str:
+    keys = ("trial", "kind", "config", "epochs", "validation", "seconds", "status")
+    rows = [
+        [_known(row.get(key), source=f"sweep.{place}.{key}") for key in keys]
+        for place, row in enumerate(evidence["sweep"])
+    ]
+    seeds = [
+        [page.text(row["seed"]), page.figure(f"{row['validation']:.4f}", source=f"seeds.{place}.validation")]
+        for place, row in enumerate(evidence["seeds"])
+    ]
+    return page.section(
+        "Sweep and seeds",
+        page.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),
+        page.table(keys, rows=rows),
+        page.paragraph(seed_sentence(evidence)),
+        page.table(["seed", "validation"], rows=seeds),
+    )
+
+
+def _provenance_section(evidence: Evidence) -> str:
+    versions = [
+        [
+            page.text(role),
+            *(page.figure(version[key], source=f"versions.{role}.{key}") for key in ("kind", "uri", "digest")),
+        ]
+        for role, version in evidence["versions"].items()
+    ]
+    return page.section(
+        "Where it comes from",
+        page.table(["version", "kind", "uri", "digest"], rows=versions),
+        page.pairs(
+            {
+                "code sha256": page.figure(evidence["code"]["sha256"], source="code.sha256"),
+                "test rows sha256": page.figure(evidence["question"]["test_sha256"], source="question.test_sha256"),
+            }
+        ),
+        page.paragraph("`tailorbird verify` with the run's or the version's URI recomputes the verdict.", soft=True),
+        page.folded("The question, as it was asked before training", value=evidence["question"]),
+        page.folded("The recipe", value=evidence["recipe"]),
+    )
+
+
+def _duties_section() -> str:
+    rows = [[page.text(duty), page.text(asked), page.text(", ".join(fields))] for duty, asked, fields in DUTIES]
+    return page.section(
+        "What this documents",
+        page.paragraph(CAVEAT, soft=True),
+        page.table(["duty", "asks for", "fields of evidence.json"], rows=rows),
+    )
+
+
+def _known(value: Any, *, source: str) -> str:
+    return "" if value in (None, {}) else page.figure(page.plain(value), source=source)

@@ -52,3 +52,17 @@ def test_the_zip_has_one_top_level_folder(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_the_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not the project's folder: recipes, cluster"):
         code.ship_code(tmp_path.as_uri(), tmp_path)
+
+
+def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp_path: Path) -> None:
+    shipped = code.ship_code(tmp_path.as_uri(), ROOT)
+    content = storage.read_bytes(shipped.uri)
+    assert code.shipped_sha256(content) == shipped.sha256
+    changed = tmp_path / "changed.zip"
+    changed.write_bytes(content)
+    with zipfile.ZipFile(changed, "a") as archive:
+        archive.writestr("tailorbird/extra.py", "x = 1\n")
+    assert code.shipped_sha256(changed.read_bytes()) != shipped.sha256
+    for broken in (b"", content[: len(content) // 2], bytes(len(content))):
+        with pytest.raises(ValueError, match="not a zip"):
+            code.shipped_sha256(broken)

@@ -1,0 +1,243 @@
+"""The sections of the report's page that show what the verdict found: each a plot with its numbers beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation import page, plots
+from evaluation.gates import Bound, Gate
+from evaluation.reasons import p_text, points
+from evaluation.verdict import Verdict
+
+Evidence = Mapping[str, Any]
+
+METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+
+
+def gain_section(verdict: Verdict) -> str:
+    """Candidate against incumbent and against the reference, with the metric that no rule reads."""
+    shown, second, at = METRIC_NAMES[verdict.metric], verdict.second_metric, "verdict"
+    rows = {
+        f"candidate's {shown}": page.figure(f"{verdict.candidate_score:.4f}", source=f"{at}.candidate_score"),
+        f"incumbent's {shown}": page.figure(f"{verdict.incumbent_score:.4f}", source=f"{at}.incumbent_score"),
+        "gain, points": _estimate(verdict.gain, verdict.interval, source=at, name="gain"),
+        "p": page.figure(p_text(verdict.p_value), source=f"{at}.p_value") + f" (alpha = {verdict.alpha:g})",
+        "bag-of-words reference": page.figure(f"{verdict.reference_score:.4f}", source=f"{at}.reference_score")
+        + "; the candidate's gain on it "
+        + _estimate(verdict.reference_gain, verdict.reference_interval, source=at, name="reference_gain",
+                    ends="reference_interval")
+        + ", "
+        + page.figure(p_text(verdict.reference_p_value), source=f"{at}.reference_p_value"),
+        f"for the record, {METRIC_NAMES[second['metric']]}": "candidate "
+        + page.figure(f"{second['candidate']:.4f}", source=f"{at}.second_metric.candidate")
+        + ", incumbent "
+        + page.figure(f"{second['incumbent']:.4f}", source=f"{at}.second_metric.incumbent")
+        + ", gain "
+        + _estimate(second["gain"], second["interval"], source=f"{at}.second_metric", name="gain"),
+    }  # fmt: skip
+    if verdict.p_exact is not None:
+        rows["p"] += ", McNemar's exact " + page.figure(p_text(verdict.p_exact), source=f"{at}.p_exact")
+    return page.section(
+        "Candidate against incumbent",
+        page.paragraph(f"{shown[0].upper()}{shown[1:]} on the same {verdict.n:,} test rows.", soft=True),
+        plots.gain(verdict.gain, interval=verdict.interval, minimum=verdict.minimum_gain),
+        page.pairs(rows),
+    )
+
+
+def outcomes_section(verdict: Verdict) -> str:
+    """Test rows by which of the two was right."""
+    counts = paired_outcomes(verdict)
+    known = {
+        "only the candidate right": "verdict.only_candidate_right",
+        "only the incumbent right": "verdict.only_incumbent_right",
+    }
+    rows = [
+        [
+            page.text(name),
+            page.figure(f"{count:,}", source=known[name]) if name in known else page.text(f"{count:,}"),
+            page.text(f"{100 * count / verdict.n:.1f} %"),
+        ]
+        for name, count in counts.items()
+    ]
+    return page.section(
+        "Paired outcomes",
+        plots.outcomes(counts),
+        page.paragraph(
+            "The bar's parts, from left to right; the second and third are where the models differ.", soft=True
+        ),
+        page.table(["test rows", "number", "share"], rows=rows),
+    )
+
+
+def paired_outcomes(verdict: Verdict) -> dict[str, int]:
+    """The four counts, from the verdict's two and the incumbent's accuracy."""
+    accuracy = verdict.incumbent_score if verdict.metric == "accuracy" else verdict.second_metric["incumbent"]
+    both = round(accuracy * verdict.n) - verdict.only_incumbent_right
+    counts = {
+        "both right": both,
+        "only the candidate right": verdict.only_candidate_right,
+        "only the incumbent right": verdict.only_incumbent_right,
+    }
+    return counts | {"both wrong": verdict.n - sum(counts.values())}
+
+
+def gates_section(verdict: Verdict) -> str:
+    """Each gate that was asked for, bound by bound; of groups a plot as well."""
+    if not verdict.gates:
+        return page.section("Gates", page.paragraph("The recipe asks for no gate."))
+    return page.section(
+        "Gates",
+        page.paragraph(
+            "What a better model must not break. A bound passes or fails with its whole interval, and cannot be "
+            "assessed where the interval holds the limit; groups have a rule of their own.",
+            soft=True,
+        ),
+        gates_shown(verdict.gates, source="verdict.gates"),
+    )
+
+
+def gates_shown(gates: Sequence[Gate], *, source: str) -> str:
+    """A gate's state, its note, and a row a bound with the bound's interval on an axis that holds the limit and 0."""
+    shown = []
+    for place, gate in enumerate(gates):
+        at = f"{source}.{place}"
+        shown.append(f"<h3>{page.text(gate.name)} {page.state(str(gate.state), source=f'{at}.state')}</h3>")
+        if gate.note:
+            shown.append(f"<p class=soft>{page.figure(gate.note, source=f'{at}.note')}</p>")
+        if gate.bounds:
+            ends = plots.around([end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)])
+            rows = [
+                _bound_cells(bound, source=f"{at}.bounds.{number}", money=gate.name == "cost", ends=ends)
+                for number, bound in enumerate(gate.bounds)
+            ]
+            unit = "currency" if gate.name == "cost" else "points"
+            shown.append(page.table(["bound", "plot:0 and limit dashed", unit, "limit", "rows"], rows=rows))
+    return "".join(shown)
+
+
+def hybrid_section(verdict: Verdict) -> str:
+    """The hybrid that was frozen on validation, judged as the candidate is; empty where there is none."""
+    hybrid, at = verdict.hybrid, "verdict.hybrid"
+    if hybrid is None:
+        return ""
+    routing, way = hybrid.routing, f"{at}.routing"
+    if routing["by"] == "group":
+        values = [page.figure(value, source=f"{way}.values.{place}") for place, value in enumerate(routing["values"])]
+        rule = f"the candidate where {page.figure(routing['column'], source=f'{way}.column')} is {', '.join(values)}"
+        rule += ", else the incumbent"
+    else:
+        threshold = page.figure(f"{routing['threshold']:.3f}", source=f"{way}.threshold")
+        rule = f"the incumbent where its confidence is at least {threshold}, else the candidate"
+    rows = {
+        "who answers": rule,
+        "the candidate's share of test rows": page.figure(
+            f"{100 * hybrid.share_to_candidate:.1f} %", source=f"{at}.share_to_candidate"
+        ),
+        METRIC_NAMES[verdict.metric]: page.figure(f"{hybrid.score:.4f}", source=f"{at}.score"),
+        "gain on the incumbent, points": _estimate(hybrid.gain, hybrid.interval, source=at, name="gain"),
+        "p, adjusted by Holm for candidate and hybrid": page.figure(p_text(hybrid.p_holm), source=f"{at}.p_holm"),
+        "proven": page.figure(page.plain(hybrid.proven), source=f"{at}.proven"),
+    }
+    return page.section(
+        "The hybrid",
+        page.paragraph("Who answers which row was fixed on validation, before test was read.", soft=True),
+        plots.gain(hybrid.gain, interval=hybrid.interval, minimum=verdict.minimum_gain),
+        page.pairs(rows),
+        gates_shown(hybrid.gates, source=f"{at}.gates") if hybrid.gates else "",
+    )
+
+
+def reliability_section(evidence: Evidence) -> str:
+    """How often each model is right where it says so, after temperature."""
+    bins = evidence["reliability"]
+    rows = [
+        [
+            page.text(role),
+            page.figure(f"{row['confidence']:.3f}", source=f"reliability.{role}.{place}.confidence"),
+            page.figure(f"{row['accuracy']:.3f}", source=f"reliability.{role}.{place}.accuracy"),
+            page.figure(f"{row['n']:,}", source=f"reliability.{role}.{place}.n"),
+        ]
+        for role in ("candidate", "incumbent")
+        for place, row in enumerate(bins[role])
+    ]
+    return page.section(
+        "Reliability",
+        page.paragraph(
+            "Confidence after the temperature that validation gave, in equally wide bins. On the dashed line a model "
+            "is right as often as it says; under it, less often. A larger dot stands for more rows.",
+            soft=True,
+        ),
+        _keys(),
+        plots.reliability(bins),
+        page.details("The bins", page.table(["model", "confidence", "share right", "rows"], rows=rows)),
+    )
+
+
+def cost_section(evidence: Evidence, verdict: Verdict) -> str:
+    """What both models cost to serve, round by round; empty where it was not measured."""
+    cpu, ratio = evidence["measured"]["cpu"], verdict.cost_ratio
+    if not cpu or ratio is None:
+        return ""
+    largest = max(*cpu["incumbent"], *cpu["candidate"])
+    rows = [
+        [
+            page.text(role),
+            plots.rounds(cpu[role], largest=largest, chosen=role == "candidate"),
+            ", ".join(
+                page.figure(f"{value:.4g}", source=f"measured.cpu.{role}.{place}")
+                for place, value in enumerate(cpu[role])
+            ),
+        ]
+        for role in ("incumbent", "candidate")
+    ]
+    told = {
+        "candidate over incumbent": page.figure(f"{ratio[0]:.3f}", source="verdict.cost_ratio.0")
+        + " ("
+        + page.figure(f"{ratio[1]:.3f}", source="verdict.cost_ratio.1")
+        + " to "
+        + page.figure(f"{ratio[2]:.3f}", source="verdict.cost_ratio.2")
+        + ")",
+        "CPU-seconds of training, sweep included": page.figure(
+            f"{evidence['measured']['training_cpu_s']:,.0f}", source="measured.training_cpu_s"
+        ),
+    }
+    return page.section(
+        "Cost to serve",
+        page.paragraph(
+            f"CPU-seconds per thousand rows in alternating rounds, a tick a round, on an axis from 0 to {largest:.4g}.",
+            soft=True,
+        ),
+        page.table(["model", "plot:rounds", "CPU-seconds"], rows=rows),
+        page.pairs(told),
+    )
+
+
+def _bound_cells(bound: Bound, *, source: str, money: bool, ends: tuple[float, float]) -> list[str]:
+    scale, form = (1.0, ",.0f") if money else (100.0, "+.2f")
+    low, high = bound.interval
+    shown = [format(scale * value, form) for value in (bound.estimate, low, high, bound.limit)]
+    paths = ("estimate", "interval.0", "interval.1", "limit")
+    estimate, begin, end, limit = (
+        page.figure(value, source=f"{source}.{path}") for value, path in zip(shown, paths, strict=True)
+    )
+    rows = page.figure(f"{bound.n:,}", source=f"{source}.n")
+    if bound.rows_needed is not None:
+        rows += f"<small>needs {page.figure(f'{bound.rows_needed:,}', source=f'{source}.rows_needed')}</small>"
+    return [
+        f"{page.figure(bound.what, source=f'{source}.what')}"
+        f"<small>{page.state(str(bound.state), source=f'{source}.state')}</small>",
+        plots.span(bound.estimate, interval=bound.interval, guides=(0.0, bound.limit), bounds=ends),
+        f"{estimate}<small>{begin} to {end}</small>",
+        limit,
+        rows,
+    ]
+
+
+def _estimate(value: float, interval: Sequence[float], *, source: str, name: str, ends: str = "interval") -> str:
+    """A difference with its interval, in points, each figure with its source."""
+    low, high = (page.figure(points(end), source=f"{source}.{ends}.{place}") for place, end in enumerate(interval))
+    return f"{page.figure(points(value), source=f'{source}.{name}')} ({low} to {high})"
+
+
+def _keys() -> str:
+    return "<p class=soft><span class='key chosen'></span>candidate<span class=key></span>incumbent</p>"

@@ -1,0 +1,238 @@
+"""After a run: whether the evidence at a URI is whole, and its predictions still give the verdict that it states."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pyarrow import ArrowException
+
+from cluster import storage
+from cluster.code import shipped_sha256
+from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
+from evaluation.predict import load_predictions
+from evaluation.predictions import Predictions, VerdictRefused
+from evaluation.question import Question
+from evaluation.stored import MANIFEST, ROLES, case_of, table_names
+from evaluation.verdict import decide
+
+TOLERANCE = 1e-9
+"""Floats may differ by this much: another machine's libraries may add in another order."""
+NEEDED = ("evidence.json", "question.json", "report.html", "MODEL_CARD.md")
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, ArrowException)
+"""What damaged JSON or Parquet may raise on being read as what it no longer is; a store that fails raises more."""
+
+
+def verify(uri: str) -> tuple[str, ...]:
+    """What is wrong with the evidence of a run or a version, a sentence a fault; empty where its verdict holds.
+
+    Raises ValueError where nothing at the URI is evidence.
+    """
+    uri = uri.rstrip("/")
+    if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, "evidence.json")):
+        raise ValueError(f"{uri} has neither {MANIFEST} nor evidence.json; give the URI of a finished run or a version")
+    faults = list(_file_faults(uri))
+    evidence = _json(f"{uri}/evidence.json")
+    if not isinstance(evidence, dict):
+        return (*faults, "evidence.json holds no evidence: the verdict cannot be recomputed")
+    tables, unread = _tables(uri)
+    faults += unread
+    checks: tuple[Callable[[], Iterator[str]], ...] = (
+        lambda: _question_faults(uri, evidence),
+        lambda: _verdict_faults(evidence, tables),
+        lambda: _version_faults(evidence),
+        lambda: _code_faults(evidence["code"]),
+    )
+    for check in checks:
+        try:
+            faults += check()
+        except storage.StorageError:
+            raise  # the store's fault, not the evidence's
+        except VerdictRefused as error:
+            faults.append(f"the verdict is refused (rule 1): {error}")
+        except UNREADABLE as error:
+            faults.append(f"evidence.json is damaged: {type(error).__name__}: {error}")
+    return tuple(dict.fromkeys(faults))
+
+
+def restore_pages(uri: str) -> tuple[str, ...]:
+    """Writes report.html and MODEL_CARD.md again from evidence.json; returns the names of those that had changed.
+
+    Raises ValueError where evidence.json is not what the manifest names: pages of it would look like evidence.
+    """
+    uri = uri.rstrip("/")
+    if not storage.exists(f"{uri}/{MANIFEST}"):
+        raise ValueError(f"{uri} has no {MANIFEST}; give the URI of a finished run or of a version")
+    manifest, content = storage.read_json(f"{uri}/{MANIFEST}"), storage.read_bytes(f"{uri}/evidence.json")
+    if hashlib.sha256(content).hexdigest() != manifest["evidence.json"]:
+        raise ValueError(
+            f"{uri}/evidence.json is not what {MANIFEST} names, so no page is made from it; run the recipe again"
+        )
+    evidence = json.loads(content)
+    written = pages(evidence, role=role_at(uri, evidence=evidence))
+    changed = [name for name, page in written.items() if _content(f"{uri}/{name}") != page]
+    for name in changed:
+        storage.write_bytes(f"{uri}/{name}", written[name])
+    named = manifest | {name: hashlib.sha256(page).hexdigest() for name, page in written.items()}
+    if named != manifest:  # the pages are written otherwise by now than when the run was concluded
+        storage.write_bytes(f"{uri}/{MANIFEST}", json.dumps(named, indent=1).encode())
+    return tuple(changed)
+
+
+def _file_faults(uri: str) -> Iterator[str]:
+    """Files against the manifest: missing, changed, or foreign among the predictions."""
+    manifest = _json(f"{uri}/{MANIFEST}")
+    if not isinstance(manifest, dict):
+        yield f"{MANIFEST} is missing, or no manifest: what the files were cannot be told"
+        return
+    for name in (*NEEDED, *(f"predictions/{table}.parquet" for table in table_names(changed=False))):
+        if name not in manifest:
+            yield f"{name} is not named in {MANIFEST}"
+    for name, told in manifest.items():
+        content = _content(f"{uri}/{name}")
+        if content is None:
+            yield f"{name} is missing"
+        elif (found := hashlib.sha256(content).hexdigest()) != told:
+            yield f"{name} was changed: its sha256 is {found}, {MANIFEST} says {told}"
+    for file in _list(f"{uri}/predictions"):
+        name = f"predictions/{file.rpartition('/predictions/')[2]}"
+        if name not in manifest:
+            yield f"{name} is foreign: {MANIFEST} does not name it"
+
+
+def _tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
+    """The tables that can be read, by name, and a fault for each that cannot."""
+    tables, faults = {}, []
+    for file in _list(f"{uri}/predictions"):
+        name = file.rpartition("/")[2].removesuffix(".parquet")
+        try:
+            tables[name] = load_predictions(file)
+        except storage.StorageError:
+            raise
+        except UNREADABLE as error:
+            faults.append(f"predictions/{name}.parquet cannot be read: {error}")
+    return tables, faults
+
+
+def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
+    """What was frozen before training against what the evidence says was asked."""
+    asked = _json(f"{uri}/question.json")
+    if not isinstance(asked, dict) or "question" not in asked:
+        yield "question.json is missing, or no question: what was asked before training cannot be told"
+        return
+    said = {**evidence, "code": evidence["code"]["sha256"], "recipe": _judged(evidence["recipe"])}
+    asked |= {"recipe": _judged(asked["recipe"])} if "recipe" in asked else {}
+    for name in sorted({"question", "recipe", "code", "champion", "asked_by"} & set(asked)):
+        yield from _differences(said.get(name), asked[name], at=name, other="question.json says")
+    frozen = _json(f"{uri}/routing.json")
+    if isinstance(frozen, dict):
+        yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")
+    elif evidence["routing"] is not None:
+        yield "routing.json is missing, or no routing: what was frozen on validation cannot be told"
+    for split, sha256 in asked.get("data", {}).items():
+        yield from _differences(
+            evidence["data"].get(f"sha256_{split}"), sha256, at=f"data.sha256_{split}", other="question.json says"
+        )
+
+
+def _judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what no run is named by: a run may go on under another way of serving."""
+    return {name: section for name, section in recipe.items() if name != "serving"}
+
+
+def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """The verdict, and what the page draws of the predictions, against what they give now."""
+    missing = [name for name in (*ROLES, "reference") if name not in tables]
+    if missing:
+        yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
+        return
+    found = decide(case_of(evidence, tables), question=Question.from_dict(evidence["question"]))
+    again: dict[str, Any] = {
+        "verdict": json.loads(json.dumps(found.to_dict())),
+        "reliability": {role: reliability(tables[role]) for role in evidence["reliability"]},
+    }
+    for name, value in again.items():
+        yield from _differences(evidence[name], value, at=name, other="recomputed it is")
+    scores = {"incumbent": "incumbent_score", "candidate": "candidate_score", "reference": "reference_score"}
+    for place, row in enumerate(evidence["ladder"]):
+        test = again["verdict"][scores[row["role"]]] if row["role"] else None
+        yield from _differences(row["test"], test, at=f"ladder.{place}.test", other="recomputed it is")
+
+
+def _version_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """The registered versions: the digest of each manifest, and each file against its manifest."""
+    for role, version in evidence["versions"].items():
+        uri, digest = version["uri"], version["digest"]
+        if digest == UNREGISTERED:
+            continue
+        content = _content(f"{uri}/manifest.json")
+        if content is None:
+            yield f"the {role} {uri} is missing: it has no manifest.json"
+            continue
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            yield f"the {role} {uri} is not what was judged: its manifest.json has the digest {found}, not {digest}"
+            continue
+        for name, told in json.loads(content).items():
+            sha256 = _sha256(f"{uri}/{name}")
+            if sha256 is None:
+                yield f"the {role}'s file {uri}/{name} is missing"
+            elif sha256 != told["sha256"]:
+                yield f"the {role}'s file {uri}/{name} was changed: its sha256 is {sha256}, not {told['sha256']}"
+
+
+def _code_faults(code: Mapping[str, str]) -> Iterator[str]:
+    content = _content(code["uri"])
+    if content is None:
+        yield f"the code {code['uri']} is missing"
+        return
+    try:
+        found = shipped_sha256(content)
+    except ValueError as error:
+        yield f"the code {code['uri']} was changed: {error}"
+        return
+    if found != code["sha256"]:
+        yield f"the code {code['uri']} was changed: its files give the sha256 {found}, not {code['sha256']}"
+
+
+def _differences(stated: Any, found: Any, *, at: str, other: str) -> Iterator[str]:
+    """A sentence for each place in which two values of JSON differ."""
+    if isinstance(stated, dict) and isinstance(found, dict):
+        for name in sorted(set(stated) | set(found)):
+            yield from _differences(
+                stated.get(name, "missing"), found.get(name, "missing"), at=f"{at}.{name}", other=other
+            )
+    elif isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
+        for place, (ours, theirs) in enumerate(zip(stated, found, strict=True)):
+            yield from _differences(ours, theirs, at=f"{at}.{place}", other=other)
+    elif not _same(stated, found):
+        yield f"{at} is {json.dumps(stated)} in evidence.json; {other} {json.dumps(found)}"
+
+
+def _same(stated: Any, found: Any) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (stated, found))
+    if numbers:
+        return math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return type(stated) is type(found) and stated == found
+
+
+def _content(uri: str) -> bytes | None:
+    return storage.read_bytes(uri) if storage.exists(uri) else None
+
+
+def _json(uri: str) -> Any:
+    """The value of a JSON object; None where it is not there, or no JSON."""
+    try:
+        return json.loads(_content(uri) or b"null")
+    except ValueError:
+        return None
+
+
+def _sha256(uri: str) -> str | None:
+    """Of an object that may be larger than memory; None where it is not there."""
+    return storage.sha256_object(uri) if storage.exists(uri) else None
+
+
+def _list(uri: str) -> list[str]:
+    return storage.list_files(uri) if storage.exists(uri) else []
