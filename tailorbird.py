@@ -21,6 +21,7 @@ app.add_typer(data_app, name="data")
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
+RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Folder = Annotated[
     Path | None,
@@ -81,9 +82,10 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     Example: tailorbird baseline recipes/icd10_demo.yaml
     """
     import pipeline
+    from prepare import prepare
 
     with _working(recipe, overrides, as_json=as_json) as (loaded, show):
-        rungs, incumbent = pipeline.climb_ladder(pipeline.prepare(loaded, show=show), show=show)
+        rungs, incumbent = pipeline.climb_ladder(prepare(loaded, show=show), show=show)
     _answer({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
 
 
@@ -122,6 +124,9 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 def promote(
     recipe: RecipePath,
     version: Annotated[str | None, typer.Option(help="A version's URI [default: the latest run's winner].")] = None,
+    override: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Why a verdict that is not confirmatory may stand.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Makes the winner of a run the champion.
@@ -130,7 +135,7 @@ def promote(
     """
     from promote import promote as promote_version
 
-    champion = promote_version(_recipe(recipe).home, version=version)
+    champion = promote_version(_recipe(recipe).home, version=version, override=override)
     _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
 
 
@@ -178,6 +183,53 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     ]
     value = {"champion": champion, "versions": [version.model_dump() for version in versions]}
     _answer(value, as_json=as_json, lines=lines or [f"no version under {home}; `tailorbird run {recipe}` makes one"])
+
+
+@app.command()
+@fails_clearly
+def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
+    """Recomputes a verdict from the stored predictions, and checks every file's hash; 1 where it does not hold.
+
+    Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
+    """
+    from verify import verify as find_faults
+
+    faults = find_faults(uri)
+    lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
+    _answer({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
+    if faults:
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
+@fails_clearly
+def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
+    """Writes report.html and MODEL_CARD.md again from evidence.json.
+
+    Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7
+    """
+    from verify import restore_pages
+
+    changed = restore_pages(uri)
+    lines = [f"{uri}/{name} is written again" for name in changed] or ["both pages are what evidence.json gives"]
+    _answer({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
+
+
+@app.command()
+@fails_clearly
+def compare(
+    first: RunOrVersion,
+    second: Annotated[str, typer.Argument(metavar="URI", help="What it is compared with.")],
+    as_json: AsJson = False,
+) -> None:
+    """Two versions, or two runs' candidates, on the same test rows, from their stored predictions.
+
+    Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
+    """
+    from evaluation.beside import compare_stored
+
+    found = compare_stored(first, second=second)
+    _answer(found.to_dict(), as_json=as_json, lines=found.lines())
 
 
 @data_app.command()

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from cluster import stack
+from recipes.schema import TrainingSection
 
 REACH_TIMEOUT_S = 5
 _GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
@@ -103,3 +104,18 @@ def _require_reachable(address: str) -> None:
             return
     except (OSError, ValueError) as error:
         raise SessionError(f"Ray is not reachable at {address} ({error}); {_HELP}") from None
+
+
+def remotely(function: Callable[..., Any], training: TrainingSection) -> Callable[..., Any]:
+    """The function as a Ray task on a node with a worker's CPUs and GPUs; a call waits for its value."""
+    import ray
+
+    task = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=training.gpus_per_worker)(function)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return ray.get(task.remote(*arguments, **named))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # the error itself: its dual's text is the remote traceback
+
+    return call

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from cluster.fetch import local_copy
 from data.encode import encode_texts, label_indices, load_tokenizer
 from data.read import Rows
+from evaluation.calibration import fit_temperature
 from evaluation.reference import fit_reference, majority
 from models.classifier import Classifier, embed_rows, zero_head
 from models.load import default_device, inference_dtype, load_encoder
@@ -47,16 +48,21 @@ class Head:
         ):  # safetensors writes memory as it lies; scikit-learn's is by column
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
 
+    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, D] -> [N, L]."""
+        return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
+
     def accuracy(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-        return float(((embeddings @ self.weight.T + self.bias).argmax(1) == labels).mean())
+        return float((self.logits(embeddings).argmax(1) == labels).mean())
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Every rung, and the heads of the servable ones by kind."""
+    """Every rung, and the heads of the servable ones by kind, with the temperature that validation gives each."""
 
     rungs: tuple[Rung, ...]
     heads: dict[str, Head]
+    temperatures: dict[str, float]
 
 
 def climb(
@@ -94,7 +100,8 @@ def climb(
     said, _ = reference.predict(validation.texts)
     right = float(np.mean([a == b for a, b in zip(said, validation.labels, strict=True)]))
     rungs.append(Rung("tf_idf", right, False, "bag of words, no neural model"))
-    return Ladder(tuple(rungs), heads)
+    temperatures = {kind: fit_temperature(head.logits(held_out), labels=truth) for kind, head in heads.items()}
+    return Ladder(tuple(rungs), heads, temperatures)
 
 
 def cosine_head(directions: NDArray[np.float32], features: NDArray[np.float32]) -> Head:

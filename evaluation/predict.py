@@ -7,24 +7,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from data.encode import encode_texts
+from data.encode import encode_texts, label_indices
 from data.read import Rows
+from evaluation.calibration import fit_temperature
+from evaluation.case import Side, routed
 from evaluation.predictions import Predictions
 from evaluation.reference import fit_reference
 from models.classifier import logits_rows, probabilities
-from models.load import load_artifact
+from models.decide import softened
+from models.load import LoadedModel, load_artifact
+from models.registry import VersionConfig
 
 
 def predict_rows(uri: str, *, rows: Rows) -> Predictions:
-    """What the artifact or version at `uri` answers; `model` is its kind."""
-    loaded = load_artifact(uri)
-    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    logits = logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
-    scores = probabilities(logits)
-    outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
-    return predictions(
-        loaded.version.kind, rows=rows, outputs=outputs, confidences=scores.max(1), calibrated=scores.max(1)
-    )
+    """What the artifact or version at `uri` answers, a hybrid by its routing; `model` is its kind."""
+    config = VersionConfig.model_validate(storage.read_json(f"{uri}/config.json"))
+    if config.hybrid is not None:
+        parts = [Side(_predict(part.uri, rows=rows)) for part in (config.hybrid.incumbent, config.hybrid.candidate)]
+        return routed(config.hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
+    return _predict(uri, rows=rows)
+
+
+def calibrate(uri: str, *, rows: Rows) -> float:
+    """The temperature that the artifact's answers on validation rows ask for."""
+    loaded, logits = _logits(uri, rows)
+    return fit_temperature(logits, labels=label_indices(rows.labels, classes=loaded.classes))
 
 
 def predict_reference(rows: Rows, *, train: Rows, validation: Rows) -> Predictions:
@@ -64,3 +71,17 @@ def save_predictions(uri: str, table: Predictions) -> None:
 def load_predictions(uri: str) -> Predictions:
     """Reads what `save_predictions` wrote."""
     return Predictions.from_table(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))
+
+
+def _predict(uri: str, *, rows: Rows) -> Predictions:
+    loaded, logits = _logits(uri, rows)
+    before, after = probabilities(logits), softened(logits, temperature=loaded.version.temperature)
+    outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
+    kind = loaded.version.kind
+    return predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
+
+
+def _logits(uri: str, rows: Rows) -> tuple[LoadedModel[VersionConfig], np.ndarray]:
+    loaded = load_artifact(uri)
+    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    return loaded, logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))

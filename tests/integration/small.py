@@ -17,7 +17,7 @@ from pyarrow import fs
 from cluster import storage
 from cluster.progress import Event
 from data import icd10
-from pipeline import Done
+from judge import Done
 from recipes.schema import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]

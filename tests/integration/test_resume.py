@@ -11,6 +11,7 @@ import pipeline
 from cluster import storage
 from cluster.session import connect
 from models.registry import read_champion
+from prepare import prepare
 from promote import promote
 from recipes.schema import load_recipe
 from tests.integration.small import REGISTRY, Heard, SmallRun, recipe_file, small_recipe, start_run, written
@@ -76,7 +77,7 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
     assert champion is not None
     recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
     with connect():
-        prepared = pipeline.prepare(recipe, show=Heard())
+        prepared = prepare(recipe, show=Heard())
         rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
     assert prepared.champion == champion[0].uri
     assert rungs[0]["uri"] == champion[0].uri

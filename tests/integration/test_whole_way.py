@@ -2,24 +2,32 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 
 import pipeline
+from artifacts import Model
 from cluster import session, storage
 from cluster.fetch import local_copy
 from data.read import read_rows
 from evaluation.predict import load_predictions, predict_rows
 from evaluation.predictions import Predictions
-from evaluation.verdict import Outcome, Question, Verdict, decide
+from evaluation.question import NO_GATES, Question
+from evaluation.stored import MANIFEST, as_routing, case_of, load_tables, table_names
+from evaluation.verdict import Case, Outcome, Side, Verdict, decide
+from judge import conclude
 from models.load import load_version
 from models.registry import list_versions, read_champion, read_version
+from prepare import Prepared, prepare
 from promote import PromotionRefused, promote
 from recipes.schema import Recipe
 from serving.deploy import application_name, deploy, undeploy
-from tests.integration.small import Heard, SmallRun, stages, written
+from tests.integration.small import Heard, SmallRun, small_recipe, stages, written
+from verify import verify
 
 ROLES = ("incumbent", "candidate", "reference")
 
@@ -43,13 +51,11 @@ def predictions(run: str) -> dict[str, Predictions]:
 def test_the_verdict_is_what_the_stored_predictions_and_question_give_again(small_run: SmallRun) -> None:
     run = small_run.done.run
     frozen = storage.read_json(f"{run}/question.json")
-    again = decide(
-        **predictions(run),
-        question=Question.from_dict(frozen["question"]),
-        leaks=tuple(small_run.done.evidence["data"]["leaks"]),
-        test_sha256=frozen["data"]["test"],
-    )
+    case = case_of(small_run.done.evidence, load_tables(run))
+    assert case.test_sha256 == frozen["data"]["test"]
+    again = decide(case, question=Question.from_dict(frozen["question"]))
     assert again == small_run.done.verdict
+    assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
     assert again.n == len(read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)) == 400
 
 
@@ -64,8 +70,8 @@ def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_te
 def test_the_run_leaves_evidence_page_card_and_question(small_run: SmallRun) -> None:
     run = small_run.done.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
-    tables = {f"predictions/{role}.parquet" for role in ROLES}
-    assert names == {"question.json", "evidence.json", "report.html", "MODEL_CARD.md"} | tables
+    tables = {f"predictions/{name}.parquet" for name in table_names(changed=True)}
+    assert names == {"question.json", "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
     assert evidence["verdict"] == small_run.done.verdict.to_dict()
     assert evidence["data"]["num_train"] >= 300
@@ -90,7 +96,7 @@ def test_what_was_asked_was_shown_on_the_way(small_run: SmallRun) -> None:
 
 
 def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(small_run: SmallRun) -> None:
-    prepared = pipeline.prepare(small_run.recipe, show=Heard())
+    prepared = prepare(small_run.recipe, show=Heard())
     rows = prepared.splits.validation
     with session.connect():
         rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
@@ -116,7 +122,7 @@ def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -
     role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
     assert small_run.done.evidence["versions"][role]["digest"] == winner.digest
     loaded = load_version(winner.uri)
-    assert loaded.classes == pipeline.prepare(small_run.recipe, show=Heard()).classes
+    assert loaded.classes == prepare(small_run.recipe, show=Heard()).classes
 
 
 def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRun) -> None:
@@ -148,34 +154,30 @@ def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_p
     same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
     assert sum(same) >= len(asked) - 1  # in bf16 another batch may turn a tie
     scores = [result["score"] for result in answer["results"]]
-    assert scores == pytest.approx([stored.confidences[row] for row in asked], abs=0.02)
+    assert scores == pytest.approx([stored.calibrated[row] for row in asked], abs=0.02)
 
 
 def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
-    prepared = pipeline.prepare(small_run.recipe, show=Heard())
+    prepared = prepare(small_run.recipe, show=Heard())
     serving = read_champion(small_run.recipe.home)
     assert serving is not None
     prepared = replace(prepared, run=f"{small_run.recipe.home}/runs/won", champion=serving[0].uri)
     evidence = small_run.done.evidence
+    tables = load_tables(small_run.done.run)
     won = won_verdict(prepared, small_run)
     models = {
-        role: pipeline.Model(
+        role: Model(
             evidence["versions"][role]["kind"],
             small_run.done.winner if role == "incumbent" else evidence["versions"][role]["uri"],
             0.5,
         )
         for role in ("incumbent", "candidate")
     }
-    for role in ROLES:
-        storage.write_bytes(
-            f"{prepared.run}/predictions/{role}.parquet",
-            storage.read_bytes(f"{small_run.done.run}/predictions/{role}.parquet"),
-        )
     sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
     ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
-    done = pipeline.conclude(
-        prepared, won, models=models, parts={"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]]}
-    )
+    kept = ("data", "look", "routing", "measured", "curve")
+    parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
+    done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
     champion = promote(small_run.recipe.home, version=done.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", done.winner)
@@ -197,19 +199,57 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     assert sum(same) >= len(asked) - 1
 
 
-def won_verdict(prepared: pipeline.Prepared, small_run: SmallRun) -> Verdict:
+def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) -> None:
+    assert verify(small_run.done.run) == ()
+    assert verify(small_run.done.winner) == ()
+    uri = f"{small_run.done.run}/predictions/candidate_noise.parquet"
+    content = storage.read_bytes(uri)
+    try:
+        storage.write_bytes(uri, content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        assert "predictions/candidate_noise.parquet was changed" in verify(small_run.done.run)[0]
+    finally:
+        storage.write_bytes(uri, content)
+
+
+def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
+    small_run: SmallRun, small_data: str, tmp_path: Path
+) -> None:
+    recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: confidence}",))
+    with session.connect():
+        prepared = prepare(recipe, show=Heard())
+        evidence = small_run.done.evidence
+        models = {role: Model(version["kind"], version["uri"], 0.5) for role, version in evidence["versions"].items()}
+        routing: dict[str, Any] = {"by": "confidence", "column": None, "values": [], "threshold": 0.4}
+        tables = load_tables(small_run.done.run)
+        case = replace(case_of(evidence, tables), routing=as_routing(routing))
+        decided = decide(case, question=replace(prepared.question, gates=NO_GATES))
+        assert decided.hybrid is not None
+        assert 0 < decided.hybrid.share_to_candidate < 1
+        kept = ("data", "look", "measured", "curve")
+        sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
+        ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
+        parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables, "routing": routing}
+        won = replace(decided, outcome=Outcome.HYBRID, rule=4)
+        done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
+        champion = promote(recipe.home, version=done.winner)
+        version = read_version(champion.uri)
+        assert (version.kind, champion.uri) == ("hybrid", done.winner)
+        answered = predict_rows(version.uri, rows=prepared.splits.test)
+        assert answered.scores.mean() == pytest.approx(decided.hybrid.score, abs=0.01)
+        asked = ("evaluation.hybrid={by: confidence}", "evaluation.minimum_gain=0.02")
+        again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=asked), show=Heard())
+        rungs, _ = pipeline.climb_ladder(again, show=Heard())
+    assert rungs[0]["uri"] == version.uri
+
+
+def won_verdict(prepared: Prepared, small_run: SmallRun) -> Verdict:
     """What `decide` says where the candidate is right on every row."""
-    tables = predictions(small_run.done.run)
+    tables = load_tables(small_run.done.run)
     right = tables["candidate"]
-    perfect = replace(right, outputs=right.labels, scores=np.ones(len(right)))
-    return decide(
-        incumbent=tables["incumbent"],
-        candidate=perfect,
-        reference=tables["reference"],
-        question=prepared.question,
-        leaks=(),
-        test_sha256=prepared.hashes["test"],
-    )
+    sure = np.ones(len(right))
+    perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
+    case = Case(Side(tables["incumbent"]), Side(perfect), tables["reference"], prepared.hashes["test"])
+    return decide(case, question=replace(prepared.question, gates=NO_GATES))
 
 
 def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:

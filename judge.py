@@ -1,0 +1,216 @@
+"""The run's end: routing frozen on validation, one look at test, the verdict, and its evidence in the registry."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from artifacts import Model, is_hybrid, registered, registered_hybrid
+from cluster import storage
+from cluster.progress import Show
+from cluster.session import remotely
+from cluster.stages import once
+from data.read import Rows
+from evaluation.case import CHANGED_SETS
+from evaluation.cpu_time import measure
+from evaluation.evidence import UNREGISTERED, assemble, files
+from evaluation.hybrid import freeze_hybrid
+from evaluation.perturb import counterfactuals, misspelt
+from evaluation.predict import load_predictions, predict_reference, predict_rows, save_predictions
+from evaluation.predictions import Predictions
+from evaluation.rules import winner
+from evaluation.stored import MANIFEST, ROLES, case_of, write_evidence
+from evaluation.verdict import Verdict, decide
+from models.looks import look
+from models.registry import ModelVersion, now
+from prepare import Prepared, freeze
+
+NUM_COST_ROWS = 256
+"""Test texts on which both models' cost is measured."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run: its verdict, where its evidence lies, and the versions it left in the registry by role."""
+
+    run: str
+    verdict: Verdict
+    evidence: dict[str, Any]
+
+    @property
+    def winner(self) -> str:
+        """URI of the version that the verdict chose."""
+        return str(self.evidence["versions"][winner(self.verdict.outcome)]["uri"])
+
+
+def find(prepared: Prepared) -> Done | None:
+    """The run as it was concluded, if it was and its verdict has not expired."""
+    if not storage.exists(f"{prepared.run}/{MANIFEST}"):
+        return None
+    evidence = storage.read_json(f"{prepared.run}/evidence.json")
+    if datetime.fromisoformat(evidence["expires_at"]) <= datetime.now(UTC):
+        return None
+    return Done(prepared.run, Verdict.from_dict(evidence["verdict"]), evidence)
+
+
+def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any], show: Show) -> Done:
+    """From two models to a verdict with its evidence; `parts` are rungs, sweep, seeds, curve and training_cpu_s."""
+    routing = freeze_routing(prepared, models=models)
+    test = prepared.splits.test
+    show(
+        {
+            "event": "stage",
+            "text": f"test: {models['incumbent'].kind} and {models['candidate'].kind} on the same {len(test)} rows",
+        }
+    )
+    number = look(
+        prepared.recipe.home, test_sha256=prepared.hashes["test"], candidate=models["candidate"].uri, run=prepared.run
+    )
+    tables = predict_all(prepared, models=models)
+    measured = {"cpu": measure_cost(prepared, models=models), "training_cpu_s": parts["training_cpu_s"]}
+    found = {
+        "data": data_facts(prepared),
+        "look": number,
+        "routing": routing,
+        "measured": measured,
+    }
+    verdict = decide(case_of(found, tables), question=prepared.question)
+    show({"event": "stage", "text": f"verdict: {verdict.sentence()}"})
+    return conclude(prepared, verdict, models=models, parts=parts | found | {"tables": tables})
+
+
+def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
+    """Who answers what in a hybrid, fixed on validation before test is read; None where there is to be none."""
+    section = prepared.question.hybrid
+    if section is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
+        return None
+    answers = {role: _answers(prepared, models[role], set_name="validation") for role in ROLES}
+    routing = freeze_hybrid(section, incumbent=answers["incumbent"], candidate=answers["candidate"])
+    value = {"routing": asdict(routing) if routing else None}
+    frozen: dict[str, Any] | None = freeze(f"{prepared.run}/routing.json", value)["routing"]
+    return frozen
+
+
+def predict_all(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Predictions]:
+    """Both models on the test rows and on the changed rows that gates ask for, and TF-IDF on the test rows."""
+    gates = prepared.question.gates
+    asked = dict(zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True))
+    tables = {role: _answers(prepared, models[role], set_name="test") for role in ROLES}
+    for name in [name for name, gate in asked.items() if gate is not None]:
+        tables |= {f"{role}_{name}": _answers(prepared, models[role], set_name=name) for role in ROLES}
+    return tables | {"reference": _reference_answers(prepared)}
+
+
+def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
+    """CPU-seconds a thousand rows of both models, in alternating rounds in one process; None beside a hybrid."""
+    if is_hybrid(models["incumbent"]):
+        return None
+    uris = {role: models[role].uri for role in ROLES}
+
+    def compute(_: str) -> dict[str, Any]:
+        texts = prepared.splits.test.texts[:NUM_COST_ROWS]
+        return asdict(remotely(measure, prepared.recipe.training)(uris, texts=texts))
+
+    inputs = prepared.key(models=uris, test=prepared.hashes["test"])
+    return dict(once(prepared.recipe.home, "cost", inputs=inputs, compute=compute))
+
+
+def data_facts(prepared: Prepared) -> dict[str, Any]:
+    """What the data gates found, with the sha256 of each split."""
+    hashes = {f"sha256_{name}": value for name, value in prepared.hashes.items()}
+    return prepared.report.to_dict() | {"trained_on": len(prepared.splits.train)} | hashes
+
+
+def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], parts: dict[str, Any]) -> Done:
+    """Registers the incumbent, and candidate and hybrid if they won; evidence goes to the run and to the versions."""
+    chosen = winner(verdict.outcome)
+    versions = _register(prepared, models=models, winner=chosen, routing=parts["routing"])
+    described: dict[str, Any] = {
+        role: {"kind": model.kind, "uri": model.uri, "digest": UNREGISTERED} for role, model in models.items()
+    }
+    for role, version in versions.items():
+        described[role] = {"kind": version.kind, "uri": version.uri, "digest": version.digest}
+    tables = parts["tables"]
+    for name, table in tables.items():
+        save_predictions(f"{prepared.run}/predictions/{name}.parquet", table)
+    expires = datetime.now(UTC) + timedelta(days=prepared.recipe.evaluation.valid_days)
+    evidence = assemble(
+        prepared.recipe,
+        run=prepared.run,
+        question=prepared.question,
+        verdict=verdict,
+        parts={
+            **parts,
+            "versions": described,
+            "champion": prepared.champion,
+            "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},
+            "asked_by": prepared.asked_by,
+            "created_at": now(),
+            "expires_at": expires.isoformat(timespec="seconds"),
+        },
+    )
+    stored = {
+        f"predictions/{name}.parquet": storage.read_bytes(f"{prepared.run}/predictions/{name}.parquet")
+        for name in tables
+    }
+    frozen = {
+        name: storage.read_bytes(f"{prepared.run}/{name}")
+        for name in ("question.json", "routing.json")
+        if storage.exists(f"{prepared.run}/{name}")
+    }
+    for role, version in versions.items():
+        if not storage.exists(f"{version.uri}/{MANIFEST}"):  # of the run that registered it; later runs keep their own
+            write_evidence(version.uri, frozen | stored | files(evidence, role=role))
+    write_evidence(prepared.run, frozen | stored | files(evidence, role=chosen))
+    return Done(prepared.run, verdict, evidence)
+
+
+def _register(
+    prepared: Prepared, *, models: dict[str, Model], winner: str, routing: dict[str, Any] | None
+) -> dict[str, ModelVersion]:
+    versions = {
+        role: registered(prepared, model)
+        for role, model in models.items()
+        if role == "incumbent" or winner in ("candidate", "hybrid")
+    }
+    if winner == "hybrid":
+        assert routing is not None  # rule 4 needs one
+        versions["hybrid"] = registered_hybrid(prepared, routing, **versions)
+    return versions
+
+
+def _answers(prepared: Prepared, model: Model, *, set_name: str) -> Predictions:
+    """A model's answers on validation, test or a changed set, found again or predicted and kept."""
+    splits = prepared.splits
+    rows: dict[str, Callable[[], Rows]] = {
+        "validation": lambda: splits.validation,
+        "test": lambda: splits.test,
+        "counterfactual": lambda: counterfactuals(splits.test),
+        "noise": lambda: misspelt(splits.test),
+    }
+
+    def predict() -> Predictions:
+        return remotely(predict_rows, prepared.recipe.training)(model.uri, rows=rows[set_name]())  # type: ignore[no-any-return]
+
+    return _kept(prepared, predict, model=model.uri, set_name=set_name)
+
+
+def _reference_answers(prepared: Prepared) -> Predictions:
+    splits = prepared.splits
+
+    def predict() -> Predictions:
+        function = remotely(predict_reference, prepared.recipe.training)
+        return function(splits.test, train=splits.train, validation=splits.validation)  # type: ignore[no-any-return]
+
+    return _kept(prepared, predict, model="tf_idf", set_name="test")
+
+
+def _kept(prepared: Prepared, predict: Callable[[], Predictions], *, model: str, set_name: str) -> Predictions:
+    def compute(uri: str) -> str:
+        save_predictions(f"{uri}/predictions.parquet", predict())
+        return f"{uri}/predictions.parquet"
+
+    inputs = prepared.key(model=model, set=set_name)
+    if set_name != "validation":
+        inputs["test"] = prepared.hashes["test"]
+    return load_predictions(once(prepared.recipe.home, "answers", inputs=inputs, compute=compute))

@@ -1,0 +1,124 @@
+"""The run's beginning: rows read and checked, base model and code on S3, and the question frozen."""
+
+import getpass
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.code import CodeVersion, ship_code
+from cluster.fetch import stage_base_model
+from cluster.progress import Show
+from data.checks import DataReport, clean, take_training_rows
+from data.encode import labels_of
+from data.read import Splits, fingerprint, read_splits
+from evaluation.question import Question, ask
+from models.registry import Champion, now, read_champion
+from recipes.schema import Recipe, digest
+from training.loop import TrainingTask
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every later stage starts from."""
+
+    recipe: Recipe
+    run: str
+    """URI of the run, named by the hash of recipe, code and data."""
+    splits: Splits
+    report: DataReport
+    hashes: dict[str, str]
+    """sha256 of each split."""
+    classes: tuple[str, ...]
+    base_model: str
+    code: CodeVersion
+    question: Question
+    champion: str | None
+    """URI of the version that served when the question was asked."""
+    asked_by: str
+
+    def key(self, **inputs: Any) -> dict[str, Any]:
+        """The inputs of a stage: the code, the data it may read, and its own."""
+        known = {name: self.hashes[name] for name in ("train", "validation")}
+        return {"code": self.code.sha256, "base_model": self.base_model, "data": known, **inputs}
+
+    def task(self, *, num_train_rows: int | None = None) -> TrainingTask:
+        """Training and validation rows; test is not in it."""
+        seed = self.recipe.training.seed
+        return TrainingTask(
+            base_model=self.base_model,
+            train=take_training_rows(self.splits, size=num_train_rows, seed=seed).train,
+            validation=self.splits.validation,
+            classes=self.classes,
+            max_length=self.recipe.data.max_length,
+        )
+
+
+def prepare(recipe: Recipe, *, show: Show) -> Prepared:
+    """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
+    show({"event": "stage", "text": "data: reading and checking"})
+    splits, report = clean(read_splits(recipe.data))
+    splits = take_training_rows(splits, size=recipe.data.max_train_rows, seed=recipe.training.seed)
+    hashes = fingerprint(splits)
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
+    show({"event": "note", "text": f"{counts} rows, {report.num_classes} classes"})
+    base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
+    code = ship_code(recipe.home, ROOT)
+    champion = read_champion(recipe.home)
+    asked = digest(
+        {
+            "recipe": recipe.model_dump(mode="json", exclude={"serving"}),
+            "code": code.sha256,
+            "data": hashes,
+        }
+    )
+    uri = _run_uri(recipe.home, asked, champion=champion[0] if champion else None)
+    question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
+    frozen = freeze(
+        f"{uri}/question.json",
+        {
+            "question": question.to_dict(),
+            "asked": asked,
+            "recipe": recipe.model_dump(mode="json"),
+            "code": code.sha256,
+            "data": hashes,
+            "champion": champion[0].uri if champion else None,
+            "asked_by": getpass.getuser(),
+            "asked_at": now(),
+        },
+    )
+    return Prepared(
+        recipe=recipe,
+        run=uri,
+        splits=splits,
+        report=report,
+        hashes=hashes,
+        classes=labels_of(splits.train.labels),
+        base_model=base_model,
+        code=code,
+        question=Question.from_dict(frozen["question"]),
+        champion=frozen["champion"],
+        asked_by=frozen["asked_by"],
+    )
+
+
+def freeze(uri: str, value: dict[str, Any]) -> dict[str, Any]:
+    """JSON that is written once: what was written first stands, whoever comes later."""
+    if not storage.exists(uri):
+        with suppress(storage.Conflict):  # somebody runs the same: theirs stands
+            storage.write_if_match(uri, json.dumps(value, indent=2).encode(), etag=None)
+    return dict(storage.read_json(uri))
+
+
+def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:
+    """The run's place: by what is asked and who serves; the run that made today's champion is found again as it was."""
+    if champion is None:
+        return f"{home}/runs/{digest({'asked': asked})[:16]}"
+    question = f"{champion.run}/question.json"
+    if storage.exists(question) and storage.read_json(question)["asked"] == asked:
+        return champion.run
+    return f"{home}/runs/{digest({'asked': asked, 'champion': champion.uri})[:16]}"
