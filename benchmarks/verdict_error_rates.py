@@ -1,14 +1,16 @@
 """Is the verdict honest about itself: equal models fine-tuned at most at alpha, and power what it claims to be.
 
-    python benchmarks/verdict_honesty.py
+    python benchmarks/verdict_error_rates.py
 
-Simulated tests of many sizes, discordances and accuracies; the seeds are not the one that power is computed
-with. Every variant is drawn in turn, in several rounds; a figure is the worst variant's median over the rounds.
+Simulated tests of many sizes, discordances and accuracies, the two models' errors correlated as real ones are; the
+seeds are not the one that power is computed with. Every variant is drawn in turn, in several rounds; a figure is the
+worst variant's median over the rounds. The winner's curse: of 20 candidates that are as good as the incumbent the best
+on 1,500 validation rows meets the test, as in the whole protocol.
 """
 
 import json
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,40 +20,56 @@ from rich.table import Table
 from evaluation.metrics import midp_values, newcombe_limits
 from evaluation.power import Scenario, draw_tables, rows_needed_for_rule, rule_holds, rule_power
 from evaluation.predictions import Predictions
-from evaluation.verdict import Outcome, Question, decide
+from evaluation.question import Question
+from evaluation.rules import Outcome
+from evaluation.verdict import Case, Side, decide
 
 ALPHA, MINIMUM_GAIN = 0.05, 0.01
 NUM_ROUNDS, NUM_DRAWS, NUM_DECISIONS = 5, 20_000, 40
-SIZES = (300, 1000, 2151, 5000)
+SIZES = (100, 300, 1000, 3000)
+NUM_EQUAL, NUM_VALIDATION, NUM_PROTOCOLS = 20, 1500, 400
 TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
 EXPECTED_GAINS = (0.02, 0.03, 0.05)
 # Each bound leaves what simulation itself errs by: three standard errors of a round's rate, the median being nearer.
 BOUNDS = {
     "fine_tune_rate_of_equal_models": f"<= {ALPHA}",
     "type_i_error_of_midp": f"<= {ALPHA + 0.005}",
-    "interval_coverage": ">= 0.94",
-    "power_claimed_less_measured": "<= 0.02",
+    "lowest_interval_coverage": ">= 0.94",
+    "mean_interval_coverage": "<= 0.96",
+    "power_claimed_less_measured": "<= 0.03",
     "power_at_rows_needed": ">= 0.78",
     "decisions_unlike_the_rule": "<= 0",
+    "fine_tune_rate_of_the_best_of_20": f"<= {ALPHA}",
 }
 
 
 def main() -> None:
     """Prints the variants, then one line of JSON."""
     equal = [_equal_models(n, truth, seed) for seed in range(NUM_ROUNDS) for n in SIZES for truth in TRUTHS]
-    power = [_power(truth, gain, seed) for seed in range(NUM_ROUNDS) for truth in TRUTHS for gain in EXPECTED_GAINS]
+    power = [
+        _power(n, truth, gain, seed)
+        for seed in range(NUM_ROUNDS)
+        for n in SIZES
+        for truth in TRUTHS
+        for gain in EXPECTED_GAINS
+    ]
+    cursed = [_best_of_equals(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
     _show("Equal models", equal)
+    _show(f"The best of {NUM_EQUAL} equal candidates on {NUM_VALIDATION:,} validation rows", cursed)
     _show(f"A true gain, the rule asking for {MINIMUM_GAIN:g}", power)
+    coverage = _medians(equal, "coverage") + _medians(power, "coverage")
     figures = {
         "fine_tune_rate_of_equal_models": max(_medians(equal, "fine-tuned")),
         "type_i_error_of_midp": max(_medians(equal, "mid-p < alpha")),
-        "interval_coverage": min(_medians(equal, "coverage") + _medians(power, "coverage")),
+        "lowest_interval_coverage": min(coverage),
+        "mean_interval_coverage": mean(coverage),
         "power_claimed_less_measured": max(_medians(power, "claimed less measured")),
         "power_at_rows_needed": min(_medians(power, "power at rows needed")),
         "decisions_unlike_the_rule": float(sum(_decisions_unlike_rule(seed) for seed in range(NUM_ROUNDS))),
+        "fine_tune_rate_of_the_best_of_20": max(_medians(cursed, "fine-tuned")),
     }
     result = {
-        "benchmark": "verdict_honesty",
+        "benchmark": "verdict_error_rates",
         "figures": {name: round(value, 4) for name, value in figures.items()},
         "bounds": BOUNDS,
         "holds": all(_holds(figures[name], bound) for name, bound in BOUNDS.items()),
@@ -71,8 +89,8 @@ def _equal_models(n: int, truth: tuple[float, float], seed: int) -> dict[str, fl
     }
 
 
-def _power(truth: tuple[float, float], gain: float, seed: int) -> dict[str, float]:
-    scenario, n, fresh = Scenario(gain, *truth), 2151, 1_000 + seed
+def _power(n: int, truth: tuple[float, float], gain: float, seed: int) -> dict[str, float]:
+    scenario, fresh = Scenario(gain, *truth), 1_000 + seed
     tables = draw_tables(n, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
     measured = float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)))
     claimed = rule_power(n, scenario=scenario, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
@@ -80,15 +98,48 @@ def _power(truth: tuple[float, float], gain: float, seed: int) -> dict[str, floa
     assert rows is not None
     needed = draw_tables(rows, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
     return {
+        "rows": n,
         "discordance": truth[0],
         "true gain": gain,
-        "claimed at 2,151": claimed,
+        "claimed": claimed,
         "measured": measured,
         "claimed less measured": abs(claimed - measured),
         "rows needed": rows,
         "power at rows needed": float(np.mean(rule_holds(needed, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
         "coverage": _coverage(tables, gain=gain),
     }
+
+
+def _best_of_equals(n: int, seed: int) -> dict[str, float]:
+    """The rule on the test rows of the candidate that was the best of equals on validation.
+
+    A row has a difficulty that all models share; beside it each errs on its own. All are right with the same chance.
+    """
+    generator = np.random.default_rng((seed, n))
+    tables = np.empty((NUM_PROTOCOLS, 4), dtype=np.int64)
+    gains = np.empty(NUM_PROTOCOLS)
+    for protocol in range(NUM_PROTOCOLS):
+        validation = _right(generator, num_rows=NUM_VALIDATION, num_models=NUM_EQUAL + 1)
+        accuracies = validation.mean(0)
+        best = int(accuracies[1:].argmax()) + 1
+        gains[protocol] = accuracies[best] - accuracies[0]
+        test = _right(generator, num_rows=n, num_models=NUM_EQUAL + 1)
+        cells = 2 * (1 - test[:, best].astype(int)) + (test[:, best] == test[:, 0])
+        counts = np.bincount(cells, minlength=4)  # 1 both, 0 candidate only, 2 incumbent only, 3 neither
+        tables[protocol] = counts[[1, 0, 2, 3]]
+    return {
+        "rows": n,
+        "apparent gain on validation": float(gains.mean()),
+        "discordance": float((tables[:, 1] + tables[:, 2]).mean() / n),
+        "fine-tuned": float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
+    }
+
+
+def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
+    """Who is right on which row: bool [rows, models], each with a chance of about 0.75."""
+    shared = generator.standard_normal((num_rows, 1))
+    own = generator.standard_normal((num_rows, num_models))
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745)
 
 
 def _coverage(tables: NDArray[np.int64], *, gain: float) -> float:
@@ -113,14 +164,13 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
         ids, outputs = tuple(map(str, range(n))), tuple("yes" if hit else "no" for hit in right)
         return Predictions(model, ids, ("yes",) * n, outputs, right.astype(np.float64), *2 * (np.full(n, 0.5),))
 
-    return decide(
-        incumbent=predictions("incumbent", cell % 2 == 0),
-        candidate=predictions("candidate", cell < 2),
-        reference=predictions("reference", np.zeros(n, dtype=bool)),
-        question=Question("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n),
-        leaks=(),
-        test_sha256="simulated",
-    ).outcome
+    case = Case(
+        Side(predictions("incumbent", cell % 2 == 0)),
+        Side(predictions("candidate", cell < 2)),
+        predictions("reference", np.zeros(n, dtype=bool)),
+        "simulated",
+    )
+    return decide(case, question=Question("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n)).outcome
 
 
 def _variants(rows: Sequence[dict[str, float]]) -> list[list[dict[str, float]]]:
