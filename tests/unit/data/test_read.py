@@ -1,5 +1,6 @@
 """Parquet files on disk, real ones and broken ones: what is read, and what a reader of the error would know to do."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,18 @@ def test_a_fingerprint_tells_any_two_splits_apart(
     prints = [fingerprint(Splits(train=_rows(held), validation=empty, test=empty)) for held in (one, other)]
     assert (prints[0] == prints[1]) == (one == other)
     assert set(prints[0]) == {"train", "validation", "test"}
+
+
+def test_the_same_column_as_split_key_or_as_a_group_of_another_name_is_another_fingerprint() -> None:
+    plain = Rows(("0",), ("text",), ("label",))
+    given = [
+        plain,
+        replace(plain, split_keys=("x",)),
+        replace(plain, groups={"sex": ("x",)}),
+        replace(plain, groups={"ward": ("x",)}),
+    ]
+    empty = Rows((), (), ())
+    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in given}) == 4
 
 
 def _rows(held: list[tuple[str, str, str]]) -> Rows:
