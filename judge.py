@@ -10,7 +10,7 @@ from cluster import storage
 from cluster.progress import Show
 from cluster.session import remotely
 from cluster.stages import once
-from data.read import Rows
+from data.read import Rows, content_sha256
 from evaluation.case import CHANGED_SETS
 from evaluation.cpu_time import measure
 from evaluation.evidence import UNREGISTERED, assemble, files
@@ -66,7 +66,7 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
     )
     number = look(
         prepared.recipe.home,
-        test_sha256=prepared.hashes["test"],
+        test_sha256=content_sha256(test),  # the same rows under other data.groups or split_by are no fresh ones
         candidate=models["candidate"].uri,
         question=digest(prepared.question.to_dict()),
         run=prepared.run,

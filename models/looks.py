@@ -16,10 +16,10 @@ WAIT_S = 0.2
 def look(home: str, *, test_sha256: str, candidate: str, question: str, run: str) -> int:
     """Enters this look at the test set and returns its number, from 1; candidate and question again are no new look.
 
-    `home` is `<registry>/<name>`; `candidate` names weights, so that the same weights by another engine keep their
-    number; `question` is the digest of what is asked of them: who has seen the answer and asks anew, with another
-    minimum gain or without a gate, looks once more. To be called before the candidate's first prediction: a run that
-    dies after it has looked.
+    `home` is `<registry>/<name>`; `test_sha256` is `data.read.content_sha256` of the test rows; `candidate` names
+    weights, so that the same weights by another engine keep their number; `question` is the digest of what is asked of
+    them: who has seen the answer and asks anew, with another minimum gain or without a gate, looks once more. To be
+    called before the candidate's first prediction: a run that dies after it has looked.
     Raises StorageError where the ledger cannot be read or written, ValueError for what is no sha256.
     """
     if not candidate:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.read import DataError, Rows, Splits, fingerprint, read_rows, read_splits, read_table
+from data.read import DataError, Rows, Splits, content_sha256, fingerprint, read_rows, read_splits, read_table
 from data.split import normalise
 from recipes.schema import DataSection
 
@@ -217,6 +217,18 @@ def test_the_same_column_as_split_key_or_as_a_group_of_another_name_is_another_f
     ]
     empty = Rows((), (), ())
     assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in given}) == 4
+
+
+def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
+    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
+    same = [
+        replace(rows, groups={"sex": ("f", "m")}),
+        replace(rows, split_keys=("k", "l")),
+        rows.take([1, 0]),
+    ]
+    assert {content_sha256(given) for given in same} == {content_sha256(rows)}
+    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
+    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
 
 
 def _rows(held: list[tuple[str, str, str]]) -> Rows:
