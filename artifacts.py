@@ -35,14 +35,17 @@ def write_rung(prepared: Prepared, kind: Kind, head: Head, *, temperature: float
     make_loadable(prepared, kind, uri=uri, temperature=temperature)
 
 
-def make_loadable(prepared: Prepared, kind: Kind, *, uri: str, temperature: float) -> None:
-    """Gives a folder of weights its `config.json`; one that says the same already is left as it is."""
-    found = storage.read_json(f"{uri}/config.json") if storage.exists(f"{uri}/config.json") else {}
-    if found.get("temperature") == temperature:
+def make_loadable(prepared: Prepared, kind: Kind, *, uri: str, temperature: float | None = None) -> None:
+    """Gives a folder of weights its `config.json`; one that says the same already is left as it is, to the byte.
+
+    Without a temperature any that is there is left, and a new one begins at 1: other runs may hold these weights, and a
+    version's digest covers its config.
+    """
+    found = storage.read_json(f"{uri}/config.json") if storage.exists(f"{uri}/config.json") else None
+    if found is not None and temperature in (None, found.get("temperature")):
         return
-    storage.write_bytes(
-        f"{uri}/config.json", _config(prepared, kind, temperature=temperature).model_dump_json(indent=2).encode()
-    )
+    config = _config(prepared, kind, temperature=1.0 if temperature is None else temperature)
+    storage.write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
 
 
 def is_hybrid(model: Model) -> bool:

@@ -10,7 +10,7 @@ from cluster import storage
 from cluster.progress import Show
 from cluster.session import remotely
 from cluster.stages import once
-from data.read import Rows
+from data.read import Rows, content_sha256
 from evaluation.case import CHANGED_SETS
 from evaluation.cpu_time import measure
 from evaluation.evidence import UNREGISTERED, assemble, files
@@ -24,6 +24,7 @@ from evaluation.verdict import Verdict, decide
 from models.looks import look
 from models.registry import ModelVersion, now
 from prepare import Prepared, freeze
+from recipes.schema import digest
 
 NUM_COST_ROWS = 256
 """Test texts on which both models' cost is measured."""
@@ -64,7 +65,11 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
         }
     )
     number = look(
-        prepared.recipe.home, test_sha256=prepared.hashes["test"], candidate=models["candidate"].uri, run=prepared.run
+        prepared.recipe.home,
+        test_sha256=content_sha256(test),  # the same rows under other data.groups or split_by are no fresh ones
+        candidate=models["candidate"].uri,
+        question=digest(prepared.question.to_dict()),
+        run=prepared.run,
     )
     tables = predict_all(prepared, models=models)
     measured = {"cpu": measure_cost(prepared, models=models), "training_cpu_s": parts["training_cpu_s"]}

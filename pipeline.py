@@ -154,7 +154,7 @@ def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
 def choose_candidate(prepared: Prepared, selected: TrainingSection, seeds: list[Trained]) -> Model:
     """The seed that is best on validation, made a loadable artifact with the temperature that validation gives it."""
     best = max(seeds, key=lambda seed: seed.score)
-    make_loadable(prepared, selected.method, uri=best.weights, temperature=1.0)
+    make_loadable(prepared, selected.method, uri=best.weights)
 
     def compute(_: str) -> float:
         found: float = remotely(calibrate, prepared.recipe.training)(best.weights, rows=prepared.splits.validation)

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
             "code": code.sha256,
             "data": hashes,
             "champion": champion[0].uri if champion else None,
-            "asked_by": getpass.getuser(),
+            "asked_by": current_user(),
             "asked_at": now(),
         },
     )
@@ -112,6 +113,14 @@ def freeze(uri: str, value: dict[str, Any]) -> dict[str, Any]:
         with suppress(storage.Conflict):  # somebody runs the same: theirs stands
             storage.write_if_match(uri, json.dumps(value, indent=2).encode(), etag=None)
     return dict(storage.read_json(uri))
+
+
+def current_user() -> str:
+    """Name of the user whose process this is; in a container whose user has no name, its number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:

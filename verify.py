@@ -13,9 +13,10 @@ from cluster.code import shipped_sha256
 from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused
-from evaluation.question import Question
+from evaluation.question import Question, ask
 from evaluation.stored import MANIFEST, ROLES, case_of, table_names
 from evaluation.verdict import decide
+from recipes.schema import EvaluationSection
 
 TOLERANCE = 1e-9
 """Floats may differ by this much: another machine's libraries may add in another order."""
@@ -125,6 +126,11 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
     asked |= {"recipe": _judged(asked["recipe"])} if "recipe" in asked else {}
     for name in sorted({"question", "recipe", "code", "champion", "asked_by"} & set(asked)):
         yield from _differences(said.get(name), asked[name], at=name, other="question.json says")
+    if "recipe" in asked:  # a question that was eased afterwards, in both files
+        section = EvaluationSection.model_validate(asked["recipe"]["evaluation"])
+        rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
+        wanted = ask(section, **rows).to_dict()
+        yield from _differences(evidence["question"], wanted, at="question", other="the recipe asks")
     frozen = _json(f"{uri}/routing.json")
     if isinstance(frozen, dict):
         yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")

@@ -136,15 +136,26 @@ def parquet_files(uri: str) -> list[str]:
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """sha256 of each split, by name, over its row ids, texts, labels, split keys and groups in order."""
+    """sha256 of each split, by name, over its row ids, texts, labels, split keys and groups by name, in order."""
     return {name: _sha256(rows) for name, rows in splits.items()}
 
 
+def content_sha256(rows: Rows) -> str:
+    """sha256 of the texts with their labels alone, whatever their order and the columns a recipe names beside them."""
+    pairs = sorted(zip(rows.texts, rows.labels, strict=True))
+    return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
+
+
 def _sha256(rows: Rows) -> str:
+    columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
+    columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
+    columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
+    return _digest(columns)
+
+
+def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    columns = [rows.row_ids, rows.texts, rows.labels, *([rows.split_keys] if rows.split_keys is not None else [])]
-    columns += [rows.groups[name] for name in sorted(rows.groups)]
-    for row in zip(*columns, strict=True):
+    for row in (columns, *zip(*columns.values(), strict=True)):  # the names first: a group is no split key
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")

@@ -49,9 +49,9 @@ def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) 
     return tuple(gates)
 
 
-def cost_ratio_of(cpu: CpuRounds | None) -> tuple[float, float, float] | None:
+def cost_ratio_of(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
     """Candidate's cost over the incumbent's: estimate, lower and upper end; None where it was not measured."""
     if cpu is None:
         return None
-    estimate, (low, high) = cost_ratio(cpu)
+    estimate, (low, high) = cost_ratio(cpu, alpha=alpha)
     return estimate, low, high

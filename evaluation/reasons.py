@@ -126,17 +126,20 @@ def _failed(gates: tuple[Gate, ...]) -> tuple[str, ...]:
 
 
 def _open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
-    """A sentence a gate that this test cannot assess, with the rows it would take."""
+    """A sentence a gate that this test cannot assess: each open bound with the rows it takes."""
     sentences = []
     for gate in gates:
         if gate.state is not State.NOT_ASSESSABLE:
             continue
-        needed = [bound.rows_needed for bound in gate.bounds if bound.rows_needed is not None]
-        rows = f"; about {max(needed):,} rows would" if needed else f"; {gate.note}" if gate.note else ""
-        first = next((bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE), None)
-        seen = f" ({_told(first, money=gate.name == 'cost')})" if first else ""
+        unit = "rows of that group" if gate.name == "groups" else "rows"
+        seen = [
+            _told(bound, money=gate.name == "cost")
+            + ("" if bound.rows_needed is None else f", where it takes about {bound.rows_needed:,} {unit}")
+            for bound in gate.bounds
+            if bound.state is State.NOT_ASSESSABLE
+        ]
         end = ", and the recipe is regulated" if regulated else ""
-        sentences.append(f"the gate {gate.name} cannot be assessed on these rows{seen}{rows}{end}")
+        sentences.append(f"the gate {gate.name} cannot be assessed on these rows: {'; '.join(seen) or gate.note}{end}")
     return tuple(sentences)
 
 

@@ -83,7 +83,7 @@ class Verdict:
     gates: tuple[Gate, ...]
     """Of the candidate: those the recipe asks for, the cost among them."""
     cost_ratio: tuple[float, float, float] | None
-    """CPU-seconds a row, candidate over incumbent: estimate and interval; None where it was not measured."""
+    """CPU-seconds a row, candidate over incumbent: estimate and 1 - alpha interval; None where it was not measured."""
     hybrid: HybridVerdict | None
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ def decide(case: Case, *, question: Question) -> Verdict:
     gates = asked_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
     proven = _gained(main, p_value=main.p_value, question=question) and beside.interval[0] > 0
     hybrid = _hybrid(case, main=main, question=question)
-    ratio = cost_ratio_of(case.cpu)
+    ratio = cost_ratio_of(case.cpu, alpha=question.alpha)
     facts = Facts(
         leaks=bool(case.leaks),
         proven=proven,

@@ -13,11 +13,13 @@ NUM_ATTEMPTS = 50
 WAIT_S = 0.2
 
 
-def look(home: str, *, test_sha256: str, candidate: str, run: str) -> int:
-    """Enters this candidate's look at the test set and returns its number, from 1; the same candidate is no new look.
+def look(home: str, *, test_sha256: str, candidate: str, question: str, run: str) -> int:
+    """Enters this look at the test set and returns its number, from 1; candidate and question again are no new look.
 
-    `home` is `<registry>/<name>`; `candidate` names weights by their content, so that the same weights by another
-    engine keep their number. To be called before the candidate's first prediction: a run that dies after it has looked.
+    `home` is `<registry>/<name>`; `test_sha256` is `data.read.content_sha256` of the test rows; `candidate` names
+    weights, so that the same weights by another engine keep their number; `question` is the digest of what is asked of
+    them: who has seen the answer and asks anew, with another minimum gain or without a gate, looks once more. To be
+    called before the candidate's first prediction: a run that dies after it has looked.
     Raises StorageError where the ledger cannot be read or written, ValueError for what is no sha256.
     """
     if not candidate:
@@ -27,10 +29,10 @@ def look(home: str, *, test_sha256: str, candidate: str, run: str) -> int:
         found = read_versioned(uri)
         looks = _entries(uri, found[0]) if found else []
         for entry in looks:
-            if entry["candidate"] == candidate:
+            if (entry["candidate"], entry.get("question")) == (candidate, question):
                 return int(entry["look"])
         number = len(looks) + 1
-        looks.append({"look": number, "candidate": candidate, "run": run, "at": now()})
+        looks.append({"look": number, "candidate": candidate, "question": question, "run": run, "at": now()})
         try:
             write_if_match(uri, json.dumps(looks, indent=1).encode(), etag=found[1] if found else None)
         except Conflict:  # somebody looked meanwhile; or our own write, repeated by the client, was there already
@@ -43,7 +45,7 @@ def look(home: str, *, test_sha256: str, candidate: str, run: str) -> int:
 
 
 def read_looks(home: str, test_sha256: str) -> list[dict[str, Any]]:
-    """Every look at the test set, first to last, each `{look, candidate, run, at}`; none where nobody looked yet."""
+    """Every look at the test set, first to last, each `{look, candidate, question, run, at}`; none before the first."""
     uri = _uri(home, test_sha256)
     found = read_versioned(uri)
     return _entries(uri, found[0]) if found else []

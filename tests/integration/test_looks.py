@@ -16,18 +16,25 @@ OTHER = hashlib.sha256(b"other rows").hexdigest()
 def test_each_new_candidate_is_a_look_and_the_same_candidate_is_none(bucket: str) -> None:
     home = f"{bucket}/task"
     assert read_looks(home, SHA) == []
-    assert look(home, test_sha256=SHA, candidate="a", run="s3://r1") == 1
-    assert look(home, test_sha256=SHA, candidate="b", run="s3://r2") == 2
-    assert look(home, test_sha256=SHA, candidate="a", run="s3://r3") == 1
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
+    assert look(home, test_sha256=SHA, candidate="b", question="q", run="s3://r2") == 2
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r3") == 1
     told = [(entry["look"], entry["candidate"], entry["run"]) for entry in read_looks(home, SHA)]
     assert told == [(1, "a", "s3://r1"), (2, "b", "s3://r2")]
     assert storage.list_files(f"{home}/looks") == [f"{home}/looks/{SHA}.json"]
 
 
+def test_the_same_candidate_asked_another_question_is_a_new_look(bucket: str) -> None:
+    home = f"{bucket}/task"
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
+    assert look(home, test_sha256=SHA, candidate="a", question="a smaller gain", run="s3://r2") == 2
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
+
+
 def test_other_test_rows_and_other_tasks_are_counted_apart(bucket: str) -> None:
-    assert look(f"{bucket}/task", test_sha256=SHA, candidate="a", run="s3://r") == 1
-    assert look(f"{bucket}/task", test_sha256=OTHER, candidate="b", run="s3://r") == 1
-    assert look(f"{bucket}/other", test_sha256=SHA, candidate="b", run="s3://r") == 1
+    assert look(f"{bucket}/task", test_sha256=SHA, candidate="a", question="q", run="s3://r") == 1
+    assert look(f"{bucket}/task", test_sha256=OTHER, candidate="b", question="q", run="s3://r") == 1
+    assert look(f"{bucket}/other", test_sha256=SHA, candidate="b", question="q", run="s3://r") == 1
     assert len(read_looks(f"{bucket}/task", SHA)) == 1
 
 
@@ -36,7 +43,7 @@ def test_of_looks_at_once_no_two_get_the_same_number(bucket: str) -> None:
 
     def one(number: int) -> int:
         gate.wait()
-        return look(f"{bucket}/task", test_sha256=SHA, candidate=f"c{number}", run=f"s3://r{number}")
+        return look(f"{bucket}/task", test_sha256=SHA, candidate=f"c{number}", question="q", run=f"s3://r{number}")
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(one, range(8)))
@@ -50,7 +57,7 @@ def test_the_same_candidate_by_many_at_once_is_one_look(bucket: str) -> None:
 
     def one(number: int) -> int:
         gate.wait()
-        return look(f"{bucket}/task", test_sha256=SHA, candidate="same", run=f"s3://r{number}")
+        return look(f"{bucket}/task", test_sha256=SHA, candidate="same", question="q", run=f"s3://r{number}")
 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(one, range(6))) == {1}
@@ -61,5 +68,5 @@ def test_a_broken_ledger_is_an_error_and_stays_as_it_is(bucket: str) -> None:
     uri = f"{bucket}/task/looks/{SHA}.json"
     storage.write_bytes(uri, b"not JSON")
     with pytest.raises(storage.StorageError, match="is no ledger of looks"):
-        look(f"{bucket}/task", test_sha256=SHA, candidate="a", run="s3://r")
+        look(f"{bucket}/task", test_sha256=SHA, candidate="a", question="q", run="s3://r")
     assert storage.read_bytes(uri) == b"not JSON"

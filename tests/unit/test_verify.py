@@ -150,6 +150,19 @@ def test_a_changed_byte_of_a_registered_version_is_found(home: Path, name: str) 
     assert "versions/" + name.split("/")[1] in fault
 
 
+def test_a_question_that_was_eased_in_both_files_is_found(home: Path) -> None:
+    run = run_of(home)
+    asked = json.loads((run / "question.json").read_text())
+    asked["question"]["minimum_gain"] = 0.001
+    content = json.dumps(asked).encode()
+    (run / "question.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, question=asked["question"])
+    assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify(run.as_uri())
+
+
 def test_changed_or_lost_code_is_found(home: Path) -> None:
     (archive,) = (home / "code").glob("*.zip")
     with zipfile.ZipFile(archive) as there:

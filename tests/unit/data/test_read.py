@@ -1,5 +1,6 @@
 """Parquet files on disk, real ones and broken ones: what is read, and what a reader of the error would know to do."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.read import DataError, Rows, Splits, fingerprint, read_rows, read_splits, read_table
+from data.read import DataError, Rows, Splits, content_sha256, fingerprint, read_rows, read_splits, read_table
 from data.split import normalise
 from recipes.schema import DataSection
 
@@ -204,6 +205,30 @@ def test_a_fingerprint_tells_any_two_splits_apart(
     prints = [fingerprint(Splits(train=_rows(held), validation=empty, test=empty)) for held in (one, other)]
     assert (prints[0] == prints[1]) == (one == other)
     assert set(prints[0]) == {"train", "validation", "test"}
+
+
+def test_the_same_column_as_split_key_or_as_a_group_of_another_name_is_another_fingerprint() -> None:
+    plain = Rows(("0",), ("text",), ("label",))
+    given = [
+        plain,
+        replace(plain, split_keys=("x",)),
+        replace(plain, groups={"sex": ("x",)}),
+        replace(plain, groups={"ward": ("x",)}),
+    ]
+    empty = Rows((), (), ())
+    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in given}) == 4
+
+
+def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
+    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
+    same = [
+        replace(rows, groups={"sex": ("f", "m")}),
+        replace(rows, split_keys=("k", "l")),
+        rows.take([1, 0]),
+    ]
+    assert {content_sha256(given) for given in same} == {content_sha256(rows)}
+    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
+    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
 
 
 def _rows(held: list[tuple[str, str, str]]) -> Rows:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.cost import CpuRounds
 from evaluation.predictions import Predictions
 from evaluation.question import Question, ask
 from evaluation.reasons import points
@@ -322,3 +323,15 @@ def test_a_verdict_is_a_plain_value() -> None:
     first, second = verdict_of(200, 30, 25, 45), verdict_of(200, 30, 25, 45)
     assert first == second
     assert asdict(first) == asdict(second)
+
+
+def test_the_cost_ratios_interval_is_at_the_questions_level() -> None:
+    cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
+    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, 100)
+    incumbent, candidate = models(50, 20, 10, 20)
+    case = replace(case_of(incumbent, candidate, incumbent), cpu=cpu)
+    ratios = [decide(case, question=replace(asked, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
+    assert ratios[0] is not None
+    assert ratios[1] is not None
+    assert ratios[0][0] == ratios[1][0]
+    assert ratios[1][2] > ratios[0][2]

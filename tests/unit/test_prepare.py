@@ -1,0 +1,14 @@
+"""Who asks is known wherever the run is started."""
+
+import os
+
+import pytest
+
+from prepare import current_user
+
+
+def test_a_user_without_a_name_is_known_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert current_user() == f"uid {os.getuid()}"
