@@ -1,5 +1,6 @@
 """Between reading and encoding: the gates that drop copies across splits, count, and refuse what cannot be judged."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ class DataReport:
     rare_classes: tuple[str, ...]
     """Classes with fewer than 10 training rows after cleaning."""
     leaks: tuple[str, ...]
-    """One sentence a leak that is left: a value of `split_by`, or a text, that stands in two splits."""
+    """One sentence a pair of splits that share values of `split_by`, or texts."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -91,7 +92,10 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:
-    """One sentence for each value of `split_by` and each normalised text that stands in two splits, sorted."""
+    """One sentence for each pair of splits with a value of `split_by`, or a normalised text, in common.
+
+    It says how many, and of `split_by` values the first hash digits of some: a value may be a patient.
+    """
     names = [name for name, _ in splits.items()]
     sentences: list[str] = []
     for position, one in enumerate(names):
@@ -100,9 +104,11 @@ def leaks_between(splits: Splits) -> tuple[str, ...]:
             right: Rows = getattr(splits, other)
             keys = set(left.split_keys or ()) & set(right.split_keys or ())
             texts = {normalise(text) for text in left.texts} & {normalise(text) for text in right.texts}
-            found = [f"split_by value {key!r}" for key in sorted(keys)]
-            found += [f"text {_short(text)!r}" for text in sorted(texts)]
-            sentences += [f"{what} stands in {one} and in {other}" for what in found]
+            if keys:
+                some = ", ".join(sorted(_hashed(key) for key in keys)[:NAMED])
+                sentences.append(f"{len(keys):,} split_by values stand in {one} and in {other} (sha256 {some})")
+            if texts:
+                sentences.append(f"{len(texts):,} texts stand in {one} and in {other}")
     return tuple(sentences)
 
 
@@ -157,5 +163,5 @@ def _some(values: Sequence[str]) -> str:
     return ", ".join(repr(value) for value in values[:NAMED]) + more
 
 
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _hashed(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] + "…"
