@@ -1,9 +1,13 @@
 """Makes the winner of a run the champion by conditional write; a version that no verdict chose is refused."""
 
+import hashlib
+import json
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.storage import Conflict, exists, list_files, read_json
+from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
+from evaluation.rules import Outcome, winner
+from evaluation.stored import MANIFEST
 from models.registry import Champion, read_champion, read_version, set_champion
 
 
@@ -44,7 +48,7 @@ def promote(home: str, *, version: str | None = None, override: str | None = Non
 def _verdict_for(home: str, *, version: str | None) -> dict[str, Any]:
     """The latest run's evidence, or the latest that chose `version`; raises PromotionRefused where there is none."""
     runs = list_files(f"{home}/runs") if exists(f"{home}/runs") else []
-    finished = [read_json(uri) for uri in runs if uri.endswith("/evidence.json")]
+    finished = [_whole(uri.removesuffix(f"/{MANIFEST}")) for uri in runs if uri.endswith(f"/{MANIFEST}")]
     if not finished:
         raise PromotionRefused(f"no run is finished under {home}; `tailorbird run RECIPE` makes one")
     chosen = [evidence for evidence in finished if version in (None, _winner(evidence)["uri"])]
@@ -52,6 +56,14 @@ def _verdict_for(home: str, *, version: str | None) -> dict[str, Any]:
         winners = ", ".join(sorted({_winner(evidence)["uri"] for evidence in finished}))
         raise PromotionRefused(f"no verdict chose {version}; what verdicts chose: {winners}")
     return dict(max(chosen, key=lambda evidence: str(evidence["created_at"])))
+
+
+def _whole(run: str) -> dict[str, Any]:
+    """The run's evidence, if it is the one that its manifest names; PromotionRefused otherwise."""
+    content = read_bytes(f"{run}/evidence.json")
+    if hashlib.sha256(content).hexdigest() != read_json(f"{run}/{MANIFEST}")["evidence.json"]:
+        raise PromotionRefused(f"{run}/evidence.json was changed; `tailorbird verify {run}` says what else was")
+    return dict(json.loads(content))
 
 
 def _refuse_expired(evidence: dict[str, Any]) -> None:
@@ -83,5 +95,4 @@ def _reason(evidence: dict[str, Any], *, override: str | None) -> str:
 
 
 def _winner(evidence: dict[str, Any]) -> dict[str, str]:
-    role = {"FINE_TUNE": "candidate", "HYBRID": "hybrid"}.get(evidence["verdict"]["outcome"], "incumbent")
-    return dict(evidence["versions"][role])
+    return dict(evidence["versions"][winner(Outcome(evidence["verdict"]["outcome"]))])

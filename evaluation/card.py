@@ -19,7 +19,7 @@ ROLES = ("candidate", "incumbent", "hybrid")
 def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
     """The card of the version in a role: Hub metadata as YAML front matter, which `ModelCard.load` reads, then text.
 
-    No licence is named: the evidence does not know it. URIs of stores are named as they are, hf:// ones as Hub ids.
+    The licence is the recipe's, if it names one. URIs of stores are named as they are, hf:// ones as Hub ids.
     """
     if role not in ROLES or role not in evidence["versions"]:
         known = ", ".join(name for name in ROLES if name in evidence["versions"])
@@ -93,7 +93,9 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
         "dataset": {"type": dataset, "name": evidence["name"], "split": "test"},
         "metrics": metrics,
     }
+    licensed = {"license": recipe["license"]} if recipe.get("license") else {}
     return {
+        **licensed,
         "base_model": _hub_id(recipe["base_model"]),
         "datasets": [dataset],
         "metrics": [hub_names[name] for name in scores],

@@ -195,14 +195,6 @@ def list_versions(home: str) -> list[ModelVersion]:
     return sorted(versions, key=lambda version: version.created_at)
 
 
-def attach_evidence(version: ModelVersion, files: dict[str, bytes]) -> None:
-    """Writes evidence, card, report and predictions beside a new version; its digest covers the model alone."""
-    if exists(f"{version.uri}/evidence.json"):  # of the run that registered it; later runs keep their own
-        return
-    for name in sorted(files, key=lambda name: name == "evidence.json"):
-        write_bytes(f"{version.uri}/{name}", files[name])
-
-
 def read_champion(home: str) -> tuple[Champion, str] | None:
     """The champion and the ETag to change it with; None where nothing serves yet."""
     found = read_versioned(f"{home}/champion.json")

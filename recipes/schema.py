@@ -278,6 +278,8 @@ class Recipe(Section):
     """Which configurations are tried."""
     evaluation: EvaluationSection = EvaluationSection()
     """What the verdict asks."""
+    license: str | None = None
+    """Licence of the models made, for their cards, by its SPDX id in lower case (`apache-2.0`)."""
     registry: str
     """URI under which models and evidence are kept, `s3://`."""
     serving: ServingSection = ServingSection()

@@ -1,5 +1,6 @@
 """Whom a verdict may promote: confirmatory or answered for, not expired, and the hybrid where it chose that."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster import storage
+from evaluation.stored import write_evidence
 from models.registry import ModelVersion, now, read_champion, register
 from promote import PromotionRefused, promote
 from tests.integration.test_registry import version_folder
@@ -36,7 +38,7 @@ def concluded(home: str, chosen: ModelVersion, *, confirmatory: bool | None = No
         "versions": {"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": nobody},
         "champion": None,
     }
-    storage.write_json(f"{home}/runs/r/evidence.json", found | more)
+    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found | more).encode()})
 
 
 @pytest.mark.parametrize("confirmatory", [None, True])

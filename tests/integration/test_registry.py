@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from cluster import storage
+from evaluation.stored import write_evidence
 from models.decide import Routing
 from models.load import ModelError, load_artifact, load_served, load_version
 from models.registry import (
     ModelVersion,
     RegistryError,
     VersionConfig,
-    attach_evidence,
     hybrid_config,
     list_versions,
     now,
@@ -115,7 +115,7 @@ def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str,
 
 
 def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[ModelVersion]) -> None:
-    attach_evidence(versions[0], {"evidence.json": b"{}"})
+    write_evidence(versions[0].uri, {"evidence.json": b"{}"})
     assert read_version(versions[0].uri) == versions[0]
 
 
@@ -154,7 +154,7 @@ def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
 ) -> None:
     home = f"{bucket}/task"
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
-    storage.write_json(f"{home}/runs/r/evidence.json", found)
+    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote(home, version=versions[1 - winner].uri)
     assert read_champion(home) is None
@@ -171,7 +171,7 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     newer = register(home, version_folder(tmp_path / "newer", value=2))
     set_champion(home, newer, etag=None, reason="by a later run", run="s3://none")
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
-    storage.write_json(f"{home}/runs/r/evidence.json", found)
+    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
         promote(home)
     champion = read_champion(home)
