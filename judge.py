@@ -1,5 +1,7 @@
 """The run's end: routing frozen on validation, one look at test, the verdict, and its evidence in the registry."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,7 +50,10 @@ def find(prepared: Prepared) -> Done | None:
     """The run as it was concluded, if it was and its verdict has not expired."""
     if not storage.exists(f"{prepared.run}/{MANIFEST}"):
         return None
-    evidence = storage.read_json(f"{prepared.run}/evidence.json")
+    content = storage.read_bytes(f"{prepared.run}/evidence.json")
+    if hashlib.sha256(content).hexdigest() != storage.read_json(f"{prepared.run}/{MANIFEST}")["evidence.json"]:
+        return None  # an interrupted conclusion over an older one: concluded again, from the stages
+    evidence = json.loads(content)
     if datetime.fromisoformat(evidence["expires_at"]) <= datetime.now(UTC):
         return None
     return Done(prepared.run, Verdict.from_dict(evidence["verdict"]), evidence)
@@ -90,7 +95,7 @@ def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str,
     if section is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
         return None
     answers = {role: _answers(prepared, models[role], set_name="validation") for role in ROLES}
-    routing = freeze_hybrid(section, incumbent=answers["incumbent"], candidate=answers["candidate"])
+    routing = freeze_hybrid(section, **answers, metric=prepared.question.metric)
     value = {"routing": asdict(routing) if routing else None}
     frozen: dict[str, Any] | None = freeze(f"{prepared.run}/routing.json", value)["routing"]
     return frozen
@@ -201,13 +206,13 @@ def _answers(prepared: Prepared, model: Model, *, set_name: str) -> Predictions:
 
 
 def _reference_answers(prepared: Prepared) -> Predictions:
-    splits = prepared.splits
+    splits, metric = prepared.splits, prepared.recipe.evaluation.metric
 
     def predict() -> Predictions:
         function = remotely(predict_reference, prepared.recipe.training)
-        return function(splits.test, train=splits.train, validation=splits.validation)  # type: ignore[no-any-return]
+        return function(splits.test, train=splits.train, validation=splits.validation, metric=metric)  # type: ignore[no-any-return]
 
-    return _kept(prepared, predict, model="tf_idf", set_name="test")
+    return _kept(prepared, predict, model=f"tf_idf by {metric}", set_name="test")
 
 
 def _kept(prepared: Prepared, predict: Callable[[], Predictions], *, model: str, set_name: str) -> Predictions:

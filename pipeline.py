@@ -10,6 +10,7 @@ from cluster.progress import Show, relayed
 from cluster.session import remotely
 from cluster.stages import once
 from evaluation.baselines import climb
+from evaluation.metrics import score_of
 from evaluation.predict import calibrate, predict_rows
 from judge import Done, find, judge
 from models.registry import read_version
@@ -29,6 +30,11 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     ValueError (DataError, VerdictRefused, StorageError, ...) where the input is at fault, TrainingFailed otherwise.
     """
     prepared = prepare(recipe, show=show)
+    if prepared.report.leaks:
+        told = (
+            f"{prepared.report.leaks[0]}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew"
+        )
+        show({"event": "note", "text": told})
     found = find(prepared)
     if found is not None:
         show({"event": "note", "text": f"this run is finished: {prepared.run}"})
@@ -75,6 +81,7 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
             max_length=recipe.data.max_length,
             shots=recipe.evaluation.centroid_shots,
             seed=recipe.training.seed,
+            metric=recipe.evaluation.metric,
         )
         for kind, head in ladder.heads.items():
             write_rung(prepared, kind, head, temperature=ladder.temperatures[kind], uri=f"{uri}/{kind}")
@@ -85,7 +92,10 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
         "ladder",
         compute=compute,
         inputs=prepared.key(
-            max_length=recipe.data.max_length, shots=recipe.evaluation.centroid_shots, seed=recipe.training.seed
+            max_length=recipe.data.max_length,
+            shots=recipe.evaluation.centroid_shots,
+            seed=recipe.training.seed,
+            metric=recipe.evaluation.metric,
         ),
     )
     if prepared.champion is not None:
@@ -122,6 +132,7 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
             tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve"}),
             training=recipe.training.model_dump(mode="json", exclude={"num_seeds"}),
             max_length=recipe.data.max_length,
+            metric=recipe.evaluation.metric,
             rungs=scores,
         ),
     )
@@ -178,7 +189,11 @@ def _train_once(
         _require(relay, what=f"training {name}", command="run")
         return finetune(section, task=prepared.task(num_train_rows=num_train_rows), uri=uri, relay=relay).to_dict()
 
-    inputs = prepared.key(training=section.model_dump(mode="json"), max_length=prepared.recipe.data.max_length)
+    inputs = prepared.key(
+        training=section.model_dump(mode="json"),
+        max_length=prepared.recipe.data.max_length,
+        metric=prepared.recipe.evaluation.metric,
+    )
     if num_train_rows is not None:
         inputs["num_train_rows"] = num_train_rows
     return Trained(**once(prepared.recipe.home, name, inputs=inputs, compute=compute))
@@ -186,7 +201,7 @@ def _train_once(
 
 def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
     """The serving champion as one more rung, judged on the same validation rows."""
-    champion, rows = read_version(uri), prepared.splits.validation
+    champion, rows, metric = read_version(uri), prepared.splits.validation, prepared.recipe.evaluation.metric
     if champion.classes != prepared.classes:
         raise ValueError(
             f"the champion {uri} knows other classes than the training rows; give the new label set a recipe of its "
@@ -194,9 +209,11 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
         )
 
     def compute(_: str) -> float:
-        return float(remotely(predict_rows, prepared.recipe.training)(uri, rows=rows).scores.mean())
+        table = remotely(predict_rows, prepared.recipe.training)(uri, rows=rows)
+        return score_of(metric, labels=table.labels, outputs=table.outputs)
 
-    score = once(prepared.recipe.home, "champion", inputs=prepared.key(champion=champion.digest), compute=compute)
+    inputs = prepared.key(champion=champion.digest, metric=metric)
+    score = once(prepared.recipe.home, "champion", inputs=inputs, compute=compute)
     return {
         "kind": CHAMPION,
         "validation": score,

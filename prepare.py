@@ -56,6 +56,7 @@ class Prepared:
             validation=self.splits.validation,
             classes=self.classes,
             max_length=self.recipe.data.max_length,
+            metric=self.recipe.evaluation.metric,
         )
 
 

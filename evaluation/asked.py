@@ -15,7 +15,7 @@ def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) 
     asked, alpha, gates = question.gates, question.alpha, []
     if asked.calibration is not None:
         gates.append(calibration_gate(side.clean, incumbent=incumbent.clean, limits=asked.calibration, alpha=alpha))
-    if asked.groups is not None and side.clean.groups:
+    if asked.groups is not None:
         gates.append(groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha))
     if asked.counterfactual is not None:
         gates.append(

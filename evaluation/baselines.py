@@ -11,6 +11,7 @@ from cluster.fetch import local_copy
 from data.encode import encode_texts, label_indices, load_tokenizer
 from data.read import Rows
 from evaluation.calibration import fit_temperature
+from evaluation.metrics import score_of
 from evaluation.reference import fit_reference, majority
 from models.classifier import Classifier, embed_rows, zero_head
 from models.load import default_device, inference_dtype, load_encoder
@@ -23,7 +24,7 @@ COSINE_SCALE = 20.0
 
 @dataclass(frozen=True)
 class Rung:
-    """A baseline and its accuracy on the validation rows."""
+    """A baseline and its score on the validation rows, by the recipe's metric."""
 
     kind: str
     validation: float
@@ -52,8 +53,8 @@ class Head:
         """[N, D] -> [N, L]."""
         return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
 
-    def accuracy(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-        return float((self.logits(embeddings).argmax(1) == labels).mean())
+    def score(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, metric: str) -> float:
+        return score_of(metric, labels=labels, outputs=self.logits(embeddings).argmax(1))
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,17 @@ class Ladder:
 
 
 def climb(
-    base_model: str, *, train: Rows, validation: Rows, classes: tuple[str, ...], max_length: int, shots: int, seed: int
+    base_model: str,
+    *,
+    train: Rows,
+    validation: Rows,
+    classes: tuple[str, ...],
+    max_length: int,
+    shots: int,
+    seed: int,
+    metric: str,
 ) -> Ladder:
-    """Fits the ladder on the training rows; what has to be chosen is chosen on validation.
+    """Fits the ladder on the training rows; what has to be chosen is chosen on validation, by the metric.
 
     `base_model` is the URI of the staged base model, `shots` the examples a class of the centroid.
     """
@@ -84,7 +93,7 @@ def climb(
 
     features, labels = embedded(train.texts), label_indices(train.labels, classes=classes)
     held_out, truth = embedded(validation.texts), label_indices(validation.labels, classes=classes)
-    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth)
+    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
     heads = {
         "zero_shot": cosine_head(embedded(classes), features),
         "centroid": cosine_head(centroids(features, labels, shots=shots, seed=seed), features),
@@ -92,13 +101,18 @@ def climb(
     }
     notes = {"zero_shot": "label names", "centroid": f"{shots} examples a class", "probe": probe_note}
     reference = fit_reference(
-        train.texts, train.labels, validation_texts=validation.texts, validation_labels=validation.labels
+        train.texts,
+        train.labels,
+        validation_texts=validation.texts,
+        validation_labels=validation.labels,
+        metric=metric,
     )
     most, _ = majority(train.labels)
-    rungs = [Rung("majority", float(np.mean([label == most for label in validation.labels])), False, f"always {most}")]
-    rungs += [Rung(kind, head.accuracy(held_out, truth), True, notes[kind]) for kind, head in heads.items()]
+    always = score_of(metric, labels=validation.labels, outputs=[most] * len(validation))
+    rungs = [Rung("majority", always, False, f"always {most}")]
+    rungs += [Rung(kind, head.score(held_out, truth, metric=metric), True, notes[kind]) for kind, head in heads.items()]
     said, _ = reference.predict(validation.texts)
-    right = float(np.mean([a == b for a, b in zip(said, validation.labels, strict=True)]))
+    right = score_of(metric, labels=validation.labels, outputs=said)
     rungs.append(Rung("tf_idf", right, False, "bag of words, no neural model"))
     temperatures = {kind: fit_temperature(head.logits(held_out), labels=truth) for kind, head in heads.items()}
     return Ladder(tuple(rungs), heads, temperatures)
@@ -127,13 +141,14 @@ def fit_probe(
     *,
     held_out: NDArray[np.float32],
     truth: NDArray[np.int64],
+    metric: str = "accuracy",
 ) -> tuple[Head, str]:
     """Logistic regression on frozen embeddings, its regularisation chosen on the held-out rows."""
     best: tuple[float, Head, str] | None = None
     for strength in PROBE_C:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
         head = _as_head(fitted, num_classes=int(labels.max()) + 1)
-        score = head.accuracy(held_out, truth)
+        score = head.score(held_out, truth, metric=metric)
         if best is None or score > best[0]:
             best = score, head, f"C = {strength:g}"
     assert best is not None  # PROBE_C is not empty

@@ -84,6 +84,8 @@ def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
         pair = [side.changed.get(name) for side in (case.incumbent, case.candidate)]
         if wanted is not None and None in pair:
             raise ValueError(f"the recipe asks for a gate on {name} rows; give both models' predictions of them")
+        if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in pair):
+            raise VerdictRefused("the noise rows are not one for each test row; make the set again, and leave out none")
         tables = [table for table in pair if table is not None and len(table)]
         if len(tables) == 2:
             align(*tables)

@@ -129,4 +129,6 @@ def _ladder(
         }
     )
     num = data["num_validation"]
+    if verdict.metric != "accuracy":  # no closed formula gives another metric's interval from a score
+        return [row | {"interval": None} for row in rows]
     return [row | {"interval": list(wilson_interval(round(row["validation"] * num), n=num))} for row in rows]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,13 @@ class Comparison:
     """McNemar's exact p; None for a metric other than accuracy."""
     standard_error: float | None
     """Of the gain, by bootstrap; None for accuracy, whose formulas need the counts only."""
+
+
+def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
+    """A model's score by the recipe's metric, `accuracy` or `macro_f1`; labels and outputs [N], names or numbers."""
+    if metric == "macro_f1":
+        return macro_f1(list(labels), outputs=list(outputs))
+    return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
 
 
 def accuracy(scores: FloatArray) -> float:

@@ -34,10 +34,14 @@ def calibrate(uri: str, *, rows: Rows) -> float:
     return fit_temperature(logits, labels=label_indices(rows.labels, classes=loaded.classes))
 
 
-def predict_reference(rows: Rows, *, train: Rows, validation: Rows) -> Predictions:
+def predict_reference(rows: Rows, *, train: Rows, validation: Rows, metric: str) -> Predictions:
     """What the TF-IDF reference, fitted again on the training rows, answers."""
     reference = fit_reference(
-        train.texts, train.labels, validation_texts=validation.texts, validation_labels=validation.labels
+        train.texts,
+        train.labels,
+        validation_texts=validation.texts,
+        validation_labels=validation.labels,
+        metric=metric,
     )
     outputs, confidences = reference.predict(rows.texts)
     confidences = np.asarray(confidences)

@@ -10,17 +10,19 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion
 from sklearn.svm import LinearSVC
 
+from evaluation.metrics import score_of
+
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of the linear classifier's C that are tried, the most regularised first."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One candidate and its accuracy on validation."""
+    """One candidate and its score on validation."""
 
     features: str
     c: float
-    validation_accuracy: float
+    validation_score: float
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Reference:
     features: str
     """`words`, `characters` or `words and characters`."""
     c: float
-    validation_accuracy: float
+    validation_score: float
     attempts: tuple[Attempt, ...]
     """Every candidate tried, in order: the reference's own validation budget."""
     vectoriser: Any = field(repr=False)
@@ -57,9 +59,10 @@ def fit_reference(
     *,
     validation_texts: Sequence[str],
     validation_labels: Sequence[str],
+    metric: str = "accuracy",
     seed: int = 0,
 ) -> Reference:
-    """Fits words, characters and both, each at every C, on train and keeps the best on validation.
+    """Fits words, characters and both, each at every C, on train and keeps the best on validation, by the metric.
 
     Of equals the earlier, the simpler, is kept. Raises ValueError when train has one class only or no text has a
     character to count, or validation is empty.
@@ -70,7 +73,6 @@ def fit_reference(
         raise ValueError("the reference is chosen on validation, which has no rows; give some")
     best: Reference | None = None
     attempts: list[Attempt] = []
-    truth = np.asarray(validation_labels)
     for name, make in _FEATURES.items():
         vectoriser = make()
         try:
@@ -83,13 +85,13 @@ def fit_reference(
         for c in REGULARISATIONS:
             classifier = LinearSVC(C=c, tol=1e-2, random_state=seed).fit(train, np.asarray(train_labels))
             answers = classifier.classes_[_margins(classifier, validation).argmax(axis=1)]
-            accuracy = float((answers == truth).mean())
-            attempts.append(Attempt(features=name, c=c, validation_accuracy=accuracy))
-            if best is None or accuracy > best.validation_accuracy:
-                best = Reference(name, c, accuracy, (), vectoriser, classifier)
+            score = score_of(metric, labels=validation_labels, outputs=answers)
+            attempts.append(Attempt(features=name, c=c, validation_score=score))
+            if best is None or score > best.validation_score:
+                best = Reference(name, c, score, (), vectoriser, classifier)
     if best is None:
         raise ValueError("no training text has a word or a character to count; check data.text")
-    return Reference(best.features, best.c, best.validation_accuracy, tuple(attempts), best.vectoriser, best.classifier)
+    return Reference(best.features, best.c, best.validation_score, tuple(attempts), best.vectoriser, best.classifier)
 
 
 def majority(train_labels: Sequence[str]) -> tuple[str, float]:

@@ -84,18 +84,18 @@ def verdict_lines(evidence: Evidence) -> list[str]:
 
 def ladder_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """A row of the ladder as texts: name, validation, interval, test."""
-    low, high = row["interval"]
+    interval = "" if row["interval"] is None else "{:.3f} to {:.3f}".format(*row["interval"])
     role, test = row.get("role"), row.get("test")
     name = f"{row['kind']} ({role})" if role else str(row["kind"])
-    return name, f"{row['validation']:.3f}", f"{low:.3f} to {high:.3f}", "" if test is None else f"{test:.3f}"
+    return name, f"{row['validation']:.3f}", interval, "" if test is None else f"{test:.3f}"
 
 
 def power_sentence(verdict: Verdict) -> str:
     """What this test could have seen."""
     needed = "no number of rows" if verdict.rows_needed is None else f"{verdict.rows_needed:,} rows"
     return (
-        f"power {verdict.power_at_expected_gain:.0%} at an expected gain of {size(verdict.expected_gain)}; "
-        f"{needed} would give 80%; smallest gain this test finds with 80% power: "
+        f"power {verdict.power_at_expected_gain:.0%} against the incumbent at an expected gain of "
+        f"{size(verdict.expected_gain)}; {needed} would give 80%; smallest gain this test finds with 80% power: "
         f"{100 * verdict.minimum_detectable_effect:.2f} points"
     )
 
@@ -105,7 +105,7 @@ def seed_sentence(evidence: Evidence) -> str:
     values = [row["validation"] for row in evidence["seeds"]]
     if len(values) < 3:
         return f"seeds: {len(values)}, spread not assessed (that takes 3)"
-    return f"seeds: {len(values)}, validation accuracy {min(values):.3f} to {max(values):.3f}"
+    return f"seeds: {len(values)}, on validation {min(values):.3f} to {max(values):.3f}"
 
 
 def _head(evidence: Evidence, verdict: Verdict) -> str:
@@ -136,13 +136,14 @@ def _ladder_section(evidence: Evidence) -> str:
     for place, row in enumerate(evidence["ladder"]):
         at = f"ladder.{place}"
         kind, validation, interval, test = ladder_cells(row)
-        plot = plots.bar(row["validation"], interval=tuple(row["interval"]), label=f"{kind} {validation} ({interval})")
-        low, high = (page.figure(f"{end:.3f}", source=f"{at}.interval.{i}") for i, end in enumerate(row["interval"]))
+        ends = row["interval"] or (row["validation"], row["validation"])
+        plot = plots.bar(row["validation"], interval=tuple(ends), label=f"{kind} {validation} ({interval})")
+        told = [page.figure(f"{end:.3f}", source=f"{at}.interval.{i}") for i, end in enumerate(row["interval"] or ())]
         rows.append(
             [
                 page.figure(kind, source=f"{at}.kind"),
                 plot,
-                f"{page.figure(validation, source=f'{at}.validation')}<small>{low} to {high}</small>",
+                f"{page.figure(validation, source=f'{at}.validation')}<small>{' to '.join(told)}</small>",
                 page.figure(test, source=f"{at}.test") if test else "",
             ]
         )
@@ -150,7 +151,7 @@ def _ladder_section(evidence: Evidence) -> str:
     return page.section(
         "The ladder",
         page.paragraph(
-            "Accuracy on validation, with Wilson's interval; bars run from 0 to 1. Models were chosen on "
+            "On validation: accuracy with Wilson's interval; bars run from 0 to 1. Models were chosen on "
             "validation, so the best of many looks a little better there than it is; test was read only for what the "
             f"verdict compares, and shows its metric ({findings.METRIC_NAMES[evidence['verdict']['metric']]}).",
             soft=True,

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from cluster.fetch import local_copy
 from data.encode import collate, encode_texts, label_indices, length_batches, load_tokenizer
 from data.read import Rows
+from evaluation.metrics import score_of
 from models.classifier import Classifier, zero_head
 from models.load import add_adapter, default_device, inference_dtype, load_encoder
 from recipes.schema import TrainingSection
@@ -32,6 +33,8 @@ class TrainingTask:
     validation: Rows
     classes: tuple[str, ...]
     max_length: int
+    metric: str = "accuracy"
+    """What validation is scored by: `accuracy` or `macro_f1`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class EpochReport:
 
     epoch: int
     score: float
-    """Accuracy on the validation rows."""
+    """On the validation rows, by the task's metric."""
     loss: float
     """Mean training loss of the epoch."""
     rows_per_second: float
@@ -155,7 +158,7 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
             said = elapsed
             on_step(StepReport(epoch, step + 1, len(batches), losses / (step + 1), seen / elapsed))
     seconds = time.perf_counter() - begun
-    score = _validation_accuracy(engine, material)
+    score = _validation_score(engine, material)
     return EpochReport(
         epoch=epoch,
         score=score,
@@ -182,12 +185,12 @@ def _loss(
     return total * (len(rows) / len(used) / share), input_ids.numel()
 
 
-def _validation_accuracy(engine: Any, material: Material) -> float:
-    """Share of validation rows answered right; the ranks share the rows and make equally many forward passes."""
+def _validation_score(engine: Any, material: Material) -> float:
+    """The metric on the validation rows; the ranks share the rows and make equally many forward passes."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     lengths = np.array([len(tokens) for tokens in material.validation_tokens])
     batches = length_batches(lengths, batch_size=64)
-    right = 0
+    answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
     engine.eval()
     with torch.no_grad():
         for at in range(0, len(batches), num_ranks):
@@ -195,11 +198,12 @@ def _validation_accuracy(engine: Any, material: Material) -> float:
             input_ids, attention_mask = collate(
                 [material.validation_tokens[row] for row in rows], pad_id=material.pad_id
             )
-            answers = engine(input_ids.to(engine.device), attention_mask.to(engine.device)).argmax(-1).cpu().numpy()
+            found = engine(input_ids.to(engine.device), attention_mask.to(engine.device)).argmax(-1)
             if at + rank < len(batches):
-                right += int((answers == material.validation_labels[rows]).sum())
+                answers[torch.from_numpy(rows).to(answers.device)] = found
     engine.train()
-    return _mean_over_ranks(float(right)) * num_ranks / len(lengths)
+    dist.all_reduce(answers)  # each row was answered by one rank and is 0 on the others
+    return score_of(material.task.metric, labels=material.validation_labels, outputs=answers.cpu().numpy())
 
 
 def _mean_over_ranks(value: float) -> float:

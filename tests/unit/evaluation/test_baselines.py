@@ -22,7 +22,7 @@ def test_a_probe_separates_what_is_separable_and_says_its_regularisation(num_cla
     features, labels = clusters(num_classes)
     head, note = fit_probe(features, labels, held_out=features, truth=labels)
     assert head.weight.shape == (num_classes, 8)
-    assert head.accuracy(features, labels) == 1.0
+    assert head.score(features, labels, metric="accuracy") == 1.0
     assert note.startswith("C = ")
 
 
@@ -33,13 +33,13 @@ def test_the_probes_regularisation_is_the_best_on_held_out_rows() -> None:
     head, _ = fit_probe(
         features, np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels), held_out=held_out, truth=truth
     )
-    assert head.accuracy(held_out, truth) > 0.8
+    assert head.score(held_out, truth, metric="accuracy") > 0.8
 
 
 def test_a_cosine_head_scores_by_direction_alone_at_the_scale_of_the_features() -> None:
     features, labels = clusters(3)
     head = cosine_head(np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features)
-    assert head.accuracy(features, labels) == 1.0
+    assert head.score(features, labels, metric="accuracy") == 1.0
     logits = features @ head.weight.T + head.bias
     assert np.abs(logits).max() <= COSINE_SCALE * 1.5
     np.testing.assert_array_equal(head.bias, 0)

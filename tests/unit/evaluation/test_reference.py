@@ -49,18 +49,18 @@ def test_every_candidate_has_its_try_on_validation_and_the_best_is_kept() -> Non
     assert tried == [
         (features, c) for features in ("words", "characters", "words and characters") for c in REGULARISATIONS
     ]
-    best = max(attempt.validation_accuracy for attempt in reference.attempts)
-    assert reference.validation_accuracy == best
-    first = next(attempt for attempt in reference.attempts if attempt.validation_accuracy == best)
+    best = max(attempt.validation_score for attempt in reference.attempts)
+    assert reference.validation_score == best
+    first = next(attempt for attempt in reference.attempts if attempt.validation_score == best)
     assert (reference.features, reference.c) == (first.features, first.c)
 
 
-def test_validation_accuracy_is_that_of_its_own_answers() -> None:
+def test_validation_score_is_that_of_its_own_answers() -> None:
     texts, labels = terms(FINDINGS[3:4])
     reference = fit()
     answers, _ = reference.predict(texts)
     assert np.mean([answer == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(
-        reference.validation_accuracy
+        reference.validation_score
     )
 
 
