@@ -4,12 +4,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pyarrow import ArrowException
 
 from cluster import storage
-from cluster.code import shipped_sha256
+from cluster.code import code_sha256, shipped_sha256
 from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused
@@ -18,6 +19,7 @@ from evaluation.stored import MANIFEST, ROLES, case_of, table_names
 from evaluation.verdict import decide
 from recipes.schema import EvaluationSection
 
+ROOT = Path(__file__).parent
 TOLERANCE = 1e-9
 """Floats may differ by this much: another machine's libraries may add in another order."""
 NEEDED = ("evidence.json", "question.json", "report.html", "MODEL_CARD.md")
@@ -158,8 +160,14 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
         "verdict": json.loads(json.dumps(found.to_dict())),
         "reliability": {role: reliability(tables[role]) for role in evidence["reliability"]},
     }
-    for name, value in again.items():
-        yield from _differences(evidence[name], value, at=name, other="recomputed it is")
+    differences = [
+        fault
+        for name, value in again.items()
+        for fault in _differences(evidence[name], value, at=name, other="recomputed it is")
+    ]
+    if differences and evidence["code"]["sha256"] != code_sha256(ROOT):
+        yield f"this is not the code that decided: verify again with what lies at {evidence['code']['uri']}"
+    yield from differences
     scores = {"incumbent": "incumbent_score", "candidate": "candidate_score", "reference": "reference_score"}
     for place, row in enumerate(evidence["ladder"]):
         test = again["verdict"][scores[row["role"]]] if row["role"] else None

@@ -30,7 +30,7 @@ def ship_code(home: str, root: Path) -> CodeVersion:
     one top-level folder, as Ray wants of a `working_dir`.
     """
     files = runtime_files(root)
-    sha256 = _digest(root, files)
+    sha256 = code_sha256(root)
     uri = f"{home.rstrip('/')}/code/{sha256}.zip"
     if not storage.exists(uri):
         storage.write_bytes(uri, _zip(root, files))
@@ -45,6 +45,11 @@ def shipped_sha256(content: bytes) -> str:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"not a zip that can be read: {error}") from None
     return _digest_of({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
+
+
+def code_sha256(root: Path) -> str:
+    """The sha256 by which `ship_code` would name the code under `root`."""
+    return _digest(root, runtime_files(root))
 
 
 def runtime_files(root: Path) -> tuple[str, ...]:
