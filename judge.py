@@ -47,15 +47,13 @@ class Done:
 
 
 def find(prepared: Prepared) -> Done | None:
-    """The run as it was concluded, if it was and its verdict has not expired."""
+    """The run as it was concluded, if it was, expired or not: the same rows would only say the same."""
     if not storage.exists(f"{prepared.run}/{MANIFEST}"):
         return None
     content = storage.read_bytes(f"{prepared.run}/evidence.json")
     if hashlib.sha256(content).hexdigest() != storage.read_json(f"{prepared.run}/{MANIFEST}")["evidence.json"]:
         return None  # an interrupted conclusion over an older one: concluded again, from the stages
     evidence = json.loads(content)
-    if datetime.fromisoformat(evidence["expires_at"]) <= datetime.now(UTC):
-        return None
     return Done(prepared.run, Verdict.from_dict(evidence["verdict"]), evidence)
 
 

@@ -73,7 +73,10 @@ def _refuse_expired(evidence: dict[str, Any]) -> None:
         return
     expires = datetime.fromisoformat(told)
     if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
-        raise PromotionRefused(f"the verdict of {evidence['run']} expired at {told}; run the recipe again")
+        raise PromotionRefused(
+            f"the verdict of {evidence['run']} expired at {told}; give fresh test rows and run the recipe again: the "
+            "same rows would only say the same"
+        )
 
 
 def _reason(evidence: dict[str, Any], *, override: str | None) -> str:

@@ -75,7 +75,7 @@ def test_an_override_without_a_reason_is_refused(home: str, chosen: ModelVersion
 @pytest.mark.parametrize("written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")])
 def test_an_expired_verdict_promotes_nobody_whatever_the_reason(home: str, chosen: ModelVersion, written: Any) -> None:
     concluded(home, chosen, expires_at=written(datetime.now(UTC) - DAY))
-    with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again"):
+    with pytest.raises(PromotionRefused, match=r"expired at 20.*; give fresh test rows"):
         promote(home, override="in a hurry")
     assert read_champion(home) is None
     concluded(home, chosen, expires_at=written(datetime.now(UTC) + DAY))
