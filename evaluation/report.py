@@ -73,7 +73,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.gates)
     return [
         verdict.sentence(),
-        *(f"  because {reason}" for reason in verdict.reasons),
+        *(f"  - {reason}" for reason in verdict.reasons),
         *([f"  gates: {gates}"] if gates else []),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",

@@ -103,7 +103,7 @@ def test_each_outcome_has_its_page_and_lines(outcome: str) -> None:
     assert f"n = {evidence['verdict']['n']:,}" in page.text
     for reason in evidence["verdict"]["reasons"]:
         assert reason in page.text
-        assert f"  because {reason}" in verdict_lines(evidence)
+        assert f"  - {reason}" in verdict_lines(evidence)
     assert verdict_lines(evidence)[0].startswith(outcome)
 
 
