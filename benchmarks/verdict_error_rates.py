@@ -9,14 +9,19 @@ on 1,500 validation rows meets the test, as in the whole protocol.
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import holds
 from evaluation.metrics import midp_values, newcombe_limits
 from evaluation.power import Scenario, draw_tables, rows_needed_for_rule, rule_holds, rule_power
 from evaluation.predictions import Predictions
@@ -77,7 +82,7 @@ def main() -> None:
         "benchmark": "verdict_error_rates",
         "figures": {name: round(value, 4) for name, value in figures.items()},
         "bounds": BOUNDS,
-        "holds": all(_holds(figures[name], bound) for name, bound in BOUNDS.items()),
+        "holds": all(holds(figures[name], bound) for name, bound in BOUNDS.items()),
     }
     print(json.dumps(result))
 
@@ -195,11 +200,6 @@ def _show(title: str, rows: Sequence[dict[str, float]], *, num_tests: int = NUM_
         values = [median(row[name] for row in rounds) for name in rows[0]]
         table.add_row(*(f"{value:,.4g}" if value < 1 else f"{value:,.0f}" for value in values))
     Console().print(table)
-
-
-def _holds(value: float, bound: str) -> bool:
-    sign, limit = bound.split()
-    return value <= float(limit) if sign == "<=" else value >= float(limit)
 
 
 if __name__ == "__main__":

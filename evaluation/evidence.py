@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.calibration import NUM_BINS
 from evaluation.card import to_model_card
 from evaluation.metrics import wilson_interval
 from evaluation.predictions import Predictions
@@ -17,7 +18,6 @@ from recipes.schema import Recipe
 
 UNREGISTERED = "not registered"
 """Stands for the digest of a version that was not registered, because the verdict did not choose it."""
-NUM_BINS = 15
 PAGES = ("report.html", "MODEL_CARD.md")
 
 
