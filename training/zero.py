@@ -12,12 +12,17 @@ from recipes.schema import TrainingSection
 
 
 def deepspeed_config(section: TrainingSection, *, autocast: bool) -> dict[str, Any]:
-    """The configuration DeepSpeed gets; parameters stay fp32, and with `autocast` are computed with in bf16."""
+    """The configuration DeepSpeed gets; parameters stay fp32, and with `autocast` are computed with in bf16.
+
+    Over gloo gradients are summed whole, and updated partitions broadcast: DeepSpeed's ways for NCCL cost it extra
+    copies of the model, a tenth of a short step (MiniLM, stage 1, two workers, 64 rows of 12 tokens: 560 to 510 ms).
+    """
+    gloo = {"reduce_scatter": False, "allgather_partitions": False} if not section.gpus_per_worker else {}
     return {
         "train_batch_size": section.batch_size,
         "train_micro_batch_size_per_gpu": section.batch_size // section.num_workers,
         "gradient_clipping": section.gradient_clipping,
-        "zero_optimization": {"stage": section.zero_stage},
+        "zero_optimization": {"stage": section.zero_stage, **gloo},
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": autocast, "dtype": "bfloat16"},
         "steps_per_print": 1_000_000_000,
