@@ -66,7 +66,7 @@ _GROUPS = tuple((group, re.compile(rf"\b(?:{words})\b")) for group, words in GRO
 
 
 def build() -> dict[str, pa.Table]:
-    """Tables train, validation and test with the string columns text, code, title, chapter, category and group.
+    """Tables train, validation and test with string columns text, code, title, chapter, block, category and group.
 
     A row is an *inclusion term*, the wording under which a clinician's diagnosis is coded. A wording that stands in two
     chapters is dropped, a wording repeated within one is kept once. Split by three-character category, 72/11/17, so
@@ -76,7 +76,7 @@ def build() -> dict[str, pa.Table]:
     compare. Raises DataError without the package.
     """
     rows = _unambiguous(_terms(_package()))
-    texts, codes, titles, chapters = (list(column) for column in zip(*rows, strict=True))
+    texts, codes, titles, chapters, blocks = (list(column) for column in zip(*rows, strict=True))
     categories = [code[:3] for code in codes]
     table = pa.table(
         {
@@ -84,6 +84,7 @@ def build() -> dict[str, pa.Table]:
             "code": codes,
             "title": titles,
             "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
+            "block": blocks,
             "category": categories,
             "group": [group_of(text) for text in texts],
         }
@@ -120,22 +121,22 @@ def _package() -> ModuleType:
     return module
 
 
-def _terms(icd: ModuleType) -> list[tuple[str, str, str, str]]:
-    """(text, code, title, chapter number) of each term of a category or subcategory (blocks carry rules)."""
+def _terms(icd: ModuleType) -> list[tuple[str, str, str, str, str]]:
+    """(text, code, title, chapter number, block) of each term of a category or subcategory (blocks carry rules)."""
     terms = []
     for code in dict.fromkeys(icd.get_all_codes()):
         if not icd.is_category_or_subcategory(code):
             continue
         wordings = icd.get_inclusion_term(code)
         if wordings:
-            title, chapter = icd.get_description(code), icd.get_ancestors(code)[-1]
-            terms += [(" ".join(wording.split()), code, title, chapter) for wording in wordings]
+            title, (*_, block, chapter) = icd.get_description(code), icd.get_ancestors(code)
+            terms += [(" ".join(wording.split()), code, title, chapter, block) for wording in wordings]
     return [term for term in terms if term[3] in CHAPTER_NAMES]
 
 
-def _unambiguous(terms: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+def _unambiguous(terms: list[tuple[str, str, str, str, str]]) -> list[tuple[str, str, str, str, str]]:
     chapters: dict[str, set[str]] = {}
-    first: dict[str, tuple[str, str, str, str]] = {}
+    first: dict[str, tuple[str, str, str, str, str]] = {}
     for term in terms:
         normal = normalise(term[0])
         chapters.setdefault(normal, set()).add(term[3])

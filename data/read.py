@@ -34,6 +34,8 @@ class Rows:
     labels: tuple[str, ...]
     split_keys: tuple[str, ...] | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    auxiliary: tuple[str, ...] | None = None
+    """A second label, of training rows only, where the recipe names one."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -51,6 +53,7 @@ class Rows:
             labels=pick(self.labels),
             split_keys=None if self.split_keys is None else pick(self.split_keys),
             groups={name: pick(column) for name, column in self.groups.items()},
+            auxiliary=None if self.auxiliary is None else pick(self.auxiliary),
         )
 
 
@@ -75,24 +78,25 @@ def read_splits(section: DataSection) -> Splits:
     """
     if section.validation is not None and section.test is not None:
         return Splits(
-            train=read_rows(section.train, section=section),
+            train=read_rows(section.train, section=section, auxiliary=section.auxiliary_label),
             validation=read_rows(section.validation, section=section),
             test=read_rows(section.test, section=section),
         )
-    rows = read_rows(section.train, section=section)
+    rows = read_rows(section.train, section=section, auxiliary=section.auxiliary_label)
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
     parts = split_by_key(keys, fractions=SPLIT_FRACTIONS, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(parts == part)) for part in range(3))
     return Splits(train=train, validation=validation, test=test)
 
 
-def read_rows(uri: str, *, section: DataSection) -> Rows:
+def read_rows(uri: str, *, section: DataSection, auxiliary: str | None = None) -> Rows:
     """Rows of a Parquet file or folder, by the column names of `section`; integer labels become strings.
 
-    Raises DataError when the store cannot be read, a file is not Parquet, a column is missing or of a wrong type,
-    a text, label or split key is null, or there are no rows.
+    `auxiliary` names a column to read beside them. Raises DataError when the store cannot be read, a file is not
+    Parquet, a column is missing or of a wrong type, a text, label or split key is null, or there are no rows.
     """
-    wanted = (section.text, section.label, *([section.split_by] if section.split_by else []), *section.groups)
+    named = [column for column in (section.text, section.label, section.split_by, auxiliary) if column is not None]
+    wanted = (*named, *section.groups)
     table = read_table(uri, columns=list(dict.fromkeys(wanted)))
     groups = {name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups}
     return Rows(
@@ -101,6 +105,7 @@ def read_rows(uri: str, *, section: DataSection) -> Rows:
         labels=_strings(table, section.label, uri=uri, allowed="string or integer"),
         split_keys=_strings(table, section.split_by, uri=uri) if section.split_by else None,
         groups=groups,
+        auxiliary=_strings(table, auxiliary, uri=uri) if auxiliary else None,
     )
 
 
@@ -136,7 +141,7 @@ def parquet_files(uri: str) -> list[str]:
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """sha256 of each split, by name, over its row ids, texts, labels, split keys and groups by name, in order."""
+    """sha256 of each split, by name, over its row ids, texts, labels, other columns and groups by name, in order."""
     return {name: _sha256(rows) for name, rows in splits.items()}
 
 
@@ -149,6 +154,7 @@ def content_sha256(rows: Rows) -> str:
 def _sha256(rows: Rows) -> str:
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
+    columns |= {} if rows.auxiliary is None else {"auxiliary": rows.auxiliary}
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
     return _digest(columns)
 

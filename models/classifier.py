@@ -33,6 +33,24 @@ class Classifier(nn.Module):
         return logits.float()
 
 
+class AuxiliaryClassifier(Classifier):
+    """A classifier in training, with a second head over the same embedding for an auxiliary label.
+
+    Related classes teach one another's words (Caruana, Multitask learning, 1997). What is exported leaves it behind.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear, *, auxiliary_head: nn.Linear) -> None:
+        super().__init__(encoder, head)
+        self.auxiliary_head = auxiliary_head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L] in fp32; while training [B, L + A], those of the auxiliary label's classes last."""
+        if not self.training:
+            return super().forward(input_ids, attention_mask)
+        embedded = self.embed(input_ids, attention_mask).to(self.head.weight.dtype)
+        return torch.cat([self.head(embedded), self.auxiliary_head(embedded)], dim=-1).float()
+
+
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     """A linear head to start from: every class equally likely."""
     head = nn.Linear(num_features, num_classes)

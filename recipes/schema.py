@@ -35,6 +35,9 @@ class DataSection(Section):
     """Column with the label (string or integer)."""
     split_by: str | None = None
     """Column whose values must not stand in two splits (document, patient, category)."""
+    auxiliary_label: str | None = None
+    """Column of the training rows with a finer or related label (the block of a code), learned beside the label by a
+    second head that is left behind after training; no other split needs it."""
     groups: tuple[str, ...] = ()
     """Columns carried into the predictions, to read results by group."""
     max_length: int = Field(default=64, ge=4, le=8192)
@@ -46,6 +49,12 @@ class DataSection(Section):
     @classmethod
     def _names_a_store(cls, uri: str | None) -> str | None:
         return uri if uri is None else _with_scheme(uri, STORES)
+
+    @model_validator(mode="after")
+    def _auxiliary_label_is_another(self) -> Self:
+        if self.auxiliary_label is not None and self.auxiliary_label in (self.text, self.label):
+            raise ValueError(f"auxiliary_label {self.auxiliary_label!r} is the text or the label; name another column")
+        return self
 
     @model_validator(mode="after")
     def _splits_go_together(self) -> Self:
@@ -81,6 +90,8 @@ class TrainingSection(Section):
     """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, one range fits both."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label's weight that is spread over all classes: less certainty, often a little more accuracy."""
+    auxiliary_weight: float = Field(default=0.5, gt=0)
+    """Weight of the auxiliary label's loss beside the label's, where `data.auxiliary_label` names one."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from cluster.fetch import local_copy
-from data.encode import collate, encode_texts, label_indices, length_batches, load_tokenizer
+from data.encode import collate, encode_texts, label_indices, labels_of, length_batches, load_tokenizer
 from data.read import Rows
 from evaluation.metrics import score_of
-from models.classifier import Classifier, zero_head
+from models.classifier import AuxiliaryClassifier, Classifier, zero_head
 from models.load import add_adapter, default_device, inference_dtype, load_encoder
 from recipes.schema import TrainingSection
 from training.order import epoch_batches, num_steps, rank_rows
@@ -45,6 +45,8 @@ class Material:
     task: TrainingTask
     train_tokens: list[list[int]]
     train_labels: NDArray[np.int64]
+    train_auxiliary: NDArray[np.int64] | None
+    """A second label of the training rows, by number; it is learned beside the label and scored by nobody."""
     validation_tokens: list[list[int]]
     validation_labels: NDArray[np.int64]
     pad_id: int
@@ -95,10 +97,15 @@ def load_material(task: TrainingTask) -> Material:
         task=task,
         train_tokens=encoded(task.train),
         train_labels=label_indices(task.train.labels, classes=task.classes),
+        train_auxiliary=_numbered(task.train.auxiliary),
         validation_tokens=encoded(task.validation),
         validation_labels=label_indices(task.validation.labels, classes=task.classes),
         pad_id=int(tokenizer.pad_token_id or 0),
     )
+
+
+def _numbered(labels: tuple[str, ...] | None) -> NDArray[np.int64] | None:
+    return None if labels is None else label_indices(labels, classes=labels_of(labels))
 
 
 def build_model(section: TrainingSection, material: Material) -> Classifier:
@@ -110,7 +117,11 @@ def build_model(section: TrainingSection, material: Material) -> Classifier:
     num_features = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     if section.method == "lora":
         encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
-    return Classifier(encoder, zero_head(num_features, len(material.task.classes))).to(default_device())
+    head, second = zero_head(num_features, len(material.task.classes)), material.train_auxiliary
+    if second is None:
+        return Classifier(encoder, head).to(default_device())
+    auxiliary_head = zero_head(num_features, int(second.max()) + 1)
+    return AuxiliaryClassifier(encoder, head, auxiliary_head=auxiliary_head).to(default_device())
 
 
 def new_engine(section: TrainingSection, material: Material) -> Any:
@@ -148,7 +159,7 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-        loss, size = _loss(engine, material, rows=mine, share=len(batch) / num_ranks, smoothing=section.label_smoothing)
+        loss, size = _loss(engine, section, material=material, rows=mine, share=len(batch) / num_ranks)
         engine.backward(loss)
         engine.step()
         losses += float(loss.detach())
@@ -170,7 +181,7 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
 
 
 def _loss(
-    engine: Any, material: Material, *, rows: NDArray[np.int64], share: float, smoothing: float
+    engine: Any, section: TrainingSection, *, material: Material, rows: NDArray[np.int64], share: float
 ) -> tuple[torch.Tensor, int]:
     """This rank's loss, scaled so that the ranks' mean is the batch's mean loss; and the tokens computed.
 
@@ -178,10 +189,16 @@ def _loss(
     """
     used = rows if len(rows) else np.zeros(1, dtype=np.int64)
     input_ids, attention_mask = collate([material.train_tokens[row] for row in used], pad_id=material.pad_id)
-    labels = torch.from_numpy(material.train_labels[used])
-    device = engine.device
+    device, num_classes = engine.device, len(material.task.classes)
     logits = engine(input_ids.to(device), attention_mask.to(device))
-    total = cross_entropy(logits, labels.to(device), reduction="sum", label_smoothing=smoothing)
+
+    def summed(some: torch.Tensor, labels: NDArray[np.int64]) -> torch.Tensor:
+        truth = torch.from_numpy(labels[used]).to(device)
+        return cross_entropy(some, truth, reduction="sum", label_smoothing=section.label_smoothing)
+
+    total = summed(logits[:, :num_classes], material.train_labels)
+    if material.train_auxiliary is not None:
+        total = total + section.auxiliary_weight * summed(logits[:, num_classes:], material.train_auxiliary)
     return total * (len(rows) / len(used) / share), input_ids.numel()
 
 

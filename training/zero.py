@@ -42,14 +42,15 @@ def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[
 
 
 def parameter_groups(model: Classifier, section: TrainingSection) -> list[dict[str, Any]]:
-    """Trainable parameters: encoder matrices (decayed), encoder vectors, and the head at its own rate."""
+    """Trainable parameters: encoder matrices (decayed), encoder vectors, and the heads at their own rate."""
     encoder = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     rate = section.learning_rate
     inner = rate * (section.lora_multiplier if section.method == "lora" else 1.0)
     return [
         {"params": [p for p in encoder if p.ndim > 1], "lr": inner, "weight_decay": section.weight_decay},
         {"params": [p for p in encoder if p.ndim <= 1], "lr": inner, "weight_decay": 0.0},
-        {"params": list(model.head.parameters()), "lr": rate * section.head_multiplier, "weight_decay": 0.0},
+        {"params": heads, "lr": rate * section.head_multiplier, "weight_decay": 0.0},
     ]
 
 

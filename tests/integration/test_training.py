@@ -27,9 +27,9 @@ CASES = [(stage, method) for stage in range(4) for method in ("full", "lora")]
 QUICK = [(3, "lora")]
 
 
-def training_task(data: str, *, num_rows: int) -> TrainingTask:
+def training_task(data: str, *, num_rows: int, auxiliary: str | None = None) -> TrainingTask:
     section = DataSection.model_validate(content("any", data)["data"])
-    train = read_rows(section.train, section=section)
+    train = read_rows(section.train, section=section, auxiliary=auxiliary)
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
     validation = read_rows(section.validation or "", section=section).take(range(60))
     return TrainingTask(
@@ -76,6 +76,23 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(
     answers = [task.classes[index] for index in logits.argmax(1)]
     right = np.mean([said == label for said, label in zip(answers, task.validation.labels, strict=True)])
     assert right == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+
+
+def test_an_auxiliary_label_is_learned_beside_the_label_and_left_behind(small_data: str) -> None:
+    section = TrainingSection(epochs=1, batch_size=16, learning_rate=1e-3)
+    plain = training_task(small_data, num_rows=64)
+    tasks = {"plain": plain, "auxiliary": training_task(small_data, num_rows=64, auxiliary="block")}
+    assert tasks["auxiliary"].train.texts == plain.train.texts
+    trained, losses = {}, {}
+    for name, task in tasks.items():
+        heard = Heard()
+        with connect(), relayed(heard) as relay:
+            trained[name] = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+        losses[name] = heard.of_kind("step")[-1]["loss"]
+    assert losses["auxiliary"] > losses["plain"] + 0.5  # the second loss is in the sum: ln(254) / 2 at the start
+    logits = {name: validation_logits(trained[name], task, method="full") for name, task in tasks.items()}
+    assert logits["auxiliary"].shape == logits["plain"].shape == (60, len(plain.classes))
+    assert not np.allclose(logits["auxiliary"], logits["plain"])  # and it changed what was learned
 
 
 @pytest.mark.slow

@@ -64,12 +64,13 @@ def test_each_wording_stands_once(section: DataSection) -> None:
 
 
 def test_columns_carry_code_title_and_category_beside_the_text(written: tuple[str, dict[str, int]]) -> None:
-    columns = ["text", "code", "title", "chapter", "category", "group"]
+    columns = ["text", "code", "title", "chapter", "block", "category", "group"]
     rows: list[dict[str, Any]] = []
     for name in written[1]:
         rows += read_table(f"{written[0]}/{name}", columns=columns).to_pylist()
     [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
+    assert row["block"] == "N10-N16"
     assert row["chapter"] == "diseases of the genitourinary system"
     assert all(row["category"] == row["code"][:3] and row["title"] for row in rows)
 

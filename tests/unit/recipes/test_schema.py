@@ -58,6 +58,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     [
         ("trainning", {}, "trainning: no such field; remove it or correct its name"),
         ("training.epoch", 3, "training.epoch: no such field"),
+        ("data.auxiliary_label", "label", "is the text or the label"),
         ("training.epochs", "many", "training.epochs: .*valid integer.*given: 'many'"),
         ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
         ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
@@ -72,7 +73,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("data.train", "lake/train", "data.train: 'lake/train' must begin with s3:// or file://"),
         ("data.test", "s3://lake/test", "data: give both `validation` and `test`, or neither"),
         ("data.max_length", 2, "data.max_length: "),
-        ("tuning.space", {"epohs": {"choice": [1]}}, "tuning.space: 'epohs' cannot be tuned; allowed: batch_size, "),
+        ("tuning.space", {"epohs": {"choice": [1]}}, "tuning.space: 'epohs' cannot be tuned; allowed: auxiliary_weight, batch_size, "),
         ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
         ("tuning.space", {"epochs": {}}, "tuning.space.epochs: give exactly one of choice, uniform, log_uniform"),
         (
