@@ -21,7 +21,7 @@ from evaluation.perturb import counterfactuals, misspelt
 from evaluation.predict import load_predictions, predict_reference, predict_rows, save_predictions
 from evaluation.predictions import Predictions
 from evaluation.rules import winner
-from evaluation.stored import MANIFEST, ROLES, case_of, write_evidence
+from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, write_evidence
 from evaluation.verdict import Verdict, decide
 from models.looks import look
 from models.registry import ModelVersion, now
@@ -92,7 +92,7 @@ def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str,
     section = prepared.question.hybrid
     if section is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
         return None
-    answers = {role: _answers(prepared, models[role], set_name="validation") for role in ROLES}
+    answers = {role: _answers(prepared, models[role], set_name=VALIDATION) for role in ROLES}
     routing = freeze_hybrid(section, **answers, metric=prepared.question.metric)
     value = {"routing": asdict(routing) if routing else None}
     frozen: dict[str, Any] | None = freeze(f"{prepared.run}/routing.json", value)["routing"]
@@ -100,11 +100,11 @@ def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str,
 
 
 def predict_all(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Predictions]:
-    """Both models on the test rows and on the changed rows that gates ask for, and TF-IDF on the test rows."""
+    """Both models on test, on validation and on the changed rows that gates ask for, and TF-IDF on the test rows."""
     gates = prepared.question.gates
     asked = dict(zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True))
     tables = {role: _answers(prepared, models[role], set_name="test") for role in ROLES}
-    for name in [name for name, gate in asked.items() if gate is not None]:
+    for name in (VALIDATION, *(name for name, gate in asked.items() if gate is not None)):
         tables |= {f"{role}_{name}": _answers(prepared, models[role], set_name=name) for role in ROLES}
     return tables | {"reference": _reference_answers(prepared)}
 
@@ -191,7 +191,7 @@ def _answers(prepared: Prepared, model: Model, *, set_name: str) -> Predictions:
     """A model's answers on validation, test or a changed set, found again or predicted and kept."""
     splits = prepared.splits
     rows: dict[str, Callable[[], Rows]] = {
-        "validation": lambda: splits.validation,
+        VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
         "counterfactual": lambda: counterfactuals(splits.test),
         "noise": lambda: misspelt(splits.test),
@@ -219,6 +219,6 @@ def _kept(prepared: Prepared, predict: Callable[[], Predictions], *, model: str,
         return f"{uri}/predictions.parquet"
 
     inputs = prepared.key(model=model, set=set_name)
-    if set_name != "validation":
+    if set_name != VALIDATION:
         inputs["test"] = prepared.hashes["test"]
     return load_predictions(once(prepared.recipe.home, "answers", inputs=inputs, compute=compute))

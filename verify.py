@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from pyarrow import ArrowException
 from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
 from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
+from evaluation.hybrid import freeze_hybrid
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused
 from evaluation.question import Question, ask
-from evaluation.stored import MANIFEST, ROLES, case_of, table_names
+from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, table_names
 from evaluation.verdict import decide
 from recipes.schema import EvaluationSection
 
@@ -43,6 +45,7 @@ def verify(uri: str) -> tuple[str, ...]:
     faults += unread
     checks: tuple[Callable[[], Iterator[str]], ...] = (
         lambda: _question_faults(uri, evidence),
+        lambda: _routing_faults(evidence, tables),
         lambda: _verdict_faults(evidence, tables),
         lambda: _version_faults(evidence),
         lambda: _code_faults(evidence["code"]),
@@ -147,6 +150,17 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
 def _judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without what no run is named by: a run may go on under another way of serving."""
     return {name: section for name, section in recipe.items() if name != "serving"}
+
+
+def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """Who answers what in a hybrid, against what the answers to the validation rows speak for."""
+    section = EvaluationSection.model_validate(evidence["recipe"]["evaluation"]).hybrid
+    answers = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
+    if section is None or len(answers) < len(ROLES) or evidence["versions"]["incumbent"]["kind"] == "hybrid":
+        return
+    routing = freeze_hybrid(section, **answers, metric=evidence["question"]["metric"])
+    found = json.loads(json.dumps(asdict(routing))) if routing else None
+    yield from _differences(evidence["routing"], found, at="routing", other="the validation rows give")
 
 
 def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:

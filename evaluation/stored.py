@@ -17,9 +17,13 @@ MANIFEST = "evidence_manifest.json"
 ROLES = ("incumbent", "candidate")
 
 
+VALIDATION = "validation"
+"""The set of rows on which everything is chosen; both models' answers to it are kept, for the choices to be checked."""
+
+
 def table_names(*, changed: bool) -> tuple[str, ...]:
     """Names of the tables of a run, under `predictions/`; `changed`: whether gates asked for changed rows."""
-    sets = CHANGED_SETS if changed else ()
+    sets = (VALIDATION, *(CHANGED_SETS if changed else ()))
     return (*ROLES, "reference", *(f"{role}_{name}" for role in ROLES for name in sets))
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
 NAMES = (
     "evidence.json", "question.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
     "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",
+    "predictions/incumbent_validation.parquet",
 )  # fmt: skip
 
 
@@ -294,3 +296,9 @@ def test_a_routing_changed_after_it_was_frozen_is_found(tmp_path: Path) -> None:
     assert any(fault.startswith("routing is ") for fault in verify(run))
     (run_of(tmp_path) / "routing.json").unlink()
     assert any("routing.json is missing" in fault for fault in verify(run))
+
+
+def test_a_routing_that_validation_does_not_speak_for_is_found_though_both_files_say_it(tmp_path: Path) -> None:
+    fitted_to_test = Routing("group", "sex", ("male",), None)
+    run = concluded(tmp_path, replace(HYBRID, routing=fitted_to_test))
+    assert any(fault.startswith("routing.values is ") for fault in verify(run))

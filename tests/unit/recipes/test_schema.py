@@ -73,7 +73,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("data.train", "lake/train", "data.train: 'lake/train' must begin with s3:// or file://"),
         ("data.test", "s3://lake/test", "data: give both `validation` and `test`, or neither"),
         ("data.max_length", 2, "data.max_length: "),
-        ("tuning.space", {"epohs": {"choice": [1]}}, "tuning.space: 'epohs' cannot be tuned; allowed: auxiliary_weight, batch_size, "),
+        (
+            "tuning.space",
+            {"epohs": {"choice": [1]}},
+            "tuning.space: 'epohs' cannot be tuned; allowed: auxiliary_weight, batch_size, ",
+        ),
         ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
         ("tuning.space", {"epochs": {}}, "tuning.space.epochs: give exactly one of choice, uniform, log_uniform"),
         (
