@@ -1,13 +1,14 @@
 """Effects without a closed formula: paired predictions resampled, from the same rows to interval and p value."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from evaluation.predictions import Predictions
+from evaluation.unseen import at_least_unseen
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -29,7 +30,7 @@ class Effect:
 
     gain: float
     interval: tuple[float, float]
-    """Percentile interval, two-sided at level 1 - alpha."""
+    """Percentile interval, two-sided at level 1 - alpha; of macro-F1, at least as wide as what no row shows."""
     p_value: float
     """Two-sided, of a gain of 0."""
     standard_error: float
@@ -56,7 +57,9 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
     Both must be predictions of the same rows, which `predictions.align` makes sure of.
     Resampling rows is drawing the counts of the joint (label, candidate's output, other's output) cells from a
     multinomial. As in any bootstrap the statistic is taken of each resample as it is: a class of which a resample has
-    no label does not enter its mean. p is `two_sided`'s. Efron and Tibshirani, An Introduction to the Bootstrap (1993).
+    no label does not enter its mean. p is `two_sided`'s. The interval reaches as far as what no row shows could, or few
+    rows on which the models agree would rule any gain out. Efron and Tibshirani, An Introduction to the Bootstrap
+    (1993).
     """
     classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
     num_classes = len(classes)
@@ -74,7 +77,8 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
     point = gains_of(counts[None, :])[0]
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
     gains = np.concatenate([gains_of(weights) for weights in draws])
-    return _effect(float(point), gains=gains, p_value=two_sided(gains), alpha=alpha)
+    effect = _effect(float(point), gains=gains, p_value=two_sided(gains), alpha=alpha)
+    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=len(truth), alpha=alpha))
 
 
 def mean_effect(

@@ -90,9 +90,16 @@ def test_what_is_drawn_once_is_drawn_again() -> None:
 
 def test_a_model_against_itself_has_no_gain_and_p_is_one() -> None:
     model, _ = answers(200, accuracies=(0.8, 0.7), seed=0)
-    nothing = Effect(0.0, (0.0, 0.0), 1.0, 0.0)
-    assert macro_f1_effect(model, other=model, alpha=0.05) == nothing
-    assert mean_effect(model.scores, other_scores=model.scores, alpha=0.05) == nothing
+    assert mean_effect(model.scores, other_scores=model.scores, alpha=0.05) == Effect(0.0, (0.0, 0.0), 1.0, 0.0)
+    same = macro_f1_effect(model, other=model, alpha=0.05)
+    assert (same.gain, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
+
+
+def test_few_rows_on_which_two_models_agree_rule_no_gain_in_macro_f1_out() -> None:
+    agreed = {n: answers(n, accuracies=(0.8, 0.7), seed=0)[0] for n in (10, 4000)}
+    intervals = {n: macro_f1_effect(model, other=model, alpha=0.05).interval for n, model in agreed.items()}
+    assert intervals[10] == pytest.approx((-0.3085, 0.3085), abs=1e-4)  # Clopper and Pearson's limit at 0 of 10
+    assert intervals[4000] == pytest.approx((-0.00092, 0.00092), abs=1e-5)
 
 
 def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
