@@ -314,6 +314,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_to_assess(self) -> Self:
+        if self.evaluation.regulated and self.evaluation.gates.groups is not None and not self.data.groups:
+            raise ValueError(
+                "evaluation.regulated asks for gates.groups, but data.groups names none, so nothing could ever pass: "
+                "name columns there, or set evaluation.gates.groups to null if the rows name no groups"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):

@@ -90,6 +90,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),
         ("evaluation.metric", "f1", "evaluation.metric: "),
+        ("evaluation.regulated", True, "data.groups names none, so nothing could ever pass"),
         ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 is under min_replicas 3"),
     ],
 )
