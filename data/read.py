@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +86,7 @@ def read_splits(section: DataSection) -> Splits:
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
     parts = split_by_key(keys, fractions=SPLIT_FRACTIONS, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(parts == part)) for part in range(3))
-    return Splits(train=train, validation=validation, test=test)
+    return Splits(train=train, validation=replace(validation, auxiliary=None), test=replace(test, auxiliary=None))
 
 
 def read_rows(uri: str, *, section: DataSection, auxiliary: str | None = None) -> Rows:

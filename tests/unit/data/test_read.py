@@ -60,6 +60,12 @@ def test_an_auxiliary_label_is_read_with_the_training_rows_alone(tmp_path: Path)
     assert (splits.validation.auxiliary, splits.test.auxiliary) == (None, None)
     with pytest.raises(DataError, match="has no column 'block'"):
         read_splits(section(other, validation=other, test=other, auxiliary_label="block"))
+    texts = [str(number) for number in range(60)]
+    whole = put(tmp_path / "whole.parquet", text=texts, label=["x", "y"] * 30, block=texts)
+    parted = read_splits(section(whole, auxiliary_label="block"))
+    assert parted.train.auxiliary == parted.train.texts
+    assert (parted.validation.auxiliary, parted.test.auxiliary) == (None, None)
+    assert fingerprint(parted)["test"] == fingerprint(read_splits(section(whole)))["test"]
 
 
 def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:

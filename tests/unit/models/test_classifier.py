@@ -74,6 +74,9 @@ def test_an_auxiliary_head_answers_beside_the_head_in_training_and_is_silent_oth
     assert both.shape == (2, 8)
     torch.testing.assert_close(both[:, :3], plain(input_ids, mask))
     torch.testing.assert_close(both[:, 3:], model.auxiliary_head(plain.embed(input_ids, mask)))
+    both[:, 3:].logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.auxiliary_head.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.encoder.parameters())
     torch.testing.assert_close(model.eval()(input_ids, mask), plain(input_ids, mask))
 
 
