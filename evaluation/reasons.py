@@ -163,10 +163,18 @@ def _no_hybrid(told: Told) -> tuple[str, ...]:
     if not {gate.name for gate in told.gates if gate.state is State.FAILS} <= ROUTABLE or told.question.hybrid is None:
         return ()
     if told.hybrid is None:
-        return ("validation spoke for no hybrid: one of the two models would answer everything",)
+        return (
+            "there was no hybrid to judge: on validation one of the two models would answer everything, or the "
+            "incumbent is a hybrid itself",
+        )
     if not told.hybrid.proven:
-        return (f"the hybrid's gain of {points(told.hybrid.gain)} points is not proven beside the candidate's",)
-    return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in _failed(told.hybrid.gates))
+        return (
+            f"the hybrid's gain of {points(told.hybrid.gain)} points is not proven: interval from "
+            f"{points(told.hybrid.interval[0])}, {p_text(told.hybrid.p_holm)} by Holm beside the candidate's, against "
+            f"the bag-of-words reference from {points(told.hybrid.reference_interval[0])}",
+        )
+    stopped = (*_failed(told.hybrid.gates), *_open_gates(told.hybrid.gates, regulated=told.question.regulated))
+    return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in stopped)
 
 
 def _cheaper(told: Told) -> tuple[str, ...]:

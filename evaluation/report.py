@@ -7,8 +7,9 @@ The evidence is plain JSON (`evidence.json`), with these keys:
 - `recipe`: the recipe as JSON. `question`: `Question.to_dict()`. `verdict`: `Verdict.to_dict()`.
 - `look`: which look of this recipe at these test rows it was. `routing`: the hybrid as frozen, or None.
 - `data`: the data report as a mapping of names to numbers, texts or lists.
-- `ladder`: a row a model, `{kind, validation, interval, test, role}`; `validation` is the accuracy there and `interval`
-  its Wilson interval [low, high]; `test` a score or None; `role` is `incumbent`, `candidate`, `reference` or None.
+- `ladder`: a row a model, `{kind, validation, interval, test, role}`; `validation` is the metric there and `interval`,
+  of an accuracy, its Wilson interval [low, high]; `test` a score or None; `role` is `incumbent`, `candidate`,
+  `reference` or None.
 - `sweep`: a row a trial, `{trial, kind, config, epochs, validation, seconds, status}`; what is not known is None.
 - `seeds`: a row a seed, `{seed, validation}`. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
@@ -148,12 +149,14 @@ def _ladder_section(evidence: Evidence) -> str:
             ]
         )
         classes.append("chosen" if row.get("role") in ("incumbent", "candidate") else "")
+    metric = evidence["verdict"]["metric"]
+    interval = " with Wilson's interval" if metric == "accuracy" else ""
     return page.section(
         "The ladder",
         page.paragraph(
-            "On validation: accuracy with Wilson's interval; bars run from 0 to 1. Models were chosen on "
+            f"On validation: {findings.METRIC_NAMES[metric]}{interval}; bars run from 0 to 1. Models were chosen on "
             "validation, so the best of many looks a little better there than it is; test was read only for what the "
-            f"verdict compares, and shows its metric ({findings.METRIC_NAMES[evidence['verdict']['metric']]}).",
+            "verdict compares.",
             soft=True,
         ),
         page.table(["model", "plot:validation", "", "test"], rows=rows, row_classes=classes),

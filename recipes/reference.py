@@ -40,7 +40,8 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 def _table(title: str, fields: dict[str, FieldInfo]) -> str:
     rows = [
-        f"| `{name}` | {_kind(field)} | {_default(field)} | {field.description} |" for name, field in fields.items()
+        f"| `{name}` | {_kind(field)} | {_default(field)} | {' '.join((field.description or '').split())} |"
+        for name, field in fields.items()
     ]
     return "\n".join([f"## {title}\n", "| field | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 

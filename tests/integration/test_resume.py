@@ -46,8 +46,8 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
         done = pipeline.run(recipe, show=heard)
     assert left.items() <= written(home).items()
     names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(home))
-    # Both models on test and on two changed sets, and the reference on test.
-    assert names == [*7 * ["answers"], "cost", "ladder", "sweep", "temperature"]
+    # Both models on test, on validation and on two changed sets, and the reference on test.
+    assert names == [*9 * ["answers"], "cost", "ladder", "sweep", "temperature"]
     assert storage.exists(f"{done.run}/evidence.json")
     assert done.verdict.n == 400
     assert len({event["trial"] for event in heard.of_kind("epoch")}) == 1

@@ -160,6 +160,12 @@ def test_the_page_says_who_asked_when_it_expires_and_which_duties_it_serves() ->
         assert expected in text
 
 
+def test_the_page_names_the_metric_that_its_ladder_holds() -> None:
+    text = Page(to_html(evidence_of(Simulation(evaluation={"metric": "macro_f1"})))).text
+    assert "On validation: macro-F1; bars" in text
+    assert "On validation: accuracy with Wilson's interval; bars" in Page(to_html(some_evidence())).text
+
+
 def test_the_four_paired_outcomes_are_told_and_add_up() -> None:
     evidence = some_evidence()
     text = Page(to_html(evidence)).text
