@@ -52,7 +52,7 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
     from cluster.storage import exists
     from data.icd10 import write
     from evaluation.report import verdict_lines
-    from models.registry import read_version
+    from models.registry import champion_version
     from promote import promote
     from recipes.schema import load_recipe
     from serving.deploy import deploy
@@ -68,7 +68,7 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
         override = None if done.verdict.confirmatory else "the demo was run again"
         champion = promote(recipe.home, version=done.winner, override=override)
         show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
-        version = read_version(champion.uri)
+        version = champion_version(champion)
         url = deploy(
             recipe.serving, home=recipe.home, version_uri=version.uri, digest=version.digest, code_uri=version.code
         )

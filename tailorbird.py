@@ -146,14 +146,14 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
     Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
     """
-    from models.registry import read_champion, read_version
+    from models.registry import champion_version, read_champion
     from serving.deploy import deploy
 
     loaded = _recipe(recipe, overrides)
     found = read_champion(loaded.home)
     if found is None:
         raise ValueError(f"{loaded.home} has no champion; `tailorbird promote {recipe}` makes one")
-    version = read_version(found[0].uri)
+    version = champion_version(found[0])
     url = deploy(
         loaded.serving, home=loaded.home, version_uri=version.uri, digest=version.digest, code_uri=version.code
     )

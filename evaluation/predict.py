@@ -16,14 +16,14 @@ from evaluation.reference import fit_reference
 from models.classifier import logits_rows, probabilities
 from models.decide import softened
 from models.load import LoadedModel, load_artifact
-from models.registry import VersionConfig
+from models.registry import VersionConfig, read_parts
 
 
 def predict_rows(uri: str, *, rows: Rows) -> Predictions:
     """What the artifact or version at `uri` answers, a hybrid by its routing; `model` is its kind."""
     config = VersionConfig.model_validate(storage.read_json(f"{uri}/config.json"))
     if config.hybrid is not None:
-        parts = [Side(_predict(part.uri, rows=rows)) for part in (config.hybrid.incumbent, config.hybrid.candidate)]
+        parts = [Side(_predict(part.uri, rows=rows)) for part in read_parts(config.hybrid)]
         return routed(config.hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
     return _predict(uri, rows=rows)
 

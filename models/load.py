@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from cluster.fetch import local_copy
-from cluster.storage import read_json
+from cluster.storage import exists, read_json
 from data.encode import load_tokenizer
 from models.classifier import Classifier
 from models.decide import Routing
@@ -123,7 +123,9 @@ def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVers
 
 
 def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
-    """Loads a folder of weights and `config.json` that is not registered (yet): a rung, or a trained candidate."""
+    """Loads a folder of weights and `config.json`: a rung, a candidate, or a version, whose files are then checked."""
+    if exists(f"{uri}/manifest.json"):
+        verify_files(uri, local_copy(uri))
     return _load(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
 
 

@@ -204,6 +204,17 @@ def read_champion(home: str) -> tuple[Champion, str] | None:
     return Champion.model_validate_json(content), etag
 
 
+def champion_version(champion: Champion) -> ModelVersion:
+    """The version that serves; raises RegistryError where it is not there, or not the one that was promoted."""
+    version = read_version(champion.uri)
+    if version.digest != champion.digest:
+        raise RegistryError(
+            f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, "
+            f"champion.json names {champion.digest}; restore it, or promote another version"
+        )
+    return version
+
+
 def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
