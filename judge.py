@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from artifacts import Model, is_hybrid, registered, registered_hybrid
 from cluster import storage
+from cluster.fetch import sha256_files
 from cluster.progress import Show
 from cluster.session import remotely
 from cluster.stages import once
@@ -23,7 +24,7 @@ from evaluation.predictions import Predictions
 from evaluation.rules import winner
 from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, write_evidence
 from evaluation.verdict import Verdict, decide
-from models.looks import look
+from models.looks import look, num_other_sets
 from models.registry import ModelVersion, now
 from prepare import Prepared, freeze
 from recipes.schema import digest
@@ -67,9 +68,13 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
             "text": f"test: {models['incumbent'].kind} and {models['candidate'].kind} on the same {len(test)} rows",
         }
     )
-    number = look(
+    content = content_sha256(test)  # the same rows under other data.groups or split_by are no fresh ones
+    others = num_other_sets(prepared.recipe.home, content)
+    if others:
+        show({"event": "note", "text": f"{others} other sets of test rows were looked at under this recipe's name"})
+    looked = look(
         prepared.recipe.home,
-        test_sha256=content_sha256(test),  # the same rows under other data.groups or split_by are no fresh ones
+        test_sha256=content,
         candidate=models["candidate"].uri,
         question=digest(prepared.question.to_dict()),
         run=prepared.run,
@@ -77,8 +82,9 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
     tables = predict_all(prepared, models=models)
     measured = {"cpu": measure_cost(prepared, models=models), "training_cpu_s": parts["training_cpu_s"]}
     found = {
-        "data": data_facts(prepared),
-        "look": number,
+        "data": data_facts(prepared) | {"other_test_sets_looked_at": others},
+        "look": looked.look,
+        "ledger": asdict(looked) | {"test_rows": content},
         "routing": routing,
         "measured": measured,
     }
@@ -134,14 +140,17 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
     chosen = winner(verdict.outcome)
     versions = _register(prepared, models=models, winner=chosen, routing=parts["routing"])
     described: dict[str, Any] = {
-        role: {"kind": model.kind, "uri": model.uri, "digest": UNREGISTERED} for role, model in models.items()
+        role: {"kind": model.kind, "uri": model.uri, "digest": UNREGISTERED, "files": sha256_files(model.uri)}
+        for role, model in models.items()
+        if role not in versions
     }
     for role, version in versions.items():
         described[role] = {"kind": version.kind, "uri": version.uri, "digest": version.digest}
     tables = parts["tables"]
     for name, table in tables.items():
         save_predictions(f"{prepared.run}/predictions/{name}.parquet", table)
-    expires = datetime.now(UTC) + timedelta(days=prepared.recipe.evaluation.valid_days)
+    # From the look on: whoever runs again, and finds the same answers, has learned nothing new of the world.
+    expires = datetime.fromisoformat(parts["ledger"]["at"]) + timedelta(days=prepared.recipe.evaluation.valid_days)
     evidence = assemble(
         prepared.recipe,
         run=prepared.run,
@@ -152,6 +161,7 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
             "versions": described,
             "champion": prepared.champion,
             "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},
+            "base_model": {"uri": prepared.base_model, "files": prepared.base_files},
             "asked_by": prepared.asked_by,
             "created_at": now(),
             "expires_at": expires.isoformat(timespec="seconds"),

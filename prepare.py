@@ -10,14 +10,14 @@ from typing import Any
 
 from cluster import storage
 from cluster.code import CodeVersion, ship_code
-from cluster.fetch import stage_base_model
+from cluster.fetch import sha256_files, stage_base_model
 from cluster.progress import Show
 from data.checks import DataReport, clean, take_training_rows
 from data.encode import labels_of
 from data.read import Splits, fingerprint, read_splits
-from evaluation.question import Question, ask
-from models.registry import Champion, now, read_champion
-from recipes.schema import Recipe, digest
+from evaluation.question import Question, ask, asked_digest, run_name
+from models.registry import Champion, champion_version, now, read_champion
+from recipes.schema import Recipe
 from training.loop import TrainingTask
 
 ROOT = Path(__file__).parent
@@ -36,6 +36,8 @@ class Prepared:
     """sha256 of each split."""
     classes: tuple[str, ...]
     base_model: str
+    base_files: dict[str, str]
+    """sha256 of each file of the base model, by name."""
     code: CodeVersion
     question: Question
     champion: str | None
@@ -45,7 +47,8 @@ class Prepared:
     def key(self, **inputs: Any) -> dict[str, Any]:
         """The inputs of a stage: the code, the data it may read, and its own."""
         known = {name: self.hashes[name] for name in ("train", "validation")}
-        return {"code": self.code.sha256, "base_model": self.base_model, "data": known, **inputs}
+        base_model = {"uri": self.base_model, "files": self.base_files}  # a folder of the user's may be written anew
+        return {"code": self.code.sha256, "base_model": base_model, "data": known, **inputs}
 
     def task(self, *, num_train_rows: int | None = None) -> TrainingTask:
         """Training and validation rows; test is not in it."""
@@ -69,15 +72,12 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
     show({"event": "note", "text": f"{counts} rows, {report.num_classes} classes"})
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
+    base_files = sha256_files(base_model)
     code = ship_code(recipe.home, ROOT)
     champion = read_champion(recipe.home)
-    asked = digest(
-        {
-            "recipe": recipe.model_dump(mode="json", exclude={"serving"}),
-            "code": code.sha256,
-            "data": hashes,
-        }
-    )
+    if champion is not None:
+        champion_version(champion[0])  # refused here, before anything is judged against what was tampered with
+    asked = asked_digest(recipe.model_dump(mode="json"), code=code.sha256, data=hashes)
     uri = _run_uri(recipe.home, asked, champion=champion[0] if champion else None)
     question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
     frozen = freeze(
@@ -101,6 +101,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         hashes=hashes,
         classes=labels_of(splits.train.labels),
         base_model=base_model,
+        base_files=base_files,
         code=code,
         question=Question.from_dict(frozen["question"]),
         champion=frozen["champion"],
@@ -126,9 +127,8 @@ def current_user() -> str:
 
 def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:
     """The run's place: by what is asked and who serves; the run that made today's champion is found again as it was."""
-    if champion is None:
-        return f"{home}/runs/{digest({'asked': asked})[:16]}"
-    question = f"{champion.run}/question.json"
-    if storage.exists(question) and storage.read_json(question)["asked"] == asked:
-        return champion.run
-    return f"{home}/runs/{digest({'asked': asked, 'champion': champion.uri})[:16]}"
+    if champion is not None:
+        question = f"{champion.run}/question.json"
+        if storage.exists(question) and storage.read_json(question)["asked"] == asked:
+            return champion.run
+    return f"{home}/runs/{run_name(asked, champion=champion.uri if champion else None)}"

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from pyarrow import ArrowException
 
 from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
+from evaluation.case import refuse_wrong_scores
 from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
 from evaluation.hybrid import freeze_hybrid
 from evaluation.predict import load_predictions
-from evaluation.predictions import Predictions, VerdictRefused
-from evaluation.question import Question, ask
+from evaluation.predictions import Predictions, VerdictRefused, align
+from evaluation.question import Question, ask, asked_digest, run_name
 from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, table_names
 from evaluation.verdict import decide
-from recipes.schema import EvaluationSection
+from models.looks import read_looks
+from recipes.schema import EvaluationSection, digest
 
 ROOT = Path(__file__).parent
 TOLERANCE = 1e-9
@@ -47,7 +50,9 @@ def verify(uri: str) -> tuple[str, ...]:
         lambda: _question_faults(uri, evidence),
         lambda: _routing_faults(evidence, tables),
         lambda: _verdict_faults(evidence, tables),
+        lambda: _look_faults(evidence),
         lambda: _version_faults(evidence),
+        lambda: _base_model_faults(evidence["base_model"]),
         lambda: _code_faults(evidence["code"]),
     )
     for check in checks:
@@ -59,7 +64,14 @@ def verify(uri: str) -> tuple[str, ...]:
             faults.append(f"the verdict is refused (rule 1): {error}")
         except UNREADABLE as error:
             faults.append(f"evidence.json is damaged: {type(error).__name__}: {error}")
+    if faults and _other_code(evidence):
+        faults.insert(0, f"this is not the code that decided: verify again with what lies at {evidence['code']['uri']}")
     return tuple(dict.fromkeys(faults))
+
+
+def _other_code(evidence: Mapping[str, Any]) -> bool:
+    code = evidence.get("code")
+    return isinstance(code, dict) and code.get("sha256") not in (None, code_sha256(ROOT))
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
@@ -127,6 +139,7 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(asked, dict) or "question" not in asked:
         yield "question.json is missing, or no question: what was asked before training cannot be told"
         return
+    yield from _name_faults(evidence, asked)
     said = {**evidence, "code": evidence["code"]["sha256"], "recipe": _judged(evidence["recipe"])}
     asked |= {"recipe": _judged(asked["recipe"])} if "recipe" in asked else {}
     for name in sorted({"question", "recipe", "code", "champion", "asked_by"} & set(asked)):
@@ -147,6 +160,16 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _name_faults(evidence: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """The run's name, which is the hash of what was asked, against what question.json says was asked."""
+    wanted = asked_digest(asked["recipe"], code=asked["code"], data=asked["data"])
+    if asked["asked"] != wanted:
+        yield f"question.json was changed: what it asks has the digest {wanted}, and it says {asked['asked']}"
+    name = run_name(wanted, champion=asked["champion"])
+    if evidence["run"].rpartition("/")[2] != name:
+        yield f"{evidence['run']} is not the run of this question, whose name is {name}"
+
+
 def _judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without what no run is named by: a run may go on under another way of serving."""
     return {name: section for name, section in recipe.items() if name != "serving"}
@@ -158,6 +181,9 @@ def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
     answers = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
     if section is None or len(answers) < len(ROLES) or evidence["versions"]["incumbent"]["kind"] == "hybrid":
         return
+    align(*answers.values())
+    for table in answers.values():
+        refuse_wrong_scores(table)
     routing = freeze_hybrid(section, **answers, metric=evidence["question"]["metric"])
     found = json.loads(json.dumps(asdict(routing))) if routing else None
     yield from _differences(evidence["routing"], found, at="routing", other="the validation rows give")
@@ -179,8 +205,6 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
         for name, value in again.items()
         for fault in _differences(evidence[name], value, at=name, other="recomputed it is")
     ]
-    if differences and evidence["code"]["sha256"] != code_sha256(ROOT):
-        yield f"this is not the code that decided: verify again with what lies at {evidence['code']['uri']}"
     yield from differences
     scores = {"incumbent": "incumbent_score", "candidate": "candidate_score", "reference": "reference_score"}
     for place, row in enumerate(evidence["ladder"]):
@@ -188,19 +212,49 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
         yield from _differences(row["test"], test, at=f"ladder.{place}.test", other="recomputed it is")
 
 
+def _look_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """The look at test, and when the verdict expires, against the ledger of looks."""
+    stated, home = evidence["ledger"], evidence["run"].rpartition("/runs/")[0]
+    looks = read_looks(home, stated["test_rows"])
+    found = next(
+        (one for one in looks if (one.candidate, one.question) == (stated["candidate"], stated["question"])), None
+    )
+    if found is None:
+        yield f"the ledger of looks at the test rows {stated['test_rows']} does not know this look"
+        return
+    entry = asdict(found) | {"test_rows": stated["test_rows"], "question": digest(evidence["question"])}
+    yield from _differences(stated, entry, at="ledger", other="the ledger of looks says")
+    yield from _differences(evidence["look"], found.look, at="look", other="the ledger of looks says")
+    expires = datetime.fromisoformat(found.at) + timedelta(days=evidence["recipe"]["evaluation"]["valid_days"])
+    wanted = expires.isoformat(timespec="seconds")
+    yield from _differences(evidence["expires_at"], wanted, at="expires_at", other="by the look at test it is")
+
+
+def _base_model_faults(base_model: Mapping[str, Any]) -> Iterator[str]:
+    """The pretrained model under every version: each file against what it was when the run began."""
+    for name, told in base_model["files"].items():
+        found = _sha256(f"{base_model['uri']}/{name}")
+        if found != told:
+            state = "is missing" if found is None else f"was changed: its sha256 is {found}, not {told}"
+            yield f"the base model's file {base_model['uri']}/{name} {state}"
+
+
 def _version_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
-    """The registered versions: the digest of each manifest, and each file against its manifest."""
+    """The models: of the registered ones each manifest's digest and files, of another what is left of its files."""
     for role, version in evidence["versions"].items():
-        uri, digest = version["uri"], version["digest"]
-        if digest == UNREGISTERED:
+        uri, registered = version["uri"], version["digest"]
+        if registered == UNREGISTERED:
+            for name, told in version["files"].items():
+                if (found := _sha256(f"{uri}/{name}")) not in (None, told):
+                    yield f"the {role}'s file {uri}/{name} was changed: its sha256 is {found}, not {told}"
             continue
         content = _content(f"{uri}/manifest.json")
         if content is None:
             yield f"the {role} {uri} is missing: it has no manifest.json"
             continue
         found = hashlib.sha256(content).hexdigest()
-        if found != digest:
-            yield f"the {role} {uri} is not what was judged: its manifest.json has the digest {found}, not {digest}"
+        if found != registered:
+            yield f"the {role} {uri} is not what was judged: its manifest.json has the digest {found}, not {registered}"
             continue
         for name, told in json.loads(content).items():
             sha256 = _sha256(f"{uri}/{name}")

@@ -46,6 +46,12 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     return staged
 
 
+def sha256_files(uri: str) -> dict[str, str]:
+    """sha256 of each file of a model's folder, by name, as it lies there now."""
+    names = (file.removeprefix(f"{uri}/") for file in storage.list_files(uri) if file.endswith(MODEL_SUFFIXES))
+    return {name: storage.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != storage.MANIFEST}
+
+
 def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     """Local folder with the files under `uri`, downloaded once a node; of a `file://` URI, the folder itself.
 

@@ -94,10 +94,11 @@ def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
                 raise VerdictRefused(f"the {name} row {foreign!r} was made from no test row; make the set again")
             models = (*models, *tables)
     for model in models:
-        _refuse_wrong_scores(model)
+        refuse_wrong_scores(model)
 
 
-def _refuse_wrong_scores(model: Predictions) -> None:
+def refuse_wrong_scores(model: Predictions) -> None:
+    """Raises VerdictRefused where a row's score is not 1 for the label and 0 for anything else."""
     right = np.array(model.labels, dtype=object) == np.array(model.outputs, dtype=object)
     wrong = np.flatnonzero(model.scores != right)
     if wrong.size:

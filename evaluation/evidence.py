@@ -26,13 +26,17 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of `evidence.json`, with the keys that `evaluation.report` names.
 
-    `parts` holds rungs, sweep, seeds, data, versions, champion, code, created_at, look, routing (a `Routing` as JSON or
-    None), measured, curve, asked_by and expires_at as the pipeline has them, and the tables of predictions by name.
+    `parts` holds rungs, sweep, seeds, data, versions, champion, code, base_model, created_at, look, ledger, routing (a
+    `Routing` as JSON or None), measured, curve, asked_by and expires_at as the pipeline has them, and the tables of
+    predictions by name.
     """
     rungs, sweep, seeds, versions = parts["rungs"], parts["sweep"], parts["seeds"], parts["versions"]
     best = max(seeds, key=lambda seed: float(seed["score"]))
     tables: Mapping[str, Predictions] = parts["tables"]
-    told = ("created_at", "asked_by", "expires_at", "look", "routing", "measured", "curve", "data", "champion", "code")
+    told = (
+        "created_at", "asked_by", "expires_at", "look", "ledger", "routing", "measured", "curve", "data", "champion",
+        "code", "base_model",
+    )  # fmt: skip
     return {
         "name": recipe.name,
         "run": run,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from pydantic import BaseModel
 
-from recipes.schema import CostSection, EvaluationSection, GatesSection, HybridSection
+from recipes.schema import CostSection, EvaluationSection, GatesSection, HybridSection, digest
 
 NO_GATES = GatesSection(calibration=None, groups=None, counterfactual=None, robustness=None)
 
@@ -81,6 +82,17 @@ def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> 
         cost=section.cost,
         hybrid=section.hybrid,
     )
+
+
+def asked_digest(recipe: Mapping[str, Any], *, code: str, data: Mapping[str, str]) -> str:
+    """What a run asks, as one hash: the recipe as JSON without the way of serving, the code's hash, each split's."""
+    judged = {name: section for name, section in recipe.items() if name != "serving"}
+    return digest({"recipe": judged, "code": code, "data": dict(data)})
+
+
+def run_name(asked: str, *, champion: str | None) -> str:
+    """A run's name: by the hash of what is asked, and the URI of the champion that it is asked against, if any."""
+    return digest({"asked": asked} if champion is None else {"asked": asked, "champion": champion})[:16]
 
 
 def check_fields(kind: type[Any], value: dict[str, Any]) -> None:

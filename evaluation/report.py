@@ -5,7 +5,8 @@ The evidence is plain JSON (`evidence.json`), with these keys:
 - `name`, `run`, `created_at`: the recipe's name, the run's URI, an ISO 8601 time.
 - `asked_by`, `expires_at`: who asked, and the ISO 8601 time after which the verdict may promote nothing.
 - `recipe`: the recipe as JSON. `question`: `Question.to_dict()`. `verdict`: `Verdict.to_dict()`.
-- `look`: which look of this recipe at these test rows it was. `routing`: the hybrid as frozen, or None.
+- `look`: which look of this recipe at these test rows it was; `ledger`: its entry there.
+  `routing`: the hybrid as frozen, or None.
 - `data`: the data report as a mapping of names to numbers, texts or lists.
 - `ladder`: a row a model, `{kind, validation, interval, test, role}`; `validation` is the metric there and `interval`,
   of an accuracy, its Wilson interval [low, high]; `test` a score or None; `role` is `incumbent`, `candidate`,
@@ -16,7 +17,7 @@ The evidence is plain JSON (`evidence.json`), with these keys:
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
 - `reliability`: by role a row a bin, `{confidence, accuracy, n}`.
 - `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`.
-- `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`.
+- `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`. `base_model`: `{uri, files}`.
 """
 
 from collections.abc import Mapping

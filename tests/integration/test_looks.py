@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster import storage
-from models.looks import look, read_looks
+from models.looks import look, num_other_sets, read_looks
 
 SHA = hashlib.sha256(b"test rows").hexdigest()
 OTHER = hashlib.sha256(b"other rows").hexdigest()
@@ -16,26 +16,27 @@ OTHER = hashlib.sha256(b"other rows").hexdigest()
 def test_each_new_candidate_is_a_look_and_the_same_candidate_is_none(bucket: str) -> None:
     home = f"{bucket}/task"
     assert read_looks(home, SHA) == []
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
-    assert look(home, test_sha256=SHA, candidate="b", question="q", run="s3://r2") == 2
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r3") == 1
-    told = [(entry["look"], entry["candidate"], entry["run"]) for entry in read_looks(home, SHA)]
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
+    assert look(home, test_sha256=SHA, candidate="b", question="q", run="s3://r2").look == 2
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r3").look == 1
+    told = [(entry.look, entry.candidate, entry.run) for entry in read_looks(home, SHA)]
     assert told == [(1, "a", "s3://r1"), (2, "b", "s3://r2")]
     assert storage.list_files(f"{home}/looks") == [f"{home}/looks/{SHA}.json"]
 
 
 def test_the_same_candidate_asked_another_question_is_a_new_look(bucket: str) -> None:
     home = f"{bucket}/task"
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
-    assert look(home, test_sha256=SHA, candidate="a", question="a smaller gain", run="s3://r2") == 2
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1") == 1
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
+    assert look(home, test_sha256=SHA, candidate="a", question="a smaller gain", run="s3://r2").look == 2
+    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
 
 
 def test_other_test_rows_and_other_tasks_are_counted_apart(bucket: str) -> None:
-    assert look(f"{bucket}/task", test_sha256=SHA, candidate="a", question="q", run="s3://r") == 1
-    assert look(f"{bucket}/task", test_sha256=OTHER, candidate="b", question="q", run="s3://r") == 1
-    assert look(f"{bucket}/other", test_sha256=SHA, candidate="b", question="q", run="s3://r") == 1
+    assert look(f"{bucket}/task", test_sha256=SHA, candidate="a", question="q", run="s3://r").look == 1
+    assert look(f"{bucket}/task", test_sha256=OTHER, candidate="b", question="q", run="s3://r").look == 1
+    assert look(f"{bucket}/other", test_sha256=SHA, candidate="b", question="q", run="s3://r").look == 1
     assert len(read_looks(f"{bucket}/task", SHA)) == 1
+    assert [num_other_sets(f"{bucket}/{name}", SHA) for name in ("task", "other", "none")] == [1, 0, 0]
 
 
 def test_of_looks_at_once_no_two_get_the_same_number(bucket: str) -> None:
@@ -43,12 +44,12 @@ def test_of_looks_at_once_no_two_get_the_same_number(bucket: str) -> None:
 
     def one(number: int) -> int:
         gate.wait()
-        return look(f"{bucket}/task", test_sha256=SHA, candidate=f"c{number}", question="q", run=f"s3://r{number}")
+        return look(f"{bucket}/task", test_sha256=SHA, candidate=f"c{number}", question="q", run=f"s3://r{number}").look
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(one, range(8)))
     assert sorted(numbers) == list(range(1, 9))
-    kept = {entry["candidate"]: entry["look"] for entry in read_looks(f"{bucket}/task", SHA)}
+    kept = {entry.candidate: entry.look for entry in read_looks(f"{bucket}/task", SHA)}
     assert kept == {f"c{number}": given for number, given in enumerate(numbers)}
 
 
@@ -57,7 +58,7 @@ def test_the_same_candidate_by_many_at_once_is_one_look(bucket: str) -> None:
 
     def one(number: int) -> int:
         gate.wait()
-        return look(f"{bucket}/task", test_sha256=SHA, candidate="same", question="q", run=f"s3://r{number}")
+        return look(f"{bucket}/task", test_sha256=SHA, candidate="same", question="q", run=f"s3://r{number}").look
 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(one, range(6))) == {1}

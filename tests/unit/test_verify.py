@@ -21,7 +21,7 @@ from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST, write_evidence
 from models.decide import Routing
 from tailorbird import app
-from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, asked_of, evidence_of, tables_of
 from verify import restore_pages, verify
 
 ROOT = Path(__file__).parents[2]
@@ -45,18 +45,16 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     home = folder.as_uri()
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
-    evidence = evidence_of(simulation, home=home, digests=digests)
     code = ship_code(home, ROOT)
+    evidence = evidence_of(simulation, home=home, digests=digests, code=code.sha256)
     evidence["code"] = {"sha256": code.sha256, "uri": code.uri}
+    (folder / "base").mkdir()
+    (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
+    ledger = dict(evidence["ledger"])
+    (folder / "looks").mkdir()
+    (folder / "looks" / f"{ledger.pop('test_rows')}.json").write_text(json.dumps([ledger]))
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
-    asked = {
-        "question": evidence["question"],
-        "recipe": evidence["recipe"],
-        "code": code.sha256,
-        "data": {"test": evidence["data"]["sha256_test"]},
-        "champion": None,
-    }
-    stored["question.json"] = json.dumps(asked).encode()
+    stored["question.json"] = json.dumps(asked_of(simulation, code=code.sha256)).encode()
     stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
     for role, version in evidence["versions"].items():
         write_evidence(version["uri"], stored | files(evidence, role=role))
@@ -95,7 +93,8 @@ def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def run_of(home: Path) -> Path:
-    return home / "runs" / "0f3a9c21d4e7"
+    (run,) = (home / "runs").iterdir()
+    return run
 
 
 def flip(file: Path, *, at: int) -> None:
@@ -165,6 +164,22 @@ def test_a_question_that_was_eased_in_both_files_is_found(home: Path) -> None:
     assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify(run.as_uri())
 
 
+def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(home: Path) -> None:
+    run = run_of(home)
+    asked, evidence = (json.loads((run / name).read_text()) for name in ("question.json", "evidence.json"))
+    for told in (asked, evidence):
+        told["question"]["minimum_gain"] = told["recipe"]["evaluation"]["minimum_gain"] = 0.001
+    content = json.dumps(asked).encode()
+    (run / "question.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, question=evidence["question"], recipe=evidence["recipe"])
+    faults = verify(run.as_uri())
+    assert any(fault.startswith("question.json was changed: what it asks has the digest") for fault in faults)
+    assert any("is not the run of this question" in fault for fault in faults)
+
+
 def test_changed_or_lost_code_is_found(home: Path) -> None:
     (archive,) = (home / "code").glob("*.zip")
     with zipfile.ZipFile(archive) as there:
@@ -217,10 +232,38 @@ def test_evidence_of_other_test_rows_is_refused_by_name(home: Path) -> None:
 
 def test_a_version_that_was_not_registered_needs_no_files(home: Path) -> None:
     evidence = json.loads((run_of(home) / "evidence.json").read_text())
-    evidence["versions"]["candidate"] |= {"digest": UNREGISTERED}
-    shutil.rmtree(home / "versions" / "full-1")
+    weights = home / "versions" / "full-1" / "head.safetensors"
+    files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
     renamed(run_of(home), versions=evidence["versions"])
     assert verify(run_of(home).as_uri()) == ()
+    flip(weights, at=3)
+    assert any("the candidate's file" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    shutil.rmtree(weights.parent)
+    assert verify(run_of(home).as_uri()) == ()
+
+
+def test_a_changed_base_model_is_found(home: Path) -> None:
+    flip(home / "base" / "model.safetensors", at=5)
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.startswith("the base model's file ")
+    assert "base/model.safetensors was changed" in fault
+
+
+def test_a_second_look_that_is_told_as_the_first_is_found(home: Path) -> None:
+    (ledger,) = (home / "looks").iterdir()
+    entries = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps([entries[0] | {"look": 2}]))
+    faults = verify(run_of(home).as_uri())
+    assert "look is 1 in evidence.json; the ledger of looks says 2" in faults
+    ledger.write_text("[]")
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.endswith("does not know this look")
+
+
+def test_an_expiry_put_off_is_found(home: Path) -> None:
+    renamed(run_of(home), expires_at="2037-11-24T16:30:00+00:00")
+    assert any(fault.startswith("expires_at is ") for fault in verify(run_of(home).as_uri()))
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])

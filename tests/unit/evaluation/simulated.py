@@ -1,6 +1,7 @@
 """Simulated runs: predictions of made-up models, judged by the real decision and assembled as a pipeline would."""
 
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,16 @@ from evaluation.case import Case, Side
 from evaluation.cost import CpuRounds
 from evaluation.evidence import assemble
 from evaluation.predictions import Predictions
-from evaluation.question import NO_GATES, Question, ask
+from evaluation.question import NO_GATES, Question, ask, asked_digest, run_name
 from evaluation.verdict import decide
 from models.decide import Routing
-from recipes.schema import Recipe
+from recipes.schema import Recipe, digest
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
 GROUPS = ("female", "male", "unstated")
-DIGEST = "c0" * 32
+DIGEST, CODE = "c0" * 32, "ee" * 32
+BASE_WEIGHTS = b"what the pretrained model knows"
 NUM_VALIDATION = 1389
 HOME = "s3://models/icd10-chapters"
 
@@ -110,7 +112,22 @@ def question_of(simulation: Simulation) -> Question:
     return ask(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
-def evidence_of(simulation: Simulation, *, home: str = HOME, digests: dict[str, str] | None = None) -> dict[str, Any]:
+def asked_of(simulation: Simulation, *, code: str = CODE) -> dict[str, Any]:
+    """What a simulated run's question.json holds."""
+    recipe, data = recipe_of(simulation).model_dump(mode="json"), {"test": SHA}
+    return {
+        "question": question_of(simulation).to_dict(),
+        "asked": asked_digest(recipe, code=code, data=data),
+        "recipe": recipe,
+        "code": code,
+        "data": data,
+        "champion": None,
+    }
+
+
+def evidence_of(
+    simulation: Simulation, *, home: str = HOME, digests: dict[str, str] | None = None, code: str = CODE
+) -> dict[str, Any]:
     """The evidence of a simulated run whose versions lie under `home`."""
     tables = tables_of(simulation)
     question = question_of(simulation)
@@ -119,7 +136,7 @@ def evidence_of(simulation: Simulation, *, home: str = HOME, digests: dict[str, 
     routing = simulation.routing
     return assemble(
         recipe_of(simulation),
-        run=f"{home}/runs/0f3a9c21d4e7",
+        run=f"{home}/runs/{run_name(asked_of(simulation, code=code)['asked'], champion=None)}",
         question=question,
         verdict=verdict,
         parts={
@@ -152,11 +169,16 @@ def evidence_of(simulation: Simulation, *, home: str = HOME, digests: dict[str, 
                 for role, kind in kinds.items()
             },
             "champion": None,
-            "code": {"sha256": "ee" * 32, "uri": f"{home}/code/ee.zip"},
+            "code": {"sha256": code, "uri": f"{home}/code/ee.zip"},
+            "base_model": {"uri": f"{home}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
             "created_at": "2026-11-24T16:30:00+00:00",
             "asked_by": "an engineer",
             "expires_at": "2027-11-24T16:30:00+00:00",
             "look": simulation.look,
+            "ledger": {
+                "look": simulation.look, "candidate": f"{home}/stages/sweep-1/trial-1", "test_rows": "7e" * 32,
+                "question": digest(question.to_dict()), "run": f"{home}/runs/1", "at": "2026-11-24T16:30:00+00:00",
+            },
             "routing": asdict(routing) | {"values": list(routing.values)} if routing else None,
             "measured": {
                 "cpu": {name: list(values) for name, values in asdict(simulation.cpu).items()}

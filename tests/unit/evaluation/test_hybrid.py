@@ -34,6 +34,7 @@ def test_by_confidence_the_incumbent_keeps_the_rows_that_it_is_surest_of_and_rig
     routing = freeze_hybrid(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy")
     assert routing is not None
     assert (routing.by, routing.column, routing.values) == ("confidence", None, ())
+    assert routing.threshold is not None
     # From the top as many rows as leave the hybrid right on 80 at least: here it is right on all from 0.2 on.
     assert routing.threshold == pytest.approx(0.2, abs=0.03)
     kept = sure >= routing.threshold

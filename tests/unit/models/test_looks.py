@@ -43,7 +43,7 @@ def test_the_same_candidate_asked_another_question_is_a_new_look(monkeypatch: py
     monkeypatch.setattr(looks, "write_if_match", keep)
     asked = ("q", "q", "a smaller gain", "q")
     numbers = [
-        look("s3://models/task", test_sha256="a" * 64, candidate="a", question=question, run="s3://r")
+        look("s3://models/task", test_sha256="a" * 64, candidate="a", question=question, run="s3://r").look
         for question in asked
     ]
     assert numbers == [1, 1, 2, 1]
