@@ -16,6 +16,7 @@ from models.registry import (
     ModelVersion,
     RegistryError,
     VersionConfig,
+    champion_version,
     hybrid_config,
     list_versions,
     now,
@@ -184,6 +185,24 @@ def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[Model
     storage.download_folder(versions[0].uri, tmp_path / "copy")
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
         verify_files(versions[0].uri, tmp_path / "copy")
+
+
+def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
+    champion = set_champion(f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here")
+    assert champion_version(champion) == versions[0]
+    manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
+    manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes file and manifest alike
+    storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match="was changed after its promotion"):
+        champion_version(champion)
+
+
+def test_an_artifact_with_a_manifest_is_checked_against_it(versions: list[ModelVersion]) -> None:
+    storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
+    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+        load_artifact(versions[0].uri)
 
 
 def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:

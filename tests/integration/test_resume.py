@@ -12,9 +12,10 @@ from cluster import storage
 from cluster.session import connect
 from models.registry import read_champion
 from prepare import prepare
-from promote import promote
+from promote import PromotionRefused, promote
 from recipes.schema import load_recipe
 from tests.integration.small import REGISTRY, Heard, SmallRun, recipe_file, small_recipe, start_run, written
+from verify import verify
 
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
 WAIT_S = 240
@@ -51,6 +52,18 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     assert storage.exists(f"{done.run}/evidence.json")
     assert done.verdict.n == 400
     assert len({event["trial"] for event in heard.of_kind("epoch")}) == 1
+    assert (done.evidence["look"], done.verdict.confirmatory) == (1, True)
+    heard = Heard()
+    with connect():
+        renewed = pipeline.run(load_recipe(path, overrides=(*TINY, "license=mit")), show=heard)
+        asked_anew = pipeline.run(load_recipe(path, overrides=(*TINY, "evaluation.minimum_gain=0.02")), show=heard)
+    assert heard.of_kind("epoch") == []  # neither trains: what is asked of the models is no part of what they are
+    assert renewed.run != done.run
+    assert [renewed.evidence[name] for name in ("look", "expires_at")] == [1, done.evidence["expires_at"]]
+    assert (asked_anew.evidence["look"], asked_anew.verdict.confirmatory) == (2, False)
+    with pytest.raises(PromotionRefused, match="not confirmatory"):
+        promote(home)
+    assert [verify(run.run) for run in (done, renewed, asked_anew)] == [(), (), ()]
 
 
 @pytest.mark.slow
