@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from evaluation.metrics import Comparison, midp_values, newcombe_limits
+from evaluation.unseen import unseen_rate
 
 WANTED_POWER = 0.8
 NUM_DRAWS = 20_000
@@ -59,9 +60,10 @@ class Sized:
 def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
     """Detectable effect, power of the whole rule and rows needed, by how much the two models were seen to differ.
 
-    For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: the effect is
-    (z_{1 - alpha/2} + z_power) standard errors, the rule holds where the estimate is over z_{1 - alpha/2} standard
-    errors and at least minimum_gain, and a standard error shrinks with the root of the rows.
+    For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval
+    reaches z_{1 - alpha/2} standard errors down, or the unseen rate where that is more; the rule holds where the
+    estimate is over that and at least minimum_gain; the detectable effect is z_power standard errors more; and a
+    standard error shrinks with the root of the rows.
     """
     n = main.counts.n
     if main.standard_error is None:
@@ -75,10 +77,10 @@ def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha:
         )
     # What one discordant row gives an accuracy, as above: no difference seen is no proof that there is none.
     error = max(main.standard_error, 1 / n)
-    least = max(norm.ppf(1 - alpha / 2) * error, minimum_gain)
+    shown = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(n, alpha=alpha))
     return Sized(
-        _z_sum(alpha, WANTED_POWER) * error,
-        float(norm.sf((least - expected_gain) / error)),
+        float(shown + norm.ppf(WANTED_POWER) * error),
+        float(norm.sf((max(shown, minimum_gain) - expected_gain) / error)),
         _rows_by_normal(n, error=error, gains=(expected_gain, minimum_gain), alpha=alpha),
     )
 
@@ -150,7 +152,10 @@ def _rows_by_normal(n: int, *, error: float, gains: tuple[float, float], alpha: 
         return _no_rows(gain, minimum_gain)
     # Both parts of the rule: found as above 0, and estimated at the minimum gain or more.
     allowed = min(gain / _z_sum(alpha, WANTED_POWER), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
-    return _rows(max(1, math.ceil(n * (error / allowed) ** 2)), gain)
+    rows = max(1, math.ceil(n * (error / allowed) ** 2))
+    while gain - unseen_rate(rows, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(n / rows):
+        rows += math.ceil(rows / 100)  # the unseen rate falls with the rows, their errors with the root of them
+    return _rows(rows, gain)
 
 
 def _rows(rows: int, gain: float) -> RowsNeeded:
