@@ -150,7 +150,7 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
     for name, table in tables.items():
         save_predictions(f"{prepared.run}/predictions/{name}.parquet", table)
     # From the look on: whoever runs again, and finds the same answers, has learned nothing new of the world.
-    expires = datetime.fromisoformat(parts["ledger"]["at"]) + timedelta(days=prepared.recipe.evaluation.valid_days)
+    expires = datetime.fromisoformat(parts["ledger"]["at"]) + timedelta(days=prepared.question.valid_days)
     evidence = assemble(
         prepared.recipe,
         run=prepared.run,

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.code import CodeVersion, ship_code
-from cluster.fetch import sha256_files, stage_base_model
+from cluster.fetch import model_files, stage_base_model
 from cluster.progress import Show
 from data.checks import DataReport, clean, take_training_rows
 from data.encode import labels_of
@@ -72,12 +72,18 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
     show({"event": "note", "text": f"{counts} rows, {report.num_classes} classes"})
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
-    base_files = sha256_files(base_model)
+    base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
     champion = read_champion(recipe.home)
     if champion is not None:
         champion_version(champion[0])  # refused here, before anything is judged against what was tampered with
-    asked = asked_digest(recipe.model_dump(mode="json"), code=code.sha256, data=hashes)
+    named = {
+        "recipe": recipe.model_dump(mode="json"),
+        "code": code.sha256,
+        "data": hashes,
+        "base_model": {"uri": base_model, "files": base_files},
+    }
+    asked = asked_digest(named)
     uri = _run_uri(recipe.home, asked, champion=champion[0] if champion else None)
     question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
     frozen = freeze(
@@ -85,9 +91,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         {
             "question": question.to_dict(),
             "asked": asked,
-            "recipe": recipe.model_dump(mode="json"),
-            "code": code.sha256,
-            "data": hashes,
+            **named,
             "champion": champion[0].uri if champion else None,
             "asked_by": current_user(),
             "asked_at": now(),

@@ -13,21 +13,25 @@ from pyarrow import ArrowException
 
 from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
+from cluster.fetch import sha256_files
 from evaluation.case import refuse_wrong_scores
 from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
 from evaluation.hybrid import freeze_hybrid
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused, align
-from evaluation.question import Question, ask, asked_digest, run_name
+from evaluation.question import Question, ask, asked_digest, judged, run_name
 from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, table_names
 from evaluation.verdict import decide
 from models.looks import read_looks
-from recipes.schema import EvaluationSection, digest
+from recipes.schema import EvaluationSection
+from recipes.schema import digest as digest_of
 
 ROOT = Path(__file__).parent
 TOLERANCE = 1e-9
 """Floats may differ by this much: another machine's libraries may add in another order."""
 NEEDED = ("evidence.json", "question.json", "report.html", "MODEL_CARD.md")
+ASKED = ("question", "asked", "recipe", "code", "data", "base_model", "champion")
+"""What question.json must hold."""
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, ArrowException)
 """What damaged JSON or Parquet may raise on being read as what it no longer is; a store that fails raises more."""
 
@@ -71,7 +75,7 @@ def verify(uri: str) -> tuple[str, ...]:
 
 def _other_code(evidence: Mapping[str, Any]) -> bool:
     code = evidence.get("code")
-    return isinstance(code, dict) and code.get("sha256") not in (None, code_sha256(ROOT))
+    return isinstance(code, dict) and {"sha256", "uri"} <= set(code) and code["sha256"] != code_sha256(ROOT)
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
@@ -136,56 +140,47 @@ def _tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
 def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
     """What was frozen before training against what the evidence says was asked."""
     asked = _json(f"{uri}/question.json")
-    if not isinstance(asked, dict) or "question" not in asked:
+    if not isinstance(asked, dict) or not set(ASKED) <= set(asked):
         yield "question.json is missing, or no question: what was asked before training cannot be told"
         return
-    yield from _name_faults(evidence, asked)
-    said = {**evidence, "code": evidence["code"]["sha256"], "recipe": _judged(evidence["recipe"])}
-    asked |= {"recipe": _judged(asked["recipe"])} if "recipe" in asked else {}
-    for name in sorted({"question", "recipe", "code", "champion", "asked_by"} & set(asked)):
-        yield from _differences(said.get(name), asked[name], at=name, other="question.json says")
-    if "recipe" in asked:  # a question that was eased afterwards, in both files
-        section = EvaluationSection.model_validate(asked["recipe"]["evaluation"])
-        rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
-        wanted = ask(section, **rows).to_dict()
-        yield from _differences(evidence["question"], wanted, at="question", other="the recipe asks")
-    frozen = _json(f"{uri}/routing.json")
-    if isinstance(frozen, dict):
-        yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")
-    elif evidence["routing"] is not None:
-        yield "routing.json is missing, or no routing: what was frozen on validation cannot be told"
-    for split, sha256 in asked.get("data", {}).items():
-        yield from _differences(
-            evidence["data"].get(f"sha256_{split}"), sha256, at=f"data.sha256_{split}", other="question.json says"
-        )
-
-
-def _name_faults(evidence: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
-    """The run's name, which is the hash of what was asked, against what question.json says was asked."""
-    wanted = asked_digest(asked["recipe"], code=asked["code"], data=asked["data"])
+    wanted = asked_digest(asked)
     if asked["asked"] != wanted:
         yield f"question.json was changed: what it asks has the digest {wanted}, and it says {asked['asked']}"
     name = run_name(wanted, champion=asked["champion"])
     if evidence["run"].rpartition("/")[2] != name:
         yield f"{evidence['run']} is not the run of this question, whose name is {name}"
-
-
-def _judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without what no run is named by: a run may go on under another way of serving."""
-    return {name: section for name, section in recipe.items() if name != "serving"}
+    hashes = {split: evidence["data"].get(f"sha256_{split}") for split in asked["data"]}
+    said = {**evidence, "code": evidence["code"]["sha256"], "data": hashes, "recipe": judged(evidence["recipe"])}
+    for part in (*ASKED, *({"asked_by"} & set(asked))):
+        told = judged(asked[part]) if part == "recipe" else asked[part]
+        if part != "asked":
+            yield from _differences(said.get(part), told, at=part, other="question.json says")
+    # A question that was eased afterwards, in both files.
+    section = EvaluationSection.model_validate(asked["recipe"]["evaluation"])
+    rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
+    yield from _differences(
+        evidence["question"], ask(section, **rows).to_dict(), at="question", other="the recipe asks"
+    )
+    frozen = _json(f"{uri}/routing.json")
+    if isinstance(frozen, dict):
+        yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")
+    elif evidence["routing"] is not None:
+        yield "routing.json is missing, or no routing: what was frozen on validation cannot be told"
 
 
 def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Who answers what in a hybrid, against what the answers to the validation rows speak for."""
     section = EvaluationSection.model_validate(evidence["recipe"]["evaluation"]).hybrid
     answers = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
-    if section is None or len(answers) < len(ROLES) or evidence["versions"]["incumbent"]["kind"] == "hybrid":
-        return
+    if len(answers) < len(ROLES):
+        return  # named among the files already
     align(*answers.values())
     for table in answers.values():
         refuse_wrong_scores(table)
-    routing = freeze_hybrid(section, **answers, metric=evidence["question"]["metric"])
-    found = json.loads(json.dumps(asdict(routing))) if routing else None
+    found = None
+    if section is not None and evidence["versions"]["incumbent"]["kind"] != "hybrid":
+        routing = freeze_hybrid(section, **answers, metric=evidence["question"]["metric"])
+        found = json.loads(json.dumps(asdict(routing))) if routing else None
     yield from _differences(evidence["routing"], found, at="routing", other="the validation rows give")
 
 
@@ -222,46 +217,51 @@ def _look_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
     if found is None:
         yield f"the ledger of looks at the test rows {stated['test_rows']} does not know this look"
         return
-    entry = asdict(found) | {"test_rows": stated["test_rows"], "question": digest(evidence["question"])}
+    entry = asdict(found) | {"test_rows": stated["test_rows"], "question": digest_of(evidence["question"])}
     yield from _differences(stated, entry, at="ledger", other="the ledger of looks says")
     yield from _differences(evidence["look"], found.look, at="look", other="the ledger of looks says")
-    expires = datetime.fromisoformat(found.at) + timedelta(days=evidence["recipe"]["evaluation"]["valid_days"])
+    expires = datetime.fromisoformat(found.at) + timedelta(days=evidence["question"]["valid_days"])
     wanted = expires.isoformat(timespec="seconds")
     yield from _differences(evidence["expires_at"], wanted, at="expires_at", other="by the look at test it is")
 
 
 def _base_model_faults(base_model: Mapping[str, Any]) -> Iterator[str]:
-    """The pretrained model under every version: each file against what it was when the run began."""
-    for name, told in base_model["files"].items():
-        found = _sha256(f"{base_model['uri']}/{name}")
-        if found != told:
-            state = "is missing" if found is None else f"was changed: its sha256 is {found}, not {told}"
-            yield f"the base model's file {base_model['uri']}/{name} {state}"
+    """The recipe's pretrained model: its files against what they were when the question was asked."""
+    uri = base_model["uri"]
+    found = sha256_files(uri) if storage.exists(uri) else {}
+    yield from _differences(base_model["files"], found, at=f"the base model {uri}", other="in the store")
 
 
 def _version_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
     """The models: of the registered ones each manifest's digest and files, of another what is left of its files."""
     for role, version in evidence["versions"].items():
-        uri, registered = version["uri"], version["digest"]
-        if registered == UNREGISTERED:
-            for name, told in version["files"].items():
-                if (found := _sha256(f"{uri}/{name}")) not in (None, told):
-                    yield f"the {role}'s file {uri}/{name} was changed: its sha256 is {found}, not {told}"
+        if version["digest"] != UNREGISTERED:
+            yield from _registered_faults(f"the {role}", version["uri"], digest=version["digest"])
             continue
-        content = _content(f"{uri}/manifest.json")
-        if content is None:
-            yield f"the {role} {uri} is missing: it has no manifest.json"
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if found != registered:
-            yield f"the {role} {uri} is not what was judged: its manifest.json has the digest {found}, not {registered}"
-            continue
-        for name, told in json.loads(content).items():
-            sha256 = _sha256(f"{uri}/{name}")
-            if sha256 is None:
-                yield f"the {role}'s file {uri}/{name} is missing"
-            elif sha256 != told["sha256"]:
-                yield f"the {role}'s file {uri}/{name} was changed: its sha256 is {sha256}, not {told['sha256']}"
+        for name, told in version["files"].items():
+            if (found := _sha256(f"{version['uri']}/{name}")) not in (None, told):
+                yield f"the {role}'s file {version['uri']}/{name} was changed: its sha256 is {found}, not {told}"
+
+
+def _registered_faults(who: str, uri: str, *, digest: str) -> Iterator[str]:
+    """A version's manifest and files, and those of both parts of a hybrid."""
+    content = _content(f"{uri}/manifest.json")
+    if content is None:
+        yield f"{who} {uri} is missing: it has no manifest.json"
+        return
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        yield f"{who} {uri} is not what was judged: its manifest.json has the digest {found}, not {digest}"
+        return
+    for name, told in json.loads(content).items():
+        sha256 = _sha256(f"{uri}/{name}")
+        if sha256 is None:
+            yield f"{who}'s file {uri}/{name} is missing"
+        elif sha256 != told["sha256"]:
+            yield f"{who}'s file {uri}/{name} was changed: its sha256 is {sha256}, not {told['sha256']}"
+    hybrid: dict[str, Any] = (_json(f"{uri}/config.json") or {}).get("hybrid") or {}
+    for part in ROLES if hybrid else ():
+        yield from _registered_faults(f"the {part} in {who}", hybrid[part]["uri"], digest=hybrid[part]["digest"])
 
 
 def _code_faults(code: Mapping[str, str]) -> Iterator[str]:

@@ -46,6 +46,14 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     return staged
 
 
+def model_files(uri: str) -> dict[str, str]:
+    """As `sha256_files`, of a model that we staged as it was told then, without reading its weights again."""
+    manifest = f"{uri}/{storage.MANIFEST}"
+    if "/_base/" in uri and storage.exists(manifest):
+        return dict(storage.read_json(manifest)["files"])
+    return sha256_files(uri)
+
+
 def sha256_files(uri: str) -> dict[str, str]:
     """sha256 of each file of a model's folder, by name, as it lies there now."""
     names = (file.removeprefix(f"{uri}/") for file in storage.list_files(uri) if file.endswith(MODEL_SUFFIXES))

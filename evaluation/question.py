@@ -38,6 +38,8 @@ class Question:
     """Prices, if the gain must pay for itself."""
     hybrid: HybridSection | None = None
     """Whether, and how, both models may serve."""
+    valid_days: int = 365
+    """Days after the look at the test rows after which the verdict may no longer promote a model."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -81,13 +83,19 @@ def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> 
         gates=section.gates,
         cost=section.cost,
         hybrid=section.hybrid,
+        valid_days=section.valid_days,
     )
 
 
-def asked_digest(recipe: Mapping[str, Any], *, code: str, data: Mapping[str, str]) -> str:
-    """What a run asks, as one hash: the recipe as JSON without the way of serving, the code's hash, each split's."""
-    judged = {name: section for name, section in recipe.items() if name != "serving"}
-    return digest({"recipe": judged, "code": code, "data": dict(data)})
+def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, as JSON, without what no run is named by: a run may go on under another way of serving."""
+    return {name: section for name, section in recipe.items() if name != "serving"}
+
+
+def asked_digest(asked: Mapping[str, Any]) -> str:
+    """What a run asks, as one hash: recipe, code, data and base model of what question.json holds."""
+    named = {name: asked[name] for name in ("code", "data", "base_model")}
+    return digest({"recipe": judged(asked["recipe"]), **named})
 
 
 def run_name(asked: str, *, champion: str | None) -> str:

@@ -179,7 +179,7 @@ def _gained(main: Comparison, *, p_value: float, question: Question) -> bool:
 
 
 def _hybrid(case: Case, *, main: Comparison, question: Question) -> HybridVerdict | None:
-    if case.routing is None:
+    if case.routing is None or question.hybrid is None:
         return None
     side = routed(case.routing, incumbent=case.incumbent, candidate=case.candidate)
     share = share_to_candidate(case.routing, case.incumbent.clean)

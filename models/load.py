@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from cluster.fetch import local_copy
-from cluster.storage import exists, read_json
+from cluster.storage import MANIFEST, read_json
 from data.encode import load_tokenizer
 from models.classifier import Classifier
 from models.decide import Routing
@@ -107,9 +107,7 @@ def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVer
 
     Raises RegistryError if it is not whole or was changed, ModelError for a hybrid: `load_served` takes both.
     """
-    version = read_version(uri)
-    verify_files(uri, local_copy(uri))
-    return _load(uri, version, device=device)
+    return _load(uri, read_version(uri), device=device)
 
 
 def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion] | LoadedHybrid:
@@ -124,8 +122,6 @@ def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVers
 
 def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
     """Loads a folder of weights and `config.json`: a rung, a candidate, or a version, whose files are then checked."""
-    if exists(f"{uri}/manifest.json"):
-        verify_files(uri, local_copy(uri))
     return _load(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
 
 
@@ -133,6 +129,8 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Versi
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
     folder = local_copy(uri)
+    if (folder / MANIFEST).exists():
+        verify_files(uri, folder)
     base = local_copy(config.base_model)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)

@@ -152,7 +152,12 @@ def register(home: str, folder: Path) -> ModelVersion:
     if not exists(f"{uri}/manifest.json"):
         upload_folder(folder, uri)
         write_bytes(f"{uri}/manifest.json", manifest)
-    return read_version(uri)
+    version = read_version(uri)
+    if version.digest != digest:
+        raise RegistryError(
+            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; restore it"
+        )
+    return version
 
 
 def read_version(uri: str) -> ModelVersion:
@@ -210,7 +215,7 @@ def champion_version(champion: Champion) -> ModelVersion:
     if version.digest != champion.digest:
         raise RegistryError(
             f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, "
-            f"champion.json names {champion.digest}; restore it, or promote another version"
+            f"champion.json names {champion.digest}; restore it (`tailorbird verify` of it names the files)"
         )
     return version
 

@@ -244,7 +244,7 @@ class EvaluationSection(Section):
     centroid_shots: int = Field(default=10, ge=1)
     """Training examples a class, k, of the centroid baseline."""
     valid_days: int = Field(default=365, ge=1)
-    """Days after which the verdict may no longer promote a model."""
+    """Days after the look at the test rows after which the verdict may no longer promote a model."""
 
 
 class ServingSection(Section):

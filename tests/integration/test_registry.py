@@ -199,10 +199,16 @@ def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(
         champion_version(champion)
 
 
-def test_an_artifact_with_a_manifest_is_checked_against_it(versions: list[ModelVersion]) -> None:
-    storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
+def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path: Path) -> None:
+    version = register(f"{bucket}/task", version_folder(tmp_path / "its own", value=7))
+    storage.write_bytes(f"{version.uri}/head.safetensors", b"other weights")
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
-        load_artifact(versions[0].uri)
+        load_artifact(version.uri)
+    manifest = storage.read_json(f"{version.uri}/manifest.json")
+    manifest["head.safetensors"]["sha256"] = "0" * 64
+    storage.write_json(f"{version.uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match="was changed: its manifest has the digest"):
+        register(f"{bucket}/task", tmp_path / "its own")
 
 
 def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:

@@ -54,7 +54,7 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     (folder / "looks").mkdir()
     (folder / "looks" / f"{ledger.pop('test_rows')}.json").write_text(json.dumps([ledger]))
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
-    stored["question.json"] = json.dumps(asked_of(simulation, code=code.sha256)).encode()
+    stored["question.json"] = json.dumps(asked_of(simulation, home=home, code=code.sha256)).encode()
     stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
     for role, version in evidence["versions"].items():
         write_evidence(version["uri"], stored | files(evidence, role=role))
@@ -246,8 +246,11 @@ def test_a_version_that_was_not_registered_needs_no_files(home: Path) -> None:
 def test_a_changed_base_model_is_found(home: Path) -> None:
     flip(home / "base" / "model.safetensors", at=5)
     (fault,) = verify(run_of(home).as_uri())
-    assert fault.startswith("the base model's file ")
-    assert "base/model.safetensors was changed" in fault
+    assert fault.startswith("the base model ")
+    assert "base.model.safetensors is " in fault
+    shutil.rmtree(home / "base")
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.endswith('in the store "missing"')
 
 
 def test_a_second_look_that_is_told_as_the_first_is_found(home: Path) -> None:
@@ -259,6 +262,40 @@ def test_a_second_look_that_is_told_as_the_first_is_found(home: Path) -> None:
     ledger.write_text("[]")
     (fault,) = verify(run_of(home).as_uri())
     assert fault.endswith("does not know this look")
+
+
+def test_a_changed_weight_of_a_hybrids_part_is_found(home: Path) -> None:
+    part = home / "versions" / "probe-1"
+    digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
+    named = {"uri": part.as_uri(), "digest": digest}
+    config = json.dumps({"kind": "hybrid", "hybrid": {"incumbent": named, "candidate": named}}).encode()
+    whole = home / "versions" / "hybrid-1"
+    whole.mkdir()
+    (whole / "config.json").write_bytes(config)
+    manifest = json.dumps({"config.json": {"sha256": hashlib.sha256(config).hexdigest()}}).encode()
+    (whole / "manifest.json").write_bytes(manifest)
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    evidence["versions"]["hybrid"] = {
+        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest()
+    }  # fmt: skip
+    renamed(run_of(home), versions=evidence["versions"])
+    assert verify(run_of(home).as_uri()) == ()
+    (part / "head.safetensors").write_bytes(b"other weights")
+    faults = verify(run_of(home).as_uri())
+    assert any("the incumbent in the hybrid's file" in fault for fault in faults)
+
+
+def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(home: Path) -> None:
+    run, routing = run_of(home), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
+    content = json.dumps({"routing": routing}).encode()
+    (run / "routing.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["routing.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, routing=routing)
+    (fault,) = verify(run.as_uri())
+    assert fault.startswith("routing is ")
+    assert fault.endswith("the validation rows give null")
 
 
 def test_an_expiry_put_off_is_found(home: Path) -> None:

@@ -112,31 +112,30 @@ def question_of(simulation: Simulation) -> Question:
     return ask(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
-def asked_of(simulation: Simulation, *, code: str = CODE) -> dict[str, Any]:
+def asked_of(simulation: Simulation, *, home: str = HOME, code: str = CODE) -> dict[str, Any]:
     """What a simulated run's question.json holds."""
-    recipe, data = recipe_of(simulation).model_dump(mode="json"), {"test": SHA}
-    return {
-        "question": question_of(simulation).to_dict(),
-        "asked": asked_digest(recipe, code=code, data=data),
-        "recipe": recipe,
+    named = {
+        "recipe": recipe_of(simulation).model_dump(mode="json"),
         "code": code,
-        "data": data,
-        "champion": None,
+        "data": {"test": SHA},
+        "base_model": {"uri": f"{home}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
     }
+    question = question_of(simulation).to_dict()
+    return {"question": question, "asked": asked_digest(named), "champion": None, **named}
 
 
 def evidence_of(
     simulation: Simulation, *, home: str = HOME, digests: dict[str, str] | None = None, code: str = CODE
 ) -> dict[str, Any]:
     """The evidence of a simulated run whose versions lie under `home`."""
-    tables = tables_of(simulation)
+    tables, asked = tables_of(simulation), asked_of(simulation, home=home, code=code)
     question = question_of(simulation)
     verdict = decide(case_of_tables(simulation, tables), question=question)
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     routing = simulation.routing
     return assemble(
         recipe_of(simulation),
-        run=f"{home}/runs/{run_name(asked_of(simulation, code=code)['asked'], champion=None)}",
+        run=f"{home}/runs/{run_name(asked['asked'], champion=None)}",
         question=question,
         verdict=verdict,
         parts={
@@ -170,7 +169,7 @@ def evidence_of(
             },
             "champion": None,
             "code": {"sha256": code, "uri": f"{home}/code/ee.zip"},
-            "base_model": {"uri": f"{home}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
+            "base_model": asked["base_model"],
             "created_at": "2026-11-24T16:30:00+00:00",
             "asked_by": "an engineer",
             "expires_at": "2027-11-24T16:30:00+00:00",
