@@ -57,7 +57,7 @@ def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> n
 def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(
     small_data: str, stage: int, method: str
 ) -> None:
-    task = training_task(small_data, num_rows=64)
+    task = training_task(small_data, num_rows=64, auxiliary="block" if stage == 3 else None)
     section = TrainingSection.model_validate(
         {"zero_stage": stage, "method": method, "epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
     )
@@ -79,23 +79,18 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(
 
 
 def test_an_auxiliary_label_is_learned_beside_the_label_and_left_behind(small_data: str) -> None:
-    section = TrainingSection(epochs=1, batch_size=16, learning_rate=1e-3)
-    plain = training_task(small_data, num_rows=64)
-    tasks = {"plain": plain, "auxiliary": training_task(small_data, num_rows=64, auxiliary="block")}
-    assert tasks["auxiliary"].train.texts == plain.train.texts
-    trained, losses = {}, {}
-    for name, task in tasks.items():
-        heard = Heard()
-        with connect(), relayed(heard) as relay:
-            trained[name] = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
-        losses[name] = heard.of_kind("step")[-1]["loss"]
-    assert losses["auxiliary"] > losses["plain"] + 0.5  # the second loss is in the sum: ln(254) / 2 at the start
-    logits = validation_logits(trained["auxiliary"], tasks["auxiliary"], method="full")
-    assert logits.shape == (60, len(plain.classes))
-    assert {name.rpartition("/")[2] for name in storage.list_files(trained["auxiliary"].weights)} == {
-        "head.safetensors",
-        "encoder.safetensors",
-    }
+    task = training_task(small_data, num_rows=64, auxiliary="block")
+    section = TrainingSection(epochs=1, batch_size=16, learning_rate=1e-4)
+    heard = Heard()
+    with connect(), relayed(heard) as relay:
+        trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert task.train.auxiliary is not None
+    num_classes, num_blocks = len(task.classes), len(set(task.train.auxiliary))
+    # Heads of zeros begin at the logarithm of their classes, and four small steps do not take them far.
+    assert heard.of_kind("step")[-1]["loss"] == pytest.approx(np.log(num_classes) + 0.5 * np.log(num_blocks), rel=0.1)
+    names = {name.rpartition("/")[2] for name in storage.list_files(trained.weights)}
+    assert names == {"head.safetensors", "encoder.safetensors"}
+    assert validation_logits(trained, task, method="full").shape == (60, num_classes)
 
 
 @pytest.mark.slow
