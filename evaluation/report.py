@@ -16,7 +16,8 @@ The evidence is plain JSON (`evidence.json`), with these keys:
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
 - `reliability`: by role a row a bin, `{confidence, accuracy, n}`.
-- `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`.
+- `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`; of one that was not
+  registered also its `files`.
 - `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`. `base_model`: `{uri, files}`.
 """
 

@@ -71,7 +71,7 @@ class EpochReport:
     score: float
     """On the validation rows, by the task's metric."""
     loss: float
-    """Mean training loss of the epoch."""
+    """Mean training loss of the epoch, an auxiliary label's share included."""
     rows_per_second: float
     step_seconds: float
     """Seconds inside training steps in this epoch."""
