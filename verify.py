@@ -151,10 +151,9 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
         yield f"{evidence['run']} is not the run of this question, whose name is {name}"
     hashes = {split: evidence["data"].get(f"sha256_{split}") for split in asked["data"]}
     said = {**evidence, "code": evidence["code"]["sha256"], "data": hashes, "recipe": judged(evidence["recipe"])}
-    for part in (*ASKED, *({"asked_by"} & set(asked))):
-        told = judged(asked[part]) if part == "recipe" else asked[part]
-        if part != "asked":
-            yield from _differences(said.get(part), told, at=part, other="question.json says")
+    told = {**asked, "recipe": judged(asked["recipe"])}
+    for part in sorted(({*ASKED, "asked_by"} & set(told)) - {"asked"}):
+        yield from _differences(said.get(part), told[part], at=part, other="question.json says")
     # A question that was eased afterwards, in both files.
     section = EvaluationSection.model_validate(asked["recipe"]["evaluation"])
     rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
@@ -195,12 +194,8 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
         "verdict": json.loads(json.dumps(found.to_dict())),
         "reliability": {role: reliability(tables[role]) for role in evidence["reliability"]},
     }
-    differences = [
-        fault
-        for name, value in again.items()
-        for fault in _differences(evidence[name], value, at=name, other="recomputed it is")
-    ]
-    yield from differences
+    for name, value in again.items():
+        yield from _differences(evidence[name], value, at=name, other="recomputed it is")
     scores = {"incumbent": "incumbent_score", "candidate": "candidate_score", "reference": "reference_score"}
     for place, row in enumerate(evidence["ladder"]):
         test = again["verdict"][scores[row["role"]]] if row["role"] else None
