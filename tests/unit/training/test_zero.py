@@ -43,11 +43,13 @@ def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int
     assert deepspeed_config(section, autocast=False)["torch_autocast"]["enabled"] is False
 
 
-def test_only_over_nccl_are_gradients_reduced_and_scattered() -> None:
+def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
     on_gpus = deepspeed_config(TrainingSection(gpus_per_worker=1), autocast=True)
     assert on_gpus["zero_optimization"] == {"stage": 1}
+    assert on_gpus["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     on_cpus = deepspeed_config(TrainingSection(), autocast=True)
     assert on_cpus["zero_optimization"] == {"stage": 1, "reduce_scatter": False}
+    assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
 def test_matrices_decay_vectors_do_not_and_the_head_learns_faster() -> None:
