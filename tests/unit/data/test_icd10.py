@@ -7,9 +7,11 @@ import pytest
 
 from data import icd10
 from data.checks import clean
-from data.read import read_splits, read_table
+from data.read import SPLIT_NAMES, read_splits, read_table
 from data.split import normalise
 from recipes.schema import DataSection
+
+COLUMNS = ["text", "code", "title", "chapter", "block", "category", "group"]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,26 @@ def section(written: tuple[str, dict[str, int]]) -> DataSection:
     )
 
 
+def of(written: tuple[str, dict[str, int]], name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(f"{written[0]}/{name}", columns=COLUMNS).to_pylist()
+    return rows
+
+
 def test_some_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
-    _, counts = written
-    total = sum(counts.values())
+    terms = {name: [row for row in of(written, name) if row["text"] != row["title"]] for name in SPLIT_NAMES}
+    total = sum(len(rows) for rows in terms.values())
     assert 12_000 < total < 13_000
-    assert [round(counts[name] / total, 2) for name in ("train", "validation", "test")] == pytest.approx(
-        [0.72, 0.11, 0.17], abs=0.015
-    )
+    assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx([0.72, 0.11, 0.17], abs=0.015)
+
+
+def test_titles_of_short_codes_are_training_texts_and_no_others(written: tuple[str, dict[str, int]]) -> None:
+    held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in of(written, name)}
+    assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in of(written, name))
+    titles = [row for row in of(written, "train") if row["text"] == row["title"]]
+    assert 9_000 < len(titles) < 10_000
+    assert all(len(row["code"]) <= len("A00.0") for row in titles)
+    assert not held_out & {row["category"] for row in titles}
+    assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
 def test_every_split_shows_all_21_chapters_in_like_shares(section: DataSection) -> None:
@@ -64,10 +79,7 @@ def test_each_wording_stands_once(section: DataSection) -> None:
 
 
 def test_columns_carry_code_title_and_category_beside_the_text(written: tuple[str, dict[str, int]]) -> None:
-    columns = ["text", "code", "title", "chapter", "block", "category", "group"]
-    rows: list[dict[str, Any]] = []
-    for name in written[1]:
-        rows += read_table(f"{written[0]}/{name}", columns=columns).to_pylist()
+    rows = [row for name in written[1] for row in of(written, name)]
     [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
     assert row["block"] == "N10-N16"
