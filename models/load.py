@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.fetch import local_copy
 from cluster.storage import MANIFEST, read_json
@@ -17,6 +17,8 @@ from models.decide import Routing
 from models.registry import ModelVersion, VersionConfig, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""What transformers' configurations call it: BERT and its kin, and most others."""
 
 
 class ModelError(ValueError):
@@ -60,15 +62,33 @@ def dtype_name() -> Literal["float32", "bfloat16"]:
     return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
 
 
-def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The pretrained encoder from a local folder with safetensors weights; nothing is unpickled."""
+def load_encoder(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+) -> nn.Module:
+    """The pretrained encoder from a local folder with safetensors weights; nothing is unpickled.
+
+    `attention_dropout` is for training; None leaves what the model was pretrained with. Raises ModelError.
+    """
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if attention_dropout is not None:
+            _set_attention_dropout(config, attention_dropout)
         encoder: nn.Module = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
     return without_pooler(encoder)
+
+
+def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
+    names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
+    if not names:
+        raise ModelError(
+            f"a {config.model_type} model has no attention dropout to set; leave training.attention_dropout out"
+        )
+    for name in names:
+        setattr(config, name, share)
 
 
 def without_pooler(encoder: nn.Module) -> nn.Module:

@@ -92,6 +92,9 @@ class TrainingSection(Section):
     """Share of each label's weight that is spread over all classes: less certainty, often a little more accuracy."""
     auxiliary_weight: float = Field(default=0.5, gt=0)
     """Weight of the auxiliary label's loss beside the label's, where `data.auxiliary_label` names one."""
+    attention_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout inside the attention while training; left out, the model's own. On CPU, 0 lets torch use its fused
+    attention: three times as fast a step at 320 tokens."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)
@@ -156,6 +159,7 @@ class TuningSection(Section):
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
+        fixed |= {"attention_dropout"}  # set where the encoder is loaded, once for all trials
         allowed = sorted(set(TrainingSection.model_fields) - fixed)
         for name in space:
             if name not in allowed:

@@ -84,8 +84,8 @@ OnEpoch = Callable[[EpochReport, Any], bool]
 """Gets the report and the engine, on every rank; False ends the training."""
 
 
-def load_material(task: TrainingTask) -> Material:
-    """Downloads the base model (once a node) and encodes the rows."""
+def load_material(task: TrainingTask, *, attention_dropout: float | None = None) -> Material:
+    """Downloads the base model (once a node) and encodes the rows; `attention_dropout` as in `load_encoder`."""
     folder = local_copy(task.base_model)
     tokenizer = load_tokenizer(folder)
 
@@ -93,7 +93,7 @@ def load_material(task: TrainingTask) -> Material:
         return encode_texts(rows.texts, tokenizer=tokenizer, max_length=task.max_length)
 
     return Material(
-        encoder=load_encoder(folder),
+        encoder=load_encoder(folder, attention_dropout=attention_dropout),
         task=task,
         train_tokens=encoded(task.train),
         train_labels=label_indices(task.train.labels, classes=task.classes),

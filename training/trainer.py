@@ -115,7 +115,7 @@ def teller(relay: Any, **labels: Any) -> OnStep:
 def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingSection = config["section"]
     task: TrainingTask = ray.get(config["task"])
-    material = load_material(task)
+    material = load_material(task, attention_dropout=section.attention_dropout)
     engine = new_engine(section, material)
     done = _resume(engine, section)
     report = train(

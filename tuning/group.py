@@ -21,7 +21,8 @@ from tuning.space import trial_section
 
 def group_worker(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
-    material = load_material(ray.get(config["task"]))
+    section: TrainingSection = config["section"]
+    material = load_material(ray.get(config["task"]), attention_dropout=section.attention_dropout)
     gc.freeze()  # what all trials share is not walked when a trial's engine is collected
     while True:
         taken = _from_rank_0(lambda: ray.get(config["desk"].take.remote(config["group"])))

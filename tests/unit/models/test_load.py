@@ -75,6 +75,20 @@ def test_the_encoder_is_loaded_without_its_pooler_in_the_dtype_asked_for(base: P
     assert without_pooler(torch.nn.Linear(1, 1)) is not None
 
 
+def test_attention_dropout_is_the_models_own_or_what_training_asks_for(base: Path) -> None:
+    def shares(encoder: torch.nn.Module) -> set[float]:
+        return {module.p for name, module in encoder.named_modules() if name.endswith("attention.self.dropout")}
+
+    assert shares(load_encoder(base)) == {0.1}
+    assert shares(load_encoder(base, attention_dropout=0.0)) == {0.0}
+
+
+def test_attention_dropout_of_a_model_without_any_is_refused(base: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "fnet"}')
+    with pytest.raises(ModelError, match="a fnet model has no attention dropout to set; leave training.attention_drop"):
+        load_encoder(base, attention_dropout=0.0)
+
+
 def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: Path) -> None:
     state = BertModel.from_pretrained(base).state_dict()
     (base / "model.safetensors").unlink()
