@@ -73,31 +73,41 @@ class Splits:
 def read_splits(section: DataSection) -> Splits:
     """Reads what the section names; without `validation` and `test`, `train` is split 72/11/17.
 
-    That split is by `split_by`, or by normalised text where the recipe names none (so copies of a text stay together).
-    Raises DataError, see `read_rows`; whether the splits fit each other is for `checks.clean` to say.
+    Without `validation` alone, `validation_share` of `train` is drawn. Both are by `split_by`, or by normalised text
+    where the recipe names none (so copies of a text stay together). Raises DataError, see `read_rows`; whether the
+    splits fit each other is for `checks.clean` to say.
     """
-    if section.validation is not None and section.test is not None:
-        return Splits(
-            train=read_rows(section.train, section=section, auxiliary=section.auxiliary_label),
-            validation=read_rows(section.validation, section=section),
-            test=read_rows(section.test, section=section),
-        )
-    rows = read_rows(section.train, section=section, auxiliary=section.auxiliary_label)
+    train = read_rows(*section.train_uris, section=section, auxiliary=section.auxiliary_label)
+    if section.test is None:
+        train, validation, test = _parted(train, fractions=SPLIT_FRACTIONS)
+    elif section.validation is None:
+        share = section.validation_share
+        train, validation, _ = _parted(train, fractions=(1 - share, share, 0.0))
+        test = read_rows(section.test, section=section)
+    else:
+        validation = read_rows(section.validation, section=section)
+        test = read_rows(section.test, section=section)
+    return Splits(train=train, validation=validation, test=test)
+
+
+def _parted(rows: Rows, *, fractions: tuple[float, float, float]) -> tuple[Rows, Rows, Rows]:
+    """Train, validation and test of these rows; only train keeps the auxiliary label."""
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
-    parts = split_by_key(keys, fractions=SPLIT_FRACTIONS, seed=SPLIT_SEED)
+    parts = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(parts == part)) for part in range(3))
-    return Splits(train=train, validation=replace(validation, auxiliary=None), test=replace(test, auxiliary=None))
+    return train, replace(validation, auxiliary=None), replace(test, auxiliary=None)
 
 
-def read_rows(uri: str, *, section: DataSection, auxiliary: str | None = None) -> Rows:
-    """Rows of a Parquet file or folder, by the column names of `section`; integer labels become strings.
+def read_rows(*uris: str, section: DataSection, auxiliary: str | None = None) -> Rows:
+    """Rows of Parquet files or folders, one after the other, by `section`'s columns; integer labels become strings.
 
     `auxiliary` names a column to read beside them. Raises DataError when the store cannot be read, a file is not
     Parquet, a column is missing or of a wrong type, a text, label or split key is null, or there are no rows.
     """
     named = [column for column in (section.text, section.label, section.split_by, auxiliary) if column is not None]
     wanted = (*named, *section.groups)
-    table = read_table(uri, columns=list(dict.fromkeys(wanted)))
+    columns, uri = list(dict.fromkeys(wanted)), ", ".join(uris)
+    table = _joined([read_table(uri, columns=columns) for uri in uris], uri=uri)
     groups = {name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups}
     return Rows(
         row_ids=tuple(str(position) for position in range(table.num_rows)),
@@ -114,14 +124,17 @@ def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
 
     Only these columns are read from the store. Raises DataError, also when there is no row.
     """
-    tables = [_read_file(name, columns=columns) for name in parquet_files(uri)]
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{uri}: its files do not have the same column types ({error}); write them alike") from None
+    table = _joined([_read_file(name, columns=columns) for name in parquet_files(uri)], uri=uri)
     if table.num_rows == 0:
         raise DataError(f"{uri} has no rows; give a Parquet file or folder with at least one row")
     return table
+
+
+def _joined(tables: list[pa.Table], *, uri: str) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{uri}: its files do not have the same column types ({error}); write them alike") from None
 
 
 def parquet_files(uri: str) -> list[str]:

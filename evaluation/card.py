@@ -76,7 +76,8 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
 
 def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[str, Any]:
     version, recipe = evidence["versions"][role], evidence["recipe"]
-    dataset = _hub_id(recipe["data"]["train"])
+    train = recipe["data"]["train"]
+    datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
     hub_names = {"accuracy": "accuracy", "macro_f1": "f1", "ece": "ece"}
     scores = scores_of(evidence, role=role)
     metrics = [
@@ -90,14 +91,14 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     ]
     measured = {
         "task": {"type": "text-classification"},
-        "dataset": {"type": dataset, "name": evidence["name"], "split": "test"},
+        "dataset": {"type": datasets[0], "name": evidence["name"], "split": "test"},
         "metrics": metrics,
     }
     licensed = {"license": recipe["license"]} if recipe.get("license") else {}
     return {
         **licensed,
         "base_model": _hub_id(recipe["base_model"]),
-        "datasets": [dataset],
+        "datasets": datasets,
         "metrics": [hub_names[name] for name in scores],
         "pipeline_tag": "text-classification",
         "library_name": "tailorbird",

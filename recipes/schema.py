@@ -23,12 +23,14 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    train: str
-    """URI of the training rows: a Parquet file or a folder of them, `s3://` or `file://`."""
+    train: str | tuple[str, ...]
+    """URI of the training rows, or several: a Parquet file or a folder of them, `s3://` or `file://`."""
     validation: str | None = None
-    """URI of the validation rows. Left out together with `test`: `train` is split by `split_by`."""
+    """URI of the validation rows. Left out, they are drawn from `train` by `split_by`; without `test`, test too."""
     test: str | None = None
     """URI of the test rows, which nothing but the final evaluation reads."""
+    validation_share: float = Field(default=0.13, gt=0, lt=1)
+    """Share of `train` that chooses where `test` is given and `validation` is not: fewer choose, more train."""
     text: str = "text"
     """Column with the text (string)."""
     label: str = "label"
@@ -47,8 +49,12 @@ class DataSection(Section):
 
     @field_validator("train", "validation", "test")
     @classmethod
-    def _names_a_store(cls, uri: str | None) -> str | None:
-        return uri if uri is None else _with_scheme(uri, STORES)
+    def _names_a_store(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("give at least one URI")
+        for uri in (value,) if isinstance(value, str) else value or ():
+            _with_scheme(uri, STORES)
+        return value
 
     @model_validator(mode="after")
     def _auxiliary_label_is_another(self) -> Self:
@@ -57,10 +63,15 @@ class DataSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _splits_go_together(self) -> Self:
-        if (self.validation is None) != (self.test is None):
-            raise ValueError("give both `validation` and `test`, or neither (then `train` is split)")
+    def _validation_needs_test(self) -> Self:
+        if self.validation is not None and self.test is None:
+            raise ValueError("give `test` beside `validation`, or neither (then `train` is split)")
         return self
+
+    @property
+    def train_uris(self) -> tuple[str, ...]:
+        """The training rows' URIs."""
+        return (self.train,) if isinstance(self.train, str) else self.train
 
 
 class TrainingSection(Section):

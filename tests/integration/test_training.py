@@ -29,7 +29,7 @@ QUICK = [(3, "lora")]
 
 def training_task(data: str, *, num_rows: int, auxiliary: str | None = None) -> TrainingTask:
     section = DataSection.model_validate(content("any", data)["data"])
-    train = read_rows(section.train, section=section, auxiliary=auxiliary)
+    train = read_rows(*section.train_uris, section=section, auxiliary=auxiliary)
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
     validation = read_rows(section.validation or "", section=section).take(range(60))
     return TrainingTask(

@@ -197,6 +197,32 @@ def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: P
     assert splits == read_splits(section(uri, split_by="patient"))
 
 
+def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(1000)]
+    patients = [number // 2 for number in range(1000)]
+    old = put(tmp_path / "old.parquet", text=texts[:900], label=["x", "y"] * 450, patient=patients[:900])
+    new = put(tmp_path / "new.parquet", text=texts[900:], label=["x", "y"] * 50, patient=patients[900:])
+    test = put(tmp_path / "test.parquet", text=["a", "b"], label=["x", "y"], patient=[5000, 5001])
+    share = 0.05
+    splits = read_splits(DataSection(train=(old, new), test=test, validation_share=share, split_by="patient"))
+    assert splits.test.texts == ("a", "b")
+    assert len(splits.validation) == pytest.approx(1000 * share, abs=20)
+    assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
+    found = {row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)}
+    assert found == {str(number): text for number, text in enumerate(texts)}
+
+
+def test_files_named_together_must_be_of_one_kind(tmp_path: Path) -> None:
+    one = put(tmp_path / "one.parquet", text=["a"], label=["x"])
+    other = put(tmp_path / "other.parquet", text=["b"], label=[1])
+    with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
+        read_splits(DataSection(train=(one, other)))
+
+
+def _named(rows: Rows) -> list[tuple[str, str]]:
+    return list(zip(rows.row_ids, rows.texts, strict=True))
+
+
 def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     texts = [f"Text {number % 100}" + " " * (number % 3) for number in range(300)]
     uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y", "z"] * 100)

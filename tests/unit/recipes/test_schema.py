@@ -71,7 +71,9 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("registry", "/models", "registry: '/models' must begin with s3://"),
         ("registry", "file:///models", "registry: 'file:///models' must begin with s3://"),
         ("data.train", "lake/train", "data.train: 'lake/train' must begin with s3:// or file://"),
-        ("data.test", "s3://lake/test", "data: give both `validation` and `test`, or neither"),
+        ("data.validation", "s3://lake/rows", "data: give `test` beside `validation`, or neither"),
+        ("data.train", [], "data.train: give at least one URI"),
+        ("data.train", ["s3://lake/a", "lake/b"], "data.train: 'lake/b' must begin with s3:// or file://"),
         ("data.max_length", 2, "data.max_length: "),
         (
             "tuning.space",
