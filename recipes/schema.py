@@ -74,6 +74,20 @@ class DataSection(Section):
         return (self.train,) if isinstance(self.train, str) else self.train
 
 
+DEEPSPEED_FIELDS = {
+    "train_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "batch_size and gradient_accumulation_steps",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "gradient_clipping",
+    "zero_optimization.stage": "zero_stage",
+    "zero_optimization.offload_optimizer": "offload",
+    "zero_optimization.offload_param": "offload",
+    "optimizer": "learning_rate and weight_decay",
+    "scheduler": "warmup_fraction",
+}
+"""DeepSpeed's name of what a field of the training section says."""
+
+
 class TrainingSection(Section):
     method: Literal["lora", "full"] = "full"
     """What is learned: adapters and head, or every weight."""
@@ -93,6 +107,15 @@ class TrainingSection(Section):
     """Passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
     """Rows a step, all workers together."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Parts in which a worker computes its rows of a step, one after the other: as many times less memory."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, more time."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the CPU's memory while the accelerator does not need it: optimizer states (stages 1 to 3), or also
+    parameters (stage 3)."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Options of DeepSpeed's own configuration, laid over what this section makes of it."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the encoder or adapter."""
     head_multiplier: float = Field(default=10.0, gt=0)
@@ -123,9 +146,30 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of num_workers {self.num_workers}")
+        parts, told = self.num_workers * self.gradient_accumulation_steps, f"num_workers {self.num_workers}"
+        if self.gradient_accumulation_steps > 1:
+            told += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of {told}")
         return self
+
+    @model_validator(mode="after")
+    def _offload_has_its_stage(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload {self.offload!r} takes zero_stage {least} or more, not {self.zero_stage}")
+        return self
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _leaves_what_has_a_field(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for path, name in DEEPSPEED_FIELDS.items():
+            place: Any = options
+            for part in path.split("."):
+                place = place.get(part) if isinstance(place, dict) else None
+            if place is not None:
+                raise ValueError(f"{path} is set by training.{name}; change it there")
+        return options
 
 
 class Distribution(Section):
@@ -170,7 +214,7 @@ class TuningSection(Section):
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
-        fixed |= {"attention_dropout"}  # set where the encoder is loaded, once for all trials
+        fixed |= {"attention_dropout", "offload", "deepspeed"}  # the same for all trials of a worker group
         allowed = sorted(set(TrainingSection.model_fields) - fixed)
         for name in space:
             if name not in allowed:

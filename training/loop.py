@@ -19,7 +19,7 @@ from evaluation.metrics import score_of
 from models.classifier import AuxiliaryClassifier, Classifier, zero_head
 from models.load import add_adapter, default_device, inference_dtype, load_encoder
 from recipes.schema import TrainingSection
-from training.order import epoch_batches, num_steps, rank_rows
+from training.order import epoch_batches, micro_batches, num_steps, rank_rows
 from training.zero import start_engine
 
 
@@ -117,6 +117,9 @@ def build_model(section: TrainingSection, material: Material) -> Classifier:
     num_features = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     if section.method == "lora":
         encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
+    if section.gradient_checkpointing:
+        kwargs = {"use_reentrant": False}  # the other kind asks for inputs with gradients, which LoRA has not
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)  # type: ignore[operator]
     head, second = zero_head(num_features, len(material.task.classes)), material.train_auxiliary
     if second is None:
         return Classifier(encoder, head).to(default_device())
@@ -159,11 +162,13 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-        loss, size = _loss(engine, section, material=material, rows=mine, share=len(batch) / num_ranks)
-        engine.backward(loss)
-        engine.step()
-        losses += float(loss.detach())
-        tokens, padded, seen = tokens + int(lengths[mine].sum()), padded + size, seen + len(batch)
+        for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
+            loss, size = _loss(engine, section, material=material, rows=rows, share=len(batch) / num_ranks)
+            engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
+            engine.step()  # counts the parts; weights move after the last
+            losses += float(loss.detach())
+            padded += size
+        tokens, seen = tokens + int(lengths[mine].sum()), seen + len(batch)
         elapsed = time.perf_counter() - begun
         if rank == 0 and (elapsed - said > 1.0 or step + 1 == len(batches)):
             said = elapsed

@@ -28,6 +28,11 @@ def rank_rows(batch: NDArray[np.int64], *, rank: int, num_ranks: int) -> NDArray
     return batch[rank::num_ranks]
 
 
+def micro_batches(rows: NDArray[np.int64], *, num: int) -> list[NDArray[np.int64]]:
+    """A rank's rows of a step in `num` parts of like size and like lengths; the last of a small batch may be empty."""
+    return np.array_split(rows, num)
+
+
 def num_steps(num_rows: int, *, batch_size: int, epochs: int) -> int:
     """Steps of a whole training."""
     pool = batch_size * SORTED_BATCHES

@@ -64,6 +64,17 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
         ("training.method", "prefix", "training.method: .*'lora' or 'full'.*given: 'prefix'"),
         ("training.batch_size", 33, "training: batch_size 33 must be a multiple of num_workers 2"),
+        (
+            "training.gradient_accumulation_steps",
+            3,
+            "training: batch_size 32 must be a multiple of num_workers 2 times gradient_accumulation_steps 3",
+        ),
+        ("training.offload", "parameters", "training: offload 'parameters' takes zero_stage 3 or more, not 1"),
+        (
+            "training.deepspeed",
+            {"zero_optimization": {"stage": 2}},
+            "training.deepspeed: zero_optimization.stage is set by training.zero_stage; change it there",
+        ),
         ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),

@@ -43,6 +43,30 @@ def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int
     assert deepspeed_config(section, autocast=False)["torch_autocast"]["enabled"] is False
 
 
+def test_a_workers_share_of_a_step_comes_in_parts() -> None:
+    config = deepspeed_config(TrainingSection(batch_size=24, gradient_accumulation_steps=3), autocast=False)
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (24, 4)
+    assert config["gradient_accumulation_steps"] == 3
+
+
+def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
+    def zero(offload: str) -> dict[str, object]:
+        section = TrainingSection.model_validate({"zero_stage": 3, "offload": offload})
+        found: dict[str, object] = deepspeed_config(section, autocast=False)["zero_optimization"]
+        return {name: value for name, value in found.items() if name.startswith("offload")}
+
+    assert zero("none") == {}
+    assert zero("optimizer") == {"offload_optimizer": {"device": "cpu"}}
+    assert zero("parameters") == {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+
+
+def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
+    options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
+    plain, changed = (deepspeed_config(TrainingSection(deepspeed=given), autocast=True) for given in ({}, options))
+    assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
+    assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
+
+
 def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
     on_gpus = deepspeed_config(TrainingSection(gpus_per_worker=1), autocast=True)
     assert on_gpus["zero_optimization"] == {"stage": 1}

@@ -1,0 +1,105 @@
+"""The loop in one process on a tiny encoder without dropout: however a step is computed, it learns the same."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import BertConfig, BertModel
+
+from data.read import Rows
+from models.load import without_pooler
+from recipes.schema import TrainingSection
+from training.loop import EpochReport, Material, TrainingTask, new_engine, train
+from training.zero import stop_engine
+
+NUM_ROWS, NUM_CLASSES = 23, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def material() -> Material:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(3, 12, size=NUM_ROWS)
+    tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]
+    labels = generator.integers(0, NUM_CLASSES, size=NUM_ROWS)
+    names = tuple(str(number) for number in range(NUM_ROWS))
+    rows = Rows(names, names, tuple(str(label) for label in labels))
+    return Material(
+        encoder=without_pooler(BertModel(config)),
+        task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
+        train_tokens=tokens,
+        train_labels=labels,
+        train_auxiliary=None,
+        validation_tokens=tokens,
+        validation_labels=labels,
+        pad_id=0,
+    )
+
+
+def losses(material: Material, **fields: Any) -> list[float]:
+    """Mean training loss of each of three epochs."""
+    values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-3} | fields
+    section = TrainingSection.model_validate(values)
+    engine = new_engine(section, material)
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        reports.append(report)
+        return True
+
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    stop_engine(engine)
+    return [report.loss for report in reports]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 8},
+        {"gradient_checkpointing": True},
+        {"zero_stage": 2, "offload": "optimizer"},
+        {"zero_stage": 3, "offload": "parameters"},
+    ],
+    ids=str,
+)
+def test_less_memory_a_step_teaches_the_same(material: Material, fields: dict[str, Any]) -> None:
+    plain = losses(material)
+    assert plain[2] < plain[0]
+    assert losses(material, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
+
+
+def test_deepspeeds_own_options_reach_it(material: Material) -> None:
+    section = TrainingSection(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
+    engine = new_engine(section, material)
+    assert engine.zero_reduce_bucket_size() == 999
+    stop_engine(engine)
+
+
+def test_an_adapter_learns_through_checkpointed_layers(material: Material) -> None:
+    lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
+    plain = losses(material, **lora)
+    assert plain[2] < plain[0]
+    assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
