@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
@@ -108,18 +109,35 @@ def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> nn
 
 
 def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
-    """Puts a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind."""
+    """Puts a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind.
+
+    Raises ModelError where they lack a weight or were made for another encoder.
+    """
     head_state = load_file(folder / "head.safetensors")
     num_classes, num_features = head_state["weight"].shape
     head = nn.Linear(num_features, num_classes)
     head.load_state_dict(head_state)
-    if kind == "lora":
-        from peft import PeftModel
-
-        encoder = PeftModel.from_pretrained(encoder, folder / "adapter").merge_and_unload()
-    elif kind == "full":
-        encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    try:
+        if kind == "lora":
+            encoder = _merged(encoder, folder / "adapter")
+        elif kind == "full":
+            encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
+        raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
     return Classifier(encoder, head)
+
+
+def _merged(encoder: nn.Module, folder: Path) -> nn.Module:
+    """The encoder with an adapter's update added to its weights; PEFT itself leaves what the files lack at 0."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    adapted = PeftModel.from_pretrained(encoder, folder)
+    missing = set(get_peft_model_state_dict(adapted)) - set(load_file(folder / "adapter_model.safetensors"))
+    if missing:
+        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, {sorted(missing)[0]} among them")
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged
 
 
 def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:

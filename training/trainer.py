@@ -128,7 +128,7 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     weights = f"{config['uri']}/weights"
     with tempfile.TemporaryDirectory() as folder:
-        export_weights(engine, section, folder=Path(folder))
+        export_weights(engine, section, material=material, folder=Path(folder))
         if dist.get_rank() == 0:
             upload_folder(Path(folder), weights)
     dist.barrier()

@@ -47,18 +47,18 @@ def _run_trial(trial_id: str, values: dict[str, Any], *, material: Material, con
     completed = report.epoch + 1 == section.epochs
     weights = f"{config['uri']}/trial-{trial_id}"
     wanted = _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed)))
-    exported = wanted and _export(engine, section, weights=weights)
+    exported = wanted and _export(engine, section, material=material, weights=weights)
     if dist.get_rank() == 0:
         outcome = asdict(summary(report, weights=weights if exported else ""))
         ray.get(desk.finish.remote(config["group"], trial_id, outcome))
     stop_engine(engine)
 
 
-def _export(engine: Any, section: TrainingSection, *, weights: str) -> bool:
+def _export(engine: Any, section: TrainingSection, *, material: Material, weights: str) -> bool:
     """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            export_weights(engine, section, folder=Path(folder))
+            export_weights(engine, section, material=material, folder=Path(folder))
         except UnusableWeights:
             return False
         if dist.get_rank() == 0:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from models.classifier import Classifier, logits_rows
@@ -59,6 +59,37 @@ def test_an_adapter_comes_back_merged_into_the_encoder(base: Path, tmp_path: Pat
     loaded = load_weights(folder, encoder=load_encoder(base), kind="lora").eval()
     assert {name for name, _ in loaded.encoder.named_parameters()} == {name for name, _ in plain.named_parameters()}
     np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5)
+
+
+def an_adapter(base: Path, folder: Path) -> Path:
+    """A version's folder with a head and an adapter of the model at `base`."""
+    folder.mkdir()
+    save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
+    adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
+    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    return folder / "adapter" / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_peft_2892_an_adapter_that_lacks_weights_is_refused(base: Path, tmp_path: Path, kept: int) -> None:
+    file = an_adapter(base, tmp_path / "lora")
+    save_file(dict(sorted(load_file(file).items())[:kept]), file)
+    with pytest.raises(ModelError, match=rf"lacks {2 * 12 - kept} weights, .*lora_"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
+
+
+def test_an_adapter_of_another_base_model_is_refused(base: Path, tmp_path: Path) -> None:
+    an_adapter(base, tmp_path / "lora")
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(ModelError, match=r"do not fit their base model: .*size mismatch"):
+        load_weights(tmp_path / "lora", encoder=without_pooler(BertModel(config)), kind="lora")
+
+
+def test_weights_cut_short_are_refused(base: Path, tmp_path: Path) -> None:
+    file = an_adapter(base, tmp_path / "lora")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="do not fit their base model"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
 
 
 def test_an_adapter_leaves_the_encoder_frozen(base: Path) -> None:

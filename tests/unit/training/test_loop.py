@@ -1,6 +1,8 @@
 """The loop in one process on a tiny encoder without dropout: however a step is computed, it learns the same."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from transformers import BertConfig, BertModel
 from data.read import Rows
 from models.load import without_pooler
 from recipes.schema import TrainingSection
+from training import export
+from training.export import UnusableWeights, export_weights, full_state
 from training.loop import EpochReport, Material, TrainingTask, new_engine, train
 from training.zero import stop_engine
 
@@ -58,12 +62,25 @@ def material() -> Material:
     )
 
 
+def section_of(**fields: Any) -> TrainingSection:
+    values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-2}
+    return TrainingSection.model_validate(values | fields)
+
+
+@contextmanager
+def trained(material: Material, **fields: Any) -> Iterator[tuple[Any, TrainingSection]]:
+    """An engine after its epochs; it ends with the block."""
+    section = section_of(**fields)
+    engine = new_engine(section, material)
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    yield engine, section
+    stop_engine(engine)
+
+
 def losses(material: Material, **fields: Any) -> list[float]:
     """Mean training loss of each of three epochs."""
-    values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-3} | fields
-    section = TrainingSection.model_validate(values)
+    section, reports = section_of(**fields), []
     engine = new_engine(section, material)
-    reports: list[EpochReport] = []
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
         reports.append(report)
@@ -103,3 +120,29 @@ def test_an_adapter_learns_through_checkpointed_layers(material: Material) -> No
     plain = losses(material, **lora)
     assert plain[2] < plain[0]
     assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_exported_answers_as_the_trained_model(
+    material: Material, tmp_path: Path, stage: int, method: str
+) -> None:
+    with trained(material, zero_stage=stage, method=method) as (engine, section):
+        export_weights(engine, section, material=material, folder=tmp_path)
+    assert (tmp_path / "head.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def lost(engine: Any, section: TrainingSection) -> dict[str, torch.Tensor]:
+        state = full_state(engine, section)
+        return state | {
+            name: value * 0.9 for name, value in state.items() if name.endswith("value.weight") or "_B" in name
+        }
+
+    monkeypatch.setattr(export, "full_state", lost)
+    with trained(material, zero_stage=3, method=method) as (engine, section), pytest.raises(UnusableWeights) as raised:
+        export_weights(engine, section, material=material, folder=tmp_path)
+    assert "answer otherwise than the trained model" in str(raised.value)
