@@ -1,6 +1,7 @@
 """One training, inside a Ray Train worker: steps, validation at each epoch's end, and a word on whether to go on."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from models.load import add_adapter, default_device, inference_dtype, load_encod
 from recipes.schema import TrainingSection
 from training.order import epoch_batches, micro_batches, num_steps, rank_rows
 from training.zero import start_engine
+
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class EpochReport:
     """Seconds inside training steps in this epoch."""
     padding_share: float
     """Padding among the tokens computed."""
+
+
+class Diverged(ValueError):
+    """A loss or an answer that is no finite number; the message names epoch, step and rows. The same on every rank."""
 
 
 OnStep = Callable[[StepReport], None]
@@ -162,23 +169,30 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
+        step_loss = 0.0
         for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
             loss, size = _loss(engine, section, material=material, rows=rows, share=len(batch) / num_ranks)
             engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
             engine.step()  # counts the parts; weights move after the last
-            losses += float(loss.detach())
+            step_loss += float(loss.detach())
             padded += size
+        step_loss = _mean_over_ranks(step_loss)
+        if not math.isfinite(step_loss):
+            raise Diverged(
+                _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=material.task.train.take(batch))
+            )
+        losses += step_loss
         tokens, seen = tokens + int(lengths[mine].sum()), seen + len(batch)
         elapsed = time.perf_counter() - begun
         if rank == 0 and (elapsed - said > 1.0 or step + 1 == len(batches)):
             said = elapsed
             on_step(StepReport(epoch, step + 1, len(batches), losses / (step + 1), seen / elapsed))
     seconds = time.perf_counter() - begun
-    score = _validation_score(engine, material)
+    score = _validation_score(engine, material, epoch=epoch)
     return EpochReport(
         epoch=epoch,
         score=score,
-        loss=_mean_over_ranks(losses / len(batches)),
+        loss=losses / len(batches),
         rows_per_second=len(lengths) / seconds,
         step_seconds=seconds,
         padding_share=_mean_over_ranks(1 - tokens / padded),
@@ -207,12 +221,21 @@ def _loss(
     return total * (len(rows) / len(used) / share), input_ids.numel()
 
 
-def _validation_score(engine: Any, material: Material) -> float:
+def _told(what: str, *, epoch: int, step: int, rows: Rows) -> str:
+    named = ", ".join(rows.row_ids[:NAMED]) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+    return (
+        f"training diverged: {what} in epoch {epoch + 1}, step {step + 1}, on training rows {named}; "
+        "lower training.learning_rate, or look at these rows"
+    )
+
+
+def _validation_score(engine: Any, material: Material, *, epoch: int) -> float:
     """The metric on the validation rows; the ranks share the rows and make equally many forward passes."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     lengths = np.array([len(tokens) for tokens in material.validation_tokens])
     batches = length_batches(lengths, batch_size=64)
     answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
+    finite = True
     engine.eval()
     with torch.no_grad():
         for at in range(0, len(batches), num_ranks):
@@ -220,15 +243,20 @@ def _validation_score(engine: Any, material: Material) -> float:
             input_ids, attention_mask = collate(
                 [material.validation_tokens[row] for row in rows], pad_id=material.pad_id
             )
-            found = engine(input_ids.to(engine.device), attention_mask.to(engine.device)).argmax(-1)
+            logits = engine(input_ids.to(engine.device), attention_mask.to(engine.device))
+            finite = finite and bool(torch.isfinite(logits).all())
             if at + rank < len(batches):
-                answers[torch.from_numpy(rows).to(answers.device)] = found
+                answers[torch.from_numpy(rows).to(answers.device)] = logits.argmax(-1)
     engine.train()
+    if _mean_over_ranks(float(finite)) < 1:
+        raise Diverged(f"training diverged in epoch {epoch + 1}: answers are no numbers; lower training.learning_rate")
     dist.all_reduce(answers)  # each row was answered by one rank and is 0 on the others
     return score_of(material.task.metric, labels=material.validation_labels, outputs=answers.cpu().numpy())
 
 
 def _mean_over_ranks(value: float) -> float:
+    if dist.get_world_size() == 1:
+        return value
     tensor = torch.tensor([value], dtype=torch.float64, device=default_device())
     dist.all_reduce(tensor)
     return float(tensor.item()) / dist.get_world_size()

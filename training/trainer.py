@@ -14,7 +14,7 @@ from cluster.storage import delete_folder, filesystem, upload_folder
 from recipes.schema import TrainingSection
 from training import checkpoint
 from training.export import export_weights
-from training.loop import EpochReport, OnStep, StepReport, TrainingTask, load_material, new_engine, train
+from training.loop import Diverged, EpochReport, OnStep, StepReport, TrainingTask, load_material, new_engine, train
 from training.zero import stop_engine
 
 START_TIMEOUT_S = 600
@@ -22,7 +22,7 @@ START_TIMEOUT_S = 600
 
 
 class TrainingFailed(RuntimeError):
-    """The worker group failed more often than the recipe's `max_failures` allows; the message is its last error."""
+    """A training that diverged, or whose workers failed more often than `max_failures` allows; the message is why."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
     """Trains one configuration with one seed and exports it to `uri`/weights; checkpoints lie under `uri`/train.
 
     `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
-    it goes on from the last checkpoint. Raises TrainingFailed.
+    it goes on from the last checkpoint. Raises TrainingFailed; what diverged is not tried again, and keeps its last
+    checkpoint.
     """
     config = {"section": section, "task": ray.put(task), "uri": uri, "relay": relay}
     trainer = new_trainer(_finetune_worker, config, section=section, uri=uri, name="train")
@@ -53,6 +54,8 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
         result = trainer.fit()
     except Exception as error:
         raise TrainingFailed(f"training failed for good after {section.max_failures} retries: {error}") from error
+    if "diverged" in result.return_value:
+        raise TrainingFailed(result.return_value["diverged"])
     delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
     return Trained(**result.return_value)
 
@@ -118,14 +121,17 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     material = load_material(task, attention_dropout=section.attention_dropout)
     engine = new_engine(section, material)
     done = _resume(engine, section)
-    report = train(
-        engine,
-        section,
-        material=material,
-        on_step=teller(config["relay"], seed=section.seed),
-        on_epoch=_checkpointing(section, config["relay"]),
-        done=done,
-    )
+    try:
+        report = train(
+            engine,
+            section,
+            material=material,
+            on_step=teller(config["relay"], seed=section.seed),
+            on_epoch=_checkpointing(section, config["relay"]),
+            done=done,
+        )
+    except Diverged as diverged:  # raised, it would be tried again, to the same end
+        return {"diverged": str(diverged)}
     weights = f"{config['uri']}/weights"
     with tempfile.TemporaryDirectory() as folder:
         export_weights(engine, section, material=material, folder=Path(folder))

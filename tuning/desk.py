@@ -20,6 +20,7 @@ class _Trial:
     delivered: int = 0
     stopped: bool = False
     attempts: int = 0
+    failure: str | None = None
     outcome: dict[str, Any] | None = None
 
     @property
@@ -59,7 +60,7 @@ class Desk:
             await self._changed.wait_for(lambda: len(trial.reports) > wanted or self._failure or trial.stopped)
         if len(trial.reports) > wanted:
             return trial.reports[wanted]
-        raise SweepFailed(self._failure or f"trial {trial_id} was given up after {trial.attempts} attempts")
+        raise SweepFailed(self._failure or trial.failure or f"trial {trial_id} was called off")
 
     async def call_off(self, trial_id: str) -> None:
         """From Tune: the trial need not go on."""
@@ -75,8 +76,7 @@ class Desk:
         if held is not None:
             trial = self._trials[held]
             if trial.attempts >= MAX_ATTEMPTS:
-                trial.stopped = True
-                await self._notify()
+                await self._fail(held, f"trial {held} was given up after {trial.attempts} attempts")
             elif trial.completed or not trial.stopped:
                 self._waiting.appendleft(held)
         async with self._changed:
@@ -113,10 +113,20 @@ class Desk:
             self._best = max(self._best or (False, 0.0), (trial.completed, float(outcome["score"])))
         self._held.pop(group, None)
 
+    async def give_up(self, group: str, trial_id: str, message: str) -> None:
+        """From a worker group: the trial failed by itself, and would again."""
+        self._held.pop(group, None)
+        await self._fail(trial_id, message)
+
     def outcomes(self) -> dict[str, dict[str, Any]]:
-        """Each trial's configuration, epochs, outcome."""
+        """Each trial's configuration, epochs, outcome, and why it failed if it did."""
         return {
-            trial_id: {"config": trial.config, "epochs": trial.reports, "outcome": trial.outcome}
+            trial_id: {
+                "config": trial.config,
+                "epochs": trial.reports,
+                "outcome": trial.outcome,
+                "failure": trial.failure,
+            }
             for trial_id, trial in self._trials.items()
         }
 
@@ -132,6 +142,11 @@ class Desk:
             self._waiting.appendleft(held)
         if last:
             self._failure = message
+        await self._notify()
+
+    async def _fail(self, trial_id: str, message: str) -> None:
+        self._trials[trial_id].failure = message
+        self._trials[trial_id].stopped = True
         await self._notify()
 
     async def _notify(self) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from cluster.storage import upload_folder
 from recipes.schema import TrainingSection
 from training.export import UnusableWeights, export_weights
-from training.loop import EpochReport, Material, load_material, new_engine, train
+from training.loop import Diverged, EpochReport, Material, load_material, new_engine, train
 from training.trainer import summary, teller
 from training.zero import stop_engine
 from tuning.space import trial_section
@@ -43,7 +43,13 @@ def _run_trial(trial_id: str, values: dict[str, Any], *, material: Material, con
         told = asdict(report) | {"last": last}
         return bool(_from_rank_0(lambda: ray.get(desk.report.remote(trial_id, told))))
 
-    report = train(engine, section, material=material, on_step=teller(relay, trial=trial_id), on_epoch=on_epoch)
+    try:
+        report = train(engine, section, material=material, on_step=teller(relay, trial=trial_id), on_epoch=on_epoch)
+    except Diverged as diverged:
+        if dist.get_rank() == 0:
+            ray.get(desk.give_up.remote(config["group"], trial_id, str(diverged)))
+        stop_engine(engine)
+        return
     completed = report.epoch + 1 == section.epochs
     weights = f"{config['uri']}/trial-{trial_id}"
     wanted = _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed)))

@@ -229,11 +229,12 @@ def _result(
                 score=scores[-1] if scores else 0.0,
                 scores=scores,
                 seconds=sum(epoch["step_seconds"] for epoch in found["epochs"]),
-                status=_status(scores, epochs=section.epochs, to_beat=max(rungs.values()), num_rows=num_rows),
+                status=_status(found, epochs=section.epochs, to_beat=max(rungs.values()), num_rows=num_rows),
             )
         )
     if not exported:
-        raise TrainingFailed(f"no trial was trained to an export: {'; '.join(errors) or 'see the job log'}")
+        failures = [*errors, *(found["failure"] for found in outcomes.values() if found["failure"])]
+        raise TrainingFailed(f"no trial was trained to an export: {'; '.join(failures) or 'see the job log'}")
     selected = max(exported)[2]
     for _, _, trial_id in exported:
         if trial_id != selected:
@@ -246,7 +247,10 @@ def _result(
     )
 
 
-def _status(scores: tuple[float, ...], *, epochs: int, to_beat: float, num_rows: int) -> str:
+def _status(found: dict[str, Any], *, epochs: int, to_beat: float, num_rows: int) -> str:
+    scores = tuple(epoch["score"] for epoch in found["epochs"])
+    if found["failure"]:
+        return f"failed: {found['failure']}"
     if not scores:
         return "failed: no epoch was finished"
     if len(scores) == epochs:

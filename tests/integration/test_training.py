@@ -21,7 +21,7 @@ from models.load import load_encoder, load_weights
 from recipes.schema import DataSection, TrainingSection
 from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
 from training.loop import TrainingTask
-from training.trainer import Trained, finetune
+from training.trainer import Trained, TrainingFailed, finetune
 
 CASES = [(stage, method) for stage in range(4) for method in ("full", "lora")]
 QUICK = [(3, "lora")]
@@ -91,6 +91,19 @@ def test_an_auxiliary_label_is_learned_beside_the_label_and_left_behind(small_da
     names = {name.rpartition("/")[2] for name in storage.list_files(trained.weights)}
     assert names == {"head.safetensors", "encoder.safetensors"}
     assert validation_logits(trained, task, method="full").shape == (60, num_classes)
+
+
+def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
+    task = training_task(small_data, num_rows=64)
+    section = TrainingSection(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
+    heard = Heard()
+    with (
+        connect(),
+        relayed(heard) as relay,
+        pytest.raises(TrainingFailed, match="diverged: the loss is nan in epoch 1"),
+    ):
+        finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert [event["step"] for event in heard.of_kind("step")] in ([], [1])  # nothing was tried twice
 
 
 @pytest.mark.slow

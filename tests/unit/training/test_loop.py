@@ -16,7 +16,7 @@ from models.load import without_pooler
 from recipes.schema import TrainingSection
 from training import export
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import EpochReport, Material, TrainingTask, new_engine, train
+from training.loop import Diverged, EpochReport, Material, TrainingTask, new_engine, train
 from training.zero import stop_engine
 
 NUM_ROWS, NUM_CLASSES = 23, 3
@@ -120,6 +120,35 @@ def test_an_adapter_learns_through_checkpointed_layers(material: Material) -> No
     plain = losses(material, **lora)
     assert plain[2] < plain[0]
     assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: Material) -> None:
+    section = section_of(epochs=2)
+    engine = new_engine(section, material)
+    with torch.no_grad():
+        engine.module.head.bias[1] = float("nan")
+    with pytest.raises(
+        Diverged, match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low"
+    ):
+        train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    stop_engine(engine)
+
+
+def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
+    material: Material,
+) -> None:
+    section = section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
+    engine = new_engine(section, material)
+    kept: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        kept.append(report)
+        return True
+
+    with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
+        train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    assert kept == []
+    stop_engine(engine)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

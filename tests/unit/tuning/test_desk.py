@@ -46,6 +46,7 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
                 "config": {"learning_rate": 1},
                 "epochs": [epoch(0), epoch(1, last=True)],
                 "outcome": {"weights": "s3://here", "score": 0.5},
+                "failure": None,
             }
         }
 
@@ -154,6 +155,22 @@ def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_run
         assert (await desk.take("group-0") or ("",))[0] == "good"
         with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_ATTEMPTS} attempts"):
             await asked
+
+    run(story())
+
+
+def test_a_trial_that_failed_by_itself_is_not_handed_out_again() -> None:
+    async def story() -> None:
+        desk = Desk()
+        await desk.submit("diverged", {})
+        await desk.submit("next", {})
+        assert await desk.take("group") == ("diverged", {})
+        asked = asyncio.create_task(desk.next_report("diverged"))
+        await desk.give_up("group", "diverged", "the loss is nan")
+        with pytest.raises(SweepFailed, match="the loss is nan"):
+            await asked
+        assert await desk.take("group") == ("next", {})
+        assert desk.outcomes()["diverged"]["failure"] == "the loss is nan"
 
     run(story())
 
