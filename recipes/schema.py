@@ -141,6 +141,8 @@ class TrainingSection(Section):
     """LoRA's scaling numerator (the update is multiplied by `lora_alpha / lora_r`)."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
+    checkpoint_interval_s: float = Field(default=600.0, ge=0)
+    """Seconds within an epoch after which a checkpoint is written; one is written at each epoch's end in any case."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures survived by going on from the last checkpoint."""
 
@@ -214,7 +216,7 @@ class TuningSection(Section):
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
-        fixed |= {"attention_dropout", "offload", "deepspeed"}  # the same for all trials of a worker group
+        fixed |= {"attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}  # the same for a whole group
         allowed = sorted(set(TrainingSection.model_fields) - fixed)
         for name in space:
             if name not in allowed:

@@ -82,6 +82,22 @@ class EpochReport:
     """Padding among the tokens computed."""
 
 
+@dataclass
+class Progress:
+    """How far this rank is, between two steps: what it takes, beside weights and random state, to go on there."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done of the epoch."""
+    losses: float = 0.0
+    """Sum of these steps' losses."""
+    tokens: int = 0
+    padded: int = 0
+    """Tokens of this rank's rows, and those computed with their padding."""
+    seconds: float = 0.0
+    """Inside these steps."""
+
+
 class Diverged(ValueError):
     """A loss or an answer that is no finite number; the message names epoch, step and rows. The same on every rank."""
 
@@ -89,6 +105,8 @@ class Diverged(ValueError):
 OnStep = Callable[[StepReport], None]
 OnEpoch = Callable[[EpochReport, Any], bool]
 """Gets the report and the engine, on every rank; False ends the training."""
+OnSave = Callable[[Progress, EpochReport | None, Any], None]
+"""Gets how far this rank is, the last epoch's report and the engine, on every rank, between two steps."""
 
 
 def load_material(task: TrainingTask, *, attention_dropout: float | None = None) -> Material:
@@ -149,25 +167,46 @@ def train(
     material: Material,
     on_step: OnStep,
     on_epoch: OnEpoch,
-    done: EpochReport | None = None,
+    on_save: OnSave | None = None,
+    progress: Progress | None = None,
+    report: EpochReport | None = None,
 ) -> EpochReport:
-    """Runs the epochs after `done` (None: all of them); returns the last report."""
-    report = done
-    for epoch in range(0 if done is None else done.epoch + 1, section.epochs):
-        report = _epoch(engine, section, material=material, epoch=epoch, on_step=on_step)
+    """Runs what is left after `progress` (None: all of it), `report` being the last epoch's; returns the last report.
+
+    `on_save` is called each `section.checkpoint_interval_s` within an epoch. Raises Diverged.
+    """
+    progress = progress or Progress()
+    while progress.epoch < section.epochs:
+
+        def save(so_far: Progress, latest: EpochReport | None = report) -> None:
+            if on_save is not None:
+                on_save(so_far, latest, engine)
+
+        report = _epoch(engine, section, material=material, progress=progress, on_step=on_step, save=save)
+        progress = Progress(epoch=progress.epoch + 1)
         if not on_epoch(report, engine):
             break
     assert report is not None  # epochs >= 1
     return report
 
 
-def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: int, on_step: OnStep) -> EpochReport:
-    lengths = np.array([len(tokens) for tokens in material.train_tokens])
+def _epoch(
+    engine: Any,
+    section: TrainingSection,
+    *,
+    material: Material,
+    progress: Progress,
+    on_step: OnStep,
+    save: Callable[[Progress], None],
+) -> EpochReport:
+    """The steps of an epoch that `progress`, which it moves on, has not done."""
+    lengths, epoch = np.array([len(tokens) for tokens in material.train_tokens]), progress.epoch
     batches = epoch_batches(lengths, batch_size=section.batch_size, seed=section.seed, epoch=epoch)
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    losses, tokens, padded, seen, said = 0.0, 0, 0, 0, 0.0
-    begun = time.perf_counter()
-    for step, batch in enumerate(batches):
+    said = saved = time.perf_counter()
+    seen, seconds = 0, 0.0
+    for step, batch in enumerate(batches[progress.step :], start=progress.step):
+        begun = time.perf_counter()
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
         step_loss = 0.0
         for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
@@ -175,27 +214,31 @@ def _epoch(engine: Any, section: TrainingSection, *, material: Material, epoch: 
             engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
             engine.step()  # counts the parts; weights move after the last
             step_loss += float(loss.detach())
-            padded += size
-        step_loss = _mean_over_ranks(step_loss)
+            progress.padded += size
+        now = time.perf_counter()
+        due = rank == 0 and now - saved > section.checkpoint_interval_s
+        step_loss, save_now = _means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(
                 _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=material.task.train.take(batch))
             )
-        losses += step_loss
-        tokens, seen = tokens + int(lengths[mine].sum()), seen + len(batch)
-        elapsed = time.perf_counter() - begun
-        if rank == 0 and (elapsed - said > 1.0 or step + 1 == len(batches)):
-            said = elapsed
-            on_step(StepReport(epoch, step + 1, len(batches), losses / (step + 1), seen / elapsed))
-    seconds = time.perf_counter() - begun
+        progress.step, progress.losses = step + 1, progress.losses + step_loss
+        progress.tokens += int(lengths[mine].sum())
+        progress.seconds, seconds, seen = progress.seconds + now - begun, seconds + now - begun, seen + len(batch)
+        if rank == 0 and (now - said > 1.0 or step + 1 == len(batches)):
+            said = now
+            on_step(StepReport(epoch, step + 1, len(batches), progress.losses / (step + 1), seen / seconds))
+        if save_now and step + 1 < len(batches):  # an epoch's end is kept with its report
+            save(progress)
+            saved = time.perf_counter()
     score = _validation_score(engine, material, epoch=epoch)
     return EpochReport(
         epoch=epoch,
         score=score,
-        loss=losses / len(batches),
-        rows_per_second=len(lengths) / seconds,
-        step_seconds=seconds,
-        padding_share=_mean_over_ranks(1 - tokens / padded),
+        loss=progress.losses / len(batches),
+        rows_per_second=len(lengths) / progress.seconds,
+        step_seconds=progress.seconds,
+        padding_share=_means_over_ranks(1 - progress.tokens / progress.padded)[0],
     )
 
 
@@ -248,15 +291,15 @@ def _validation_score(engine: Any, material: Material, *, epoch: int) -> float:
             if at + rank < len(batches):
                 answers[torch.from_numpy(rows).to(answers.device)] = logits.argmax(-1)
     engine.train()
-    if _mean_over_ranks(float(finite)) < 1:
+    if _means_over_ranks(float(finite))[0] < 1:
         raise Diverged(f"training diverged in epoch {epoch + 1}: answers are no numbers; lower training.learning_rate")
     dist.all_reduce(answers)  # each row was answered by one rank and is 0 on the others
     return score_of(material.task.metric, labels=material.validation_labels, outputs=answers.cpu().numpy())
 
 
-def _mean_over_ranks(value: float) -> float:
+def _means_over_ranks(*values: float) -> list[float]:
     if dist.get_world_size() == 1:
-        return value
-    tensor = torch.tensor([value], dtype=torch.float64, device=default_device())
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=default_device())
     dist.all_reduce(tensor)
-    return float(tensor.item()) / dist.get_world_size()
+    return [float(total) / dist.get_world_size() for total in tensor]

@@ -14,7 +14,18 @@ from cluster.storage import delete_folder, filesystem, upload_folder
 from recipes.schema import TrainingSection
 from training import checkpoint
 from training.export import export_weights
-from training.loop import Diverged, EpochReport, OnStep, StepReport, TrainingTask, load_material, new_engine, train
+from training.loop import (
+    Diverged,
+    EpochReport,
+    OnSave,
+    OnStep,
+    Progress,
+    StepReport,
+    TrainingTask,
+    load_material,
+    new_engine,
+    train,
+)
 from training.zero import stop_engine
 
 START_TIMEOUT_S = 600
@@ -120,15 +131,25 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     task: TrainingTask = ray.get(config["task"])
     material = load_material(task, attention_dropout=section.attention_dropout)
     engine = new_engine(section, material)
-    done = _resume(engine, section)
+    progress, last = _resume(engine, section)
+    save = _saving(section)
+
+    def on_epoch(report: EpochReport, engine: Any) -> bool:
+        if config["relay"] is not None and dist.get_rank() == 0:
+            config["relay"].tell.remote({"event": "epoch", "seed": section.seed, **asdict(report)})
+        save(Progress(epoch=report.epoch + 1), report, engine)
+        return True
+
     try:
         report = train(
             engine,
             section,
             material=material,
             on_step=teller(config["relay"], seed=section.seed),
-            on_epoch=_checkpointing(section, config["relay"]),
-            done=done,
+            on_epoch=on_epoch,
+            on_save=save,
+            progress=progress,
+            report=last,
         )
     except Diverged as diverged:  # raised, it would be tried again, to the same end
         return {"diverged": str(diverged)}
@@ -154,22 +175,22 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _resume(engine: Any, section: TrainingSection) -> EpochReport | None:
-    """The last epoch that is finished."""
+def _resume(engine: Any, section: TrainingSection) -> tuple[Progress, EpochReport | None]:
+    """How far the last checkpoint is, and the report of the last epoch that was finished."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return None
+        return Progress(), None
     with saved.as_directory() as folder:
-        return EpochReport(**checkpoint.load(engine, section, folder=Path(folder)))
+        return checkpoint.load(engine, section, folder=Path(folder))
 
 
-def _checkpointing(section: TrainingSection, relay: Any) -> Callable[[EpochReport, Any], bool]:
-    def on_epoch(report: EpochReport, engine: Any) -> bool:
-        if relay is not None and dist.get_rank() == 0:
-            relay.tell.remote({"event": "epoch", "seed": section.seed, **asdict(report)})
+def _saving(section: TrainingSection) -> OnSave:
+    """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns."""
+
+    def save(progress: Progress, report: EpochReport | None, engine: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(engine, section, folder=Path(folder), report=asdict(report))
-            ray.train.report(asdict(report), checkpoint=ray.train.Checkpoint.from_directory(folder))
-        return True
+            checkpoint.save(engine, section, folder=Path(folder), progress=progress, report=report)
+            told = {"epoch": progress.epoch, "step": progress.step}
+            ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    return on_epoch
+    return save

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertModel
 from data.read import Rows
 from models.load import without_pooler
 from recipes.schema import TrainingSection
-from training import export
+from training import checkpoint, export
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import Diverged, EpochReport, Material, TrainingTask, new_engine, train
+from training.loop import Diverged, EpochReport, Material, Progress, TrainingTask, new_engine, train
 from training.zero import stop_engine
 
 NUM_ROWS, NUM_CLASSES = 23, 3
@@ -34,6 +34,10 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def material() -> Material:
+    return small_material(dropout=0.0)
+
+
+def small_material(*, dropout: float) -> Material:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -41,8 +45,8 @@ def material() -> Material:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 12, size=NUM_ROWS)
@@ -149,6 +153,39 @@ def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
         train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
     assert kept == []
     stop_engine(engine)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, stage: int, method: str) -> None:
+    material = small_material(dropout=0.2)
+    section = section_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
+    steps: list[tuple[int, int]] = []
+
+    def save(progress: Progress, report: EpochReport | None, engine: Any) -> None:
+        steps.append((progress.epoch, progress.step))
+        folder = tmp_path / f"{progress.epoch}-{progress.step}"
+        folder.mkdir()
+        checkpoint.save(engine, section, folder=folder, progress=progress, report=report)
+
+    def whole(**resumed: Any) -> EpochReport:
+        return train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, **resumed)
+
+    engine = new_engine(section, material)
+    undisturbed = whole(on_save=save)
+    stop_engine(engine)
+    assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    for epoch, step in ((0, 2), (1, 1)):
+        engine = new_engine(section, material)
+        progress, report = checkpoint.load(engine, section, folder=tmp_path / f"{epoch}-{step}")
+        assert (progress.epoch, progress.step, report is None) == (epoch, step, epoch == 0)
+        again = whole(progress=progress, report=report)
+        stop_engine(engine)
+        assert (again.loss, again.score, again.padding_share) == (
+            undisturbed.loss,
+            undisturbed.score,
+            undisturbed.padding_share,
+        )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
