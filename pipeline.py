@@ -179,7 +179,7 @@ def choose_candidate(prepared: Prepared, selected: TrainingSection, seeds: list[
 def training_cpu_seconds(training: TrainingSection, swept: SweepResult, seeds: list[Trained]) -> float:
     """CPU-seconds inside training steps of every trial and further seed."""
     seconds = sum(row.seconds for row in swept.rows) + sum(seed.step_seconds for seed in seeds[1:])
-    return seconds * training.num_workers * training.cpus_per_worker
+    return seconds * training.max_workers * training.cpus_per_worker
 
 
 def _train_once(
@@ -225,7 +225,7 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
 
 def _note_shortage(training: TrainingSection, *, show: Show) -> None:
     """Says so where the workers will have to wait for CPUs."""
-    needed, free = training.num_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
+    needed, free = training.max_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
     if free < needed:
         text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
         show({"event": "note", "text": text})

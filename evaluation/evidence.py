@@ -67,7 +67,7 @@ def assemble(
             "seconds": best["step_seconds"],
             "epochs": best["epochs"],
             "zero_stage": recipe.training.zero_stage,
-            "num_workers": recipe.training.num_workers,
+            "num_workers": recipe.training.max_workers,
             "selected": sweep["selected"],
         },
         "versions": versions,

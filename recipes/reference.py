@@ -1,6 +1,6 @@
 """The recipe's reference page, made from the schema: `python -m recipes.reference > docs/recipe.md`."""
 
-from typing import get_args
+from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -32,7 +32,8 @@ def _tables(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
-    for kind in (field.annotation, *get_args(field.annotation)):
+    for choice in (field.annotation, *get_args(field.annotation)):
+        kind = get_args(choice)[0] if get_origin(choice) is Annotated else choice
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
     return None
@@ -47,9 +48,9 @@ def _table(title: str, fields: dict[str, FieldInfo]) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    if _section(field):
-        return "section"
     choices = get_args(field.annotation)
+    if _section(field):
+        return "`int` or section" if any(int in get_args(choice) for choice in choices) else "section"
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return " or ".join(f"`{choice}`" for choice in choices)
     name = getattr(field.annotation, "__name__", "") if not choices else str(field.annotation)

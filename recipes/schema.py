@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 STORES = ("s3://", "file://")
 MODEL_STORES = (*STORES, "hf://", "pypi://")
@@ -88,13 +88,36 @@ DEEPSPEED_FIELDS = {
 """DeepSpeed's name of what a field of the training section says."""
 
 
+class WorkerRange(Section):
+    min: int = Field(ge=1)
+    """Workers to begin with, or to go on with, where the cluster has no more."""
+    max: int = Field(ge=1)
+    """Workers to grow to when it has."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is under min {self.min}")
+        return self
+
+
+def _kind_of_workers(value: Any) -> str:
+    return "range" if isinstance(value, dict | WorkerRange) else "number"
+
+
+NumWorkers = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[WorkerRange, Tag("range")], Discriminator(_kind_of_workers)
+]
+
+
 class TrainingSection(Section):
     method: Literal["lora", "full"] = "full"
     """What is learned: adapters and head, or every weight."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded."""
-    num_workers: int = Field(default=2, ge=1)
-    """Ray Train workers, one process each."""
+    num_workers: NumWorkers = 2
+    """Ray Train workers, one process each; `{min, max}` takes what the cluster has, and goes on from the last
+    checkpoint when that changes."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and torch threads, of a worker."""
     gpus_per_worker: Literal[0, 1] = 0
@@ -148,12 +171,23 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        parts, told = self.num_workers * self.gradient_accumulation_steps, f"num_workers {self.num_workers}"
-        if self.gradient_accumulation_steps > 1:
-            told += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
-        if self.batch_size % parts:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of {told}")
+        for num_workers in range(self.min_workers, self.max_workers + 1):
+            told = f"num_workers {num_workers}"
+            if self.gradient_accumulation_steps > 1:
+                told += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            if self.batch_size % (num_workers * self.gradient_accumulation_steps):
+                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {told}")
         return self
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers it trains with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers it trains with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
     @model_validator(mode="after")
     def _offload_has_its_stage(self) -> Self:

@@ -1,6 +1,10 @@
 """What a training leaves between two steps, and goes on from: DeepSpeed's shards, each rank's progress and chance."""
 
+import argparse
+import contextlib
+import io
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from recipes.schema import TrainingSection
-from training.loop import EpochReport, Progress
+from training.loop import EpochReport, Material, Progress, new_engine
 
 TAG = "step"
 
@@ -25,17 +29,75 @@ def save(
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def load(engine: Any, section: TrainingSection, *, folder: Path) -> tuple[Progress, EpochReport | None]:
-    """Restores this rank; returns how far it was and the last epoch's report. Raises ValueError if it is unusable."""
+def resume(section: TrainingSection, material: Material, *, folder: Path) -> tuple[Any, Progress, EpochReport | None]:
+    """An engine as a checkpoint left it, how far this rank was, and the last epoch's report.
+
+    With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
+    checkpoint); dropout then draws otherwise. Raises ValueError if it is unusable.
+    """
+    num_ranks = len(list(folder.glob("progress-*.json")))
+    if num_ranks == dist.get_world_size() or section.zero_stage == 0:  # stage 0 has no shards
+        engine = new_engine(section, material)
+        _restore(engine, section, folder=folder)
+    else:
+        engine = new_engine(_universal(section), material)
+        with tempfile.TemporaryDirectory() as joined:
+            _join_shards(folder / TAG, Path(joined) / TAG)
+            _restore(engine, section, folder=Path(joined))
+    if num_ranks == dist.get_world_size():
+        states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+    return engine, *_progress(folder, num_ranks=num_ranks)
+
+
+def _restore(engine: Any, section: TrainingSection, *, folder: Path) -> None:
+    optimizer = engine.optimizer.optimizer if section.zero_stage else engine.optimizer
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=section.method != "lora")
     if path is None:
         raise ValueError(f"checkpoint {folder} holds no state; delete the run's `train` folder and run again")
-    states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-    state = json.loads((folder / f"progress-{dist.get_rank()}.json").read_text())
-    return Progress(**state["progress"]), EpochReport(**state["report"]) if state["report"] else None
+    # At stage 3 a universal checkpoint gives every group the first one's rate and decay, and all one count of steps.
+    for group, values, rate in zip(optimizer.param_groups, own, engine.lr_scheduler.get_last_lr(), strict=True):
+        group.update(values | {"lr": rate})
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()
+
+
+def _progress(folder: Path, *, num_ranks: int) -> tuple[Progress, EpochReport | None]:
+    """This rank's; among another number of ranks, an equal share of what all had counted."""
+    states = [json.loads((folder / f"progress-{rank}.json").read_text()) for rank in range(num_ranks)]
+    same = num_ranks == dist.get_world_size()
+    progress = Progress(**states[dist.get_rank() if same else 0]["progress"])
+    if not same:
+        progress.tokens = sum(state["progress"]["tokens"] for state in states)
+        progress.padded = sum(state["progress"]["padded"] for state in states)
+    report = states[0]["report"]
+    return progress, EpochReport(**report) if report else None
+
+
+def _universal(section: TrainingSection) -> TrainingSection:
+    options = section.deepspeed.get("checkpoint", {}) | {"load_universal": True}
+    return section.model_copy(update={"deepspeed": section.deepspeed | {"checkpoint": options}})
+
+
+def _join_shards(shards: Path, joined: Path) -> None:
+    """DeepSpeed's shards of any number of ranks as one universal checkpoint (Lian et al., 2024)."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    joined.mkdir(parents=True)
+    arguments = argparse.Namespace(
+        input_folder=str(shards),
+        output_folder=str(joined),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every step
+        ds_to_universal.main(arguments)
 
 
 def _random_states() -> dict[str, torch.Tensor]:

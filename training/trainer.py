@@ -17,6 +17,7 @@ from training.export import export_weights
 from training.loop import (
     Diverged,
     EpochReport,
+    Material,
     OnSave,
     OnStep,
     Progress,
@@ -82,12 +83,14 @@ def new_trainer(
     resources = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
+    fixed = section.min_workers == section.max_workers
+    num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
     store, path = filesystem(uri)
     return TorchTrainer(
         function,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=section.num_workers, use_gpu=section.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=num_workers, use_gpu=section.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=name,
@@ -130,8 +133,7 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingSection = config["section"]
     task: TrainingTask = ray.get(config["task"])
     material = load_material(task, attention_dropout=section.attention_dropout)
-    engine = new_engine(section, material)
-    progress, last = _resume(engine, section)
+    engine, progress, last = _begin(section, material)
     save = _saving(section)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
@@ -175,13 +177,13 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _resume(engine: Any, section: TrainingSection) -> tuple[Progress, EpochReport | None]:
-    """How far the last checkpoint is, and the report of the last epoch that was finished."""
+def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress, EpochReport | None]:
+    """An engine at its first step, or where the last checkpoint is, how far that is, and the last epoch's report."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return Progress(), None
+        return new_engine(section, material), Progress(), None
     with saved.as_directory() as folder:
-        return checkpoint.load(engine, section, folder=Path(folder))
+        return checkpoint.resume(section, material, folder=Path(folder))
 
 
 def _saving(section: TrainingSection) -> OnSave:

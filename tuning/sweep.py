@@ -94,9 +94,9 @@ def sweep(
 def concurrent_groups(training: TrainingSection) -> int:
     """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
     have = ray.cluster_resources()
-    by_cpu = int(have.get("CPU", 0)) // (training.num_workers * training.cpus_per_worker)
+    by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
     if training.gpus_per_worker:
-        return max(1, min(by_cpu, int(have.get("GPU", 0)) // (training.num_workers * training.gpus_per_worker)))
+        return max(1, min(by_cpu, int(have.get("GPU", 0)) // (training.max_workers * training.gpus_per_worker)))
     return max(1, by_cpu)
 
 

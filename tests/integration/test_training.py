@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.util import state as ray_state
 
 from cluster import storage
@@ -134,7 +135,37 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
     assert np.isfinite(validation_logits(trained, task, method="full")).all()
 
 
+@pytest.mark.slow
+def test_an_elastic_training_begins_with_the_workers_that_there_is_room_for(small_data: str) -> None:
+    task = training_task(small_data, num_rows=64)
+    section = TrainingSection.model_validate({"num_workers": {"min": 1, "max": 2}, "epochs": 1, "batch_size": 16})
+    seen: set[int] = set()
+
+    def show(event: Event) -> None:
+        if event["event"] == "step":
+            seen.add(len(workers()))
+
+    with connect(), relayed(show) as relay:
+        taken = int(ray.available_resources()["CPU"]) - 1
+        tenants = [ray.remote(num_cpus=1)(Tenant).remote() for _ in range(taken)]
+        ray.get([tenant.ready.remote() for tenant in tenants])
+        trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert seen == {1}
+    assert np.isfinite(validation_logits(trained, task, method="full")).all()
+
+
+class Tenant:
+    """Used as a Ray actor: takes a CPU."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def workers() -> list[Any]:
+    """The workers of the training that runs on this stack."""
+    return list(ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]))
+
+
 def a_worker() -> int:
-    """Process id of a worker of the training that runs on this stack."""
-    alive: list[Any] = ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-    return int(alive[0].pid)
+    """Process id of one of them."""
+    return int(workers()[0].pid)

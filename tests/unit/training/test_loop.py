@@ -5,21 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import BertConfig, BertModel
 
-from data.read import Rows
-from models.load import without_pooler
 from recipes.schema import TrainingSection
+from tests.unit.training.small import NUM_ROWS, section_of, small_material
 from training import checkpoint, export
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import Diverged, EpochReport, Material, Progress, TrainingTask, new_engine, train
+from training.loop import Diverged, EpochReport, Material, Progress, new_engine, train
 from training.zero import stop_engine
-
-NUM_ROWS, NUM_CLASSES = 23, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,40 +30,6 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def material() -> Material:
     return small_material(dropout=0.0)
-
-
-def small_material(*, dropout: float) -> Material:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 12, size=NUM_ROWS)
-    tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]
-    labels = generator.integers(0, NUM_CLASSES, size=NUM_ROWS)
-    names = tuple(str(number) for number in range(NUM_ROWS))
-    rows = Rows(names, names, tuple(str(label) for label in labels))
-    return Material(
-        encoder=without_pooler(BertModel(config)),
-        task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
-        train_tokens=tokens,
-        train_labels=labels,
-        train_auxiliary=None,
-        validation_tokens=tokens,
-        validation_labels=labels,
-        pad_id=0,
-    )
-
-
-def section_of(**fields: Any) -> TrainingSection:
-    values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-2}
-    return TrainingSection.model_validate(values | fields)
 
 
 @contextmanager
@@ -176,8 +137,7 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
     stop_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
-        engine = new_engine(section, material)
-        progress, report = checkpoint.load(engine, section, folder=tmp_path / f"{epoch}-{step}")
+        engine, progress, report = checkpoint.resume(section, material, folder=tmp_path / f"{epoch}-{step}")
         assert (progress.epoch, progress.step, report is None) == (epoch, step, epoch == 0)
         again = whole(progress=progress, report=report)
         stop_engine(engine)

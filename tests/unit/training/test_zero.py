@@ -35,16 +35,18 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int) -> None:
     section = TrainingSection.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
-    config = deepspeed_config(section, autocast=True)
+    config = deepspeed_config(section, num_workers=3, autocast=True)
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["zero_optimization"]["stage"] == stage
     assert config["torch_autocast"]["enabled"] is True
-    assert deepspeed_config(section, autocast=False)["torch_autocast"]["enabled"] is False
+    assert deepspeed_config(section, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
 
 
 def test_a_workers_share_of_a_step_comes_in_parts() -> None:
-    config = deepspeed_config(TrainingSection(batch_size=24, gradient_accumulation_steps=3), autocast=False)
+    config = deepspeed_config(
+        TrainingSection(batch_size=24, gradient_accumulation_steps=3), num_workers=2, autocast=False
+    )
     assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (24, 4)
     assert config["gradient_accumulation_steps"] == 3
 
@@ -52,7 +54,7 @@ def test_a_workers_share_of_a_step_comes_in_parts() -> None:
 def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
     def zero(offload: str) -> dict[str, object]:
         section = TrainingSection.model_validate({"zero_stage": 3, "offload": offload})
-        found: dict[str, object] = deepspeed_config(section, autocast=False)["zero_optimization"]
+        found: dict[str, object] = deepspeed_config(section, num_workers=2, autocast=False)["zero_optimization"]
         return {name: value for name, value in found.items() if name.startswith("offload")}
 
     assert zero("none") == {}
@@ -62,16 +64,18 @@ def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
 
 def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
-    plain, changed = (deepspeed_config(TrainingSection(deepspeed=given), autocast=True) for given in ({}, options))
+    plain, changed = (
+        deepspeed_config(TrainingSection(deepspeed=given), num_workers=2, autocast=True) for given in ({}, options)
+    )
     assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
     assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
 
 
 def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
-    on_gpus = deepspeed_config(TrainingSection(gpus_per_worker=1), autocast=True)
+    on_gpus = deepspeed_config(TrainingSection(gpus_per_worker=1), num_workers=2, autocast=True)
     assert on_gpus["zero_optimization"] == {"stage": 1}
     assert on_gpus["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    on_cpus = deepspeed_config(TrainingSection(), autocast=True)
+    on_cpus = deepspeed_config(TrainingSection(), num_workers=2, autocast=True)
     assert on_cpus["zero_optimization"] == {"stage": 1, "reduce_scatter": False}
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
