@@ -19,18 +19,15 @@ from training.loop import EpochReport, Material, Progress, new_engine
 TAG = "step"
 
 
-def save(
-    engine: Any, section: TrainingSection, *, folder: Path, progress: Progress, report: EpochReport | None
-) -> None:
-    """Writes this rank's part, and what the last epoch reported; every rank must call it, each with its own folder."""
+def save(engine: Any, section: TrainingSection, *, folder: Path, progress: Progress) -> None:
+    """Writes this rank's part; every rank must call it, each with a folder of its own."""
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=section.method == "lora")
-    state = {"progress": asdict(progress), "report": asdict(report) if report else None}
-    (folder / f"progress-{dist.get_rank()}.json").write_text(json.dumps(state))
+    (folder / f"progress-{dist.get_rank()}.json").write_text(json.dumps(asdict(progress)))
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(section: TrainingSection, material: Material, *, folder: Path) -> tuple[Any, Progress, EpochReport | None]:
-    """An engine as a checkpoint left it, how far this rank was, and the last epoch's report.
+def resume(section: TrainingSection, material: Material, *, folder: Path) -> tuple[Any, Progress]:
+    """An engine as a checkpoint left it, and how far this rank was.
 
     With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
     checkpoint); dropout then draws otherwise. Raises ValueError if it is unusable.
@@ -49,7 +46,7 @@ def resume(section: TrainingSection, material: Material, *, folder: Path) -> tup
         torch.set_rng_state(states["cpu"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])
-    return engine, *_progress(folder, num_ranks=num_ranks)
+    return engine, _progress(folder, num_ranks=num_ranks)
 
 
 def _restore(engine: Any, section: TrainingSection, *, folder: Path) -> None:
@@ -65,16 +62,15 @@ def _restore(engine: Any, section: TrainingSection, *, folder: Path) -> None:
         state["step"] = state["step"].clone()
 
 
-def _progress(folder: Path, *, num_ranks: int) -> tuple[Progress, EpochReport | None]:
-    """This rank's; among another number of ranks, an equal share of what all had counted."""
+def _progress(folder: Path, *, num_ranks: int) -> Progress:
+    """This rank's; among another number of ranks, with the tokens that all had counted."""
     states = [json.loads((folder / f"progress-{rank}.json").read_text()) for rank in range(num_ranks)]
     same = num_ranks == dist.get_world_size()
-    progress = Progress(**states[dist.get_rank() if same else 0]["progress"])
+    state = states[dist.get_rank() if same else 0]
     if not same:
-        progress.tokens = sum(state["progress"]["tokens"] for state in states)
-        progress.padded = sum(state["progress"]["padded"] for state in states)
-    report = states[0]["report"]
-    return progress, EpochReport(**report) if report else None
+        state |= {name: sum(other[name] for other in states) for name in ("tokens", "padded")}
+    last = EpochReport(**state["last"]) if state["last"] else None
+    return Progress(**state | {"last": last})
 
 
 def _universal(section: TrainingSection) -> TrainingSection:

@@ -96,6 +96,8 @@ class Progress:
     """Tokens of this rank's rows, and those computed with their padding."""
     seconds: float = 0.0
     """Inside these steps."""
+    last: EpochReport | None = None
+    """Of the epoch before."""
 
 
 class Diverged(ValueError):
@@ -105,8 +107,8 @@ class Diverged(ValueError):
 OnStep = Callable[[StepReport], None]
 OnEpoch = Callable[[EpochReport, Any], bool]
 """Gets the report and the engine, on every rank; False ends the training."""
-OnSave = Callable[[Progress, EpochReport | None, Any], None]
-"""Gets how far this rank is, the last epoch's report and the engine, on every rank, between two steps."""
+OnSave = Callable[[Progress, Any], None]
+"""Gets how far this rank is and the engine, on every rank, between two steps."""
 
 
 def load_material(task: TrainingTask, *, attention_dropout: float | None = None) -> Material:
@@ -169,25 +171,19 @@ def train(
     on_epoch: OnEpoch,
     on_save: OnSave | None = None,
     progress: Progress | None = None,
-    report: EpochReport | None = None,
 ) -> EpochReport:
-    """Runs what is left after `progress` (None: all of it), `report` being the last epoch's; returns the last report.
+    """Runs what is left after `progress` (None: all of it); returns the last epoch's report.
 
     `on_save` is called each `section.checkpoint_interval_s` within an epoch. Raises Diverged.
     """
     progress = progress or Progress()
     while progress.epoch < section.epochs:
-
-        def save(so_far: Progress, latest: EpochReport | None = report) -> None:
-            if on_save is not None:
-                on_save(so_far, latest, engine)
-
-        report = _epoch(engine, section, material=material, progress=progress, on_step=on_step, save=save)
-        progress = Progress(epoch=progress.epoch + 1)
+        report = _epoch(engine, section, material=material, progress=progress, on_step=on_step, on_save=on_save)
+        progress = Progress(epoch=progress.epoch + 1, last=report)
         if not on_epoch(report, engine):
             break
-    assert report is not None  # epochs >= 1
-    return report
+    assert progress.last is not None  # epochs >= 1
+    return progress.last
 
 
 def _epoch(
@@ -197,7 +193,7 @@ def _epoch(
     material: Material,
     progress: Progress,
     on_step: OnStep,
-    save: Callable[[Progress], None],
+    on_save: OnSave | None,
 ) -> EpochReport:
     """The steps of an epoch that `progress`, which it moves on, has not done."""
     lengths, epoch = np.array([len(tokens) for tokens in material.train_tokens]), progress.epoch
@@ -228,8 +224,8 @@ def _epoch(
         if rank == 0 and (now - said > 1.0 or step + 1 == len(batches)):
             said = now
             on_step(StepReport(epoch, step + 1, len(batches), progress.losses / (step + 1), seen / seconds))
-        if save_now and step + 1 < len(batches):  # an epoch's end is kept with its report
-            save(progress)
+        if on_save is not None and save_now and step + 1 < len(batches):  # an epoch's end is kept with its report
+            on_save(progress, engine)
             saved = time.perf_counter()
     score = _validation_score(engine, material, epoch=epoch)
     return EpochReport(

@@ -133,13 +133,13 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingSection = config["section"]
     task: TrainingTask = ray.get(config["task"])
     material = load_material(task, attention_dropout=section.attention_dropout)
-    engine, progress, last = _begin(section, material)
+    engine, progress = _begin(section, material)
     save = _saving(section)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
         if config["relay"] is not None and dist.get_rank() == 0:
             config["relay"].tell.remote({"event": "epoch", "seed": section.seed, **asdict(report)})
-        save(Progress(epoch=report.epoch + 1), report, engine)
+        save(Progress(epoch=report.epoch + 1, last=report), engine)
         return True
 
     try:
@@ -151,7 +151,6 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
             on_epoch=on_epoch,
             on_save=save,
             progress=progress,
-            report=last,
         )
     except Diverged as diverged:  # raised, it would be tried again, to the same end
         return {"diverged": str(diverged)}
@@ -177,11 +176,11 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress, EpochReport | None]:
-    """An engine at its first step, or where the last checkpoint is, how far that is, and the last epoch's report."""
+def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress]:
+    """An engine at its first step, or where the last checkpoint is, and how far that is."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return new_engine(section, material), Progress(), None
+        return new_engine(section, material), Progress()
     with saved.as_directory() as folder:
         return checkpoint.resume(section, material, folder=Path(folder))
 
@@ -189,9 +188,9 @@ def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress,
 def _saving(section: TrainingSection) -> OnSave:
     """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns."""
 
-    def save(progress: Progress, report: EpochReport | None, engine: Any) -> None:
+    def save(progress: Progress, engine: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(engine, section, folder=Path(folder), progress=progress, report=report)
+            checkpoint.save(engine, section, folder=Path(folder), progress=progress)
             told = {"epoch": progress.epoch, "step": progress.step}
             ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

@@ -123,11 +123,11 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
     section = section_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
     steps: list[tuple[int, int]] = []
 
-    def save(progress: Progress, report: EpochReport | None, engine: Any) -> None:
+    def save(progress: Progress, engine: Any) -> None:
         steps.append((progress.epoch, progress.step))
         folder = tmp_path / f"{progress.epoch}-{progress.step}"
         folder.mkdir()
-        checkpoint.save(engine, section, folder=folder, progress=progress, report=report)
+        checkpoint.save(engine, section, folder=folder, progress=progress)
 
     def whole(**resumed: Any) -> EpochReport:
         return train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, **resumed)
@@ -137,9 +137,9 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
     stop_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
-        engine, progress, report = checkpoint.resume(section, material, folder=tmp_path / f"{epoch}-{step}")
-        assert (progress.epoch, progress.step, report is None) == (epoch, step, epoch == 0)
-        again = whole(progress=progress, report=report)
+        engine, progress = checkpoint.resume(section, material, folder=tmp_path / f"{epoch}-{step}")
+        assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
+        again = whole(progress=progress)
         stop_engine(engine)
         assert (again.loss, again.score, again.padding_share) == (
             undisturbed.loss,

@@ -29,17 +29,17 @@ def one_rank(rank: int, num_ranks: int, folder: Path, stage: int, method: str, r
         num_workers=num_ranks, zero_stage=stage, method=method, lora_dropout=0.0, epochs=2, checkpoint_interval_s=0
     )
 
-    def save(progress: loop.Progress, report: loop.EpochReport | None, engine: Any) -> None:
+    def save(progress: loop.Progress, engine: Any) -> None:
         if not resumed and (progress.epoch, progress.step) == KEPT:
             own = folder / f"rank-{rank}"
             own.mkdir()
-            checkpoint.save(engine, section, folder=own, progress=progress, report=report)
+            checkpoint.save(engine, section, folder=own, progress=progress)
 
     with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
         if resumed:
-            engine, progress, report = checkpoint.resume(section, material, folder=folder / "merged")
+            engine, progress = checkpoint.resume(section, material, folder=folder / "merged")
         else:
-            engine, progress, report = loop.new_engine(section, material), loop.Progress(), None
+            engine, progress = loop.new_engine(section, material), loop.Progress()
     last = loop.train(
         engine,
         section,
@@ -48,7 +48,6 @@ def one_rank(rank: int, num_ranks: int, folder: Path, stage: int, method: str, r
         on_epoch=lambda *_: True,
         on_save=save,
         progress=progress,
-        report=report,
     )
     if rank == 0:
         (folder / f"report-{resumed}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
