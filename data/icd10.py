@@ -82,7 +82,7 @@ def build() -> dict[str, pa.Table]:
     compare.
 
     Train also holds, as texts, the titles of the codes of up to four characters in every category that is in no other
-    split: twice the rows, and the 500 categories that have no term. What is chosen and judged by stays terms alone.
+    split: twice the rows, and 470 categories that have no term. What is chosen and judged by stays terms alone.
     Raises DataError without the package.
     """
     icd = _package()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from data.encode import collate
-from models.load import load_weights
+from models.load import ModelError, load_weights
 from recipes.schema import TrainingSection
 from training.loop import Material
 
@@ -56,7 +56,10 @@ def export_weights(engine: Any, section: TrainingSection, *, material: Material,
         _save_adapter(engine.module.encoder, encoder, folder / "adapter")
     else:
         save_file(encoder, folder / "encoder.safetensors")
-    loaded = load_weights(folder, encoder=copy.deepcopy(material.encoder), kind=section.method).to(engine.device)
+    try:
+        loaded = load_weights(folder, encoder=copy.deepcopy(material.encoder), kind=section.method).to(engine.device)
+    except ModelError as error:
+        raise UnusableWeights(str(error)) from None
     difference = float((_logits(loaded, material, device=engine.device) - trained).abs().max())
     if not difference < TOLERANCE:
         raise UnusableWeights(
