@@ -13,14 +13,24 @@ from cluster.fetch import local_copy
 from evaluation.baselines import Head
 from evaluation.stored import as_routing
 from models.load import dtype_name
-from models.registry import Kind, ModelVersion, VersionConfig, hybrid_config, now, read_version, register, write_config
+from models.registry import (
+    Kind,
+    ModelVersion,
+    Prompting,
+    VersionConfig,
+    hybrid_config,
+    now,
+    read_version,
+    register,
+    write_config,
+)
 from prepare import Prepared
 from recipes.schema import digest
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model in the running: its kind, the URI of its artifact, and its accuracy on validation."""
+    """A model in the running: its kind, the URI of its artifact, and its score on validation."""
 
     kind: str
     uri: str
@@ -33,6 +43,12 @@ def write_rung(prepared: Prepared, kind: Kind, head: Head, *, temperature: float
         save_file({"weight": head.weight, "bias": head.bias}, Path(folder) / "head.safetensors")
         storage.upload_folder(Path(folder), uri)
     make_loadable(prepared, kind, uri=uri, temperature=temperature)
+
+
+def write_prompt(prepared: Prepared, kind: Kind, prompting: Prompting, *, uri: str) -> None:
+    """A pretrained rung of a chat task as an artifact: how the untouched model is asked."""
+    config = _config(prepared, kind, temperature=1.0).model_copy(update={"prompting": prompting})
+    storage.write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
 
 
 def make_loadable(prepared: Prepared, kind: Kind, *, uri: str, temperature: float | None = None) -> None:
@@ -81,4 +97,5 @@ def _config(prepared: Prepared, kind: Kind, *, temperature: float) -> VersionCon
         code=prepared.code.uri,
         recipe_hash=digest(prepared.recipe),
         created_at=now(),
+        prompting=prepared.prompting,
     )

@@ -31,6 +31,8 @@ from recipes.schema import digest
 
 NUM_COST_ROWS = 256
 """Test texts on which both models' cost is measured."""
+NUM_COST_ANSWERS = 16
+"""The same of a chat task, whose answers take a hundred times as long."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def predict_all(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Pr
     tables = {role: _answers(prepared, models[role], set_name="test") for role in ROLES}
     for name in (VALIDATION, *(name for name, gate in asked.items() if gate is not None)):
         tables |= {f"{role}_{name}": _answers(prepared, models[role], set_name=name) for role in ROLES}
-    return tables | {"reference": _reference_answers(prepared)}
+    return tables | {"reference": _reference_answers(prepared)} if prepared.question.has_reference else tables
 
 
 def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
@@ -122,8 +124,9 @@ def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, A
     uris = {role: models[role].uri for role in ROLES}
 
     def compute(_: str) -> dict[str, Any]:
-        texts = prepared.splits.test.texts[:NUM_COST_ROWS]
-        return asdict(remotely(measure, prepared.recipe.training)(uris, texts=texts))
+        num_rows = min(len(prepared.splits.test), NUM_COST_ROWS if prepared.prompting is None else NUM_COST_ANSWERS)
+        rows = prepared.splits.test.take(range(num_rows))
+        return asdict(remotely(measure, prepared.recipe.training)(uris, rows=rows))
 
     inputs = prepared.key(models=uris, test=prepared.hashes["test"])
     return dict(once(prepared.recipe.home, "cost", inputs=inputs, compute=compute))

@@ -5,12 +5,13 @@ from typing import Any
 
 import ray
 
-from artifacts import Model, make_loadable, write_rung
+from artifacts import Model, make_loadable, write_prompt, write_rung
 from cluster.progress import Show, relayed
 from cluster.session import remotely
 from cluster.stages import once
 from evaluation.baselines import climb
-from evaluation.metrics import score_of
+from evaluation.chat_baselines import climb_chat
+from evaluation.metrics import score_table
 from evaluation.predict import calibrate, predict_rows
 from judge import Done, find, judge
 from models.registry import read_version
@@ -72,7 +73,7 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
     recipe, splits = prepared.recipe, prepared.splits
     show({"event": "stage", "text": "baselines: what the pretrained model can do untouched"})
 
-    def compute(uri: str) -> list[dict[str, Any]]:
+    def classifiers(uri: str) -> list[dict[str, Any]]:
         ladder = remotely(climb, recipe.training)(
             prepared.base_model,
             train=splits.train,
@@ -87,16 +88,29 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
             write_rung(prepared, kind, head, temperature=ladder.temperatures[kind], uri=f"{uri}/{kind}")
         return [rung.to_dict() | {"uri": f"{uri}/{rung.kind}" if rung.servable else None} for rung in ladder.rungs]
 
+    def prompts(uri: str) -> list[dict[str, Any]]:
+        found = remotely(climb_chat, recipe.training)(
+            prepared.base_model,
+            train=splits.train,
+            validation=splits.validation,
+            prompting=prepared.prompting,
+            examples=examples,
+            metric=recipe.evaluation.metric,
+        )
+        for one in found:
+            write_prompt(prepared, one.rung.kind, one.prompting, uri=f"{uri}/{one.rung.kind}")
+        return [one.rung.to_dict() | {"uri": f"{uri}/{one.rung.kind}"} for one in found]
+
+    section, seed = recipe.evaluation, recipe.training.seed
+    examples = {"shots": section.prompt_shots, "draws": section.prompt_draws, "seed": seed}
+    asked: dict[str, Any] = {"max_length": recipe.data.max_length, "shots": section.centroid_shots, "seed": seed}
+    if prepared.prompting is not None:
+        asked = examples | {"prompting": prepared.prompting.model_dump(mode="json")}
     rungs: list[dict[str, Any]] = once(
         recipe.home,
         "ladder",
-        compute=compute,
-        inputs=prepared.key(
-            max_length=recipe.data.max_length,
-            shots=recipe.evaluation.centroid_shots,
-            seed=recipe.training.seed,
-            metric=recipe.evaluation.metric,
-        ),
+        compute=classifiers if prepared.prompting is None else prompts,
+        inputs=prepared.key(**asked, metric=section.metric),
     )
     if prepared.champion is not None:
         rungs = [_champion_rung(prepared, prepared.champion), *rungs]  # first: a tie is the champion's
@@ -131,8 +145,7 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
         inputs=prepared.key(
             tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve"}),
             training=recipe.training.model_dump(mode="json", exclude={"num_seeds"}),
-            max_length=recipe.data.max_length,
-            metric=recipe.evaluation.metric,
+            **prepared.asked_of_training,
             rungs=scores,
         ),
     )
@@ -153,7 +166,7 @@ def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
     """What the selected configuration reaches from parts of the training rows, and what more rows would give."""
     num_rows = len(prepared.splits.train)
     scores = []
-    sizes = curve_sizes(num_rows, num_classes=len(prepared.classes))
+    sizes = curve_sizes(num_rows, num_classes=max(1, len(prepared.classes)))
     for size in sizes[:-1]:
         show({"event": "stage", "text": f"learning curve: {size:,} of {num_rows:,} training rows"})
         name = f"curve-{size}"
@@ -166,6 +179,8 @@ def choose_candidate(prepared: Prepared, selected: TrainingSection, seeds: list[
     """The seed that is best on validation, made a loadable artifact with the temperature that validation gives it."""
     best = max(seeds, key=lambda seed: seed.score)
     make_loadable(prepared, selected.method, uri=best.weights)
+    if prepared.prompting is not None:  # an answer in words has no temperature
+        return Model(selected.method, best.weights, best.score)
 
     def compute(_: str) -> float:
         found: float = remotely(calibrate, prepared.recipe.training)(best.weights, rows=prepared.splits.validation)
@@ -191,8 +206,7 @@ def _train_once(
 
     inputs = prepared.key(
         training=section.model_dump(mode="json"),
-        max_length=prepared.recipe.data.max_length,
-        metric=prepared.recipe.evaluation.metric,
+        **prepared.asked_of_training,
     )
     if num_train_rows is not None:
         inputs["num_train_rows"] = num_train_rows
@@ -210,7 +224,7 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
 
     def compute(_: str) -> float:
         table = remotely(predict_rows, prepared.recipe.training)(uri, rows=rows)
-        return score_of(metric, labels=table.labels, outputs=table.outputs)
+        return score_table(metric, table)
 
     inputs = prepared.key(champion=champion.digest, metric=metric)
     score = once(prepared.recipe.home, "champion", inputs=inputs, compute=compute)

@@ -16,9 +16,9 @@ from data.checks import DataReport, clean, take_training_rows
 from data.encode import labels_of
 from data.read import Splits, fingerprint, read_splits
 from evaluation.question import Question, ask, asked_digest, run_name
-from models.registry import Champion, champion_version, now, read_champion
+from models.registry import Champion, Prompting, champion_version, now, read_champion
 from recipes.schema import Recipe
-from training.loop import TrainingTask
+from training.material import TrainingTask
 
 ROOT = Path(__file__).parent
 
@@ -44,6 +44,21 @@ class Prepared:
     """URI of the version that served when the question was asked."""
     asked_by: str
 
+    @property
+    def prompting(self) -> Prompting | None:
+        """How the model of a chat task is asked, but for examples in the prompt; None of a classification."""
+        section = self.recipe.data
+        if self.recipe.task != "chat":
+            return None
+        return Prompting(system=section.system, max_new_tokens=section.max_new_tokens)
+
+    @property
+    def asked_of_training(self) -> dict[str, Any]:
+        """What a training depends on besides its section and the rows."""
+        prompting = self.prompting.model_dump(mode="json") if self.prompting else None
+        asked = {"max_length": self.recipe.data.max_length, "metric": self.recipe.evaluation.metric}
+        return asked | ({"prompting": prompting} if prompting else {})
+
     def key(self, **inputs: Any) -> dict[str, Any]:
         """The inputs of a stage: the code, the data it may read, and its own."""
         known = {name: self.hashes[name] for name in ("train", "validation")}
@@ -60,17 +75,19 @@ class Prepared:
             classes=self.classes,
             max_length=self.recipe.data.max_length,
             metric=self.recipe.evaluation.metric,
+            prompting=self.prompting,
         )
 
 
 def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
     show({"event": "stage", "text": "data: reading and checking"})
-    splits, report = clean(read_splits(recipe.data))
+    chat = recipe.task == "chat"
+    splits, report = clean(read_splits(recipe.data, chat=chat))
     splits = take_training_rows(splits, size=recipe.data.max_train_rows, seed=recipe.training.seed)
     hashes = fingerprint(splits)
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
-    show({"event": "note", "text": f"{counts} rows, {report.num_classes} classes"})
+    show({"event": "note", "text": f"{counts} rows, {report.num_classes} {'different answers' if chat else 'classes'}"})
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
@@ -103,7 +120,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         splits=splits,
         report=report,
         hashes=hashes,
-        classes=labels_of(splits.train.labels),
+        classes=() if chat else labels_of(splits.train.labels),
         base_model=base_model,
         base_files=base_files,
         code=code,

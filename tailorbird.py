@@ -235,15 +235,20 @@ def compare(
 @data_app.command()
 @fails_clearly
 def icd10(
-    prefix: Annotated[str, typer.Argument(help="Where to.")] = "s3://lake/icd10", as_json: AsJson = False
+    prefix: Annotated[
+        str | None, typer.Argument(help="Where to; else s3://lake/icd10 or s3://lake/icd10_coder.")
+    ] = None,
+    coder: Annotated[bool, typer.Option(help="The chat task: terms to codes with their titles.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Writes the US ICD-10-CM inclusion terms as Parquet, split by category.
+    """Writes the US ICD-10-CM inclusion terms as Parquet: to chapters, split by category, or to codes and titles.
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
     from data.icd10 import write
 
-    counts = write(prefix)
+    prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
+    counts = write(prefix, coder=coder)
     _answer(
         {"prefix": prefix, "rows": counts},
         as_json=as_json,

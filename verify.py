@@ -15,7 +15,7 @@ from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
 from cluster.fetch import sha256_files
 from evaluation.case import refuse_wrong_scores
-from evaluation.evidence import UNREGISTERED, pages, reliability, role_at
+from evaluation.evidence import UNREGISTERED, measures, pages, reliabilities, role_at
 from evaluation.hybrid import freeze_hybrid
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused, align
@@ -108,7 +108,10 @@ def _file_faults(uri: str) -> Iterator[str]:
     if not isinstance(manifest, dict):
         yield f"{MANIFEST} is missing, or no manifest: what the files were cannot be told"
         return
-    for name in (*NEEDED, *(f"predictions/{table}.parquet" for table in table_names(changed=False))):
+    asked = _json(f"{uri}/question.json")
+    chat = isinstance(asked, dict) and asked.get("recipe", {}).get("task") == "chat"
+    tables = table_names(changed=False, reference=not chat)
+    for name in (*NEEDED, *(f"predictions/{table}.parquet" for table in tables)):
         if name not in manifest:
             yield f"{name} is not named in {MANIFEST}"
     for name, told in manifest.items():
@@ -185,14 +188,17 @@ def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
 
 def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
     """The verdict, and what the page draws of the predictions, against what they give now."""
-    missing = [name for name in (*ROLES, "reference") if name not in tables]
+    question = Question.from_dict(evidence["question"])
+    needed = (*ROLES, "reference") if question.has_reference else ROLES
+    missing = [name for name in needed if name not in tables]
     if missing:
         yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
         return
-    found = decide(case_of(evidence, tables), question=Question.from_dict(evidence["question"]))
+    found = decide(case_of(evidence, tables), question=question)
     again: dict[str, Any] = {
         "verdict": json.loads(json.dumps(found.to_dict())),
-        "reliability": {role: reliability(tables[role]) for role in evidence["reliability"]},
+        "reliability": reliabilities(tables),
+        "measures": measures(tables),
     }
     for name, value in again.items():
         yield from _differences(evidence[name], value, at=name, other="recomputed it is")

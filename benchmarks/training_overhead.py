@@ -34,7 +34,8 @@ from benchmarks.rounds import finish, medians, show, take_turns
 from data.encode import collate
 from models.load import inference_dtype
 from recipes.schema import TrainingSection
-from training.loop import EpochReport, Material, StepReport, build_model, load_material, new_engine, train
+from training.classification import ClassifierMaterial, load_classification
+from training.loop import EpochReport, StepReport, new_engine, train
 from training.order import epoch_batches
 from training.zero import stop_engine
 
@@ -50,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        material = load_material(task)
+        material = load_classification(task)
         measured = take_turns(
             {
                 "finetune": lambda: _ours(material),
@@ -96,7 +97,7 @@ def _rank_variables() -> Iterator[None]:
             del os.environ[name]
 
 
-def _ours(material: Material) -> dict[str, float]:
+def _ours(material: ClassifierMaterial) -> dict[str, float]:
     ended: list[tuple[float, float]] = []
 
     def on_step(report: StepReport) -> None:
@@ -114,9 +115,9 @@ def _ours(material: Material) -> dict[str, float]:
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
 
-def _bare(material: Material, *, fused: bool | None = None) -> dict[str, float]:
+def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[str, float]:
     torch.manual_seed(SECTION.seed)
-    model = build_model(SECTION, material)
+    model = material.build(SECTION)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SECTION.learning_rate, fused=fused)
     lengths = np.array([len(tokens) for tokens in material.train_tokens])
@@ -133,7 +134,7 @@ def _bare(material: Material, *, fused: bool | None = None) -> dict[str, float]:
     return _rates(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def _trainer(material: Material, *, folder: str) -> dict[str, float]:
+def _trainer(material: ClassifierMaterial, *, folder: str) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
     from transformers import DataCollatorWithPadding as Collator
 

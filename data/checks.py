@@ -8,7 +8,7 @@ from typing import Any
 
 from data.read import DataError, Rows, Splits
 from data.similar import near_duplicates
-from data.split import normalise, subsample_of_classes
+from data.split import normalise, subsample, subsample_of_classes
 
 __all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
 
@@ -24,6 +24,7 @@ class DataReport:
     num_validation: int
     num_test: int
     num_classes: int
+    """Of labels in train; of a chat task, of different answers."""
     train_copies_of_test: int
     """Training rows dropped because their normalised text stands in test."""
     train_copies_of_validation: int
@@ -43,7 +44,7 @@ class DataReport:
     empty_texts: int
     """Rows, over all splits as read, whose text is empty or white space."""
     rare_classes: tuple[str, ...]
-    """Classes with fewer than 10 training rows after cleaning."""
+    """Classes with fewer than 10 training rows after cleaning; of a chat task, none."""
     leaks: tuple[str, ...]
     """One sentence a pair of splits that share values of `split_by`, or texts."""
 
@@ -67,7 +68,9 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
     train = [row for row, text in enumerate(texts["train"]) if text not in in_test and text not in in_validation]
     cleaned = Splits(train=splits.train.take(train), validation=splits.validation.take(validation), test=splits.test)
     _refuse_empty(cleaned, when=" after exact copies of rows in later splits were dropped")
-    _refuse_classes(cleaned)
+    chat = cleaned.train.conversations is not None
+    if not chat:  # answers in words are no classes
+        _refuse_classes(cleaned)
     copies_of_test = sum(text in in_test for text in texts["train"])
     per_class = Counter(cleaned.train.labels)
     near_test = near_duplicates(cleaned.test.texts, among=cleaned.train.texts)
@@ -86,7 +89,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         near_duplicates_looked_at_in_validation=near_validation.num_looked_at,
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
-        rare_classes=tuple(sorted(label for label, count in per_class.items() if count < RARE_ROWS)),
+        rare_classes=() if chat else tuple(sorted(name for name, count in per_class.items() if count < RARE_ROWS)),
         leaks=leaks_between(cleaned),
     )
 
@@ -115,11 +118,14 @@ def leaks_between(splits: Splits) -> tuple[str, ...]:
 def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:
     """The same splits with a random part of the training rows, of `size`, in which every class keeps a row.
 
-    For after `clean`, so that the part is drawn from rows that may be trained on. None keeps all.
-    Raises DataError when `size` is under the number of classes.
+    For after `clean`, so that the part is drawn from rows that may be trained on. None keeps all. Conversations have no
+    classes. Raises DataError when `size` is under the number of classes.
     """
     if size is None or size >= len(splits.train):
         return splits
+    if splits.train.conversations is not None:
+        kept = subsample(len(splits.train), size=size, seed=seed)
+        return Splits(train=splits.train.take(kept), validation=splits.validation, test=splits.test)
     try:
         kept = subsample_of_classes(splits.train.labels, size=size, seed=seed)
     except ValueError as error:

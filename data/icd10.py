@@ -16,6 +16,8 @@ FOLDS = (13, 2, 3)  # of 18: 72 %, 11 % and 17 % of the rows
 SPLIT_SEED = 0
 TITLED = len("A00.0")
 """The longest code whose title is a training text: longer ones repeat theirs with side, stage or encounter added."""
+CODER_TERMS, CODER_TEST_ROWS = 4, 500
+"""Of the chat task: inclusion terms that a code must have, and codes of which a term judges."""
 
 CHAPTER_NAMES = {
     "1": "infectious and parasitic diseases",
@@ -99,9 +101,40 @@ def build() -> dict[str, pa.Table]:
     return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles))])}
 
 
-def write(uri_prefix: str) -> dict[str, int]:
-    """Writes `<uri_prefix>/<split>/part-0.parquet` for each split, over what was there; returns the rows of each."""
-    tables = build()
+def build_coder() -> dict[str, pa.Table]:
+    """Tables train, validation and test of the chat task: from a term to its code and title, in the release's words.
+
+    String columns prompt, completion, code, category and group. The codes are the 700 with four inclusion terms or
+    more, which stand in all three splits: a coder knows the book, and meets new wordings. Of each code one term, by
+    lot, is held out, for test (500) or validation (the rest); train holds its other terms, and its title as one more.
+    """
+    icd = _package()
+    rows = [(" ".join(term.split()), *row) for row in _codes(icd) for term in icd.get_inclusion_term(row[0])]
+    codes: dict[str, set[str]] = {}
+    for term, code, *_ in rows:
+        codes.setdefault(normalise(term), set()).add(code)
+    first = {normalise(row[0]): row for row in reversed(rows) if len(codes[normalise(row[0])]) == 1}
+    by_code: dict[str, list[Wording]] = {}
+    for row in sorted(first.values(), key=lambda row: (row[1], row[0])):
+        by_code.setdefault(row[1], []).append(row)
+    generator = np.random.default_rng(SPLIT_SEED)
+    chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
+    chosen = [chosen[place] for place in generator.permutation(len(chosen))]
+    held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen]
+    train = [term for terms in chosen for term in terms]
+    worded = set(first)
+    titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]
+    train += [title for title in titles if normalise(title[0]) not in worded]
+    parts = {"train": train, "validation": held_out[CODER_TEST_ROWS:], "test": held_out[:CODER_TEST_ROWS]}
+    return {name: _coder_table(some) for name, some in parts.items()}
+
+
+def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
+    """Writes `<uri_prefix>/<split>/part-0.parquet` for each split, over what was there; returns the rows of each.
+
+    The chapters of `build`, or, with `coder`, the chat task of `build_coder`.
+    """
+    tables = build_coder() if coder else build()
     for name, table in tables.items():
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -143,6 +176,19 @@ def _table(rows: list[Wording]) -> pa.Table:
             "title": titles,
             "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
             "block": blocks,
+            "category": [code[:3] for code in codes],
+            "group": [group_of(text) for text in texts],
+        }
+    )
+
+
+def _coder_table(rows: list[Wording]) -> pa.Table:
+    texts, codes, titles, *_ = (list(column) for column in zip(*rows, strict=True))
+    return pa.table(
+        {
+            "prompt": texts,
+            "completion": [f"{code} {' '.join(title.split())}" for code, title in zip(codes, titles, strict=True)],
+            "code": codes,
             "category": [code[:3] for code in codes],
             "group": [group_of(text) for text in texts],
         }

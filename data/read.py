@@ -1,21 +1,28 @@
 """First in the way of the data: Parquet on S3 or disk, projected and checked against the recipe, becomes rows."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from data.split import normalise, split_by_key
+from data.split import normalise, split_by_key, subsample
 from recipes.schema import DataSection
+
+Message = tuple[str, str]
+"""Role and content."""
+Conversation = tuple[Message, ...]
 
 SPLIT_NAMES = ("train", "validation", "test")
 SPLIT_FRACTIONS = (0.72, 0.11, 0.17)
 SPLIT_SEED = 0
 NO_GROUP = "(none)"
+ROLES = ("system", "user", "assistant")
 
 
 class DataError(ValueError):
@@ -36,6 +43,8 @@ class Rows:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     auxiliary: tuple[str, ...] | None = None
     """A second label, of training rows only, where the recipe names one."""
+    conversations: tuple[Conversation, ...] | None = None
+    """Of a chat task, the turns before the answer. The answer is then the row's label, and its text these turns'."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -44,7 +53,7 @@ class Rows:
         """The rows at `indices`, in that order."""
         positions = [int(index) for index in indices]
 
-        def pick(column: tuple[str, ...]) -> tuple[str, ...]:
+        def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(column[position] for position in positions)
 
         return Rows(
@@ -54,6 +63,7 @@ class Rows:
             split_keys=None if self.split_keys is None else pick(self.split_keys),
             groups={name: pick(column) for name, column in self.groups.items()},
             auxiliary=None if self.auxiliary is None else pick(self.auxiliary),
+            conversations=None if self.conversations is None else pick(self.conversations),
         )
 
 
@@ -70,24 +80,34 @@ class Splits:
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
 
 
-def read_splits(section: DataSection) -> Splits:
+def read_splits(section: DataSection, *, chat: bool = False) -> Splits:
     """Reads what the section names; without `validation` and `test`, `train` is split 72/11/17.
 
     Without `validation` alone, `validation_share` of `train` is drawn. Both are by `split_by`, or by normalised text
-    where the recipe names none (so copies of a text stay together). Raises DataError, see `read_rows`; whether the
-    splits fit each other is for `checks.clean` to say.
+    where the recipe names none (so copies of a text stay together). With `chat` rows are conversations. Raises
+    DataError, see `read_rows` and `read_conversations`; whether the splits fit each other is for `checks.clean` to say.
     """
-    train = read_rows(*section.train_uris, section=section, auxiliary=section.auxiliary_label)
+    read = read_conversations if chat else read_rows
+    train = read(*section.train_uris, section=section, auxiliary=section.auxiliary_label)
     if section.test is None:
         train, validation, test = _parted(train, fractions=SPLIT_FRACTIONS)
     elif section.validation is None:
         share = section.validation_share
         train, validation, _ = _parted(train, fractions=(1 - share, share, 0.0))
-        test = read_rows(section.test, section=section)
+        test = read(section.test, section=section)
     else:
-        validation = read_rows(section.validation, section=section)
-        test = read_rows(section.test, section=section)
-    return Splits(train=train, validation=validation, test=test)
+        validation = read(section.validation, section=section)
+        test = read(section.test, section=section)
+    return Splits(
+        train=train,
+        validation=_at_most(validation, section.max_validation_rows),
+        test=_at_most(test, section.max_test_rows),
+    )
+
+
+def _at_most(rows: Rows, size: int | None) -> Rows:
+    """A random part of the rows, the same at every run, where there are more."""
+    return rows if size is None else rows.take(subsample(len(rows), size=size, seed=SPLIT_SEED))
 
 
 def _parted(rows: Rows, *, fractions: tuple[float, float, float]) -> tuple[Rows, Rows, Rows]:
@@ -117,6 +137,54 @@ def read_rows(*uris: str, section: DataSection, auxiliary: str | None = None) ->
         groups=groups,
         auxiliary=_strings(table, auxiliary, uri=uri) if auxiliary else None,
     )
+
+
+def read_conversations(*uris: str, section: DataSection, auxiliary: str | None = None) -> Rows:
+    """Conversations of Parquet files or folders, one after the other, from `section`'s chat columns.
+
+    Raises DataError as `read_rows`, and for a conversation that does not end with an answer of the assistant.
+    """
+    assert auxiliary is None  # the schema refuses one for chat
+    asked = (section.messages,) if section.messages else (section.prompt, section.completion)
+    named = [column for column in (*asked, section.split_by, *section.groups) if column is not None]
+    columns, uri = list(dict.fromkeys(named)), ", ".join(uris)
+    table = _joined([read_table(uri, columns=columns) for uri in uris], uri=uri)
+    if section.messages:
+        whole = _conversations(table, section.messages, uri=uri)
+    else:
+        prompts = _strings(table, section.prompt, uri=uri, allowed="string")
+        answers = _strings(table, section.completion, uri=uri, allowed="string")
+        whole = [(("user", one), ("assistant", other)) for one, other in zip(prompts, answers, strict=True)]
+    for position, conversation in enumerate(whole):
+        if len(conversation) < 2 or conversation[-1][0] != "assistant" or not conversation[-1][1].strip():
+            raise DataError(
+                f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the assistant "
+                "that is not empty, after at least one other; mend the row or drop it"
+            )
+    return Rows(
+        row_ids=tuple(str(position) for position in range(table.num_rows)),
+        texts=tuple("\n".join(content for _, content in conversation[:-1]) for conversation in whole),
+        labels=tuple(conversation[-1][1] for conversation in whole),
+        split_keys=_strings(table, section.split_by, uri=uri) if section.split_by else None,
+        groups={name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups},
+        conversations=tuple(conversation[:-1] for conversation in whole),
+    )
+
+
+def _conversations(table: pa.Table, name: str, *, uri: str) -> list[Conversation]:
+    """A column of lists of `{role, content}` as conversations."""
+    found = []
+    for position, messages in enumerate(table.column(name).to_pylist()):
+        turns: list[Any] = messages if isinstance(messages, list) else [None]
+        for turn in turns:
+            known = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+            if not known:
+                raise DataError(
+                    f"{uri}: column {name!r} holds no conversation in row {position}; it takes a list of "
+                    f"{{role, content}}, role one of {', '.join(ROLES)}, content a text"
+                )
+        found.append(tuple((turn["role"], turn["content"]) for turn in turns))
+    return found
 
 
 def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
@@ -168,6 +236,8 @@ def _sha256(rows: Rows) -> str:
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
     columns |= {} if rows.auxiliary is None else {"auxiliary": rows.auxiliary}
+    if rows.conversations is not None:
+        columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
     return _digest(columns)
 

@@ -16,7 +16,10 @@ def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) 
     if asked.calibration is not None:
         gates.append(calibration_gate(side.clean, incumbent=incumbent.clean, limits=asked.calibration, alpha=alpha))
     if asked.groups is not None:
-        gates.append(groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha))
+        metric = "accuracy" if question.has_reference else question.metric  # F1 of one class's group would be a share
+        gates.append(
+            groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha, metric=metric)
+        )
     if asked.counterfactual is not None:
         gates.append(
             counterfactual_gate(

@@ -78,7 +78,15 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     version, recipe = evidence["versions"][role], evidence["recipe"]
     train = recipe["data"]["train"]
     datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
-    hub_names = {"accuracy": "accuracy", "macro_f1": "f1", "ece": "ece"}
+    hub_names = {
+        "accuracy": "accuracy",
+        "macro_f1": "f1",
+        "ece": "ece",
+        "exact_match": "exact_match",
+        "token_f1": "f1",
+        "rouge_l": "rouge",
+    }
+    task = "text-generation" if recipe["task"] == "chat" else "text-classification"
     scores = scores_of(evidence, role=role)
     metrics = [
         {
@@ -90,7 +98,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
         for name, value in scores.items()
     ]
     measured = {
-        "task": {"type": "text-classification"},
+        "task": {"type": task},
         "dataset": {"type": datasets[0], "name": evidence["name"], "split": "test"},
         "metrics": metrics,
     }
@@ -100,7 +108,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
         "base_model": _hub_id(recipe["base_model"]),
         "datasets": datasets,
         "metrics": [hub_names[name] for name in scores],
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": task,
         "library_name": "tailorbird",
         "tags": ["tailorbird", version["kind"]],
         "model-index": [{"name": f"{evidence['name']} {version['kind']}", "results": [measured]}],
@@ -109,7 +117,11 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
 
 def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     version, base = evidence["versions"][role], evidence["recipe"]["base_model"]
-    made = f"A text classifier for the task `{evidence['name']}`, made from `{base}`"
+    chat = evidence["recipe"]["task"] == "chat"
+    what = "A chat model" if chat else "A text classifier"
+    made = f"{what} for the task `{evidence['name']}`, made from `{base}`"
+    if chat:
+        return f"{made}: kind `{version['kind']}`. It is the {role} of run `{evidence['run']}`."
     if role != "hybrid":
         return (
             f"{made}: mean-pooled encoder and linear head, kind `{version['kind']}`. It is the {role} of run "
@@ -145,7 +157,8 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         told = "Change against the incumbent"
     rows = [f"| {_cell(bound.what)} | {_points(bound)} | {bound.n:,} | {bound.state} |" for bound in gate.bounds]
     table = "| group | points (interval) | rows | state |\n|---|---|---|---|\n" + "\n".join(rows)
-    return f"{told}, in accuracy. {gate.note}\n\n{table}" if rows else gate.note
+    metric = METRIC_NAMES[verdict.metric] if verdict.reference_score is None else "accuracy"
+    return f"{told}, in {metric}. {gate.note}\n\n{table}" if rows else gate.note
 
 
 def _limits(verdict: Verdict, *, role: str) -> str:
@@ -184,8 +197,12 @@ def _not_for(evidence: Evidence) -> str:
     return "\n".join(
         f"- {sentence}"
         for sentence in (
-            f"Anyone whose texts are not like those of the task `{evidence['name']}`: it always answers with one of "
-            "its classes, also where none fits.",
+            f"Anyone whose texts are not like those of the task `{evidence['name']}`: it always answers"
+            + (
+                ", also what is not so."
+                if evidence["recipe"]["task"] == "chat"
+                else " with one of its classes, also where none fits."
+            ),
             "Anyone who would decide about a person by its answer alone: the test says how often it errs, not what an "
             "error does.",
             "Anyone whose group is not in the table above, or could not be assessed, without a test of their own.",

@@ -30,7 +30,7 @@ class Case:
     incumbent: Side
     candidate: Side
     reference: Predictions | None
-    """TF-IDF's answers on the test rows."""
+    """TF-IDF's answers on the test rows; None of a chat task."""
     test_sha256: str
     leaks: tuple[str, ...] = ()
     look: int = 1
@@ -66,14 +66,15 @@ def hybrid_cpu(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
 
 def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
     """Rule 1: raises VerdictRefused where test rows changed, rows are misaligned, or scores are not what they must."""
-    if case.reference is None:
+    if case.reference is None and question.has_reference:
         raise ValueError("a classification's verdict needs the TF-IDF reference; give its predictions on the test rows")
     if case.test_sha256 != question.test_sha256:
         raise VerdictRefused(
             f"the test rows changed: their sha256 is {case.test_sha256}, the question asks about "
             f"{question.test_sha256}; restore the test rows, or ask a new question in a new run"
         )
-    models: tuple[Predictions, ...] = (case.incumbent.clean, case.candidate.clean, case.reference)
+    models: tuple[Predictions, ...] = (case.incumbent.clean, case.candidate.clean)
+    models = models if case.reference is None else (*models, case.reference)
     align(*models)
     if len(models[0]) != question.num_test_rows:
         raise VerdictRefused(

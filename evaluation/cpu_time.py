@@ -1,41 +1,56 @@
 """Beside evaluation.cost: measures the CPU time of both models' answers, on this machine, in alternating rounds."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
+from cluster.storage import read_json
 from data.encode import encode_texts
+from data.read import Rows
+from evaluation.answers import answer_rows
 from evaluation.cost import LEAST_ROUNDS, CpuRounds
 from models.classifier import logits_rows
-from models.load import LoadedModel, load_artifact
-from models.registry import VersionConfig
+from models.load import load_artifact, load_chat
 
 ROLES = ("incumbent", "candidate")
 
 
-def measure(uris: Mapping[str, str], *, texts: Sequence[str], num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
-    """CPU-seconds per thousand rows of the artifacts at `uris` (`incumbent`, `candidate`), texts to logits.
+def measure(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
+    """CPU-seconds per thousand rows of the artifacts at `uris` (`incumbent`, `candidate`), from texts to answers.
 
-    Both are loaded into this process, on CPU, and answer all texts once to warm up; then in each round one after the
-    other, who begins taking turns. All threads of the process are counted. Raises ValueError for other keys, no text or
+    Both are loaded into this process, on CPU, and answer all rows once to warm up; then in each round one after the
+    other, who begins taking turns. All threads of the process are counted. Raises ValueError for other keys, no row or
     too few rounds.
     """
-    if sorted(uris) != sorted(ROLES) or not texts or num_rounds < LEAST_ROUNDS:
+    if sorted(uris) != sorted(ROLES) or not len(rows) or num_rounds < LEAST_ROUNDS:
         raise ValueError(
-            f"CPU time of {sorted(uris)} on {len(texts)} texts in {num_rounds} rounds; give the URIs of "
+            f"CPU time of {sorted(uris)} on {len(rows)} texts in {num_rounds} rounds; give the URIs of "
             f"{' and '.join(ROLES)}, some texts, and {LEAST_ROUNDS} rounds or more"
         )
-    models = {role: load_artifact(uris[role], device="cpu") for role in ROLES}
-    for model in models.values():
-        _cpu_s(model, texts)
+    models = {role: _answerer(uris[role]) for role in ROLES}
+    for answer in models.values():
+        _cpu_s(answer, rows)
     seconds: dict[str, list[float]] = {role: [] for role in ROLES}
     for number in range(num_rounds):
         for role in ROLES if number % 2 == 0 else ROLES[::-1]:
-            seconds[role].append(1000 * _cpu_s(models[role], texts) / len(texts))
+            seconds[role].append(1000 * _cpu_s(models[role], rows) / len(rows))
     return CpuRounds(incumbent=tuple(seconds["incumbent"]), candidate=tuple(seconds["candidate"]))
 
 
-def _cpu_s(loaded: LoadedModel[VersionConfig], texts: Sequence[str]) -> float:
+def _cpu_s(answer: Callable[[Rows], object], rows: Rows) -> float:
     begun = time.process_time()
-    tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+    answer(rows)
     return time.process_time() - begun
+
+
+def _answerer(uri: str) -> Callable[[Rows], object]:
+    """The artifact loaded, as a function that answers rows."""
+    if read_json(f"{uri}/config.json").get("prompting") is not None:
+        chat = load_chat(uri, device="cpu")
+        return lambda rows: answer_rows(chat.model, rows, tokenizer=chat.tokenizer, prompting=chat.prompting)
+    loaded = load_artifact(uri, device="cpu")
+
+    def classify(rows: Rows) -> object:
+        tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+
+    return classify

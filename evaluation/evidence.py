@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.calibration import NUM_BINS
 from evaluation.card import to_model_card
 from evaluation.metrics import wilson_interval
-from evaluation.predictions import Predictions
+from evaluation.predictions import ROW_METRICS, Predictions
 from evaluation.question import Question
 from evaluation.report import to_html
 from evaluation.rules import Outcome, winner
@@ -45,7 +45,8 @@ def assemble(
         "question": question.to_dict(),
         "verdict": verdict.to_dict(),
         "ladder": _ladder(rungs, candidate=best["score"], verdict=verdict, versions=versions, data=parts["data"]),
-        "reliability": {role: reliability(tables[role]) for role in ("candidate", "incumbent")},
+        "reliability": reliabilities(tables),
+        "measures": measures(tables),
         "sweep": [
             {
                 "trial": row["trial"],
@@ -93,6 +94,19 @@ def role_at(uri: str, *, evidence: Mapping[str, Any]) -> str:
     return roles[0] if roles else winner(Outcome(evidence["verdict"]["outcome"]))
 
 
+def reliabilities(tables: Mapping[str, Predictions]) -> dict[str, list[dict[str, float]]]:
+    """`reliability` of candidate and incumbent; a chat model's confidence is of tokens, not of being right."""
+    return {} if measures(tables) else {role: reliability(tables[role]) for role in ("candidate", "incumbent")}
+
+
+def measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
+    """Of a chat task: the mean log-likelihood of the reference answers, in nats a token, by role."""
+    roles, name = ("candidate", "incumbent"), "log_likelihood"
+    if not all(name in tables[role].measures for role in roles):
+        return {}
+    return {name: {role: float(np.mean(tables[role].measures[name])) for role in roles}}
+
+
 def reliability(table: Predictions, *, num_bins: int = NUM_BINS) -> list[dict[str, float]]:
     """Of equally wide bins of confidence after temperature, those with rows: `{confidence, accuracy, n}`, means both.
 
@@ -133,6 +147,6 @@ def _ladder(
         }
     )
     num = data["num_validation"]
-    if verdict.metric != "accuracy":  # no closed formula gives another metric's interval from a score
+    if verdict.metric not in ROW_METRICS:  # no closed formula gives another metric's interval from a score
         return [row | {"interval": None} for row in rows]
     return [row | {"interval": list(wilson_interval(round(row["validation"] * num), n=num))} for row in rows]

@@ -5,34 +5,37 @@ from typing import Any
 
 from evaluation import page, plots
 from evaluation.gates import Bound, Gate
+from evaluation.predictions import ROW_METRICS
 from evaluation.reasons import p_text, points
 from evaluation.verdict import Verdict
 
 Evidence = Mapping[str, Any]
 
-METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+}
 
 
-def gain_section(verdict: Verdict) -> str:
-    """Candidate against incumbent and against the reference, with the metric that no rule reads."""
+def gain_section(evidence: Evidence, verdict: Verdict) -> str:
+    """Candidate against incumbent and against a reference, with the metrics that no rule reads."""
     shown, second, at = METRIC_NAMES[verdict.metric], verdict.second_metric, "verdict"
     rows = {
         f"candidate's {shown}": page.figure(f"{verdict.candidate_score:.4f}", source=f"{at}.candidate_score"),
         f"incumbent's {shown}": page.figure(f"{verdict.incumbent_score:.4f}", source=f"{at}.incumbent_score"),
         "gain, points": _estimate(verdict.gain, verdict.interval, source=at, name="gain"),
         "p": page.figure(p_text(verdict.p_value), source=f"{at}.p_value") + f" (alpha = {verdict.alpha:g})",
-        "bag-of-words reference": page.figure(f"{verdict.reference_score:.4f}", source=f"{at}.reference_score")
-        + "; the candidate's gain on it "
-        + _estimate(verdict.reference_gain, verdict.reference_interval, source=at, name="reference_gain",
-                    ends="reference_interval")
-        + ", "
-        + page.figure(p_text(verdict.reference_p_value), source=f"{at}.reference_p_value"),
+        **_reference_row(verdict),
         f"for the record, {METRIC_NAMES[second['metric']]}": "candidate "
         + page.figure(f"{second['candidate']:.4f}", source=f"{at}.second_metric.candidate")
         + ", incumbent "
         + page.figure(f"{second['incumbent']:.4f}", source=f"{at}.second_metric.incumbent")
         + ", gain "
         + _estimate(second["gain"], second["interval"], source=f"{at}.second_metric", name="gain"),
+        **_measure_rows(evidence),
     }  # fmt: skip
     if verdict.p_exact is not None:
         rows["p"] += ", McNemar's exact " + page.figure(p_text(verdict.p_exact), source=f"{at}.p_exact")
@@ -42,6 +45,32 @@ def gain_section(verdict: Verdict) -> str:
         plots.gain(verdict.gain, interval=verdict.interval, minimum=verdict.minimum_gain),
         page.pairs(rows),
     )
+
+
+def _reference_row(verdict: Verdict) -> dict[str, str]:
+    """The bag-of-words reference, where there is one."""
+    score, gain, interval, p_value = (
+        verdict.reference_score,
+        verdict.reference_gain,
+        verdict.reference_interval,
+        verdict.reference_p_value,
+    )
+    if score is None or gain is None or interval is None or p_value is None:
+        return {}
+    told = page.figure(f"{score:.4f}", source="verdict.reference_score") + "; the candidate's gain on it "
+    told += _estimate(gain, interval, source="verdict", name="reference_gain", ends="reference_interval")
+    return {"bag-of-words reference": f"{told}, " + page.figure(p_text(p_value), source="verdict.reference_p_value")}
+
+
+def _measure_rows(evidence: Evidence) -> dict[str, str]:
+    """Of a chat task, how likely each model finds the reference answers."""
+    return {
+        f"for the record, {name.replace('_', ' ')} of the reference, nats a token": ", ".join(
+            f"{role} " + page.figure(f"{found[role]:.3f}", source=f"measures.{name}.{role}")
+            for role in ("candidate", "incumbent")
+        )
+        for name, found in evidence["measures"].items()
+    }
 
 
 def outcomes_section(verdict: Verdict) -> str:
@@ -71,7 +100,7 @@ def outcomes_section(verdict: Verdict) -> str:
 
 def paired_outcomes(verdict: Verdict) -> dict[str, int]:
     """The four counts, from the verdict's two and the incumbent's accuracy."""
-    accuracy = verdict.incumbent_score if verdict.metric == "accuracy" else verdict.second_metric["incumbent"]
+    accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric["incumbent"]
     both = round(accuracy * verdict.n) - verdict.only_incumbent_right
     counts = {
         "both right": both,
@@ -150,6 +179,8 @@ def hybrid_section(verdict: Verdict) -> str:
 def reliability_section(evidence: Evidence) -> str:
     """How often each model is right where it says so, after temperature."""
     bins = evidence["reliability"]
+    if not bins:  # of a chat task
+        return ""
     rows = [
         [
             page.text(role),

@@ -7,9 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.gates import Bound, Gate, State, gate
-from evaluation.metrics import PairedCounts, holm, mcnemar_midp, newcombe_paired_interval, paired_counts
+from evaluation.metrics import (
+    PairedCounts,
+    holm,
+    mcnemar_midp,
+    mean_change,
+    newcombe_paired_interval,
+    paired_counts,
+)
 from evaluation.power import plain_rows_needed
-from evaluation.predictions import Predictions, VerdictRefused, align
+from evaluation.predictions import ROW_METRICS, Predictions, VerdictRefused, align
 from recipes.schema import GroupsGate
 
 FloatArray = NDArray[np.float64]
@@ -29,24 +36,58 @@ class Gap:
     """Share of the shuffles with a gap at least as large, one added to count and total."""
 
 
-def groups_gate(candidate: Predictions, *, incumbent: Predictions, limits: GroupsGate, alpha: float) -> Gate:
-    """The paired change in accuracy in each value of each group column, a missing value's group included.
+@dataclass(frozen=True)
+class MeanChange:
+    """Rows of a group by a per-row score in [0, 1] other than right or wrong; reads like `PairedCounts`."""
+
+    ours: FloatArray
+    theirs: FloatArray
+
+    @property
+    def n(self) -> int:
+        return len(self.ours)
+
+    @property
+    def gain(self) -> float:
+        return float(np.mean(self.ours - self.theirs))
+
+    @property
+    def discordance(self) -> float:
+        """Mean square of a row's change: of scores of 0 and 1, the share of rows on which the models differ."""
+        return float(np.mean((self.ours - self.theirs) ** 2))
+
+
+Change = PairedCounts | MeanChange
+
+
+def groups_gate(
+    candidate: Predictions, *, incumbent: Predictions, limits: GroupsGate, alpha: float, metric: str = "accuracy"
+) -> Gate:
+    """The paired change in the metric in each value of each group column, a missing value's group included.
 
     Of each group the first that holds decides: it fails if it is proven harmed (p within Holm's step-down over all
     groups, and Newcombe's upper end at its level of the step-down under 0), or if its change is a loss of `max_loss` or
     more on at least `min_rows` rows; it passes if its unadjusted lower end is over -`max_loss`; else it is not
-    assessable. Intervals shown are the unadjusted ones. Raises VerdictRefused where the two did not predict the same
-    rows in the same groups, ValueError for scores other than 0 and 1.
+    assessable. Intervals shown are the unadjusted ones: Newcombe's for accuracy and exact match, else the paired
+    bootstrap's. Raises VerdictRefused where the two did not predict the same rows in the same groups, ValueError for
+    scores other than 0 and 1 that should be.
     """
     align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
         raise VerdictRefused(f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows")
     for predictions in (candidate, incumbent):
-        if not np.isin(predictions.scores, (0.0, 1.0)).all():
+        if metric in ROW_METRICS and not np.isin(predictions.scores, (0.0, 1.0)).all():
             raise ValueError(f"{predictions.model}: groups are compared by scores of 0 and 1; other scores are there")
     columns = {name: _members(values) for name, values in sorted(candidate.groups.items())}
+    ours, theirs = candidate.per_row(metric), incumbent.per_row(metric)
+
+    def change(members: NDArray[np.int64]) -> Change:
+        if metric in ROW_METRICS:
+            return paired_counts(ours[members], other=theirs[members])
+        return MeanChange(ours[members], theirs[members])
+
     tables = {
-        f"{column} = {value}": paired_counts(candidate.scores[members], other=incumbent.scores[members])
+        f"{column} = {value}": change(members)
         for column, groups in columns.items()
         for value, members in groups.items()
     }
@@ -57,9 +98,9 @@ def groups_gate(candidate: Predictions, *, incumbent: Predictions, limits: Group
         group_bound(name, counts=counts, harmed=harm, limits=limits, alpha=alpha)
         for (name, counts), harm in zip(tables.items(), harmed, strict=True)
     ]
-    changes = candidate.scores - incumbent.scores
+    what = "accuracies" if metric in ROW_METRICS else "scores"
     notes = [
-        _gap_note(column, groups=list(groups.values()), scores=candidate.scores, changes=changes)
+        _gap_note(column, groups=list(groups.values()), scores={what: ours, "changes": ours - theirs})
         for column, groups in columns.items()
     ]
     proven = [name for name, harm in zip(tables, harmed, strict=True) if harm]
@@ -67,24 +108,24 @@ def groups_gate(candidate: Predictions, *, incumbent: Predictions, limits: Group
     return gate("groups", bounds, note="; ".join([told, *notes]))
 
 
-def proven_harmed(tables: Sequence[PairedCounts], *, alpha: float) -> list[bool]:
+def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
     """Of each group whether Holm's step-down over all of them reaches it and its upper end at its level is under 0.
 
     Holm, Scandinavian Journal of Statistics 6:65-70 (1979): with G groups the one that k others precede in p has the
     level alpha / (G - k), and none is reached behind the first whose p is not under its level. Equal p, equal level.
     """
-    p_values = [mcnemar_midp(counts) for counts in tables]
+    p_values = [_p_value(counts, alpha=alpha) for counts in tables]
     ordered = sorted(p_values)
     harmed = []
     for counts, p_value, adjusted in zip(tables, p_values, holm(p_values), strict=True):
         level = alpha / (len(tables) - ordered.index(p_value))
-        harmed.append(adjusted < alpha and newcombe_paired_interval(counts, alpha=level)[1] < 0)
+        harmed.append(adjusted < alpha and _interval(counts, alpha=level)[1] < 0)
     return harmed
 
 
-def group_bound(name: str, *, counts: PairedCounts, harmed: bool, limits: GroupsGate, alpha: float) -> Bound:
+def group_bound(name: str, *, counts: Change, harmed: bool, limits: GroupsGate, alpha: float) -> Bound:
     """One group's state by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
-    interval = newcombe_paired_interval(counts, alpha=alpha)
+    interval = _interval(counts, alpha=alpha)
     needed = None
     # The one place where a point decides: a loss seen on this many rows is not waved through for want of more.
     if harmed or (counts.gain <= -limits.max_loss and counts.n >= limits.min_rows):
@@ -97,7 +138,7 @@ def group_bound(name: str, *, counts: PairedCounts, harmed: bool, limits: Groups
     return Bound(f"change in {name}", counts.gain, interval, -limits.max_loss, counts.n, state, needed)
 
 
-def rows_needed(counts: PairedCounts, *, max_loss: float, alpha: float) -> int:
+def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
     """Rows on which a group of this discordance and no change has its lower end over -max_loss, 8 times in 10.
 
     About 1,300 for 3 points at a discordance of 0.15. Where no row was discordant one is supposed, since no discordance
@@ -105,6 +146,18 @@ def rows_needed(counts: PairedCounts, *, max_loss: float, alpha: float) -> int:
     """
     discordance = max(counts.discordance, 1 / counts.n)
     return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
+
+
+def _p_value(change: Change, *, alpha: float) -> float:
+    if isinstance(change, PairedCounts):
+        return mcnemar_midp(change)
+    return mean_change(change.ours, change.theirs, alpha=alpha).p_value
+
+
+def _interval(change: Change, *, alpha: float) -> tuple[float, float]:
+    if isinstance(change, PairedCounts):
+        return newcombe_paired_interval(change, alpha=alpha)
+    return mean_change(change.ours, change.theirs, alpha=alpha).interval
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
@@ -146,11 +199,11 @@ def _members(values: tuple[str, ...]) -> dict[str, NDArray[np.int64]]:
     return {value: np.flatnonzero(column == value) for value in sorted(set(values))}
 
 
-def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: FloatArray, changes: FloatArray) -> str:
+def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: dict[str, FloatArray]) -> str:
     if len(groups) < 2:
         return f"{column} has one group, so no gap"
     told = []
-    for what, values in (("accuracies", scores), ("changes", changes)):
+    for what, values in scores.items():
         found = gap(values, groups=groups)
         told.append(
             f"{what} differ by {100 * found.observed:.1f} points (by chance {100 * found.usual:.1f}, "

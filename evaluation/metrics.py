@@ -1,7 +1,7 @@
 """What two models' predictions say of each other: the paired statistics that a verdict rests on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from evaluation.bootstrap import macro_f1, macro_f1_effect
-from evaluation.predictions import Predictions, align
+from evaluation.bootstrap import Effect, macro_f1, macro_f1_effect, mean_effect
+from evaluation.predictions import ROW_METRICS, Predictions, align
+from evaluation.unseen import at_least_unseen
 
 FloatArray = NDArray[np.float64]
 
@@ -62,13 +63,14 @@ class Comparison:
     gain: float
     """Candidate's score minus the other's."""
     interval: tuple[float, float]
-    """Of the gain, two-sided: Newcombe's for accuracy, the bootstrap's percentiles for macro-F1."""
+    """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles."""
     p_value: float
-    """Two-sided, of a gain of 0: McNemar's mid-p for accuracy, the bootstrap's for macro-F1."""
+    """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
+    flips' for other means over rows."""
     p_exact: float | None
-    """McNemar's exact p; None for a metric other than accuracy."""
+    """McNemar's exact p; None for a metric that is no share of rows."""
     standard_error: float | None
-    """Of the gain, by bootstrap; None for accuracy, whose formulas need the counts only."""
+    """Of the gain, by bootstrap; None for a share of rows, whose formulas need the counts only."""
 
 
 def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
@@ -76,6 +78,13 @@ def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequ
     if metric == "macro_f1":
         return macro_f1(list(labels), outputs=list(outputs))
     return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
+
+
+def score_table(metric: str, table: Predictions) -> float:
+    """A model's score by any of the recipe's metrics."""
+    if metric == "macro_f1":
+        return macro_f1(table.labels, outputs=table.outputs)
+    return float(np.mean(table.per_row(metric)))
 
 
 def accuracy(scores: FloatArray) -> float:
@@ -154,36 +163,49 @@ def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[F
 
 
 def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Comparison:
-    """Everything the verdict reads of two models' predictions of the same rows, by `accuracy` or `macro_f1`.
+    """Everything the verdict reads of two models' predictions of the same rows, by one of the recipe's metrics.
 
-    Raises VerdictRefused where the rows are not the same, ValueError for another metric.
+    Raises VerdictRefused where the rows are not the same, or were not scored by the metric.
     """
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
-    if metric == "accuracy":
+    scores = score_table(metric, candidate), score_table(metric, other)
+    if metric in ROW_METRICS:
         return Comparison(
-            counts=counts,
-            candidate_score=accuracy(candidate.scores),
-            other_score=accuracy(other.scores),
+            counts,
+            *scores,
             gain=counts.gain,
             interval=newcombe_paired_interval(counts, alpha=alpha),
             p_value=mcnemar_midp(counts),
             p_exact=mcnemar_exact(counts),
             standard_error=None,
         )
-    if metric != "macro_f1":
-        raise ValueError(f"metric is {metric!r}; allowed: accuracy, macro_f1")
-    effect = macro_f1_effect(candidate, other=other, alpha=alpha)
+    if metric == "macro_f1":
+        effect = macro_f1_effect(candidate, other=other, alpha=alpha)
+    else:
+        pair = candidate.per_row(metric), other.per_row(metric)
+        effect = mean_change(*pair, alpha=alpha, clusters=candidate.clusters)
     return Comparison(
-        counts=counts,
-        candidate_score=macro_f1(candidate.labels, outputs=candidate.outputs),
-        other_score=macro_f1(other.labels, outputs=other.outputs),
+        counts,
+        *scores,
         gain=effect.gain,
         interval=effect.interval,
         p_value=effect.p_value,
         p_exact=None,
         standard_error=effect.standard_error,
     )
+
+
+def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
+    """`bootstrap.mean_effect` of two models' per-row scores [N], its interval as wide as what no row shows could make.
+
+    A single row or cluster, which has no spread, leaves everything open.
+    """
+    units = len(ours) if clusters is None else len(set(clusters))
+    if units < 2:
+        return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
+    effect = mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
+    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=units, alpha=alpha))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

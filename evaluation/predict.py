@@ -1,5 +1,6 @@
 """Predictions of a model on a split's rows, by the forward pass that serving uses too."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -9,19 +10,23 @@ import pyarrow.parquet as pq
 from cluster import storage
 from data.encode import encode_texts, label_indices
 from data.read import Rows
+from evaluation.answers import answer_rows, reference_likelihoods
 from evaluation.calibration import fit_temperature
 from evaluation.case import Side, routed
 from evaluation.predictions import Predictions
 from evaluation.reference import fit_reference
+from evaluation.text import TEXT_METRICS, per_row, words_sha256
 from models.classifier import logits_rows, probabilities
 from models.decide import softened
-from models.load import LoadedModel, load_artifact
+from models.load import LoadedModel, load_artifact, load_chat
 from models.registry import VersionConfig, read_parts
 
 
 def predict_rows(uri: str, *, rows: Rows) -> Predictions:
     """What the artifact or version at `uri` answers, a hybrid by its routing; `model` is its kind."""
     config = VersionConfig.model_validate(storage.read_json(f"{uri}/config.json"))
+    if config.prompting is not None:
+        return _predict_chat(uri, rows=rows)
     if config.hybrid is not None:
         parts = [Side(_predict(part.uri, rows=rows)) for part in read_parts(config.hybrid)]
         return routed(config.hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
@@ -83,6 +88,33 @@ def _predict(uri: str, *, rows: Rows) -> Predictions:
     outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
     kind = loaded.version.kind
     return predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
+
+
+def _predict_chat(uri: str, *, rows: Rows) -> Predictions:
+    """The answers' scores and hashes: what a model said, and was to say, stays out of the evidence."""
+    loaded = load_chat(uri)
+    answers = answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+    outputs = [answer.text for answer in answers]
+    likelihoods = reference_likelihoods(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+    scores = {name: per_row(name, outputs=outputs, references=rows.labels) for name in TEXT_METRICS}
+    confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
+    return Predictions(
+        model=loaded.version.kind,
+        row_ids=rows.row_ids,
+        labels=tuple(words_sha256(text) for text in rows.labels),
+        outputs=tuple(words_sha256(text) for text in outputs),
+        scores=scores.pop("exact_match"),
+        confidences=confidences,
+        calibrated=confidences,
+        groups=rows.groups,
+        measures=scores | {"log_likelihood": np.array(likelihoods, dtype=np.float64)},
+        clusters=None if rows.split_keys is None else tuple(_named(key) for key in rows.split_keys),
+    )
+
+
+def _named(key: str) -> str:
+    """A value of `split_by`, which may be a patient, as a name for what its rows share."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _logits(uri: str, rows: Rows) -> tuple[LoadedModel[VersionConfig], np.ndarray]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP_PREFIX = "group:"
+MEASURE_PREFIX = "measure:"
+CLUSTER = "cluster"
+ROW_METRICS = ("accuracy", "exact_match")
+"""What `scores` is the per-row score of."""
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
@@ -29,27 +33,34 @@ class Predictions:
     row_ids: tuple[str, ...]
     """Row ids, unique in the set."""
     labels: tuple[str, ...]
-    """True labels."""
+    """True labels; of a chat task, sha256 of the reference answer's words."""
     outputs: tuple[str, ...]
-    """Labels the model gave."""
+    """Labels the model gave; of a chat task, sha256 of its answer's words."""
     scores: NDArray[np.float64]
-    """[N] per-row score; for accuracy 1.0 where the output is the label, else 0.0."""
+    """[N] 1.0 where the output is the label, else 0.0."""
     confidences: NDArray[np.float64]
-    """[N] highest class probability, before temperature."""
+    """[N] highest class probability, before temperature; of a chat task, exp of the mean log-probability of a token."""
     calibrated: NDArray[np.float64]
-    """[N] highest class probability after the model's temperature."""
+    """[N] highest class probability after the model's temperature; a chat task has none and changes nothing."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Group columns by name, one value a row."""
+    measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """[N] other per-row scores by name, of a chat task: `token_f1`, `rouge_l`, `log_likelihood`."""
+    clusters: tuple[str, ...] | None = None
+    """What rows that are not independent of each other share (a document), by name; of a chat task."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):
             values = np.array(getattr(self, name), dtype=np.float64)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
+        object.__setattr__(self, "measures", {name: np.array(one, np.float64) for name, one in self.measures.items()})
         columns = {
             name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences", "calibrated")
         }
         columns |= {f"group {name}": len(values) for name, values in self.groups.items()}
+        columns |= {name: len(values) for name, values in self.measures.items()}
+        columns |= {} if self.clusters is None else {"clusters": len(self.clusters)}
         for name, length in columns.items():
             if length != len(self.row_ids):
                 raise ValueError(
@@ -59,8 +70,20 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    def per_row(self, metric: str) -> NDArray[np.float64]:
+        """[N] each row's score by a metric that is a mean over rows; VerdictRefused where it was not measured."""
+        if metric in ROW_METRICS:
+            return self.scores
+        if metric not in self.measures:
+            allowed = ", ".join((ROW_METRICS[0], "macro_f1", *ROW_METRICS[1:], *self.measures))
+            raise VerdictRefused(f"{self.model}: its rows were not scored by {metric!r}; allowed: {allowed}")
+        return self.measures[metric]
+
     def to_table(self) -> pa.Table:
-        """An Arrow table with `COLUMNS` and `group:<name>` columns; the model's name is in the schema's metadata."""
+        """An Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, where there are any, `cluster`.
+
+        The model's name is in the schema's metadata.
+        """
         import pyarrow as pa
 
         columns = {
@@ -72,6 +95,8 @@ class Predictions:
             "calibrated": pa.array(self.calibrated),
         }
         columns |= {GROUP_PREFIX + name: pa.array(values, pa.string()) for name, values in self.groups.items()}
+        columns |= {MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()}
+        columns |= {} if self.clusters is None else {CLUSTER: pa.array(self.clusters, pa.string())}
         return pa.table(columns).replace_schema_metadata({"model": self.model})
 
     @classmethod
@@ -79,7 +104,8 @@ class Predictions:
         """Reads what `to_table` wrote; ValueError if columns are missing or foreign, or there is no model's name."""
         given = table.column_names
         missing = [name for name in COLUMNS if name not in given]
-        foreign = [name for name in given if name not in COLUMNS and not name.startswith(GROUP_PREFIX)]
+        known = (GROUP_PREFIX, MEASURE_PREFIX)
+        foreign = [name for name in given if name not in (*COLUMNS, CLUSTER) and not name.startswith(known)]
         model = (table.schema.metadata or {}).get(b"model")
         if missing or foreign or model is None:
             raise ValueError(
@@ -99,6 +125,12 @@ class Predictions:
                 for name in given
                 if name.startswith(GROUP_PREFIX)
             },
+            measures={
+                name.removeprefix(MEASURE_PREFIX): table[name].to_numpy()
+                for name in given
+                if name.startswith(MEASURE_PREFIX)
+            },
+            clusters=tuple(table[CLUSTER].to_pylist()) if CLUSTER in given else None,
         )
 
 
@@ -113,12 +145,13 @@ def align(first: Predictions, *others: Predictions) -> None:
     if repeated:
         raise VerdictRefused(f"{first.model} has row id {repeated[0]!r} more than once; a row counts once")
     for predictions in (first, *others):
-        bad = np.flatnonzero(~np.isfinite(predictions.scores))
-        if bad.size:
-            raise VerdictRefused(
-                f"{predictions.model} has the score {predictions.scores[bad[0]]} at row "
-                f"{predictions.row_ids[bad[0]]!r}; scores must be finite"
-            )
+        for what, values in {"score": predictions.scores, **predictions.measures}.items():
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                raise VerdictRefused(
+                    f"{predictions.model} has the {what} {values[bad[0]]} at row "
+                    f"{predictions.row_ids[bad[0]]!r}; scores must be finite"
+                )
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):

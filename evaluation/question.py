@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from recipes.schema import CostSection, EvaluationSection, GatesSection, HybridSection, digest
+from recipes.schema import TASK_METRICS, CostSection, EvaluationSection, GatesSection, HybridSection, digest
 
+METRICS = tuple(metric for metrics in TASK_METRICS.values() for metric in metrics)
 NO_GATES = GatesSection(calibration=None, groups=None, counterfactual=None, robustness=None)
 
 
@@ -19,7 +20,7 @@ class Question:
     """What is asked, fixed before anything is trained."""
 
     metric: str
-    """`accuracy` or `macro_f1`."""
+    """One of `recipes.schema.TASK_METRICS`."""
     minimum_gain: float
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
     expected_gain: float
@@ -43,7 +44,7 @@ class Question:
 
     def __post_init__(self) -> None:
         bounds = {
-            "metric": (self.metric in ("accuracy", "macro_f1"), "accuracy, macro_f1"),
+            "metric": (self.metric in METRICS, ", ".join(METRICS)),
             "minimum_gain": (0 <= self.minimum_gain < 1, "0 <= minimum_gain < 1"),
             "expected_gain": (0 <= self.expected_gain < 1, "0 <= expected_gain < 1"),
             "alpha": (0 < self.alpha < 0.5, "0 < alpha < 0.5"),
@@ -52,6 +53,11 @@ class Question:
         for name, (holds, allowed) in bounds.items():
             if not holds:
                 raise ValueError(f"question: {name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a bag of words must be beaten too: it classifies, and cannot answer in words."""
+        return self.metric in TASK_METRICS["classification"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -20,7 +20,7 @@ class Told:
     """What reasons are made of: everything the verdict was decided on."""
 
     main: Comparison
-    reference: Comparison
+    reference: Comparison | None
     question: Question
     gates: tuple[Gate, ...]
     needed: RowsNeeded
@@ -66,7 +66,7 @@ def p_text(p_value: float) -> str:
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"
 
 
-def proven(main: Comparison, *, reference: Comparison, question: Question) -> tuple[str, ...]:
+def proven(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
     minimum, (low, _) = size(question.minimum_gain), main.interval
     if low >= question.minimum_gain:
         gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
@@ -75,6 +75,8 @@ def proven(main: Comparison, *, reference: Comparison, question: Question) -> tu
             f"a gain above 0 is proven and estimated at {points(main.gain)} points, not under the minimum of "
             f"{minimum}; the interval begins at {points(low)}, so a smaller gain is not ruled out"
         )
+    if reference is None:
+        return (gain,)
     beaten = f"the bag-of-words reference is beaten by {points(reference.gain)} points"
     return gain, f"{beaten} (interval from {points(reference.interval[0])})"
 
@@ -98,7 +100,7 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) ->
     return why, rows, *_disagreement(main, question)
 
 
-def stay(main: Comparison, *, reference: Comparison, question: Question) -> tuple[str, ...]:
+def stay(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
     high, gain, minimum = main.interval[1], main.gain, size(question.minimum_gain)
     reasons = []
     if high < 0:
@@ -107,7 +109,7 @@ def stay(main: Comparison, *, reference: Comparison, question: Question) -> tupl
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)}")
     elif gain < question.minimum_gain:
         reasons.append(f"the gain of {points(gain)} points is under the minimum of {minimum}")
-    if reference.interval[0] <= 0:
+    if reference is not None and reference.interval[0] <= 0:
         reasons.append(
             f"the bag-of-words reference is not beaten: {points(reference.gain)} points against it, "
             f"interval {points(reference.interval[0])} to {points(reference.interval[1])}"

@@ -15,7 +15,8 @@ The evidence is plain JSON (`evidence.json`), with these keys:
 - `seeds`: a row a seed, `{seed, validation}`. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
-- `reliability`: by role a row a bin, `{confidence, accuracy, n}`.
+- `reliability`: by role a row a bin, `{confidence, accuracy, n}`; empty of a chat task.
+- `measures`: of a chat task `{log_likelihood: {candidate, incumbent}}`, means over the test rows; else empty.
 - `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`; of one that was not
   registered also its `files`.
 - `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`. `base_model`: `{uri, files}`.
@@ -26,6 +27,7 @@ from typing import Any
 
 from evaluation import findings, page, plots
 from evaluation.mapping import CAVEAT, DUTIES
+from evaluation.predictions import ROW_METRICS
 from evaluation.reasons import size
 from evaluation.verdict import Outcome, Verdict
 
@@ -49,7 +51,7 @@ def to_html(evidence: Evidence) -> str:
         f"{evidence['name']}: {verdict.outcome}",
         sections=[
             _head(evidence, verdict),
-            findings.gain_section(verdict),
+            findings.gain_section(evidence, verdict),
             findings.outcomes_section(verdict),
             findings.gates_section(verdict),
             findings.hybrid_section(verdict),
@@ -152,7 +154,7 @@ def _ladder_section(evidence: Evidence) -> str:
         )
         classes.append("chosen" if row.get("role") in ("incumbent", "candidate") else "")
     metric = evidence["verdict"]["metric"]
-    interval = " with Wilson's interval" if metric == "accuracy" else ""
+    interval = " with Wilson's interval" if metric in ROW_METRICS else ""
     return page.section(
         "The ladder",
         page.paragraph(

@@ -21,10 +21,10 @@ VALIDATION = "validation"
 """The set of rows on which everything is chosen; both models' answers to it are kept, for the choices to be checked."""
 
 
-def table_names(*, changed: bool) -> tuple[str, ...]:
+def table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:
     """Names of the tables of a run, under `predictions/`; `changed`: whether gates asked for changed rows."""
     sets = (VALIDATION, *(CHANGED_SETS if changed else ()))
-    return (*ROLES, "reference", *(f"{role}_{name}" for role in ROLES for name in sets))
+    return (*ROLES, *(("reference",) if reference else ()), *(f"{role}_{name}" for role in ROLES for name in sets))
 
 
 def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Case:
@@ -39,7 +39,7 @@ def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> C
     return Case(
         incumbent=side("incumbent"),
         candidate=side("candidate"),
-        reference=tables["reference"],
+        reference=tables.get("reference"),
         test_sha256=evidence["data"]["sha256_test"],
         leaks=tuple(evidence["data"]["leaks"]),
         look=evidence["look"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Self
 
 from evaluation import reasons
@@ -17,6 +18,16 @@ from evaluation.reasons import p_text, points
 from evaluation.rules import CHEAPER_RATIO, OUTCOME_OF_RULE, Facts, Outcome, rule_of
 
 __all__ = ["Case", "Outcome", "Question", "Side", "Verdict", "VerdictRefused", "decide"]
+
+
+SECOND_METRIC = {
+    "accuracy": "macro_f1",
+    "macro_f1": "accuracy",
+    "exact_match": "token_f1",
+    "token_f1": "exact_match",
+    "rouge_l": "exact_match",
+}
+"""What is told beside each metric, for the record."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Verdict:
     """The row of the outcome table that decided: the first that held."""
     reasons: tuple[str, ...]
     metric: str
-    """`accuracy` or `macro_f1`: what scores, gains and intervals are of."""
+    """What scores, gains and intervals are of."""
     n: int
     alpha: float
     minimum_gain: float
@@ -59,17 +70,18 @@ class Verdict:
     candidate_score: float
     gain: float
     interval: tuple[float, float]
-    """Two-sided at level 1 - alpha: Newcombe's for accuracy, a paired bootstrap's for macro-F1."""
+    """Two-sided at level 1 - alpha, by the metric as in `metrics.Comparison`."""
     p_value: float
-    """Two-sided: McNemar's mid-p for accuracy, the bootstrap's for macro-F1."""
+    """Two-sided, by the metric as in `metrics.Comparison`."""
     p_exact: float | None
     """McNemar's exact p, two-sided, for the record: no rule reads it."""
     only_incumbent_right: int
     only_candidate_right: int
-    reference_score: float
-    reference_gain: float
-    reference_interval: tuple[float, float]
-    reference_p_value: float
+    reference_score: float | None
+    """This and the next three: None of a chat task, which has no bag-of-words reference."""
+    reference_gain: float | None
+    reference_interval: tuple[float, float] | None
+    reference_p_value: float | None
     second_metric: dict[str, Any]
     """The metric the rules do not read, for the record: `{metric, incumbent, candidate, gain, interval, p_value}`."""
     minimum_detectable_effect: float
@@ -79,7 +91,7 @@ class Verdict:
     rows_needed: int | None
     """For 80 % power of the whole rule at the expected gain; None where no number does."""
     proven: bool
-    """p < alpha, interval above 0, gain at least minimum_gain, and the interval against the reference above 0."""
+    """p < alpha, interval above 0, gain at least minimum_gain, and the interval against a reference above 0."""
     gates: tuple[Gate, ...]
     """Of the candidate: those the recipe asks for, the cost among them."""
     cost_ratio: tuple[float, float, float] | None
@@ -128,10 +140,9 @@ def decide(case: Case, *, question: Question) -> Verdict:
     where the reference, or predictions or measurements that the question's gates need, are missing.
     """
     refuse_unless_same_rows(case, question=question)
-    assert case.reference is not None  # refused above
     main, beside = _compared(case.candidate.clean, case=case, question=question)
     gates = asked_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
-    proven = _gained(main, p_value=main.p_value, question=question) and beside.interval[0] > 0
+    proven = _gained(main, p_value=main.p_value, question=question) and _beaten(beside)
     hybrid = _hybrid(case, main=main, question=question)
     ratio = cost_ratio_of(case.cpu, alpha=question.alpha)
     facts = Facts(
@@ -166,12 +177,14 @@ def decide(case: Case, *, question: Question) -> Verdict:
     )
 
 
-def _compared(candidate: Predictions, *, case: Case, question: Question) -> tuple[Comparison, Comparison]:
-    """Against the incumbent, and against the reference."""
-    assert case.reference is not None
-    others = (case.incumbent.clean, case.reference)
-    main, beside = (compare(candidate, other=other, metric=question.metric, alpha=question.alpha) for other in others)
-    return main, beside
+def _compared(candidate: Predictions, *, case: Case, question: Question) -> tuple[Comparison, Comparison | None]:
+    """Against the incumbent, and against the reference where there is one."""
+    against = partial(compare, candidate, metric=question.metric, alpha=question.alpha)
+    return against(other=case.incumbent.clean), None if case.reference is None else against(other=case.reference)
+
+
+def _beaten(beside: Comparison | None) -> bool:
+    return beside is None or beside.interval[0] > 0
 
 
 def _gained(main: Comparison, *, p_value: float, question: Question) -> bool:
@@ -184,6 +197,7 @@ def _hybrid(case: Case, *, main: Comparison, question: Question) -> HybridVerdic
     side = routed(case.routing, incumbent=case.incumbent, candidate=case.candidate)
     share = share_to_candidate(case.routing, case.incumbent.clean)
     against, beside = _compared(side.clean, case=case, question=question)
+    assert beside is not None  # the schema keeps hybrids to classification
     _, adjusted = holm([main.p_value, against.p_value])
     cpu = hybrid_cpu(case.routing, cpu=case.cpu, share=share) if case.cpu else None
     as_case = Case(case.incumbent, side, case.reference, case.test_sha256, cpu=cpu, training_cpu_s=case.training_cpu_s)
@@ -196,13 +210,13 @@ def _hybrid(case: Case, *, main: Comparison, question: Question) -> HybridVerdic
         p_value=against.p_value,
         p_holm=adjusted,
         reference_interval=beside.interval,
-        proven=_gained(against, p_value=adjusted, question=question) and beside.interval[0] > 0,
+        proven=_gained(against, p_value=adjusted, question=question) and _beaten(beside),
         gates=asked_gates(side, incumbent=case.incumbent, case=as_case, question=question),
     )
 
 
 def _second_metric(case: Case, *, question: Question) -> dict[str, Any]:
-    metric = "macro_f1" if question.metric == "accuracy" else "accuracy"
+    metric = SECOND_METRIC[question.metric]
     found = compare(case.candidate.clean, other=case.incumbent.clean, metric=metric, alpha=question.alpha)
     return {
         "metric": metric,
@@ -214,7 +228,7 @@ def _second_metric(case: Case, *, question: Question) -> dict[str, Any]:
     }
 
 
-def _figures(main: Comparison, *, reference: Comparison, question: Question) -> dict[str, Any]:
+def _figures(main: Comparison, *, reference: Comparison | None, question: Question) -> dict[str, Any]:
     return {
         "metric": question.metric,
         "n": main.counts.n,
@@ -230,10 +244,10 @@ def _figures(main: Comparison, *, reference: Comparison, question: Question) -> 
         "p_exact": main.p_exact,
         "only_incumbent_right": main.counts.only_other_right,
         "only_candidate_right": main.counts.only_candidate_right,
-        "reference_score": reference.other_score,
-        "reference_gain": reference.gain,
-        "reference_interval": reference.interval,
-        "reference_p_value": reference.p_value,
+        "reference_score": reference and reference.other_score,
+        "reference_gain": reference and reference.gain,
+        "reference_interval": reference and reference.interval,
+        "reference_p_value": reference and reference.p_value,
     }
 
 

@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.fetch import local_copy
 from cluster.storage import MANIFEST, read_json
 from data.encode import load_tokenizer
+from models.chat import ChatModel
 from models.classifier import Classifier
 from models.decide import Routing
-from models.registry import ModelVersion, VersionConfig, read_parts, read_version, verify_files
+from models.registry import ModelVersion, Prompting, VersionConfig, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
@@ -37,6 +38,16 @@ class LoadedModel(Generic[Version]):
     tokenizer: PreTrainedTokenizerBase
     classes: tuple[str, ...]
     max_length: int
+    version: Version
+
+
+@dataclass(frozen=True)
+class LoadedChat(Generic[Version]):
+    """A chat version ready to answer."""
+
+    model: ChatModel
+    tokenizer: PreTrainedTokenizerBase
+    prompting: Prompting
     version: Version
 
 
@@ -70,16 +81,27 @@ def load_encoder(
 
     `attention_dropout` is for training; None leaves what the model was pretrained with. Raises ModelError.
     """
+    return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
+
+
+def load_causal(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+) -> nn.Module:
+    """The pretrained causal language model from a local folder, as `load_encoder`."""
+    return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
+
+
+def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropout: float | None) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if attention_dropout is not None:
             _set_attention_dropout(config, attention_dropout)
-        encoder: nn.Module = AutoModel.from_pretrained(
+        model: nn.Module = kind.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
-    return without_pooler(encoder)
+    return model
 
 
 def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
@@ -128,6 +150,31 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
     return Classifier(encoder, head)
 
 
+def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
+    """Puts a chat version's own weights, if it has any, over the pretrained model; ModelError as `load_weights`."""
+    try:
+        if kind == "lora":
+            lm = _merged(lm, folder / "adapter")
+        elif kind == "full":
+            put_weights(lm, load_file(folder / "model.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        first = " ".join(str(error).split("\n\t")[:2])
+        raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
+    return ChatModel(lm)
+
+
+def put_weights(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Loads every parameter of a causal language model; one that is tied to another stands under one name only.
+
+    Raises RuntimeError, as torch does, for a parameter that is missing or foreign.
+    """
+    known = {name for name, _ in lm.named_parameters()}
+    if set(state) != known:
+        some = sorted(set(state) ^ known)
+        raise RuntimeError(f"{len(some)} weights are missing or foreign, {some[0]} among them")
+    lm.load_state_dict(state, strict=False)
+
+
 def _merged(encoder: nn.Module, folder: Path) -> nn.Module:
     """The encoder with an adapter's update added to its weights; PEFT itself leaves what the files lack at 0."""
     from peft import PeftModel, get_peft_model_state_dict
@@ -158,6 +205,16 @@ def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVers
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
+def load_chat(uri: str, *, device: str | None = None) -> LoadedChat[VersionConfig]:
+    """Loads a chat artifact, as `load_artifact`."""
+    return _load_chat(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
+
+
+def load_chat_version(uri: str, *, device: str | None = None) -> LoadedChat[ModelVersion]:
+    """Loads a chat version, as `load_version`."""
+    return _load_chat(uri, read_version(uri), device=device)
+
+
 def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
     """Loads a folder of weights and `config.json`: a rung, a candidate, or a version, whose files are then checked."""
     return _load(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
@@ -166,14 +223,28 @@ def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[Version
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Version]:
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
-    folder = local_copy(uri)
-    if (folder / MANIFEST).exists():
-        verify_files(uri, folder)
+    folder = _checked_copy(uri)
     base = local_copy(config.base_model)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
     model.head.float()  # as the ladder judged it: in bfloat16, close calls would turn
     return LoadedModel(model, load_tokenizer(base), config.classes, config.max_length, config)
+
+
+def _load_chat(uri: str, config: Version, *, device: str | None) -> LoadedChat[Version]:
+    if config.prompting is None:
+        raise ModelError(f"{uri} is a classifier, no chat model; its recipe's task is classification")
+    folder, base = _checked_copy(uri), local_copy(config.base_model)
+    model = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
+    model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
+    return LoadedChat(model, load_tokenizer(base), config.prompting, config)
+
+
+def _checked_copy(uri: str) -> Path:
+    folder = local_copy(uri)
+    if (folder / MANIFEST).exists():
+        verify_files(uri, folder)
+    return folder
 
 
 def default_device() -> str:

@@ -22,7 +22,9 @@ from cluster.storage import (
 )
 from models.decide import Routing
 
-Kind = Literal["zero_shot", "centroid", "probe", "lora", "full", "hybrid"]
+Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
+WEIGHTS = ("head.safetensors", "model.safetensors", "adapter/adapter_model.safetensors")
+"""What a version may have weights in; a prompt alone has none."""
 
 
 class RegistryError(ValueError):
@@ -48,6 +50,16 @@ class Hybrid(Frozen):
     candidate: Part
 
 
+class Prompting(Frozen):
+    """How a chat version is asked, and for how long it answers: as it was evaluated, and is served."""
+
+    system: str | None
+    """System message of conversations that have none; None leaves the model's own."""
+    shots: tuple[tuple[str, str], ...] = ()
+    """Turns, role and content, before every conversation's own: the examples of the kind `few_shot`."""
+    max_new_tokens: int
+
+
 class VersionConfig(Frozen):
     """What a version needs besides its weights; `config.json` in its folder.
 
@@ -67,6 +79,8 @@ class VersionConfig(Frozen):
     """What its logits are divided by before the softmax; 1 in versions that were made before there was one."""
     hybrid: Hybrid | None = None
     """Of the kind `hybrid` alone."""
+    prompting: Prompting | None = None
+    """Of a chat version alone; it has no classes."""
 
     @model_validator(mode="after")
     def _parts_of_hybrids(self) -> Self:
@@ -140,8 +154,10 @@ def register(home: str, folder: Path) -> ModelVersion:
     config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
     if config.hybrid is not None:
         read_parts(config.hybrid)
-    elif "head.safetensors" not in files:
-        raise RegistryError(f"{folder} is no model version: it lacks head.safetensors")
+    elif not (
+        (config.prompting and config.kind in ("zero_shot", "few_shot")) or any(name in files for name in WEIGHTS)
+    ):
+        raise RegistryError(f"{folder} is no model version: it lacks weights ({', '.join(WEIGHTS)})")
     manifest = json.dumps(
         {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
         indent=1,

@@ -35,6 +35,17 @@ class DataSection(Section):
     """Column with the text (string)."""
     label: str = "label"
     """Column with the label (string or integer)."""
+    prompt: str = "prompt"
+    """For `task: chat`, column with what is asked (string)."""
+    completion: str = "completion"
+    """For `task: chat`, column with the answer (string)."""
+    messages: str | None = None
+    """For `task: chat`, column with whole conversations instead, lists of `{role, content}` that end with the
+    assistant's answer; every turn of the assistant is learned, the last is what a model is judged by."""
+    system: str | None = None
+    """For `task: chat`, the system message put before conversations that have none; without it, the model's own."""
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    """For `task: chat`, tokens of an answer at most."""
     split_by: str | None = None
     """Column whose values must not stand in two splits (document, patient, category)."""
     auxiliary_label: str | None = None
@@ -43,9 +54,13 @@ class DataSection(Section):
     groups: tuple[str, ...] = ()
     """Columns carried into the predictions, to read results by group."""
     max_length: int = Field(default=64, ge=4, le=8192)
-    """Tokens kept of a text."""
+    """Tokens kept of a text; for `task: chat`, of a training conversation with its answer."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Train on a random part of the training rows, of this size; validation and test stay whole."""
+    """Train on a random part of the training rows, of this size."""
+    max_validation_rows: int | None = Field(default=None, ge=1)
+    """Choose on a random part of the validation rows, of this size, the same at every run."""
+    max_test_rows: int | None = Field(default=None, ge=1)
+    """Judge on a random part of the test rows, of this size, the same at every run."""
 
     @field_validator("train", "validation", "test")
     @classmethod
@@ -295,6 +310,9 @@ class GatesSection(Section):
     """Answers survive typing errors, case and white space."""
 
 
+CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
+
+
 class CostSection(Section):
     value_of_correct: float = Field(gt=0)
     """What one more correct answer is worth, in the recipe's currency."""
@@ -319,9 +337,17 @@ class HybridSection(Section):
         return self
 
 
+TASK_METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "chat": ("exact_match", "token_f1", "rouge_l"),
+}
+"""What a verdict on a task may compare."""
+
+
 class EvaluationSection(Section):
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
-    """What the verdict compares."""
+    metric: Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l"] = "accuracy"
+    """What the verdict compares: for classification `accuracy` or `macro_f1`, for chat `exact_match`, `token_f1` or
+    `rouge_l`."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
     expected_gain: float | None = Field(default=None, gt=0, lt=1)
@@ -338,6 +364,10 @@ class EvaluationSection(Section):
     """Whether, and how, both models may serve where only groups or cost speak against the candidate."""
     centroid_shots: int = Field(default=10, ge=1)
     """Training examples a class, k, of the centroid baseline."""
+    prompt_shots: int = Field(default=4, ge=1)
+    """For `task: chat`, training examples in the few-shot baseline's prompt."""
+    prompt_draws: int = Field(default=3, ge=1)
+    """For `task: chat`, random sets of examples that are tried on validation for it."""
     valid_days: int = Field(default=365, ge=1)
     """Days after the look at the test rows after which the verdict may no longer promote a model."""
 
@@ -372,8 +402,8 @@ class ServingSection(Section):
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the task; its models, runs and champion lie under `<registry>/<name>/`."""
-    task: Literal["classification"] = "classification"
-    """Kind of task."""
+    task: Literal["classification", "chat"] = "classification"
+    """Kind of task: a label for a text, or an answer in words to a conversation."""
     base_model: str
     """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
     data: DataSection
@@ -400,6 +430,38 @@ class Recipe(Section):
     @classmethod
     def _registry_on_s3(cls, uri: str) -> str:
         return _with_scheme(uri, ("s3://",)).rstrip("/")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_of_chat_what_chat_has(cls, given: Any) -> Any:
+        """Gates that read classes and their probabilities are asked for by default of classification alone."""
+        if not isinstance(given, dict) or given.get("task") != "chat":
+            return given
+        evaluation = given.get("evaluation", {})
+        if not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
+            return given
+        gates = dict.fromkeys(CLASSIFICATION_GATES) | evaluation.get("gates", {})
+        return given | {"evaluation": evaluation | {"gates": gates}}
+
+    @model_validator(mode="after")
+    def _sections_fit_the_task(self) -> Self:
+        allowed = TASK_METRICS[self.task]
+        if self.evaluation.metric not in allowed:
+            raise ValueError(
+                f"evaluation.metric {self.evaluation.metric!r} is none of a {self.task} task's: {', '.join(allowed)}"
+            )
+        if self.task == "chat":
+            refused = {
+                f"evaluation.gates.{name}": getattr(self.evaluation.gates, name) for name in CLASSIFICATION_GATES
+            }
+            refused |= {
+                "evaluation.hybrid": self.evaluation.hybrid,
+                "data.auxiliary_label": self.data.auxiliary_label,
+            }
+            for name, value in refused.items():
+                if value is not None:
+                    raise ValueError(f"{name} is for classification; leave it out of a chat task's recipe")
+        return self
 
     @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from recipes.schema import TrainingSection
-from training.loop import EpochReport, Material, Progress, new_engine
+from training.loop import EpochReport, Progress, new_engine
+from training.material import Material
 
 TAG = "step"
 

@@ -15,18 +15,16 @@ from recipes.schema import TrainingSection
 from training import checkpoint
 from training.export import export_weights
 from training.loop import (
-    Diverged,
     EpochReport,
-    Material,
     OnSave,
     OnStep,
     Progress,
     StepReport,
-    TrainingTask,
     load_material,
     new_engine,
     train,
 )
+from training.material import Diverged, Material, TrainingTask
 from training.zero import stop_engine
 
 START_TIMEOUT_S = 600

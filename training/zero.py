@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models.classifier import Classifier
 from recipes.schema import TrainingSection
 
 
@@ -66,20 +65,24 @@ def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[
     return factor
 
 
-def parameter_groups(model: Classifier, section: TrainingSection) -> list[dict[str, Any]]:
-    """Trainable parameters: encoder matrices (decayed), encoder vectors, and the heads at their own rate."""
-    encoder = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
-    heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
+HEADS = ("head.", "auxiliary_head.")
+
+
+def parameter_groups(model: nn.Module, section: TrainingSection) -> list[dict[str, Any]]:
+    """Trainable parameters: the base model's matrices (decayed), its vectors, and new heads at their own rate."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    base = [parameter for name, parameter in trainable if not name.startswith(HEADS)]
+    heads = [parameter for name, parameter in trainable if name.startswith(HEADS)]
     rate = section.learning_rate
     inner = rate * (section.lora_multiplier if section.method == "lora" else 1.0)
     return [
-        {"params": [p for p in encoder if p.ndim > 1], "lr": inner, "weight_decay": section.weight_decay},
-        {"params": [p for p in encoder if p.ndim <= 1], "lr": inner, "weight_decay": 0.0},
+        {"params": [p for p in base if p.ndim > 1], "lr": inner, "weight_decay": section.weight_decay},
+        {"params": [p for p in base if p.ndim <= 1], "lr": inner, "weight_decay": 0.0},
         {"params": heads, "lr": rate * section.head_multiplier, "weight_decay": 0.0},
     ]
 
 
-def start_engine(model: Classifier, section: TrainingSection, *, num_steps: int, autocast: bool) -> Any:
+def start_engine(model: nn.Module, section: TrainingSection, *, num_steps: int, autocast: bool) -> Any:
     """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
     import deepspeed
     from torch.optim.lr_scheduler import LambdaLR

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from cluster.storage import upload_folder
 from recipes.schema import TrainingSection
 from training.export import UnusableWeights, export_weights
-from training.loop import Diverged, EpochReport, Material, load_material, new_engine, train
+from training.loop import EpochReport, load_material, new_engine, train
+from training.material import Diverged, Material
 from training.trainer import summary, teller
 from training.zero import stop_engine
 from tuning.space import trial_section

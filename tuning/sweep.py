@@ -11,7 +11,7 @@ import ray
 
 from cluster.storage import delete_folder, filesystem
 from recipes.schema import TrainingSection, TuningSection
-from training.loop import TrainingTask
+from training.material import TrainingTask
 from training.trainer import Trained, TrainingFailed, new_trainer
 from tuning.desk import Desk
 from tuning.group import group_worker

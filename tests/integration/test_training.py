@@ -20,7 +20,7 @@ from models.classifier import logits_rows
 from models.load import load_encoder, load_weights
 from recipes.schema import DataSection, TrainingSection
 from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
-from training.loop import TrainingTask
+from training.material import TrainingTask
 from training.trainer import Trained, TrainingFailed, finetune
 
 CASES = [(stage, method) for stage in range(4) for method in ("full", "lora")]

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from data.read import Rows
 from evaluation import cpu_time
-from models.load import LoadedModel
 from models.registry import VersionConfig, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
@@ -39,8 +39,12 @@ def uris(tmp_path: Path) -> dict[str, str]:
     return {role: f"file://{tmp_path / role}" for role in ("candidate", "incumbent")}
 
 
+def rows_of(texts: list[str]) -> Rows:
+    return Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
+
+
 def test_both_models_answer_really_and_give_a_time_for_each_round(uris: dict[str, str]) -> None:
-    rounds = cpu_time.measure(uris, texts=["heart", "lung heart"] * 20, num_rounds=6)
+    rounds = cpu_time.measure(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
     assert len(rounds.incumbent) == len(rounds.candidate) == 6
     assert min(rounds.incumbent + rounds.candidate) > 0
 
@@ -50,12 +54,13 @@ def test_after_a_warm_up_who_begins_takes_turns_and_times_are_of_a_thousand_rows
 ) -> None:
     answered: list[str] = []
 
-    def counted(loaded: LoadedModel[VersionConfig], texts: list[str]) -> float:
-        answered.append("incumbent" if len(loaded.classes) == 2 else "candidate")
-        return len(answered) * len(texts) / 1000
+    def counted(uri: str, rows: Rows) -> float:
+        answered.append(uri.rpartition("/")[2])
+        return len(answered) * len(rows) / 1000
 
+    monkeypatch.setattr(cpu_time, "_answerer", lambda uri: uri)
     monkeypatch.setattr(cpu_time, "_cpu_s", counted)
-    rounds = cpu_time.measure(uris, texts=["heart"] * 7, num_rounds=5)
+    rounds = cpu_time.measure(uris, rows=rows_of(["heart"] * 7), num_rounds=5)
     assert "".join(role[0] for role in answered) == "ic" + "icciicciic"
     assert rounds.incumbent == pytest.approx((3, 6, 7, 10, 11))
     assert rounds.candidate == pytest.approx((4, 5, 8, 9, 12))
@@ -69,4 +74,4 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(
     roles: tuple[str, ...], texts: list[str], num_rounds: int
 ) -> None:
     with pytest.raises(ValueError, match="5 rounds or more"):
-        cpu_time.measure(dict.fromkeys(roles, "file:///nowhere"), texts=texts, num_rounds=num_rounds)
+        cpu_time.measure(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)

@@ -269,6 +269,7 @@ def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
 
     assert verdict.outcome is OUTCOME_OF_RULE[verdict.rule]
     assert verdict.interval[0] <= verdict.gain <= verdict.interval[1]
+    assert verdict.reference_interval is not None
     assert verdict.proven == (
         verdict.p_value < 0.05
         and verdict.interval[0] > 0

@@ -9,12 +9,13 @@ from transformers import BertConfig, BertModel
 from data.read import Rows
 from models.load import without_pooler
 from recipes.schema import TrainingSection
-from training.loop import Material, TrainingTask
+from training.classification import ClassifierMaterial
+from training.material import TrainingTask
 
 NUM_ROWS, NUM_CLASSES = 23, 3
 
 
-def small_material(*, dropout: float) -> Material:
+def small_material(*, dropout: float) -> ClassifierMaterial:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -31,7 +32,7 @@ def small_material(*, dropout: float) -> Material:
     labels = generator.integers(0, NUM_CLASSES, size=NUM_ROWS)
     names = tuple(str(number) for number in range(NUM_ROWS))
     rows = Rows(names, names, tuple(str(label) for label in labels))
-    return Material(
+    return ClassifierMaterial(
         encoder=without_pooler(BertModel(config)),
         task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
         train_tokens=tokens,

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from recipes.schema import TrainingSection
 from tests.unit.training.small import NUM_ROWS, section_of, small_material
 from training import checkpoint, export
+from training.classification import ClassifierMaterial
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import Diverged, EpochReport, Material, Progress, new_engine, train
+from training.loop import EpochReport, Progress, new_engine, train
+from training.material import Diverged
 from training.zero import stop_engine
 
 
@@ -28,12 +30,12 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def material() -> Material:
+def material() -> ClassifierMaterial:
     return small_material(dropout=0.0)
 
 
 @contextmanager
-def trained(material: Material, **fields: Any) -> Iterator[tuple[Any, TrainingSection]]:
+def trained(material: ClassifierMaterial, **fields: Any) -> Iterator[tuple[Any, TrainingSection]]:
     """An engine after its epochs; it ends with the block."""
     section = section_of(**fields)
     engine = new_engine(section, material)
@@ -42,7 +44,7 @@ def trained(material: Material, **fields: Any) -> Iterator[tuple[Any, TrainingSe
     stop_engine(engine)
 
 
-def losses(material: Material, **fields: Any) -> list[float]:
+def losses(material: ClassifierMaterial, **fields: Any) -> list[float]:
     """Mean training loss of each of three epochs."""
     section, reports = section_of(**fields), []
     engine = new_engine(section, material)
@@ -67,27 +69,27 @@ def losses(material: Material, **fields: Any) -> list[float]:
     ],
     ids=str,
 )
-def test_less_memory_a_step_teaches_the_same(material: Material, fields: dict[str, Any]) -> None:
+def test_less_memory_a_step_teaches_the_same(material: ClassifierMaterial, fields: dict[str, Any]) -> None:
     plain = losses(material)
     assert plain[2] < plain[0]
     assert losses(material, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
 
 
-def test_deepspeeds_own_options_reach_it(material: Material) -> None:
+def test_deepspeeds_own_options_reach_it(material: ClassifierMaterial) -> None:
     section = TrainingSection(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
     engine = new_engine(section, material)
     assert engine.zero_reduce_bucket_size() == 999
     stop_engine(engine)
 
 
-def test_an_adapter_learns_through_checkpointed_layers(material: Material) -> None:
+def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierMaterial) -> None:
     lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
     plain = losses(material, **lora)
     assert plain[2] < plain[0]
     assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: Material) -> None:
+def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: ClassifierMaterial) -> None:
     section = section_of(epochs=2)
     engine = new_engine(section, material)
     with torch.no_grad():
@@ -100,7 +102,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(materia
 
 
 def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
-    material: Material,
+    material: ClassifierMaterial,
 ) -> None:
     section = section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = new_engine(section, material)
@@ -151,7 +153,7 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_exported_answers_as_the_trained_model(
-    material: Material, tmp_path: Path, stage: int, method: str
+    material: ClassifierMaterial, tmp_path: Path, stage: int, method: str
 ) -> None:
     with trained(material, zero_stage=stage, method=method) as (engine, section):
         export_weights(engine, section, material=material, folder=tmp_path)
@@ -160,7 +162,7 @@ def test_what_is_exported_answers_as_the_trained_model(
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
-    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    material: ClassifierMaterial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def lost(engine: Any, section: TrainingSection) -> dict[str, torch.Tensor]:
         state = full_state(engine, section)

@@ -1,0 +1,148 @@
+"""A chat task in training: the language model, its loss over what the assistant says, its answers on validation."""
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from cluster.fetch import local_copy
+from data.chat import Tokens, conversation_tokens, cut_to, packed
+from data.encode import load_tokenizer
+from data.read import DataError
+from evaluation.answers import answer_rows
+from evaluation.text import per_row
+from models.chat import ChatModel, as_tensors
+from models.load import (
+    add_adapter,
+    default_device,
+    inference_dtype,
+    load_causal,
+    load_chat_weights,
+)
+from recipes.schema import TrainingSection
+from training.export import full_state
+from training.material import (
+    TrainingTask,
+    checkpoint_activations,
+    write_adapter,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPARED_ROWS = 4
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class ChatMaterial:
+    """`training.material.Material` of a chat task."""
+
+    lm: torch.nn.Module
+    tokenizer: "PreTrainedTokenizerBase"
+    task: TrainingTask
+    train_tokens: list[Tokens]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.array([len(tokens) for tokens in self.train_tokens])
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(sum(int(self.train_tokens[row].said.sum()) for row in rows))
+
+    def build(self, section: TrainingSection) -> ChatModel:
+        lm = copy.deepcopy(self.lm)
+        if section.method == "lora":
+            lm = add_adapter(lm, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
+        if section.gradient_checkpointing:
+            checkpoint_activations(lm)
+        return ChatModel(lm).to(default_device())
+
+    def loss(self, engine: Any, section: TrainingSection, rows: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
+        some = packed([self.train_tokens[row] for row in rows], pad_id=self._pad_id)
+        logits = engine(*as_tensors(some, device=engine.device))
+        targets = torch.from_numpy(some.targets).to(engine.device)
+        total = cross_entropy(logits, targets, reduction="sum", label_smoothing=section.label_smoothing)
+        return total, some.input_ids.size
+
+    def score(self, engine: Any, section: TrainingSection) -> float:
+        """By the weights as they would be exported, in the dtype that evaluation and serving use, and by its code.
+
+        Answers are made by each rank alone, so at stage 3 no rank waits for another between two tokens.
+        """
+        rank, num_ranks = dist.get_rank(), dist.get_world_size()
+        state = full_state(engine, section, everywhere=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(state, model=engine.module, section=section, folder=Path(folder))
+            plain = self.load(Path(folder), section=section)
+        plain.to(default_device(), dtype=inference_dtype()).eval()
+        mine = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
+        assert self.task.prompting is not None
+        answers = answer_rows(plain, mine, tokenizer=self.tokenizer, prompting=self.task.prompting) if len(mine) else []
+        scores = per_row(self.task.metric, outputs=[answer.text for answer in answers], references=mine.labels)
+        total = torch.tensor([float(scores.sum())], dtype=torch.float64, device=default_device())
+        dist.all_reduce(total)
+        return float(total) / len(self.task.validation)
+
+    def logits(self, model: Any, *, device: Any) -> torch.Tensor:
+        found: torch.Tensor = model(
+            *as_tensors(packed(self.train_tokens[:COMPARED_ROWS], pad_id=self._pad_id), device=device)
+        )
+        return found
+
+    def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
+        """`model.safetensors` or `adapter/`."""
+        weights = {name.removeprefix("lm."): value for name, value in state.items()}
+        if section.method == "lora":
+            write_adapter(model.lm, weights, folder=folder / "adapter")
+        else:
+            save_file(weights, folder / "model.safetensors")
+
+    def load(self, folder: Path, *, section: TrainingSection) -> ChatModel:
+        return load_chat_weights(folder, lm=copy.deepcopy(self.lm), kind=section.method)
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
+def load_chat_task(task: TrainingTask, *, attention_dropout: float | None = None) -> ChatMaterial:
+    """Downloads the base model (once a node) and encodes the training rows; `attention_dropout` as in `load_causal`.
+
+    Raises DataError where a row is so long that nothing of an answer is left within `max_length`, or `max_length` is
+    more than the model reads.
+    """
+    folder = local_copy(task.base_model)
+    tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
+    longest = getattr(lm.config, "max_position_embeddings", task.max_length)
+    if task.max_length > longest:
+        raise DataError(f"data.max_length {task.max_length} is more than the {longest} tokens that the model reads")
+    return ChatMaterial(lm, tokenizer, task, _encoded(task, tokenizer=tokenizer))
+
+
+def _encoded(task: TrainingTask, *, tokenizer: "PreTrainedTokenizerBase") -> list[Tokens]:
+    rows, prompting = task.train, task.prompting
+    assert rows.conversations is not None
+    assert prompting is not None
+    tokens = [
+        cut_to(
+            conversation_tokens(conversation, answer, tokenizer=tokenizer, system=prompting.system),
+            max_length=task.max_length,
+        )
+        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
+    ]
+    mute = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.said.any()]
+    if mute:
+        raise DataError(
+            f"of {len(mute)} training conversations nothing of an answer is left within data.max_length "
+            f"{task.max_length} tokens (rows {', '.join(mute[:NAMED])}); raise it, or shorten or drop them"
+        )
+    return tokens
