@@ -12,7 +12,7 @@ from data.read import Conversation, DataError, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PACKED_TOKENS = 512
+PACKED_TOKENS = 256
 """Width that packed rows aim at: attention still costs little beside the rest of a model there."""
 
 

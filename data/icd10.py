@@ -16,8 +16,8 @@ FOLDS = (13, 2, 3)  # of 18: 72 %, 11 % and 17 % of the rows
 SPLIT_SEED = 0
 TITLED = len("A00.0")
 """The longest code whose title is a training text: longer ones repeat theirs with side, stage or encounter added."""
-CODER_TERMS, CODER_TEST_ROWS = 4, 500
-"""Of the chat task: inclusion terms that a code must have, and codes of which a term judges."""
+CODER_TERMS, CODER_HELD_OUT, CODER_TEST_ROWS = 6, 2, 300
+"""Of the chat task: inclusion terms that a code must have, those of them that are held out, and how many judge."""
 
 CHAPTER_NAMES = {
     "1": "infectious and parasitic diseases",
@@ -104,9 +104,10 @@ def build() -> dict[str, pa.Table]:
 def build_coder() -> dict[str, pa.Table]:
     """Tables train, validation and test of the chat task: from a term to its code and title, in the release's words.
 
-    String columns prompt, completion, code, category and group. The codes are the 700 with four inclusion terms or
-    more, which stand in all three splits: a coder knows the book, and meets new wordings. Of each code one term, by
-    lot, is held out, for test (500) or validation (the rest); train holds its other terms, and its title as one more.
+    String columns prompt, completion, code, category and group. The codes are the 230 with six inclusion terms or
+    more, which stand in train all of them: a coder knows the book, and meets new wordings. Of each code two terms, by
+    lot, are held out, for test (300 in all) or validation (the rest); train holds the others, and the title as one
+    more: as many rows as two cores learn in minutes.
     """
     icd = _package()
     rows = [(" ".join(term.split()), *row) for row in _codes(icd) for term in icd.get_inclusion_term(row[0])]
@@ -120,7 +121,8 @@ def build_coder() -> dict[str, pa.Table]:
     generator = np.random.default_rng(SPLIT_SEED)
     chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
     chosen = [chosen[place] for place in generator.permutation(len(chosen))]
-    held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen]
+    held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen for _ in range(CODER_HELD_OUT)]
+    held_out = [held_out[place] for place in generator.permutation(len(held_out))]
     train = [term for terms in chosen for term in terms]
     worded = set(first)
     titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]

@@ -30,6 +30,7 @@ from models.load import (
 from recipes.schema import TrainingSection
 from training.export import full_state
 from training.material import (
+    Diverged,
     TrainingTask,
     checkpoint_activations,
     write_adapter,
@@ -80,6 +81,8 @@ class ChatMaterial:
         """
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         state = full_state(engine, section, everywhere=True)
+        if not all(torch.isfinite(value).all() for value in state.values()):  # the same on every rank
+            raise Diverged("weights are no numbers")
         with tempfile.TemporaryDirectory() as folder:
             self.write(state, model=engine.module, section=section, folder=Path(folder))
             plain = self.load(Path(folder), section=section)

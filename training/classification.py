@@ -100,7 +100,7 @@ class ClassifierMaterial:
                     answers[torch.from_numpy(rows).to(answers.device)] = logits.argmax(-1)
         engine.train()
         if means_over_ranks(float(finite))[0] < 1:
-            raise Diverged("answers to the validation rows are no numbers")
+            raise Diverged("answers are no numbers")
         dist.all_reduce(answers)  # each row was answered by one rank and is 0 on the others
         return score_of(self.task.metric, labels=self.validation_labels, outputs=answers.cpu().numpy())
 

@@ -19,7 +19,11 @@ def prepared() -> Any:
         }
     )
     return SimpleNamespace(
-        recipe=recipe, classes=("a", "b"), base_model="s3://m/_base/x", code=SimpleNamespace(uri="s3://m/code/c.zip")
+        recipe=recipe,
+        classes=("a", "b"),
+        base_model="s3://m/_base/x",
+        code=SimpleNamespace(uri="s3://m/code/c.zip"),
+        prompting=None,
     )
 
 
