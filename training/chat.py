@@ -1,6 +1,7 @@
 """A chat task in training: the language model, its loss over what the assistant says, its answers on validation."""
 
 import copy
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from training.material import (
     Diverged,
     TrainingTask,
     checkpoint_activations,
+    means_over_ranks,
     write_adapter,
 )
 
@@ -81,8 +83,6 @@ class ChatMaterial:
         """
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         state = full_state(engine, section, everywhere=True)
-        if not all(torch.isfinite(value).all() for value in state.values()):  # the same on every rank
-            raise Diverged("weights are no numbers")
         with tempfile.TemporaryDirectory() as folder:
             self.write(state, model=engine.module, section=section, folder=Path(folder))
             plain = self.load(Path(folder), section=section)
@@ -90,6 +90,9 @@ class ChatMaterial:
         mine = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         assert self.task.prompting is not None
         answers = answer_rows(plain, mine, tokenizer=self.tokenizer, prompting=self.task.prompting) if len(mine) else []
+        finite = all(math.isfinite(answer.confidence) for answer in answers)
+        if means_over_ranks(float(finite))[0] < 1:
+            raise Diverged("answers are no numbers")
         scores = per_row(self.task.metric, outputs=[answer.text for answer in answers], references=mine.labels)
         total = torch.tensor([float(scores.sum())], dtype=torch.float64, device=default_device())
         dist.all_reduce(total)

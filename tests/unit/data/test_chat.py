@@ -1,32 +1,15 @@
 """Conversations to tokens by a template of our own over a tiny tokenizer, and packed without padding."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from data.chat import Tokens, conversation_tokens, cut_to, packed, prompt_tokens
 from data.read import DataError
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def tokenizer(template: str | None = TEMPLATE) -> Any:
-    """Letters, role marks and the end of a turn, a token each."""
-    words = ["<pad>", "</s>", "<system>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyz ?"]
-    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="?"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("</?[a-z]+>|."), behavior="isolated")  # type: ignore[assignment]
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="?")
-    fast.chat_template = template
-    return fast
+from tests.small_chat import TEMPLATE, tokenizer
 
 
 def text_of(ids: Sequence[int]) -> str:

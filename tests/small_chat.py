@@ -1,0 +1,49 @@
+"""A tiny chat model: letters for tokens, a template of our own, a language model of two layers with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+WORDS = ("<pad>", "</s>", "<system>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyz ?0123456789.")
+
+
+def tokenizer(template: str | None = TEMPLATE) -> Any:
+    """Letters, role marks and the end of a turn, a token each."""
+    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("</?[a-z]+>|."), behavior="isolated")  # type: ignore[assignment]
+    inner.decoder = decoders.Fuse()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="?")
+    fast.chat_template = template
+    return fast
+
+
+def language_model(*, width: int = 32, dropout: float = 0.0) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        attention_dropout=dropout,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def save(folder: Path) -> None:
+    """A base model's folder, as the Hub's look."""
+    language_model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)

@@ -1,0 +1,167 @@
+"""A chat task in the loop, in one process on a tiny language model: what is learned, exported and refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from data.chat import conversation_tokens
+from data.read import DataError, Rows
+from models.registry import Prompting
+from tests.small_chat import language_model, save, tokenizer
+from tests.unit.training.small import section_of
+from training import checkpoint
+from training.chat import ChatMaterial, load_chat_task
+from training.export import export_weights
+from training.loop import EpochReport, Progress, new_engine, train
+from training.material import Diverged, TrainingTask
+from training.zero import stop_engine
+
+NUM_ROWS = 22
+PROMPTING = Prompting(system=None, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def rows_of(num: int = NUM_ROWS) -> Rows:
+    """Letters, and as an answer the same letter as often as it stands there; of many lengths."""
+    texts = tuple("abcdefgh"[place % 8] * (1 + place % 5) for place in range(num))
+    ids = tuple(str(place) for place in range(num))
+    return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
+
+
+def task_of(base_model: str = "", **fields: Any) -> TrainingTask:
+    values = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
+    return TrainingTask(base_model=base_model, classes=(), prompting=PROMPTING, **values | fields)
+
+
+def material_of() -> ChatMaterial:
+    task = task_of()
+    assert task.train.conversations is not None
+    tokens = [
+        conversation_tokens(turns, answer, tokenizer=tokenizer(), system=None)
+        for turns, answer in zip(task.train.conversations, task.train.labels, strict=True)
+    ]
+    return ChatMaterial(language_model(), tokenizer(), task, tokens)
+
+
+def run(material: ChatMaterial, **fields: Any) -> list[EpochReport]:
+    """The reports of the epochs; the exported weights were loaded again and gave the trained model's logits."""
+    section, reports = section_of(**fields), []
+    engine = new_engine(section, material)
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        reports.append(report)
+        return True
+
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    stop_engine(engine)
+    return reports
+
+
+def test_a_chat_model_learns_to_answer() -> None:
+    reports = run(material_of(), epochs=60, learning_rate=1e-2)
+    assert reports[-1].loss < 0.2 < 1 < reports[0].loss
+    assert reports[-1].score > 0.8 > reports[0].score  # by its own answers to the validation rows
+    assert max(report.padding_share for report in reports) < 0.05
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
+    tmp_path: Path, stage: int, method: str
+) -> None:
+    material, section = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
+    engine = new_engine(section, material)
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    export_weights(engine, section, material=material, folder=tmp_path)  # which compares them
+    stop_engine(engine)
+    file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
+    assert (tmp_path / file).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 8}, {"gradient_checkpointing": True}],
+    ids=str,
+)
+def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[str, Any]) -> None:
+    plain = [report.loss for report in run(material_of())]
+    assert plain[-1] < plain[0]
+    assert [report.loss for report in run(material_of(), **fields)] == pytest.approx(plain, rel=0.01)
+
+
+def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
+    plain, section, material = run(material_of(), **fields), section_of(**fields), material_of()
+    engine = new_engine(section, material)
+
+    class Stop(Exception):
+        pass
+
+    def on_save(progress: Progress, engine: Any) -> None:
+        if (progress.epoch, progress.step) == (1, 1):
+            checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(
+            engine,
+            section,
+            material=material,
+            on_step=lambda _: None,
+            on_epoch=lambda *_: True,
+            on_save=on_save,
+        )
+    stop_engine(engine)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path)
+    report = train(
+        engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
+    )
+    stop_engine(engine)
+    assert report.loss == plain[-1].loss
+    assert report.score == plain[-1].score
+
+
+def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
+    material, section = (
+        material_of(),
+        section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS),
+    )
+    engine = new_engine(section, material)
+    with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
+        train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    stop_engine(engine)
+
+
+def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
+    save(tmp_path)
+    material = load_chat_task(task_of(tmp_path.as_uri(), max_length=9))
+    assert max(len(tokens) for tokens in material.train_tokens) == 9
+    assert np.array_equal(material.lengths, [len(tokens) for tokens in material.train_tokens])
+    assert material.weight(np.array([0])) == 2  # `a` and the end of the turn
+    assert torch.isfinite(material.logits(material.build(section_of()), device="cpu")).all()
+
+
+def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(DataError, match=r"of 12 training conversations nothing of an answer.*\(rows 2, 3, 4, 7, 8\)"):
+        load_chat_task(task_of(tmp_path.as_uri(), max_length=6))
+
+
+def test_more_tokens_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(DataError, match="max_length 300 is more than the 256 tokens"):
+        load_chat_task(task_of(tmp_path.as_uri(), max_length=300))
