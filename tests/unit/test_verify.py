@@ -129,6 +129,15 @@ def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
     assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify(run))
 
 
+def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
+    run = concluded(tmp_path, Simulation(num_rows=300, chat=True))
+    assert verify(run) == ()
+    evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
+    evidence["measures"]["log_likelihood"]["candidate"] += 0.1
+    renamed(run_of(tmp_path), measures=evidence["measures"])
+    assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify(run))
+
+
 NAMES = (
     "evidence.json", "question.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
     "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",

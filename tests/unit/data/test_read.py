@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.read import DataError, Rows, Splits, content_sha256, fingerprint, read_rows, read_splits, read_table
+from data.read import (
+    DataError,
+    Rows,
+    Splits,
+    content_sha256,
+    fingerprint,
+    read_conversations,
+    read_rows,
+    read_splits,
+    read_table,
+)
 from data.split import normalise
 from recipes.schema import DataSection
 
@@ -278,3 +288,63 @@ def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_the
 def _rows(held: list[tuple[str, str, str]]) -> Rows:
     ids, texts, labels = (tuple(column) for column in zip(*held, strict=True)) if held else ((), (), ())
     return Rows(ids, texts, labels)
+
+
+def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    return [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=False)]
+
+
+def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
+    rows = read_conversations(uri, section=section(uri, split_by="doc"))
+    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
+    assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
+    assert rows.take([1]).conversations == ((("user", "more"),),)
+
+
+def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
+    rows = read_conversations(uri, section=section(uri, messages="chat"))
+    assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
+    assert rows.labels == ("ciao",)
+    assert rows.texts == ("be kind\nhi\nhello\nbye",)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
+    ids=["no answer", "ends with a question", "blank", "an answer alone", "empty"],
+)
+def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
+    with pytest.raises(DataError, match="conversation in row 1 has no answer"):
+        read_conversations(uri, section=section(uri, messages="messages"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["plain text"], [turns("call", "done", roles="ut")], [None], [[{"role": "user", "content": None}]]],
+    ids=["text", "another role", "null", "null content"],
+)
+def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=column)
+    with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
+        read_conversations(uri, section=section(uri, messages="messages"))
+
+
+def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+    hashes = []
+    for roles in ("uua", "uaa"):
+        uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
+        rows = read_conversations(uri, section=section(uri, messages="messages"))
+        hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
+    assert hashes[0] != hashes[1]
+
+
+def test_validation_and_test_may_be_parts_that_are_the_same_at_every_run(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(50)], label=["x"] * 50)
+    data = section(uri, validation=uri, test=uri, max_validation_rows=7, max_test_rows=9)
+    first, second = read_splits(data), read_splits(data)
+    assert (len(first.train), len(first.validation), len(first.test)) == (50, 7, 9)
+    assert first.test == second.test

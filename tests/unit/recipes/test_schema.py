@@ -35,7 +35,7 @@ def test_every_shipped_recipe_is_read_and_named_by_its_file(path: Path) -> None:
 
 
 def test_the_demo_is_judged_on_the_same_rows_and_question_as_the_default() -> None:
-    demo, default = (load_recipe(path) for path in sorted(SHIPPED, reverse=True) if path.name.startswith("icd10"))
+    demo, default = (load_recipe(SHIPPED[0].parent / f"icd10_{name}.yaml") for name in ("demo", "chapters"))
     assert (demo.data.test, demo.data.validation) == (default.data.test, default.data.validation)
     assert demo.evaluation == default.evaluation
 
@@ -45,6 +45,38 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
     assert recipe.training == TrainingSection()
     assert recipe.data.validation is None
     assert recipe.task == "classification"
+
+
+def chat(**evaluation: Any) -> dict[str, Any]:
+    return minimal() | {"task": "chat", "evaluation": {"metric": "token_f1"} | evaluation}
+
+
+def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
+    gates = Recipe.model_validate(chat()).evaluation.gates
+    assert gates.groups is not None
+    assert (gates.calibration, gates.counterfactual, gates.robustness) == (None, None, None)
+    assert Recipe.model_validate(minimal()).evaluation.gates.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (
+            chat(metric="accuracy"),
+            "evaluation.metric 'accuracy' is none of a chat task's: exact_match, token_f1, rouge_l",
+        ),
+        (minimal() | {"evaluation": {"metric": "rouge_l"}}, "'rouge_l' is none of a classification task's: accuracy"),
+        (chat(gates={"calibration": {}}), "evaluation.gates.calibration is for classification"),
+        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is for classification"),
+        (
+            chat() | {"data": {"train": "s3://l/t", "auxiliary_label": "x"}},
+            "data.auxiliary_label is for classification",
+        ),
+    ],
+)
+def test_what_the_other_task_alone_has_is_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Recipe.model_validate(given)
 
 
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def rows_of(num: int = NUM_ROWS) -> Rows:
 
 
 def task_of(base_model: str = "", **fields: Any) -> TrainingTask:
-    values = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
+    values: dict[str, Any] = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
     return TrainingTask(base_model=base_model, classes=(), prompting=PROMPTING, **values | fields)
 
 
@@ -138,7 +138,7 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
 def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
     material, section = (
         material_of(),
-        section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS),
+        section_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
     )
     engine = new_engine(section, material)
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
