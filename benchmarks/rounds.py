@@ -49,6 +49,11 @@ def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> No
     print(json.dumps(result), flush=True)
 
 
+def skip(benchmark: str, reason: str) -> None:
+    """Prints the line of JSON of a benchmark that cannot run here, and why."""
+    print(json.dumps({"benchmark": benchmark, "skipped": reason}), flush=True)
+
+
 def holds(value: float, bound: str) -> bool:
     """Whether a figure keeps its bound."""
     sign, limit = bound.split()

@@ -58,7 +58,7 @@ Figures = dict[str, float]
 def main() -> None:
     """Prints the rounds, then one line of JSON."""
     if shutil.which("wrk") is None:
-        print(json.dumps({"benchmark": "serving_overhead", "skipped": "the client `wrk` is not installed"}))
+        skip("serving_overhead", "the client `wrk` is not installed")
         return
     cores = len(os.sched_getaffinity(0))
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]

