@@ -2,10 +2,10 @@
 
     TAILORBIRD_DATA=folder python benchmarks/banking77.py
 
-The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of which
-none is used to choose anything: the configuration was chosen on validation rows by `recipes/banking77.yaml`, whose
-verdict is the figure to cite. `training.loop.train` with a DeepSpeed engine at stage 0 in a process group of one with two
-torch threads, which is what a worker runs. CPU-seconds are those of the training steps, all threads counted.
+The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of
+which none is used to choose anything: the configuration was chosen on validation rows by `recipes/banking77.yaml`,
+whose verdict is the figure to cite. `training.loop.train` with a DeepSpeed engine at stage 0 in a process group of one
+with two torch threads, which is what a worker runs. CPU-seconds are those of the training steps, all threads counted.
 """
 
 import os

@@ -2,11 +2,11 @@
 
     python benchmarks/chat_training.py
 
-SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch, batch
-16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in a
-process group of one, which is what a worker runs. `Trainer` is transformers.Trainer with its defaults but for the batch
-size, on the same tokens, with the loss on the answers alone: fp32, padding to the longest of a batch; `Trainer, bf16` has
-`bf16=True` on as well. Counted are tokens that are no padding, in training steps alone.
+SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch,
+batch 16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in
+a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer with its defaults but for the
+batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the longest of a batch; `Trainer,
+bf16` has `bf16=True` on as well. Counted are tokens that are no padding, in training steps alone.
 """
 
 import os

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from benchmarks.rounds import skip
 from cluster import code, fetch, stack
 from data import icd10
 from models import load, registry
