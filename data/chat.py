@@ -12,8 +12,9 @@ from data.read import Conversation, DataError, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PACKED_TOKENS = 256
-"""Width that packed rows aim at: attention still costs little beside the rest of a model there."""
+PACKED_TOKENS, MAX_PADDING = 256, 0.03
+"""Width that packed rows aim at, where attention still costs little beside the rest of a model, and the share of
+padding that makes them wider and fewer instead."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,13 @@ def cut_to(tokens: Tokens, *, max_length: int) -> Tokens:
 
 
 def packed(rows: Sequence[Tokens], *, pad_id: int) -> Packed:
-    """The conversations in as many rows as `PACKED_TOKENS` asks for, as evenly filled as the longest-first rule makes.
-
-    That rule (Graham, 1969) puts each conversation, the longest first, into the row with the least in it.
-    """
-    total, longest = sum(len(row) for row in rows), max(len(row) for row in rows)
-    num_bins = max(1, min(len(rows), round(total / max(PACKED_TOKENS, longest))))
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    filled = np.zeros(num_bins, dtype=np.int64)
-    for place in sorted(range(len(rows)), key=lambda place: -len(rows[place])):
-        least = int(filled.argmin())
-        bins[least].append(place)
-        filled[least] += len(rows[place])
-    shape = num_bins, int(filled.max())
+    """The conversations in rows of about `PACKED_TOKENS`, or in fewer that are evenly filled: `MAX_PADDING` at most."""
+    lengths = [len(row) for row in rows]
+    num_bins = max(1, min(len(rows), round(sum(lengths) / max(PACKED_TOKENS, *lengths))))
+    bins, width = _evenly(lengths, num_bins=num_bins)
+    while sum(lengths) < (1 - MAX_PADDING) * width * len(bins):  # a single row has none
+        bins, width = _evenly(lengths, num_bins=len(bins) - 1)
+    shape = len(bins), width
     input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     owners, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
     for number, places in enumerate(bins):
@@ -127,6 +122,20 @@ def packed(rows: Sequence[Tokens], *, pad_id: int) -> Packed:
             begin = end
     places_flat = np.flatnonzero(learned.reshape(-1))
     return Packed(input_ids, position_ids, owners, places_flat, input_ids.reshape(-1)[places_flat + 1])
+
+
+def _evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
+    """Places of the conversations in each row, and the width of the fullest.
+
+    Each goes, the longest first, into the row with the least in it. Graham, Bounds on multiprocessing timing (1969).
+    """
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    filled = [0] * num_bins
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        least = filled.index(min(filled))
+        bins[least].append(place)
+        filled[least] += lengths[place]
+    return bins, max(filled)
 
 
 def _whole(conversation: Conversation, *, system: str | None, shots: Sequence[Message]) -> Conversation:

@@ -100,8 +100,6 @@ def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[
     assert len(found.targets) == sum(int(row.said.sum()) for row in rows)
 
 
-@given(st.integers(10, 60), st.integers(8, 64))
-def test_a_batch_of_like_lengths_is_packed_with_little_padding(length: int, num: int) -> None:
-    found = packed(rows_of([length + place % 3 for place in range(num)]), pad_id=0)
-    per_row = num / len(found.input_ids)
-    assert (found.owners == -1).mean() <= 1 / per_row + 0.05  # a row more or less of one conversation
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
+def test_whatever_the_lengths_little_of_packed_rows_is_padding(lengths: list[int]) -> None:
+    assert (packed(rows_of(lengths), pad_id=0).owners == -1).mean() <= 0.03

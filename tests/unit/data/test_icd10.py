@@ -115,3 +115,18 @@ def test_building_again_gives_the_same_bytes(written: tuple[str, dict[str, int]]
 )
 def test_the_group_is_what_the_words_of_a_term_state(text: str, group: str) -> None:
     assert icd10.group_of(text) == group
+
+
+def test_the_coders_codes_stand_in_train_and_two_of_their_wordings_do_not() -> None:
+    tables = icd10.build_coder()
+    rows = {name: table.to_pylist() for name, table in tables.items()}
+    assert len(rows["test"]) == 300
+    known = {row["code"] for row in rows["train"]}
+    assert len(known) > 200
+    for name in ("validation", "test"):
+        assert {row["code"] for row in rows[name]} <= known
+        assert not {normalise(row["prompt"]) for row in rows[name]} & {
+            normalise(row["prompt"]) for other in rows if other != name for row in rows[other]
+        }
+    assert all(row["completion"].startswith(f"{row['code']} ") for row in rows["test"])
+    assert tables["test"].equals(icd10.build_coder()["test"])
