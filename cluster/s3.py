@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote
 
 import s3fs
@@ -14,6 +15,8 @@ from pyarrow import fs as pafs
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
 NUM_ATTEMPTS = 3
+PATIENT_ATTEMPTS = 10
+"""With a pause of a random part of 1, 2, 4, ... 20 s before each: a store that fails for a minute is waited for."""
 
 _REFUSED = (
     "ACCESS_DENIED",
@@ -62,17 +65,21 @@ class Settings:
     session_token: str | None = field(repr=False)
     region: str | None
     ca_bundle: str | None
+    num_attempts: int
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
     """pyarrow's filesystem of a URI, and the path in it (`bucket/key` or an absolute path).
 
-    Waits are bounded: three attempts, three seconds to connect. Raises StorageError for any other scheme.
+    Waits are bounded: three seconds to connect, and AWS_MAX_ATTEMPTS (3), or at least ten where `patient`. Raises
+    StorageError for any other scheme.
     """
     scheme, path = parse(uri)
     if scheme == "file":
         return pafs.LocalFileSystem(), path
-    return _s3(settings()), path
+    chosen = settings()
+    least = PATIENT_ATTEMPTS if patient else 1
+    return _s3(replace(chosen, num_attempts=max(chosen.num_attempts, least))), path
 
 
 @contextmanager
@@ -101,25 +108,47 @@ def settings() -> Settings:
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must begin with http:// or https://")
     region = given("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
-    return Settings(endpoint, access_key, secret_key, given("AWS_SESSION_TOKEN"), region, given("AWS_CA_BUNDLE"))
+    attempts = given("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
+    if not attempts.isdecimal() or int(attempts) < 1:
+        raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or leave it out")
+    return Settings(
+        endpoint,
+        access_key,
+        secret_key,
+        given("AWS_SESSION_TOKEN"),
+        region,
+        given("AWS_CA_BUNDLE"),
+        num_attempts=int(attempts),
+    )
+
+
+class _S3(pafs.S3FileSystem):  # type: ignore[misc]
+    """pyarrow's S3, whose number of attempts goes with it to Ray's workers: pyarrow's own pickle forgets it."""
+
+    def __init__(self, chosen: Settings) -> None:
+        scheme, _, host = (chosen.endpoint or "https://").partition("://")
+        super().__init__(
+            access_key=chosen.access_key,
+            secret_key=chosen.secret_key,
+            session_token=chosen.session_token,
+            region=chosen.region,
+            scheme=scheme,
+            endpoint_override=host.rstrip("/") or None,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            request_timeout=READ_TIMEOUT_S,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=chosen.num_attempts),
+            tls_ca_file_path=chosen.ca_bundle,
+            allow_delayed_open=True,
+        )
+        self.chosen = chosen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _s3, (self.chosen,)
 
 
 @lru_cache(maxsize=8)
-def _s3(chosen: Settings) -> pafs.S3FileSystem:
-    scheme, _, host = (chosen.endpoint or "https://").partition("://")
-    return pafs.S3FileSystem(
-        access_key=chosen.access_key,
-        secret_key=chosen.secret_key,
-        session_token=chosen.session_token,
-        region=chosen.region,
-        scheme=scheme,
-        endpoint_override=host.rstrip("/") or None,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=READ_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=NUM_ATTEMPTS),
-        tls_ca_file_path=chosen.ca_bundle,
-        allow_delayed_open=True,
-    )
+def _s3(chosen: Settings) -> _S3:
+    return _S3(chosen)
 
 
 def conditional_client() -> s3fs.S3FileSystem:
@@ -137,7 +166,7 @@ def conditional_client() -> s3fs.S3FileSystem:
             "retries": {"max_attempts": 1},
         },
     )
-    client.retries = NUM_ATTEMPTS
+    client.retries = chosen.num_attempts
     return client
 
 

@@ -182,7 +182,7 @@ class TrainingSection(Section):
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
     """Seconds within an epoch after which a checkpoint is written; one is written at each epoch's end in any case."""
     max_failures: int = Field(default=2, ge=0)
-    """Worker failures survived by going on from the last checkpoint."""
+    """Failures of workers, nodes or S3, and notices by SIGTERM, survived by going on from the last checkpoint."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

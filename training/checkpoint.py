@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from recipes.schema import TrainingSection
+from training.failure import scratch
 from training.loop import EpochReport, Progress, new_engine
 from training.material import Material
 
@@ -39,9 +39,9 @@ def resume(section: TrainingSection, material: Material, *, folder: Path) -> tup
         _restore(engine, section, folder=folder)
     else:
         engine = new_engine(_universal(section), material)
-        with tempfile.TemporaryDirectory() as joined:
-            _join_shards(folder / TAG, Path(joined) / TAG)
-            _restore(engine, section, folder=Path(joined))
+        with scratch() as joined:
+            _join_shards(folder / TAG, joined / TAG)
+            _restore(engine, section, folder=joined)
     if num_ranks == dist.get_world_size():
         states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
         torch.set_rng_state(states["cpu"])

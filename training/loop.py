@@ -13,6 +13,7 @@ import torch.distributed as dist
 from data.read import Rows
 from models.load import inference_dtype
 from recipes.schema import TrainingSection
+from training import notice
 from training.chat import load_chat_task
 from training.classification import load_classification
 from training.material import Diverged, Material, TrainingTask, means_over_ranks
@@ -100,7 +101,8 @@ def train(
 ) -> EpochReport:
     """Runs what is left after `progress` (None: all of it); returns the last epoch's report.
 
-    `on_save` is called each `section.checkpoint_interval_s` within an epoch. Raises Diverged.
+    `on_save` is called each `section.checkpoint_interval_s` within an epoch, and when a rank is told to go. Raises
+    Diverged.
     """
     progress = progress or Progress()
     while progress.epoch < section.epochs:
@@ -140,7 +142,7 @@ def _epoch(
             step_loss += float(loss.detach())
             progress.padded += size
         now = time.perf_counter()
-        due = rank == 0 and now - saved > section.checkpoint_interval_s
+        due = notice.given() is not None or (rank == 0 and now - saved > section.checkpoint_interval_s)
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(

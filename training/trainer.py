@@ -1,7 +1,6 @@
 """One fine-tuning as one Ray Train run, with checkpoints and a finite number of retries; leaves weights on S3."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.storage import delete_folder, filesystem, upload_folder
+from cluster.s3 import PATIENT_ATTEMPTS
+from cluster.storage import delete_folder, explained, filesystem, upload_folder
 from recipes.schema import TrainingSection
-from training import checkpoint
+from training import checkpoint, notice
 from training.export import export_weights
+from training.failure import scratch, why
 from training.loop import (
     EpochReport,
     OnSave,
@@ -63,7 +64,9 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
     try:
         result = trainer.fit()
     except Exception as error:
-        raise TrainingFailed(f"training failed for good after {section.max_failures} retries: {error}") from error
+        again = f" after {section.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
+        kept = "run it again, and it goes on from the last checkpoint"
+        raise TrainingFailed(f"training failed for good{again}: {why(error, uri=uri)}; {kept}") from error
     if "diverged" in result.return_value:
         raise TrainingFailed(result.return_value["diverged"])
     delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
@@ -83,7 +86,7 @@ def new_trainer(
         resources["GPU"] = section.gpus_per_worker
     fixed = section.min_workers == section.max_workers
     num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
-    store, path = filesystem(uri)
+    store, path = filesystem(uri, patient=True)
     return TorchTrainer(
         function,
         train_loop_config=config,
@@ -95,14 +98,18 @@ def new_trainer(
             storage_path=path,
             storage_filesystem=store,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=section.max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(
+                max_failures=section.max_failures,
+                max_preemption_failures=section.max_failures,  # without end by default
+                controller_failure_limit=2,
+            ),
             worker_runtime_env={"env_vars": worker_environment(section)},
         ),
     )
 
 
 def worker_environment(section: TrainingSection) -> dict[str, str]:
-    """Environment of a worker: a torch thread a CPU, and a malloc that keeps what a step frees for the next one.
+    """Environment of a worker: a torch thread a CPU, patience with S3, and a malloc that keeps what a step frees.
 
     By default glibc gives large blocks back at once and gets them again page by page: 100,000 page faults a step, a
     third of its CPU time (59 to 63 rows a CPU-second, 89 to 102 without; MiniLM, stage 1, 32 rows of 12 tokens).
@@ -112,6 +119,7 @@ def worker_environment(section: TrainingSection) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        "AWS_MAX_ATTEMPTS": str(PATIENT_ATTEMPTS),
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
     }
@@ -130,9 +138,10 @@ def teller(relay: Any, **labels: Any) -> OnStep:
 def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingSection = config["section"]
     task: TrainingTask = ray.get(config["task"])
+    notice.heed()
     material = load_material(task, attention_dropout=section.attention_dropout)
     engine, progress = _begin(section, material)
-    save = _saving(section)
+    save = _saving(section, uri=config["uri"])
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
         if config["relay"] is not None and dist.get_rank() == 0:
@@ -153,10 +162,10 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     except Diverged as diverged:  # raised, it would be tried again, to the same end
         return {"diverged": str(diverged)}
     weights = f"{config['uri']}/weights"
-    with tempfile.TemporaryDirectory() as folder:
-        export_weights(engine, section, material=material, folder=Path(folder))
+    with scratch() as folder:
+        export_weights(engine, section, material=material, folder=folder)
         if dist.get_rank() == 0:
-            upload_folder(Path(folder), weights)
+            upload_folder(folder, weights)
     dist.barrier()
     stop_engine(engine)
     return asdict(summary(report, weights=weights))
@@ -179,17 +188,24 @@ def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress]
     saved = ray.train.get_checkpoint()
     if saved is None:
         return new_engine(section, material), Progress()
-    with saved.as_directory() as folder:
+    with scratch(), saved.as_directory() as folder:
         return checkpoint.resume(section, material, folder=Path(folder))
 
 
-def _saving(section: TrainingSection) -> OnSave:
-    """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns."""
+def _saving(section: TrainingSection, *, uri: str) -> OnSave:
+    """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns; raises Interrupted then,
+    if this worker was told to go."""
 
     def save(progress: Progress, engine: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(engine, section, folder=Path(folder), progress=progress)
+        with scratch() as folder:
+            checkpoint.save(engine, section, folder=folder, progress=progress)
             told = {"epoch": progress.epoch, "step": progress.step}
-            ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            with explained(uri):
+                ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        who = notice.given()
+        if who is not None:
+            # Until the controller has every rank's report, the checkpoint does not count.
+            ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+            raise notice.Interrupted(f"{who}; kept at epoch {progress.epoch + 1}, step {progress.step}")
 
     return save

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import storage
+from cluster import s3, storage
 
 
 def test_local_files_come_back_as_written(tmp_path: Path) -> None:
@@ -67,6 +67,20 @@ def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     with pytest.raises(storage.StorageError, match="must begin with http"):
         storage.read_bytes("s3://lake/a")
+
+
+def test_patience_with_s3_goes_along_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
+    for patient, attempts in ((False, 4), (True, s3.PATIENT_ATTEMPTS)):
+        store, _ = storage.filesystem("s3://bucket/key", patient=patient)
+        assert pickle.loads(pickle.dumps(store)).chosen.num_attempts == attempts
+
+
+def test_a_number_of_attempts_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(storage.StorageError, match="AWS_MAX_ATTEMPTS is 'many'; give a number"):
+        storage.filesystem("s3://bucket/key")
 
 
 def test_errors_cross_process_borders() -> None:
