@@ -19,7 +19,9 @@ from prepare import Prepared, prepare
 from recipes.schema import Recipe, TrainingSection
 from training.trainer import Trained, finetune
 from tuning.curve import Curve, curve_sizes, fit_curve
+from tuning.stopping import set_goal
 from tuning.sweep import SweepResult, sweep
+from tuning.trackers import require_trackers
 
 CHAMPION = "champion"
 
@@ -30,6 +32,7 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     Each finished stage is found again on S3 by what went into it: run again after an interruption, it goes on. Raises
     ValueError (DataError, VerdictRefused, StorageError, ...) where the input is at fault, TrainingFailed otherwise.
     """
+    require_trackers(recipe.tuning)
     prepared = prepare(recipe, show=show)
     if prepared.report.leaks:
         told = (
@@ -62,6 +65,7 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
 
 def sweep_only(recipe: Recipe, *, show: Show) -> SweepResult:
     """The run up to its sweep."""
+    require_trackers(recipe.tuning)
     prepared = prepare(recipe, show=show)
     rungs, _ = climb_ladder(prepared, show=show)
     with relayed(show) as relay:
@@ -124,32 +128,31 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
     """The sweep, which sees training and validation rows only."""
     recipe = prepared.recipe
     _note_shortage(recipe.training, show=show)
-    best = max(rungs, key=lambda rung: float(rung["validation"]))
-    show(
-        {
-            "event": "stage",
-            "text": f"sweep: {recipe.tuning.num_trials} trials to beat {best['validation']:.3f} ({best['kind']})",
-        }
-    )
-    scores = {rung["kind"]: rung["validation"] for rung in rungs}
+    goal = set_goal(rungs, minimum_gain=recipe.evaluation.minimum_gain)
+    text = f"sweep: {recipe.tuning.num_trials} trials to beat {goal.text}"
+    show({"event": "stage", "text": text, "rungs": goal.rungs})
 
     def compute(uri: str) -> dict[str, Any]:
         _require(relay, what="sweep", command="sweep")
         task, section = prepared.task(), recipe.tuning
-        return sweep(section, training=recipe.training, task=task, rungs=scores, uri=uri, relay=relay).to_dict()
+        return sweep(section, training=recipe.training, task=task, goal=goal, uri=uri, relay=relay).to_dict()
 
     value = once(
         recipe.home,
         "sweep",
         compute=compute,
         inputs=prepared.key(
-            tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve"}),
+            tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve", "trackers"}),
             training=recipe.training.model_dump(mode="json", exclude={"num_seeds"}),
             **prepared.asked_of_training,
-            rungs=scores,
+            rungs=goal.rungs,
+            to_beat=goal.to_beat,
         ),
     )
-    return SweepResult.from_dict(value)
+    swept = SweepResult.from_dict(value)
+    if swept.ended:
+        show({"event": "note", "text": f"the sweep ended itself: {swept.ended}"})
+    return swept
 
 
 def train_seeds(prepared: Prepared, swept: SweepResult, *, show: Show, relay: Any) -> list[Trained]:

@@ -101,6 +101,7 @@ def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     with _working(recipe, overrides, as_json=as_json) as (loaded, show):
         swept = pipeline.sweep_only(loaded, show=show)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
+    lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
     _answer(swept.to_dict(), as_json=as_json, lines=lines)
 
 

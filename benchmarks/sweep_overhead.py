@@ -23,6 +23,7 @@ from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
 from recipes.schema import Distribution, TrainingSection, TuningSection
 from training.material import TrainingTask
+from tuning.stopping import Goal
 
 NUM_ROWS, NUM_TRIALS, NUM_ROUNDS = 128, 8, 2
 BATCH_SIZE = 32
@@ -50,7 +51,7 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
 
     with cpu_reader() as (relay, events):
         begun = time.time()
-        result = sweep(TUNING, training=TRAINING, task=task, rungs={"majority": 0.0}, uri=uri, relay=relay)
+        result = sweep(TUNING, training=TRAINING, task=task, goal=Goal({}, 0.0, ""), uri=uri, relay=relay)
         wall = time.time() - begun
         told = events()
     trials = [row for row in result.rows if row.status != "pretrained"]

@@ -180,7 +180,8 @@ class TrainingSection(Section):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Seconds within an epoch after which a checkpoint is written; one is written at each epoch's end in any case."""
+    """Seconds within an epoch after which a checkpoint is written; one is written at each epoch's end in any case, in a
+    sweep only where 120 seconds, or this, have passed since the last one."""
     max_failures: int = Field(default=2, ge=0)
     """Failures of workers, nodes or S3, and notices by SIGTERM, survived by going on from the last checkpoint."""
 
@@ -258,6 +259,9 @@ class TuningSection(Section):
     """Epochs every trial gets before ASHA may stop it."""
     reduction_factor: int = Field(default=2, ge=2)
     """ASHA keeps one in this many at each rung."""
+    trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
+    """Where else the trials are written down: `mlflow` at MLFLOW_TRACKING_URI, `tensorboard` as event files under the
+    sweep's `tune/` on S3. Each takes its package: `pip install 'tailorbird[mlflow,tensorboard]'`."""
     learning_curve: bool = False
     """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
 

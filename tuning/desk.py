@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 MAX_ATTEMPTS = 2
-"""Times a trial is handed out before it is given up: its worker group may die under it."""
+"""Times a trial is handed out without leaving a new checkpoint before it is given up: its group may die under it."""
 
 
 class SweepFailed(RuntimeError):
@@ -14,121 +15,194 @@ class SweepFailed(RuntimeError):
 
 
 @dataclass
-class _Trial:
+class Record:
+    """A trial as the journal keeps it, in plain JSON."""
+
+    trial: str
     config: dict[str, Any]
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    delivered: int = 0
-    stopped: bool = False
-    attempts: int = 0
-    failure: str | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    """What was reported after each."""
+    checkpoint: str | None = None
+    """URI of the newest one, from which the trial goes on."""
     outcome: dict[str, Any] | None = None
+    """Of a finished trial: what it measured, and its weights' URI where it was the best so far."""
+    failure: str | None = None
+    with_sweep: bool = False
+    """Whether it was not over when the whole sweep was ended."""
 
     @property
     def completed(self) -> bool:
         """Whether its last epoch was reported (its weights may still be on their way)."""
-        return bool(self.reports) and bool(self.reports[-1]["last"])
+        return bool(self.epochs) and bool(self.epochs[-1]["last"])
+
+    @property
+    def over(self) -> bool:
+        """Whether no group need take it again."""
+        return self.outcome is not None or self.failure is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        return cls(**value)
+
+
+@dataclass
+class _Trial:
+    record: Record
+    delivered: int = 0
+    stopped: bool = False
+    attempts: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a group has to take it: not if it was called off, but then still for its weights if completed."""
+        return not self.record.over and (self.record.completed or not self.stopped)
+
+
+Journal = dict[str, Any]
+"""`trials`: a `Record` each, in the order they came; `ended`: why the sweep ended itself, or None."""
 
 
 class Desk:
-    """Used as a Ray actor without a CPU. A report is answered when Tune has asked for the next one or called it off."""
+    """Used as a Ray actor without a CPU. A report is answered when Tune has asked for the next one or called it off.
 
-    def __init__(self) -> None:
+    `keep` gets the journal after each change that a driver run again must know of. `known` are the trials of an
+    interrupted sweep: a configuration handed in again takes up its trial, under its old name. What that reported is
+    told to Tune as if it came now, and a group takes it only if it was not over, from its checkpoint.
+    """
+
+    def __init__(self, *, keep: Callable[[Journal], None], known: Sequence[Record] = ()) -> None:
+        self._keep = keep
+        self._known = list(known)
         self._trials: dict[str, _Trial] = {}
+        """By Tune's id of the trial, and by its name where it has an older one."""
         self._waiting: deque[str] = deque()
         self._held: dict[str, str] = {}
-        self._best: tuple[bool, float] | None = None
+        kept = [record for record in known if record.outcome and record.outcome["weights"]]
+        self._best = max(((record.completed, float(record.epochs[-1]["score"])) for record in kept), default=None)
         self._closed = False
+        self._ended: str | None = None
         self._failure: str | None = None
         self._changed = asyncio.Condition()
+        self._writing = asyncio.Lock()
 
     async def submit(self, trial_id: str, config: dict[str, Any]) -> None:
         """From Tune: a trial to run."""
-        self._trials[trial_id] = _Trial(config)
-        self._waiting.append(trial_id)
+        taken_up = next((record for record in self._known if record.config == config), None)
+        if taken_up is not None:
+            self._known.remove(taken_up)
+        trial = _Trial(taken_up or Record(trial_id, config))
+        self._trials[trial_id] = self._trials[trial.record.trial] = trial
+        self._waiting.append(trial.record.trial)
         await self._notify()
 
     async def next_report(self, trial_id: str) -> dict[str, Any]:
         """From Tune: waits for the trial's next epoch; asking for it is the word to go on.
 
-        Raises SweepFailed when no group is left, or the trial was given up.
+        `over` in it says that no other will come. Raises SweepFailed when no group is left, or the trial was given up.
         """
         trial = self._trials[trial_id]
-        wanted = trial.delivered
+        record, wanted = trial.record, trial.delivered
         trial.delivered += 1
         await self._notify()
         async with self._changed:
-            await self._changed.wait_for(lambda: len(trial.reports) > wanted or self._failure or trial.stopped)
-        if len(trial.reports) > wanted:
-            return trial.reports[wanted]
-        raise SweepFailed(self._failure or trial.failure or f"trial {trial_id} was called off")
+            await self._changed.wait_for(
+                lambda: len(record.epochs) > wanted or self._failure or record.failure or trial.stopped
+            )
+        if len(record.epochs) > wanted:
+            told = record.epochs[wanted]
+            final = record.over and wanted + 1 == len(record.epochs)  # of an interrupted sweep, and stopped in it
+            return told | {"over": told["last"] or final}
+        raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was called off")
 
     async def call_off(self, trial_id: str) -> None:
         """From Tune: the trial need not go on."""
         self._trials[trial_id].stopped = True
         await self._notify()
 
-    async def take(self, group: str) -> tuple[str, dict[str, Any]] | None:
-        """From a worker group: the next trial, None when the sweep is over.
+    async def take(self, group: str) -> tuple[str, dict[str, Any], str | None] | None:
+        """From a worker group: the next trial's name, configuration and checkpoint; None when the sweep is over.
 
         A group that comes back without having finished its trial gets the same one again.
         """
         held = self._held.pop(group, None)
         if held is not None:
-            trial = self._trials[held]
-            if trial.attempts >= MAX_ATTEMPTS:
-                await self._fail(held, f"trial {held} was given up after {trial.attempts} attempts")
-            elif trial.completed or not trial.stopped:
+            attempts = self._trials[held].attempts
+            if attempts >= MAX_ATTEMPTS:
+                await self._fail(held, f"trial {held} was given up after {attempts} attempts")
+            else:
                 self._waiting.appendleft(held)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
+            await self._changed.wait_for(lambda: self._next() is not None or self._closed)
+            name = self._next()
+            if name is None:
                 return None
-            trial_id = self._waiting.popleft()
-        self._held[group] = trial_id
-        self._trials[trial_id].attempts += 1
-        return trial_id, self._trials[trial_id].config
+            self._waiting.popleft()
+        self._held[group] = name
+        trial = self._trials[name]
+        trial.attempts += 1
+        return name, trial.record.config, trial.record.checkpoint
 
-    async def report(self, trial_id: str, epoch: dict[str, Any]) -> bool:
+    def _next(self) -> str | None:
+        """The trial that has waited longest, of those that a group has to take."""
+        while self._waiting and not self._trials[self._waiting[0]].wanted:
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
+
+    async def report(self, name: str, epoch: dict[str, Any]) -> bool:
         """From a worker group: an epoch's figures; True to go on. A repeated epoch is not told twice."""
-        trial = self._trials[trial_id]
-        if epoch["epoch"] < len(trial.reports):
-            return trial.completed or not trial.stopped
-        trial.reports.append(epoch)
+        trial = self._trials[name]
+        record = trial.record
+        if epoch["epoch"] < len(record.epochs):
+            return record.completed or not trial.stopped
+        record.epochs.append(epoch)
+        await self._write()
         await self._notify()
         if epoch["last"]:
             return False
         async with self._changed:
-            await self._changed.wait_for(lambda: trial.delivered > len(trial.reports) or trial.stopped or self._closed)
-        return trial.delivered > len(trial.reports)
+            await self._changed.wait_for(lambda: trial.delivered > len(record.epochs) or trial.stopped or self._closed)
+        return trial.delivered > len(record.epochs)
+
+    async def saved(self, name: str, checkpoint: str) -> str | None:
+        """From a worker group: the trial's new checkpoint, whole on S3; returns the one before, of no more use."""
+        trial = self._trials[name]
+        before, trial.record.checkpoint = trial.record.checkpoint, checkpoint
+        trial.attempts = 0
+        await self._write()
+        return before
 
     def is_best(self, *, score: float, completed: bool) -> bool:
         """From a worker group: whether to export the weights. A trial that ran to its end outranks a stopped one."""
         return self._best is None or (completed, score) > self._best
 
-    async def finish(self, group: str, trial_id: str, outcome: dict[str, Any]) -> None:
+    async def finish(self, group: str, name: str, outcome: dict[str, Any]) -> None:
         """From a worker group: the trial is over; `outcome` holds its weights' URI where it was the best so far."""
-        trial = self._trials[trial_id]
-        trial.outcome = outcome
+        record = self._trials[name].record
+        record.outcome = outcome
         if outcome["weights"]:
-            self._best = max(self._best or (False, 0.0), (trial.completed, float(outcome["score"])))
+            self._best = max(self._best or (False, 0.0), (record.completed, float(outcome["score"])))
         self._held.pop(group, None)
+        await self._write()
 
-    async def give_up(self, group: str, trial_id: str, message: str) -> None:
+    async def give_up(self, group: str, name: str, message: str) -> None:
         """From a worker group: the trial failed by itself, and would again."""
         self._held.pop(group, None)
-        await self._fail(trial_id, message)
+        await self._fail(name, message)
 
-    def outcomes(self) -> dict[str, dict[str, Any]]:
-        """Each trial's configuration, epochs, outcome, and why it failed if it did."""
-        return {
-            trial_id: {
-                "config": trial.config,
-                "epochs": trial.reports,
-                "outcome": trial.outcome,
-                "failure": trial.failure,
-            }
-            for trial_id, trial in self._trials.items()
-        }
+    async def end(self, why: str) -> None:
+        """From Tune: the whole sweep ends; trials that are not over end with it."""
+        self._ended = why
+        for trial in self._trials.values():
+            trial.record.with_sweep = not (trial.stopped or trial.record.completed or trial.record.over)
+        await self._write()
+
+    def journal(self) -> Journal:
+        """What is known of the trials, those of an interrupted sweep that were not handed in again included."""
+        records = {trial.record.trial: trial.record for trial in self._trials.values()}
+        return {"trials": [record.to_dict() for record in (*records.values(), *self._known)], "ended": self._ended}
 
     async def close(self) -> None:
         """From the sweep: no more trials; groups that wait go home."""
@@ -138,16 +212,20 @@ class Desk:
     async def lose(self, group: str, message: str, *, last: bool) -> None:
         """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
         held = self._held.pop(group, None)
-        if held is not None and not self._trials[held].stopped:
+        if held is not None:
             self._waiting.appendleft(held)
         if last:
             self._failure = message
         await self._notify()
 
-    async def _fail(self, trial_id: str, message: str) -> None:
-        self._trials[trial_id].failure = message
-        self._trials[trial_id].stopped = True
+    async def _fail(self, name: str, message: str) -> None:
+        self._trials[name].record.failure = message
+        await self._write()
         await self._notify()
+
+    async def _write(self) -> None:
+        async with self._writing:  # one after the other: the newest journal stays
+            await asyncio.to_thread(self._keep, self.journal())
 
     async def _notify(self) -> None:
         async with self._changed:

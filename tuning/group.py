@@ -2,6 +2,7 @@
 
 import gc
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.storage import upload_folder
+from cluster.storage import delete_folder, download_folder, upload_folder
 from recipes.schema import TrainingSection
+from training import checkpoint
 from training.export import UnusableWeights, export_weights
-from training.loop import EpochReport, load_material, new_engine, train
+from training.loop import EpochReport, Progress, load_material, new_engine, train
 from training.material import Diverged, Material
 from training.trainer import summary, teller
 from training.zero import stop_engine
 from tuning.space import trial_section
+
+WORTH_S = 120.0
+"""Seconds of a trial's work that are worth a checkpoint at an epoch's end: writing one takes up to 5 (MiniLM, a busy
+machine of two cores)."""
 
 
 def group_worker(config: dict[str, Any]) -> None:
@@ -29,36 +35,95 @@ def group_worker(config: dict[str, Any]) -> None:
         taken = _from_rank_0(lambda: ray.get(config["desk"].take.remote(config["group"])))
         if taken is None:
             return
-        _run_trial(*taken, material=material, config=config)
+        name, values, saved = taken
+        _tell(config["relay"], {"event": "trial", "trial": name, "config": values, "status": "training"})
+        status = _run_trial(name, values, saved=saved, material=material, config=config)
+        _tell(config["relay"], {"event": "trial", "trial": name, "config": values, "status": status})
 
 
-def _run_trial(trial_id: str, values: dict[str, Any], *, material: Material, config: dict[str, Any]) -> None:
+def _run_trial(
+    name: str, values: dict[str, Any], *, saved: str | None, material: Material, config: dict[str, Any]
+) -> str:
+    """One trial from where it is to its end; the value says how it ended."""
     section = trial_section(config["section"], values)
-    desk, relay = config["desk"], config["relay"]
-    engine = new_engine(section, material)
+    desk, relay, group = config["desk"], config["relay"], config["group"]
+    checkpoints = f"{config['uri']}/checkpoints/{name}"
+    engine, progress = _begin(section, material, saved=saved)
+    save, is_worth_it = _saving(section, desk=desk, name=name, uri=checkpoints)
 
-    def on_epoch(report: EpochReport, _: Any) -> bool:
-        last = report.epoch + 1 == section.epochs
-        if relay is not None and dist.get_rank() == 0:
-            relay.tell.remote({"event": "epoch", "trial": trial_id, **asdict(report)})
-        told = asdict(report) | {"last": last}
-        return bool(_from_rank_0(lambda: ray.get(desk.report.remote(trial_id, told))))
+    def on_epoch(report: EpochReport, engine: Any) -> bool:
+        told = asdict(report) | {"last": report.epoch + 1 == section.epochs}
+        _tell(relay, {"event": "epoch", "trial": name, **asdict(report)})
+        go_on, save_now = _from_rank_0(lambda: (ray.get(desk.report.remote(name, told)), is_worth_it()))
+        if go_on and save_now and not told["last"]:
+            save(Progress(epoch=report.epoch + 1, last=report), engine)
+        return bool(go_on)
 
     try:
-        report = train(engine, section, material=material, on_step=teller(relay, trial=trial_id), on_epoch=on_epoch)
+        report = train(
+            engine,
+            section,
+            material=material,
+            on_step=teller(relay, trial=name),
+            on_epoch=on_epoch,
+            on_save=save,
+            progress=progress,
+        )
     except Diverged as diverged:
         if dist.get_rank() == 0:
-            ray.get(desk.give_up.remote(config["group"], trial_id, str(diverged)))
+            ray.get(desk.give_up.remote(group, name, str(diverged)))
+            delete_folder(checkpoints)
         stop_engine(engine)
-        return
+        return "failed"
     completed = report.epoch + 1 == section.epochs
-    weights = f"{config['uri']}/trial-{trial_id}"
+    weights = f"{config['uri']}/trial-{name}"
     wanted = _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed)))
     exported = wanted and _export(engine, section, material=material, weights=weights)
     if dist.get_rank() == 0:
         outcome = asdict(summary(report, weights=weights if exported else ""))
-        ray.get(desk.finish.remote(config["group"], trial_id, outcome))
+        ray.get(desk.finish.remote(group, name, outcome))
+        delete_folder(checkpoints)
     stop_engine(engine)
+    return "completed" if completed else "stopped"
+
+
+def _begin(section: TrainingSection, material: Material, *, saved: str | None) -> tuple[Any, Progress]:
+    """An engine at its first step, or where the checkpoint is, and how far that is."""
+    if saved is None:
+        return new_engine(section, material), Progress()
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "checkpoint"
+        download_folder(saved, folder)
+        return checkpoint.resume(section, material, folder=folder)
+
+
+def _saving(
+    section: TrainingSection, *, desk: Any, name: str, uri: str
+) -> tuple[Callable[[Progress, Any], None], Callable[[], bool]]:
+    """What writes the trial's checkpoint, and what tells whether one is worth it at an epoch's end.
+
+    On S3 by ourselves and not by Ray Train's report: a group's Train run goes through many trials, each with
+    checkpoints of its own, which end with it, and from which another group, or another driver's, can go on.
+    """
+    since = time.perf_counter()
+
+    def is_worth_it() -> bool:
+        return time.perf_counter() - since >= min(WORTH_S, section.checkpoint_interval_s)
+
+    def save(progress: Progress, engine: Any) -> None:
+        nonlocal since
+        new = f"{uri}/{progress.epoch}-{progress.step}-{dist.get_world_size()}"
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(engine, section, folder=Path(folder), progress=progress)
+            upload_folder(Path(folder), new)
+        dist.barrier()  # it is whole when every rank's part is there
+        if dist.get_rank() == 0:
+            before = ray.get(desk.saved.remote(name, new))
+            if before is not None:
+                delete_folder(before)
+        since = time.perf_counter()
+
+    return save, is_worth_it
 
 
 def _export(engine: Any, section: TrainingSection, *, material: Material, weights: str) -> bool:
@@ -71,6 +136,11 @@ def _export(engine: Any, section: TrainingSection, *, material: Material, weight
         if dist.get_rank() == 0:
             upload_folder(Path(folder), weights)
     return True
+
+
+def _tell(relay: Any, event: dict[str, Any]) -> None:
+    if relay is not None and dist.get_rank() == 0:
+        relay.tell.remote(event)
 
 
 def _from_rank_0(function: Callable[[], Any]) -> Any:

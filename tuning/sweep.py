@@ -1,22 +1,23 @@
 """The sweep: Ray Tune chooses, worker groups train, and the pretrained rungs stand in the table as the rows to beat."""
 
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray
 
-from cluster.storage import delete_folder, filesystem
+from cluster.storage import delete_folder, exists, read_json, write_json
 from recipes.schema import TrainingSection, TuningSection
 from training.material import TrainingTask
 from training.trainer import Trained, TrainingFailed, new_trainer
-from tuning.desk import Desk
+from tuning.desk import Desk, Journal, Record
 from tuning.group import group_worker
-from tuning.space import max_epochs, trial_section, tune_space
-from tuning.stopping import can_still_reach
+from tuning.space import trial_section
+from tuning.stopping import Goal, Scores, can_still_reach
+from tuning.tuner import GoalStopper, concurrent_groups, new_tuner
 
 
 @dataclass(frozen=True)
@@ -45,59 +46,55 @@ class SweepResult:
     rows: tuple[TrialRow, ...]
     selected: TrainingSection
     trained: Trained
+    ended: str | None = None
+    """Why the sweep ended before all trials had run, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "rows": [row.to_dict() for row in self.rows],
             "selected": self.selected.model_dump(),
             "trained": self.trained.to_dict(),
+            "ended": self.ended,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "SweepResult":
         rows = tuple(TrialRow(**row | {"scores": tuple(row["scores"])}) for row in value["rows"])
-        return cls(rows, TrainingSection.model_validate(value["selected"]), Trained(**value["trained"]))
+        selected, trained = TrainingSection.model_validate(value["selected"]), Trained(**value["trained"])
+        return cls(rows, selected, trained, value["ended"])
 
 
 def sweep(
-    section: TuningSection,
-    *,
-    training: TrainingSection,
-    task: TrainingTask,
-    rungs: dict[str, float],
-    uri: str,
-    relay: Any = None,
+    section: TuningSection, *, training: TrainingSection, task: TrainingTask, goal: Goal, uri: str, relay: Any = None
 ) -> SweepResult:
     """Runs the trials and selects one on validation; everything it leaves lies under `uri`.
 
-    `rungs` are the pretrained baselines' validation accuracies by kind; the best of them is what trials must reach.
-    Raises TrainingFailed when no trial ran to an export.
+    Run again after the driver died, it goes on: finished trials are not trained again, others go on from their
+    checkpoints. `relay` is an actor with a `tell(event)` method. Raises TrainingFailed when no trial ran to an export.
     """
-    delete_folder(uri)  # what a sweep that was interrupted left
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote()
-    num_groups = min(section.num_trials, concurrent_groups(training))
+    known = _known_trials(uri)
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000)
+    desk = desk.remote(keep=partial(write_json, _journal(uri)), known=known)
+    num_rows = len(task.validation)
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
-    to_beat, num_rows = max(rungs.values()), len(task.validation)
-    with _worker_groups(config, num_groups=num_groups, desk=desk) as errors:
-        _tuner(
-            section,
-            training=training,
-            desk=desk,
-            num_groups=num_groups,
-            to_beat=to_beat,
-            num_rows=num_rows,
-            uri=uri,
-        ).fit()
-    return _result(ray.get(desk.outcomes.remote()), training=training, rungs=rungs, num_rows=num_rows, errors=errors)
+    with _worker_groups(config, num_groups=min(section.num_trials, concurrent_groups(training)), desk=desk) as errors:
+        stopper = GoalStopper(goal, desk=desk, num_trials=section.num_trials, num_rows=num_rows)
+        new_tuner(section, training=training, stopper=stopper, desk=desk, known=known, uri=uri).fit()
+    journal = ray.get(desk.journal.remote())
+    return _result(journal, training=training, goal=goal, num_rows=num_rows, errors=errors, uri=uri)
 
 
-def concurrent_groups(training: TrainingSection) -> int:
-    """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
-    have = ray.cluster_resources()
-    by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
-    if training.gpus_per_worker:
-        return max(1, min(by_cpu, int(have.get("GPU", 0)) // (training.max_workers * training.gpus_per_worker)))
-    return max(1, by_cpu)
+def _journal(uri: str) -> str:
+    return f"{uri}/journal.json"
+
+
+def _known_trials(uri: str) -> list[Record]:
+    """The trials of a sweep that was interrupted; what its Tune and Train runs left goes, or they would go on by it."""
+    for name in ("tune", "groups"):
+        delete_folder(f"{uri}/{name}")
+    if not exists(_journal(uri)):
+        return []
+    return [Record.from_dict(value) for value in read_json(_journal(uri))["trials"]]
 
 
 @contextmanager
@@ -145,116 +142,55 @@ def _run_group(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _tuner(
-    section: TuningSection,
-    *,
-    training: TrainingSection,
-    desk: Any,
-    num_groups: int,
-    to_beat: float,
-    num_rows: int,
-    uri: str,
-) -> Any:
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-
-    from tuning.trial import Trial
-
-    def hopeless(_trial_id: str, result: dict[str, Any]) -> bool:
-        return not can_still_reach(
-            result["scores"], epochs_left=result["epochs_left"], to_beat=to_beat, num_rows=num_rows
-        )
-
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
-    longest = max_epochs(training, section)
-    store, path = filesystem(uri)
-    return tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
-        param_space=tune_space(section),
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            num_samples=section.num_trials,
-            search_alg=_search(section, seed=training.seed, max_concurrent=num_groups),
-            scheduler=ASHAScheduler(
-                max_t=longest,
-                grace_period=min(section.grace_epochs, longest),
-                reduction_factor=section.reduction_factor,
-            ),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=path,
-            storage_filesystem=store,
-            stop=hopeless,
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-
-
-def _search(section: TuningSection, *, seed: int, max_concurrent: int) -> Any:
-    """Optuna, or random search; without a space there is nothing to search and every trial is the same."""
-    import optuna
-    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if section.search == "optuna" and section.space:
-        return ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=max_concurrent)
-    return BasicVariantGenerator(random_state=seed, max_concurrent=max_concurrent)
-
-
 def _result(
-    outcomes: dict[str, dict[str, Any]],
-    *,
-    training: TrainingSection,
-    rungs: dict[str, float],
-    num_rows: int,
-    errors: list[str],
+    journal: Journal, *, training: TrainingSection, goal: Goal, num_rows: int, errors: Sequence[str], uri: str
 ) -> SweepResult:
-    rows = [TrialRow(kind, {}, score, (), 0.0, "pretrained") for kind, score in rungs.items()]
-    exported: list[tuple[bool, float, str]] = []
-    for trial_id, found in outcomes.items():
-        section = trial_section(training, found["config"])
-        scores = tuple(epoch["score"] for epoch in found["epochs"])
-        completed = len(scores) == section.epochs
-        if found["outcome"] and found["outcome"]["weights"]:
-            exported.append((completed, scores[-1], trial_id))
+    records = [Record.from_dict(value) for value in journal["trials"]]
+    rows = [TrialRow(kind, {}, score, (), 0.0, "pretrained") for kind, score in goal.rungs.items()]
+    for record in records:
+        epochs = trial_section(training, record.config).epochs
+        scores = tuple(epoch["score"] for epoch in record.epochs)
         rows.append(
             TrialRow(
-                trial=trial_id,
-                config=found["config"],
+                trial=record.trial,
+                config=record.config,
                 score=scores[-1] if scores else 0.0,
                 scores=scores,
-                seconds=sum(epoch["step_seconds"] for epoch in found["epochs"]),
-                status=_status(found, epochs=section.epochs, to_beat=max(rungs.values()), num_rows=num_rows),
+                seconds=sum(epoch["step_seconds"] for epoch in record.epochs),
+                status=_status(record, epochs=epochs, to_beat=goal.to_beat, num_rows=num_rows),
             )
         )
-    if not exported:
-        failures = [*errors, *(found["failure"] for found in outcomes.values() if found["failure"])]
+    best = _best(records)
+    if best is None:
+        failures = [*errors, *(record.failure for record in records if record.failure)]
         raise TrainingFailed(f"no trial was trained to an export: {'; '.join(failures) or 'see the job log'}")
-    selected = max(exported)[2]
-    for _, _, trial_id in exported:
-        if trial_id != selected:
-            delete_folder(outcomes[trial_id]["outcome"]["weights"])
-    best = outcomes[selected]
+    assert best.outcome is not None
+    for record in records:
+        if record is not best:
+            delete_folder(f"{uri}/trial-{record.trial}")
+    delete_folder(f"{uri}/checkpoints")
     return SweepResult(
         rows=tuple(sorted(rows, key=lambda row: -row.score)),
-        selected=trial_section(training, best["config"]),
-        trained=Trained(**best["outcome"]),
+        selected=trial_section(training, best.config),
+        trained=Trained(**best.outcome),
+        ended=journal["ended"],
     )
 
 
-def _status(found: dict[str, Any], *, epochs: int, to_beat: float, num_rows: int) -> str:
-    scores = tuple(epoch["score"] for epoch in found["epochs"])
-    if found["failure"]:
-        return f"failed: {found['failure']}"
-    if not scores:
-        return "failed: no epoch was finished"
+def _best(records: Sequence[Record]) -> Record | None:
+    """The best of those with weights; one that ran to its end before one that was stopped."""
+    kept = [record for record in records if record.outcome and record.outcome["weights"]]
+    return max(kept, key=lambda record: (record.completed, record.epochs[-1]["score"], record.trial), default=None)
+
+
+def _status(record: Record, *, epochs: int, to_beat: float, num_rows: int) -> str:
+    scores = tuple(epoch["score"] for epoch in record.epochs)
+    if record.failure:
+        return f"failed: {record.failure}"
     if len(scores) == epochs:
         return "completed"
-    if not can_still_reach(scores, epochs_left=epochs - len(scores), to_beat=to_beat, num_rows=num_rows):
-        return "stopped: cannot reach the best rung any more"
-    return "stopped: behind the other trials"
+    if not can_still_reach(Scores(scores, epochs - len(scores)), to_beat=to_beat, num_rows=num_rows):
+        return "stopped: cannot reach the goal any more"
+    if record.with_sweep:
+        return "stopped: with the sweep"
+    return "stopped: behind the other trials" if scores else "failed: no epoch was finished"

@@ -26,7 +26,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "score": report["score"],
             "scores": list(self._scores),
             "epochs_left": self._epochs - len(self._scores),
-            "done": report["last"],
+            "done": report["over"],
         }
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -73,11 +73,11 @@ def small_recipe(folder: Path, *, name: str, data: str, overrides: tuple[str, ..
     return load_recipe(recipe_file(folder, name=name, data=data), overrides=overrides)
 
 
-def start_run(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
-    """`tailorbird run` as a process of its own; what it says goes to `<recipe>.log`."""
+def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Popen[str]:
+    """`tailorbird run`, or another verb, as a process of its own; what it says goes to `<recipe>.log`."""
     log = recipe.with_suffix(".log").open("w")
     return subprocess.Popen(
-        [sys.executable, "-m", "tailorbird", "run", str(recipe), *overrides, "--json"],
+        [sys.executable, "-m", "tailorbird", verb, str(recipe), *overrides, "--json"],
         cwd=ROOT,
         env=dict(os.environ),
         stdout=log,

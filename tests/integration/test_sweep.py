@@ -1,14 +1,26 @@
-"""The sweep on real Tune and Train: what cannot reach the rung to beat stops early, and one trial is still exported."""
+"""The sweep on real Tune and Train: it stops early, outlives a dead worker, and exports the best trial."""
 
+import os
+import signal
 import uuid
 
+import pytest
+
 from cluster import storage
-from cluster.progress import relayed
+from cluster.progress import Event, relayed
 from cluster.session import connect
-from recipes.schema import TrainingSection, TuningSection
+from recipes.schema import Distribution, TrainingSection, TuningSection
 from tests.integration.small import REGISTRY, Heard
-from tests.integration.test_training import training_task
+from tests.integration.test_training import a_worker, training_task
+from tuning.stopping import Goal
 from tuning.sweep import SweepResult, sweep
+
+NO_GOAL = Goal({}, 0.0, "")
+RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
+
+
+def a_uri() -> str:
+    return f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
 
 
 def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(small_data: str) -> None:
@@ -17,16 +29,10 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
     rungs = {"majority": 0.2, "probe": 0.99}
     heard = Heard()
     with connect(), relayed(heard) as relay:
-        result = sweep(
-            TuningSection(num_trials=2, grace_epochs=4),
-            training=training,
-            task=task,
-            rungs=rungs,
-            uri=f"{REGISTRY}/sweep-{uuid.uuid4().hex}",
-            relay=relay,
-        )
+        section, goal = TuningSection(num_trials=2, grace_epochs=4), Goal(rungs, 0.99, "")
+        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
     trials = [row for row in result.rows if row.status != "pretrained"]
-    assert [row.status for row in trials] == ["stopped: cannot reach the best rung any more"] * 2
+    assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
     assert [len(row.scores) for row in trials] == [2, 2]
     assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == rungs
     assert result.rows[0].trial == "probe"
@@ -35,3 +41,51 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
     assert result.trained.score == max(row.score for row in trials)
     assert SweepResult.from_dict(result.to_dict()) == result
     assert len(heard.of_kind("epoch")) == 4
+
+
+def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_still_selects_one(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    training = TrainingSection(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
+    with connect():
+        section, goal = TuningSection(num_trials=12), Goal({"probe": 0.98}, 0.99, "")
+        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri())
+    trials = [row for row in result.rows if row.status != "pretrained"]
+    assert result.ended is not None
+    assert "0.990 is out of reach" in result.ended
+    completed = [row for row in trials if row.status == "completed"]
+    assert 4 <= len(completed) <= len(trials) < section.num_trials
+    assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
+    assert SweepResult.from_dict(result.to_dict()) == result
+
+
+@pytest.mark.slow
+def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_others_complete(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    training = TrainingSection(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
+    section = TuningSection(num_trials=2, space=RATES, grace_epochs=4)
+    uri = a_uri()
+    killed: list[str] = []
+    undisturbed, heard = Heard(), Heard()
+
+    def show(event: Event) -> None:
+        heard(event)
+        if event["event"] == "step" and event["epoch"] == 1 and not killed:
+            killed.append(event["trial"])
+            os.kill(a_worker(), signal.SIGKILL)
+
+    with connect():
+        with relayed(undisturbed) as relay:
+            whole = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri(), relay=relay)
+        with relayed(show) as relay:
+            result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=uri, relay=relay)
+    assert [row.status for row in result.rows] == ["completed", "completed"]
+    assert len(killed) == 1
+    ends = [event["epoch"] for event in heard.of_kind("epoch") if event["trial"] == killed[0]]
+    assert ends.count(0) == 1  # it did not begin again
+    assert set(ends) == {0, 1, 2, 3}
+    # What is computed again comes out the same.
+    assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in whole.rows]
+    found = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
+    assert found[1] == found[0]
+    assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]

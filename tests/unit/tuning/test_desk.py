@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tuning.desk import MAX_ATTEMPTS, Desk, SweepFailed
+from tuning.desk import MAX_ATTEMPTS, Desk, Journal, Record, SweepFailed
 
 T = TypeVar("T")
 LIMIT_S = 20  # a hang is a failure, not a long wait
@@ -20,6 +20,16 @@ def epoch(number: int, *, last: bool = False, score: float = 0.5) -> dict[str, A
     return {"epoch": number, "score": score, "last": last}
 
 
+def a_desk(*, known: tuple[Record, ...] = (), kept: list[Journal] | None = None) -> Desk:
+    return Desk(keep=(kept if kept is not None else []).append, known=known)
+
+
+def record(desk: Desk, trial: str) -> dict[str, Any]:
+    """What the journal says of a trial."""
+    found: dict[str, Any] = next(value for value in desk.journal()["trials"] if value["trial"] == trial)
+    return found
+
+
 async def settle() -> None:
     """Lets every task that can go on do so."""
     for _ in range(20):
@@ -28,9 +38,9 @@ async def settle() -> None:
 
 def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {"learning_rate": 1})
-        assert await desk.take("group-0") == ("a", {"learning_rate": 1})
+        assert await desk.take("group-0") == ("a", {"learning_rate": 1}, None)
         first = asyncio.create_task(desk.next_report("a"))
         told = asyncio.create_task(desk.report("a", epoch(0)))
         assert (await first)["epoch"] == 0
@@ -41,13 +51,19 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
         assert await desk.report("a", epoch(1, last=True)) is False
         assert (await second)["last"]
         await desk.finish("group-0", "a", {"weights": "s3://here", "score": 0.5})
-        assert desk.outcomes() == {
-            "a": {
-                "config": {"learning_rate": 1},
-                "epochs": [epoch(0), epoch(1, last=True)],
-                "outcome": {"weights": "s3://here", "score": 0.5},
-                "failure": None,
-            }
+        assert desk.journal() == {
+            "trials": [
+                {
+                    "trial": "a",
+                    "config": {"learning_rate": 1},
+                    "epochs": [epoch(0), epoch(1, last=True)],
+                    "checkpoint": None,
+                    "outcome": {"weights": "s3://here", "score": 0.5},
+                    "failure": None,
+                    "with_sweep": False,
+                }
+            ],
+            "ended": None,
         }
 
     run(story())
@@ -55,7 +71,7 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
 
 def test_trials_are_taken_in_the_order_they_came_and_a_group_waits_for_the_next() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         waiting = asyncio.create_task(desk.take("group-0"))
         await settle()
         assert not waiting.done()
@@ -68,7 +84,7 @@ def test_trials_are_taken_in_the_order_they_came_and_a_group_waits_for_the_next(
 
 def test_a_trial_called_off_ends_after_the_epoch_it_reports() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         await desk.take("group-0")
         first = asyncio.create_task(desk.next_report("a"))
@@ -82,7 +98,7 @@ def test_a_trial_called_off_ends_after_the_epoch_it_reports() -> None:
 
 def test_closing_sends_waiting_groups_home_and_ends_what_nobody_asks_on_for() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         await desk.take("group-0")
         idle = asyncio.create_task(desk.take("group-1"))
@@ -99,7 +115,7 @@ def test_closing_sends_waiting_groups_home_and_ends_what_nobody_asks_on_for() ->
 
 def test_a_group_that_died_gets_its_trial_again_and_tune_hears_each_epoch_once() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {"x": 1})
         await desk.submit("b", {})
         await desk.take("group-0")
@@ -109,20 +125,20 @@ def test_a_group_that_died_gets_its_trial_again_and_tune_hears_each_epoch_once()
         second = asyncio.create_task(desk.next_report("a"))
         await told
         # Here the group dies; what comes back has the same name, and starts the trial from its first epoch.
-        assert await desk.take("group-0") == ("a", {"x": 1})
+        assert await desk.take("group-0") == ("a", {"x": 1}, None)
         assert await desk.report("a", epoch(0, score=0.9)) is True  # at once: Tune has this one
         assert not second.done()
         assert await desk.report("a", epoch(1, last=True)) is False
         assert (await second)["epoch"] == 1
-        assert [report["epoch"] for report in desk.outcomes()["a"]["epochs"]] == [0, 1]
-        assert desk.outcomes()["a"]["epochs"][0]["score"] == 0.5
+        assert [report["epoch"] for report in record(desk, "a")["epochs"]] == [0, 1]
+        assert record(desk, "a")["epochs"][0]["score"] == 0.5
 
     run(story())
 
 
 def test_a_trial_that_its_group_finished_is_not_handed_out_again() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         await desk.take("group-0")
         await desk.finish("group-0", "a", {"weights": ""})
@@ -134,7 +150,7 @@ def test_a_trial_that_its_group_finished_is_not_handed_out_again() -> None:
 
 def test_a_trial_called_off_while_its_group_was_dead_is_not_handed_out_again() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         await desk.take("group-0")
         await desk.call_off("a")
@@ -146,7 +162,7 @@ def test_a_trial_called_off_while_its_group_was_dead_is_not_handed_out_again() -
 
 def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_runs() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("deadly", {})
         await desk.submit("good", {})
         asked = asyncio.create_task(desk.next_report("deadly"))
@@ -161,23 +177,23 @@ def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_run
 
 def test_a_trial_that_failed_by_itself_is_not_handed_out_again() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("diverged", {})
         await desk.submit("next", {})
-        assert await desk.take("group") == ("diverged", {})
+        assert await desk.take("group") == ("diverged", {}, None)
         asked = asyncio.create_task(desk.next_report("diverged"))
         await desk.give_up("group", "diverged", "the loss is nan")
         with pytest.raises(SweepFailed, match="the loss is nan"):
             await asked
-        assert await desk.take("group") == ("next", {})
-        assert desk.outcomes()["diverged"]["failure"] == "the loss is nan"
+        assert await desk.take("group") == ("next", {}, None)
+        assert record(desk, "diverged")["failure"] == "the loss is nan"
 
     run(story())
 
 
 def test_when_the_groups_are_gone_tune_is_told_why() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         asked = asyncio.create_task(desk.next_report("a"))
         await settle()
@@ -190,7 +206,7 @@ def test_when_the_groups_are_gone_tune_is_told_why() -> None:
 
 def test_a_trial_that_ran_to_its_end_outranks_a_better_one_that_was_stopped() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await exported(desk, "stopped", score=0.8, completed=False)
         assert not desk.is_best(score=0.7, completed=False)
         assert desk.is_best(score=0.6, completed=True)
@@ -204,7 +220,7 @@ def test_a_trial_that_ran_to_its_end_outranks_a_better_one_that_was_stopped() ->
 
 def test_the_best_is_claimed_by_weights_that_are_there_and_not_by_a_wish_to_export() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         assert desk.is_best(score=0.8, completed=True)
         assert desk.is_best(score=0.8, completed=True)  # its group died while it exported: it may try again
         await desk.submit("diverged", {})
@@ -216,11 +232,127 @@ def test_the_best_is_claimed_by_weights_that_are_there_and_not_by_a_wish_to_expo
 
 def test_a_lost_groups_trial_goes_to_another_group() -> None:
     async def story() -> None:
-        desk = Desk()
+        desk = a_desk()
         await desk.submit("a", {})
         assert (await desk.take("group-0") or ("",))[0] == "a"
         await desk.lose("group-0", "no node", last=False)
         assert (await desk.take("group-1") or ("",))[0] == "a"
+
+    run(story())
+
+
+def test_a_trial_goes_on_from_its_newest_checkpoint_and_the_one_before_is_named_to_be_deleted() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        assert await desk.saved("a", "s3://first") is None
+        assert await desk.saved("a", "s3://second") == "s3://first"
+        assert await desk.take("group-0") == ("a", {}, "s3://second")  # it died and came back
+        await desk.lose("group-0", "no node", last=False)
+        assert await desk.take("group-1") == ("a", {}, "s3://second")
+
+    run(story())
+
+
+def test_a_trial_that_leaves_a_checkpoint_each_time_is_not_given_up() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("long", {})
+        for number in range(3 * MAX_ATTEMPTS):
+            assert (await desk.take("group-0") or ("",))[0] == "long"
+            await desk.saved("long", f"s3://{number}")
+
+    run(story())
+
+
+def test_a_trial_called_off_before_a_group_took_it_is_not_taken() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("a", {})
+        await desk.submit("b", {})
+        await desk.call_off("a")
+        assert (await desk.take("group-0") or ("",))[0] == "b"
+
+    run(story())
+
+
+def test_a_finished_trial_of_an_interrupted_sweep_is_told_to_tune_again_and_taken_by_nobody() -> None:
+    async def story() -> None:
+        done = Record("old", {"x": 1}, epochs=[epoch(0), epoch(1)], outcome={"weights": "s3://old", "score": 0.5})
+        desk = a_desk(known=(done,))
+        assert not desk.is_best(score=0.5, completed=False)
+        await desk.submit("new", {"x": 1})
+        await desk.submit("other", {"x": 2})
+        assert [(await desk.next_report("new"))["over"] for _ in range(2)] == [False, True]
+        assert await desk.take("group-0") == ("other", {"x": 2}, None)
+        assert [trial["trial"] for trial in desk.journal()["trials"]] == ["old", "other"]
+
+    run(story())
+
+
+def test_an_unfinished_trial_of_an_interrupted_sweep_goes_on_under_its_name_from_its_checkpoint() -> None:
+    async def story() -> None:
+        desk = a_desk(known=(Record("old", {"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"),))
+        await desk.submit("new", {"x": 1})
+        assert await desk.take("group-0") == ("old", {"x": 1}, "s3://kept")
+        assert not (await desk.next_report("new"))["over"]
+        second = asyncio.create_task(desk.next_report("new"))
+        assert await desk.report("old", epoch(1, last=True)) is False
+        assert (await second)["over"]
+
+    run(story())
+
+
+def test_a_trial_that_failed_in_an_interrupted_sweep_fails_again_without_a_group() -> None:
+    async def story() -> None:
+        desk = a_desk(known=(Record("old", {}, failure="the loss is nan"),))
+        await desk.submit("new", {})
+        with pytest.raises(SweepFailed, match="the loss is nan"):
+            await desk.next_report("new")
+        await desk.close()
+        assert await desk.take("group-0") is None
+
+    run(story())
+
+
+def test_trials_of_the_same_configuration_take_up_a_known_one_each() -> None:
+    async def story() -> None:
+        desk = a_desk(known=(Record("first", {}, outcome={"weights": "", "score": 0.1}), Record("second", {})))
+        for name in ("a", "b", "c"):
+            await desk.submit(name, {})
+        assert [trial["trial"] for trial in desk.journal()["trials"]] == ["first", "second", "c"]
+        assert [(await desk.take("group") or ("",))[0] for _ in range(2)] == ["second", "second"]
+
+    run(story())
+
+
+def test_what_a_driver_run_again_must_know_is_kept_as_it_happens() -> None:
+    async def story() -> None:
+        kept: list[Journal] = []
+        desk = a_desk(kept=kept)
+        await desk.submit("a", {"x": 1})
+        await desk.take("group-0")
+        assert await desk.report("a", epoch(0, last=True)) is False
+        await desk.saved("a", "s3://kept")
+        await desk.finish("group-0", "a", {"weights": "", "score": 0.5})
+        assert [journal["trials"][0]["checkpoint"] for journal in kept] == [None, "s3://kept", "s3://kept"]
+        assert kept[-1] == desk.journal()
+        assert [Record.from_dict(value).over for value in kept[-1]["trials"]] == [True]
+
+    run(story())
+
+
+def test_when_the_sweep_ends_itself_the_trials_that_end_with_it_are_marked() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        for name in ("stopped", "completed", "running"):
+            await desk.submit(name, {})
+        await desk.call_off("stopped")
+        await desk.report("completed", epoch(0, last=True))
+        await desk.end("out of reach")
+        assert desk.journal()["ended"] == "out of reach"
+        assert {trial["trial"] for trial in desk.journal()["trials"] if trial["with_sweep"]} == {"running"}
 
     run(story())
 

@@ -1,0 +1,74 @@
+"""A driver killed in the middle of a sweep: run again, it trains no finished trial again, and another one goes on."""
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from cluster import storage
+from cluster.session import connect
+from recipes.schema import load_recipe
+from tests.integration.small import REGISTRY, Heard, recipe_file, start_run, written
+
+ASKED = (
+    "data.max_train_rows=64",
+    "tuning.num_trials=3",
+    "tuning.grace_epochs=4",
+    "training.epochs=4",
+    "training.batch_size=64",  # one step an epoch, then a checkpoint
+    "training.checkpoint_interval_s=0",
+    "evaluation.minimum_gain=0",
+)
+WAIT_S = 300
+
+
+def trials_when(process: subprocess.Popen[str], *, home: str, log: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The sweep's folder and the journal's trials, once one is finished and another has a checkpoint."""
+    ticks = threading.Event()
+    for _ in range(4 * WAIT_S):
+        for path in written(home, mark="/journal.json"):
+            try:
+                trials = storage.read_json(f"s3://{path}")["trials"]
+            except storage.StorageError:  # read in parts, while the sweep wrote it anew
+                continue
+            over = [trial for trial in trials if trial["outcome"]]
+            underway = [trial for trial in trials if not trial["outcome"] and trial["checkpoint"]]
+            if over and underway:
+                return f"s3://{path.rpartition('/')[0]}", trials
+        assert process.poll() is None, log.read_text()
+        ticks.wait(0.25)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_rest(
+    small_data: str, tmp_path: Path
+) -> None:
+    name = "swept"
+    home = f"{REGISTRY}/{name}"
+    path = recipe_file(tmp_path, name=name, data=small_data)
+    process = start_run(path, *ASKED, verb="sweep")
+    uri, before = trials_when(process, home=home, log=path.with_suffix(".log"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    over, underway = ([trial for trial in before if bool(trial["outcome"]) is wanted] for wanted in (True, False))
+    heard = Heard()
+    with connect():
+        swept = pipeline.sweep_only(load_recipe(path, overrides=ASKED), show=heard)
+    trials = {row.trial: row for row in swept.rows if row.status != "pretrained"}
+    assert len(trials) == 3
+    assert {trial["trial"] for trial in before} < set(trials)
+    assert len({row.config["learning_rate"] for row in trials.values()}) == 3
+    trained = {(event["trial"], event["epoch"]) for event in heard.of_kind("epoch")}
+    for trial in over:
+        assert trials[trial["trial"]].scores == tuple(epoch["score"] for epoch in trial["epochs"])
+        assert not {(trial["trial"], number) for number in range(4)} & trained
+    for trial in underway:
+        assert trials[trial["trial"]].status == "completed"
+        assert (trial["trial"], 0) not in trained
+    assert storage.exists(f"{swept.trained.weights}/head.safetensors")
+    assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]

@@ -1,0 +1,109 @@
+"""Ray Tune's part of a sweep: who chooses, who stops a trial, who ends the sweep, and who writes it down elsewhere."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from cluster.storage import filesystem
+from recipes.schema import TrainingSection, TuningSection
+from tuning.desk import Record
+from tuning.space import max_epochs, tune_space
+from tuning.stopping import Goal, Scores, can_still_reach, out_of_reach
+from tuning.trackers import tracker_callbacks
+from tuning.trial import Trial
+
+
+class GoalStopper(tune.Stopper):  # type: ignore[misc]
+    """Stops a trial that cannot reach the goal any more, and all of them once no other can be expected to."""
+
+    def __init__(self, goal: Goal, *, desk: Any, num_trials: int, num_rows: int) -> None:
+        self._goal, self._desk, self._num_trials, self._num_rows = goal, desk, num_trials, num_rows
+        self._trials: dict[str, Scores] = {}
+        self._ended = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        told = Scores(result["scores"], result["epochs_left"])
+        self._trials[trial_id] = told
+        asked: dict[str, Any] = {"to_beat": self._goal.to_beat, "num_rows": self._num_rows}
+        why = out_of_reach(list(self._trials.values()), num_trials=self._num_trials, **asked)
+        if why is not None and not self._ended:
+            self._ended = True
+            ray.get(self._desk.end.remote(why))
+        return not can_still_reach(told, **asked)
+
+    def stop_all(self) -> bool:
+        return self._ended
+
+
+def new_tuner(
+    section: TuningSection,
+    *,
+    training: TrainingSection,
+    stopper: GoalStopper,
+    desk: Any,
+    known: Sequence[Record],
+    uri: str,
+) -> tune.Tuner:
+    """A Tuner whose trials pass through the desk; those `known` of an interrupted sweep come first."""
+    from ray.tune.logger import JsonLoggerCallback
+    from ray.tune.schedulers import ASHAScheduler
+
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's would write, asked or not, if it can
+    longest = max_epochs(training, section)
+    store, path = filesystem(uri)
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
+        param_space=tune_space(section),
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=section.num_trials,
+            search_alg=_search(section, known=known, seed=training.seed, max_concurrent=concurrent_groups(training)),
+            scheduler=ASHAScheduler(
+                max_t=longest,
+                grace_period=min(section.grace_epochs, longest),
+                reduction_factor=section.reduction_factor,
+            ),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=path,
+            storage_filesystem=store,
+            stop=stopper,
+            callbacks=[JsonLoggerCallback(), *tracker_callbacks(section, uri=uri)],  # Tune misses its own at the end
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+
+
+def concurrent_groups(training: TrainingSection) -> int:
+    """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
+    have = ray.cluster_resources()
+    by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
+    if training.gpus_per_worker:
+        return max(1, min(by_cpu, int(have.get("GPU", 0)) // (training.max_workers * training.gpus_per_worker)))
+    return max(1, by_cpu)
+
+
+def _search(section: TuningSection, *, known: Sequence[Record], seed: int, max_concurrent: int) -> Any:
+    """Optuna, or random search; without a space there is nothing to search and every trial is the same.
+
+    The same seed would draw anew what is known already, so each known trial moves it on.
+    """
+    import optuna
+    from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    points = [record.config for record in known] if section.space else []
+    seed += len(points)
+    if section.search == "optuna" and section.space:
+        search = OptunaSearch(seed=seed, points_to_evaluate=points)
+        return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
+    return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent)
