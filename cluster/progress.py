@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.status import Status
+from rich.spinner import Spinner
+
+from cluster.board import Rows, begin_board, board, noted
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]
@@ -59,21 +62,34 @@ def relayed(show: Show) -> Iterator[Any]:
 
 @contextmanager
 def display(console: Console) -> Iterator[Show]:
-    """Shows events of kind `stage`, `note`, `step` and `epoch` on a console."""
+    """Shows events of kind `stage`, `note`, `step`, `epoch` and `trial` on a console.
+
+    On a terminal a stage that comes with `rungs` has a table of them and of its trials, which stays when it is over.
+    """
     if not console.is_terminal:
         yield _lines(console)
         return
-    with console.status("starting") as status:
-        yield _live(console, status)
+    with Live(console=console, transient=True) as live:
+        yield _live(console, live)
 
 
-def _live(console: Console, status: Status) -> Show:
+def _live(console: Console, live: Live) -> Show:
+    rows: Rows = {}
+    spinner = Spinner("dots", "starting")
+
     def show(event: Event) -> None:
+        nonlocal rows
+        if event["event"] == "stage":
+            if rows:
+                console.print(board(rows))
+            rows = begin_board(event.get("rungs", {}))
+        rows = noted(rows, event) if rows else rows
         if event["event"] == "step":
-            status.update(_step(event))
-        else:
+            spinner.update(text=_step(event))
+        elif event["event"] != "trial":
             console.print(_line(event), highlight=False, soft_wrap=True)
-            status.update(escape(event.get("text", "…")))
+            spinner.update(text=escape(event.get("text", "…")))
+        live.update(Group(spinner, board(rows)) if rows else spinner)
 
     return show
 
@@ -83,9 +99,9 @@ def _lines(console: Console) -> Show:
 
     def show(event: Event) -> None:
         nonlocal said
-        if event["event"] != "step":
+        if event["event"] not in ("step", "trial"):
             console.print(_line(event), highlight=False, soft_wrap=True)
-        elif time.monotonic() - said > LOG_EVERY_S:
+        elif event["event"] == "step" and time.monotonic() - said > LOG_EVERY_S:
             said = time.monotonic()
             console.print("  " + _step(event), highlight=False, soft_wrap=True)
 
