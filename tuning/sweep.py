@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -112,15 +112,18 @@ def _worker_groups(config: dict[str, Any], *, num_groups: int, desk: Any) -> Ite
             error = _error_of(ended)
             if error is not None:
                 errors.append(error)
-                ray.get(desk.lose.remote(running[ended], error, last=not left))
+                with suppress(ray.exceptions.RayActorError):  # the sweep was interrupted, and the desk with it
+                    ray.get(desk.lose.remote(running[ended], error, last=not left))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield errors
-    finally:
-        ray.get(desk.close.remote())
-        watcher.join()
+    except BaseException:
+        ray.kill(desk)  # what is cut short now must not go down in the journal as finished
+        raise
+    ray.get(desk.close.remote())
+    watcher.join()
 
 
 def _error_of(group: Any) -> str | None:

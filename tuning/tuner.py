@@ -53,6 +53,7 @@ def new_tuner(
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's would write, asked or not, if it can
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, it would return as if all trials had run
     longest = max_epochs(training, section)
     store, path = filesystem(uri)
     return tune.Tuner(

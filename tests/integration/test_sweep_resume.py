@@ -1,4 +1,4 @@
-"""A driver killed in the middle of a sweep: run again, it trains no finished trial again, and another one goes on."""
+"""A driver ended in the middle of its sweep: run again, it trains no finished trial again, and the others go on."""
 
 import signal
 import subprocess
@@ -45,16 +45,17 @@ def trials_when(process: subprocess.Popen[str], *, home: str, log: Path) -> tupl
 
 
 @pytest.mark.slow
-def test_a_driver_killed_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_rest(
-    small_data: str, tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_ended_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_rest(
+    small_data: str, tmp_path: Path, end: signal.Signals
 ) -> None:
-    name = "swept"
+    name = f"swept-by-{end.name.lower()}"
     home = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
     process = start_run(path, *ASKED, verb="sweep")
     uri, before = trials_when(process, home=home, log=path.with_suffix(".log"))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(end)
+    assert process.wait(timeout=60) != 0
     over, underway = ([trial for trial in before if bool(trial["outcome"]) is wanted] for wanted in (True, False))
     heard = Heard()
     with connect():
@@ -68,7 +69,7 @@ def test_a_driver_killed_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the
         assert trials[trial["trial"]].scores == tuple(epoch["score"] for epoch in trial["epochs"])
         assert not {(trial["trial"], number) for number in range(4)} & trained
     for trial in underway:
-        assert trials[trial["trial"]].status == "completed"
+        assert len(trials[trial["trial"]].scores) >= 2  # then the goal may have stopped it
         assert (trial["trial"], 0) not in trained
     assert storage.exists(f"{swept.trained.weights}/head.safetensors")
     assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]
