@@ -1,11 +1,9 @@
 """A worker group that trains one trial after another: the training function of the sweep's Ray Train run."""
 
 import gc
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,8 +11,9 @@ import torch.distributed as dist
 
 from cluster.storage import delete_folder, download_folder, upload_folder
 from recipes.schema import TrainingSection
-from training import checkpoint
+from training import checkpoint, notice
 from training.export import UnusableWeights, export_weights
+from training.failure import scratch
 from training.loop import EpochReport, Progress, load_material, new_engine, train
 from training.material import Diverged, Material
 from training.trainer import summary, teller
@@ -29,6 +28,7 @@ machine of two cores)."""
 def group_worker(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
     section: TrainingSection = config["section"]
+    notice.heed()
     material = load_material(ray.get(config["task"]), attention_dropout=section.attention_dropout)
     gc.freeze()  # what all trials share is not walked when a trial's engine is collected
     while True:
@@ -91,8 +91,8 @@ def _begin(section: TrainingSection, material: Material, *, saved: str | None) -
     """An engine at its first step, or where the checkpoint is, and how far that is."""
     if saved is None:
         return new_engine(section, material), Progress()
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "checkpoint"
+    with scratch() as parent:
+        folder = parent / "checkpoint"
         download_folder(saved, folder)
         return checkpoint.resume(section, material, folder=folder)
 
@@ -113,28 +113,31 @@ def _saving(
     def save(progress: Progress, engine: Any) -> None:
         nonlocal since
         new = f"{uri}/{progress.epoch}-{progress.step}-{dist.get_world_size()}"
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(engine, section, folder=Path(folder), progress=progress)
-            upload_folder(Path(folder), new)
+        with scratch() as folder:
+            checkpoint.save(engine, section, folder=folder, progress=progress)
+            upload_folder(folder, new)
         dist.barrier()  # it is whole when every rank's part is there
         if dist.get_rank() == 0:
             before = ray.get(desk.saved.remote(name, new))
             if before is not None:
                 delete_folder(before)
         since = time.perf_counter()
+        who = notice.given()
+        if who is not None:
+            raise notice.Interrupted(f"{who}; trial {name} is kept at epoch {progress.epoch + 1}, step {progress.step}")
 
     return save, is_worth_it
 
 
 def _export(engine: Any, section: TrainingSection, *, material: Material, weights: str) -> bool:
     """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         try:
-            export_weights(engine, section, material=material, folder=Path(folder))
+            export_weights(engine, section, material=material, folder=folder)
         except UnusableWeights:
             return False
         if dist.get_rank() == 0:
-            upload_folder(Path(folder), weights)
+            upload_folder(folder, weights)
     return True
 
 

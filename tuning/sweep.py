@@ -11,6 +11,7 @@ import ray
 
 from cluster.storage import delete_folder, exists, read_json, write_json
 from recipes.schema import TrainingSection, TuningSection
+from training.failure import why
 from training.material import TrainingTask
 from training.trainer import Trained, TrainingFailed, new_trainer
 from tuning.desk import Desk, Journal, Record
@@ -141,7 +142,7 @@ def _run_group(config: dict[str, Any]) -> str | None:
     try:
         trainer.fit()
     except Exception as error:
-        return f"worker group failed {section.max_failures + 1} times: {error}"
+        return f"worker group failed {section.max_failures + 1} times: {why(error, uri=config['uri'])}"
     return None
 
 
