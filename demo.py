@@ -66,9 +66,7 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
         champion = promote(recipe.home, version=done.winner, override=override)
         show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
         version = champion_version(champion)
-        url = deploy(
-            recipe.serving, home=recipe.home, version_uri=version.uri, digest=version.digest, code_uri=version.code
-        )
+        url = deploy(recipe.serving, home=recipe.home, version=version)
     console.print()
     for line in verdict_lines(done.evidence):
         console.print(line, markup=False, soft_wrap=True)

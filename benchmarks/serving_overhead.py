@@ -156,7 +156,7 @@ def _deploy(folder: Path, *, cores: int) -> tuple[registry.ModelVersion, str]:
     registry.write_config(version_folder, config)
     version = registry.register(HOME, version_folder)
     section = ServingSection(min_replicas=cores, max_replicas=cores)
-    url = deploy.deploy(section, home=HOME, version_uri=version.uri, digest=version.digest, code_uri=shipped.uri)
+    url = deploy.deploy(section, home=HOME, version=version)
     return version, url
 
 

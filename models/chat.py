@@ -75,7 +75,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     """
     found = lm.generate_batch(
         [list(prompt) for prompt in prompts],
-        generation_config=_greedy(max_new_tokens=max_new_tokens, end_id=end_id),
+        generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
         continuous_batching_config=batching_config(return_logprobs=True),
         warmup=False,
     )
@@ -94,7 +94,8 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     return answers
 
 
-def _greedy(*, max_new_tokens: int, end_id: int) -> Any:
+def greedy(*, max_new_tokens: int, end_id: int) -> Any:
+    """The generation that is evaluated: the most likely token each time, up to the end of the turn."""
     from transformers import GenerationConfig
 
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)

@@ -388,13 +388,15 @@ class ServingSection(Section):
     gpus_per_replica: Literal[0, 1] = 0
     """GPUs of a replica."""
     max_batch_size: int = Field(default=64, ge=1)
-    """Texts in one forward pass."""
+    """Texts in one forward pass; for `task: chat`, conversations that are answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
     """Texts in one request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Bytes of one request's body; more is answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Requests waiting for a replica; more are answered with 503."""
+    """Requests waiting for a replica; more are answered with 503, or 429 for `task: chat`."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """For `task: chat`, the most tokens that a request may ask for; without it, what answers were evaluated with."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,6 +1,6 @@
 """Ray Serve's entry: `serving.app:build` makes the application that a declarative deploy names."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -9,9 +9,14 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from recipes.schema import ServingSection
+from serving.chat import Chat
 from serving.classifier import Classifier
+from serving.deploy import DEPLOYMENTS
 
-DEPLOYMENT = "classifier"
+# Requests beyond what a chat replica takes, which Serve hands it all the same: it refuses them in OpenAI's shape.
+SPARE_REQUESTS = 256
+# What a replica that leaves may take for the answers it has begun.
+SHUTDOWN_S = {"classification": 10, "chat": 120}
 
 
 class BuildArgs(BaseModel):
@@ -22,18 +27,25 @@ class BuildArgs(BaseModel):
     home: str
     """`<registry>/<name>`."""
     serving: ServingSection = ServingSection()
+    task: Literal["classification", "chat"] = "classification"
+    """The recipe's."""
 
 
 def build(args: BuildArgs) -> Application:
     """One ingress deployment that holds the model itself: a second hop would cost more than a forward pass."""
     section = args.serving
-    deployment = serve.deployment(serve.ingress()(Classifier)).options(**deployment_options(section))
+    replica = Chat if args.task == "chat" else Classifier
+    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(section, task=args.task))
     application: Application = deployment.bind(args.home, section.model_dump())
     return application
 
 
-def deployment_options(section: ServingSection) -> dict[str, Any]:
+def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
     """Serve's options for a section."""
+    if task == "chat":
+        max_ongoing = section.max_batch_size + section.max_queued_requests + SPARE_REQUESTS
+    else:
+        max_ongoing = max(2 * section.max_batch_size, round(2 * section.target_ongoing_requests))
     threads = str(section.cpus_per_replica)
     env_vars = {
         "OMP_NUM_THREADS": threads,
@@ -43,7 +55,7 @@ def deployment_options(section: ServingSection) -> dict[str, Any]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
     return {
-        "name": DEPLOYMENT,
+        "name": DEPLOYMENTS[task],
         "autoscaling_config": AutoscalingConfig(
             min_replicas=section.min_replicas,
             max_replicas=section.max_replicas,
@@ -53,10 +65,10 @@ def deployment_options(section: ServingSection) -> dict[str, Any]:
             look_back_period_s=2,
             metrics_interval_s=0.5,
         ),
-        "max_ongoing_requests": max(2 * section.max_batch_size, round(2 * section.target_ongoing_requests)),
+        "max_ongoing_requests": max_ongoing,
         "max_queued_requests": section.max_queued_requests,
         "max_surge_percent": 25,
-        "graceful_shutdown_timeout_s": 10,
+        "graceful_shutdown_timeout_s": SHUTDOWN_S[task],
         "ray_actor_options": {
             "num_cpus": section.cpus_per_replica,
             "num_gpus": section.gpus_per_replica,

@@ -1,19 +1,18 @@
-"""A replica: holds one registered version, batches the texts of many requests through it, changes it without a gap."""
+"""A replica of a classifier: batches the texts of many requests through the version that it holds."""
 
-import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.schema import ServingSection
 from serving.answer import Prediction, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.batch import Batcher
 from serving.http import ASGIApp, Route, http_app
-from serving.protocol import CHAMPION, Models, Ready, RequestError, Served, parse_request, write_answer
+from serving.protocol import parse_request, write_answer
+from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
 
 if TYPE_CHECKING:
     from models.decide import Routing
@@ -35,6 +34,10 @@ class Engine:
     routing: "Routing | None"
     """A hybrid's; None where one model answers everything."""
 
+    @property
+    def version(self) -> "ModelVersion":
+        return self.loaded.version
+
 
 class Classifier:
     """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
@@ -42,46 +45,27 @@ class Classifier:
     def __init__(self, home: str, section: dict[str, Any]) -> None:
         import torch
 
-        _require_shipped_code()
+        require_shipped_code()
         self._home = home
         self._section = ServingSection.model_validate(section)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._engine: Engine | None = None
-        self._refused: tuple[str, str] | None = None
+        worker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._replica = Replica(partial(_load, worker=worker, batch_size=self._section.max_batch_size))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {
-            "/v1/classify": Route("POST", self._classify),
-            "/v1/models": Route("GET", self._models),
-            "/healthz": Route("GET", self._healthz),
-            "/readyz": Route("GET", self._readyz),
-        }
+        routes = {"/v1/classify": Route("POST", self._classify), **self._replica.routes()}
         return http_app(routes, max_body_bytes=self._section.max_body_bytes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
-        """Loads the version beside the one that serves, then swaps; requests go on meanwhile.
-
-        The first version that cannot be loaded fails the replica, and Serve's status says why. A later one is refused:
-        the former serves on, and /readyz names the refused one.
-        """
-        uri, digest = user_config["version_uri"], user_config["digest"]
-        try:
-            engine = await asyncio.to_thread(_load, uri, digest, self._worker, self._section.max_batch_size)
-        except Exception as error:
-            if self._engine is None:
-                raise
-            self._refused = (digest, str(error))
-            return
-        self._engine, self._refused = engine, None
+        """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""
+        await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        engine = self._loaded_engine()
+        engine = self._replica.engine
         request = parse_request(body, max_texts=self._section.max_texts)
         version = engine.loaded.version
-        if request.model not in (CHAMPION, version.name, version.version, f"{version.name}@{version.version}"):
-            raise RequestError(404, "unknown_model", f"no model {request.model!r} here; /v1/models says what serves")
+        refuse_other_model(request.model, version=version)
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
         predictions = await engine.batcher.submit(rows)
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
@@ -95,56 +79,12 @@ class Classifier:
             {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
         )
 
-    async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        loaded = self._loaded_engine().loaded
-        version = loaded.version
-        served = Served(
-            id=CHAMPION,
-            name=version.name,
-            version=version.version,
-            kind=version.kind,
-            digest=version.digest,
-            classes=list(loaded.classes),
-        )
-        return 200, Models(models=[served]).model_dump_json().encode()
 
-    async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, b'{"status":"up"}'
-
-    async def _readyz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        refused, reason = self._refused or (None, None)
-        if self._engine is None:
-            return 503, Ready(status="loading").model_dump_json(exclude_none=True).encode()
-        version = self._engine.loaded.version
-        ready = Ready(status="ready", version=version.version, digest=version.digest, refused=refused, reason=reason)
-        return 200, ready.model_dump_json(exclude_none=True).encode()
-
-    def _loaded_engine(self) -> Engine:
-        if self._engine is None:
-            raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
-        return self._engine
-
-
-def _require_shipped_code() -> None:
-    """Raises where the node's installed code runs instead of the code that the application ships.
-
-    Ray searches the folder in which its head was started first: with our packages in it, it hides the shipped ones.
-    """
-    import ray
-
-    shipped = ray.get_runtime_context().runtime_env.get("working_dir")
-    if shipped and not Path(__file__).resolve().is_relative_to(Path.cwd().resolve()):
-        raise RuntimeError(f"{__file__} was imported, not {shipped}: start Ray in a folder without our packages")
-
-
-def _load(uri: str, digest: str, worker: Executor, batch_size: int) -> Engine:
+def _load(uri: str, digest: str, *, worker: Executor, batch_size: int) -> Engine:
     from models.load import LoadedHybrid, load_served
 
     loaded = load_served(uri)
-    if loaded.version.digest != digest:
-        raise ValueError(
-            f"{uri} has digest {loaded.version.digest}, not {digest} that was evaluated; deploy the registered version"
-        )
+    require_digest(loaded.version, digest=digest)
     run: Callable[[list[Any]], list[Prediction]]
     if isinstance(loaded, LoadedHybrid):
         models, routing = [loaded.incumbent, loaded.candidate], loaded.routing

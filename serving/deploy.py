@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
@@ -11,9 +11,13 @@ import requests
 from cluster.session import request_dashboard
 from recipes.schema import ServingSection
 
+if TYPE_CHECKING:
+    from models.registry import ModelVersion
+
 APPLICATIONS = "/api/serve/applications/"
 IMPORT_PATH = "serving.app:build"
-DEPLOYMENT = "classifier"
+DEPLOYMENTS = {"classification": "classifier", "chat": "chat"}
+ROUTES = {"classification": "/v1/classify", "chat": "/v1/chat/completions"}
 DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.2
 # Serve starts on the first PUT, which may fail while it does.
@@ -31,30 +35,37 @@ class VersionRefusedError(DeployError):
     """The version cannot be loaded; the one that served before serves on."""
 
 
-def deploy(section: ServingSection, *, home: str, version_uri: str, digest: str, code_uri: str) -> str:
+def task_of(version: "ModelVersion") -> str:
+    """The task that a version was made for: the recipe's `task`."""
+    return "classification" if version.prompting is None else "chat"
+
+
+def deploy(section: ServingSection, *, home: str, version: "ModelVersion") -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
     changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises DeployError, or
     SessionError where Ray is not reachable.
     """
-    name = application_name(home)
+    name, task = application_name(home), task_of(version)
     before = _applications()
     prefix = _route_prefix(name, before)
     application = {
         "name": name,
         "route_prefix": prefix,
         "import_path": IMPORT_PATH,
-        "runtime_env": {"working_dir": code_uri},
-        "args": {"home": home, "serving": section.model_dump(mode="json")},
-        "deployments": [{"name": DEPLOYMENT, "user_config": {"version_uri": version_uri, "digest": digest}}],
+        "runtime_env": {"working_dir": version.code},
+        "args": _build_args(section, home=home, task=task),
+        "deployments": [
+            {"name": DEPLOYMENTS[task], "user_config": {"version_uri": version.uri, "digest": version.digest}}
+        ],
     }
     others = [config for other, config in _declared(before).items() if other != name]
     _put([*others, application])
     base_url = serve_url() + prefix.rstrip("/")
     try:
         # Several replicas take turns: enough right answers in a row, and none has the former version.
-        _wait_ready(name, base_url=base_url, digest=digest, num_answers=2 * section.max_replicas)
+        _wait_ready(name, base_url=base_url, digest=version.digest, num_answers=2 * section.max_replicas)
     except VersionRefusedError:
         former = _declared(before).get(name)
         if former is not None:  # a replica that starts later must not be told to load what none can load
@@ -84,6 +95,12 @@ def application_name(home: str) -> str:
 def serve_url() -> str:
     """Where Serve's HTTP listens, by TAILORBIRD_SERVE_URL; else Serve's own default."""
     return os.environ.get("TAILORBIRD_SERVE_URL", "http://127.0.0.1:8000").rstrip("/")
+
+
+def _build_args(section: ServingSection, *, home: str, task: str) -> dict[str, Any]:
+    """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
+    args = {"home": home, "serving": section.model_dump(mode="json", exclude_defaults=True)}
+    return args if task == "classification" else args | {"task": task}
 
 
 def _route_prefix(name: str, applications: dict[str, Any]) -> str:

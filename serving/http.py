@@ -1,17 +1,21 @@
-"""The HTTP surface of a replica as bare ASGI: routes, a bound on the body, and every refusal as JSON."""
+"""The HTTP surface of a replica as bare ASGI: routes, a bound on the body, streams, and every refusal as JSON."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from serving.protocol import RequestError
+from serving.protocol import Headers, RequestError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
+Events = AsyncGenerator[bytes, None]
+"""Server-sent events, each whole; begun without a wait in between, and closed whatever happens."""
 
 # What a client may go on sending after its request is refused: read and dropped, so that it gets to read the answer.
 DISCARD_BYTES = 64 << 20
@@ -21,10 +25,12 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Route:
-    """A path's method and what answers it: `(body, request id) -> (status, JSON)`."""
+    """A path's method and what answers it: `(body, request id) -> (status, JSON or events)`."""
 
     method: str
-    answer: Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
+    answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Events]]]
+    watched: bool = False
+    """Whether a client that hangs up cancels the answer: of one that takes long."""
 
 
 def http_app(routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
@@ -37,19 +43,15 @@ def http_app(routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
             return
-        extra: list[tuple[bytes, bytes]] = []
         request_id = _header(scope, b"x-request-id").decode("latin-1")
         try:
-            route = _find(routes, scope, extra)
+            route = _find(routes, scope)
             body = await read_body(scope, receive, max_bytes=max_body_bytes) if route.method == "POST" else b""
-            status, content = await route.answer(body, request_id)
         except RequestError as error:
-            status, content = error.status, error.body
-        except Exception:
-            _log.exception("request %s failed", request_id)
-            failure = RequestError(500, "internal_error", f"request {request_id} failed; the replica's log says why")
-            status, content = failure.status, failure.body
-        await _send(send, status, content, extra)
+            await _send(send, error.status, error.body, error.headers)
+            return
+        answering = _answer(route, body, request_id, send)
+        await (_while_connected(answering, receive) if route.watched else answering)
 
     return app
 
@@ -78,14 +80,47 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _find(routes: dict[str, Route], scope: Scope, extra: list[tuple[bytes, bytes]]) -> Route:
+async def _answer(route: Route, body: bytes, request_id: str, send: Send) -> None:
+    """Sends the route's answer; before its first event a stream may still be refused."""
+    try:
+        status, content = await route.answer(body, request_id)
+        if not isinstance(content, bytes):
+            await _send_events(send, content)
+            return
+        headers: Headers = ()
+    except RequestError as error:
+        status, content, headers = error.status, error.body, error.headers
+    except Exception:
+        _log.exception("request %s failed", request_id)
+        failure = RequestError(500, "internal_error", f"request {request_id} failed; the replica's log says why")
+        status, content, headers = failure.status, failure.body, failure.headers
+    await _send(send, status, content, headers)
+
+
+async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Runs `work`, which is cancelled when the client hangs up."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_hang_up(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _find(routes: dict[str, Route], scope: Scope) -> Route:
     path = str(scope["path"])[len(scope.get("root_path", "")) :]
     route = routes.get(path)
     if route is None:
         raise RequestError(404, "unknown_route", f"no route {path}; there are {', '.join(sorted(routes))}")
     if scope["method"] != route.method:
-        extra.append((b"allow", route.method.encode()))
-        raise RequestError(405, "wrong_method", f"{path} takes {route.method}, not {scope['method']}")
+        message = f"{path} takes {route.method}, not {scope['method']}"
+        raise RequestError(405, "wrong_method", message, headers=((b"allow", route.method.encode()),))
     return route
 
 
@@ -96,10 +131,23 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
-async def _send(send: Send, status: int, content: bytes, extra: list[tuple[bytes, bytes]]) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *extra]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _send(send: Send, status: int, content: bytes, headers: Headers) -> None:
+    length = str(len(content)).encode()
+    told = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": told})
     await send({"type": "http.response.body", "body": content})
+
+
+async def _send_events(send: Send, events: Events) -> None:
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+    begun = False
+    async with aclosing(events):
+        async for event in events:
+            if not begun:
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                begun = True
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

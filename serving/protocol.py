@@ -1,10 +1,12 @@
-"""What crosses the wire: the classify request, its answer, the list of models, and the one shape of an error."""
+"""What crosses the wire: the classify request, its answer, and of every task the list of models and an error."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
+Headers = Sequence[tuple[bytes, bytes]]
 CHAMPION = "champion"
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
@@ -58,18 +60,26 @@ class ClassifyAnswer(Wire):
 
 
 class Served(Wire):
+    """One model, in OpenAI's shape and with what ours have beside it."""
+
     id: str
     """What `model` in a request may say."""
+    object: Literal["model"] = "model"
+    created: int
+    """When the version was made, in seconds since 1970."""
+    owned_by: Literal["tailorbird"] = "tailorbird"
     name: str
     version: str
     kind: str
     digest: str
     """sha256 of the version's manifest."""
     classes: list[str]
+    """None of a chat model."""
 
 
 class Models(Wire):
-    models: list[Served]
+    object: Literal["list"] = "list"
+    data: list[Served]
 
 
 class Ready(Wire):
@@ -84,8 +94,14 @@ class Ready(Wire):
 
 
 class ErrorDetail(Wire):
-    type: str
+    """OpenAI's shape, whose clients read it."""
+
     message: str
+    type: str
+    param: str | None
+    """The field that is at fault, where it is one."""
+    code: str | None
+    """OpenAI's name of the fault, where it has one."""
 
 
 class ErrorBody(Wire):
@@ -93,16 +109,27 @@ class ErrorBody(Wire):
 
 
 class RequestError(ValueError):
-    """A request that is answered with a 4xx or 503: what was given, what is allowed."""
+    """A request that is answered with a 4xx or 5xx: what was given, what is allowed."""
 
-    def __init__(self, status: int, type: str, message: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        type: str,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Headers = (),
+    ) -> None:
         super().__init__(status, type, message)
         self.status, self.type, self.message = status, type, message
+        self.param, self.code, self.headers = param, code, headers
 
     @property
     def body(self) -> bytes:
         """The answer's JSON."""
-        return ErrorBody(error=ErrorDetail(type=self.type, message=self.message)).model_dump_json().encode()
+        detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
+        return ErrorBody(error=detail).model_dump_json().encode()
 
 
 def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:

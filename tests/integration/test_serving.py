@@ -42,14 +42,8 @@ class Service:
         self.turned = self._register(base, folder / "turned", scale=10.0, temperature=10.0, order=(1, 0, 2))
         self.url = ""
 
-    def deploy(self, version: registry.ModelVersion, *, digest: str | None = None, code_uri: str | None = None) -> None:
-        self.url = deploy.deploy(
-            SECTION,
-            home=self.home,
-            version_uri=version.uri,
-            digest=digest or version.digest,
-            code_uri=code_uri or self.code.uri,
-        )
+    def deploy(self, version: registry.ModelVersion) -> None:
+        self.url = deploy.deploy(SECTION, home=self.home, version=version)
 
     def ask(self, body: Any, *, status: int = 200) -> Any:
         answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
@@ -131,7 +125,7 @@ def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
 
 
 def test_it_says_what_it_is(service: Service) -> None:
-    models = requests.get(f"{service.url}/v1/models", timeout=60).json()["models"]
+    models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
     assert [(model["id"], model["digest"]) for model in models] == [("champion", service.first.digest)]
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
     ready = requests.get(f"{service.url}/readyz", timeout=60)
@@ -183,7 +177,7 @@ def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service:
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
     with pytest.raises(deploy.VersionRefusedError, match=f"has digest {service.second.digest}, not {'0' * 64}"):
-        service.deploy(service.second, digest="0" * 64)
+        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     config = deploy._applications()["serving-test"]["deployed_app_config"]
     assert config["deployments"][0]["user_config"]["digest"] == service.first.digest
@@ -203,7 +197,7 @@ def test_a_hybrid_by_group_routes_on_attributes_and_the_incumbent_answers_withou
     hybrid = service.register_hybrid(tmp_path, routing=routing)
     service.deploy(hybrid)
     try:
-        models = requests.get(f"{service.url}/v1/models", timeout=60).json()["models"]
+        models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
         assert [(model["kind"], model["version"]) for model in models] == [("hybrid", hybrid.version)]
         each = [{"sex": "f"}, {"sex": "m"}, {}, {"sex": "x", "age": "9"}, {"age": "f"}]
         groups = [attributes.get("sex") for attributes in each]
@@ -271,17 +265,11 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
 ) -> None:
     for package in code.PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    module = tmp_path / "serving" / "classifier.py"
+    module = tmp_path / "serving" / "replica.py"
     module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))
     home = "s3://models/serving-other"
     shipped = code.ship_code(home, tmp_path)
-    url = deploy.deploy(
-        SECTION,
-        home=home,
-        version_uri=service.second.uri,
-        digest=service.second.digest,
-        code_uri=shipped.uri,
-    )
+    url = deploy.deploy(SECTION, home=home, version=service.second.model_copy(update={"code": shipped.uri}))
     try:
         assert url == f"{service.url}/serving-other"
         assert requests.get(f"{url}/healthz", timeout=60).json() == {"status": "shipped"}
@@ -293,14 +281,9 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
 
 
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
+    absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
     with pytest.raises(deploy.DeployError, match=r"absent\.zip"):
-        deploy.deploy(
-            SECTION,
-            home="s3://models/serving-absent",
-            version_uri=service.first.uri,
-            digest=service.first.digest,
-            code_uri="s3://models/serving-absent/code/absent.zip",
-        )
+        deploy.deploy(SECTION, home="s3://models/serving-absent", version=absent)
     deploy.undeploy("serving-absent")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 

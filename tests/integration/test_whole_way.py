@@ -38,9 +38,7 @@ def champion_url(small_run: SmallRun) -> Iterator[str]:
     home = small_run.recipe.home
     champion = promote(home)
     version = read_version(champion.uri)
-    yield deploy(
-        small_run.recipe.serving, home=home, version_uri=version.uri, digest=version.digest, code_uri=version.code
-    )
+    yield deploy(small_run.recipe.serving, home=home, version=version)
     undeploy(application_name(home))
 
 
@@ -182,13 +180,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", done.winner)
     assert "FINE_TUNE by rule 3" in champion.reason
-    url = deploy(
-        small_run.recipe.serving,
-        home=small_run.recipe.home,
-        version_uri=version.uri,
-        digest=version.digest,
-        code_uri=version.code,
-    )
+    url = deploy(small_run.recipe.serving, home=small_run.recipe.home, version=version)
     assert url == champion_url
     rows = prepared.splits.test
     asked = list(range(0, len(rows), 8))

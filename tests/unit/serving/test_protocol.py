@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_a_422_that_names_the_field(body: object, named: st
 
 def test_an_error_has_one_shape() -> None:
     assert json.loads(RequestError(404, "unknown_model", "no model").body) == {
-        "error": {"type": "unknown_model", "message": "no model"}
+        "error": {"message": "no model", "type": "unknown_model", "param": None, "code": None}
     }
 
 

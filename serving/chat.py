@@ -1,0 +1,211 @@
+"""A replica of a chat model: OpenAI's chat completions over the version that it holds, whole or streamed."""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any, NamedTuple
+
+from data.chat import prompt_tokens
+from data.read import DataError
+from recipes.schema import ServingSection
+from serving.chat_protocol import (
+    LAST_EVENT,
+    ChatRequest,
+    Usage,
+    answer_head,
+    delta_event,
+    event,
+    parse_chat,
+    usage_event,
+    whole_answer,
+)
+from serving.generate import Generator, Sampling
+from serving.http import ASGIApp, Events, Route, http_app
+from serving.protocol import RequestError
+from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
+from serving.words import shown
+
+RETRY_AFTER_S = 2
+
+_log = logging.getLogger("ray.serve")
+
+
+class Job(NamedTuple):
+    """A request that is to be answered."""
+
+    engine: Generator
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stops: tuple[str, ...]
+
+
+class Grown(NamedTuple):
+    """An answer so far."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+
+
+class Chat:
+    """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
+
+    def __init__(self, home: str, section: dict[str, Any]) -> None:
+        import torch
+
+        require_shipped_code()
+        self._home = home
+        self._section = ServingSection.model_validate(section)
+        torch.set_num_threads(self._section.cpus_per_replica)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._replica = Replica(partial(_load, max_batch_size=self._section.max_batch_size))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True), **self._replica.routes()}
+        return http_app(routes, max_body_bytes=self._section.max_body_bytes)
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""
+        former = await self._replica.reconfigure(user_config)
+        if former is not None:
+            former.retire()
+
+    async def check_health(self) -> None:
+        """Raises where the engine has stopped, so that Serve replaces the replica."""
+        if not self._replica.engine.running:
+            raise RuntimeError("the model's engine has stopped; the log says why")
+
+    async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
+        engine = self._replica.engine
+        request = parse_chat(body)
+        refuse_other_model(request.model, version=engine.version)
+        limit = self._section.max_batch_size + self._section.max_queued_requests
+        if engine.num_held >= limit:
+            raise RequestError(
+                429,
+                "too_many_requests",
+                f"{limit} requests are being answered or wait; ask again in {RETRY_AFTER_S} s",
+                code="rate_limit_exceeded",
+                headers=((b"retry-after", str(RETRY_AFTER_S).encode()),),
+            )
+        job = _job(request, engine=engine, cap=self._section.max_new_tokens)
+        version = engine.version
+        head = partial(
+            answer_head,
+            request_id=request_id,
+            created=int(time.time()),
+            model=version.name,
+            version=version.version,
+        )
+        if request.stream:
+            options = request.stream_options
+            with_usage = bool(options and options.include_usage)
+            return 200, _events(job, head=head("chat.completion.chunk"), with_usage=with_usage)
+        grown = await _whole(job)
+        usage = Usage(len(job.prompt), grown.num_tokens)
+        return 200, whole_answer(
+            head("chat.completion"), text=grown.text, finish_reason=str(grown.finish_reason), usage=usage
+        )
+
+
+def _job(request: ChatRequest, *, engine: Generator, cap: int | None) -> Job:
+    """The request as the engine takes it; RequestError 400 where its model cannot answer it."""
+    prompting = engine.loaded.prompting
+    asked, most = request.limit or prompting.max_new_tokens, cap or prompting.max_new_tokens
+    if asked > most:
+        raise RequestError(
+            400,
+            "invalid_request",
+            f"max_tokens: {asked} are asked for, at most {most} are given (the recipe's serving.max_new_tokens)",
+            param="max_tokens",
+        )
+    try:
+        prompt = prompt_tokens(
+            request.conversation,
+            tokenizer=engine.loaded.tokenizer,
+            system=prompting.system,
+            shots=prompting.shots,
+        )
+    except DataError as error:
+        raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
+    if len(prompt) + asked > engine.max_length:
+        raise RequestError(
+            400,
+            "too_long",
+            f"the prompt has {len(prompt)} tokens and its answer may have {asked}, together more than the "
+            f"{engine.max_length} that this model takes; shorten the messages, or ask for fewer max_tokens",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
+    sampling = Sampling(
+        temperature=float(request.temperature or 0.0),
+        top_p=1.0 if request.top_p is None else float(request.top_p),
+        seed=seed,
+    )
+    return Job(engine, prompt, asked, sampling, request.stops)
+
+
+async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
+    """The answer as it grows (where not streaming, once it is whole); the last, and no other, has a finish reason."""
+    engine = job.engine
+    decode = partial(engine.loaded.tokenizer.decode, skip_special_tokens=True)
+    generating = engine.generate(
+        job.prompt, max_new_tokens=job.max_new_tokens, sampling=job.sampling, streaming=streaming
+    )
+    with engine.held():
+        async with aclosing(generating):
+            async for tokens, ended in generating:
+                said = tokens[:-1] if tokens[-1] == engine.end_id else tokens
+                text, stopped = shown(decode(said), stops=job.stops, ended=ended)
+                reason = "stop" if stopped or len(said) < len(tokens) else "length" if ended else None
+                yield Grown(text, len(tokens), reason)
+                if reason is not None:
+                    return
+
+
+async def _whole(job: Job) -> Grown:
+    """The whole answer; stop texts are looked for while it grows."""
+    last = Grown("", 0, None)
+    async with aclosing(_grow(job, streaming=bool(job.stops))) as growing:
+        async for grown in growing:
+            last = grown
+    return last
+
+
+async def _events(job: Job, *, head: dict[str, Any], with_usage: bool) -> Events:
+    """The answer as OpenAI's events. Before the first, errors are raised; after it, they are an event, the last."""
+    last = Grown("", 0, None)
+    begun = False
+    try:
+        async with aclosing(_grow(job, streaming=True)) as growing:
+            async for grown in growing:
+                if not begun:
+                    begun = True
+                    yield delta_event(head, delta={"role": "assistant", "content": ""})
+                if len(grown.text) > len(last.text):
+                    yield delta_event(head, delta={"content": grown.text[len(last.text) :]})
+                last = grown
+        yield delta_event(head, delta={}, finish_reason=last.finish_reason)
+        if with_usage:
+            yield usage_event(head, usage=Usage(len(job.prompt), last.num_tokens))
+        yield LAST_EVENT
+    except Exception as error:
+        if not begun:
+            raise
+        _log.exception("a stream of %s broke off", head["id"])
+        told = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
+        yield event(told.body)
+
+
+def _load(uri: str, digest: str, *, max_batch_size: int) -> Generator:
+    from models.load import load_chat_version
+
+    loaded = load_chat_version(uri)
+    require_digest(loaded.version, digest=digest)
+    return Generator(loaded, max_batch_size=max_batch_size)

@@ -1,0 +1,188 @@
+"""What crosses the wire of a chat model: OpenAI's requests, as far as they can be honoured, and its answers."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from serving.protocol import CHAMPION, RequestError
+
+IGNORED = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+)
+"""Fields that change no answer."""
+NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": False,
+    "top_logprobs": 0,
+    "tools": [],
+    "tool_choice": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+}
+"""Fields that are taken with the value that asks for nothing, and with no other."""
+MAX_STOPS = 4
+_STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
+_CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
+
+_Stop = Annotated[StrictStr, Field(min_length=1)]
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+
+class TextPart(_Given):
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ChatMessage(_Given):
+    role: Literal["system", "user", "assistant"]
+    content: StrictStr | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """The content, its parts put together."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Given):
+    include_usage: StrictBool | None = None
+    """Whether a last event, without choices, counts the tokens."""
+
+
+class ChatRequest(_Given):
+    model: StrictStr = CHAMPION
+    """`champion`, or the name, version or `name@version` of the model that serves."""
+    messages: list[ChatMessage] = Field(min_length=1)
+    """The conversation; the last message is the user's. A system message stands in place of the version's own."""
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Tokens of the answer at most; without either, what answers were evaluated with."""
+    temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
+    """0, the default, is what was evaluated: the most likely token each time."""
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    seed: StrictInt | None = None
+    """Draws the same tokens from the same probabilities."""
+    stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
+    """Texts before which the answer ends."""
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """The messages as turns."""
+        return tuple((message.role, message.text) for message in self.messages)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that the answer is asked to have at most."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class Usage(NamedTuple):
+    """Tokens read and made."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As it is written."""
+        return self._asdict() | {"total_tokens": self.prompt_tokens + self.completion_tokens}
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """The request in a body; raises RequestError 400 for whatever cannot be taken, and names the field."""
+    try:
+        request = ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    for name, value in (request.model_extra or {}).items():
+        if name in IGNORED or value is None or (name in NEUTRAL and value == NEUTRAL[name]):
+            continue
+        told = f"only {json.dumps(NEUTRAL[name])} is taken" if name in NEUTRAL else "there is no such field here"
+        raise _refused(name, f"{told}; leave it out")
+    for place, message in enumerate(request.messages):
+        for name, value in (message.model_extra or {}).items():
+            if value and name != "name":
+                raise _refused(f"messages.{place}.{name}", "a message has a role and a content, and no more")
+    if request.messages[-1].role != "user":
+        raise _refused("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
+    if request.stream_options is not None and not request.stream:
+        raise _refused("stream_options", "only with stream: true")
+    return request
+
+
+def answer_head(object: str, *, request_id: str, created: int, model: str, version: str) -> dict[str, Any]:
+    """What an answer, and each event of a stream, begins with."""
+    return {
+        "id": f"chatcmpl-{request_id}",
+        "object": object,
+        "created": created,
+        "model": model,
+        "version": version,
+    }
+
+
+def whole_answer(head: dict[str, Any], *, text: str, finish_reason: str, usage: Usage) -> bytes:
+    """An answer that is not streamed."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return _json(head | {"choices": [choice], "usage": usage.to_dict()})
+
+
+def delta_event(head: dict[str, Any], *, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    """An event with what is new."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return event(_json(head | {"choices": [choice]}))
+
+
+def usage_event(head: dict[str, Any], *, usage: Usage) -> bytes:
+    """The event that counts the tokens."""
+    return event(_json(head | {"choices": [], "usage": usage.to_dict()}))
+
+
+def event(data: bytes) -> bytes:
+    """A server-sent event."""
+    return b"data: " + data + b"\n\n"
+
+
+LAST_EVENT = event(b"[DONE]")
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _refused(param: str, message: str) -> RequestError:
+    return RequestError(400, "invalid_request", f"{param}: {message}", param=param)
+
+
+def _refusal(error: ValidationError) -> RequestError:
+    """Says of the first fault where it is and what is allowed; never what was given."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    if fault["type"] == "json_invalid":
+        return RequestError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")
+    loc = fault["loc"]
+    if loc[:1] == ("stop",):
+        return _refused("stop", _STOP)
+    if loc[:1] == ("messages",) and loc[2:3] == ("content",) and fault["type"] != "missing":
+        return _refused(f"messages.{loc[1]}.content", _CONTENT)
+    return _refused(".".join(str(part) for part in loc) or "body", fault["msg"])

@@ -1,0 +1,151 @@
+"""Behind a chat replica: a version's continuous batching, from prompts to token ids as they come."""
+
+import asyncio
+import queue
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.chat import prompt_tokens
+from serving.protocol import RequestError
+
+if TYPE_CHECKING:
+    from models.load import LoadedChat
+    from models.registry import ModelVersion
+
+WARM_UP_S = 120
+
+
+class Sampling(NamedTuple):
+    """How a request's tokens are chosen; a temperature of 0 takes the most likely one each time."""
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class Generator:
+    """A loaded chat version, whose forward passes run in a thread of their own over all requests in flight.
+
+    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the thread ends when
+    the version is retired and the last request that holds it is over.
+    """
+
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
+        self.loaded = loaded
+        self.end_id = int(loaded.tokenizer.eos_token_id)
+        self.num_held = 0
+        self._retired = False
+        self._ending: asyncio.Future[None] | None = None
+        self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
+        self.max_length = _max_length(loaded.model.lm, self._manager)
+
+    @property
+    def version(self) -> "ModelVersion":
+        return self.loaded.version
+
+    @property
+    def running(self) -> bool:
+        """Whether it answers; an error outside of one request ends its thread."""
+        return bool(self._manager.is_running())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps it running while the block, and what it hands on without a wait, go on."""
+        self.num_held += 1
+        try:
+            yield
+        finally:
+            self.num_held -= 1
+            asyncio.get_running_loop().call_soon(self._end_if_unused)
+
+    def retire(self) -> None:
+        """Another version answers from now on."""
+        self._retired = True
+        self._end_if_unused()
+
+    async def generate(
+        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """The tokens so far, and whether they are all, again and again (where not streaming, once they are all).
+
+        The token that ends a turn is one of them. Closing the generator cancels the request. Raises RequestError where
+        the engine gives up.
+        """
+        request_id, news = uuid.uuid4().hex, asyncio.Event()
+        heard: list[Any] = []
+
+        def hear(output: Any) -> None:
+            heard[:] = [output]  # each holds all tokens: who reads slowly misses none
+            news.set()
+
+        self._drop_strays()
+        self._manager.register_result_handler(request_id, hear)
+        options = sampling._asdict() if sampling.temperature else {}
+        accepted = self._manager.add_request(
+            prompt, request_id=request_id, max_new_tokens=max_new_tokens, streaming=streaming, **options
+        )
+        if accepted is None:
+            raise RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
+        ended = False
+        try:
+            while not ended:
+                await news.wait()
+                news.clear()
+                output = heard[0]
+                ended = output.is_finished()
+                if output.error is not None:
+                    raise RequestError(500, "engine_failed", f"the engine gave up on the request: {output.error}")
+                yield list(output.generated_tokens), ended
+        finally:
+            if not ended:
+                self._manager.cancel_request(request_id)
+                self._manager.output_router.result_handlers.pop(request_id, None)
+
+    def _drop_strays(self) -> None:
+        """What the engine said to requests that were cancelled before it knew."""
+        with suppress(queue.Empty):
+            while True:
+                self._manager.output_router.output_queue.get_nowait()
+
+    def _end_if_unused(self) -> None:
+        if self._retired and self.num_held == 0 and self._ending is None:
+            self._ending = asyncio.get_running_loop().run_in_executor(None, self._manager.destroy)
+
+
+def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
+    """The engine, running, after a first answer that prepares kernels; RuntimeError where it gives none."""
+    import torch
+
+    from models.chat import batching_config, greedy
+    from serving.sampling import processors
+
+    with torch.inference_mode():
+        lm: Any = loaded.model.lm
+        manager = lm.init_continuous_batching(
+            generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
+            continuous_batching_config=batching_config(
+                max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
+            ),
+        )
+        manager.logit_processor = processors()
+        manager.start()
+    prompting = loaded.prompting
+    conversation = (("user", "the first pass prepares kernels"),)
+    prompt = prompt_tokens(conversation, tokenizer=loaded.tokenizer, system=prompting.system, shots=prompting.shots)
+    manager.add_request(prompt, max_new_tokens=2)
+    output = manager.get_result(timeout=WARM_UP_S)
+    if output is None or output.error is not None:
+        manager.stop(hard_stop=True)
+        manager.destroy()
+        raise RuntimeError(f"the model gives no answer: {output.error if output else 'its engine stopped'}")
+    return manager
+
+
+def _max_length(lm: Any, manager: Any) -> int:
+    """Tokens that a prompt and its answer may have together: the model's positions, or what the cache holds."""
+    config = manager.continuous_batching_config
+    cached = int(config.num_blocks * config.page_size)
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return min(cached, positions) if positions else cached

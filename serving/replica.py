@@ -1,0 +1,120 @@
+"""What every replica is, whatever it answers: one version, changed without a gap, and told of by the same routes."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from serving.http import Route
+from serving.protocol import CHAMPION, Models, Ready, RequestError, Served
+
+if TYPE_CHECKING:
+    from models.registry import ModelVersion
+
+
+class Engine(Protocol):
+    """What answers for one version."""
+
+    @property
+    def version(self) -> "ModelVersion": ...
+
+
+EngineT = TypeVar("EngineT", bound=Engine)
+
+
+class Replica(Generic[EngineT]):
+    """The engine that answers, and the version that was refused last. `load` takes a version's URI and its digest."""
+
+    def __init__(self, load: Callable[[str, str], EngineT]) -> None:
+        self._load = load
+        self._engine: EngineT | None = None
+        self._refused: tuple[str, str] | None = None
+
+    async def reconfigure(self, user_config: dict[str, str]) -> EngineT | None:
+        """Loads the version beside the one that serves, then swaps; requests go on meanwhile. Returns the former.
+
+        The first version that cannot be loaded fails the replica, and Serve's status says why. A later one is refused:
+        the former serves on, and /readyz names the refused one.
+        """
+        uri, digest = user_config["version_uri"], user_config["digest"]
+        try:
+            engine = await asyncio.to_thread(self._load, uri, digest)
+        except Exception as error:
+            if self._engine is None:
+                raise
+            self._refused = (digest, str(error))
+            return None
+        former, self._engine, self._refused = self._engine, engine, None
+        return former
+
+    @property
+    def engine(self) -> EngineT:
+        """The one that answers now; RequestError 503 where the first is still being loaded."""
+        if self._engine is None:
+            raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
+        return self._engine
+
+    def routes(self) -> dict[str, Route]:
+        """What a replica tells of itself."""
+        return {
+            "/v1/models": Route("GET", self._models),
+            "/healthz": Route("GET", self._healthz),
+            "/readyz": Route("GET", self._readyz),
+        }
+
+    async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        version = self.engine.version
+        served = Served(
+            id=CHAMPION,
+            created=int(datetime.fromisoformat(version.created_at).timestamp()),
+            name=version.name,
+            version=version.version,
+            kind=version.kind,
+            digest=version.digest,
+            classes=list(version.classes),
+        )
+        return 200, Models(data=[served]).model_dump_json().encode()
+
+    async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, b'{"status":"up"}'
+
+    async def _readyz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        if self._engine is None:
+            return 503, Ready(status="loading").model_dump_json(exclude_none=True).encode()
+        refused, reason = self._refused or (None, None)
+        version = self._engine.version
+        ready = Ready(status="ready", version=version.version, digest=version.digest, refused=refused, reason=reason)
+        return 200, ready.model_dump_json(exclude_none=True).encode()
+
+
+def refuse_other_model(given: str, *, version: "ModelVersion") -> None:
+    """Raises RequestError 404 for a request of another model than the one that serves."""
+    if given not in (CHAMPION, version.name, version.version, f"{version.name}@{version.version}"):
+        raise RequestError(
+            404,
+            "unknown_model",
+            f"no model {given!r} here; /v1/models says what serves",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def require_digest(version: "ModelVersion", *, digest: str) -> None:
+    """Raises where a version is not the one that was evaluated."""
+    if version.digest != digest:
+        raise ValueError(
+            f"{version.uri} has digest {version.digest}, not {digest} that was evaluated; deploy the registered version"
+        )
+
+
+def require_shipped_code() -> None:
+    """Raises where the node's installed code runs instead of the code that the application ships.
+
+    Ray searches the folder in which its head was started first: with our packages in it, it hides the shipped ones.
+    """
+    import ray
+
+    shipped = ray.get_runtime_context().runtime_env.get("working_dir")
+    if shipped and not Path(__file__).resolve().is_relative_to(Path.cwd().resolve()):
+        raise RuntimeError(f"{__file__} was imported, not {shipped}: start Ray in a folder without our packages")

@@ -1,0 +1,36 @@
+"""Between tokens and the client: what of an answer may be shown while it grows, the same however it arrives."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+INCOMPLETE = "\ufffd"
+"""What a decoder writes for a character that it has not all bytes of."""
+
+
+class Shown(NamedTuple):
+    """The part of an answer that stands, whatever follows."""
+
+    text: str
+    stopped: bool
+    """Whether a stop text ended it."""
+
+
+def shown(decoded: str, *, stops: Sequence[str], ended: bool) -> Shown:
+    """Of the text decoded so far: whole characters, nothing from a stop text on, no white space at either end.
+
+    Each result begins with the results before it, and the last is what the whole text gives at once: so of two stop
+    texts the one that is complete first counts, and what may yet become one is held back.
+    """
+    found = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
+    if found:
+        end, length = min(found)
+        return Shown(decoded[: end + length].strip(), True)
+    if not ended:
+        decoded = decoded.rstrip(INCOMPLETE)
+        decoded = decoded[: len(decoded) - max((_begun(decoded, stop) for stop in stops), default=0)]
+    return Shown(decoded.strip(), False)
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the text's end are the beginning of a stop text."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
