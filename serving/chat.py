@@ -116,7 +116,8 @@ class Chat:
 def _job(request: ChatRequest, *, engine: Generator, cap: int | None) -> Job:
     """The request as the engine takes it; RequestError 400 where its model cannot answer it."""
     prompting = engine.loaded.prompting
-    asked, most = request.limit or prompting.max_new_tokens, cap or prompting.max_new_tokens
+    most = cap or prompting.max_new_tokens
+    asked = request.limit or min(prompting.max_new_tokens, most)
     if asked > most:
         raise RequestError(
             400,

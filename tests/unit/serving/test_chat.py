@@ -1,0 +1,153 @@
+"""From a request to what is sent: answers and their events, over an engine that says what the test wants."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from models.registry import Prompting
+from serving.chat import Grown, Job, _events, _job, _whole
+from serving.chat_protocol import answer_head, parse_chat
+from serving.generate import Sampling
+from serving.protocol import RequestError
+from tests.small_chat import tokenizer
+
+TOKENIZER = tokenizer()
+HEAD = answer_head("chat.completion.chunk", request_id="r", created=5, model="m", version="v")
+
+
+class Said:
+    """An engine that says a text, a few tokens at a time."""
+
+    def __init__(self, text: str, *, at_once: int = 1, fails_after: int | None = None, most: int | None = None) -> None:
+        self.tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"][:most]
+        self.at_once, self.fails_after = at_once, fails_after
+        self.end_id = TOKENIZER.eos_token_id
+        self.max_length = 64
+        self.loaded = SimpleNamespace(
+            tokenizer=TOKENIZER,
+            prompting=Prompting(system="own", shots=(("user", "q"), ("assistant", "a")), max_new_tokens=8),
+        )
+        self.num_told = 0
+        self.num_held = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.num_held += 1
+        yield
+        self.num_held -= 1
+
+    async def generate(self, _prompt: list[int], **_options: Any) -> AsyncGenerator[tuple[list[int], bool], None]:
+        for end in range(self.at_once, len(self.tokens) + self.at_once, self.at_once):
+            if self.fails_after is not None and end > self.fails_after:
+                raise RequestError(500, "engine_failed", "it gave up")
+            self.num_told = min(end, len(self.tokens))
+            yield self.tokens[:end], end >= len(self.tokens)
+
+
+def job(engine: Said, *, stops: tuple[str, ...] = ()) -> Job:
+    return Job(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
+
+
+def streamed(engine: Said, *, stops: tuple[str, ...] = (), with_usage: bool = False) -> list[Any]:
+    """The events of a stream, decoded."""
+
+    async def read() -> list[bytes]:
+        return [event async for event in _events(job(engine, stops=stops), head=HEAD, with_usage=with_usage)]
+
+    lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
+    return [line.decode() if line == b"[DONE]" else json.loads(line) for line in lines]
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(
+        event["choices"][0]["delta"].get("content", "") for event in events if event != "[DONE]" and event["choices"]
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("said", "stops", "text", "reason"),
+    [
+        ("one two</s>", (), "one two", "stop"),
+        ("one two", (), "one two", "length"),
+        (" one </s>", (), "one", "stop"),
+        ("</s>", (), "", "stop"),
+        ("one two three</s>", ("tw",), "one", "stop"),
+        ("one two three</s>", ("x", "e t"), "on", "stop"),
+        ("one twx</s>", ("two",), "one twx", "stop"),
+    ],
+)
+def test_the_events_put_together_are_the_answer(
+    said: str, stops: tuple[str, ...], text: str, reason: str, at_once: int
+) -> None:
+    whole = asyncio.run(_whole(job(Said(said, at_once=at_once), stops=stops)))
+    assert (whole.text, whole.finish_reason) == (text, reason)
+    events = streamed(Said(said, at_once=at_once), stops=stops, with_usage=True)
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert text_of(events) == text
+    assert [event["choices"][0]["finish_reason"] for event in events[:-3]] == [None] * len(events[:-3])
+    assert (events[-3]["choices"][0]["finish_reason"], events[-1]) == (reason, "[DONE]")
+    assert events[-2]["usage"]["completion_tokens"] == whole.num_tokens
+
+
+def test_after_a_stop_text_nothing_more_is_generated() -> None:
+    engine = Said("one two three")
+    found = asyncio.run(_whole(job(engine, stops=("tw",))))
+    assert found == Grown("one", 6, "stop")
+    assert (engine.num_told, engine.num_held) == (6, 0)
+
+
+def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_event() -> None:
+    with pytest.raises(RequestError, match="it gave up"):
+        streamed(Said("abcd", fails_after=0))
+    events = streamed(Said("abcd", fails_after=2))
+    assert text_of(events[:-1]) == "ab"
+    assert events[-1]["error"]["type"] == "engine_failed"
+
+
+def made(fields: dict[str, Any], *, cap: int | None = None) -> Job:
+    body = {"messages": [{"role": "user", "content": "abc"}]} | fields
+    return _job(parse_chat(json.dumps(body).encode()), engine=Said(""), cap=cap)  # type: ignore[arg-type]
+
+
+def text_asked(fields: dict[str, Any]) -> str:
+    return "".join(TOKENIZER.convert_ids_to_tokens(made(fields).prompt))
+
+
+def test_a_request_is_asked_as_it_was_evaluated_unless_it_has_a_system_message() -> None:
+    shots = "<user>q</s><assistant>a</s>"
+    assert text_asked({}) == f"<system>own</s>{shots}<user>abc</s><assistant>"
+    turns = [{"role": "system", "content": "z"}, {"role": "user", "content": "abc"}]
+    assert text_asked({"messages": turns}) == f"<system>z</s>{shots}<user>abc</s><assistant>"
+    assert made({}).sampling[:2] == (0.0, 1.0)
+    assert made({}).max_new_tokens == 8
+
+
+def test_more_tokens_than_were_evaluated_are_given_only_where_the_recipe_allows_them() -> None:
+    assert made({"max_tokens": 3}).max_new_tokens == 3
+    assert made({"max_tokens": 20}, cap=20).max_new_tokens == 20
+    assert made({}, cap=20).max_new_tokens == 8
+    for cap, most in ((None, 8), (20, 20), (4, 4)):
+        with pytest.raises(RequestError, match=f"at most {most} are given") as caught:
+            made({"max_tokens": most + 1}, cap=cap)
+        assert (caught.value.status, caught.value.param) == (400, "max_tokens")
+
+
+def test_a_cap_under_what_was_evaluated_is_the_default_too() -> None:
+    assert made({}, cap=4).max_new_tokens == 4
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_a_400_with_openais_code() -> None:
+    with pytest.raises(RequestError, match=r"may have 8, together more than the 64") as caught:
+        made({"messages": [{"role": "user", "content": "abc" * 20}]})
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_a_seed_of_any_sign_is_taken_and_without_one_answers_differ() -> None:
+    assert made({"seed": -1}).sampling.seed == 2**64 - 1
+    assert made({}).sampling.seed != made({}).sampling.seed
