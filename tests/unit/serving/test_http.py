@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.http import Message, Route, Scope, http_app
+from serving.http import Events, Message, Route, Scope, http_app
 from serving.protocol import RequestError
 
 MAX_BODY_BYTES = 100
@@ -86,6 +86,77 @@ def test_a_bug_is_a_500_that_tells_the_request_and_no_detail() -> None:
     assert status == 500
     assert "r-1" in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
+
+
+class Streaming:
+    """A route that streams letters, told to break or to wait for ever, and remembers how it ended."""
+
+    def __init__(self, *, breaks: bool = False, waits: bool = False) -> None:
+        self.breaks, self.waits = breaks, waits
+        self.waiting = asyncio.Event()
+        self.closed = False
+
+    async def answer(self, _body: bytes, _request_id: str) -> tuple[int, Events]:
+        return 200, self._events()
+
+    async def _events(self) -> Events:
+        try:
+            if self.breaks:
+                raise RequestError(503, "engine_stopped", "no engine", headers=((b"retry-after", b"2"),))
+            for letter in (b"a", b"b"):
+                yield letter
+            if self.waits:
+                self.waiting.set()
+                await asyncio.Event().wait()
+        finally:
+            self.closed = True
+
+
+def _stream(streaming: Streaming) -> list[Message]:
+    """What is sent to a client, which hangs up when the stream waits."""
+    sent: list[Message] = []
+
+    async def ask() -> None:
+        messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+        async def receive() -> Message:
+            found = next(messages, None)
+            if found is None:
+                await streaming.waiting.wait()
+                return {"type": "http.disconnect"}
+            return found
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        app = http_app({"/s": Route("POST", streaming.answer, watched=True)}, max_body_bytes=MAX_BODY_BYTES)
+        await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    return sent
+
+
+def test_a_stream_is_sent_event_by_event() -> None:
+    start, *bodies = _stream(Streaming())
+    assert (start["status"], dict(start["headers"])[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
+    assert [(body["body"], body.get("more_body", False)) for body in bodies] == [
+        (b"a", True),
+        (b"b", True),
+        (b"", False),
+    ]
+
+
+def test_a_stream_that_fails_before_its_first_event_is_refused_as_any_request() -> None:
+    start, body = _stream(Streaming(breaks=True))
+    assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"2")
+    assert json.loads(body["body"])["error"]["type"] == "engine_stopped"
+
+
+def test_a_client_that_hangs_up_ends_the_stream() -> None:
+    streaming = Streaming(waits=True)
+    sent = _stream(streaming)
+    assert streaming.closed
+    assert all(message.get("more_body", True) for message in sent)
 
 
 def test_the_lifespan_protocol_is_followed() -> None:
