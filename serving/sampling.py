@@ -10,6 +10,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
+LIKELY = 512
+
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """Leaves a request without temperature to the engine's argmax, and lets the argmax find a drawn token of others.
@@ -54,14 +56,22 @@ def draw(logits: torch.Tensor, *, temperature: float, top_p: float, chance: floa
 
     Of the most likely tokens alone that together reach `top_p` (Holtzman et al., 2020), where that is under 1.
     """
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1).double()
     if top_p == 1:
-        sums = probabilities.cumsum(0)
-        return _passed(sums, chance)
-    probabilities, tokens = probabilities.sort(descending=True, stable=True)
+        return _passed(probabilities.cumsum(0), chance)
+    probabilities, tokens = _most_likely(probabilities, share=top_p)
     sums = probabilities.cumsum(0)
     sums = sums[: int((sums < top_p).sum()) + 1]
     return int(tokens[_passed(sums, chance)])
+
+
+def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely tokens, in order, that reach the share at least: seldom is the whole vocabulary to be sorted."""
+    likely = torch.topk(probabilities, min(LIKELY, len(probabilities)))
+    if float(likely.values.sum()) >= share:
+        return likely.values, likely.indices
+    ordered = probabilities.sort(descending=True)
+    return ordered.values, ordered.indices
 
 
 def _passed(sums: torch.Tensor, chance: float) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.sampling import Sampler, draw
+from serving.sampling import LIKELY, Sampler, draw
 
 LOGITS = torch.log(torch.tensor([0.5, 0.125, 0.25, 0.125]))
 
@@ -31,6 +31,12 @@ def test_a_temperature_sharpens_or_flattens() -> None:
 def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
     np.testing.assert_allclose(shares(temperature=1.0, top_p=0.7), [2 / 3, 0, 1 / 3, 0], atol=1e-3)
     assert shares(temperature=1.0, top_p=0.01) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_top_p_may_reach_far_into_a_large_vocabulary() -> None:
+    flat = torch.zeros(4 * LIKELY)
+    drawn = {draw(flat, temperature=1.0, top_p=0.5, chance=(place + 0.5) / len(flat)) for place in range(len(flat))}
+    assert len(drawn) == 2 * LIKELY
 
 
 def test_the_ends_of_chance_are_tokens_that_may_be_drawn() -> None:
