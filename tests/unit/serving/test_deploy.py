@@ -1,0 +1,33 @@
+"""What a deploy says to the version's own code, which may be older than this."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from models.registry import Prompting
+from recipes.schema import ServingSection
+from serving.app import BuildArgs, deployment_options
+from serving.deploy import _build_args, task_of
+
+
+def version(prompting: Prompting | None) -> Any:
+    return SimpleNamespace(prompting=prompting)
+
+
+def test_a_version_with_a_prompting_is_a_chat_version() -> None:
+    assert task_of(version(None)) == "classification"
+    assert task_of(version(Prompting(system=None, max_new_tokens=8))) == "chat"
+
+
+def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
+    section = ServingSection(max_replicas=2, max_texts=8)
+    sent = _build_args(section, home="s3://models/a", task="classification")
+    assert sent == {"home": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
+    assert BuildArgs.model_validate(sent).serving == section
+    assert BuildArgs.model_validate(_build_args(section, home="s3://models/a", task="chat")).task == "chat"
+
+
+@pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
+def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(task: str, max_ongoing: int) -> None:
+    assert deployment_options(ServingSection(), task=task)["max_ongoing_requests"] == max_ongoing
