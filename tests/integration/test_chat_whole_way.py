@@ -5,11 +5,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import openai
 import pyarrow as pa
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import pipeline
+import tailorbird
 from cluster import stack as stacks
 from cluster import storage
 from cluster.session import connect
@@ -20,6 +23,7 @@ from models.load import load_chat_version
 from models.registry import list_versions, read_version
 from promote import promote
 from recipes.schema import load_recipe
+from serving.deploy import application_name, undeploy
 from tests import small_chat
 from tests.integration.small import Heard, SmallRun, write_table
 from verify import verify
@@ -102,6 +106,22 @@ def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: Smal
     again = predict_rows(version.uri, rows=rows)
     stored = load_tables(chat_run.done.run)["candidate"]
     assert (again.outputs, again.labels) == (stored.outputs, stored.labels)
+
+
+def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp_path: Path) -> None:
+    champion = promote(chat_run.recipe.home)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    told = CliRunner().invoke(tailorbird.app, ["serve", str(tmp_path / "recipe.yaml")])
+    try:
+        assert told.exit_code == 0, told.output
+        assert told.output.startswith(f"{champion.version} answers at ")
+        url = told.output.split()[-1]
+        assert url.endswith("/v1/chat/completions")
+        client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
+        answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
+    finally:
+        undeploy(application_name(chat_run.recipe.home))
 
 
 def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) -> None:

@@ -40,7 +40,13 @@ def test_a_content_may_come_in_parts_of_text() -> None:
 
 
 def test_an_answer_of_openai_may_be_sent_back_as_a_turn() -> None:
-    said = {"role": "assistant", "content": "F40.243", "refusal": None, "tool_calls": None, "annotations": []}
+    said: dict[str, Any] = {
+        "role": "assistant",
+        "content": "F40.243",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
     turns = [{"role": "system", "content": "Code."}, *ASKED, said, {"role": "user", "name": "Ann", "content": "Sure?"}]
     assert [role for role, _ in parsed(messages=turns).conversation] == ["system", "user", "assistant", "user"]
 
