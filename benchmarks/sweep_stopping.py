@@ -5,7 +5,9 @@
 ICD-10-CM terms, MiniLM, learning rates over two decades, the pretrained ladder as a run climbs it and its goal; two
 workers at stage 1. Both sweeps draw by the same seed at random, so that they try the same configurations. The cost is
 seconds inside training steps; the whole sweeps' seconds, which hold starts, validation and exports too, are told beside
-them. Stopping must not lose the best: the scores of both selected trials are told.
+them. It hangs on the order in which good configurations come: over all orders of these eight it is 0.34 to 0.62 of the
+epochs (5 to 95 %), by the rules replayed on the whole curves. The selected trials' scores are told too: with epochs of
+as few steps as here ASHA stops good trials after their first, and `tuning.grace_epochs` should be more than one.
 """
 
 import os
@@ -23,7 +25,7 @@ from recipes.schema import Distribution, TrainingSection, TuningSection
 from training.material import TrainingTask
 from tuning.stopping import Goal, set_goal
 
-NUM_ROWS, NUM_TRIALS, EPOCHS = 384, 8, 4
+NUM_ROWS, NUM_TRIALS, EPOCHS = 256, 8, 4
 MINIMUM_GAIN = 0.01
 TRAINING = TrainingSection(zero_stage=1, num_workers=2, epochs=EPOCHS, batch_size=32)
 SPACE = {"learning_rate": Distribution(log_uniform=(1e-5, 1e-3))}
