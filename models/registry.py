@@ -23,8 +23,8 @@ from cluster.storage import (
 from models.decide import Routing
 
 Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
-WEIGHTS = ("head.safetensors", "model.safetensors", "adapter/adapter_model.safetensors")
-"""What a version may have weights in; a prompt alone has none."""
+CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
+"""What a chat version of a kind has its weights in; a prompt alone has none. A classifier of any kind has a head."""
 
 
 class RegistryError(ValueError):
@@ -154,10 +154,10 @@ def register(home: str, folder: Path) -> ModelVersion:
     config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
     if config.hybrid is not None:
         read_parts(config.hybrid)
-    elif not (
-        (config.prompting and config.kind in ("zero_shot", "few_shot")) or any(name in files for name in WEIGHTS)
-    ):
-        raise RegistryError(f"{folder} is no model version: it lacks weights ({', '.join(WEIGHTS)})")
+    else:
+        needed = CHAT_WEIGHTS.get(config.kind) if config.prompting else "head.safetensors"
+        if needed is not None and needed not in files:
+            raise RegistryError(f"{folder} is no model version: it lacks {needed}")
     manifest = json.dumps(
         {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
         indent=1,

@@ -1,13 +1,24 @@
 """A version's `config.json`: what older ones lack, and what a hybrid's must name."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from models.decide import Routing
-from models.registry import Hybrid, ModelVersion, Part, VersionConfig, hybrid_config
+from models.registry import (
+    Hybrid,
+    ModelVersion,
+    Part,
+    Prompting,
+    RegistryError,
+    VersionConfig,
+    hybrid_config,
+    register,
+    write_config,
+)
 
 PLAIN: dict[str, Any] = {
     "kind": "probe",
@@ -84,3 +95,21 @@ def test_the_config_of_a_hybrid_names_both_and_knows_the_classes_of_either() -> 
         candidate=Part(uri="s3://full", digest="full"),
     )
     assert config.created_at == "2026-01-02T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "model.safetensors")]
+)
+def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path: Path, kind: Any, file: str) -> None:
+    prompting = Prompting(system=None, max_new_tokens=8)
+    config = VersionConfig(
+        kind=kind, classes=(), base_model="s3://m/b", max_length=8, dtype="float32", code="", recipe_hash="",
+        created_at="2026-11-25T00:00:00+00:00", prompting=prompting,
+    )  # fmt: skip
+    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder.mkdir()
+    write_config(folder, config)
+    with pytest.raises(RegistryError, match=f"lacks {file}"):
+        register(home, folder)
+    write_config(folder, config.model_copy(update={"kind": "few_shot"}))
+    assert register(home, folder).prompting == prompting  # a prompt has none
