@@ -12,6 +12,7 @@ The evidence is plain JSON (`evidence.json`), with these keys:
   of an accuracy, its Wilson interval [low, high]; `test` a score or None; `role` is `incumbent`, `candidate`,
   `reference` or None.
 - `sweep`: a row a trial, `{trial, kind, config, epochs, validation, seconds, status}`; what is not known is None.
+- `sweep_ended`: why the sweep ended before its last trial, or None.
 - `seeds`: a row a seed, `{seed, validation}`. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
@@ -215,6 +216,7 @@ def _sweep_section(evidence: Evidence) -> str:
         [_known(row.get(key), source=f"sweep.{place}.{key}") for key in keys]
         for place, row in enumerate(evidence["sweep"])
     ]
+    ended = evidence["sweep_ended"]
     seeds = [
         [page.text(row["seed"]), page.figure(f"{row['validation']:.4f}", source=f"seeds.{place}.validation")]
         for place, row in enumerate(evidence["seeds"])
@@ -222,6 +224,7 @@ def _sweep_section(evidence: Evidence) -> str:
     return page.section(
         "Sweep and seeds",
         page.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),
+        f"<p>The sweep ended itself: {page.figure(ended, source='sweep_ended')}.</p>" if ended else "",
         page.table(keys, rows=rows),
         page.paragraph(seed_sentence(evidence)),
         page.table(["seed", "validation"], rows=seeds),

@@ -206,3 +206,10 @@ def test_the_evidence_is_plain_json_and_the_report_does_not_change_it() -> None:
     to_html(evidence)
     verdict_lines(evidence)
     assert json.dumps(evidence) == before
+
+
+def test_a_sweep_that_ended_itself_says_why() -> None:
+    evidence = evidence_of(Simulation())
+    assert "ended itself" not in to_html(evidence)
+    told = to_html(evidence | {"sweep_ended": "0.900 is out of reach"})
+    assert 'The sweep ended itself: <span data-from="sweep_ended">0.900 is out of reach</span>' in told
