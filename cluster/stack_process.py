@@ -41,6 +41,7 @@ S3, MASTER, VOLUME, FILER, ADMIN = range(5)
 SERVE, HAPROXY_METRICS, HAPROXY_STATS = range(5, 8)
 GCS, DASHBOARD, NODE_MANAGER, OBJECT_MANAGER, AGENT, RUNTIME_ENV_AGENT, RAY_CLIENT = range(8, 15)
 METRICS, DASHBOARD_METRICS, SCALER_METRICS = range(15, 18)
+FALLBACK_HTTP, FALLBACK_GRPC = range(18, 20)
 REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
 CLAIM = 255
 
@@ -163,6 +164,9 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),
+        # Where HAProxy sends what comes while an application's only replica is being told of another version.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + FALLBACK_HTTP),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + FALLBACK_GRPC),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(temp_dir / "haproxy" / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(temp_dir / "haproxy" / "metrics.sock"),
