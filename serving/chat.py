@@ -63,7 +63,8 @@ class Chat:
         self._section = ServingSection.model_validate(section)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._replica = Replica(partial(_load, max_batch_size=self._section.max_batch_size))
+        load = partial(_load, max_batch_size=self._section.max_batch_size)
+        self._replica = Replica(load, retire=Generator.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True), **self._replica.routes()}
@@ -71,9 +72,7 @@ class Chat:
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""
-        former = await self._replica.reconfigure(user_config)
-        if former is not None:
-            former.retire()
+        await self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:
         """Raises where the engine has stopped, so that Serve replaces the replica."""

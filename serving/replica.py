@@ -24,29 +24,48 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class Replica(Generic[EngineT]):
-    """The engine that answers, and the version that was refused last. `load` takes a version's URI and its digest."""
+    """The engine that answers, and the version that was refused last.
 
-    def __init__(self, load: Callable[[str, str], EngineT]) -> None:
+    `load` takes a version's URI and its digest; `retire` an engine that no longer serves.
+    """
+
+    def __init__(
+        self, load: Callable[[str, str], EngineT], *, retire: Callable[[EngineT], None] = lambda _former: None
+    ) -> None:
         self._load = load
+        self._retire = retire
         self._engine: EngineT | None = None
         self._refused: tuple[str, str] | None = None
+        self._changes: asyncio.Task[None] | None = None
 
-    async def reconfigure(self, user_config: dict[str, str]) -> EngineT | None:
-        """Loads the version beside the one that serves, then swaps; requests go on meanwhile. Returns the former.
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Loads the version beside the one that serves, then swaps; requests go on meanwhile.
 
         The first version that cannot be loaded fails the replica, and Serve's status says why. A later one is refused:
-        the former serves on, and /readyz names the refused one.
+        the former serves on, and /readyz names the refused one. Later ones are loaded after this has returned: while it
+        runs, Serve sends the replica nothing new, and where it is the only one, requests wait.
         """
         uri, digest = user_config["version_uri"], user_config["digest"]
+        if self._engine is None:
+            self._engine = await asyncio.to_thread(self._load, uri, digest)
+        else:
+            self._changes = asyncio.create_task(self._change(uri, digest, after=self._changes))
+
+    async def _change(self, uri: str, digest: str, *, after: asyncio.Task[None] | None) -> None:
+        """The version asked for last is the one that serves in the end."""
+        if after is not None:
+            await after
+        former = self.engine
+        if former.version.digest == digest:
+            self._refused = None
+            return
         try:
-            engine = await asyncio.to_thread(self._load, uri, digest)
+            self._engine = await asyncio.to_thread(self._load, uri, digest)
         except Exception as error:
-            if self._engine is None:
-                raise
             self._refused = (digest, str(error))
-            return None
-        former, self._engine, self._refused = self._engine, engine, None
-        return former
+            return
+        self._refused = None
+        self._retire(former)
 
     @property
     def engine(self) -> EngineT:

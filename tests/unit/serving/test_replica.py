@@ -1,0 +1,106 @@
+"""One version serves at a time: it is changed while it answers, and the one asked for last stays."""
+
+import asyncio
+import json
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving.protocol import RequestError
+from serving.replica import Replica, refuse_other_model
+
+
+class Loads:
+    """A loader that waits until it is let go, and cannot load what is called `bad`."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.retired: list[str] = []
+        self.loaded: list[str] = []
+
+    def load(self, uri: str, digest: str) -> Any:
+        assert self.go.wait(10)
+        if uri == "bad":
+            raise ValueError("it is not whole")
+        self.loaded.append(uri)
+        return SimpleNamespace(version=SimpleNamespace(version=uri, digest=digest))
+
+    def replica(self) -> Replica[Any]:
+        return Replica(self.load, retire=lambda former: self.retired.append(former.version.version))
+
+
+def asked(uri: str) -> dict[str, str]:
+    return {"version_uri": uri, "digest": f"d-{uri}"}
+
+
+async def ready(replica: Replica[Any]) -> tuple[int, Any]:
+    status, content = await replica.routes()["/readyz"].answer(b"", "r")
+    assert isinstance(content, bytes)
+    return status, json.loads(content)
+
+
+async def settled(replica: Replica[Any]) -> None:
+    if replica._changes is not None:
+        await replica._changes
+
+
+def test_the_first_version_is_waited_for_and_its_fault_is_the_replicas() -> None:
+    async def begin() -> None:
+        loads = Loads()
+        replica = loads.replica()
+        assert (await ready(replica))[0] == 503
+        with pytest.raises(RequestError, match="still being loaded"):
+            _ = replica.engine
+        loads.go.set()
+        with pytest.raises(ValueError, match="not whole"):
+            await replica.reconfigure(asked("bad"))
+        await replica.reconfigure(asked("one"))
+        assert await ready(replica) == (200, {"status": "ready", "version": "one", "digest": "d-one"})
+
+    asyncio.run(begin())
+
+
+def test_the_former_serves_until_a_later_one_is_loaded_and_serve_does_not_wait_for_that() -> None:
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("one"))
+        loads.go.clear()
+        for uri in ("two", "three"):
+            await replica.reconfigure(asked(uri))
+        assert (replica.engine.version.version, loads.retired) == ("one", [])
+        loads.go.set()
+        await settled(replica)
+        assert (replica.engine.version.version, loads.retired) == ("three", ["one", "two"])
+
+    asyncio.run(change())
+
+
+def test_a_later_one_that_cannot_be_loaded_is_named_until_another_is_asked_for() -> None:
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("one"))
+        await replica.reconfigure(asked("bad"))
+        await settled(replica)
+        _, told = await ready(replica)
+        assert (told["version"], told["refused"], told["reason"]) == ("one", "d-bad", "it is not whole")
+        await replica.reconfigure(asked("one"))
+        await settled(replica)
+        assert "refused" not in (await ready(replica))[1]
+        assert (loads.loaded, loads.retired) == (["one"], [])
+
+    asyncio.run(change())
+
+
+def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
+    version: Any = SimpleNamespace(name="icd", version="full-1")
+    for given in ("champion", "icd", "full-1", "icd@full-1"):
+        refuse_other_model(given, version=version)
+    with pytest.raises(RequestError) as caught:
+        refuse_other_model("gpt-4", version=version)
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
