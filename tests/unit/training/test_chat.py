@@ -1,13 +1,11 @@
 """A chat task in the loop, in one process on a tiny language model: what is learned, exported and refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from data.chat import conversation_tokens
 from data.read import DataError, Rows
@@ -23,16 +21,6 @@ from training.zero import stop_engine
 
 NUM_ROWS = 22
 PROMPTING = Prompting(system=None, max_new_tokens=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("group") / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 def rows_of(num: int = NUM_ROWS) -> Rows:

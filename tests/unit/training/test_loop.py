@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from recipes.schema import TrainingSection
 from tests.unit.training.small import NUM_ROWS, section_of, small_material
@@ -17,16 +16,6 @@ from training.export import UnusableWeights, export_weights, full_state
 from training.loop import EpochReport, Progress, new_engine, train
 from training.material import Diverged
 from training.zero import stop_engine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("group") / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture
