@@ -57,9 +57,12 @@ def prompt_tokens(
 ) -> list[int]:
     """Token ids up to where the assistant is to answer; `shots` are turns put before the conversation's own.
 
-    Raises DataError for a tokenizer without a chat template, or a conversation that its template refuses.
+    Raises DataError for a tokenizer without a chat template, a conversation that its template refuses, or a turn that
+    spells one of the tokens by which a model tells turns apart.
     """
-    return _rendered(_whole(conversation, system=system, shots=shots), tokenizer=tokenizer, answering=True)
+    turns = _whole(conversation, system=system, shots=shots)
+    _refuse_forged(turns, tokenizer=tokenizer)
+    return _rendered(turns, tokenizer=tokenizer, answering=True)
 
 
 def conversation_tokens(
@@ -76,6 +79,7 @@ def conversation_tokens(
     """
     before = _whole(conversation, system=system, shots=shots)
     turns = (*before, ("assistant", answer))
+    _refuse_forged(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
     said = np.zeros(len(ids), dtype=np.bool_)
     own = len(before) - len(conversation) + sum(role == "system" for role, _ in conversation)
@@ -143,6 +147,15 @@ def _whole(conversation: Conversation, *, system: str | None, shots: Sequence[Me
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
+
+
+def _refuse_forged(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """What a turn says is text: spelt out in it, a special token would end the turn and begin another's."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
+    for role, content in turns:
+        found = next((token for token in sorted(special) if token in content), None)
+        if found is not None:
+            raise DataError(f"a turn of the {role} spells {found!r}, a token that tells turns apart; take it out")
 
 
 def _rendered(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:

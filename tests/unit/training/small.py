@@ -10,7 +10,9 @@ from data.read import Rows
 from models.load import without_pooler
 from recipes.schema import TrainingSection
 from training.classification import ClassifierMaterial
-from training.material import TrainingTask
+from training.loop import EpochReport, new_engine, train
+from training.material import Material, TrainingTask
+from training.zero import stop_engine
 
 NUM_ROWS, NUM_CLASSES = 23, 3
 
@@ -42,6 +44,20 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
         validation_labels=labels,
         pad_id=0,
     )
+
+
+def reports_of(material: Material, **fields: Any) -> list[EpochReport]:
+    """What a training says after each epoch."""
+    section, reports = section_of(**fields), []
+    engine = new_engine(section, material)
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        reports.append(report)
+        return True
+
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    stop_engine(engine)
+    return reports
 
 
 def section_of(**fields: Any) -> TrainingSection:

@@ -11,11 +11,11 @@ from data.chat import conversation_tokens
 from data.read import DataError, Rows
 from models.registry import Prompting
 from tests.small_chat import language_model, save, tokenizer
-from tests.unit.training.small import section_of
+from tests.unit.training.small import reports_of, section_of
 from training import checkpoint
 from training.chat import ChatMaterial, load_chat_task
 from training.export import export_weights
-from training.loop import EpochReport, Progress, new_engine, train
+from training.loop import Progress, new_engine, train
 from training.material import Diverged, TrainingTask
 from training.zero import stop_engine
 
@@ -45,22 +45,8 @@ def material_of() -> ChatMaterial:
     return ChatMaterial(language_model(), tokenizer(), task, tokens)
 
 
-def run(material: ChatMaterial, **fields: Any) -> list[EpochReport]:
-    """The reports of the epochs; the exported weights were loaded again and gave the trained model's logits."""
-    section, reports = section_of(**fields), []
-    engine = new_engine(section, material)
-
-    def on_epoch(report: EpochReport, _: Any) -> bool:
-        reports.append(report)
-        return True
-
-    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
-    stop_engine(engine)
-    return reports
-
-
 def test_a_chat_model_learns_to_answer() -> None:
-    reports = run(material_of(), epochs=60, learning_rate=1e-2)
+    reports = reports_of(material_of(), epochs=60, learning_rate=1e-2)
     assert reports[-1].loss < 0.2 < 1 < reports[0].loss
     assert reports[-1].score > 0.8 > reports[0].score  # by its own answers to the validation rows
     assert max(report.padding_share for report in reports) < 0.05
@@ -86,14 +72,14 @@ def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     ids=str,
 )
 def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[str, Any]) -> None:
-    plain = [report.loss for report in run(material_of())]
+    plain = [report.loss for report in reports_of(material_of())]
     assert plain[-1] < plain[0]
-    assert [report.loss for report in run(material_of(), **fields)] == pytest.approx(plain, rel=0.01)
+    assert [report.loss for report in reports_of(material_of(), **fields)] == pytest.approx(plain, rel=0.01)
 
 
 def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
-    plain, section, material = run(material_of(), **fields), section_of(**fields), material_of()
+    plain, section, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
     engine = new_engine(section, material)
 
     class Stop(Exception):

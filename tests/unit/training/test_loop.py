@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes.schema import TrainingSection
-from tests.unit.training.small import NUM_ROWS, section_of, small_material
+from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
 from training import checkpoint, export
 from training.classification import ClassifierMaterial
 from training.export import UnusableWeights, export_weights, full_state
@@ -35,16 +35,7 @@ def trained(material: ClassifierMaterial, **fields: Any) -> Iterator[tuple[Any, 
 
 def losses(material: ClassifierMaterial, **fields: Any) -> list[float]:
     """Mean training loss of each of three epochs."""
-    section, reports = section_of(**fields), []
-    engine = new_engine(section, material)
-
-    def on_epoch(report: EpochReport, _: Any) -> bool:
-        reports.append(report)
-        return True
-
-    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
-    stop_engine(engine)
-    return [report.loss for report in reports]
+    return [report.loss for report in reports_of(material, **fields)]
 
 
 @pytest.mark.parametrize(
