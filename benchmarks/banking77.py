@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rounds import finish, skip
+from benchmarks.trainer import RANK_VARIABLES
 from cluster import fetch
 from data.encode import labels_of
 from data.read import read_rows
@@ -50,7 +51,7 @@ def main() -> None:
         skip("banking77", "set TAILORBIRD_DATA to a folder with banking77/*.parquet")
         return
     torch.set_num_threads(NUM_THREADS)
-    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # what Ray Train sets for DeepSpeed
+    os.environ.update(RANK_VARIABLES)
     files = {name: (Path(data) / "banking77" / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
     section = DataSection(train=(files["train"], files["validation"]), test=files["test"])
     rows, test = read_rows(*section.train_uris, section=section), read_rows(files["test"], section=section)

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.trainer import RANK_VARIABLES, run_trainer
 from cluster import fetch
 from data import icd10
 from data.encode import load_tokenizer
@@ -43,7 +44,7 @@ BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 def main() -> None:
     """Prints the variants, then one line of JSON."""
     torch.set_num_threads(NUM_THREADS)
-    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # what Ray Train sets for DeepSpeed
+    os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         base = fetch.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
         material = load_chat_task(_task(base))
@@ -51,8 +52,8 @@ def main() -> None:
         measured = take_turns(
             {
                 "finetune": lambda: _ours(material),
-                "Trainer": lambda: _trainer(material, base=base, folder=folder),
-                "Trainer, bf16": lambda: _trainer(material, base=base, folder=folder, bf16=True),
+                "Trainer": lambda: _trainer(material, base=base),
+                "Trainer, bf16": lambda: _trainer(material, base=base, bf16=True),
             },
             rounds=NUM_ROUNDS,
         )
@@ -116,17 +117,10 @@ def _ours(material: ChatMaterial) -> dict[str, float]:
     }
 
 
-def _trainer(material: ChatMaterial, *, base: str, folder: str, bf16: bool = False) -> dict[str, float]:
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[str, float]:
+    from transformers import DataCollatorForSeq2Seq
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.perf_counter()
-
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.perf_counter()
-
-    path, clock = fetch.local_copy(base), Clock()
+    path = fetch.local_copy(base)
     rows = [
         {
             "input_ids": row.ids,
@@ -135,26 +129,9 @@ def _trainer(material: ChatMaterial, *, base: str, folder: str, bf16: bool = Fal
         }
         for row in material.train_tokens
     ]
-    arguments = TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=SECTION.batch_size,
-        num_train_epochs=SECTION.epochs,
-        use_cpu=True,
-        bf16=bf16,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    variables = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}  # it is not distributed
-    Trainer(
-        model=load_causal(path),
-        args=arguments,
-        train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(load_tokenizer(path)),
-        callbacks=[clock],
-    ).train()
-    os.environ.update(variables)
-    return {"tokens per second": float(material.lengths.sum()) / (clock.ended - clock.begun)}
+    collator = DataCollatorForSeq2Seq(load_tokenizer(path))
+    _, seconds = run_trainer(load_causal(path), rows, collator=collator, section=SECTION, bf16=bf16)
+    return {"tokens per second": float(material.lengths.sum()) / seconds}
 
 
 if __name__ == "__main__":

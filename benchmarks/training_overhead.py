@@ -33,7 +33,9 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
-from data.encode import collate
+from benchmarks.trainer import RANK_VARIABLES, run_trainer
+from cluster.fetch import local_copy
+from data.encode import collate, load_tokenizer
 from models.load import inference_dtype
 from recipes.schema import TrainingSection
 from training.classification import ClassifierMaterial, load_classification
@@ -50,7 +52,6 @@ BOUNDS = {
     "rate_to_trainer": ">= 2.2",
     "rate_to_trainer_bf16": ">= 1.6",
 }
-RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def main() -> None:
@@ -66,8 +67,8 @@ def main() -> None:
                 "finetune, stage 1": lambda: _ours(material, zero_stage=1),
                 "bare": lambda: _bare(material),
                 "bare, fused": lambda: _bare(material, fused=True),
-                "Trainer": lambda: _trainer(material, folder=folder),
-                "Trainer, bf16": lambda: _trainer(material, folder=folder, bf16=True),
+                "Trainer": lambda: _trainer(material),
+                "Trainer, bf16": lambda: _trainer(material, bf16=True),
             },
             rounds=NUM_ROUNDS,
         )
@@ -149,40 +150,17 @@ def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[st
     return _rates(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def _trainer(material: ClassifierMaterial, *, folder: str, bf16: bool = False) -> dict[str, float]:
-    from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, float]:
+    from transformers import AutoModelForSequenceClassification
     from transformers import DataCollatorWithPadding as Collator
 
-    from cluster.fetch import local_copy
-    from data.encode import load_tokenizer
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.process_time(), time.perf_counter()
-
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.process_time(), time.perf_counter()
-
-    base, clock = local_copy(material.task.base_model), Clock()
+    base = local_copy(material.task.base_model)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(material.task.classes))
     rows = [
         {"input_ids": tokens, "labels": int(label)}
         for tokens, label in zip(material.train_tokens, material.train_labels, strict=True)
     ]
-    arguments = TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=SECTION.batch_size,
-        num_train_epochs=SECTION.epochs,
-        use_cpu=True,
-        bf16=bf16,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=Collator(load_tokenizer(base)), callbacks=[clock]
-    ).train()
-    return _rates(clock.ended[0] - clock.begun[0], clock.ended[1] - clock.begun[1])
+    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), section=SECTION, bf16=bf16))
 
 
 def _through_ray(task: Any) -> dict[str, float]:

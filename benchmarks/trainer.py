@@ -1,0 +1,42 @@
+"""transformers.Trainer with its defaults, in this process and alone: what the training benchmarks stand beside."""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from recipes.schema import TrainingSection
+
+RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+"""What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
+
+
+def run_trainer(
+    model: Any, rows: Sequence[dict[str, Any]], *, collator: Any, section: TrainingSection, bf16: bool
+) -> tuple[float, float]:
+    """CPU-seconds and seconds of the training steps, with the section's batch size and epochs; nothing is saved."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.process_time(), time.perf_counter()
+
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            self.ended = time.process_time(), time.perf_counter()
+
+    clock = Clock()
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        per_device_train_batch_size=section.batch_size,
+        num_train_epochs=section.epochs,
+        use_cpu=True,
+        bf16=bf16,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    set_before = {name: os.environ.pop(name) for name in RANK_VARIABLES if name in os.environ}
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]).train()
+    os.environ.update(set_before)
+    return clock.ended[0] - clock.begun[0], clock.ended[1] - clock.begun[1]
