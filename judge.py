@@ -135,7 +135,7 @@ def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, A
 def data_facts(prepared: Prepared) -> dict[str, Any]:
     """What the data gates found, with the sha256 of each split."""
     hashes = {f"sha256_{name}": value for name, value in prepared.hashes.items()}
-    return prepared.report.to_dict() | {"trained_on": len(prepared.splits.train)} | hashes
+    return prepared.data.report.to_dict() | {"trained_on": prepared.data.num_train} | hashes
 
 
 def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], parts: dict[str, Any]) -> Done:

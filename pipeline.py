@@ -17,6 +17,7 @@ from judge import Done, find, judge
 from models.registry import read_version
 from prepare import Prepared, prepare
 from recipes.schema import Recipe, TrainingSection
+from training.average import average_weights
 from training.trainer import Trained, finetune
 from tuning.curve import Curve, curve_sizes, fit_curve
 from tuning.stopping import set_goal
@@ -34,10 +35,8 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     """
     require_trackers(recipe.tuning)
     prepared = prepare(recipe, show=show)
-    if prepared.report.leaks:
-        told = (
-            f"{prepared.report.leaks[0]}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew"
-        )
+    for leak in prepared.data.report.leaks[:1]:
+        told = f"{leak}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew"
         show({"event": "note", "text": told})
     found = find(prepared)
     if found is not None:
@@ -48,7 +47,8 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
         swept = sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
         seeds = train_seeds(prepared, swept, show=show, relay=relay)
         curve = learn_curve(prepared, swept, show=show, relay=relay) if recipe.tuning.learning_curve else None
-    candidate = choose_candidate(prepared, swept.selected, seeds)
+    averaged = average_seeds(prepared, swept.selected, seeds, show=show)
+    candidate = choose_candidate(prepared, swept.selected, seeds, averaged)
     return judge(
         prepared,
         models={"incumbent": incumbent, "candidate": candidate},
@@ -56,6 +56,7 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
             "rungs": rungs,
             "sweep": swept.to_dict(),
             "seeds": [seed.to_dict() for seed in seeds],
+            "averaged": averaged.validation if averaged else None,
             "curve": curve.to_dict() if curve else None,
             "training_cpu_s": training_cpu_seconds(recipe.training, swept, seeds),
         },
@@ -143,7 +144,7 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
         compute=compute,
         inputs=prepared.key(
             tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve", "trackers"}),
-            training=recipe.training.model_dump(mode="json", exclude={"num_seeds"}),
+            training=recipe.training.model_dump(mode="json", exclude={"num_seeds", "average_seeds"}),
             **prepared.asked_of_training,
             rungs=goal.rungs,
             to_beat=goal.to_beat,
@@ -178,20 +179,44 @@ def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
     return fit_curve(sizes, scores=tuple(scores), num_validation=len(prepared.splits.validation))
 
 
-def choose_candidate(prepared: Prepared, selected: TrainingSection, seeds: list[Trained]) -> Model:
-    """The seed that is best on validation, made a loadable artifact with the temperature that validation gives it."""
+def average_seeds(prepared: Prepared, selected: TrainingSection, seeds: list[Trained], *, show: Show) -> Model | None:
+    """The mean of the seeds' weights with its score on validation, where the recipe lets it run and it can be made."""
+    training, metric = prepared.recipe.training, prepared.recipe.evaluation.metric
+    if not training.average_seeds or selected.method != "full" or len(seeds) < 2:
+        return None
+    weights = [seed.weights for seed in seeds]
+
+    def compute(uri: str) -> dict[str, Any]:
+        average_weights(weights, f"{uri}/weights")
+        make_loadable(prepared, selected.method, uri=f"{uri}/weights")
+        table = remotely(predict_rows, training)(f"{uri}/weights", rows=prepared.splits.validation)
+        return {"weights": f"{uri}/weights", "score": score_table(metric, table)}
+
+    found = once(prepared.recipe.home, "average", inputs=prepared.key(weights=weights, metric=metric), compute=compute)
+    show({"event": "note", "text": f"the mean of {len(seeds)} seeds' weights: validation {found['score']:.3f}"})
+    return Model(selected.method, found["weights"], found["score"])
+
+
+def choose_candidate(
+    prepared: Prepared, selected: TrainingSection, seeds: list[Trained], averaged: Model | None
+) -> Model:
+    """The seed that is best on validation, or the mean of all where none is better; a loadable artifact with the
+    temperature that validation gives it."""
     best = max(seeds, key=lambda seed: seed.score)
-    make_loadable(prepared, selected.method, uri=best.weights)
+    candidate = Model(selected.method, best.weights, best.score)
+    if averaged is not None and averaged.validation >= best.score:
+        candidate = averaged
+    make_loadable(prepared, selected.method, uri=candidate.uri)
     if prepared.prompting is not None:  # an answer in words has no temperature
-        return Model(selected.method, best.weights, best.score)
+        return candidate
 
     def compute(_: str) -> float:
-        found: float = remotely(calibrate, prepared.recipe.training)(best.weights, rows=prepared.splits.validation)
+        found: float = remotely(calibrate, prepared.recipe.training)(candidate.uri, rows=prepared.splits.validation)
         return found
 
-    temperature = once(prepared.recipe.home, "temperature", inputs=prepared.key(model=best.weights), compute=compute)
-    make_loadable(prepared, selected.method, uri=best.weights, temperature=temperature)
-    return Model(selected.method, best.weights, best.score)
+    temperature = once(prepared.recipe.home, "temperature", inputs=prepared.key(model=candidate.uri), compute=compute)
+    make_loadable(prepared, selected.method, uri=candidate.uri, temperature=temperature)
+    return candidate
 
 
 def training_cpu_seconds(training: TrainingSection, swept: SweepResult, seeds: list[Trained]) -> float:

@@ -12,9 +12,11 @@ from cluster import storage
 from cluster.code import CodeVersion, ship_code
 from cluster.fetch import model_files, stage_base_model
 from cluster.progress import Show
-from data.checks import DataReport, clean, take_training_rows
+from data.checks import take_training_rows
 from data.encode import labels_of
-from data.read import Splits, fingerprint, read_splits
+from data.encoded import Encoding
+from data.read import Splits
+from data.stream import Gathered, gather
 from evaluation.question import Question, ask, asked_digest, run_name
 from models.registry import Champion, Prompting, champion_version, now, read_champion
 from recipes.schema import Recipe
@@ -30,10 +32,7 @@ class Prepared:
     recipe: Recipe
     run: str
     """URI of the run, named by the hash of recipe, code and data."""
-    splits: Splits
-    report: DataReport
-    hashes: dict[str, str]
-    """sha256 of each split."""
+    data: Gathered
     classes: tuple[str, ...]
     base_model: str
     base_files: dict[str, str]
@@ -43,6 +42,16 @@ class Prepared:
     champion: str | None
     """URI of the version that served when the question was asked."""
     asked_by: str
+
+    @property
+    def splits(self) -> Splits:
+        """Where training rows are streamed, train is a part of them."""
+        return self.data.splits
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each split."""
+        return self.data.hashes
 
     @property
     def prompting(self) -> Prompting | None:
@@ -68,9 +77,10 @@ class Prepared:
     def task(self, *, num_train_rows: int | None = None) -> TrainingTask:
         """Training and validation rows; test is not in it."""
         seed = self.recipe.training.seed
+        part = take_training_rows(self.splits, size=num_train_rows, seed=seed).train
         return TrainingTask(
             base_model=self.base_model,
-            train=take_training_rows(self.splits, size=num_train_rows, seed=seed).train,
+            train=part if num_train_rows is not None or self.data.shards is None else self.data.shards,
             validation=self.splits.validation,
             classes=self.classes,
             max_length=self.recipe.data.max_length,
@@ -83,14 +93,24 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
     show({"event": "stage", "text": "data: reading and checking"})
     chat = recipe.task == "chat"
-    splits, report = clean(read_splits(recipe.data, chat=chat))
-    splits = take_training_rows(splits, size=recipe.data.max_train_rows, seed=recipe.training.seed)
-    hashes = fingerprint(splits)
-    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
-    show({"event": "note", "text": f"{counts} rows, {report.num_classes} {'different answers' if chat else 'classes'}"})
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
+    gathered = gather(
+        recipe.data,
+        Encoding(recipe.data.max_length, chat=chat, system=recipe.data.system if chat else None),
+        base_model=base_model,
+        home=recipe.home,
+        inputs={"code": code.sha256, "base_model": {"uri": base_model, "files": base_files}},
+        seed=recipe.training.seed,
+    )
+    splits, report, hashes = gathered.splits, gathered.report, gathered.hashes
+    sizes = {name: len(rows) for name, rows in splits.items()} | {"train": gathered.num_train}
+    counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    show({"event": "note", "text": f"{counts} rows, {report.num_classes} {'different answers' if chat else 'classes'}"})
+    if gathered.shards is not None:
+        text = f"training rows are streamed; rungs and some checks see a random {len(splits.train):,} of them"
+        show({"event": "note", "text": text})
     champion = read_champion(recipe.home)
     if champion is not None:
         champion_version(champion[0])  # refused here, before anything is judged against what was tampered with
@@ -117,9 +137,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     return Prepared(
         recipe=recipe,
         run=uri,
-        splits=splits,
-        report=report,
-        hashes=hashes,
+        data=gathered,
         classes=() if chat else labels_of(splits.train.labels),
         base_model=base_model,
         base_files=base_files,

@@ -112,7 +112,7 @@ def _ours(material: ChatMaterial) -> dict[str, float]:
     train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
     stop_engine(engine)
     return {
-        "tokens per second": float(material.lengths.sum()) / (ended[-1] - begun),
+        "tokens per second": float(material.train.some().lengths.sum()) / (ended[-1] - begun),
         "padding share": reports[-1].padding_share,
     }
 
@@ -120,18 +120,18 @@ def _ours(material: ChatMaterial) -> dict[str, float]:
 def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[str, float]:
     from transformers import DataCollatorForSeq2Seq
 
-    path = fetch.local_copy(base)
+    path, window = fetch.local_copy(base), material.train.some()
     rows = [
         {
             "input_ids": row.ids,
             "attention_mask": [1] * len(row),
             "labels": [token if said else -100 for token, said in zip(row.ids, row.said, strict=True)],
         }
-        for row in material.train_tokens
+        for row in window.conversations(range(len(window)))
     ]
     collator = DataCollatorForSeq2Seq(load_tokenizer(path))
     _, seconds = run_trainer(load_causal(path), rows, collator=collator, section=SECTION, bf16=bf16)
-    return {"tokens per second": float(material.lengths.sum()) / seconds}
+    return {"tokens per second": float(material.train.some().lengths.sum()) / seconds}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
@@ -136,15 +135,15 @@ def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[st
     model = material.build(SECTION)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SECTION.learning_rate, fused=fused)
-    lengths = np.array([len(tokens) for tokens in material.train_tokens])
-    dtype = inference_dtype()
+    window, dtype = material.train.some(), inference_dtype()
+    assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
-    for rows in epoch_batches(lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
-        input_ids, attention_mask = collate([material.train_tokens[row] for row in rows], pad_id=material.pad_id)
+    for rows in epoch_batches(window.lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
+        input_ids, attention_mask = collate([window.tokens[row] for row in rows], pad_id=material.pad_id)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(input_ids, attention_mask)
         optimizer.zero_grad()
-        loss = cross_entropy(logits, torch.from_numpy(material.train_labels[rows]))
+        loss = cross_entropy(logits, torch.from_numpy(window.labels[rows]))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return _rates(time.process_time() - cpu, time.perf_counter() - wall)
@@ -156,9 +155,10 @@ def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, f
 
     base = local_copy(material.task.base_model)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(material.task.classes))
+    window = material.train.some()
+    assert window.labels is not None
     rows = [
-        {"input_ids": tokens, "labels": int(label)}
-        for tokens, label in zip(material.train_tokens, material.train_labels, strict=True)
+        {"input_ids": tokens, "labels": int(label)} for tokens, label in zip(window.tokens, window.labels, strict=True)
     ]
     return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), section=SECTION, bf16=bf16))
 

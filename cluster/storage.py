@@ -69,6 +69,14 @@ def exists(uri: str) -> bool:
     return False
 
 
+def state(uri: str) -> list[Any]:
+    """A file as it lies there: its URI, its bytes and when it was written."""
+    store, path = filesystem(uri)
+    with explained(uri):
+        info = store.get_file_info(path)
+    return [uri, info.size, str(info.mtime_ns)]
+
+
 def list_files(uri: str) -> list[str]:
     """URIs of the files under a folder, at any depth, sorted; of a file, its own. StorageError if there is none."""
     store, path = filesystem(uri)

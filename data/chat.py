@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data.read import Conversation, DataError, Message
+from data.read import Conversation, DataError, Message, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PACKED_TOKENS, MAX_PADDING = 256, 0.03
 """Width that packed rows aim at, where attention still costs little beside the rest of a model, and the share of
 padding that makes them wider and fewer instead."""
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,27 @@ def conversation_tokens(
 def cut_to(tokens: Tokens, *, max_length: int) -> Tokens:
     """The first `max_length` tokens."""
     return Tokens(tokens.ids[:max_length], tokens.said[:max_length])
+
+
+def training_tokens(
+    rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, max_length: int
+) -> list[Tokens]:
+    """Each conversation with its answer, cut at `max_length`.
+
+    Raises DataError as `prompt_tokens`, and where a row is so long that nothing of an answer is left.
+    """
+    assert rows.conversations is not None
+    tokens = [
+        cut_to(conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system), max_length=max_length)
+        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
+    ]
+    mute = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.said.any()]
+    if mute:
+        raise DataError(
+            f"of {len(mute)} training conversations nothing of an answer is left within data.max_length "
+            f"{max_length} tokens (rows {', '.join(mute[:NAMED])}); raise it, or shorten or drop them"
+        )
+    return tokens
 
 
 def packed(rows: Sequence[Tokens], *, pad_id: int) -> Packed:

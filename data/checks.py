@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
-from data.read import DataError, Rows, Splits
+from data.read import DataError, Splits
 from data.similar import near_duplicates
 from data.split import normalise, subsample, subsample_of_classes
 
@@ -47,6 +48,9 @@ class DataReport:
     """Classes with fewer than 10 training rows after cleaning; of a chat task, none."""
     leaks: tuple[str, ...]
     """One sentence a pair of splits that share values of `split_by`, or texts."""
+    num_in_memory: int | None = None
+    """Of training rows that are streamed, those held in memory, a random part: conflicts and near-duplicates are
+    counted among them, and the pretrained rungs are fitted on them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -89,30 +93,39 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         near_duplicates_looked_at_in_validation=near_validation.num_looked_at,
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
-        rare_classes=() if chat else tuple(sorted(name for name, count in per_class.items() if count < RARE_ROWS)),
+        rare_classes=() if chat else rare_classes(per_class),
         leaks=leaks_between(cleaned),
     )
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:
+    """As `leaks_of`, of splits that are held in memory."""
+    return leaks_of(
+        {name: set(rows.split_keys or ()) for name, rows in splits.items()},
+        {name: set(map(normalise, rows.texts)) for name, rows in splits.items()},
+    )
+
+
+def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:
     """One sentence for each pair of splits with a value of `split_by`, or a normalised text, in common.
 
     It says how many, and of `split_by` values the first hash digits of some: a value may be a patient.
     """
-    names = [name for name, _ in splits.items()]
     sentences: list[str] = []
-    for position, one in enumerate(names):
-        for other in names[position + 1 :]:
-            left: Rows = getattr(splits, one)
-            right: Rows = getattr(splits, other)
-            keys = set(left.split_keys or ()) & set(right.split_keys or ())
-            texts = {normalise(text) for text in left.texts} & {normalise(text) for text in right.texts}
-            if keys:
-                some = ", ".join(sorted(_hashed(key) for key in keys)[:NAMED])
-                sentences.append(f"{len(keys):,} split_by values stand in {one} and in {other} (sha256 {some})")
-            if texts:
-                sentences.append(f"{len(texts):,} texts stand in {one} and in {other}")
+    for one, other in combinations(keys, 2):
+        shared = keys[one] & keys[other]
+        if shared:
+            some = ", ".join(sorted(_hashed(key) for key in shared)[:NAMED])
+            sentences.append(f"{len(shared):,} split_by values stand in {one} and in {other} (sha256 {some})")
+        copies = texts[one] & texts[other]
+        if copies:
+            sentences.append(f"{len(copies):,} texts stand in {one} and in {other}")
     return tuple(sentences)
+
+
+def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Classes with fewer than `RARE_ROWS` training rows, sorted."""
+    return tuple(sorted(name for name, count in counts.items() if count < RARE_ROWS))
 
 
 def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,24 @@ class Rows:
             conversations=None if self.conversations is None else pick(self.conversations),
         )
 
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Rows":
+        """From `dataclasses.asdict`, which may have been JSON in between."""
+
+        def column(values: Any) -> Any:
+            return None if values is None else tuple(values)
+
+        turns = value["conversations"]
+        return cls(
+            row_ids=column(value["row_ids"]),
+            texts=column(value["texts"]),
+            labels=column(value["labels"]),
+            split_keys=column(value["split_keys"]),
+            groups={name: column(values) for name, values in value["groups"].items()},
+            auxiliary=column(value["auxiliary"]),
+            conversations=turns and tuple(tuple((role, content) for role, content in one) for one in turns),
+        )
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -96,13 +116,21 @@ def read_splits(section: DataSection, *, chat: bool = False) -> Splits:
         train, validation, _ = _parted(train, fractions=(1 - share, share, 0.0))
         test = read(section.test, section=section)
     else:
-        validation = read(section.validation, section=section)
-        test = read(section.test, section=section)
-    return Splits(
-        train=train,
-        validation=_at_most(validation, section.max_validation_rows),
-        test=_at_most(test, section.max_test_rows),
-    )
+        validation, test = (read(uri, section=section) for uri in (section.validation, section.test))
+    return Splits(train, *_bounded(validation, test, section=section))
+
+
+def read_later(section: DataSection, *, chat: bool) -> tuple[Rows, Rows]:
+    """Validation and test, of a section that names both; see `read_splits`."""
+    read = read_conversations if chat else read_rows
+    assert section.validation is not None
+    assert section.test is not None
+    validation, test = (read(uri, section=section) for uri in (section.validation, section.test))
+    return _bounded(validation, test, section=section)
+
+
+def _bounded(validation: Rows, test: Rows, *, section: DataSection) -> tuple[Rows, Rows]:
+    return _at_most(validation, section.max_validation_rows), _at_most(test, section.max_test_rows)
 
 
 def _at_most(rows: Rows, size: int | None) -> Rows:
@@ -124,19 +152,7 @@ def read_rows(*uris: str, section: DataSection, auxiliary: str | None = None) ->
     `auxiliary` names a column to read beside them. Raises DataError when the store cannot be read, a file is not
     Parquet, a column is missing or of a wrong type, a text, label or split key is null, or there are no rows.
     """
-    named = [column for column in (section.text, section.label, section.split_by, auxiliary) if column is not None]
-    wanted = (*named, *section.groups)
-    columns, uri = list(dict.fromkeys(wanted)), ", ".join(uris)
-    table = _joined([read_table(uri, columns=columns) for uri in uris], uri=uri)
-    groups = {name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups}
-    return Rows(
-        row_ids=tuple(str(position) for position in range(table.num_rows)),
-        texts=_strings(table, section.text, uri=uri, allowed="string"),
-        labels=_strings(table, section.label, uri=uri, allowed="string or integer"),
-        split_keys=_strings(table, section.split_by, uri=uri) if section.split_by else None,
-        groups=groups,
-        auxiliary=_strings(table, auxiliary, uri=uri) if auxiliary else None,
-    )
+    return _read(*uris, section=section, chat=False, auxiliary=auxiliary)
 
 
 def read_conversations(*uris: str, section: DataSection, auxiliary: str | None = None) -> Rows:
@@ -145,36 +161,75 @@ def read_conversations(*uris: str, section: DataSection, auxiliary: str | None =
     Raises DataError as `read_rows`, and for a conversation that does not end with an answer of the assistant.
     """
     assert auxiliary is None  # the schema refuses one for chat
-    asked = (section.messages,) if section.messages else (section.prompt, section.completion)
-    named = [column for column in (*asked, section.split_by, *section.groups) if column is not None]
-    columns, uri = list(dict.fromkeys(named)), ", ".join(uris)
+    return _read(*uris, section=section, chat=True, auxiliary=None)
+
+
+def _read(*uris: str, section: DataSection, chat: bool, auxiliary: str | None) -> Rows:
+    columns, uri = columns_of(section, chat=chat, auxiliary=auxiliary), ", ".join(uris)
     table = _joined([read_table(uri, columns=columns) for uri in uris], uri=uri)
-    if section.messages:
-        whole = _conversations(table, section.messages, uri=uri)
+    return rows_of(table, section=section, chat=chat, auxiliary=auxiliary, uri=uri)
+
+
+def columns_of(section: DataSection, *, chat: bool, auxiliary: str | None) -> list[str]:
+    """The columns that a recipe asks of a table of rows, or of conversations, each once."""
+    asked = [section.text, section.label]
+    if chat:
+        asked = [section.messages] if section.messages else [section.prompt, section.completion]
+    named = (*asked, section.split_by, auxiliary, *section.groups)
+    return list(dict.fromkeys(column for column in named if column is not None))
+
+
+def rows_of(
+    table: pa.Table, *, section: DataSection, chat: bool, auxiliary: str | None, uri: str, first: int = 0
+) -> Rows:
+    """A table's rows, or conversations; its first one has position `first` in what it was read from, `uri`.
+
+    Raises DataError for a wrong type, a null, or a conversation without an answer.
+    """
+
+    def strings(name: str, **allowed: str) -> tuple[str, ...]:
+        return _strings(table, name, uri=uri, first=first, **allowed)
+
+    columns: dict[str, Any]
+    if chat:
+        if section.messages:
+            whole = _conversations(table, section.messages, uri=uri, first=first)
+        else:
+            prompts, answers = (strings(name, allowed="string") for name in (section.prompt, section.completion))
+            whole = [(("user", one), ("assistant", other)) for one, other in zip(prompts, answers, strict=True)]
+        _refuse_unanswered(whole, uri=uri, first=first)
+        columns = {
+            "texts": tuple("\n".join(content for _, content in conversation[:-1]) for conversation in whole),
+            "labels": tuple(conversation[-1][1] for conversation in whole),
+            "conversations": tuple(conversation[:-1] for conversation in whole),
+        }
     else:
-        prompts = _strings(table, section.prompt, uri=uri, allowed="string")
-        answers = _strings(table, section.completion, uri=uri, allowed="string")
-        whole = [(("user", one), ("assistant", other)) for one, other in zip(prompts, answers, strict=True)]
-    for position, conversation in enumerate(whole):
+        columns = {
+            "texts": strings(section.text, allowed="string"),
+            "labels": strings(section.label, allowed="string or integer"),
+        }
+    return Rows(
+        row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
+        split_keys=strings(section.split_by) if section.split_by else None,
+        groups={name: strings(name, fill=NO_GROUP) for name in section.groups},
+        auxiliary=strings(auxiliary) if auxiliary else None,
+        **columns,
+    )
+
+
+def _refuse_unanswered(whole: Sequence[Conversation], *, uri: str, first: int) -> None:
+    for position, conversation in enumerate(whole, start=first):
         if len(conversation) < 2 or conversation[-1][0] != "assistant" or not conversation[-1][1].strip():
             raise DataError(
                 f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the assistant "
                 "that is not empty, after at least one other; mend the row or drop it"
             )
-    return Rows(
-        row_ids=tuple(str(position) for position in range(table.num_rows)),
-        texts=tuple("\n".join(content for _, content in conversation[:-1]) for conversation in whole),
-        labels=tuple(conversation[-1][1] for conversation in whole),
-        split_keys=_strings(table, section.split_by, uri=uri) if section.split_by else None,
-        groups={name: _strings(table, name, uri=uri, fill=NO_GROUP) for name in section.groups},
-        conversations=tuple(conversation[:-1] for conversation in whole),
-    )
 
 
-def _conversations(table: pa.Table, name: str, *, uri: str) -> list[Conversation]:
+def _conversations(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
     """A column of lists of `{role, content}` as conversations."""
     found = []
-    for position, messages in enumerate(table.column(name).to_pylist()):
+    for position, messages in enumerate(table.column(name).to_pylist(), start=first):
         turns: list[Any] = messages if isinstance(messages, list) else [None]
         for turn in turns:
             known = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
@@ -221,9 +276,26 @@ def parquet_files(uri: str) -> list[str]:
     return sorted(found)
 
 
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, at least one, which have the same columns, one part after the other."""
+
+    def column(name: str) -> Any:
+        columns = [getattr(rows, name) for rows in parts]
+        return None if columns[0] is None else tuple(chain.from_iterable(columns))
+
+    names = [field.name for field in fields(Rows) if field.name != "groups"]
+    groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
+    return Rows(groups=groups, **{name: column(name) for name in names})
+
+
 def fingerprint(splits: Splits) -> dict[str, str]:
     """sha256 of each split, by name, over its row ids, texts, labels, other columns and groups by name, in order."""
-    return {name: _sha256(rows) for name, rows in splits.items()}
+    return {name: rows_sha256(rows) for name, rows in splits.items()}
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """sha256 of digests in their order: of rows that are read part by part."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def content_sha256(rows: Rows) -> str:
@@ -232,7 +304,8 @@ def content_sha256(rows: Rows) -> str:
     return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
 
 
-def _sha256(rows: Rows) -> str:
+def rows_sha256(rows: Rows) -> str:
+    """sha256 of rows, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
     columns |= {} if rows.auxiliary is None else {"auxiliary": rows.auxiliary}
@@ -252,6 +325,14 @@ def _digest(columns: dict[str, tuple[str, ...]]) -> str:
 
 
 def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
+    with open_parquet(uri, columns=columns) as file:
+        return file.read(columns=list(columns))
+
+
+@contextmanager
+def open_parquet(uri: str, *, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """One Parquet file that has these columns; raises DataError, also from within the block, where it has not or cannot
+    be read."""
     try:
         filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as file:
@@ -261,7 +342,7 @@ def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
                     raise DataError(
                         f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
                     )
-            return file.read(columns=list(columns))
+            yield file
     except storage.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None
     except pa.ArrowInvalid as error:
@@ -275,7 +356,13 @@ def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
 
 
 def _strings(
-    table: pa.Table, name: str, *, uri: str, allowed: str = "string, integer, boolean or date", fill: str | None = None
+    table: pa.Table,
+    name: str,
+    *,
+    uri: str,
+    first: int,
+    allowed: str = "string, integer, boolean or date",
+    fill: str | None = None,
 ) -> tuple[str, ...]:
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -284,8 +371,8 @@ def _strings(
             f"{uri}: column {name!r} is {column.type}, allowed: {allowed}; name another column or convert it"
         )
     if column.null_count and fill is None:
-        first = column.is_null().index(True).as_py()
-        count = f"{column.null_count} of {table.num_rows} rows (first: row {first})"
+        position = first + column.is_null().index(True).as_py()
+        count = f"{column.null_count} of {table.num_rows} rows (first: row {position})"
         raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
     values = column.cast(kind).cast(pa.large_string()).to_pylist()
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)

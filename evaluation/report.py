@@ -13,7 +13,8 @@ The evidence is plain JSON (`evidence.json`), with these keys:
   `reference` or None.
 - `sweep`: a row a trial, `{trial, kind, config, epochs, validation, seconds, status}`; what is not known is None.
 - `sweep_ended`: why the sweep ended before its last trial, or None.
-- `seeds`: a row a seed, `{seed, validation}`. `curve`: the learning curve, or None.
+- `seeds`: a row a seed, `{seed, validation}`; `averaged`: the validation score of the mean of their weights, or None
+  where it was not in the running. The candidate is the best of these. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
 - `reliability`: by role a row a bin, `{confidence, accuracy, n}`; empty of a chat task.
@@ -107,11 +108,15 @@ def power_sentence(verdict: Verdict) -> str:
 
 
 def seed_sentence(evidence: Evidence) -> str:
-    """The spread over seeds, or that it was not assessed."""
-    values = [row["validation"] for row in evidence["seeds"]]
-    if len(values) < 3:
-        return f"seeds: {len(values)}, spread not assessed (that takes 3)"
-    return f"seeds: {len(values)}, on validation {min(values):.3f} to {max(values):.3f}"
+    """The spread over seeds, or that it was not assessed; and how the mean of their weights did."""
+    values, averaged = [row["validation"] for row in evidence["seeds"]], evidence.get("averaged")
+    told = f"seeds: {len(values)}, spread not assessed (that takes 3)"
+    if len(values) >= 3:
+        told = f"seeds: {len(values)}, on validation {min(values):.3f} to {max(values):.3f}"
+    if averaged is None:
+        return told
+    chosen = ", the candidate" if averaged >= max(values) else ""
+    return f"{told}; the mean of their weights {averaged:.3f}{chosen}"
 
 
 def _head(evidence: Evidence, verdict: Verdict) -> str:
@@ -221,6 +226,8 @@ def _sweep_section(evidence: Evidence) -> str:
         [page.text(row["seed"]), page.figure(f"{row['validation']:.4f}", source=f"seeds.{place}.validation")]
         for place, row in enumerate(evidence["seeds"])
     ]
+    if evidence.get("averaged") is not None:
+        seeds.append(["mean of the weights", page.figure(f"{evidence['averaged']:.4f}", source="averaged")])
     return page.section(
         "Sweep and seeds",
         page.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),

@@ -55,6 +55,10 @@ class DataSection(Section):
     """Columns carried into the predictions, to read results by group."""
     max_length: int = Field(default=64, ge=4, le=8192)
     """Tokens kept of a text; for `task: chat`, of a training conversation with its answer."""
+    stream_above_rows: int = Field(default=500_000, ge=1)
+    """Training rows that are held in memory at most. Of more, this many (a random part) are held for the pretrained
+    rungs and the checks; all are encoded once on all of the cluster's cores, by Ray Data, and streamed to the workers.
+    `validation` and `test` must then be named."""
     max_train_rows: int | None = Field(default=None, ge=1)
     """Train on a random part of the training rows, of this size."""
     max_validation_rows: int | None = Field(default=None, ge=1)
@@ -139,6 +143,8 @@ class TrainingSection(Section):
     """GPUs of a worker: 0 trains on CPU with gloo, 1 on GPU with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
     """How often the chosen configuration is trained; the selected trial counts as one."""
+    average_seeds: bool = True
+    """With `method: full`, whether the mean of all seeds' weights is in the running too: no dearer to ask than one."""
     seed: int = 0
     """First seed; further ones count up from it."""
     epochs: int = Field(default=3, ge=1)
@@ -270,6 +276,7 @@ class TuningSection(Section):
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
+        fixed |= {"average_seeds"}
         fixed |= {"attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}  # the same for a whole group
         allowed = sorted(set(TrainingSection.model_fields) - fixed)
         for name in space:

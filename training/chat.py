@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from cluster.fetch import local_copy
-from data.chat import Tokens, conversation_tokens, cut_to, packed
+from data.chat import packed
 from data.encode import load_tokenizer
+from data.encoded import Encoded, Encoding
 from data.read import DataError
 from evaluation.answers import answer_rows
 from evaluation.text import per_row
@@ -37,12 +38,12 @@ from training.material import (
     means_over_ranks,
     write_adapter,
 )
+from training.windows import TrainingRows, load_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPARED_ROWS = 4
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,11 @@ class ChatMaterial:
     lm: torch.nn.Module
     tokenizer: "PreTrainedTokenizerBase"
     task: TrainingTask
-    train_tokens: list[Tokens]
+    train: TrainingRows
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.array([len(tokens) for tokens in self.train_tokens])
-
-    def weight(self, rows: NDArray[np.int64]) -> float:
-        return float(sum(int(self.train_tokens[row].said.sum()) for row in rows))
+    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
+        assert window.said is not None
+        return float(sum(int(window.said[row].sum()) for row in rows))
 
     def build(self, section: TrainingSection) -> ChatModel:
         lm = copy.deepcopy(self.lm)
@@ -69,8 +67,10 @@ class ChatMaterial:
             checkpoint_activations(lm)
         return ChatModel(lm).to(default_device())
 
-    def loss(self, engine: Any, section: TrainingSection, rows: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
-        some = packed([self.train_tokens[row] for row in rows], pad_id=self._pad_id)
+    def loss(
+        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, int]:
+        some = packed(window.conversations(rows), pad_id=self._pad_id)
         logits = engine(*as_tensors(some, device=engine.device))
         targets = torch.from_numpy(some.targets).to(engine.device)
         total = cross_entropy(logits, targets, reduction="sum", label_smoothing=section.label_smoothing)
@@ -99,9 +99,9 @@ class ChatMaterial:
         return float(total) / len(self.task.validation)
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        found: torch.Tensor = model(
-            *as_tensors(packed(self.train_tokens[:COMPARED_ROWS], pad_id=self._pad_id), device=device)
-        )
+        some = self.train.some()
+        rows = some.conversations(range(min(COMPARED_ROWS, len(some))))
+        found: torch.Tensor = model(*as_tensors(packed(rows, pad_id=self._pad_id), device=device))
         return found
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
@@ -131,24 +131,6 @@ def load_chat_task(task: TrainingTask, *, attention_dropout: float | None = None
     longest = getattr(lm.config, "max_position_embeddings", task.max_length)
     if task.max_length > longest:
         raise DataError(f"data.max_length {task.max_length} is more than the {longest} tokens that the model reads")
-    return ChatMaterial(lm, tokenizer, task, _encoded(task, tokenizer=tokenizer))
-
-
-def _encoded(task: TrainingTask, *, tokenizer: "PreTrainedTokenizerBase") -> list[Tokens]:
-    rows, prompting = task.train, task.prompting
-    assert rows.conversations is not None
-    assert prompting is not None
-    tokens = [
-        cut_to(
-            conversation_tokens(conversation, answer, tokenizer=tokenizer, system=prompting.system),
-            max_length=task.max_length,
-        )
-        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
-    ]
-    mute = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.said.any()]
-    if mute:
-        raise DataError(
-            f"of {len(mute)} training conversations nothing of an answer is left within data.max_length "
-            f"{task.max_length} tokens (rows {', '.join(mute[:NAMED])}); raise it, or shorten or drop them"
-        )
-    return tokens
+    assert task.prompting is not None
+    encoding = Encoding(max_length=task.max_length, chat=True, system=task.prompting.system)
+    return ChatMaterial(lm, tokenizer, task, load_rows(task.train, encoding, tokenizer=tokenizer, classes=task.classes))

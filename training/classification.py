@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from cluster.fetch import local_copy
-from data.encode import collate, encode_texts, label_indices, labels_of, length_batches, load_tokenizer
-from data.read import Rows
+from data.encode import collate, label_indices, length_batches, load_tokenizer
+from data.encoded import Encoded, Encoding
 from evaluation.metrics import score_of
 from models.classifier import AuxiliaryClassifier, Classifier, zero_head
 from models.load import add_adapter, default_device, load_encoder, load_weights
@@ -26,6 +26,7 @@ from training.material import (
     means_over_ranks,
     write_adapter,
 )
+from training.windows import TrainingRows, load_rows
 
 COMPARED_ROWS = 8
 
@@ -36,19 +37,12 @@ class ClassifierMaterial:
 
     encoder: torch.nn.Module
     task: TrainingTask
-    train_tokens: list[list[int]]
-    train_labels: NDArray[np.int64]
-    train_auxiliary: NDArray[np.int64] | None
-    """A second label of the training rows, by number; it is learned beside the label and scored by nobody."""
+    train: TrainingRows
     validation_tokens: list[list[int]]
     validation_labels: NDArray[np.int64]
     pad_id: int
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.array([len(tokens) for tokens in self.train_tokens])
-
-    def weight(self, rows: NDArray[np.int64]) -> float:
+    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:  # noqa: ARG002  chat needs the window
         return float(len(rows))
 
     def build(self, section: TrainingSection) -> Classifier:
@@ -62,14 +56,16 @@ class ClassifierMaterial:
             encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
         if section.gradient_checkpointing:
             checkpoint_activations(encoder)
-        head, second = zero_head(num_features, len(self.task.classes)), self.train_auxiliary
-        if second is None:
+        head, num_second = zero_head(num_features, len(self.task.classes)), self.train.num_auxiliary_classes
+        if not num_second:
             return Classifier(encoder, head).to(default_device())
-        auxiliary_head = zero_head(num_features, int(second.max()) + 1)
+        auxiliary_head = zero_head(num_features, num_second)
         return AuxiliaryClassifier(encoder, head, auxiliary_head=auxiliary_head).to(default_device())
 
-    def loss(self, engine: Any, section: TrainingSection, rows: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
-        input_ids, attention_mask = collate([self.train_tokens[row] for row in rows], pad_id=self.pad_id)
+    def loss(
+        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, int]:
+        input_ids, attention_mask = collate([window.tokens[row] for row in rows], pad_id=self.pad_id)
         device, num_classes = engine.device, len(self.task.classes)
         logits = engine(input_ids.to(device), attention_mask.to(device))
 
@@ -77,9 +73,10 @@ class ClassifierMaterial:
             truth = torch.from_numpy(labels[rows]).to(device)
             return cross_entropy(some, truth, reduction="sum", label_smoothing=section.label_smoothing)
 
-        total = summed(logits[:, :num_classes], self.train_labels)
-        if self.train_auxiliary is not None:
-            total = total + section.auxiliary_weight * summed(logits[:, num_classes:], self.train_auxiliary)
+        assert window.labels is not None
+        total = summed(logits[:, :num_classes], window.labels)
+        if window.auxiliary is not None:
+            total = total + section.auxiliary_weight * summed(logits[:, num_classes:], window.auxiliary)
         return total, input_ids.numel()
 
     def score(self, engine: Any, section: TrainingSection) -> float:  # noqa: ARG002  chat needs the section
@@ -130,20 +127,13 @@ def load_classification(task: TrainingTask, *, attention_dropout: float | None =
     folder = local_copy(task.base_model)
     tokenizer = load_tokenizer(folder)
 
-    def encoded(rows: Rows) -> list[list[int]]:
-        return encode_texts(rows.texts, tokenizer=tokenizer, max_length=task.max_length)
-
+    encoding = Encoding(max_length=task.max_length)
+    validation_tokens, _ = encoding.tokens(task.validation, tokenizer=tokenizer)
     return ClassifierMaterial(
         encoder=load_encoder(folder, attention_dropout=attention_dropout),
         task=task,
-        train_tokens=encoded(task.train),
-        train_labels=label_indices(task.train.labels, classes=task.classes),
-        train_auxiliary=_numbered(task.train.auxiliary),
-        validation_tokens=encoded(task.validation),
+        train=load_rows(task.train, encoding, tokenizer=tokenizer, classes=task.classes),
+        validation_tokens=validation_tokens,
         validation_labels=label_indices(task.validation.labels, classes=task.classes),
         pad_id=int(tokenizer.pad_token_id or 0),
     )
-
-
-def _numbered(labels: tuple[str, ...] | None) -> NDArray[np.int64] | None:
-    return None if labels is None else label_indices(labels, classes=labels_of(labels))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.read import Rows
 from models.load import inference_dtype
 from recipes.schema import TrainingSection
 from training import notice
 from training.chat import load_chat_task
 from training.classification import load_classification
 from training.material import Diverged, Material, TrainingTask, means_over_ranks
-from training.order import epoch_batches, micro_batches, num_steps, rank_rows
+from training.order import micro_batches, rank_rows
+from training.windows import num_steps, steps
 from training.zero import start_engine
 
 NAMED = 5
@@ -84,9 +84,9 @@ def load_material(task: TrainingTask, *, attention_dropout: float | None = None)
 def new_engine(section: TrainingSection, material: Material) -> Any:
     """Seeds this process and starts an engine on a fresh model."""
     torch.manual_seed(section.seed * 1000 + dist.get_rank())
-    steps = num_steps(len(material.lengths), batch_size=section.batch_size, epochs=section.epochs)
+    in_all = sum(num_steps(material.train, section, epoch=epoch) for epoch in range(section.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    return start_engine(material.build(section), section, num_steps=steps, autocast=autocast)
+    return start_engine(material.build(section), section, num_steps=in_all, autocast=autocast)
 
 
 def train(
@@ -124,18 +124,18 @@ def _epoch(
     on_save: OnSave | None,
 ) -> EpochReport:
     """The steps of an epoch that `progress`, which it moves on, has not done."""
-    lengths, epoch = material.lengths, progress.epoch
-    batches = epoch_batches(lengths, batch_size=section.batch_size, seed=section.seed, epoch=epoch)
+    epoch, start, in_all = progress.epoch, progress.step, num_steps(material.train, section, epoch=progress.epoch)
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     said = saved = time.perf_counter()
     seen, seconds = 0, 0.0
-    for step, batch in enumerate(batches[progress.step :], start=progress.step):
+    for step, (window, batch) in enumerate(steps(material.train, section, epoch=epoch, start=start), start=start):
         begun = time.perf_counter()
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-        step_loss, share = 0.0, material.weight(batch) / num_ranks  # the ranks' mean is then the batch's mean
+        step_loss, share = 0.0, material.weight(window, batch) / num_ranks  # the ranks' mean is then the batch's mean
         for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
             # A rank without a row in a last small batch computes one with weight 0.
-            total, size = material.loss(engine, section, rows if len(rows) else np.zeros(1, dtype=np.int64))
+            some = rows if len(rows) else np.zeros(1, dtype=np.int64)
+            total, size = material.loss(engine, section, window, some)
             loss = total * (1.0 if len(rows) else 0.0) / share
             engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
             engine.step()  # counts the parts; weights move after the last
@@ -146,15 +146,15 @@ def _epoch(
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(
-                _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=material.task.train.take(batch))
+                _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch])
             )
         progress.step, progress.losses = step + 1, progress.losses + step_loss
-        progress.tokens += int(lengths[mine].sum())
+        progress.tokens += sum(len(window.tokens[row]) for row in mine)
         progress.seconds, seconds, seen = progress.seconds + now - begun, seconds + now - begun, seen + len(batch)
-        if rank == 0 and (now - said > 1.0 or step + 1 == len(batches)):
+        if rank == 0 and (now - said > 1.0 or step + 1 == in_all):
             said = now
-            on_step(StepReport(epoch, step + 1, len(batches), progress.losses / (step + 1), seen / seconds))
-        if on_save is not None and save_now and step + 1 < len(batches):  # an epoch's end is kept with its report
+            on_step(StepReport(epoch, step + 1, in_all, progress.losses / (step + 1), seen / seconds))
+        if on_save is not None and save_now and step + 1 < in_all:  # an epoch's end is kept with its report
             on_save(progress, engine)
             saved = time.perf_counter()
     try:
@@ -164,15 +164,15 @@ def _epoch(
     return EpochReport(
         epoch=epoch,
         score=score,
-        loss=progress.losses / len(batches),
-        rows_per_second=len(lengths) / progress.seconds,
+        loss=progress.losses / in_all,
+        rows_per_second=len(material.train) / progress.seconds,
         step_seconds=progress.seconds,
         padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
     )
 
 
-def _told(what: str, *, epoch: int, step: int, rows: Rows) -> str:
-    named = ", ".join(rows.row_ids[:NAMED]) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+def _told(what: str, *, epoch: int, step: int, rows: Sequence[str]) -> str:
+    named = ", ".join(rows[:NAMED]) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
     return (
         f"training diverged: {what} in epoch {epoch + 1}, step {step + 1}, on training rows {named}; "
         "lower training.learning_rate, or look at these rows"

@@ -10,10 +10,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from data.encoded import Encoded
 from data.read import Rows
+from data.shards import Shards
 from models.load import default_device
 from models.registry import Prompting
 from recipes.schema import TrainingSection
+from training.windows import TrainingRows
 
 
 class Diverged(ValueError):
@@ -26,7 +29,8 @@ class TrainingTask:
 
     base_model: str
     """URI of the staged base model."""
-    train: Rows
+    train: Rows | Shards
+    """Rows, or where there are more than memory should hold, where they lie encoded."""
     validation: Rows
     classes: tuple[str, ...]
     """Of a classification; a chat task has none."""
@@ -48,23 +52,25 @@ class Material(Protocol):
         """What it was made from."""
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[N] tokens of each training row."""
+    def train(self) -> TrainingRows:
+        """The training rows as tokens."""
 
-    def weight(self, rows: NDArray[np.int64]) -> float:
-        """What the loss of these training rows is the mean over: rows, or tokens that the assistant said."""
+    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
+        """What the loss of these rows of a window is the mean over: rows, or tokens that the assistant said."""
 
     def build(self, section: TrainingSection) -> nn.Module:
         """A fresh model to train, on this process's device."""
 
-    def loss(self, engine: Any, section: TrainingSection, rows: NDArray[np.int64]) -> tuple[torch.Tensor, int]:
-        """The summed loss of training rows, and the tokens computed, padding among them."""
+    def loss(
+        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, int]:
+        """The summed loss of these rows of a window, and the tokens computed, padding among them."""
 
     def score(self, engine: Any, section: TrainingSection) -> float:
         """The task's metric on the validation rows; the ranks share them. Raises Diverged."""
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        """In fp32, of a few validation rows: what exported weights are compared by."""
+        """In fp32, of a few rows: what exported weights are compared by."""
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
         """The trained weights, whole, as an artifact's files."""

@@ -10,12 +10,15 @@ On ICD-10-CM's terms, batches of 128 for two ranks, 7 % of the tokens are paddin
 """
 
 
-def epoch_batches(lengths: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The row numbers of each step of an epoch: every row once, rows of similar length together, in random order.
+def epoch_batches(
+    lengths: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int, window: int = 0
+) -> list[NDArray[np.int64]]:
+    """The row numbers of each step of a window of an epoch: every row once, rows of similar length together, in random
+    order.
 
     `lengths` [N] are token counts; the last batch drawn may be smaller than `batch_size`.
     """
-    generator = np.random.default_rng((seed, epoch))
+    generator = np.random.default_rng((seed, epoch, window))
     rows = generator.permutation(len(lengths))
     pool = batch_size * SORTED_BATCHES
     batches: list[NDArray[np.int64]] = []
@@ -36,8 +39,8 @@ def micro_batches(rows: NDArray[np.int64], *, num: int) -> list[NDArray[np.int64
     return np.array_split(rows, num)
 
 
-def num_steps(num_rows: int, *, batch_size: int, epochs: int) -> int:
-    """Steps of a whole training."""
+def num_batches(num_rows: int, *, batch_size: int) -> int:
+    """How many batches `epoch_batches` makes of so many rows."""
     pool = batch_size * SORTED_BATCHES
     full, rest = divmod(num_rows, pool)
-    return epochs * (full * SORTED_BATCHES + -(-rest // batch_size))
+    return full * SORTED_BATCHES + -(-rest // batch_size)

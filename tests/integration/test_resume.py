@@ -78,9 +78,9 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
         done = pipeline.run(load_recipe(path, overrides=overrides), show=Heard())
     assert left.items() <= written(home).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)}
-    assert names == {"ladder", "sweep", "seed", "temperature", "answers", "cost"}
+    assert names == {"ladder", "sweep", "seed", "average", "temperature", "answers", "cost"}
     assert [seed["seed"] for seed in done.evidence["seeds"]] == [0, 1]
-    best = max(seed["validation"] for seed in done.evidence["seeds"])
+    best = max([done.evidence["averaged"], *(seed["validation"] for seed in done.evidence["seeds"])])
     assert next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")["validation"] == best
 
 

@@ -14,7 +14,7 @@ from cluster.fetch import local_copy, stage_base_model
 from cluster.progress import Event, relayed
 from cluster.session import connect
 from data.encode import encode_texts, labels_of, load_tokenizer
-from data.read import read_rows
+from data.read import Rows, read_rows
 from data.split import subsample_of_classes
 from models.classifier import logits_rows
 from models.load import load_encoder, load_weights
@@ -84,6 +84,7 @@ def test_an_auxiliary_label_is_learned_beside_the_label_and_left_behind(small_da
     heard = Heard()
     with connect(), relayed(heard) as relay:
         trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert isinstance(task.train, Rows)
     assert task.train.auxiliary is not None
     num_classes, num_blocks = len(task.classes), len(set(task.train.auxiliary))
     # Heads of zeros begin at the logarithm of their classes, and four small steps do not take them far.

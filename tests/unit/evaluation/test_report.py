@@ -197,7 +197,12 @@ def test_whatever_the_evidence_holds_is_escaped() -> None:
 def test_few_seeds_give_no_spread() -> None:
     evidence = some_evidence() | {"sweep": [], "seeds": [{"seed": 0, "validation": 0.7}]}
     assert "spread not assessed" in to_html(evidence)
-    assert "0.736 to 0.744" in to_html(some_evidence())
+    assert "0.736 to 0.744; the mean of their weights 0.742" in to_html(some_evidence())
+
+
+def test_the_mean_of_the_seeds_weights_is_told_where_it_was_in_the_running() -> None:
+    assert "the mean of their weights 0.744, the candidate" in to_html(some_evidence() | {"averaged": 0.744})
+    assert "mean of their weights" not in to_html(some_evidence() | {"averaged": None})
 
 
 def test_the_evidence_is_plain_json_and_the_report_does_not_change_it() -> None:

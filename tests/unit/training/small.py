@@ -6,15 +6,27 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
+from data.encoded import Encoded
 from data.read import Rows
 from models.load import without_pooler
 from recipes.schema import TrainingSection
 from training.classification import ClassifierMaterial
 from training.loop import EpochReport, new_engine, train
 from training.material import Material, TrainingTask
+from training.windows import HeldRows
 from training.zero import stop_engine
 
 NUM_ROWS, NUM_CLASSES = 23, 3
+
+
+def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
+    """Rows of random tokens and labels, always the same, and their tokens."""
+    generator = np.random.default_rng(first)
+    lengths = generator.integers(3, 12, size=num)
+    tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]
+    labels = generator.integers(0, NUM_CLASSES, size=num)
+    names = tuple(str(number) for number in range(first, first + num))
+    return Rows(names, names, tuple(str(label) for label in labels)), tokens
 
 
 def small_material(*, dropout: float) -> ClassifierMaterial:
@@ -28,18 +40,12 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(3, 12, size=NUM_ROWS)
-    tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]
-    labels = generator.integers(0, NUM_CLASSES, size=NUM_ROWS)
-    names = tuple(str(number) for number in range(NUM_ROWS))
-    rows = Rows(names, names, tuple(str(label) for label in labels))
+    rows, tokens = rows_of(NUM_ROWS)
+    labels = np.array([int(label) for label in rows.labels])
     return ClassifierMaterial(
         encoder=without_pooler(BertModel(config)),
         task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
-        train_tokens=tokens,
-        train_labels=labels,
-        train_auxiliary=None,
+        train=HeldRows(Encoded(rows.row_ids, tokens, labels=labels)),
         validation_tokens=tokens,
         validation_labels=labels,
         pad_id=0,

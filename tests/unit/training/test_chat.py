@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.chat import conversation_tokens
+from data.encoded import Encoding
 from data.read import DataError, Rows
 from models.registry import Prompting
 from tests.small_chat import language_model, save, tokenizer
@@ -17,6 +17,7 @@ from training.chat import ChatMaterial, load_chat_task
 from training.export import export_weights
 from training.loop import Progress, new_engine, train
 from training.material import Diverged, TrainingTask
+from training.windows import load_rows
 from training.zero import stop_engine
 
 NUM_ROWS = 22
@@ -36,13 +37,9 @@ def task_of(base_model: str = "", **fields: Any) -> TrainingTask:
 
 
 def material_of() -> ChatMaterial:
-    task = task_of()
-    assert task.train.conversations is not None
-    tokens = [
-        conversation_tokens(turns, answer, tokenizer=tokenizer(), system=None)
-        for turns, answer in zip(task.train.conversations, task.train.labels, strict=True)
-    ]
-    return ChatMaterial(language_model(), tokenizer(), task, tokens)
+    encoding = Encoding(max_length=64, chat=True)
+    train = load_rows(rows_of(), encoding, tokenizer=tokenizer(), classes=())
+    return ChatMaterial(language_model(), tokenizer(), task_of(), train)
 
 
 def test_a_chat_model_learns_to_answer() -> None:
@@ -123,9 +120,10 @@ def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
 def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
     save(tmp_path)
     material = load_chat_task(task_of(tmp_path.as_uri(), max_length=9))
-    assert max(len(tokens) for tokens in material.train_tokens) == 9
-    assert np.array_equal(material.lengths, [len(tokens) for tokens in material.train_tokens])
-    assert material.weight(np.array([0])) == 2  # `a` and the end of the turn
+    window = material.train.some()
+    assert max(len(tokens) for tokens in window.tokens) == 9
+    assert np.array_equal(window.lengths, [len(tokens) for tokens in window.tokens])
+    assert material.weight(window, np.array([0])) == 2  # `a` and the end of the turn
     assert torch.isfinite(material.logits(material.build(section_of()), device="cpu")).all()
 
 

@@ -1,0 +1,114 @@
+"""More training rows than memory is given: Ray Data encodes them once, workers stream them, a run goes its way."""
+
+import os
+import signal
+import uuid
+from dataclasses import replace
+
+import pytest
+
+import pipeline
+from cluster.progress import Event
+from cluster.session import connect
+from cluster.stack import StackState
+from data import icd10
+from data.encode import labels_of
+from data.read import read_rows
+from data.shards import Shards
+from prepare import prepare
+from recipes.schema import Recipe
+from tests.integration.small import Heard, small_recipe, stages, write_data, write_table
+from tests.integration.test_faults import ends, run, section_of
+from tests.integration.test_training import a_worker
+from training.material import TrainingTask
+
+IN_MEMORY = 300
+
+
+@pytest.fixture(scope="module")
+def data(stack: StackState) -> str:
+    """URI of the small recipe's rows, with training rows in three files, one of which stands in test."""
+    assert stack.s3_endpoint
+    prefix = f"s3://lake/streamed-{uuid.uuid4().hex}"
+    write_data(prefix)
+    train, test = (icd10.build()[name] for name in ("train", "test"))
+    write_table(f"{prefix}/train/part-1.parquet", train.slice(0, 400))
+    write_table(f"{prefix}/train/part-2.parquet", test.slice(0, 1))
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    asked = (
+        f"data.stream_above_rows={IN_MEMORY}",
+        "data.max_train_rows=null",
+        "tuning.num_trials=1",
+        "tuning.space={}",
+    )
+    return small_recipe(tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=asked)
+
+
+@pytest.fixture(scope="module")
+def task(recipe: Recipe) -> TrainingTask:
+    """The streamed rows as a training gets them."""
+    with connect():
+        task = prepare(recipe, show=Heard()).task()
+    return replace(task, validation=task.validation.take(range(60)))
+
+
+def test_a_run_on_streamed_rows_goes_its_whole_way(recipe: Recipe) -> None:
+    heard = Heard()
+    with connect():
+        done = pipeline.run(recipe, show=heard)
+    facts = done.evidence["data"]
+    assert facts["num_train"] == facts["trained_on"]
+    assert facts["train_copies_of_test"] >= 1
+    assert IN_MEMORY * 0.7 < facts["num_in_memory"] < IN_MEMORY * 1.4
+    assert any("streamed" in event["text"] for event in heard.of_kind("note"))
+    step = heard.of_kind("step")[-1]
+    assert step["num_steps"] == -(-facts["num_train"] // recipe.training.batch_size)
+    before = stages(recipe.home)
+    assert sum("/shards-" in name for name in before) == 1
+    with connect():
+        pipeline.run(recipe, show=Heard())
+    assert stages(recipe.home) == before
+
+
+def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTask) -> None:
+    assert isinstance(task.train, Shards)
+    held = read_rows(*recipe.data.train_uris, section=recipe.data)
+    found = task.train.read(task.train.chunks())
+    known = set(found.row_ids)
+    assert len(known) == len(task.train) == len(found) < len(held)
+    assert found.labels is not None
+    assert task.train.classes == labels_of(held.labels) == task.classes
+    labels = {row_id: label for row_id, label in zip(held.row_ids, held.labels, strict=True) if row_id in known}
+    assert labels == {row_id: task.classes[label] for row_id, label in zip(found.row_ids, found.labels, strict=True)}
+
+
+def test_a_killed_worker_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
+    plain, killed = Heard(), Heard()
+    run(section_of(batch_size=32), task, heard=plain)
+    struck = False
+
+    def show(event: Event) -> None:
+        nonlocal struck
+        killed(event)
+        if event["event"] == "step" and event["epoch"] == 1 and event["step"] > 5 and not struck:
+            struck = True
+            os.kill(a_worker(), signal.SIGKILL)
+
+    run(section_of(batch_size=32, checkpoint_interval_s=4), task, heard=show)
+    assert struck
+    assert ends(killed) == ends(plain)
+
+
+def test_data_that_are_wrong_are_told_with_their_row(recipe: Recipe, data: str) -> None:
+    table = icd10.build()["train"].slice(0, 500)
+    texts = table["text"].to_pylist()
+    texts[7] = None
+    broken = f"{data}-broken/train.parquet"
+    write_table(broken, table.set_column(table.schema.get_field_index("text"), "text", [texts]))
+    asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
+    with connect(), pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"):
+        prepare(asked, show=Heard())
