@@ -1,5 +1,6 @@
 """The way of the data as one page: a recipe goes in, a verdict with its evidence comes out."""
 
+import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,6 +26,7 @@ from tuning.sweep import SweepResult, sweep
 from tuning.trackers import require_trackers
 
 CHAMPION = "champion"
+SETTLED_S = 2.0
 
 
 def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
@@ -266,8 +268,10 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
 
 
 def _note_shortage(training: TrainingSection, *, show: Show) -> None:
-    """Says so where the workers will have to wait for CPUs."""
-    needed, free = training.max_workers * training.cpus_per_worker, ray.available_resources().get("CPU", 0.0)
+    """Says so where the workers will have to wait for CPUs; those of a task that just ended are free a moment later."""
+    needed, deadline = training.max_workers * training.cpus_per_worker, time.monotonic() + SETTLED_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < needed and time.monotonic() < deadline:
+        time.sleep(0.1)
     if free < needed:
         text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
         show({"event": "note", "text": text})

@@ -1,0 +1,138 @@
+"""A training on a cluster whose nodes come and go, as a process of its own: `python -m tests.integration.nodes KIND`.
+
+KIND is `removed`, `drained` or `elastic`. S3 is the environment's; the last line of the output is what was heard, as
+JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from cluster.progress import Event, relayed
+from recipes.schema import TrainingSection
+from tests.integration.small import REGISTRY, Heard
+from tests.integration.test_training import training_task
+from training.trainer import finetune
+
+DATA = "s3://lake/small"
+TICK_S = 0.5
+NOTICE_MS = 30_000
+LIMIT_S = 420
+"""Before pytest's own limit, so that the nodes are stopped in any case."""
+
+
+class Watched(Heard):
+    """Hears a training; the main thread, which alone may add nodes, waits for what it wants to hear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group_sizes: list[int] = []
+
+    def wait(self, wanted: Callable[[Event], bool]) -> None:
+        """Until such an event comes after now."""
+        heard = len(self.events)
+        until(lambda: any(wanted(event) for event in self.events[heard:]))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        threading.Event().wait(TICK_S)
+
+
+def too_long(*_: Any) -> None:
+    raise AssertionError(f"not over after {LIMIT_S} s")
+
+
+def workers() -> list[str]:
+    """The node of each worker that lives; from GCS, since the state API wants a dashboard."""
+    actors = ray._private.state.actors().values()
+    alive = [actor for actor in actors if actor["State"] == "ALIVE" and actor["ActorClassName"] == "RayTrainWorker"]
+    return [actor["Address"]["NodeID"] for actor in alive]
+
+
+def steps(heard: Heard, *, epoch: int) -> list[int]:
+    """What was said of an epoch's steps, by their numbers."""
+    return [event["step"] for event in heard.of_kind("step") if event["epoch"] == epoch]
+
+
+def second_epoch(event: Event) -> bool:
+    return bool(event["event"] == "step" and event["epoch"] == 1 and event["step"] >= 2)
+
+
+def removed(cluster: Cluster, heard: Watched) -> None:
+    """Three nodes for two workers; a worker's node is lost without a word."""
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
+    heard.wait(second_epoch)
+    cluster.remove_node(nodes[next(node for node in workers() if node in nodes)], allow_graceful=False)
+
+
+def drained(cluster: Cluster, heard: Watched) -> None:
+    """Three nodes for two workers; a worker's node is to go in 30 s, as a cloud takes back what it lent."""
+    nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
+    heard.wait(second_epoch)
+    drain = ray._private.worker.global_worker.gcs_client.drain_node
+    node, deadline = next(node for node in workers() if node in nodes), int(time.time() * 1000) + NOTICE_MS
+    accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
+    assert accepted, reason
+
+
+def elastic(cluster: Cluster, heard: Watched) -> None:
+    """One node, then two, then one again; each time training goes on."""
+    heard.wait(second_epoch)
+    heard.group_sizes.append(len(workers()))
+    node = cluster.add_node(num_cpus=1)
+    for size in (2, 1):
+        until(lambda size=size: len(workers()) == size)  # type: ignore[misc]
+        heard.wait(lambda event: event["event"] == "epoch")
+        heard.group_sizes.append(len(workers()))
+        if size == 2:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+KINDS: dict[str, tuple[Callable[[Cluster, Watched], None], dict[str, Any]]] = {
+    "removed": (removed, {"epochs": 2, "num_workers": 2}),
+    "drained": (drained, {"epochs": 2, "num_workers": 2}),
+    "elastic": (elastic, {"epochs": 100, "num_workers": {"min": 1, "max": 2}}),
+}
+
+
+def main(kind: str) -> None:
+    change, fields = KINDS[kind]
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    section = TrainingSection.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT_S)
+    cluster, heard = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
+    try:
+        os.environ |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+        ray.init(address=cluster.address, log_to_driver=False)
+        task = training_task(DATA, num_rows=1200)
+        with relayed(heard) as relay:
+            uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
+            training = threading.Thread(
+                target=finetune, args=(section,), kwargs={"task": task, "uri": uri, "relay": relay}, daemon=True
+            )
+            training.start()
+            change(cluster, heard)
+            if kind != "elastic":
+                until(lambda: not training.is_alive())
+        ends = sorted({(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")})
+        print(json.dumps({"ends": ends, "group_sizes": heard.group_sizes, "steps": steps(heard, epoch=1)}), flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
