@@ -61,7 +61,8 @@ def find(prepared: Prepared) -> Done | None:
 
 
 def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any], show: Show) -> Done:
-    """From two models to a verdict with its evidence; `parts` are rungs, sweep, seeds, curve and training_cpu_s."""
+    """From two models to a verdict with its evidence; `parts` are rungs, sweep, seeds, averaged, curve and
+    training_cpu_s."""
     routing = freeze_routing(prepared, models=models)
     test = prepared.splits.test
     show(
@@ -161,6 +162,7 @@ def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], 
         verdict=verdict,
         parts={
             **parts,
+            "candidate": models["candidate"].validation,
             "versions": described,
             "champion": prepared.champion,
             "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},

@@ -58,7 +58,9 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
             "rungs": rungs,
             "sweep": swept.to_dict(),
             "seeds": [seed.to_dict() for seed in seeds],
-            "averaged": averaged.validation if averaged else None,
+            "averaged": {"validation": averaged.validation, "chosen": averaged.uri == candidate.uri}
+            if averaged
+            else None,
             "curve": curve.to_dict() if curve else None,
             "training_cpu_s": training_cpu_seconds(recipe.training, swept, seeds),
         },
@@ -170,15 +172,16 @@ def train_seeds(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
 
 def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: Any) -> Curve:
     """What the selected configuration reaches from parts of the training rows, and what more rows would give."""
-    num_rows = len(prepared.splits.train)
+    num_rows = prepared.data.num_train
+    sizes = curve_sizes(len(prepared.splits.train), num_classes=max(1, len(prepared.classes)))
+    parts = sizes if sizes[-1] < num_rows else sizes[:-1]  # of streamed rows, memory holds parts only
     scores = []
-    sizes = curve_sizes(num_rows, num_classes=max(1, len(prepared.classes)))
-    for size in sizes[:-1]:
+    for size in parts:
         show({"event": "stage", "text": f"learning curve: {size:,} of {num_rows:,} training rows"})
         name = f"curve-{size}"
         scores.append(_train_once(prepared, swept.selected, name=name, relay=relay, num_train_rows=size).score)
     scores.append(swept.trained.score)
-    return fit_curve(sizes, scores=tuple(scores), num_validation=len(prepared.splits.validation))
+    return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(prepared.splits.validation))
 
 
 def average_seeds(prepared: Prepared, selected: TrainingSection, seeds: list[Trained], *, show: Show) -> Model | None:
@@ -189,7 +192,7 @@ def average_seeds(prepared: Prepared, selected: TrainingSection, seeds: list[Tra
     weights = [seed.weights for seed in seeds]
 
     def compute(uri: str) -> dict[str, Any]:
-        average_weights(weights, f"{uri}/weights")
+        remotely(average_weights, training)(weights, f"{uri}/weights")
         make_loadable(prepared, selected.method, uri=f"{uri}/weights")
         table = remotely(predict_rows, training)(f"{uri}/weights", rows=prepared.splits.validation)
         return {"weights": f"{uri}/weights", "score": score_table(metric, table)}
@@ -199,15 +202,19 @@ def average_seeds(prepared: Prepared, selected: TrainingSection, seeds: list[Tra
     return Model(selected.method, found["weights"], found["score"])
 
 
+def best_on_validation(seeds: list[Trained], averaged: Model | None, *, method: str) -> Model:
+    """The seed that is best on validation, or the mean of all where none is better."""
+    best = max(seeds, key=lambda seed: seed.score)
+    if averaged is not None and averaged.validation >= best.score:
+        return averaged
+    return Model(method, best.weights, best.score)
+
+
 def choose_candidate(
     prepared: Prepared, selected: TrainingSection, seeds: list[Trained], averaged: Model | None
 ) -> Model:
-    """The seed that is best on validation, or the mean of all where none is better; a loadable artifact with the
-    temperature that validation gives it."""
-    best = max(seeds, key=lambda seed: seed.score)
-    candidate = Model(selected.method, best.weights, best.score)
-    if averaged is not None and averaged.validation >= best.score:
-        candidate = averaged
+    """`best_on_validation` as a loadable artifact, with the temperature that validation gives it."""
+    candidate = best_on_validation(seeds, averaged, method=selected.method)
     make_loadable(prepared, selected.method, uri=candidate.uri)
     if prepared.prompting is not None:  # an answer in words has no temperature
         return candidate

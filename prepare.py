@@ -71,6 +71,8 @@ class Prepared:
     def key(self, **inputs: Any) -> dict[str, Any]:
         """The inputs of a stage: the code, the data it may read, and its own."""
         known = {name: self.hashes[name] for name in ("train", "validation")}
+        if self.data.held_sha256 is not None:  # rungs and reference learn from these, not from all of train
+            known["train_in_memory"] = self.data.held_sha256
         base_model = {"uri": self.base_model, "files": self.base_files}  # a folder of the user's may be written anew
         return {"code": self.code.sha256, "base_model": base_model, "data": known, **inputs}
 

@@ -3,11 +3,12 @@
     python benchmarks/streaming_memory.py [most rows]
 
 Generated Parquet (four made-up words a row, 21 classes, row groups of 131,072) on an S3 server of its own. Of
-each size, in a process of its own: the rows are gathered as a run gathers them (Ray Data checks and encodes them into
-shards; 5,000 rows stay in memory), then a whole epoch of steps is drawn from the shards and collated as a worker does
-it, without the model, whose memory does not hang on the rows. Told are the peaks of the gathering process, of the
+each size, each in a process of its own: the rows are gathered as a run gathers them (Ray Data checks and encodes them
+into shards; 5,000 rows stay in memory), and a whole epoch of steps is drawn from the shards and collated as a worker
+does it, without the model, whose memory does not hang on the rows. Told are the peaks of the gathering process, of the
 largest Ray Data task and of the drawing process (each sampled ten times a second, its own pages only), and the rates.
-The bounds compare the most rows with a hundred thousand: ten thousand fill neither a shard nor a window.
+The bounds are on what the most rows take more than a hundred thousand, which fill a shard and a window; beside it
+stands what the added rows' tokens alone would take.
 """
 
 import json
@@ -17,8 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,21 @@ from recipes.schema import DataSection, TrainingSection
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 COMPARED = 100_000
 IN_MEMORY, NUM_LATER, NUM_CLASSES = 5_000, 1_000, 21
+MIB = 1 << 20
 GROUP_ROWS = 1 << 17
 TRAINING = TrainingSection(batch_size=32)
-BOUNDS = {"gather_ratio": "<= 1.2", "task_ratio": "<= 1.2", "draw_ratio": "<= 1.2"}
+BOUNDS = {"gather_growth_mib": "<= 64", "task_growth_mib": "<= 64", "draw_growth_mib": "<= 64"}
 
 
 def main() -> None:
     """Prints the peaks of each size, then one line of JSON."""
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(_measure(*sys.argv[2:])), flush=True)
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"--gather": _gather, "--draw": _draw}
+    if sys.argv[1:2] and sys.argv[1] in parts:
+        print(json.dumps(parts[sys.argv[1]](*sys.argv[2:])), flush=True)
         return
     most = int(sys.argv[1]) if sys.argv[1:] else SIZES[-1]
+    if most <= COMPARED:
+        sys.exit(f"{most} rows cannot be compared with {COMPARED:,}; give one of {', '.join(map(str, SIZES[2:]))}")
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
@@ -55,14 +61,22 @@ def main() -> None:
             uri = f"s3://lake/rows-{num_rows}"
             for name, size in (("train", num_rows), ("validation", NUM_LATER), ("test", NUM_LATER)):
                 _generate(f"{uri}/{name}.parquet", size, seed=len(name))
-            asked = [sys.executable, __file__, "--one", uri, base_model]
-            done = subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-            found[num_rows] = json.loads(done.stdout.splitlines()[-1])
+            gathered = _in_process("--gather", uri, base_model)
+            shards = gathered.pop("shards")
+            found[num_rows] = gathered | _in_process("--draw", json.dumps(shards))
             print(f"{num_rows:,} rows: {found[num_rows]}", flush=True)
     show("Streaming", {f"{size:,} rows": figures for size, figures in found.items()})
     largest, compared = found[max(found)], found[COMPARED]
-    ratios = {f"{part}_ratio": largest[f"{part} MiB"] / compared[f"{part} MiB"] for part in ("gather", "task", "draw")}
-    finish("streaming_memory", ratios | {"num_rows": max(found), **largest}, bounds=BOUNDS)
+    growth = {
+        f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("gather", "task", "draw")
+    }
+    tokens = largest["token MiB"] - compared["token MiB"]
+    finish("streaming_memory", growth | {"added_token_mib": tokens, "num_rows": max(found)}, bounds=BOUNDS)
+
+
+def _in_process(*asked: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *asked], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _generate(uri: str, num_rows: int, *, seed: int) -> None:
@@ -80,15 +94,13 @@ def _generate(uri: str, num_rows: int, *, seed: int) -> None:
             writer.write_table(pa.table({"text": texts, "label": labels}, schema=schema))
 
 
-def _measure(uri: str, base_model: str) -> dict[str, float]:
-    """Peaks in MiB and rates of one size, in this process."""
+def _gather(uri: str, base_model: str) -> dict[str, Any]:
+    """Peaks in MiB of this process and of the tasks, the rate, and the shards that were made."""
     import ray
 
     from cluster.session import connect
-    from data.encode import collate
     from data.encoded import Encoding
     from data.stream import gather
-    from training.windows import StreamedRows, steps
 
     section = DataSection(
         train=f"{uri}/train.parquet",
@@ -103,18 +115,32 @@ def _measure(uri: str, base_model: str) -> dict[str, float]:
             gathered = gather(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={}, seed=0)
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
-    begun, rows = time.perf_counter(), StreamedRows(gathered.shards)
-    drawn = 0
-    with _peaks() as drawing:
-        for window, batch in steps(rows, TRAINING, epoch=0, start=0):
-            collate([window.tokens[row] for row in batch], pad_id=0)
-            drawn += len(batch)
-    assert drawn == len(rows)
     return {
+        "shards": asdict(gathered.shards),
         "gather MiB": peaks["own"],
         "task MiB": peaks["task"],
-        "draw MiB": drawing["own"],
-        "gathered rows/s": len(rows) / gathering,
+        "gathered rows/s": len(gathered.shards) / gathering,
+    }
+
+
+def _draw(shards: str) -> dict[str, float]:
+    """Peak in MiB of this process while it draws an epoch, and the rate."""
+    from data.encode import collate
+    from data.shards import Shards
+    from training.windows import StreamedRows, steps
+
+    given = json.loads(shards)
+    tuples = {name: tuple(given[name]) for name in ("sizes", "classes", "auxiliary_classes")}
+    rows = StreamedRows(Shards(**given | tuples))
+    begun, drawn, tokens = time.perf_counter(), 0, 0
+    with _peaks() as peaks:
+        for window, batch in steps(rows, TRAINING, epoch=0, start=0):
+            collate(window.tokens(batch), pad_id=0)
+            drawn, tokens = drawn + len(batch), tokens + int(window.lengths[batch].sum())
+    assert drawn == len(rows)
+    return {
+        "draw MiB": peaks["own"],
+        "token MiB": tokens * 4 / MIB,
         "drawn rows/s": drawn / (time.perf_counter() - begun),
     }
 
@@ -140,7 +166,7 @@ def _peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
 
 def _own_mib(process: Any) -> float:
     try:
-        return float(process.memory_full_info().uss) / 2**20
+        return float(process.memory_full_info().uss) / MIB
     except psutil.Error:
         return 0.0
 

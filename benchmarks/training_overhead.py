@@ -139,7 +139,7 @@ def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[st
     assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
     for rows in epoch_batches(window.lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
-        input_ids, attention_mask = collate([window.tokens[row] for row in rows], pad_id=material.pad_id)
+        input_ids, attention_mask = collate(window.tokens(rows), pad_id=material.pad_id)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(input_ids, attention_mask)
         optimizer.zero_grad()
@@ -158,7 +158,8 @@ def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, f
     window = material.train.some()
     assert window.labels is not None
     rows = [
-        {"input_ids": tokens, "labels": int(label)} for tokens, label in zip(window.tokens, window.labels, strict=True)
+        {"input_ids": tokens, "labels": int(label)}
+        for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
     ]
     return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), section=SECTION, bf16=bf16))
 

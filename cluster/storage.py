@@ -34,9 +34,9 @@ def read_bytes(uri: str) -> bytes:
         return bytes(stream.read())
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes an object whole, over one that may be there."""
-    store, path = filesystem(uri)
+def write_bytes(uri: str, data: bytes, *, patient: bool = False) -> None:
+    """Writes an object whole, over one that may be there; `patient` as in `filesystem`."""
+    store, path = filesystem(uri, patient=patient)
     with explained(uri):
         if isinstance(store, pafs.LocalFileSystem):
             _write_local(Path(path), lambda temporary: temporary.write_bytes(data))
@@ -54,9 +54,10 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{uri} is not JSON: {error}; give the URI of a JSON file") from None
 
 
-def write_json(uri: str, value: Any) -> None:
-    """Writes a value as JSON, indented, with sorted keys."""
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+def write_json(uri: str, value: Any, *, patient: bool = False) -> None:
+    """Writes a value as JSON, indented, with sorted keys; `patient` as in `filesystem`."""
+    data = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_bytes(uri, data.encode(), patient=patient)
 
 
 def exists(uri: str) -> bool:
@@ -215,8 +216,9 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
             pass
 
 
-def upload_file(local: Path, uri: str) -> None:
-    store, path = filesystem(uri)
+def upload_file(local: Path, uri: str, *, patient: bool = False) -> None:
+    """Copies a local file to an object, whole or not at all; `patient` as in `filesystem`."""
+    store, path = filesystem(uri, patient=patient)
     with explained(uri), local.open("rb") as source:
         if isinstance(store, pafs.LocalFileSystem):
             _write_local(Path(path), lambda temporary: shutil.copyfile(local, temporary))

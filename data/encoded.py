@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +16,54 @@ from data.read import Rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Places = Sequence[int] | NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """Training rows as tokens, column by column, all of one length."""
+    """N training rows as tokens. Those of all rows lie end to end in one array: lists take ten times its memory."""
 
     row_ids: tuple[str, ...]
-    tokens: list[list[int]]
-    said: list[NDArray[np.bool_]] | None = None
-    """Of a chat task, which of a row's tokens the assistant said."""
+    ids: NDArray[np.int32]
+    """Of all T tokens, row after row."""
+    offsets: NDArray[np.int64]
+    """[N + 1]: where in `ids` each row begins, and the last one ends."""
+    said: NDArray[np.bool_] | None = None
+    """[T], of a chat task: which tokens the assistant said."""
     labels: NDArray[np.int64] | None = None
-    """Of a classification, the number of each row's class."""
+    """[N], of a classification: the number of each row's class."""
     auxiliary: NDArray[np.int64] | None = None
-    """The same of a second label, where the recipe names one."""
+    """[N], the same of a second label, where the recipe names one."""
+
+    @classmethod
+    def of_lists(cls, tokens: Sequence[Sequence[int]], **columns: Any) -> Self:
+        """From the token ids of each row; the other columns as they are."""
+        offsets = offsets_of([len(row) for row in tokens])
+        ids = np.fromiter(chain.from_iterable(tokens), dtype=np.int32, count=int(offsets[-1]))
+        return cls(ids=ids, offsets=offsets, **columns)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.row_ids)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        return np.fromiter((len(tokens) for tokens in self.tokens), dtype=np.int64, count=len(self.tokens))
+        """[N]: tokens of each row."""
+        return np.diff(self.offsets)
 
-    def conversations(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tokens]:
+    def tokens(self, rows: Places) -> list[list[int]]:
+        """The token ids of these rows."""
+        return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
+
+    def conversations(self, rows: Places) -> list[Tokens]:
         """These rows of a chat task."""
         assert self.said is not None
-        return [Tokens(self.tokens[row], self.said[row]) for row in rows]
+        spoken = [self.said[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        return [Tokens(ids, said) for ids, said in zip(self.tokens(rows), spoken, strict=True)]
+
+    def num_said(self, rows: Places) -> int:
+        """Tokens that the assistant said in these rows of a chat task."""
+        assert self.said is not None
+        return sum(int(self.said[self.offsets[row] : self.offsets[row + 1]].sum()) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -70,10 +95,15 @@ def encode_rows(
 ) -> Encoded:
     """Training rows that are held in memory, as tokens; labels by their number among the classes."""
     tokens, said = encoding.tokens(rows, tokenizer=tokenizer)
-    return Encoded(
+    return Encoded.of_lists(
+        tokens,
         row_ids=rows.row_ids,
-        tokens=tokens,
-        said=said,
+        said=None if said is None else np.concatenate(said),
         labels=None if encoding.chat else label_indices(rows.labels, classes=classes),
         auxiliary=None if rows.auxiliary is None else label_indices(rows.auxiliary, classes=auxiliary_classes),
     )
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """`Encoded.offsets` of rows with so many tokens."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

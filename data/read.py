@@ -24,6 +24,7 @@ SPLIT_NAMES = ("train", "validation", "test")
 SPLIT_FRACTIONS = (0.72, 0.11, 0.17)
 SPLIT_SEED = 0
 NO_GROUP = "(none)"
+PART_BYTES = 1 << 20
 ROLES = ("system", "user", "assistant")
 
 
@@ -330,12 +331,16 @@ def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
 
 
 @contextmanager
-def open_parquet(uri: str, *, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """One Parquet file that has these columns; raises DataError, also from within the block, where it has not or cannot
-    be read."""
+def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) -> Iterator[pq.ParquetFile]:
+    """One Parquet file that has these columns; `in_parts` where rows are read some at a time, in little memory and with
+    patience, or else it is read at once.
+
+    Raises DataError, also from within the block, where a column is not there or the file cannot be read.
+    """
+    reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
     try:
-        filesystem, path = storage.filesystem(uri)
-        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, pre_buffer=True) as file:
+        filesystem, path = storage.filesystem(uri, patient=in_parts)
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, **reading) as file:
             names = file.schema_arrow.names
             for column in columns:
                 if column not in names:
@@ -372,7 +377,8 @@ def _strings(
         )
     if column.null_count and fill is None:
         position = first + column.is_null().index(True).as_py()
-        count = f"{column.null_count} of {table.num_rows} rows (first: row {position})"
+        part = f" from row {first} on" if first else ""
+        count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
         raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
     values = column.cast(kind).cast(pa.large_string()).to_pylist()
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cluster.storage import explained, filesystem
+from cluster.storage import StorageError, explained, filesystem, upload_file
 from data.encode import label_indices
-from data.encoded import Encoded
+from data.encoded import Encoded, offsets_of
 from data.read import Rows
 
 CHUNK_ROWS = 256
@@ -38,6 +42,8 @@ class Shards:
     """Of a classification; a chat task has none."""
     auxiliary_classes: tuple[str, ...]
     """Of the second label, where the recipe names one."""
+    window_rows: int = 1 << 14
+    """Rows that a worker trains on at random before it goes on to others."""
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -67,8 +73,9 @@ class Shards:
         has = {name: table.column(name).null_count == 0 for name in ("said", "label", "auxiliary")}
         return Encoded(
             row_ids=tuple(table.column("row_id").to_pylist()),
-            tokens=table.column("ids").to_pylist(),
-            said=[np.array(row, dtype=np.bool_) for row in table.column("said").to_pylist()] if has["said"] else None,
+            ids=_flat(table.column("ids")),
+            offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
+            said=_flat(table.column("said")) if has["said"] else None,
             labels=self._numbers(table, "label", self.classes) if has["label"] else None,
             auxiliary=self._numbers(table, "auxiliary", self.auxiliary_classes) if has["auxiliary"] else None,
         )
@@ -76,12 +83,23 @@ class Shards:
     def _batches(self, file: int, places: NDArray[np.int64]) -> list[pa.RecordBatch]:
         uri = file_uri(self.uri, int(file))
         store, path = filesystem(uri, patient=True)
-        with explained(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
-            return [reader.get_batch(int(place)) for place in places]
+        try:
+            with explained(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
+                return [reader.get_batch(int(place)) for place in places]
+        except pa.ArrowInvalid as error:
+            raise StorageError(
+                f"{uri} is not whole ({error}); delete {self.uri}, and run again: it is made anew"
+            ) from None
 
     @staticmethod
     def _numbers(table: pa.Table, name: str, classes: tuple[str, ...]) -> NDArray[np.int64]:
         return label_indices(table.column(name).to_pylist(), classes=classes)
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The values of a column of lists, end to end."""
+    flat: NDArray[Any] = pc.list_flatten(column).to_numpy()
+    return flat
 
 
 def file_uri(uri: str, number: int) -> str:
@@ -90,31 +108,31 @@ def file_uri(uri: str, number: int) -> str:
 
 
 class ShardWriter:
-    """Writes one file of shards, chunk by chunk; it appears whole when the block ends, or not at all."""
+    """Writes one file of shards, chunk by chunk, on this machine's disk; where the block ends without an error, it is
+    uploaded whole."""
 
     def __init__(self, uri: str, number: int) -> None:
         self._uri = file_uri(uri, number)
         self._waiting: list[dict[str, Any]] = []
+        self._made = ExitStack()
         self.num_rows = 0
 
     def __enter__(self) -> Self:
-        store, path = filesystem(self._uri, patient=True)
-        with explained(self._uri):
-            if not self._uri.startswith("s3://"):
-                store.create_dir(path.rpartition("/")[0])
-            self._sink = store.open_output_stream(path)
+        folder = self._made.enter_context(TemporaryDirectory(prefix="tailorbird-"))
+        self._path = Path(folder) / "shard.arrow"
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        self._file = pa.ipc.new_file(self._sink, pa.schema(_COLUMNS), options=options)
+        self._file = pa.ipc.new_file(self._path, pa.schema(_COLUMNS), options=options)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            with explained(self._uri):
+        with self._made:
+            if kind is None:
                 self._flush()
-                self._file.close()
-                self._sink.close()
+            self._file.close()
+            if kind is None:
+                upload_file(self._path, self._uri, patient=True)
 
     def add(self, rows: Rows, *, tokens: list[list[int]], said: list[NDArray[np.bool_]] | None) -> None:
         """Appends rows with their tokens; of a chat task, with what was said."""
@@ -123,9 +141,8 @@ class ShardWriter:
         columns = (rows.row_ids, tokens, said or nothing, labels, rows.auxiliary or nothing)
         self._waiting += [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
         self.num_rows += len(rows)
-        with explained(self._uri):
-            while len(self._waiting) >= CHUNK_ROWS:
-                self._flush()
+        while len(self._waiting) >= CHUNK_ROWS:
+            self._flush()
 
     def _flush(self) -> None:
         chunk, self._waiting = self._waiting[:CHUNK_ROWS], self._waiting[CHUNK_ROWS:]

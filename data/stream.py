@@ -1,6 +1,7 @@
 """Beside data.read, for training rows that memory does not hold: Ray Data checks and encodes them once, into shards."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,8 @@ class Gathered:
     """sha256 of each split; of train over all of its rows."""
     shards: Shards | None = None
     """The training rows, where they are streamed."""
+    held_sha256: str | None = None
+    """Of the training rows in memory, where they are a part."""
 
     @property
     def num_train(self) -> int:
@@ -71,6 +74,8 @@ class Piece:
     groups: tuple[int, ...]
     first: int
     """Position of the first row among all training rows."""
+    start: int
+    """The same in its file."""
     num_rows: int
 
 
@@ -117,7 +122,7 @@ def _streamed(
     home: str,
     inputs: dict[str, Any],
 ) -> Gathered:
-    """Memory is bounded: a task has some thousand rows in hand, this process those that it keeps.
+    """Memory is bounded: a task has a few thousand rows in hand, this process those that it keeps.
 
     Rows whose text stands in validation or test are dropped, as `checks.clean` does.
     """
@@ -148,7 +153,7 @@ def _streamed(
     sizes = tuple(part["num_rows"] for part in told)
     if not sum(sizes):
         raise DataError("train has no rows after exact copies of rows in later splits were dropped; give more data")
-    splits, report = clean(Splits(train=_kept(uri, num_files=len(told)), validation=validation, test=test))
+    splits, report = clean(Splits(train=_held(uri, num_files=len(told)), validation=validation, test=test))
     labels, auxiliary = (_sum(part[name] for part in told) for name in ("labels", "auxiliary"))
     shards = Shards(uri, sizes, () if encoding.chat else labels_of(list(labels)), labels_of(list(auxiliary)))
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
@@ -167,7 +172,7 @@ def _streamed(
         leaks=leaks_of(keys, {name: set(map(normalise, rows.texts)) for name, rows in splits.items()}),
     )
     hashes = fingerprint(splits) | {"train": digest_of(part["sha256"] for part in told)}
-    return Gathered(splits, whole, hashes, shards)
+    return Gathered(splits, whole, hashes, shards, held_sha256=rows_sha256(splits.train))
 
 
 def _refuse(section: DataSection) -> None:
@@ -183,7 +188,7 @@ def _row_groups(section: DataSection) -> Iterator[tuple[str, int]]:
     """URI of the file and rows of each row group of the training rows, in order."""
     for uri in section.train_uris:
         for file in parquet_files(uri):
-            with open_parquet(file, columns=()) as parquet:
+            with open_parquet(file, columns=(), in_parts=True) as parquet:
                 for group in range(parquet.num_row_groups):
                     yield file, parquet.metadata.row_group(group).num_rows
 
@@ -193,40 +198,41 @@ def _pieces(section: DataSection) -> Iterator[Piece]:
     number = first = 0
     for file, groups in groupby(_row_groups(section), key=lambda group: group[0]):
         held: list[int] = []
-        size = 0
+        start = size = 0
         for group, (_, num_rows) in enumerate(groups):
             held.append(group)
             size += num_rows
             if size >= SHARD_ROWS:
-                yield Piece(number, file, tuple(held), first, size)
-                number, first, held, size = number + 1, first + size, [], 0
+                yield Piece(number, file, tuple(held), first, start, size)
+                number, first, start, held, size = number + 1, first + size, start + size, [], 0
         if held:
-            yield Piece(number, file, tuple(held), first, size)
+            yield Piece(number, file, tuple(held), first, start, size)
             number, first = number + 1, first + size
 
 
 def _run(pieces: Sequence[Piece], job: Job) -> list[dict[str, Any]]:
-    """What the tasks tell of the pieces, in their order."""
+    """What the tasks tell of the pieces, in their order; the first that is refused ends it."""
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"piece": json.dumps(asdict(piece))} for piece in pieces]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_task, fn_kwargs={"job": ray.put(job)})
-    told = [json.loads(row["told"]) for row in dataset.iter_rows()]
-    for part in told:
-        if "refused" in part:
-            raise DataError(part["refused"])
+    told = []
+    for row in dataset.iter_rows():
+        told.append(json.loads(row["told"]))
+        if "refused" in told[-1]:
+            raise DataError(told[-1]["refused"])
     return sorted(told, key=lambda part: int(part["piece"]))
 
 
 def _task(row: dict[str, Any], job: Any) -> dict[str, str]:
-    """One piece in a task of Ray Data; what is wrong with the data is told, or it would be tried again."""
+    """One piece in a task of Ray Data; what is wrong with data or store is told: raised, it would be a traceback."""
     given = json.loads(row["piece"])
     piece = Piece(**given | {"groups": tuple(given["groups"])})
     try:
         return {"told": json.dumps(write_piece(piece, *_loaded(job)))}
-    except DataError as error:
+    except (DataError, storage.StorageError) as error:
         return {"told": json.dumps({"piece": piece.number, "refused": str(error)})}
 
 
@@ -235,19 +241,23 @@ def _loaded(job: Any) -> tuple[Job, Any]:
     """The job and its tokenizer, once a process."""
     import ray
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
     found: Job = ray.get(job)
     return found, load_tokenizer(local_copy(found.base_model))
 
 
 def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
-    """Writes a piece's file of shards; returns what the driver needs to know of its rows, as JSON."""
+    """Writes a piece's file of shards, unless a run before has; returns what the driver needs to know, as JSON."""
+    done = _held_uri(job.uri, piece.number)
+    if storage.exists(done):
+        return dict(storage.read_json(done)["told"])
     chance = np.random.default_rng((SEED, piece.number))
     labels: Counter[str] = Counter()
     auxiliary: Counter[str] = Counter()
     copies: Counter[str] = Counter()
     shared_keys: set[str] = set()
     digests: list[str] = []
-    kept: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     firsts: dict[str, dict[str, Any]] = {}
     num_empty = 0
     with ShardWriter(job.uri, piece.number) as shard:
@@ -267,9 +277,8 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
                 for row in reversed(new):
                     firsts[clear.labels[row]] = asdict(clear.take([row]))
                 labels.update(clear.labels)
-            kept.append(asdict(clear.take(np.flatnonzero(chance.random(len(clear)) < job.share))))
-    storage.write_json(_kept_uri(job.uri, piece.number), {"drawn": kept, "firsts": firsts})
-    return {
+            held.append(asdict(clear.take(np.flatnonzero(chance.random(len(clear)) < job.share))))
+    told = {
         "piece": piece.number,
         "num_rows": shard.num_rows,
         "num_empty": num_empty,
@@ -279,36 +288,45 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
         "auxiliary": auxiliary,
         "sha256": digest_of(digests),
     }
+    storage.write_json(done, {"told": told, "drawn": held, "firsts": firsts}, patient=True)  # last: the piece is whole
+    return told
 
 
 def _batches(piece: Piece, job: Job) -> Iterator[Rows]:
     section, chat = job.section, job.encoding.chat
     columns = columns_of(section, chat=chat, auxiliary=section.auxiliary_label)
-    first = piece.first
-    with open_parquet(piece.uri, columns=columns) as parquet:
+    done = 0
+    with open_parquet(piece.uri, columns=columns, in_parts=True) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(piece.groups), columns=columns):
             table = pa.Table.from_batches([batch])
-            yield rows_of(
-                table, section=section, chat=chat, auxiliary=section.auxiliary_label, uri=piece.uri, first=first
+            rows = rows_of(
+                table,
+                section=section,
+                chat=chat,
+                auxiliary=section.auxiliary_label,
+                uri=piece.uri,
+                first=piece.start + done,  # what is wrong is told by its place in the file
             )
-            first += table.num_rows
+            ids = range(piece.first + done, piece.first + done + len(rows))
+            yield replace(rows, row_ids=tuple(map(str, ids)))
+            done += len(rows)
 
 
-def _kept_uri(uri: str, number: int) -> str:
+def _held_uri(uri: str, number: int) -> str:
     return f"{uri}/{number:06d}.json"
 
 
-def _kept(uri: str, *, num_files: int) -> Rows:
+def _held(uri: str, *, num_files: int) -> Rows:
     """The rows that stay in memory: those drawn, and the first of each class that no drawn row has."""
-    found = [storage.read_json(_kept_uri(uri, number)) for number in range(num_files)]
-    kept = [Rows.from_dict(value) for part in found for value in part["drawn"]]
-    seen = {label for rows in kept for label in rows.labels}
+    found = [storage.read_json(_held_uri(uri, number)) for number in range(num_files)]
+    held = [Rows.from_dict(value) for part in found for value in part["drawn"]]
+    seen = {label for rows in held for label in rows.labels}
     for part in found:
         for label, value in part["firsts"].items():
             if label not in seen:
                 seen.add(label)
-                kept.append(Rows.from_dict(value))
-    return joined(kept)
+                held.append(Rows.from_dict(value))
+    return joined(held)
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:

@@ -8,7 +8,7 @@ import yaml
 from evaluation.findings import METRIC_NAMES
 from evaluation.gates import Bound, Gate
 from evaluation.reasons import p_text, points
-from evaluation.report import ladder_cells, power_sentence, seed_sentence
+from evaluation.report import ladder_cells, part_sentence, power_sentence, seed_sentence
 from evaluation.verdict import Verdict
 
 Evidence = Mapping[str, Any]
@@ -41,7 +41,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         "## Groups",
         _groups(verdict, role=role),
         "## Limits",
-        _limits(verdict, role=role),
+        _limits(evidence, verdict, role=role),
         "## Who should not use it",
         _not_for(evidence),
         "## Where it comes from",
@@ -161,7 +161,7 @@ def _groups(verdict: Verdict, *, role: str) -> str:
     return f"{told}, in {metric}. {gate.note}\n\n{table}" if rows else gate.note
 
 
-def _limits(verdict: Verdict, *, role: str) -> str:
+def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     told = [
         "Measured on rows like the test rows; on other text, language or time it is not known how good it is.",
     ]
@@ -176,6 +176,8 @@ def _limits(verdict: Verdict, *, role: str) -> str:
         f"The candidate's gain on the incumbent lies between {points(low)} and {points(high)} points "
         f"({p_text(verdict.p_value)}), not at one value."
     )
+    if part := part_sentence(evidence):
+        told.append(f"{part[0].upper()}{part[1:]}.")
     return "\n".join(f"- {sentence}" for sentence in told)
 
 

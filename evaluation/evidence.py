@@ -26,13 +26,12 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of `evidence.json`, with the keys that `evaluation.report` names.
 
-    `parts` holds rungs, sweep, seeds, averaged, data, versions, champion, code, base_model, created_at, look, ledger,
-    routing (a `Routing` as JSON or None), measured, curve, asked_by and expires_at as the pipeline has them, and the
-    tables of predictions by name.
+    `parts` holds rungs, sweep, seeds, averaged, candidate (its score on validation), data, versions, champion, code,
+    base_model, created_at, look, ledger, routing (a `Routing` as JSON or None), measured, curve, asked_by and
+    expires_at as the pipeline has them, and the tables of predictions by name.
     """
     rungs, sweep, seeds, versions = parts["rungs"], parts["sweep"], parts["seeds"], parts["versions"]
-    best, averaged = max(seeds, key=lambda seed: float(seed["score"])), parts["averaged"]
-    chosen = best["score"] if averaged is None else max(best["score"], averaged)
+    best = max(seeds, key=lambda seed: float(seed["score"]))
     tables: Mapping[str, Predictions] = parts["tables"]
     told = (
         "created_at", "asked_by", "expires_at", "look", "ledger", "routing", "measured", "curve", "data", "champion",
@@ -45,7 +44,7 @@ def assemble(
         "recipe": recipe.model_dump(mode="json"),
         "question": question.to_dict(),
         "verdict": verdict.to_dict(),
-        "ladder": _ladder(rungs, candidate=chosen, verdict=verdict, versions=versions, data=parts["data"]),
+        "ladder": _ladder(rungs, candidate=parts["candidate"], verdict=verdict, versions=versions, data=parts["data"]),
         "reliability": reliabilities(tables),
         "measures": measures(tables),
         "sweep": [
@@ -64,7 +63,7 @@ def assemble(
         "seeds": [
             {"seed": recipe.training.seed + number, "validation": seed["score"]} for number, seed in enumerate(seeds)
         ],
-        "averaged": averaged,
+        "averaged": parts["averaged"],
         "training": {
             "samples_per_second": best["rows_per_second"],
             "padding_share": best["padding_share"],

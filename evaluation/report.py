@@ -13,8 +13,8 @@ The evidence is plain JSON (`evidence.json`), with these keys:
   `reference` or None.
 - `sweep`: a row a trial, `{trial, kind, config, epochs, validation, seconds, status}`; what is not known is None.
 - `sweep_ended`: why the sweep ended before its last trial, or None.
-- `seeds`: a row a seed, `{seed, validation}`; `averaged`: the validation score of the mean of their weights, or None
-  where it was not in the running. The candidate is the best of these. `curve`: the learning curve, or None.
+- `seeds`: a row a seed, `{seed, validation}`; `averaged`: of the mean of their weights `{validation, chosen}`, whether
+  it is the candidate, or None where it was not in the running. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
 - `reliability`: by role a row a bin, `{confidence, accuracy, n}`; empty of a chat task.
@@ -64,7 +64,7 @@ def to_html(evidence: Evidence) -> str:
             _size_section(verdict),
             _sweep_section(evidence),
             page.section("Training", page.facts(evidence["training"], source="training")),
-            page.section("Data", page.facts(evidence["data"], source="data")),
+            _data_section(evidence),
             _provenance_section(evidence),
             _duties_section(),
         ],
@@ -84,6 +84,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         *([f"  gates: {gates}"] if gates else []),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",
+        *([f"  {part}"] if (part := part_sentence(evidence)) else []),
         "",
         *ladder,
     ]
@@ -115,8 +116,25 @@ def seed_sentence(evidence: Evidence) -> str:
         told = f"seeds: {len(values)}, on validation {min(values):.3f} to {max(values):.3f}"
     if averaged is None:
         return told
-    chosen = ", the candidate" if averaged >= max(values) else ""
-    return f"{told}; the mean of their weights {averaged:.3f}{chosen}"
+    chosen = ", the candidate" if averaged["chosen"] else ""
+    return f"{told}; the mean of their weights {averaged['validation']:.3f}{chosen}"
+
+
+def part_sentence(evidence: Evidence) -> str | None:
+    """That some models saw a part of the training rows only, where these were streamed."""
+    held, num_rows = evidence["data"].get("num_in_memory"), evidence["data"]["num_train"]
+    if held is None:
+        return None
+    return (
+        f"training rows were streamed: the candidate learned from all {num_rows:,}, the pretrained rungs and the "
+        f"reference from a random {held:,} of them, among which conflicts and near-duplicates were looked for"
+    )
+
+
+def _data_section(evidence: Evidence) -> str:
+    part = part_sentence(evidence)
+    told = page.paragraph(f"{part[0].upper()}{part[1:]}.") if part else ""
+    return page.section("Data", told, page.facts(evidence["data"], source="data"))
 
 
 def _head(evidence: Evidence, verdict: Verdict) -> str:
@@ -227,7 +245,8 @@ def _sweep_section(evidence: Evidence) -> str:
         for place, row in enumerate(evidence["seeds"])
     ]
     if evidence.get("averaged") is not None:
-        seeds.append(["mean of the weights", page.figure(f"{evidence['averaged']:.4f}", source="averaged")])
+        mean = page.figure(f"{evidence['averaged']['validation']:.4f}", source="averaged.validation")
+        seeds.append(["mean of the weights", mean])
     return page.section(
         "Sweep and seeds",
         page.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),

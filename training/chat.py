@@ -56,8 +56,7 @@ class ChatMaterial:
     train: TrainingRows
 
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
-        assert window.said is not None
-        return float(sum(int(window.said[row].sum()) for row in rows))
+        return float(window.num_said(rows))
 
     def build(self, section: TrainingSection) -> ChatModel:
         lm = copy.deepcopy(self.lm)

@@ -65,7 +65,7 @@ class ClassifierMaterial:
     def loss(
         self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
-        input_ids, attention_mask = collate([window.tokens[row] for row in rows], pad_id=self.pad_id)
+        input_ids, attention_mask = collate(window.tokens(rows), pad_id=self.pad_id)
         device, num_classes = engine.device, len(self.task.classes)
         logits = engine(input_ids.to(device), attention_mask.to(device))
 

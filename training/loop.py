@@ -149,7 +149,7 @@ def _epoch(
                 _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch])
             )
         progress.step, progress.losses = step + 1, progress.losses + step_loss
-        progress.tokens += sum(len(window.tokens[row]) for row in mine)
+        progress.tokens += int(window.lengths[mine].sum())
         progress.seconds, seconds, seen = progress.seconds + now - begun, seconds + now - begun, seen + len(batch)
         if rank == 0 and (now - said > 1.0 or step + 1 == in_all):
             said = now

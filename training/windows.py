@@ -19,8 +19,6 @@ from training.order import SORTED_BATCHES, epoch_batches, num_batches
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WINDOW_ROWS = 1 << 14
-
 
 class TrainingRows(Protocol):
     """Encoded training rows in windows; which rows a window has hangs on seed and epoch alone."""
@@ -64,8 +62,7 @@ class HeldRows:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Windows of `WINDOW_ROWS` rows from random places; each rank reads them whole, which costs next to nothing beside
-    training on a part of them."""
+    """Windows of rows from random places; each rank reads all of the next while it trains on one."""
 
     shards: Shards
 
@@ -81,7 +78,7 @@ class StreamedRows:
         return len(self.shards.auxiliary_classes)
 
     def _windows(self, section: TrainingSection, *, epoch: int) -> list[NDArray[np.int64]]:
-        rows = max(WINDOW_ROWS, section.batch_size * SORTED_BATCHES)
+        rows = max(self.shards.window_rows, section.batch_size * SORTED_BATCHES)
         return list(window_chunks(len(self._chunks), rows=rows, seed=section.seed, epoch=epoch))
 
     def sizes(self, section: TrainingSection, *, epoch: int) -> list[int]:

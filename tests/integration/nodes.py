@@ -32,32 +32,49 @@ LIMIT_S = 420
 
 
 class Watched(Heard):
-    """Hears a training; the main thread, which alone may add nodes, waits for what it wants to hear."""
+    """Hears a training that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
 
     def __init__(self) -> None:
         super().__init__()
         self.group_sizes: list[int] = []
+        self.over = threading.Event()
+        self.failure: BaseException | None = None
 
-    def wait(self, wanted: Callable[[Event], bool]) -> None:
+    def start(self, section: TrainingSection, *, relay: Any) -> None:
+        task, uri = training_task(DATA, num_rows=1200), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+
+        def train() -> None:
+            try:
+                finetune(section, task=task, uri=uri, relay=relay)
+            except BaseException as error:  # raised where it is waited for
+                self.failure = error
+            self.over.set()
+
+        threading.Thread(target=train, daemon=True).start()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits; raises what the training failed with, and where it ended before."""
+        while not holds():
+            ended = self.over.wait(TICK_S)
+            if self.failure is not None:
+                raise self.failure
+            assert not ended or holds(), "the training ended before"
+
+    def until_told(self, wanted: Callable[[Event], bool]) -> None:
         """Until such an event comes after now."""
         heard = len(self.events)
-        until(lambda: any(wanted(event) for event in self.events[heard:]))
-
-
-def until(holds: Callable[[], bool]) -> None:
-    while not holds():
-        threading.Event().wait(TICK_S)
+        self.until(lambda: any(wanted(event) for event in self.events[heard:]))
 
 
 def too_long(*_: Any) -> None:
     raise AssertionError(f"not over after {LIMIT_S} s")
 
 
-def workers() -> list[str]:
-    """The node of each worker that lives; from GCS, since the state API wants a dashboard."""
+def workers(*states: str) -> list[str]:
+    """The node of each worker in one of the states; from GCS, since the state API wants a dashboard."""
     actors = ray._private.state.actors().values()
-    alive = [actor for actor in actors if actor["State"] == "ALIVE" and actor["ActorClassName"] == "RayTrainWorker"]
-    return [actor["Address"]["NodeID"] for actor in alive]
+    found = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
+    return [actor["Address"]["NodeID"] for actor in found]
 
 
 def steps(heard: Heard, *, epoch: int) -> list[int]:
@@ -72,29 +89,31 @@ def second_epoch(event: Event) -> bool:
 def removed(cluster: Cluster, heard: Watched) -> None:
     """Three nodes for two workers; a worker's node is lost without a word."""
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-    heard.wait(second_epoch)
-    cluster.remove_node(nodes[next(node for node in workers() if node in nodes)], allow_graceful=False)
+    heard.until_told(second_epoch)
+    cluster.remove_node(nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False)
+    heard.until(heard.over.is_set)
 
 
 def drained(cluster: Cluster, heard: Watched) -> None:
     """Three nodes for two workers; a worker's node is to go in 30 s, as a cloud takes back what it lent."""
     nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
-    heard.wait(second_epoch)
+    heard.until_told(second_epoch)
     drain = ray._private.worker.global_worker.gcs_client.drain_node
-    node, deadline = next(node for node in workers() if node in nodes), int(time.time() * 1000) + NOTICE_MS
+    node, deadline = next(node for node in workers("ALIVE") if node in nodes), int(time.time() * 1000) + NOTICE_MS
     accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
     assert accepted, reason
+    heard.until(heard.over.is_set)
 
 
 def elastic(cluster: Cluster, heard: Watched) -> None:
     """One node, then two, then one again; each time training goes on."""
-    heard.wait(second_epoch)
-    heard.group_sizes.append(len(workers()))
+    heard.until_told(second_epoch)
+    heard.group_sizes.append(len(workers("ALIVE")))
     node = cluster.add_node(num_cpus=1)
     for size in (2, 1):
-        until(lambda size=size: len(workers()) == size)  # type: ignore[misc]
-        heard.wait(lambda event: event["event"] == "epoch")
-        heard.group_sizes.append(len(workers()))
+        heard.until(lambda size=size: len(workers("ALIVE")) == size)  # type: ignore[misc]
+        heard.until_told(lambda event: event["event"] == "epoch")
+        heard.group_sizes.append(len(workers("ALIVE")))
         if size == 2:
             cluster.remove_node(node, allow_graceful=False)
 
@@ -117,18 +136,17 @@ def main(kind: str) -> None:
     try:
         os.environ |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
         ray.init(address=cluster.address, log_to_driver=False)
-        task = training_task(DATA, num_rows=1200)
         with relayed(heard) as relay:
-            uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
-            training = threading.Thread(
-                target=finetune, args=(section,), kwargs={"task": task, "uri": uri, "relay": relay}, daemon=True
-            )
-            training.start()
+            heard.start(section, relay=relay)
             change(cluster, heard)
-            if kind != "elastic":
-                until(lambda: not training.is_alive())
-        ends = sorted({(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")})
-        print(json.dumps({"ends": ends, "group_sizes": heard.group_sizes, "steps": steps(heard, epoch=1)}), flush=True)
+            started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
+        told = {
+            "ends": [(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")],
+            "group_sizes": heard.group_sizes,
+            "num_workers": started,
+            "steps": steps(heard, epoch=1),
+        }
+        print(json.dumps(told), flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()

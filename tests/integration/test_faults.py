@@ -42,15 +42,16 @@ def ends(heard: Heard) -> set[tuple[int, float, float]]:
 
 
 class Struck(Heard):
-    """Hears a training, and strikes once, at the first word of a step of the second epoch from `step` on."""
+    """Hears a training, and strikes once, at the first word of a step of an epoch from `step` on."""
 
-    def __init__(self, strike: Callable[[], None], *, step: int = 2) -> None:
+    def __init__(self, strike: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
         super().__init__()
-        self.strike, self.step, self.struck = strike, step, False
+        self.strike, self.epoch, self.step, self.struck = strike, epoch, step, False
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        if event["event"] == "step" and event["epoch"] == 1 and event["step"] >= self.step and not self.struck:
+        due = event["event"] == "step" and event["epoch"] == self.epoch and event["step"] >= self.step
+        if due and not self.struck:
             self.struck = True
             self.strike()
 
@@ -84,7 +85,10 @@ def test_sigterm_keeps_the_very_step_and_training_goes_on_from_it(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     heard = Struck(lambda: os.kill(a_worker(), signal.SIGTERM))
-    run(section_of(), task, heard=heard)
+    with connect():
+        before = num_workers_started()
+        run(section_of(), task, heard=heard)
+        assert num_workers_started() == before + 2 * 2  # the notice was heeded: others went on
     assert ends(heard) == undisturbed
     told = steps(heard, epoch=1)
     assert told == sorted(set(told))  # no step was computed twice: the only checkpoint before was the epoch's start
@@ -235,7 +239,9 @@ def nodes(kind: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: set[tuple[int, float, float]]) -> None:
     assert small_data == "s3://lake/small"
-    assert {tuple(end) for end in nodes("removed")["ends"]} == undisturbed
+    heard = nodes("removed")
+    assert {tuple(end) for end in heard["ends"]} == undisturbed
+    assert heard["num_workers"] > 2
 
 
 @pytest.mark.slow
@@ -245,6 +251,7 @@ def test_a_node_taken_back_with_notice_keeps_the_very_step(
     assert small_data == "s3://lake/small"
     heard = nodes("drained")
     assert {tuple(end) for end in heard["ends"]} == undisturbed
+    assert heard["num_workers"] == 2 * 2  # the notice was heeded: others went on
     assert heard["steps"] == sorted(set(heard["steps"]))
 
 
@@ -253,4 +260,7 @@ def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -
     assert small_data == "s3://lake/small"
     heard = nodes("elastic")
     assert heard["group_sizes"] == [1, 2, 1]
-    assert heard["ends"][-1][1] < heard["ends"][0][1]
+    epochs, losses, _ = zip(*heard["ends"], strict=True)
+    assert list(epochs) == sorted(epochs)  # it went on each time, and did not begin anew
+    assert set(epochs) == set(range(len(set(epochs))))
+    assert losses[-1] < losses[0]

@@ -80,8 +80,12 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)}
     assert names == {"ladder", "sweep", "seed", "average", "temperature", "answers", "cost"}
     assert [seed["seed"] for seed in done.evidence["seeds"]] == [0, 1]
-    best = max([done.evidence["averaged"], *(seed["validation"] for seed in done.evidence["seeds"])])
-    assert next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")["validation"] == best
+    mean, seeds = done.evidence["averaged"], [seed["validation"] for seed in done.evidence["seeds"]]
+    assert mean["chosen"] == (mean["validation"] >= max(seeds))
+    candidate = next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")
+    assert candidate["validation"] == max(mean["validation"], *seeds)
+    ledger = storage.read_json(f"{home}/looks/{done.evidence['ledger']['test_rows']}.json")
+    assert ("/average-" in ledger[-1]["candidate"]) == mean["chosen"]
 
 
 def test_the_champion_that_serves_is_a_rung_of_the_next_run(

@@ -8,19 +8,20 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from cluster.progress import Event
 from cluster.session import connect
 from cluster.stack import StackState
 from data import icd10
 from data.encode import labels_of
+from data.encoded import Encoding
 from data.read import read_rows
 from data.shards import Shards
 from prepare import prepare
 from recipes.schema import Recipe
 from tests.integration.small import Heard, small_recipe, stages, write_data, write_table
-from tests.integration.test_faults import ends, run, section_of
+from tests.integration.test_faults import BATCH_SIZE, Struck, ends, run, section_of
 from tests.integration.test_training import a_worker
 from training.material import TrainingTask
+from training.windows import load_rows
 
 IN_MEMORY = 300
 
@@ -86,20 +87,15 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTa
     assert labels == {row_id: task.classes[label] for row_id, label in zip(found.row_ids, found.labels, strict=True)}
 
 
-def test_a_killed_worker_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
-    plain, killed = Heard(), Heard()
-    run(section_of(batch_size=32), task, heard=plain)
-    struck = False
-
-    def show(event: Event) -> None:
-        nonlocal struck
-        killed(event)
-        if event["event"] == "step" and event["epoch"] == 1 and event["step"] > 5 and not struck:
-            struck = True
-            os.kill(a_worker(), signal.SIGKILL)
-
-    run(section_of(batch_size=32, checkpoint_interval_s=4), task, heard=show)
-    assert struck
+def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
+    assert isinstance(task.train, Shards)
+    small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
+    sizes = load_rows(small.train, Encoding(64), tokenizer=None, classes=()).sizes(section_of(), epoch=0)
+    assert len(sizes) > 2
+    plain, begun = Heard(), sizes[0] // BATCH_SIZE
+    killed = Struck(lambda: os.kill(a_worker(), signal.SIGKILL), epoch=0, step=begun + 10)
+    run(section_of(epochs=1), small, heard=plain)
+    run(section_of(epochs=1, checkpoint_interval_s=4), small, heard=killed)
     assert ends(killed) == ends(plain)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.storage import StorageError
 from data.read import DataError, Rows
 from data.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
 
@@ -43,13 +44,13 @@ def test_every_row_is_in_one_chunk(shards: Shards) -> None:
     found = shards.read(shards.chunks())
     assert len(shards) == len(found) == sum(SIZES)
     assert [int(row_id) for row_id in found.row_ids] == list(range(sum(SIZES)))
-    assert found.tokens == [tokens_of(place) for place in range(sum(SIZES))]
+    assert found.tokens(range(len(found))) == [tokens_of(place) for place in range(sum(SIZES))]
     assert found.labels is not None
     assert found.auxiliary is not None
     assert [CLASSES[label] for label in found.labels] == [CLASSES[place % 3] for place in range(sum(SIZES))]
     assert found.auxiliary.tolist() == [place % 2 for place in range(sum(SIZES))]
     assert found.said is None
-    assert found.lengths.tolist() == [len(row) for row in found.tokens]
+    assert found.lengths.tolist() == [len(tokens_of(place)) for place in range(sum(SIZES))]
 
 
 def test_chunks_come_in_the_order_asked(shards: Shards) -> None:
@@ -68,6 +69,22 @@ def test_what_the_assistant_said_is_kept(tmp_path: Path) -> None:
     found = Shards(tmp_path.as_uri(), (2,), (), ()).read(np.array([[0, 0, 2]]))
     assert found.labels is None
     assert [row.said.tolist() for row in found.conversations([1, 0])] == [[True], [False, True, True]]
+
+
+def test_a_shard_whose_writing_failed_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"), ShardWriter(tmp_path.as_uri(), 0) as writer:
+        writer.add(rows_of(0, 600), tokens=[[1]] * 300, said=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path.as_uri(), 0) as writer:
+        writer.add(rows_of(0, 600), tokens=[[1]] * 600, said=None)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    shards = Shards(tmp_path.as_uri(), (600,), CLASSES, ("x", "y"))
+    with pytest.raises(StorageError, match=rf"{path.as_uri()} is not whole .*; delete {tmp_path.as_uri()}"):
+        shards.read(shards.chunks())
 
 
 def test_a_label_that_is_no_class_is_refused(shards: Shards) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cluster import storage
 from data import stream
 from data.checks import clean
-from data.encoded import Encoding
+from data.encoded import Encoding, encode_rows
 from data.read import DataError, Rows, joined, read_splits
 from data.shards import Shards
 from data.stream import Job, gather, write_piece
@@ -67,7 +68,7 @@ def test_row_groups_are_put_together_and_never_cut(section: DataSection, monkeyp
     monkeypatch.setattr(stream, "SHARD_ROWS", 250)
     pieces = list(stream._pieces(section))
     assert [piece.groups for piece in pieces] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert [piece.first for piece in pieces] == [0, 300, 600, 900]
+    assert [piece.first for piece in pieces] == [piece.start for piece in pieces] == [0, 300, 600, 900]
     assert [piece.num_rows for piece in pieces] == [300, 300, 300, 103]
 
 
@@ -86,8 +87,8 @@ def test_a_piece_is_written_without_copies_and_told_of(
     found = shards.read(shards.chunks())
     assert found.row_ids == (*(str(place) for place in range(1000)), "1002")
     whole = read_splits(section).train
-    assert found.tokens[:50] == Encoding(16).tokens(whole.take(range(50)), tokenizer=tokenizer())[0]
-    kept = stream._kept(shards.uri, num_files=1)
+    assert found.tokens(range(50)) == Encoding(16).tokens(whole.take(range(50)), tokenizer=tokenizer())[0]
+    kept = stream._held(shards.uri, num_files=1)
     assert 150 < len(kept) < 260
     assert set(kept.row_ids) < set(found.row_ids)
     assert len(set(kept.row_ids)) == len(kept)
@@ -99,18 +100,56 @@ def test_every_class_has_a_row_in_memory(tmp_path: Path) -> None:
     section = DataSection(train=uri)
     (piece,) = stream._pieces(section)
     told = write_piece(piece, job_of(section, tmp_path, share=0.01), tokenizer())
-    kept = stream._kept((tmp_path / "shards").as_uri(), num_files=1)
+    kept = stream._held((tmp_path / "shards").as_uri(), num_files=1)
     assert set(kept.labels) == set(labels) == set(told["labels"])
     assert len(kept) < 60
 
 
-def test_what_is_wrong_is_told_with_its_row(tmp_path: Path) -> None:
+def test_what_is_wrong_is_told_with_its_row_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BATCH_ROWS", 64)
     texts: list[str | None] = [*texts_of(150), None]
-    uri = write(tmp_path, texts_of(151), text=texts)
-    section = DataSection(train=uri)
+    first, second = write(tmp_path, texts_of(70), name="a"), write(tmp_path, texts_of(151), name="b", text=texts)
+    section = DataSection(train=(first, second))
+    one, other = stream._pieces(section)
+    assert (other.first, other.start) == (70, 0)
+    write_piece(one, job_of(section, tmp_path), tokenizer())
+    told = r"b\.parquet: column 'text' is null in 1 of 23 rows from row 128 on \(first: row 150\)"
+    with pytest.raises(DataError, match=told):
+        write_piece(other, job_of(section, tmp_path), tokenizer())
+    assert not (tmp_path / "shards" / "000001.arrow").exists()
+    assert not (tmp_path / "shards" / "000001.json").exists()
+
+
+def test_a_piece_that_an_interrupted_run_wrote_is_not_written_again(
+    section: DataSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (piece,) = stream._pieces(section)
-    with pytest.raises(DataError, match=r"column 'text' is null in 1 of 151 rows \(first: row 150\)"):
-        write_piece(piece, job_of(section, tmp_path), tokenizer())
+    told = write_piece(piece, job_of(section, tmp_path), tokenizer())
+    monkeypatch.setattr(stream, "_batches", lambda *_: pytest.fail("it is read again"))
+    assert write_piece(piece, job_of(section, tmp_path), tokenizer()) == json.loads(json.dumps(told))
+
+
+def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a b", "c"] * 20, "completion": ["d", "e f"] * 20})
+    pq.write_table(table, tmp_path / "train.parquet")
+    section = DataSection(train=(tmp_path / "train.parquet").as_uri())
+    encoding = Encoding(16, chat=True)
+    (piece,) = stream._pieces(section)
+    job = job_of(
+        section, tmp_path, encoding=encoding, share=1.0, texts={"test": frozenset(), "validation": frozenset()}
+    )
+    told = write_piece(piece, job, tokenizer())
+    assert (told["num_rows"], told["labels"]) == (40, {})
+    shards = Shards(job.uri, (40,), (), ())
+    found = shards.read(shards.chunks())
+    held = stream._held(job.uri, num_files=1)
+    wanted = encode_rows(held, encoding, tokenizer=tokenizer(), classes=(), auxiliary_classes=())
+    assert np.array_equal(found.ids, wanted.ids)
+    assert np.array_equal(found.offsets, wanted.offsets)
+    assert found.said is not None
+    assert wanted.said is not None
+    assert np.array_equal(found.said, wanted.said)
+    assert found.num_said(range(40)) == wanted.said.sum() > 40
 
 
 def test_under_the_size_rows_are_held_in_memory(section: DataSection) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.card import to_model_card
 from evaluation.cost import CpuRounds
 from evaluation.report import to_html, verdict_lines
 from models.decide import Routing
@@ -201,8 +202,21 @@ def test_few_seeds_give_no_spread() -> None:
 
 
 def test_the_mean_of_the_seeds_weights_is_told_where_it_was_in_the_running() -> None:
-    assert "the mean of their weights 0.744, the candidate" in to_html(some_evidence() | {"averaged": 0.744})
+    chosen = {"averaged": {"validation": 0.744, "chosen": True}}
+    assert "the mean of their weights 0.744, the candidate" in to_html(some_evidence() | chosen)
     assert "mean of their weights" not in to_html(some_evidence() | {"averaged": None})
+
+
+def test_who_saw_a_part_of_streamed_rows_is_told_on_page_card_and_terminal() -> None:
+    evidence = some_evidence()
+    evidence["data"] |= {"num_train": 10_000_000, "num_in_memory": 500_000}
+    told = (
+        "raining rows were streamed: the candidate learned from all 10,000,000, the pretrained rungs and the reference"
+    )
+    assert told in to_html(evidence)
+    assert told in to_model_card(evidence, role="candidate")
+    assert told in "\n".join(verdict_lines(evidence))
+    assert "were streamed" not in to_html(some_evidence())
 
 
 def test_the_evidence_is_plain_json_and_the_report_does_not_change_it() -> None:

@@ -45,7 +45,7 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
     return ClassifierMaterial(
         encoder=without_pooler(BertModel(config)),
         task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
-        train=HeldRows(Encoded(rows.row_ids, tokens, labels=labels)),
+        train=HeldRows(Encoded.of_lists(tokens, row_ids=rows.row_ids, labels=labels)),
         validation_tokens=tokens,
         validation_labels=labels,
         pad_id=0,

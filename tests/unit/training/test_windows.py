@@ -9,7 +9,6 @@ from data.encoded import Encoded
 from data.shards import Shards, ShardWriter
 from recipes.schema import TrainingSection
 from tests.unit.training.small import reports_of, rows_of, section_of, small_material
-from training import windows
 from training.windows import HeldRows, StreamedRows, TrainingRows, num_steps, steps
 
 SIZES = (700, 900, 1100)
@@ -24,12 +23,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> StreamedRows:
             rows, tokens = rows_of(size, first=first)
             writer.add(rows, tokens=tokens, said=None)
         first += size
-    return StreamedRows(Shards(uri, SIZES, ("0", "1", "2"), ()))
-
-
-@pytest.fixture(autouse=True)
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 512)
+    return StreamedRows(Shards(uri, SIZES, ("0", "1", "2"), (), window_rows=512))
 
 
 def shown(rows: TrainingRows, *, epoch: int, start: int = 0) -> list[list[str]]:
