@@ -18,7 +18,8 @@ demo: $(SETUP)
 	$(BIN)/python demo.py $(if $(KEEP),--keep)
 
 test: $(SETUP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 tests/unit
+	$(BIN)/pytest -m "not slow" tests/integration
 
 test-slow: $(SETUP)
 	$(BIN)/pytest -m slow
