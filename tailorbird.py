@@ -159,7 +159,33 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     _answer(
         {"url": url, "version": version.version, "digest": version.digest},
         as_json=as_json,
-        lines=[f"{version.version} answers at {url}{ROUTES[task_of(version)]}"],
+        lines=[
+            f"{version.version} answers at {url}{ROUTES[task_of(version)]}",
+            "to whoever holds a key"
+            if loaded.serving.api_keys
+            else "on this machine only: serving.api_keys names no keys",
+        ],
+    )
+
+
+@app.command()
+@fails_clearly
+def key(
+    name: Annotated[str, typer.Argument(help="Who will hold it.")],
+    per_minute: Annotated[int | None, typer.Option(help="Requests a minute that a replica answers.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes an API key, and the line to store where the recipe's serving.api_keys points.
+
+    Example: tailorbird key mobile-app --per-minute 600
+    """
+    from serving.keys import new_key
+
+    made, stored = new_key(name, per_minute=per_minute)
+    _answer(
+        {"key": made, "line": stored.to_line()},
+        as_json=as_json,
+        lines=[f"key, shown this once: {made}", f"line to store:        {stored.to_line()}"],
     )
 
 

@@ -405,6 +405,10 @@ class ServingSection(Section):
     """Requests waiting for a replica; more are answered with 503, or 429 for `task: chat`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """For `task: chat`, the most tokens that a request may ask for; without it, what answers were evaluated with."""
+    api_keys: str | None = None
+    """Where the hashes of the API keys stand that may ask (`tailorbird key`): the URI of a file that every replica can
+    read, or `env://NAME`, a variable of the environment in which Ray was started. Without it Serve listens on loopback
+    only."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -24,7 +24,7 @@ from serving.chat_protocol import (
     whole_answer,
 )
 from serving.generate import Generator, Sampling
-from serving.http import ASGIApp, Events, Route, http_app
+from serving.http import ASGIApp, Events, Route
 from serving.protocol import RequestError
 from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
 from serving.words import shown
@@ -64,11 +64,11 @@ class Chat:
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         load = partial(_load, max_batch_size=self._section.max_batch_size)
-        self._replica = Replica(load, retire=Generator.retire)
+        self._replica = Replica(load, retire=Generator.retire, api_keys=self._section.api_keys)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True), **self._replica.routes()}
-        return http_app(routes, max_body_bytes=self._section.max_body_bytes)
+        routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True)}
+        return self._replica.asgi_app(routes, max_body_bytes=self._section.max_body_bytes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.schema import ServingSection
 from serving.answer import Prediction, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.batch import Batcher
-from serving.http import ASGIApp, Route, http_app
+from serving.http import ASGIApp, Route
 from serving.protocol import parse_request, write_answer
 from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
 
@@ -51,11 +51,12 @@ class Classifier:
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._replica = Replica(partial(_load, worker=worker, batch_size=self._section.max_batch_size))
+        load = partial(_load, worker=worker, batch_size=self._section.max_batch_size)
+        self._replica = Replica(load, api_keys=self._section.api_keys)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/classify": Route("POST", self._classify), **self._replica.routes()}
-        return http_app(routes, max_body_bytes=self._section.max_body_bytes)
+        routes = {"/v1/classify": Route("POST", self._classify)}
+        return self._replica.asgi_app(routes, max_body_bytes=self._section.max_body_bytes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""

@@ -20,6 +20,7 @@ DEPLOYMENTS = {"classification": "classifier", "chat": "chat"}
 ROUTES = {"classification": "/v1/classify", "chat": "/v1/chat/completions"}
 DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.2
+LOCAL = ("127.0.0.1", "localhost", "::1")
 # Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
 # Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
@@ -48,7 +49,10 @@ def deploy(section: ServingSection, *, home: str, version: "ModelVersion") -> st
     SessionError where Ray is not reachable.
     """
     name, task = application_name(home), task_of(version)
-    before = _applications()
+    instance = _instance()
+    before = instance["applications"]
+    if section.api_keys is None:
+        _refuse_open_door(instance)
     prefix = _route_prefix(name, before)
     application = {
         "name": name,
@@ -121,16 +125,36 @@ def _declared(applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _applications() -> dict[str, Any]:
+    applications: dict[str, Any] = _instance()["applications"]
+    return applications
+
+
+def _instance() -> dict[str, Any]:
+    """What Serve says of itself and its applications."""
     answer = request_dashboard("GET", APPLICATIONS)
     if answer.status_code != 200:
         raise DeployError(f"Serve's status cannot be read ({answer.status_code}): {answer.text[:500]}")
-    applications: dict[str, Any] = answer.json().get("applications", {})
-    return applications
+    return {"applications": {}, **answer.json()}
+
+
+def _refuse_open_door(instance: dict[str, Any]) -> None:
+    """Raises DeployError where whoever reaches the machine could ask, and no key would keep them out."""
+    listens = (instance.get("http_options") or {}).get("host", "127.0.0.1")
+    if _is_local(urlsplit(serve_url()).hostname) and _is_local(listens):
+        return
+    raise DeployError(
+        f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, and serving.api_keys is "
+        "not set: `tailorbird key NAME` makes a key; or let TAILORBIRD_SERVE_URL name 127.0.0.1, before Serve starts"
+    )
+
+
+def _is_local(host: str | None) -> bool:
+    return host in LOCAL
 
 
 def _put(applications: list[dict[str, Any]]) -> None:
     address = urlsplit(serve_url())
-    local = address.hostname in ("127.0.0.1", "localhost")
+    local = _is_local(address.hostname)
     body = {
         "proxy_location": "EveryNode",
         # Serve reads these once, when it starts: on loopback only this machine may call, else HAProxies of all nodes.

@@ -31,10 +31,16 @@ class Route:
     answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Events]]]
     watched: bool = False
     """Whether a client that hangs up cancels the answer: of one that takes long."""
+    open: bool = False
+    """Whether it is answered to whoever asks, key or none."""
 
 
-def http_app(routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
-    """An ASGI application over exact paths; FastAPI's routing and validation would double the cost of a request."""
+def http_app(routes: dict[str, Route], *, max_body_bytes: int, admit: Callable[[str], object] | None = None) -> ASGIApp:
+    """An ASGI application over exact paths; FastAPI's routing and validation would double the cost of a request.
+
+    `admit` takes the Authorization header of a request, before its body is read, and raises RequestError where it
+    opens nothing; without it all may ask.
+    """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,6 +52,8 @@ def http_app(routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
         request_id = _header(scope, b"x-request-id").decode("latin-1")
         try:
             route = _find(routes, scope)
+            if admit is not None and not route.open:
+                admit(_header(scope, b"authorization").decode("latin-1"))
             body = await read_body(scope, receive, max_bytes=max_body_bytes) if route.method == "POST" else b""
         except RequestError as error:
             await _send(send, error.status, error.body, error.headers)

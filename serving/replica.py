@@ -6,7 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from serving.http import Route
+from serving.http import ASGIApp, Route, http_app
+from serving.keys import Door
 from serving.protocol import CHAMPION, Models, Ready, RequestError, Served
 
 if TYPE_CHECKING:
@@ -26,14 +27,20 @@ EngineT = TypeVar("EngineT", bound=Engine)
 class Replica(Generic[EngineT]):
     """The engine that answers, and the version that was refused last.
 
-    `load` takes a version's URI and its digest; `retire` an engine that no longer serves.
+    `load` takes a version's URI and its digest; `retire` an engine that no longer serves; `api_keys` is the section's.
     """
 
     def __init__(
-        self, load: Callable[[str, str], EngineT], *, retire: Callable[[EngineT], None] = lambda _former: None
+        self,
+        load: Callable[[str, str], EngineT],
+        *,
+        retire: Callable[[EngineT], None] = lambda _former: None,
+        api_keys: str | None = None,
     ) -> None:
         self._load = load
         self._retire = retire
+        self._door = Door(api_keys) if api_keys else None
+        self._watch: asyncio.Task[None] | None = None
         self._engine: EngineT | None = None
         self._refused: tuple[str, str] | None = None
         self._changes: asyncio.Task[None] | None = None
@@ -46,6 +53,8 @@ class Replica(Generic[EngineT]):
         runs, Serve sends the replica nothing new, and where it is the only one, requests wait.
         """
         uri, digest = user_config["version_uri"], user_config["digest"]
+        if self._door and self._watch is None:
+            self._watch = asyncio.create_task(self._door.keep_current())
         if self._engine is None:
             self._engine = await asyncio.to_thread(self._load, uri, digest)
         else:
@@ -74,12 +83,17 @@ class Replica(Generic[EngineT]):
             raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
         return self._engine
 
-    def routes(self) -> dict[str, Route]:
+    def asgi_app(self, routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
+        """The replica's routes and those given, behind the door where there is one."""
+        admit = self._door.admit if self._door else None
+        return http_app(routes | self._routes(), max_body_bytes=max_body_bytes, admit=admit)
+
+    def _routes(self) -> dict[str, Route]:
         """What a replica tells of itself."""
         return {
             "/v1/models": Route("GET", self._models),
-            "/healthz": Route("GET", self._healthz),
-            "/readyz": Route("GET", self._readyz),
+            "/healthz": Route("GET", self._healthz, open=True),
+            "/readyz": Route("GET", self._readyz, open=True),
         }
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:

@@ -8,7 +8,7 @@ import pytest
 from models.registry import Prompting
 from recipes.schema import ServingSection
 from serving.app import BuildArgs, deployment_options
-from serving.deploy import _build_args, task_of
+from serving.deploy import DeployError, _build_args, _refuse_open_door, task_of
 
 
 def version(prompting: Prompting | None) -> Any:
@@ -31,3 +31,26 @@ def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_take
 @pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
 def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(task: str, max_ongoing: int) -> None:
     assert deployment_options(ServingSection(), task=task)["max_ongoing_requests"] == max_ongoing
+
+
+@pytest.mark.parametrize(
+    ("url", "listens", "open_door"),
+    [
+        ("http://127.0.0.1:8000", None, False),
+        ("http://127.0.0.1:8000", "127.0.0.1", False),
+        ("http://localhost:8000", "127.0.0.1", False),
+        ("http://127.0.0.1:8000", "0.0.0.0", True),
+        ("http://10.0.0.5:8000", None, True),
+        ("http://serve.example:8000", "0.0.0.0", True),
+    ],
+)
+def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
+    monkeypatch: pytest.MonkeyPatch, url: str, listens: str | None, open_door: bool
+) -> None:
+    monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
+    instance = {"applications": {}, "http_options": {"host": listens} if listens else None}
+    if not open_door:
+        _refuse_open_door(instance)
+        return
+    with pytest.raises(DeployError, match=r"serving\.api_keys is not set: `tailorbird key NAME` makes a key"):
+        _refuse_open_door(instance)

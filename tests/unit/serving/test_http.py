@@ -20,11 +20,25 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
     return 200, json.dumps({"bytes": len(body), "id": request_id}).encode()
 
 
+def _admit(authorization: str) -> None:
+    if authorization != "Bearer good":
+        raise RequestError(401, "invalid_api_key", "give a key")
+
+
 def _ask(
-    method: str, path: str, *, chunks: tuple[bytes, ...] = (b"",), declared: int | None = None
+    method: str,
+    path: str,
+    *,
+    chunks: tuple[bytes, ...] = (b"",),
+    declared: int | None = None,
+    authorization: bytes | None = None,
 ) -> tuple[int, Any, Any]:
-    app = http_app({"/echo": Route("POST", _echo), "/up": Route("GET", _echo)}, max_body_bytes=MAX_BODY_BYTES)
-    headers = [(b"x-request-id", b"r-1")]
+    app = http_app(
+        {"/echo": Route("POST", _echo), "/up": Route("GET", _echo, open=True)},
+        max_body_bytes=MAX_BODY_BYTES,
+        admit=None if authorization is None else _admit,
+    )
+    headers = [(b"x-request-id", b"r-1"), (b"authorization", authorization or b"")]
     if declared is not None:
         headers.append((b"content-length", str(declared).encode()))
     scope: Scope = {
@@ -52,6 +66,14 @@ def _ask(
     assert start_headers[b"content-type"] == b"application/json"
     assert start_headers[b"content-length"] == str(len(sent[1]["body"])).encode()
     return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
+
+
+def test_a_door_is_at_each_route_but_the_open_ones() -> None:
+    assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
+    status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
+    assert (status, content["error"]["type"]) == (401, "invalid_api_key")
+    assert _ask("POST", "/echo", authorization=b"")[0] == 401
+    assert _ask("GET", "/up", authorization=b"")[0] == 200
 
 
 def test_a_body_in_parts_is_put_together() -> None:

@@ -36,7 +36,7 @@ def asked(uri: str) -> dict[str, str]:
 
 
 async def ready(replica: Replica[Any]) -> tuple[int, Any]:
-    status, content = await replica.routes()["/readyz"].answer(b"", "r")
+    status, content = await replica._routes()["/readyz"].answer(b"", "r")
     assert isinstance(content, bytes)
     return status, json.loads(content)
 

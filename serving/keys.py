@@ -1,0 +1,152 @@
+"""At the door: who may ask, told by the hash of the API key that a request carries, and how often a minute."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cluster.storage import read_bytes
+from serving.protocol import RequestError
+
+ENVIRONMENT = "env://"
+PREFIX = "tb-"
+RELOAD_S = 5.0
+KEY_BYTES = 32
+_LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<sha256>[0-9a-f]{64})(?:\s+(?P<per_minute>[1-9]\d{0,8}))?")
+
+_log = logging.getLogger("ray.serve")
+
+
+class KeysError(ValueError):
+    """Keys that cannot be read; the message names the line and never shows it."""
+
+
+class ApiKey(NamedTuple):
+    """Who holds a key, as it is stored."""
+
+    name: str
+    sha256: str
+    """Of the key: 256 random bits need no salt, and no slow hash."""
+    per_minute: int | None
+    """Requests a minute that a replica answers; None for as many as come."""
+
+    def to_line(self) -> str:
+        """As it stands in the file."""
+        return " ".join(str(part) for part in self if part is not None)
+
+
+def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
+    """A random key, to be given away once, and what is stored of it."""
+    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    stored = ApiKey(name, _sha256(key), per_minute)
+    if not _LINE.fullmatch(stored.to_line()):
+        raise KeysError(
+            f"name {name!r} and {per_minute} requests a minute cannot be stored: a name has 1 to 64 letters, digits, "
+            "dots, dashes, underscores or @, and a limit is 1 or more"
+        )
+    return key, stored
+
+
+def read_keys(source: str) -> tuple[ApiKey, ...]:
+    """The keys of a file's URI, or of an environment variable, `env://NAME`: one a line, `#` begins a comment.
+
+    Raises KeysError where a line is none, a name or key stands twice, or there is no key at all.
+    """
+    if source.startswith(ENVIRONMENT):
+        variable = source.removeprefix(ENVIRONMENT)
+        if variable not in os.environ:
+            raise KeysError(f"the environment of this node has no {variable}, which serving.api_keys names")
+        text = os.environ[variable]
+    else:
+        text = read_bytes(source).decode("utf-8")
+    keys: list[ApiKey] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        plain = line.split("#", 1)[0].strip()
+        if not plain:
+            continue
+        found = _LINE.fullmatch(plain)
+        if found is None:
+            raise KeysError(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
+        per_minute = found["per_minute"]
+        keys.append(ApiKey(found["name"], found["sha256"], int(per_minute) if per_minute else None))
+    if not keys:
+        raise KeysError(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
+    if len({key.sha256 for key in keys}) < len(keys):
+        raise KeysError(f"{source}: a key stands there twice")
+    return tuple(keys)
+
+
+class Door:
+    """The keys of `source`, read again every few seconds: one that is taken out opens nothing from then on.
+
+    A name may have several keys, the old and the new one while they are changed. Limits are of a key and a replica:
+    a bucket that holds a minute's requests and fills evenly.
+    """
+
+    def __init__(self, source: str, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._now = now
+        self._keys = read_keys(source)
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self._fault = ""
+
+    def admit(self, authorization: str) -> ApiKey:
+        """The key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
+        kind, _, given = authorization.partition(" ")
+        offered = _sha256(given.strip())
+        # All are compared, each in constant time: how long it takes tells nothing of a key that is there.
+        fitting = [key for key in self._keys if hmac.compare_digest(key.sha256, offered)]
+        if kind.lower() != "bearer" or not fitting:
+            raise RequestError(
+                401,
+                "invalid_api_key" if authorization else "missing_api_key",
+                "give a key that is valid here in the header `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+        self._count(fitting[0])
+        return fitting[0]
+
+    def reload(self) -> None:
+        """Reads the keys again; where that fails those read last stay, and the log says so once."""
+        try:
+            self._keys = read_keys(self._source)
+        except Exception as error:  # a store that is away must not end who may ask
+            if str(error) != self._fault:
+                _log.error("the API keys could not be read again, those read last stay: %s", error)
+            self._fault = str(error)
+        else:
+            self._fault = ""
+
+    async def keep_current(self) -> None:
+        """Reads the keys again and again, off the loop, until cancelled."""
+        while True:
+            await asyncio.sleep(RELOAD_S)
+            await asyncio.to_thread(self.reload)
+
+    def _count(self, key: ApiKey) -> None:
+        if key.per_minute is None:
+            return
+        now, rate = self._now(), key.per_minute / 60
+        left, at = self._buckets.get(key.sha256, (float(key.per_minute), now))
+        left = min(float(key.per_minute), left + (now - at) * rate)
+        if left < 1:
+            wait_s = max(1, round((1 - left) / rate + 0.5))
+            raise RequestError(
+                429,
+                "rate_limited",
+                f"{key.name} may ask {key.per_minute} times a minute; ask again in {wait_s} s",
+                code="rate_limit_exceeded",
+                headers=((b"retry-after", str(wait_s).encode()),),
+            )
+        self._buckets[key.sha256] = (left - 1, now)
+
+
+def _sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
