@@ -168,7 +168,7 @@ def current_user() -> str:
 
 def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:
     """The run's place: by what is asked and who serves; the run that made today's champion is found again as it was."""
-    if champion is not None:
+    if champion is not None and champion.run:
         question = f"{champion.run}/question.json"
         if storage.exists(question) and storage.read_json(question)["asked"] == asked:
             return champion.run

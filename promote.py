@@ -1,4 +1,4 @@
-"""Makes the winner of a run the champion by conditional write; a version that no verdict chose is refused."""
+"""Makes the winner of a run the champion by conditional write, or goes back to the version that served before it."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
 from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST
-from models.registry import Champion, read_champion, read_version, set_champion
+from models.registry import Champion, Former, ModelVersion, read_champion, read_version, set_champion
 
 
 class PromotionRefused(ValueError):
@@ -39,8 +39,46 @@ def promote(home: str, *, version: str | None = None, override: str | None = Non
         )
     _refuse_expired(evidence)
     reason = _reason(evidence, override=override)
+    before = (*found[0].before, _former(found[0])) if found else ()
+    return _set(home, chosen, etag=found[1] if found else None, reason=reason, run=evidence["run"], before=before)
+
+
+def rollback(home: str, *, reason: str) -> Champion:
+    """Makes the version that served before the champion the champion again; before the first one that was the incumbent
+    of its verdict.
+
+    `reason` is kept with it. No verdict is asked for: this is the way back from one. Raises PromotionRefused where
+    nothing served before, or that version was changed since.
+    """
+    if not reason.strip():
+        raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
+    found = read_champion(home)
+    if found is None:
+        raise PromotionRefused(f"{home} has no champion, so there is nothing to go back from")
+    champion, etag = found
+    former = champion.before[-1] if champion.before else _incumbent_of(champion)
+    version = read_version(former.uri)
+    if version.digest != former.digest:
+        raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
+    told = f"rolled back from {champion.version}: {reason.strip()}"
+    return _set(home, version, etag=etag, reason=told, run=former.run, before=champion.before[:-1])
+
+
+def _former(champion: Champion) -> Former:
+    return Former(uri=champion.uri, digest=champion.digest, run=champion.run)
+
+
+def _incumbent_of(champion: Champion) -> Former:
+    """What the first champion was compared with, which no verdict chose."""
+    incumbent = _whole(champion.run)["versions"]["incumbent"] if champion.run else {"uri": champion.uri}
+    if incumbent["uri"] == champion.uri:
+        raise PromotionRefused(f"nothing served before {champion.uri}; run the recipe and promote what it chooses")
+    return Former(uri=incumbent["uri"], digest=incumbent["digest"], run="")
+
+
+def _set(home: str, version: ModelVersion, **fields: Any) -> Champion:
     try:
-        return set_champion(home, chosen, etag=found[1] if found else None, reason=reason, run=evidence["run"])
+        return set_champion(home, version, **fields)
     except Conflict:
         raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
 

@@ -142,6 +142,23 @@ def promote(
 
 @app.command()
 @fails_clearly
+def rollback(
+    recipe: RecipePath,
+    reason: Annotated[str, typer.Option(help="Why, which is kept with the champion.")],
+    as_json: AsJson = False,
+) -> None:
+    """Makes the version that served before the champion the champion again; `serve` then moves the service to it.
+
+    Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
+    """
+    from promote import rollback as roll_back
+
+    champion = roll_back(_recipe(recipe).home, reason=reason)
+    _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
+
+
+@app.command()
+@fails_clearly
 def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Serves the champion on Ray Serve, or moves the service to it.
 

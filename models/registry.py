@@ -98,6 +98,15 @@ class ModelVersion(VersionConfig):
     digest: str
 
 
+class Former(Frozen):
+    """A version that was the champion."""
+
+    uri: str
+    digest: str
+    run: str
+    """As in `Champion`."""
+
+
 class Champion(Frozen):
     """The version that serves now, and why."""
 
@@ -106,8 +115,10 @@ class Champion(Frozen):
     digest: str
     reason: str
     run: str
-    """URI of the run whose verdict chose it."""
+    """URI of the run whose verdict chose it; empty where none did."""
     since: str
+    before: tuple[Former, ...] = ()
+    """What served before, the latest last; what was rolled back is not among them."""
 
 
 def now() -> str:
@@ -236,13 +247,21 @@ def champion_version(champion: Champion) -> ModelVersion:
     return version
 
 
-def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str) -> Champion:
+def set_champion(
+    home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, before: tuple[Former, ...] = ()
+) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
     Raises storage.Conflict where somebody did. Every change is kept under `history/`.
     """
     champion = Champion(
-        version=version.version, uri=version.uri, digest=version.digest, reason=reason, run=run, since=now()
+        version=version.version,
+        uri=version.uri,
+        digest=version.digest,
+        reason=reason,
+        run=run,
+        since=now(),
+        before=before,
     )
     content: dict[str, Any] = champion.model_dump()
     write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)

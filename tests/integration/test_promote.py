@@ -10,7 +10,7 @@ import pytest
 from cluster import storage
 from evaluation.stored import write_evidence
 from models.registry import ModelVersion, now, read_champion, register
-from promote import PromotionRefused, promote
+from promote import PromotionRefused, promote, rollback
 from tests.integration.test_registry import version_folder
 
 DAY = timedelta(days=1)
@@ -87,6 +87,48 @@ def test_who_is_champion_already_stays_so_after_the_verdict_expired(home: str, c
     champion = promote(home)
     concluded(home, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
     assert promote(home) == champion
+
+
+def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(home: str, tmp_path: Path) -> None:
+    pretrained, first, second = (
+        register(home, version_folder(tmp_path / name, value=value))
+        for value, name in enumerate(("pretrained", "first", "second"), 1)
+    )
+    parts = {"uri": pretrained.uri, "digest": pretrained.digest}
+    concluded(home, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
+    assert promote(home).before == ()
+    concluded(home, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{home}/runs/r")
+    promoted = promote(home)
+    assert [former.uri for former in promoted.before] == [first.uri]
+    back = rollback(home, reason=" complaints ")
+    assert (back.uri, back.run, back.before) == (first.uri, f"{home}/runs/r", ())
+    assert back.reason == f"rolled back from {second.version}: complaints"
+    assert promote(home).uri == second.uri  # its verdict still stands, and compared with who serves now
+    rollback(home, reason="again")
+    concluded(home, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
+    back = rollback(home, reason="and again")
+    assert (back.uri, back.run) == (pretrained.uri, "")
+    with pytest.raises(PromotionRefused, match="nothing served before"):
+        rollback(home, reason="further")
+    assert len(storage.list_files(f"{home}/history")) >= 3
+
+
+def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
+    home: str, chosen: ModelVersion, tmp_path: Path
+) -> None:
+    with pytest.raises(PromotionRefused, match="has no champion"):
+        rollback(home, reason="why")
+    other = register(home, version_folder(tmp_path / "other", value=2))
+    wrong = {"uri": other.uri, "digest": "0" * 64}
+    concluded(home, chosen, versions={"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": wrong})
+    champion = promote(home)
+    with pytest.raises(PromotionRefused, match="the reason is empty"):
+        rollback(home, reason=" ")
+    with pytest.raises(PromotionRefused, match="is not what served: its digest changed"):
+        rollback(home, reason="why")
+    found = read_champion(home)
+    assert found is not None
+    assert found[0] == champion
 
 
 def test_a_hybrid_that_a_verdict_chose_is_promoted(home: str, chosen: ModelVersion) -> None:
