@@ -409,11 +409,25 @@ class ServingSection(Section):
     """Where the hashes of the API keys stand that may ask (`tailorbird key`): the URI of a file that every replica can
     read, or `env://NAME`, a variable of the environment in which Ray was started. Without it Serve listens on loopback
     only."""
+    request_log: str | None = None
+    """URI of a prefix where each answer leaves a row, as Parquet by day; replicas must be allowed to write there."""
+    log_texts: bool = False
+    """Whether the rows hold the texts too, and what a chat model answered; needs `request_log`."""
+    subject_key: str | None = None
+    """Where the secret stands, as in `api_keys`, by which the log hashes the `subject` of a request (HMAC-SHA256);
+    without it, none is kept."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas {self.min_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _logs_somewhere(self) -> Self:
+        for name in ("log_texts", "subject_key"):
+            if getattr(self, name) and self.request_log is None:
+                raise ValueError(f"{name} needs request_log: nothing is written without it")
         return self
 
 

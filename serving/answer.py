@@ -83,7 +83,11 @@ def predict_hybrid(
 
 def scores_by_class(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", prediction: Prediction) -> dict[str, float]:
     """Probability of each class; 0 where the part of a hybrid that answered does not know it."""
-    if prediction.answered_by is None:
-        return dict(zip(loaded.classes, prediction.scores.tolist(), strict=True))
-    part: LoadedModel[ModelVersion] = getattr(loaded, prediction.answered_by)
-    return dict.fromkeys(loaded.classes, 0.0) | dict(zip(part.classes, prediction.scores.tolist(), strict=True))
+    scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
+    return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
+
+
+def classes_of(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
+    """What the prediction's scores are of: the classes of the model, or of the part of a hybrid, that answered."""
+    part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
+    return tuple(part.classes)

@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from serving.chat_protocol import (
 )
 from serving.generate import Generator, Sampling
 from serving.http import ASGIApp, Events, Route
+from serving.log import Entry, utc_now
 from serving.protocol import RequestError
 from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
 from serving.words import shown
@@ -42,6 +43,10 @@ class Job(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...]
+
+
+Told = Callable[["Grown"], None]
+"""Hears the last of an answer, whole or as far as it came."""
 
 
 class Grown(NamedTuple):
@@ -64,11 +69,11 @@ class Chat:
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         load = partial(_load, max_batch_size=self._section.max_batch_size)
-        self._replica = Replica(load, retire=Generator.retire, api_keys=self._section.api_keys)
+        self._replica = Replica(load, section=self._section, retire=Generator.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True)}
-        return self._replica.asgi_app(routes, max_body_bytes=self._section.max_body_bytes)
+        return self._replica.asgi_app(routes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""
@@ -80,9 +85,10 @@ class Chat:
             raise RuntimeError("the model's engine has stopped; the log says why")
 
     async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
-        engine = self._replica.engine
+        begun, engine = time.perf_counter(), self._replica.engine
         request = parse_chat(body)
         refuse_other_model(request.model, version=engine.version)
+        subject = request.safety_identifier or request.user
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
             raise RequestError(
@@ -94,6 +100,26 @@ class Chat:
             )
         job = _job(request, engine=engine, cap=self._section.max_new_tokens)
         version = engine.version
+
+        def tell(grown: Grown) -> None:
+            if self._replica.log is None:
+                return
+            entry = Entry(
+                request_id=request_id,
+                at=utc_now(),
+                model=version.name,
+                version=version.version,
+                digest=version.digest,
+                row=0,
+                latency_s=time.perf_counter() - begun,
+                subject=subject,
+                prompt_tokens=len(job.prompt),
+                completion_tokens=grown.num_tokens,
+                text=request.conversation[-1][1],
+                answer=grown.text,
+            )
+            self._replica.log.add([entry])
+
         head = partial(
             answer_head,
             request_id=request_id,
@@ -104,8 +130,9 @@ class Chat:
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
-            return 200, _events(job, head=head("chat.completion.chunk"), with_usage=with_usage)
+            return 200, _events(job, head=head("chat.completion.chunk"), with_usage=with_usage, tell=tell)
         grown = await _whole(job)
+        tell(grown)
         usage = Usage(len(job.prompt), grown.num_tokens)
         return 200, whole_answer(
             head("chat.completion"), text=grown.text, finish_reason=str(grown.finish_reason), usage=usage
@@ -178,7 +205,7 @@ async def _whole(job: Job) -> Grown:
     return last
 
 
-async def _events(job: Job, *, head: dict[str, Any], with_usage: bool) -> Events:
+async def _events(job: Job, *, head: dict[str, Any], with_usage: bool, tell: Told) -> Events:
     """The answer as OpenAI's events. Before the first, errors are raised; after it, they are an event, the last."""
     last = Grown("", 0, None)
     begun = False
@@ -201,6 +228,9 @@ async def _events(job: Job, *, head: dict[str, Any], with_usage: bool) -> Events
         _log.exception("a stream of %s broke off", head["id"])
         told = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
         yield event(told.body)
+    finally:
+        if begun:  # a client that hung up was answered as far as this
+            tell(last)
 
 
 def _load(uri: str, digest: str, *, max_batch_size: int) -> Generator:

@@ -6,14 +6,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.protocol import CHAMPION, RequestError
+from serving.protocol import CHAMPION, MAX_ATTRIBUTE_CHARS, RequestError
 
 IGNORED = (
-    "user",
     "metadata",
     "store",
     "service_tier",
-    "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
     "parallel_tool_calls",
@@ -80,6 +78,10 @@ class ChatRequest(_Given):
     """Texts before which the answer ends."""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
+    safety_identifier: Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)] | None = None
+    """Whom the request is about, by an id of the caller's own, of which the request log may keep a keyed hash."""
+    user: Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)] | None = None
+    """The same by OpenAI's older name."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
 """A replica of a classifier: batches the texts of many requests through the version that it holds."""
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recipes.schema import ServingSection
-from serving.answer import Prediction, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
+from serving.answer import Prediction, classes_of, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.batch import Batcher
 from serving.http import ASGIApp, Route
-from serving.protocol import parse_request, write_answer
-from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
+from serving.log import Entry, utc_now
+from serving.protocol import ClassifyRequest, parse_request, write_answer
+from serving.replica import Replica, refuse_other_model, refuse_unkept_subject, require_digest, require_shipped_code
 
 if TYPE_CHECKING:
     from models.decide import Routing
@@ -52,23 +54,27 @@ class Classifier:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         load = partial(_load, worker=worker, batch_size=self._section.max_batch_size)
-        self._replica = Replica(load, api_keys=self._section.api_keys)
+        self._replica = Replica(load, section=self._section)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {"/v1/classify": Route("POST", self._classify)}
-        return self._replica.asgi_app(routes, max_body_bytes=self._section.max_body_bytes)
+        return self._replica.asgi_app(routes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
+        begun, log = time.perf_counter(), self._replica.log
         engine = self._replica.engine
         request = parse_request(body, max_texts=self._section.max_texts)
         version = engine.loaded.version
+        refuse_unkept_subject(request.subject, log=log)
         refuse_other_model(request.model, version=version)
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
         predictions = await engine.batcher.submit(rows)
+        if log is not None:
+            log.add(_entries(request, predictions, engine=engine, request_id=request_id, begun=begun))
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
         if engine.routing is not None:
             for result, prediction in zip(results, predictions, strict=True):
@@ -79,6 +85,35 @@ class Classifier:
         return 200, write_answer(
             {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
         )
+
+
+def _entries(
+    request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, request_id: str, begun: float
+) -> list[Entry]:
+    """What the log keeps of an answer."""
+    version, at, latency_s = engine.version, utc_now(), time.perf_counter() - begun
+    given = request.attributes
+    attributes = given if isinstance(given, list) else [given] * len(predictions)
+    return [
+        Entry(
+            request_id=request_id,
+            at=at,
+            model=version.name,
+            version=version.version,
+            digest=version.digest,
+            row=row,
+            latency_s=latency_s,
+            subject=request.subject,
+            attributes=attributes[row],
+            label=prediction.label,
+            score=prediction.score,
+            answered_by=prediction.answered_by,
+            classes=classes_of(engine.loaded, prediction),
+            scores=prediction.scores,
+            text=text,
+        )
+        for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))
+    ]
 
 
 def _load(uri: str, digest: str, *, worker: Executor, batch_size: int) -> Engine:

@@ -35,16 +35,22 @@ class Route:
     """Whether it is answered to whoever asks, key or none."""
 
 
-def http_app(routes: dict[str, Route], *, max_body_bytes: int, admit: Callable[[str], object] | None = None) -> ASGIApp:
+def http_app(
+    routes: dict[str, Route],
+    *,
+    max_body_bytes: int,
+    admit: Callable[[str], object] | None = None,
+    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+) -> ASGIApp:
     """An ASGI application over exact paths; FastAPI's routing and validation would double the cost of a request.
 
     `admit` takes the Authorization header of a request, before its body is read, and raises RequestError where it
-    opens nothing; without it all may ask.
+    opens nothing; without it all may ask. `on_shutdown` is awaited after the last answer.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await _lifespan(receive, send, on_shutdown=on_shutdown)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
@@ -158,9 +164,11 @@ async def _send_events(send: Send, events: Events) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Receive, send: Send, *, on_shutdown: Callable[[], Awaitable[None]] | None) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.shutdown" and on_shutdown is not None:
+            await on_shutdown()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return

@@ -58,15 +58,8 @@ def read_keys(source: str) -> tuple[ApiKey, ...]:
 
     Raises KeysError where a line is none, a name or key stands twice, or there is no key at all.
     """
-    if source.startswith(ENVIRONMENT):
-        variable = source.removeprefix(ENVIRONMENT)
-        if variable not in os.environ:
-            raise KeysError(f"the environment of this node has no {variable}, which serving.api_keys names")
-        text = os.environ[variable]
-    else:
-        text = read_bytes(source).decode("utf-8")
     keys: list[ApiKey] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_secret(source).decode("utf-8").splitlines(), 1):
         plain = line.split("#", 1)[0].strip()
         if not plain:
             continue
@@ -80,6 +73,26 @@ def read_keys(source: str) -> tuple[ApiKey, ...]:
     if len({key.sha256 for key in keys}) < len(keys):
         raise KeysError(f"{source}: a key stands there twice")
     return tuple(keys)
+
+
+def read_secret(source: str) -> bytes:
+    """What stands in a file's URI, or in an environment variable, `env://NAME`; raises KeysError where none is set."""
+    if not source.startswith(ENVIRONMENT):
+        return read_bytes(source)
+    variable = source.removeprefix(ENVIRONMENT)
+    if variable not in os.environ:
+        raise KeysError(f"the environment of this node has no {variable}, which the recipe's serving section names")
+    return os.environ[variable].encode()
+
+
+def read_subject_key(source: str) -> bytes:
+    """The secret that subjects are hashed by; raises KeysError for one that could be guessed."""
+    key = read_secret(source).strip()
+    if len(key) < KEY_BYTES:
+        raise KeysError(
+            f"{source} holds {len(key)} bytes; give at least {KEY_BYTES} random ones (openssl rand -hex 32)"
+        )
+    return key
 
 
 class Door:

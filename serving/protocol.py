@@ -32,6 +32,8 @@ class ClassifyRequest(Wire):
 
     At most 32 names, and 256 characters a name or value. Other models ignore them.
     """
+    subject: _Attribute | None = None
+    """Whom the request is about, by an id of the caller's own; the request log keeps a keyed hash of it."""
 
     @property
     def texts(self) -> list[str]:

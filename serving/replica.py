@@ -6,8 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from recipes.schema import ServingSection
 from serving.http import ASGIApp, Route, http_app
-from serving.keys import Door
+from serving.keys import Door, read_subject_key
+from serving.log import RequestLog
 from serving.protocol import CHAMPION, Models, Ready, RequestError, Served
 
 if TYPE_CHECKING:
@@ -27,20 +29,25 @@ EngineT = TypeVar("EngineT", bound=Engine)
 class Replica(Generic[EngineT]):
     """The engine that answers, and the version that was refused last.
 
-    `load` takes a version's URI and its digest; `retire` an engine that no longer serves; `api_keys` is the section's.
+    `load` takes a version's URI and its digest; `retire` an engine that no longer serves.
     """
 
     def __init__(
         self,
         load: Callable[[str, str], EngineT],
         *,
+        section: ServingSection,
         retire: Callable[[EngineT], None] = lambda _former: None,
-        api_keys: str | None = None,
     ) -> None:
         self._load = load
         self._retire = retire
-        self._door = Door(api_keys) if api_keys else None
-        self._watch: asyncio.Task[None] | None = None
+        self._section = section
+        self._door = Door(section.api_keys) if section.api_keys else None
+        self.log: RequestLog | None = None
+        if section.request_log:
+            key = read_subject_key(section.subject_key) if section.subject_key else None
+            self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts)
+        self._watches: list[asyncio.Task[None]] = []
         self._engine: EngineT | None = None
         self._refused: tuple[str, str] | None = None
         self._changes: asyncio.Task[None] | None = None
@@ -53,8 +60,10 @@ class Replica(Generic[EngineT]):
         runs, Serve sends the replica nothing new, and where it is the only one, requests wait.
         """
         uri, digest = user_config["version_uri"], user_config["digest"]
-        if self._door and self._watch is None:
-            self._watch = asyncio.create_task(self._door.keep_current())
+        if not self._watches:
+            watched = [self._door.keep_current()] if self._door else []
+            watched += [self.log.keep_writing()] if self.log else []
+            self._watches = [asyncio.create_task(watch) for watch in watched]
         if self._engine is None:
             self._engine = await asyncio.to_thread(self._load, uri, digest)
         else:
@@ -83,10 +92,14 @@ class Replica(Generic[EngineT]):
             raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
         return self._engine
 
-    def asgi_app(self, routes: dict[str, Route], *, max_body_bytes: int) -> ASGIApp:
+    def asgi_app(self, routes: dict[str, Route]) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
-        admit = self._door.admit if self._door else None
-        return http_app(routes | self._routes(), max_body_bytes=max_body_bytes, admit=admit)
+        return http_app(
+            routes | self._routes(),
+            max_body_bytes=self._section.max_body_bytes,
+            admit=self._door.admit if self._door else None,
+            on_shutdown=self.log.close if self.log else None,
+        )
 
     def _routes(self) -> dict[str, Route]:
         """What a replica tells of itself."""
@@ -131,6 +144,13 @@ def refuse_other_model(given: str, *, version: "ModelVersion") -> None:
             param="model",
             code="model_not_found",
         )
+
+
+def refuse_unkept_subject(subject: str | None, *, log: RequestLog | None) -> None:
+    """Raises RequestError 422 for a subject that would be neither hashed nor kept."""
+    if subject is not None and not (log and log.takes_subjects):
+        told = "subject: none is kept here (the recipe's serving.subject_key names no key); leave it out"
+        raise RequestError(422, "invalid_request", told, param="subject")
 
 
 def require_digest(version: "ModelVersion", *, digest: str) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import requests
 import torch
@@ -308,6 +309,32 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
     finally:
         deploy.undeploy("serving-keys")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(service: Service, tmp_path: Path) -> None:
+    uri = f"{tmp_path.as_uri()}/requests"
+    storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)
+    fields = {"request_log": uri, "subject_key": f"{tmp_path.as_uri()}/key"}
+    home = "s3://models/serving-log"
+    url = deploy.deploy(SECTION.model_copy(update=fields), home=home, version=service.first)
+    body = {"input": TEXTS, "subject": "patient 7", "attributes": {"sex": "f"}}
+    try:
+        answers = [requests.post(f"{url}/v1/classify", json=body, timeout=60).json() for _ in range(20)]
+    finally:
+        deploy.undeploy("serving-log")  # within the seconds in which rows wait
+    rows = pq.read_table(tmp_path / "requests").to_pylist()
+    told = {
+        (answer["request_id"], place): result for answer in answers for place, result in enumerate(answer["results"])
+    }
+    assert {(row["request_id"], row["row"]): row["label"] for row in rows} == {
+        key: result["label"] for key, result in told.items()
+    }
+    assert len(rows) == 20 * len(TEXTS)
+    assert {row["digest"] for row in rows} == {service.first.digest}
+    assert {row["text"] for row in rows} == {None}
+    assert len({row["subject"] for row in rows}) == 1
+    refused = service.ask({"input": TEXTS[0], "subject": "patient 7"}, status=422)
+    assert refused["error"]["param"] == "subject"
 
 
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:

@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from models.registry import Prompting
-from serving.chat import Grown, Job, _events, _job, _whole
+from serving.chat import Grown, Job, Told, _events, _job, _whole
 from serving.chat_protocol import answer_head, parse_chat
 from serving.generate import Sampling
 from serving.protocol import RequestError
@@ -53,11 +53,14 @@ def job(engine: Said, *, stops: tuple[str, ...] = ()) -> Job:
     return Job(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
 
 
-def streamed(engine: Said, *, stops: tuple[str, ...] = (), with_usage: bool = False) -> list[Any]:
+def streamed(
+    engine: Said, *, stops: tuple[str, ...] = (), with_usage: bool = False, tell: Told = lambda _: None
+) -> list[Any]:
     """The events of a stream, decoded."""
 
     async def read() -> list[bytes]:
-        return [event async for event in _events(job(engine, stops=stops), head=HEAD, with_usage=with_usage)]
+        events = _events(job(engine, stops=stops), head=HEAD, with_usage=with_usage, tell=tell)
+        return [event async for event in events]
 
     lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
     return [line.decode() if line == b"[DONE]" else json.loads(line) for line in lines]
@@ -108,6 +111,24 @@ def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_
     events = streamed(Said("abcd", fails_after=2))
     assert text_of(events[:-1]) == "ab"
     assert events[-1]["error"]["type"] == "engine_failed"
+
+
+def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_hung_up() -> None:
+    told: list[Grown] = []
+    streamed(Said("one two</s>"), tell=told.append)
+    streamed(Said("abcd", fails_after=2), tell=told.append)
+    with pytest.raises(RequestError):
+        streamed(Said("abcd", fails_after=0), tell=told.append)
+
+    async def hang_up() -> None:
+        events = _events(job(Said("one two")), head=HEAD, with_usage=False, tell=told.append)
+        async with aclosing(events):
+            async for event in events:
+                if b"on" in event:
+                    break
+
+    asyncio.run(hang_up())
+    assert [grown.text for grown in told] == ["one two", "ab", "on"]
 
 
 def made(fields: dict[str, Any], *, cap: int | None = None) -> Job:

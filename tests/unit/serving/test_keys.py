@@ -83,7 +83,7 @@ def test_the_environment_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
     assert read_keys("env://SOME_KEYS") == (line,)
     assert Door("env://SOME_KEYS").admit(f"Bearer {key}").per_minute == 3
-    with pytest.raises(KeysError, match=r"has no OTHER_KEYS, which serving\.api_keys names"):
+    with pytest.raises(KeysError, match=r"has no OTHER_KEYS, which the recipe's serving section names"):
         read_keys("env://OTHER_KEYS")
 
 

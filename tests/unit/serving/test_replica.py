@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from recipes.schema import ServingSection
+from serving.log import RequestLog
 from serving.protocol import RequestError
-from serving.replica import Replica, refuse_other_model
+from serving.replica import Replica, refuse_other_model, refuse_unkept_subject
 
 
 class Loads:
@@ -28,7 +30,9 @@ class Loads:
         return SimpleNamespace(version=SimpleNamespace(version=uri, digest=digest))
 
     def replica(self) -> Replica[Any]:
-        return Replica(self.load, retire=lambda former: self.retired.append(former.version.version))
+        return Replica(
+            self.load, section=ServingSection(), retire=lambda former: self.retired.append(former.version.version)
+        )
 
 
 def asked(uri: str) -> dict[str, str]:
@@ -104,3 +108,12 @@ def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
     with pytest.raises(RequestError) as caught:
         refuse_other_model("gpt-4", version=version)
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+def test_a_subject_is_refused_where_none_is_kept() -> None:
+    refuse_unkept_subject(None, log=None)
+    refuse_unkept_subject("s", log=RequestLog("file:///nowhere", subject_key=b"k" * 32, texts=False))
+    for log in (None, RequestLog("file:///nowhere", subject_key=None, texts=False)):
+        with pytest.raises(RequestError, match="subject: none is kept here") as caught:
+            refuse_unkept_subject("s", log=log)
+        assert caught.value.status == 422

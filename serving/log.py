@@ -1,0 +1,190 @@
+"""Behind an answer: what was asked and answered, as Parquet on S3 by day, written in batches off the request path."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import write_bytes
+
+FLUSH_S = 10.0
+MAX_ROWS = 100_000
+"""Rows that wait for a store that is away; of more, the oldest are given up and counted."""
+FILE_ROWS = 50_000
+TOP = 3
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One text's answer, as it comes from the request path: nothing is worked out there."""
+
+    request_id: str
+    at: datetime
+    """When the answer was ready, UTC."""
+    model: str
+    version: str
+    digest: str
+    row: int
+    """Its place in the request, which feedback names."""
+    latency_s: float
+    """From the request's body to the answer."""
+    subject: str | None = None
+    attributes: Mapping[str, str] | None = None
+    label: str | None = None
+    score: float | None = None
+    answered_by: str | None = None
+    classes: Sequence[str] = ()
+    scores: Any = None
+    """Probabilities of the classes, [L]."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    text: str | None = None
+    """What was asked; of a conversation, its last message."""
+    answer: str | None = None
+    """What a chat model said."""
+
+
+class RequestLog:
+    """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day of answer, UTC.
+
+    What a file holds is written whole or not at all; what could not be written waits, up to `MAX_ROWS` rows, and
+    `close` writes what is left. Of `subject` only HMAC-SHA256 is written; texts only where `texts` says so. Lives in
+    one event loop.
+    """
+
+    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool) -> None:
+        self._uri = uri.rstrip("/")
+        self._subject_key = subject_key
+        self._texts = texts
+        self._name = uuid.uuid4().hex[:12]
+        self._number = 0
+        self._waiting: deque[Entry] = deque()
+        self._writing = asyncio.Lock()
+        self._fault = ""
+        self.num_dropped = 0
+
+    @property
+    def takes_subjects(self) -> bool:
+        """Whether there is a key for them."""
+        return self._subject_key is not None
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Takes rows, without waiting."""
+        self._waiting.extend(entries)
+        while len(self._waiting) > MAX_ROWS:
+            self._waiting.popleft()
+            self.num_dropped += 1
+
+    async def keep_writing(self) -> None:
+        """Writes what waits every few seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes what waits now; where that fails it waits on, and the replica's log says so once."""
+        async with self._writing:
+            while self._waiting:
+                entries = [self._waiting.popleft() for _ in range(min(FILE_ROWS, len(self._waiting)))]
+                try:
+                    await asyncio.to_thread(self._write, entries)
+                except Exception as error:  # whatever the store says, requests are answered on
+                    self._waiting.extendleft(reversed(entries))
+                    self.add(())
+                    if str(error) != self._fault:
+                        _log.error("the request log waits, it cannot be written: %s", error)
+                    self._fault = str(error)
+                    return
+                self._fault = ""
+
+    async def close(self) -> None:
+        """Writes what is left; what cannot be written is counted in the replica's log."""
+        await self.flush()
+        lost = len(self._waiting) + self.num_dropped
+        if lost:
+            _log.error("%d rows of the request log are lost", lost)
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        by_day: dict[str, list[dict[str, Any]]] = {}
+        for entry in entries:
+            by_day.setdefault(entry.at.date().isoformat(), []).append(self._row(entry))
+        for day, rows in by_day.items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
+            # One number a day: a part that was written before a failure is written over, not twice.
+            write_bytes(f"{self._uri}/day={day}/{self._name}-{self._number:06d}.parquet", sink.getvalue().to_pybytes())
+        self._number += 1
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        subject = None
+        if entry.subject is not None and self._subject_key is not None:
+            subject = hmac.new(self._subject_key, entry.subject.encode(), hashlib.sha256).hexdigest()
+        top: list[dict[str, Any]] = []
+        if entry.scores is not None:
+            order = np.argsort(-np.asarray(entry.scores), kind="stable")[:TOP]
+            top = [{"label": entry.classes[place], "score": float(entry.scores[place])} for place in order]
+        return {
+            "request_id": entry.request_id,
+            "at": entry.at,
+            "model": entry.model,
+            "version": entry.version,
+            "digest": entry.digest,
+            "row": entry.row,
+            "latency_ms": 1000 * entry.latency_s,
+            "subject": subject,
+            "attributes": json.dumps(entry.attributes, sort_keys=True) if entry.attributes else None,
+            "label": entry.label,
+            "score": entry.score,
+            "answered_by": entry.answered_by,
+            "top": top,
+            "prompt_tokens": entry.prompt_tokens,
+            "completion_tokens": entry.completion_tokens,
+            "text": entry.text if self._texts else None,
+            "answer": entry.answer if self._texts else None,
+        }
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    scored = pa.struct({"label": pa.string(), "score": pa.float32()})
+    return pa.schema(
+        {
+            "request_id": pa.string(),
+            "at": pa.timestamp("us", tz="UTC"),
+            "model": pa.string(),
+            "version": pa.string(),
+            "digest": pa.string(),
+            "row": pa.int32(),
+            "latency_ms": pa.float32(),
+            "subject": pa.string(),
+            "attributes": pa.string(),
+            "label": pa.string(),
+            "score": pa.float32(),
+            "answered_by": pa.string(),
+            "top": pa.list_(scored),
+            "prompt_tokens": pa.int32(),
+            "completion_tokens": pa.int32(),
+            "text": pa.string(),
+            "answer": pa.string(),
+        }
+    )
