@@ -51,10 +51,8 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
     from cluster.session import connect
     from data.icd10 import write
     from evaluation.report import verdict_lines
-    from models.registry import champion_version
-    from promote import promote
+    from promote import promote, serve_champion
     from recipes.schema import load_recipe
-    from serving.deploy import deploy
 
     recipe = load_recipe(RECIPE, overrides=overrides)
     with connect(), display(console) as show:
@@ -65,8 +63,7 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
         override = None if done.verdict.confirmatory else "the demo was run again"
         champion = promote(recipe.home, version=done.winner, override=override)
         show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
-        version = champion_version(champion)
-        url = deploy(recipe.serving, home=recipe.home, version=version)
+        url, _ = serve_champion(recipe.serving, home=recipe.home)
     console.print()
     for line in verdict_lines(done.evidence):
         console.print(line, markup=False, soft_wrap=True)
@@ -86,6 +83,7 @@ def _ask(url: str, terms: tuple[str, ...]) -> list[dict[str, Any]]:
 def _how_to_go_on(url: str) -> str:
     return (
         f"""it serves on. Ask it:   curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'\n"""
+        f"in a browser:           {url}/\n"
         "stop it:                .venv/bin/tailorbird stack down"
     )
 

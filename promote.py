@@ -1,4 +1,4 @@
-"""Makes the winner of a run the champion by conditional write, or goes back to the version that served before it."""
+"""Makes the winner of a run the champion by conditional write, or goes back to the one before it, and serves it."""
 
 import hashlib
 import json
@@ -8,7 +8,19 @@ from typing import Any
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
 from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST
-from models.registry import Champion, Former, ModelVersion, read_champion, read_version, set_champion
+from evaluation.verdict import Verdict
+from models.registry import (
+    Champion,
+    Former,
+    ModelVersion,
+    champion_version,
+    pretrained_version,
+    read_champion,
+    read_version,
+    set_champion,
+)
+from recipes.schema import ServingSection
+from serving.deploy import deploy
 
 
 class PromotionRefused(ValueError):
@@ -62,6 +74,20 @@ def rollback(home: str, *, reason: str) -> Champion:
         raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
     told = f"rolled back from {champion.version}: {reason.strip()}"
     return _set(home, version, etag=etag, reason=told, run=former.run, before=champion.before[:-1])
+
+
+def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:
+    """Deploys the champion, with the pretrained model beside it, and returns its base URL and version.
+
+    Raises PromotionRefused where there is none, RegistryError where it was changed, DeployError as `deploy`.
+    """
+    found = read_champion(home)
+    if found is None:
+        raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
+    champion, version = found[0], champion_version(found[0])
+    verdict = Verdict.from_dict(_whole(champion.run)["verdict"]).sentence() if champion.run else champion.reason
+    url = deploy(section, home=home, version=version, pretrained=pretrained_version(home), verdict=verdict)
+    return url, version
 
 
 def _former(champion: Champion) -> Former:

@@ -164,15 +164,11 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
     Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
     """
-    from models.registry import champion_version, read_champion
-    from serving.deploy import ROUTES, deploy, task_of
+    from promote import serve_champion
+    from serving.deploy import ROUTES, task_of
 
     loaded = _recipe(recipe, overrides)
-    found = read_champion(loaded.home)
-    if found is None:
-        raise ValueError(f"{loaded.home} has no champion; `tailorbird promote {recipe}` makes one")
-    version = champion_version(found[0])
-    url = deploy(loaded.serving, home=loaded.home, version=version)
+    url, version = serve_champion(loaded.serving, home=loaded.home)
     _answer(
         {"url": url, "version": version.version, "digest": version.digest},
         as_json=as_json,

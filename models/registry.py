@@ -23,6 +23,8 @@ from cluster.storage import (
 from models.decide import Routing
 
 Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
+UNTOUCHED = ("zero_shot", "few_shot", "centroid", "probe")
+"""Kinds whose base model is as it came."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
 """What a chat version of a kind has its weights in; a prompt alone has none. A classifier of any kind has a head."""
 
@@ -225,6 +227,12 @@ def list_versions(home: str) -> list[ModelVersion]:
     manifests = [uri for uri in list_files(f"{home}/versions") if uri.endswith("/manifest.json")]
     versions = [read_version(uri.removesuffix("/manifest.json")) for uri in manifests]
     return sorted(versions, key=lambda version: version.created_at)
+
+
+def pretrained_version(home: str) -> ModelVersion | None:
+    """The newest version in which nothing was fine-tuned; None where none is registered."""
+    untouched = [version for version in list_versions(home) if version.kind in UNTOUCHED]
+    return untouched[-1] if untouched else None
 
 
 def read_champion(home: str) -> tuple[Champion, str] | None:

@@ -27,7 +27,7 @@ from serving.generate import Generator, Sampling
 from serving.http import ASGIApp, Events, Route
 from serving.log import Entry, utc_now
 from serving.protocol import RequestError
-from serving.replica import Replica, refuse_other_model, require_digest, require_shipped_code
+from serving.replica import Replica, require_digest, require_shipped_code
 from serving.words import shown
 
 RETRY_AFTER_S = 2
@@ -85,9 +85,10 @@ class Chat:
             raise RuntimeError("the model's engine has stopped; the log says why")
 
     async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
-        begun, engine = time.perf_counter(), self._replica.engine
+        begun = time.perf_counter()
+        _ = self._replica.engine  # before the request is looked at: not ready is not its fault
         request = parse_chat(body)
-        refuse_other_model(request.model, version=engine.version)
+        engine = self._replica.engine_of(request.model)
         subject = request.safety_identifier or request.user
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:

@@ -1,5 +1,6 @@
 """A replica of a classifier: batches the texts of many requests through the version that it holds."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from serving.answer import Prediction, classes_of, hybrid_rows, predict_hybrid, 
 from serving.batch import Batcher
 from serving.http import ASGIApp, Route
 from serving.log import Entry, utc_now
-from serving.protocol import ClassifyRequest, parse_request, write_answer
-from serving.replica import Replica, refuse_other_model, refuse_unkept_subject, require_digest, require_shipped_code
+from serving.page import PAGE
+from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
+from serving.replica import Replica, refuse_unkept_subject, require_digest, require_shipped_code
 
 if TYPE_CHECKING:
     from models.decide import Routing
@@ -57,7 +59,11 @@ class Classifier:
         self._replica = Replica(load, section=self._section)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/classify": Route("POST", self._classify)}
+        routes = {
+            "/v1/classify": Route("POST", self._classify),
+            "/v1/compare": Route("POST", self._compare),
+            "/": Route("GET", self._page, open=True, content_type=b"text/html; charset=utf-8"),
+        }
         return self._replica.asgi_app(routes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -65,12 +71,34 @@ class Classifier:
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        begun, log = time.perf_counter(), self._replica.log
-        engine = self._replica.engine
+        begun, request = time.perf_counter(), self._parsed(body)
+        engine = self._replica.engine_of(request.model)
+        return 200, write_answer(await self._answered(request, engine=engine, request_id=request_id, begun=begun))
+
+    async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
+        """Both models' answers to the same texts."""
+        begun, request = time.perf_counter(), self._parsed(body)
+        names = (PRETRAINED, CHAMPION)
+        engines = [self._replica.engine_of(name) for name in names]
+        answers = await asyncio.gather(
+            *(self._answered(request, engine=engine, request_id=request_id, begun=begun) for engine in engines)
+        )
+        return 200, write_answer({"request_id": request_id, **dict(zip(names, answers, strict=True))})
+
+    async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, PAGE
+
+    def _parsed(self, body: bytes) -> ClassifyRequest:
+        _ = self._replica.engine  # before the request is looked at: not ready is not its fault
         request = parse_request(body, max_texts=self._section.max_texts)
-        version = engine.loaded.version
-        refuse_unkept_subject(request.subject, log=log)
-        refuse_other_model(request.model, version=version)
+        refuse_unkept_subject(request.subject, log=self._replica.log)
+        return request
+
+    async def _answered(
+        self, request: ClassifyRequest, *, engine: Engine, request_id: str, begun: float
+    ) -> dict[str, object]:
+        """One model's answer, and its rows in the log."""
+        version, log = engine.version, self._replica.log
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
         predictions = await engine.batcher.submit(rows)
         if log is not None:
@@ -82,9 +110,7 @@ class Classifier:
         if request.scores:
             for result, prediction in zip(results, predictions, strict=True):
                 result["scores"] = scores_by_class(engine.loaded, prediction)
-        return 200, write_answer(
-            {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
-        )
+        return {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
 
 
 def _entries(

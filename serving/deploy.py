@@ -10,6 +10,7 @@ import requests
 
 from cluster.session import request_dashboard
 from recipes.schema import ServingSection
+from serving.protocol import PRETRAINED
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -41,8 +42,17 @@ def task_of(version: "ModelVersion") -> str:
     return "classification" if version.prompting is None else "chat"
 
 
-def deploy(section: ServingSection, *, home: str, version: "ModelVersion") -> str:
+def deploy(
+    section: ServingSection,
+    *,
+    home: str,
+    version: "ModelVersion",
+    pretrained: "ModelVersion | None" = None,
+    verdict: str | None = None,
+) -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
+
+    Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
     changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises DeployError, or
@@ -54,15 +64,16 @@ def deploy(section: ServingSection, *, home: str, version: "ModelVersion") -> st
     if section.api_keys is None:
         _refuse_open_door(instance)
     prefix = _route_prefix(name, before)
+    config: dict[str, Any] = _named(version) | {"verdict": verdict}
+    if pretrained is not None and task == "classification":  # a chat model beside would take as much memory again
+        config["beside"] = {PRETRAINED: _named(pretrained)}
     application = {
         "name": name,
         "route_prefix": prefix,
         "import_path": IMPORT_PATH,
         "runtime_env": {"working_dir": version.code},
         "args": _build_args(section, home=home, task=task),
-        "deployments": [
-            {"name": DEPLOYMENTS[task], "user_config": {"version_uri": version.uri, "digest": version.digest}}
-        ],
+        "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
     }
     others = [config for other, config in _declared(before).items() if other != name]
     _put([*others, application])
@@ -76,6 +87,10 @@ def deploy(section: ServingSection, *, home: str, version: "ModelVersion") -> st
             _put([*others, former])
         raise
     return base_url
+
+
+def _named(version: "ModelVersion") -> dict[str, str]:
+    return {"version_uri": version.uri, "digest": version.digest}
 
 
 def undeploy(name: str) -> None:

@@ -33,6 +33,7 @@ class Route:
     """Whether a client that hangs up cancels the answer: of one that takes long."""
     open: bool = False
     """Whether it is answered to whoever asks, key or none."""
+    content_type: bytes = b"application/json"
 
 
 def http_app(
@@ -96,19 +97,21 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
 
 async def _answer(route: Route, body: bytes, request_id: str, send: Send) -> None:
     """Sends the route's answer; before its first event a stream may still be refused."""
+    content_type = Route.content_type
     try:
         status, content = await route.answer(body, request_id)
         if not isinstance(content, bytes):
             await _send_events(send, content)
             return
         headers: Headers = ()
+        content_type = route.content_type
     except RequestError as error:
         status, content, headers = error.status, error.body, error.headers
     except Exception:
         _log.exception("request %s failed", request_id)
         failure = RequestError(500, "internal_error", f"request {request_id} failed; the replica's log says why")
         status, content, headers = failure.status, failure.body, failure.headers
-    await _send(send, status, content, headers)
+    await _send(send, status, content, headers, content_type=content_type)
 
 
 async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
@@ -128,7 +131,7 @@ async def _hang_up(receive: Receive) -> None:
 
 
 def _find(routes: dict[str, Route], scope: Scope) -> Route:
-    path = str(scope["path"])[len(scope.get("root_path", "")) :]
+    path = str(scope["path"])[len(scope.get("root_path", "")) :] or "/"
     route = routes.get(path)
     if route is None:
         raise RequestError(404, "unknown_route", f"no route {path}; there are {', '.join(sorted(routes))}")
@@ -145,9 +148,11 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
-async def _send(send: Send, status: int, content: bytes, headers: Headers) -> None:
+async def _send(
+    send: Send, status: int, content: bytes, headers: Headers, *, content_type: bytes = Route.content_type
+) -> None:
     length = str(len(content)).encode()
-    told = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
+    told = [(b"content-type", content_type), (b"content-length", length), *headers]
     await send({"type": "http.response.start", "status": status, "headers": told})
     await send({"type": "http.response.body", "body": content})
 

