@@ -119,7 +119,7 @@ class Chat:
                 text=request.conversation[-1][1],
                 answer=grown.text,
             )
-            self._replica.log.add([entry])
+            self._replica.log.answers.add([entry])
 
         head = partial(
             answer_head,
@@ -216,9 +216,9 @@ async def _events(job: Job, *, head: dict[str, Any], with_usage: bool, tell: Tol
                 if not begun:
                     begun = True
                     yield delta_event(head, delta={"role": "assistant", "content": ""})
-                if len(grown.text) > len(last.text):
-                    yield delta_event(head, delta={"content": grown.text[len(last.text) :]})
-                last = grown
+                new, last = grown.text[len(last.text) :], grown
+                if new:
+                    yield delta_event(head, delta={"content": new})
         yield delta_event(head, delta={}, finish_reason=last.finish_reason)
         if with_usage:
             yield usage_event(head, usage=Usage(len(job.prompt), last.num_tokens))

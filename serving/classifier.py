@@ -102,7 +102,7 @@ class Classifier:
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
         predictions = await engine.batcher.submit(rows)
         if log is not None:
-            log.add(_entries(request, predictions, engine=engine, request_id=request_id, begun=begun))
+            log.answers.add(_entries(request, predictions, engine=engine, request_id=request_id, begun=begun))
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
         if engine.routing is not None:
             for result, prediction in zip(results, predictions, strict=True):

@@ -7,10 +7,10 @@ import json
 import logging
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,26 @@ MAX_ROWS = 100_000
 """Rows that wait for a store that is away; of more, the oldest are given up and counted."""
 FILE_ROWS = 50_000
 TOP = 3
+ANSWERS = {
+    "request_id": "string",
+    "at": "time",
+    "model": "string",
+    "version": "string",
+    "digest": "string",
+    "row": "int",
+    "latency_ms": "float",
+    "subject": "string",
+    "attributes": "string",
+    "label": "string",
+    "score": "float",
+    "answered_by": "string",
+    "top": "scored",
+    "prompt_tokens": "int",
+    "completion_tokens": "int",
+    "text": "string",
+    "answer": "string",
+}
+FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string"}
 
 _log = logging.getLogger("ray.serve")
 
@@ -55,31 +75,40 @@ class Entry:
     """What a chat model said."""
 
 
-class RequestLog:
-    """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day of answer, UTC.
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What was right, of one text of an earlier request."""
+
+    request_id: str
+    at: datetime
+    """When it was told, UTC."""
+    row: int
+    """The text's place in the request."""
+    label: str
+
+
+EntryT = TypeVar("EntryT", Entry, Feedback)
+
+
+class Spool(Generic[EntryT]):
+    """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
 
     What a file holds is written whole or not at all; what could not be written waits, up to `MAX_ROWS` rows, and
-    `close` writes what is left. Of `subject` only HMAC-SHA256 is written; texts only where `texts` says so. Lives in
-    one event loop.
+    `close` writes what is left. `to_row` makes a row of `schema`, off the request path. Lives in one event loop.
     """
 
-    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool) -> None:
+    def __init__(self, uri: str, *, schema: Mapping[str, str], to_row: Callable[[EntryT], dict[str, Any]]) -> None:
         self._uri = uri.rstrip("/")
-        self._subject_key = subject_key
-        self._texts = texts
+        self._schema = schema
+        self._to_row = to_row
         self._name = uuid.uuid4().hex[:12]
         self._number = 0
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[EntryT] = deque()
         self._writing = asyncio.Lock()
         self._fault = ""
         self.num_dropped = 0
 
-    @property
-    def takes_subjects(self) -> bool:
-        """Whether there is a key for them."""
-        return self._subject_key is not None
-
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, entries: Sequence[EntryT]) -> None:
         """Takes rows, without waiting."""
         self._waiting.extend(entries)
         while len(self._waiting) > MAX_ROWS:
@@ -103,7 +132,7 @@ class RequestLog:
                     self._waiting.extendleft(reversed(entries))
                     self.add(())
                     if str(error) != self._fault:
-                        _log.error("the request log waits, it cannot be written: %s", error)
+                        _log.error("%s waits, it cannot be written: %s", self._uri, error)
                     self._fault = str(error)
                     return
                 self._fault = ""
@@ -113,21 +142,48 @@ class RequestLog:
         await self.flush()
         lost = len(self._waiting) + self.num_dropped
         if lost:
-            _log.error("%d rows of the request log are lost", lost)
+            _log.error("%d rows of %s are lost", lost, self._uri)
 
-    def _write(self, entries: Sequence[Entry]) -> None:
+    def _write(self, entries: Sequence[EntryT]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         by_day: dict[str, list[dict[str, Any]]] = {}
         for entry in entries:
-            by_day.setdefault(entry.at.date().isoformat(), []).append(self._row(entry))
+            by_day.setdefault(entry.at.date().isoformat(), []).append(self._to_row(entry))
         for day, rows in by_day.items():
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
+            pq.write_table(pa.Table.from_pylist(rows, schema=_arrow(self._schema)), sink)
             # One number a day: a part that was written before a failure is written over, not twice.
             write_bytes(f"{self._uri}/day={day}/{self._name}-{self._number:06d}.parquet", sink.getvalue().to_pybytes())
         self._number += 1
+
+
+class RequestLog:
+    """What was answered, under `<uri>/answers`, and what was right, under `<uri>/feedback`.
+
+    Of `subject` only HMAC-SHA256 is written; texts only where `texts` says so.
+    """
+
+    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool) -> None:
+        self._subject_key = subject_key
+        self._texts = texts
+        root = uri.rstrip("/")
+        self.answers: Spool[Entry] = Spool(f"{root}/answers", schema=ANSWERS, to_row=self._row)
+        self.feedback: Spool[Feedback] = Spool(f"{root}/feedback", schema=FEEDBACK, to_row=asdict)
+
+    @property
+    def takes_subjects(self) -> bool:
+        """Whether there is a key for them."""
+        return self._subject_key is not None
+
+    async def keep_writing(self) -> None:
+        """Both, until cancelled."""
+        await asyncio.gather(self.answers.keep_writing(), self.feedback.keep_writing())
+
+    async def close(self) -> None:
+        """Writes what is left of both."""
+        await asyncio.gather(self.answers.close(), self.feedback.close())
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         subject = None
@@ -163,28 +219,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _schema() -> Any:
+def _arrow(columns: Mapping[str, str]) -> Any:
     import pyarrow as pa
 
-    scored = pa.struct({"label": pa.string(), "score": pa.float32()})
-    return pa.schema(
-        {
-            "request_id": pa.string(),
-            "at": pa.timestamp("us", tz="UTC"),
-            "model": pa.string(),
-            "version": pa.string(),
-            "digest": pa.string(),
-            "row": pa.int32(),
-            "latency_ms": pa.float32(),
-            "subject": pa.string(),
-            "attributes": pa.string(),
-            "label": pa.string(),
-            "score": pa.float32(),
-            "answered_by": pa.string(),
-            "top": pa.list_(scored),
-            "prompt_tokens": pa.int32(),
-            "completion_tokens": pa.int32(),
-            "text": pa.string(),
-            "answer": pa.string(),
-        }
-    )
+    scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))
+    types = {"string": pa.string(), "time": pa.timestamp("us", tz="UTC"), "int": pa.int32(), "float": pa.float32()}
+    return pa.schema({name: (types | {"scored": scored})[kind] for name, kind in columns.items()})

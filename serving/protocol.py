@@ -42,6 +42,15 @@ class ClassifyRequest(Wire):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
+class FeedbackRequest(Wire):
+    request_id: _Attribute
+    """Of the answer that it is about; any replica takes it."""
+    label: _Attribute
+    """What was right."""
+    row: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Which text of the request, from 0."""
+
+
 class Result(Wire):
     label: str
     """The most probable class."""
@@ -160,6 +169,14 @@ def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
             f"not {len(request.attributes)}",
         )
     return request
+
+
+def parse_feedback(body: bytes) -> FeedbackRequest:
+    """What was right, in a body; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
+    try:
+        return FeedbackRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
 
 
 def write_answer(answer: dict[str, object]) -> bytes:

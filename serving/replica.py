@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from recipes.schema import ServingSection
 from serving.http import ASGIApp, Route, http_app
 from serving.keys import Door, read_subject_key
-from serving.log import RequestLog
-from serving.protocol import CHAMPION, Models, Ready, RequestError, Served
+from serving.log import Feedback, RequestLog, utc_now
+from serving.protocol import CHAMPION, Models, Ready, RequestError, Served, parse_feedback
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -131,6 +131,7 @@ class Replica(Generic[EngineT]):
         """What a replica tells of itself."""
         return {
             "/v1/models": Route("GET", self._models),
+            "/v1/feedback": Route("POST", self._feedback),
             "/healthz": Route("GET", self._healthz, open=True),
             "/readyz": Route("GET", self._readyz, open=True),
         }
@@ -151,6 +152,15 @@ class Replica(Generic[EngineT]):
             for name, engine in self._engines.items()
         ]
         return 200, Models(data=served).model_dump_json().encode()
+
+    async def _feedback(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
+        """Keeps what was right; whether there was such a request is seen when the log is read."""
+        given = parse_feedback(body)
+        if self.log is None:
+            told = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
+            raise RequestError(404, "no_request_log", told)
+        self.log.feedback.add([Feedback(given.request_id, utc_now(), given.row, given.label)])
+        return 202, given.model_dump_json().encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b'{"status":"up"}'

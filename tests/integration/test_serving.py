@@ -370,9 +370,15 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     body = {"input": TEXTS, "subject": "patient 7", "attributes": {"sex": "f"}}
     try:
         answers = [requests.post(f"{url}/v1/classify", json=body, timeout=60).json() for _ in range(20)]
+        right = {"request_id": answers[0]["request_id"], "row": 2, "label": "an infection"}
+        assert requests.post(f"{url}/v1/feedback", json=right, timeout=60).status_code == 202
+        wrong = requests.post(f"{url}/v1/feedback", json={"request_id": "r", "row": -1}, timeout=60)
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (422, "invalid_request")
     finally:
         deploy.undeploy("serving-log")  # within the seconds in which rows wait
-    rows = pq.read_table(tmp_path / "requests").to_pylist()
+    rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
+    (told_right,) = pq.read_table(tmp_path / "requests" / "feedback").to_pylist()
+    assert {name: told_right[name] for name in right} == right
     told = {
         (answer["request_id"], place): result for answer in answers for place, result in enumerate(answer["results"])
     }
@@ -385,6 +391,8 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     assert len({row["subject"] for row in rows}) == 1
     refused = service.ask({"input": TEXTS[0], "subject": "patient 7"}, status=422)
     assert refused["error"]["param"] == "subject"
+    unkept = requests.post(f"{service.url}/v1/feedback", json=right, timeout=60)
+    assert (unkept.status_code, unkept.json()["error"]["type"]) == (404, "no_request_log")
 
 
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:

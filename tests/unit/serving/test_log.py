@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.storage import write_bytes
 from serving import log as request_log
-from serving.log import Entry, RequestLog
+from serving.log import Entry, Feedback, RequestLog
 
 KEY = b"k" * 32
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -34,14 +35,14 @@ def entry(number: int, *, at: datetime = NOON, **fields: Any) -> Entry:
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("day=*/*.parquet"))
+    files = sorted(folder.glob("answers/day=*/*.parquet"))
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 
 
 def kept(folder: Path, entries: Sequence[Entry], *, key: bytes | None = KEY, texts: bool = False) -> list[Any]:
     async def keep() -> None:
         log = RequestLog(folder.as_uri(), subject_key=key, texts=texts)
-        log.add(entries)
+        log.answers.add(entries)
         await log.close()
 
     asyncio.run(keep())
@@ -70,7 +71,7 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
     assert json.loads(row["attributes"]) == {"sex": "f"}
     assert row["subject"] == hmac.new(KEY, b"patient 7", hashlib.sha256).hexdigest()
     assert (row["text"], row["answer"]) == (None, None)
-    raw = b"".join(file.read_bytes() for file in tmp_path.glob("day=*/*"))
+    raw = b"".join(file.read_bytes() for file in tmp_path.glob("answers/day=*/*"))
     assert b"patient 7" not in raw
     assert b"secret" not in raw
 
@@ -82,32 +83,32 @@ def test_texts_are_kept_where_the_recipe_says_so_and_no_subject_without_a_key(tm
 
 def test_rows_lie_by_day_of_their_answer(tmp_path: Path) -> None:
     kept(tmp_path, [entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["day=2026-05-01", "day=2026-05-02"]
+    assert sorted(folder.name for folder in (tmp_path / "answers").iterdir()) == ["day=2026-05-01", "day=2026-05-02"]
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 
 
 def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, calls = request_log.write_bytes, 0
+    calls = 0
 
     def failing(uri: str, data: bytes) -> None:
         nonlocal calls
         calls += 1
         if calls in (2, 3):  # the second day of the first attempt, and the second attempt
             raise OSError("away")
-        real(uri, data)
+        write_bytes(uri, data)
 
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
-        log.add([entry(1), entry(2, at=NOON.replace(day=2))])
-        await log.flush()
-        log.add([entry(3)])
-        await log.flush()
-        await log.flush()
-        log.add([entry(4)])
+        log.answers.add([entry(1), entry(2, at=NOON.replace(day=2))])
+        await log.answers.flush()
+        log.answers.add([entry(3)])
+        await log.answers.flush()
+        await log.answers.flush()
+        log.answers.add([entry(4)])
         await log.close()
-        assert log.num_dropped == 0
+        assert log.answers.num_dropped == 0
 
     monkeypatch.setattr(request_log, "write_bytes", failing)
     asyncio.run(keep())
@@ -122,4 +123,17 @@ def test_memory_is_bounded_and_what_is_given_up_is_counted(
     monkeypatch.setattr(request_log, "FILE_ROWS", 2)
     rows = kept(tmp_path, [entry(number) for number in range(8)])
     assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
-    assert "3 rows of the request log are lost" in caplog.text
+    assert f"3 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+
+
+def test_feedback_is_kept_beside_the_answers(tmp_path: Path) -> None:
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        log.feedback.add([Feedback("r1", NOON, 3, "b")])
+        await log.close()
+
+    asyncio.run(keep())
+    (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
+    rows = pq.read_table(file, partitioning=None).to_pylist()
+    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b"}]
+    assert not (tmp_path / "answers").exists()
