@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +11,12 @@ from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST
 from evaluation.verdict import Verdict
 from models.registry import (
+    UNTOUCHED,
     Champion,
     Former,
     ModelVersion,
+    Part,
     champion_version,
-    pretrained_version,
     read_champion,
     read_version,
     set_champion,
@@ -30,10 +32,10 @@ class PromotionRefused(ValueError):
 def promote(home: str, *, version: str | None = None, override: str | None = None) -> Champion:
     """Makes `version` (a URI; without one, the winner of the latest run) the champion.
 
-    `override` is the reason to promote on a verdict that is not confirmatory, and is kept with the champion; for any
-    other verdict it has no effect. Raises PromotionRefused where no verdict chose the version, where the verdict
-    expired, is not confirmatory and not overridden, or compared with another champion than the one that serves, and
-    where somebody else changed the champion meanwhile.
+    `override` is the reason to promote on a verdict that is not confirmatory, or a version that was rolled back, and is
+    kept with the champion; for any other it has no effect. Raises PromotionRefused where no verdict chose the version,
+    where the verdict expired, is not confirmatory and not overridden, or compared with another champion than the one
+    that serves, and where somebody else changed the champion meanwhile.
     """
     if override is not None and not override.strip():
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
@@ -44,15 +46,24 @@ def promote(home: str, *, version: str | None = None, override: str | None = Non
         raise PromotionRefused(f"{chosen.uri} is not what was judged: its digest changed; run the recipe again")
     if found is not None and found[0].digest == chosen.digest:
         return found[0]
-    if found is not None and found[0].uri != evidence["champion"]:
-        raise PromotionRefused(
-            f"the verdict compared with {evidence['champion'] or 'no champion'}, but {found[0].uri} serves now; "
-            "run the recipe again: it will compare with that"
-        )
+    line: dict[str, tuple[Any, ...]] = {}
+    again = False
+    if found is not None:
+        _refuse_other_comparison(evidence, champion=found[0])
+        again = chosen.digest in found[0].rolled_back
+        left = tuple(digest for digest in found[0].rolled_back if digest != chosen.digest)
+        line = {"before": (*found[0].before, _former(found[0])), "rolled_back": left}
     _refuse_expired(evidence)
-    reason = _reason(evidence, override=override)
-    before = (*found[0].before, _former(found[0])) if found else ()
-    return _set(home, chosen, etag=found[1] if found else None, reason=reason, run=evidence["run"], before=before)
+    return _set(
+        home,
+        chosen,
+        etag=found[1] if found else None,
+        reason=_reason(evidence, override=override, again=again),
+        run=evidence["run"],
+        verdict=_sentence(evidence),
+        pretrained=_untouched(evidence["versions"]["incumbent"]),
+        **line,
+    )
 
 
 def rollback(home: str, *, reason: str) -> Champion:
@@ -72,8 +83,17 @@ def rollback(home: str, *, reason: str) -> Champion:
     version = read_version(former.uri)
     if version.digest != former.digest:
         raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
-    told = f"rolled back from {champion.version}: {reason.strip()}"
-    return _set(home, version, etag=etag, reason=told, run=former.run, before=champion.before[:-1])
+    return _set(
+        home,
+        version,
+        etag=etag,
+        reason=f"rolled back from {champion.version}: {reason.strip()}",
+        run=former.run,
+        verdict=former.verdict,
+        pretrained=former.pretrained,
+        before=champion.before[:-1],
+        rolled_back=(*champion.rolled_back, champion.digest),
+    )
 
 
 def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:
@@ -85,13 +105,20 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     if found is None:
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    verdict = Verdict.from_dict(_whole(champion.run)["verdict"]).sentence() if champion.run else champion.reason
-    url = deploy(section, home=home, version=version, pretrained=pretrained_version(home), verdict=verdict)
-    return url, version
+    return deploy(
+        section, home=home, version=version, pretrained=champion.pretrained, verdict=champion.verdict
+    ), version
 
 
 def _former(champion: Champion) -> Former:
-    return Former(uri=champion.uri, digest=champion.digest, run=champion.run)
+    return Former(**{name: getattr(champion, name) for name in Former.model_fields})
+
+
+def _sentence(evidence: dict[str, Any]) -> str | None:
+    """The verdict in a sentence; None of evidence from before its fields were today's."""
+    with suppress(ValueError, TypeError, KeyError):
+        return Verdict.from_dict(evidence["verdict"]).sentence()
+    return None
 
 
 def _incumbent_of(champion: Champion) -> Former:
@@ -99,7 +126,21 @@ def _incumbent_of(champion: Champion) -> Former:
     incumbent = _whole(champion.run)["versions"]["incumbent"] if champion.run else {"uri": champion.uri}
     if incumbent["uri"] == champion.uri:
         raise PromotionRefused(f"nothing served before {champion.uri}; run the recipe and promote what it chooses")
-    return Former(uri=incumbent["uri"], digest=incumbent["digest"], run="")
+    return Former(uri=incumbent["uri"], digest=incumbent["digest"], run="", pretrained=_untouched(incumbent))
+
+
+def _untouched(version: dict[str, Any]) -> Part | None:
+    return Part(uri=version["uri"], digest=version["digest"]) if version.get("kind") in UNTOUCHED else None
+
+
+def _refuse_other_comparison(evidence: dict[str, Any], *, champion: Champion) -> None:
+    """The verdict must be about who serves: as the champion, or as the incumbent of before there was one."""
+    if champion.uri in (evidence["champion"], evidence["versions"]["incumbent"]["uri"]):
+        return
+    raise PromotionRefused(
+        f"the verdict compared with {evidence['champion'] or 'no champion'}, but {champion.uri} serves now; "
+        "run the recipe again: it will compare with that"
+    )
 
 
 def _set(home: str, version: ModelVersion, **fields: Any) -> Champion:
@@ -143,15 +184,20 @@ def _refuse_expired(evidence: dict[str, Any]) -> None:
         )
 
 
-def _reason(evidence: dict[str, Any], *, override: str | None) -> str:
-    """Why the version becomes the champion; raises PromotionRefused for a later look at test that nobody answers for.
+def _reason(evidence: dict[str, Any], *, override: str | None, again: bool) -> str:
+    """Why the version becomes the champion; raises PromotionRefused where nobody answers for a later look at test, or,
+    `again`, for a version that was rolled back: it must not return by itself, as by a schedule that runs and promotes.
 
     Evidence from before looks were counted does not say which look it was, and passes.
     """
     verdict = evidence["verdict"]
-    reason = f"{verdict['outcome']} by rule {verdict['rule']}"
-    if verdict.get("confirmatory", True):
+    reason, confirmatory = f"{verdict['outcome']} by rule {verdict['rule']}", verdict.get("confirmatory", True)
+    if confirmatory and not again:
         return reason
+    if override is None and again:
+        raise PromotionRefused(
+            "that version was rolled back; say why it may serve again: `tailorbird promote RECIPE --override REASON`"
+        )
     if override is None:
         raise PromotionRefused(
             f"the verdict of {evidence['run']} is not confirmatory: its test rows had been looked at before, so its "

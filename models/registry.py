@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -106,21 +107,23 @@ class Former(Frozen):
     uri: str
     digest: str
     run: str
-    """As in `Champion`."""
+    """URI of the run whose verdict chose it; empty where none did."""
+    verdict: str | None = None
+    """That verdict in a sentence."""
+    pretrained: Part | None = None
+    """The untouched model that it was compared with, or that it is."""
 
 
-class Champion(Frozen):
+class Champion(Former):
     """The version that serves now, and why."""
 
     version: str
-    uri: str
-    digest: str
     reason: str
-    run: str
-    """URI of the run whose verdict chose it; empty where none did."""
     since: str
     before: tuple[Former, ...] = ()
     """What served before, the latest last; what was rolled back is not among them."""
+    rolled_back: tuple[str, ...] = ()
+    """Digests of those."""
 
 
 def now() -> str:
@@ -229,12 +232,6 @@ def list_versions(home: str) -> list[ModelVersion]:
     return sorted(versions, key=lambda version: version.created_at)
 
 
-def pretrained_version(home: str) -> ModelVersion | None:
-    """The newest version in which nothing was fine-tuned; None where none is registered."""
-    untouched = [version for version in list_versions(home) if version.kind in UNTOUCHED]
-    return untouched[-1] if untouched else None
-
-
 def read_champion(home: str) -> tuple[Champion, str] | None:
     """The champion and the ETag to change it with; None where nothing serves yet."""
     found = read_versioned(f"{home}/champion.json")
@@ -255,23 +252,15 @@ def champion_version(champion: Champion) -> ModelVersion:
     return version
 
 
-def set_champion(
-    home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, before: tuple[Former, ...] = ()
-) -> Champion:
+def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
-    Raises storage.Conflict where somebody did. Every change is kept under `history/`.
+    `more` are further fields of `Champion`. Raises storage.Conflict where somebody changed it. Every change is kept
+    under `history/`.
     """
-    champion = Champion(
-        version=version.version,
-        uri=version.uri,
-        digest=version.digest,
-        reason=reason,
-        run=run,
-        since=now(),
-        before=before,
-    )
-    content: dict[str, Any] = champion.model_dump()
+    named = {"version": version.version, "uri": version.uri, "digest": version.digest}
+    champion = Champion(**named, reason=reason, run=run, since=now(), **more)
     write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
-    write_json(f"{home}/history/{champion.since.replace(':', '')}-{version.version}.json", content)
+    name = f"{champion.since.replace(':', '')}-{version.version}-{uuid.uuid4().hex[:6]}"
+    write_json(f"{home}/history/{name}.json", champion.model_dump(mode="json"))
     return champion

@@ -6,9 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 STORES = ("s3://", "file://")
+SECRETS = (*STORES, "env://")
 MODEL_STORES = (*STORES, "hf://", "pypi://")
 
 
@@ -409,6 +420,11 @@ class ServingSection(Section):
     """Where the hashes of the API keys stand that may ask (`tailorbird key`): the URI of a file that every replica can
     read, or `env://NAME`, a variable of the environment in which Ray was started. Without it Serve listens on loopback
     only."""
+    guarded: bool = False
+    """Whether something else keeps strangers out, as a gateway that authenticates: then Serve may be reached from other
+    machines without `api_keys`."""
+    pretrained: bool = True
+    """Whether the pretrained model answers beside the champion who asks for it; for `task: chat` it never does."""
     request_log: str | None = None
     """URI of a prefix where each answer leaves a row, as Parquet by day; replicas must be allowed to write there."""
     log_texts: bool = False
@@ -422,6 +438,11 @@ class ServingSection(Section):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas {self.min_replicas}")
         return self
+
+    @field_validator("api_keys", "subject_key", "request_log")
+    @classmethod
+    def _known_place(cls, uri: str | None, info: ValidationInfo) -> str | None:
+        return None if uri is None else _with_scheme(uri, STORES if info.field_name == "request_log" else SECRETS)
 
     @model_validator(mode="after")
     def _logs_somewhere(self) -> Self:

@@ -24,7 +24,7 @@ from serving.chat_protocol import (
     whole_answer,
 )
 from serving.generate import Generator, Sampling
-from serving.http import ASGIApp, Events, Route
+from serving.http import ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
 from serving.protocol import RequestError
 from serving.replica import Replica, require_digest, require_shipped_code
@@ -89,7 +89,6 @@ class Chat:
         _ = self._replica.engine  # before the request is looked at: not ready is not its fault
         request = parse_chat(body)
         engine = self._replica.engine_of(request.model)
-        subject = request.safety_identifier or request.user
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
             raise RequestError(
@@ -103,7 +102,8 @@ class Chat:
         version = engine.version
 
         def tell(grown: Grown) -> None:
-            if self._replica.log is None:
+            log = self._replica.log
+            if log is None:
                 return
             entry = Entry(
                 request_id=request_id,
@@ -113,13 +113,16 @@ class Chat:
                 digest=version.digest,
                 row=0,
                 latency_s=time.perf_counter() - begun,
-                subject=subject,
+                subject=request.subject,
                 prompt_tokens=len(job.prompt),
                 completion_tokens=grown.num_tokens,
-                text=request.conversation[-1][1],
-                answer=grown.text,
+                text=log.kept(request.conversation[-1][1]),
+                answer=log.kept(grown.text),
+                finish_reason=grown.finish_reason,
+                route="chat",
+                asker=asker.get(),
             )
-            self._replica.log.answers.add([entry])
+            log.answers.add([entry])
 
         head = partial(
             answer_head,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.protocol import CHAMPION, MAX_ATTRIBUTE_CHARS, RequestError
+from serving.protocol import CHAMPION, COMPLETION, MAX_ATTRIBUTE_CHARS, RequestError
 
 IGNORED = (
     "metadata",
@@ -78,15 +78,21 @@ class ChatRequest(_Given):
     """Texts before which the answer ends."""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    safety_identifier: Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)] | None = None
-    """Whom the request is about, by an id of the caller's own, of which the request log may keep a keyed hash."""
-    user: Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)] | None = None
+    safety_identifier: object = None
+    """Whom the request is about, by an id of the caller's own; the request log keeps a keyed hash of a short text."""
+    user: object = None
     """The same by OpenAI's older name."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """The messages as turns."""
         return tuple((message.role, message.text) for message in self.messages)
+
+    @property
+    def subject(self) -> str | None:
+        """Whom it is about, where that is a text that can be kept."""
+        given = self.safety_identifier or self.user
+        return given if isinstance(given, str) and len(given) <= MAX_ATTRIBUTE_CHARS else None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -135,7 +141,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 def answer_head(object: str, *, request_id: str, created: int, model: str, version: str) -> dict[str, Any]:
     """What an answer, and each event of a stream, begins with."""
     return {
-        "id": f"chatcmpl-{request_id}",
+        "id": f"{COMPLETION}{request_id}",
         "object": object,
         "created": created,
         "model": model,

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.schema import ServingSection
 from serving.answer import Prediction, classes_of, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
 from serving.batch import Batcher
-from serving.http import ASGIApp, Route
-from serving.log import Entry, utc_now
+from serving.http import ASGIApp, Route, asker
+from serving.log import Entry, RequestLog, utc_now
 from serving.page import PAGE
 from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.replica import Replica, refuse_unkept_subject, require_digest, require_shipped_code
@@ -41,6 +41,15 @@ class Engine:
     @property
     def version(self) -> "ModelVersion":
         return self.loaded.version
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    route: str
+    request_id: str
+    begun: float
+    """`time.perf_counter()`."""
 
 
 class Classifier:
@@ -73,17 +82,19 @@ class Classifier:
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         begun, request = time.perf_counter(), self._parsed(body)
         engine = self._replica.engine_of(request.model)
-        return 200, write_answer(await self._answered(request, engine=engine, request_id=request_id, begun=begun))
+        asked = Asked("classify", request_id, begun)
+        return 200, write_answer(await self._answered(request, engine=engine, asked=asked))
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         """Both models' answers to the same texts."""
         begun, request = time.perf_counter(), self._parsed(body)
-        names = (PRETRAINED, CHAMPION)
-        engines = [self._replica.engine_of(name) for name in names]
-        answers = await asyncio.gather(
-            *(self._answered(request, engine=engine, request_id=request_id, begun=begun) for engine in engines)
-        )
-        return 200, write_answer({"request_id": request_id, **dict(zip(names, answers, strict=True))})
+        engines = {name: self._replica.engine_of(name) for name in (PRETRAINED, CHAMPION)}
+        asked = Asked("compare", request_id, begun)
+        different = list({id(engine): engine for engine in engines.values()}.values())
+        found = await asyncio.gather(*(self._answered(request, engine=engine, asked=asked) for engine in different))
+        answers = {id(engine): answer for engine, answer in zip(different, found, strict=True)}
+        told = {name: answers[id(engine)] for name, engine in engines.items()}
+        return 200, write_answer({"request_id": request_id, **told})
 
     async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, PAGE
@@ -94,15 +105,13 @@ class Classifier:
         refuse_unkept_subject(request.subject, log=self._replica.log)
         return request
 
-    async def _answered(
-        self, request: ClassifyRequest, *, engine: Engine, request_id: str, begun: float
-    ) -> dict[str, object]:
+    async def _answered(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> dict[str, object]:
         """One model's answer, and its rows in the log."""
         version, log = engine.version, self._replica.log
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
         predictions = await engine.batcher.submit(rows)
         if log is not None:
-            log.answers.add(_entries(request, predictions, engine=engine, request_id=request_id, begun=begun))
+            log.answers.add(_entries(request, predictions, engine=engine, asked=asked, log=log))
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
         if engine.routing is not None:
             for result, prediction in zip(results, predictions, strict=True):
@@ -110,19 +119,19 @@ class Classifier:
         if request.scores:
             for result, prediction in zip(results, predictions, strict=True):
                 result["scores"] = scores_by_class(engine.loaded, prediction)
-        return {"request_id": request_id, "model": version.name, "version": version.version, "results": results}
+        return {"request_id": asked.request_id, "model": version.name, "version": version.version, "results": results}
 
 
 def _entries(
-    request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, request_id: str, begun: float
+    request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, asked: Asked, log: RequestLog
 ) -> list[Entry]:
     """What the log keeps of an answer."""
-    version, at, latency_s = engine.version, utc_now(), time.perf_counter() - begun
+    version, at, latency_s = engine.version, utc_now(), time.perf_counter() - asked.begun
     given = request.attributes
     attributes = given if isinstance(given, list) else [given] * len(predictions)
     return [
         Entry(
-            request_id=request_id,
+            request_id=asked.request_id,
             at=at,
             model=version.name,
             version=version.version,
@@ -136,7 +145,9 @@ def _entries(
             answered_by=prediction.answered_by,
             classes=classes_of(engine.loaded, prediction),
             scores=prediction.scores,
-            text=text,
+            text=log.kept(text),
+            route=asked.route,
+            asker=asker.get(),
         )
         for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))
     ]

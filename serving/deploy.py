@@ -10,10 +10,10 @@ import requests
 
 from cluster.session import request_dashboard
 from recipes.schema import ServingSection
-from serving.protocol import PRETRAINED
+from serving.protocol import LOCAL, PRETRAINED, config_id
 
 if TYPE_CHECKING:
-    from models.registry import ModelVersion
+    from models.registry import ModelVersion, Part
 
 APPLICATIONS = "/api/serve/applications/"
 IMPORT_PATH = "serving.app:build"
@@ -21,7 +21,6 @@ DEPLOYMENTS = {"classification": "classifier", "chat": "chat"}
 ROUTES = {"classification": "/v1/classify", "chat": "/v1/chat/completions"}
 DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.2
-LOCAL = ("127.0.0.1", "localhost", "::1")
 # Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
 # Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
@@ -47,7 +46,7 @@ def deploy(
     *,
     home: str,
     version: "ModelVersion",
-    pretrained: "ModelVersion | None" = None,
+    pretrained: "ModelVersion | Part | None" = None,
     verdict: str | None = None,
 ) -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
@@ -61,11 +60,12 @@ def deploy(
     name, task = application_name(home), task_of(version)
     instance = _instance()
     before = instance["applications"]
-    if section.api_keys is None:
+    if section.api_keys is None and not section.guarded:
         _refuse_open_door(instance)
     prefix = _route_prefix(name, before)
     config: dict[str, Any] = _named(version) | {"verdict": verdict}
-    if pretrained is not None and task == "classification":  # a chat model beside would take as much memory again
+    # A chat model beside would take as much memory again.
+    if pretrained is not None and task == "classification" and section.pretrained:
         config["beside"] = {PRETRAINED: _named(pretrained)}
     application = {
         "name": name,
@@ -80,8 +80,8 @@ def deploy(
     base_url = serve_url() + prefix.rstrip("/")
     try:
         # Several replicas take turns: enough right answers in a row, and none has the former version.
-        _wait_ready(name, base_url=base_url, digest=version.digest, num_answers=2 * section.max_replicas)
-    except VersionRefusedError:
+        _wait_ready(name, base_url=base_url, config=config, num_answers=2 * section.max_replicas)
+    except DeployError:
         former = _declared(before).get(name)
         if former is not None:  # a replica that starts later must not be told to load what none can load
             _put([*others, former])
@@ -89,7 +89,7 @@ def deploy(
     return base_url
 
 
-def _named(version: "ModelVersion") -> dict[str, str]:
+def _named(version: "ModelVersion | Part") -> dict[str, str]:
     return {"version_uri": version.uri, "digest": version.digest}
 
 
@@ -118,7 +118,8 @@ def serve_url() -> str:
 
 def _build_args(section: ServingSection, *, home: str, task: str) -> dict[str, Any]:
     """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
-    args = {"home": home, "serving": section.model_dump(mode="json", exclude_defaults=True)}
+    fields = section.model_dump(mode="json", exclude_defaults=True, exclude={"pretrained"})  # only this side reads it
+    args = {"home": home, "serving": fields}
     return args if task == "classification" else args | {"task": task}
 
 
@@ -154,12 +155,14 @@ def _instance() -> dict[str, Any]:
 
 def _refuse_open_door(instance: dict[str, Any]) -> None:
     """Raises DeployError where whoever reaches the machine could ask, and no key would keep them out."""
-    listens = (instance.get("http_options") or {}).get("host", "127.0.0.1")
+    options = instance.get("http_options")  # none before Serve is started: then we say where it listens
+    listens = "127.0.0.1" if options is None else options.get("host") or "an address that it does not tell"
     if _is_local(urlsplit(serve_url()).hostname) and _is_local(listens):
         return
     raise DeployError(
         f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, and serving.api_keys is "
-        "not set: `tailorbird key NAME` makes a key; or let TAILORBIRD_SERVE_URL name 127.0.0.1, before Serve starts"
+        "not set: `tailorbird key NAME` makes a key; let TAILORBIRD_SERVE_URL name 127.0.0.1, before Serve starts; or, "
+        "where a gateway keeps strangers out, set serving.guarded"
     )
 
 
@@ -186,13 +189,17 @@ def _put(applications: list[dict[str, Any]]) -> None:
     raise DeployError(f"Serve refused the configuration ({answer.status_code}): {_end(answer.text)}")
 
 
-def _wait_ready(name: str, *, base_url: str, digest: str, num_answers: int) -> None:
-    """Asks /readyz for the digest: Serve's status lags behind it by up to half a minute."""
+def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> None:
+    """Asks /readyz for the configuration (of code from before it told that, for the digest): Serve's status lags behind
+    it by up to half a minute."""
+    digest, asked = config["digest"], config_id(config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
     in_a_row = 0
     while time.monotonic() < deadline:
         ready = _ready(base_url)
+        if ready.get("config", asked) != asked:  # what was said of a former one
+            ready = {}
         if ready.get("refused") == digest:
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
         in_a_row = in_a_row + 1 if ready.get("digest") == digest else 0

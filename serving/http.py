@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ Events = AsyncGenerator[bytes, None]
 DISCARD_BYTES = 64 << 20
 
 _log = logging.getLogger("ray.serve")
+
+asker: ContextVar[str | None] = ContextVar("asker", default=None)
+"""Whose key the request that is being answered carries."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,13 @@ def http_app(
     routes: dict[str, Route],
     *,
     max_body_bytes: int,
-    admit: Callable[[str], object] | None = None,
+    admit: Callable[[Callable[[bytes], str]], str | None],
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """An ASGI application over exact paths; FastAPI's routing and validation would double the cost of a request.
 
-    `admit` takes the Authorization header of a request, before its body is read, and raises RequestError where it
-    opens nothing; without it all may ask. `on_shutdown` is awaited after the last answer.
+    `admit` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
+    `on_shutdown` is awaited after the last answer.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,8 +63,8 @@ def http_app(
         request_id = _header(scope, b"x-request-id").decode("latin-1")
         try:
             route = _find(routes, scope)
-            if admit is not None and not route.open:
-                admit(_header(scope, b"authorization").decode("latin-1"))
+            if not route.open:
+                asker.set(admit(lambda name: _header(scope, name).decode("latin-1")))
             body = await read_body(scope, receive, max_bytes=max_body_bytes) if route.method == "POST" else b""
         except RequestError as error:
             await _send(send, error.status, error.body, error.headers)

@@ -10,9 +10,10 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from cluster.storage import read_bytes
-from serving.protocol import RequestError
+from cluster.storage import exists, read_bytes
+from serving.protocol import LOCAL, RequestError
 
 ENVIRONMENT = "env://"
 PREFIX = "tb-"
@@ -56,23 +57,33 @@ def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
 def read_keys(source: str) -> tuple[ApiKey, ...]:
     """The keys of a file's URI, or of an environment variable, `env://NAME`: one a line, `#` begins a comment.
 
-    Raises KeysError where a line is none, a name or key stands twice, or there is no key at all.
+    Raises KeysError where a line is none, a key stands twice, or there is no key at all.
     """
-    keys: list[ApiKey] = []
-    for number, line in enumerate(read_secret(source).decode("utf-8").splitlines(), 1):
+    keys, faults = _parsed(read_secret(source), source=source)
+    if faults:
+        raise KeysError(faults[0])
+    return keys
+
+
+def _parsed(content: bytes, *, source: str) -> tuple[tuple[ApiKey, ...], list[str]]:
+    """The keys, and what is wrong with the lines that hold none."""
+    keys: dict[str, ApiKey] = {}
+    faults = []
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         plain = line.split("#", 1)[0].strip()
         if not plain:
             continue
         found = _LINE.fullmatch(plain)
         if found is None:
-            raise KeysError(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
-        per_minute = found["per_minute"]
-        keys.append(ApiKey(found["name"], found["sha256"], int(per_minute) if per_minute else None))
-    if not keys:
-        raise KeysError(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
-    if len({key.sha256 for key in keys}) < len(keys):
-        raise KeysError(f"{source}: a key stands there twice")
-    return tuple(keys)
+            faults.append(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
+        elif found["sha256"] in keys:
+            faults.append(f"{source}, line {number}: the key stands there twice")
+        else:
+            limit = found["per_minute"]
+            keys[found["sha256"]] = ApiKey(found["name"], found["sha256"], int(limit) if limit else None)
+    if not keys and not faults:
+        faults.append(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
+    return tuple(keys.values()), faults
 
 
 def read_secret(source: str) -> bytes:
@@ -109,8 +120,9 @@ class Door:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._fault = ""
 
-    def admit(self, authorization: str) -> ApiKey:
-        """The key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
+    def admit(self, header: Callable[[bytes], str]) -> str:
+        """Who holds the key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
+        authorization = header(b"authorization")
         kind, _, given = authorization.partition(" ")
         offered = _sha256(given.strip())
         # All are compared, each in constant time: how long it takes tells nothing of a key that is there.
@@ -124,18 +136,26 @@ class Door:
                 headers=((b"www-authenticate", b"Bearer"),),
             )
         self._count(fitting[0])
-        return fitting[0]
+        return fitting[0].name
 
     def reload(self) -> None:
-        """Reads the keys again; where that fails those read last stay, and the log says so once."""
+        """Reads the keys again; those that no line holds any more open nothing, also where the file is gone.
+
+        While the store does not answer, those read last stay. The log says once what is wrong.
+        """
         try:
-            self._keys = read_keys(self._source)
+            gone = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
+            keys, faults = _parsed(b"" if gone else read_secret(self._source), source=self._source)
         except Exception as error:  # a store that is away must not end who may ask
-            if str(error) != self._fault:
-                _log.error("the API keys could not be read again, those read last stay: %s", error)
-            self._fault = str(error)
-        else:
-            self._fault = ""
+            self._tell(f"those read last stay: {error}")
+            return
+        self._keys = keys
+        self._tell("; ".join(faults))
+
+    def _tell(self, fault: str) -> None:
+        if fault and fault != self._fault:
+            _log.error("the API keys could not be read again: %s", fault)
+        self._fault = fault
 
     async def keep_current(self) -> None:
         """Reads the keys again and again, off the loop, until cancelled."""
@@ -159,6 +179,19 @@ class Door:
                 headers=((b"retry-after", str(wait_s).encode()),),
             )
         self._buckets[key.sha256] = (left - 1, now)
+
+
+def admit_this_machine(header: Callable[[bytes], str]) -> None:
+    """Without keys: RequestError 403 for what a page of somebody else's makes a browser on this machine ask."""
+    host, origin = header(b"host"), header(b"origin")
+    name = urlsplit(f"//{host}").hostname
+    if name not in LOCAL or (origin and urlsplit(origin).netloc != host):
+        raise RequestError(
+            403,
+            "foreign_page",
+            "without API keys only this machine may ask, by the name 127.0.0.1 or localhost, and no other page from a "
+            "browser; the recipe's serving.api_keys lets others in",
+        )
 
 
 def _sha256(key: str) -> str:

@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -17,9 +18,12 @@ import numpy as np
 from cluster.storage import write_bytes
 
 FLUSH_S = 10.0
-MAX_ROWS = 100_000
-"""Rows that wait for a store that is away; of more, the oldest are given up and counted."""
-FILE_ROWS = 50_000
+MAX_BYTES = 64 << 20
+"""What waits for a store that is away; of more, the oldest is given up and counted."""
+FILE_ROWS = 10_000
+ROW_BYTES = 600
+CLOSE_S = 4.0
+"""What is left must be written in: Serve ends a replica a few seconds after its last answer."""
 TOP = 3
 ANSWERS = {
     "request_id": "string",
@@ -39,8 +43,11 @@ ANSWERS = {
     "completion_tokens": "int",
     "text": "string",
     "answer": "string",
+    "finish_reason": "string",
+    "route": "string",
+    "asker": "string",
 }
-FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string"}
+FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string", "asker": "string"}
 
 _log = logging.getLogger("ray.serve")
 
@@ -73,6 +80,17 @@ class Entry:
     """What was asked; of a conversation, its last message."""
     answer: str | None = None
     """What a chat model said."""
+    finish_reason: str | None = None
+    """Of a chat model; None where the answer broke off."""
+    route: str = "classify"
+    """`classify`, `compare` or `chat`."""
+    asker: str | None = None
+    """Name of the key it was asked with."""
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it holds in memory."""
+        return ROW_BYTES + 4 * len(self.classes) + len(self.text or "") + len(self.answer or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,13 @@ class Feedback:
     row: int
     """The text's place in the request."""
     label: str
+    asker: str | None = None
+    """Name of the key it was told with."""
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it holds in memory."""
+        return ROW_BYTES
 
 
 EntryT = TypeVar("EntryT", Entry, Feedback)
@@ -93,8 +118,8 @@ EntryT = TypeVar("EntryT", Entry, Feedback)
 class Spool(Generic[EntryT]):
     """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
 
-    What a file holds is written whole or not at all; what could not be written waits, up to `MAX_ROWS` rows, and
-    `close` writes what is left. `to_row` makes a row of `schema`, off the request path. Lives in one event loop.
+    What a file holds is written whole or not at all; what could not be written waits, up to `MAX_BYTES`, and `close`
+    writes what is left. `to_row` makes a row of `schema`, off the request path. Lives in one event loop.
     """
 
     def __init__(self, uri: str, *, schema: Mapping[str, str], to_row: Callable[[EntryT], dict[str, Any]]) -> None:
@@ -104,15 +129,18 @@ class Spool(Generic[EntryT]):
         self._name = uuid.uuid4().hex[:12]
         self._number = 0
         self._waiting: deque[EntryT] = deque()
+        self._num_bytes = 0
         self._writing = asyncio.Lock()
         self._fault = ""
+        self._num_told = 0
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
         """Takes rows, without waiting."""
         self._waiting.extend(entries)
-        while len(self._waiting) > MAX_ROWS:
-            self._waiting.popleft()
+        self._num_bytes += sum(entry.num_bytes for entry in entries)
+        while self._num_bytes > MAX_BYTES:
+            self._num_bytes -= self._waiting.popleft().num_bytes
             self.num_dropped += 1
 
     async def keep_writing(self) -> None:
@@ -128,19 +156,29 @@ class Spool(Generic[EntryT]):
                 entries = [self._waiting.popleft() for _ in range(min(FILE_ROWS, len(self._waiting)))]
                 try:
                     await asyncio.to_thread(self._write, entries)
-                except Exception as error:  # whatever the store says, requests are answered on
+                except BaseException as error:  # whatever the store says, requests are answered on
                     self._waiting.extendleft(reversed(entries))
                     self.add(())
-                    if str(error) != self._fault:
-                        _log.error("%s waits, it cannot be written: %s", self._uri, error)
-                    self._fault = str(error)
+                    if not isinstance(error, Exception):
+                        raise
+                    self._tell(error)
                     return
+                self._num_bytes -= sum(entry.num_bytes for entry in entries)
                 self._fault = ""
+
+    def _tell(self, error: Exception) -> None:
+        if str(error) != self._fault:
+            _log.error("%s waits, it cannot be written: %s", self._uri, error)
+        if self.num_dropped > self._num_told:
+            _log.error("%d rows of %s are lost", self.num_dropped - self._num_told, self._uri)
+        self._fault, self._num_told = str(error), self.num_dropped
 
     async def close(self) -> None:
         """Writes what is left; what cannot be written is counted in the replica's log."""
-        await self.flush()
-        lost = len(self._waiting) + self.num_dropped
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self.flush()
+        lost = len(self._waiting) + self.num_dropped - self._num_told
         if lost:
             _log.error("%d rows of %s are lost", lost, self._uri)
 
@@ -177,6 +215,10 @@ class RequestLog:
         """Whether there is a key for them."""
         return self._subject_key is not None
 
+    def kept(self, text: str) -> str | None:
+        """The text, where the recipe lets it be kept: what may not be written is not held either."""
+        return text if self._texts else None
+
     async def keep_writing(self) -> None:
         """Both, until cancelled."""
         await asyncio.gather(self.answers.keep_writing(), self.feedback.keep_writing())
@@ -209,8 +251,11 @@ class RequestLog:
             "top": top,
             "prompt_tokens": entry.prompt_tokens,
             "completion_tokens": entry.completion_tokens,
-            "text": entry.text if self._texts else None,
-            "answer": entry.answer if self._texts else None,
+            "text": entry.text,
+            "answer": entry.answer,
+            "finish_reason": entry.finish_reason,
+            "route": entry.route,
+            "asker": entry.asker,
         }
 
 

@@ -1,14 +1,19 @@
 """What crosses the wire: the classify request, its answer, and of every task the list of models and an error."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 Headers = Sequence[tuple[bytes, bytes]]
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
+COMPLETION = "chatcmpl-"
+"""What the id of a chat answer begins with, before the request's."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Names that only this machine answers to."""
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
@@ -47,7 +52,7 @@ class FeedbackRequest(Wire):
     """Of the answer that it is about; any replica takes it."""
     label: _Attribute
     """What was right."""
-    row: Annotated[int, Field(ge=0, strict=True)] = 0
+    row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
     """Which text of the request, from 0."""
 
 
@@ -104,6 +109,8 @@ class Models(Wire):
 
 class Ready(Wire):
     status: str
+    config: str | None = None
+    """`config_id` of what the replica was told last, and has loaded or refused."""
     """`ready`, or `loading` with code 503."""
     version: str | None = None
     digest: str | None = None
@@ -177,6 +184,11 @@ def parse_feedback(body: bytes) -> FeedbackRequest:
         return FeedbackRequest.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
+
+
+def config_id(user_config: dict[str, Any]) -> str:
+    """Tells one configuration of a replica from another."""
+    return hashlib.sha256(json.dumps(user_config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_answer(answer: dict[str, object]) -> bytes:

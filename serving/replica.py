@@ -1,16 +1,17 @@
 """What every replica is, whatever it answers: versions by name, changed without a gap, told of by the same routes."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from recipes.schema import ServingSection
-from serving.http import ASGIApp, Route, http_app
-from serving.keys import Door, read_subject_key
+from serving.http import ASGIApp, Route, asker, http_app
+from serving.keys import Door, admit_this_machine, read_subject_key
 from serving.log import Feedback, RequestLog, utc_now
-from serving.protocol import CHAMPION, Models, Ready, RequestError, Served, parse_feedback
+from serving.protocol import CHAMPION, COMPLETION, Models, Ready, RequestError, Served, config_id, parse_feedback
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -22,6 +23,8 @@ class Engine(Protocol):
     @property
     def version(self) -> "ModelVersion": ...
 
+
+_log = logging.getLogger("ray.serve")
 
 EngineT = TypeVar("EngineT", bound=Engine)
 
@@ -42,7 +45,7 @@ class Replica(Generic[EngineT]):
         self._load = load
         self._retire = retire
         self._section = section
-        self._door = Door(section.api_keys) if section.api_keys else None
+        self._door = Door(section.api_keys) if section.api_keys is not None else None
         self.log: RequestLog | None = None
         if section.request_log:
             key = read_subject_key(section.subject_key) if section.subject_key else None
@@ -50,6 +53,7 @@ class Replica(Generic[EngineT]):
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
         self._verdict: str | None = None
+        self._config = ""
         self._refused: tuple[str, str] | None = None
         self._changes: asyncio.Task[None] | None = None
 
@@ -68,7 +72,7 @@ class Replica(Generic[EngineT]):
             self._changes = asyncio.create_task(self._change(user_config, after=self._changes))
         else:
             self._engines = await asyncio.to_thread(self._loaded, user_config)
-            self._verdict = user_config.get("verdict")
+            self._verdict, self._config = user_config.get("verdict"), config_id(user_config)
 
     async def _change(self, user_config: dict[str, Any], *, after: asyncio.Task[None] | None) -> None:
         """What was asked for last is what serves in the end."""
@@ -78,21 +82,29 @@ class Replica(Generic[EngineT]):
         try:
             self._engines = await asyncio.to_thread(self._loaded, user_config)
         except Exception as error:
-            self._refused = (user_config["digest"], str(error))
+            self._refused, self._config = (user_config["digest"], str(error)), config_id(user_config)
             return
-        self._refused, self._verdict = None, user_config.get("verdict")
+        self._refused, self._verdict, self._config = None, user_config.get("verdict"), config_id(user_config)
         kept = {id(engine) for engine in self._engines.values()}
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
             self._retire(engine)
 
     def _loaded(self, user_config: dict[str, Any]) -> dict[str, EngineT]:
-        """The engine of each name; those that serve already are not loaded again."""
+        """The engine of each name; those that serve already are not loaded again. Only the champion has to be there."""
         engines = {engine.version.digest: engine for engine in self._engines.values()}
         asked = {CHAMPION: user_config, **user_config.get("beside", {})}
-        for version in asked.values():
-            if version["digest"] not in engines:
-                engines[version["digest"]] = self._load(version["version_uri"], version["digest"])
-        return {name: engines[version["digest"]] for name, version in asked.items()}
+        found = {}
+        for name, version in asked.items():
+            digest = version["digest"]
+            try:
+                found[name] = engines.get(digest) or self._load(version["version_uri"], digest)
+            except Exception:
+                if name == CHAMPION:
+                    raise
+                _log.exception("%s cannot be loaded, the champion serves without it", version["version_uri"])
+            else:
+                engines[digest] = found[name]
+        return found
 
     @property
     def engine(self) -> EngineT:
@@ -104,11 +116,13 @@ class Replica(Generic[EngineT]):
     def engine_of(self, model: str) -> EngineT:
         """Of a request's `model`: our name, the task's, a version or `name@version`; RequestError 404 for others."""
         champion = self.engine
+        if model in self._engines:
+            return self._engines[model]
         if model == champion.version.name:
             return champion
-        for name, engine in self._engines.items():
+        for engine in self._engines.values():
             version = engine.version
-            if model in (name, version.version, f"{version.name}@{version.version}"):
+            if model in (version.version, f"{version.name}@{version.version}"):
                 return engine
         raise RequestError(
             404,
@@ -123,9 +137,16 @@ class Replica(Generic[EngineT]):
         return http_app(
             routes | self._routes(),
             max_body_bytes=self._section.max_body_bytes,
-            admit=self._door.admit if self._door else None,
+            admit=self._admit,
             on_shutdown=self.log.close if self.log else None,
         )
+
+    def _admit(self, header: Callable[[bytes], str]) -> str | None:
+        if self._door is not None:
+            return self._door.admit(header)
+        if not self._section.guarded:
+            admit_this_machine(header)
+        return None
 
     def _routes(self) -> dict[str, Route]:
         """What a replica tells of itself."""
@@ -157,9 +178,10 @@ class Replica(Generic[EngineT]):
         """Keeps what was right; whether there was such a request is seen when the log is read."""
         given = parse_feedback(body)
         if self.log is None:
-            told = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
-            raise RequestError(404, "no_request_log", told)
-        self.log.feedback.add([Feedback(given.request_id, utc_now(), given.row, given.label)])
+            why = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
+            raise RequestError(404, "no_request_log", why)
+        told = given.request_id.removeprefix(COMPLETION)  # as the body of a chat answer has it
+        self.log.feedback.add([Feedback(told, utc_now(), given.row, given.label, asker=asker.get())])
         return 202, given.model_dump_json().encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
@@ -170,7 +192,16 @@ class Replica(Generic[EngineT]):
             return 503, Ready(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = self._refused or (None, None)
         version = self.engine.version
-        ready = Ready(status="ready", version=version.version, digest=version.digest, refused=refused, reason=reason)
+        if reason is not None and self._door is not None:  # whoever may reach a door is no friend yet
+            reason = "the replica's log says why"
+        ready = Ready(
+            status="ready",
+            config=self._config,
+            version=version.version,
+            digest=version.digest,
+            refused=refused,
+            reason=reason,
+        )
         return 200, ready.model_dump_json(exclude_none=True).encode()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import storage
 from evaluation.stored import write_evidence
-from models.registry import ModelVersion, now, read_champion, register
+from models.registry import ModelVersion, Part, now, read_champion, register
 from promote import PromotionRefused, promote, rollback
 from tests.integration.test_registry import version_folder
 
@@ -94,23 +94,32 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(home
         register(home, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
     )
-    parts = {"uri": pretrained.uri, "digest": pretrained.digest}
+    parts = {"kind": "probe", "uri": pretrained.uri, "digest": pretrained.digest}
     concluded(home, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
     assert promote(home).before == ()
     concluded(home, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{home}/runs/r")
     promoted = promote(home)
     assert [former.uri for former in promoted.before] == [first.uri]
+    assert (promoted.before[0].pretrained, promoted.pretrained) == (
+        Part(uri=pretrained.uri, digest=pretrained.digest),
+        None,
+    )
     back = rollback(home, reason=" complaints ")
     assert (back.uri, back.run, back.before) == (first.uri, f"{home}/runs/r", ())
     assert back.reason == f"rolled back from {second.version}: complaints"
-    assert promote(home).uri == second.uri  # its verdict still stands, and compared with who serves now
+    with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
+        promote(home)  # its verdict still stands, but it must not return by itself
+    again = promote(home, override="mended")
+    assert (again.uri, again.rolled_back, again.reason) == (second.uri, (), "FINE_TUNE by rule 3; override: mended")
     rollback(home, reason="again")
     concluded(home, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
     back = rollback(home, reason="and again")
-    assert (back.uri, back.run) == (pretrained.uri, "")
+    assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.before[0].pretrained)
+    assert back.rolled_back == (second.digest, first.digest)
     with pytest.raises(PromotionRefused, match="nothing served before"):
         rollback(home, reason="further")
-    assert len(storage.list_files(f"{home}/history")) >= 3
+    assert promote(home, override="the complaint was wrong").uri == first.uri  # it was compared with who serves now
+    assert len(storage.list_files(f"{home}/history")) == 7
 
 
 def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(

@@ -152,3 +152,19 @@ def test_tokens_are_counted_in_an_event_without_choices_and_the_last_event_is_do
     counted = json.loads(usage_event(HEAD, usage=Usage(1, 2))[6:])
     assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 3)
     assert LAST_EVENT == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "subject"),
+    [
+        ({}, None),
+        ({"user": "u"}, "u"),
+        ({"user": "u", "safety_identifier": "s"}, "s"),
+        ({"user": 7}, None),
+        ({"safety_identifier": "s" * 257}, None),
+    ],
+)
+def test_whom_a_conversation_is_about_is_taken_where_it_can_be_kept_and_never_refused(
+    fields: dict[str, Any], subject: str | None
+) -> None:
+    assert parsed(**fields).subject == subject

@@ -40,6 +40,7 @@ def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(tas
         ("http://127.0.0.1:8000", "127.0.0.1", False),
         ("http://localhost:8000", "127.0.0.1", False),
         ("http://127.0.0.1:8000", "0.0.0.0", True),
+        ("http://127.0.0.1:8000", "", True),
         ("http://10.0.0.5:8000", None, True),
         ("http://serve.example:8000", "0.0.0.0", True),
     ],
@@ -48,7 +49,8 @@ def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
     monkeypatch: pytest.MonkeyPatch, url: str, listens: str | None, open_door: bool
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
-    instance = {"applications": {}, "http_options": {"host": listens} if listens else None}
+    told = {"http_options": {"host": listens} if listens else {"port": 8000}}  # of its default Serve does not tell
+    instance = {"applications": {}} | ({} if listens is None else told)
     if not open_door:
         _refuse_open_door(instance)
         return

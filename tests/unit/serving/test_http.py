@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from serving.http import Events, Message, Route, Scope, http_app
+from serving.http import Events, Message, Route, Scope, asker, http_app
 from serving.protocol import RequestError
 
 MAX_BODY_BYTES = 100
@@ -17,12 +18,14 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
         raise RequestError(422, "invalid_request", "refused")
     if body == b"break":
         raise RuntimeError("secret detail")
-    return 200, json.dumps({"bytes": len(body), "id": request_id}).encode()
+    found = {"bytes": len(body), "id": request_id} | ({"asker": asker.get()} if body == b"who" else {})
+    return 200, json.dumps(found).encode()
 
 
-def _admit(authorization: str) -> None:
-    if authorization != "Bearer good":
+def _admit(header: Callable[[bytes], str]) -> str:
+    if header(b"authorization") != "Bearer good":
         raise RequestError(401, "invalid_api_key", "give a key")
+    return "app"
 
 
 def _ask(
@@ -36,7 +39,7 @@ def _ask(
     app = http_app(
         {"/echo": Route("POST", _echo), "/up": Route("GET", _echo, open=True)},
         max_body_bytes=MAX_BODY_BYTES,
-        admit=None if authorization is None else _admit,
+        admit=_admit if authorization is not None else lambda _: None,
     )
     headers = [(b"x-request-id", b"r-1"), (b"authorization", authorization or b"")]
     if declared is not None:
@@ -70,6 +73,7 @@ def _ask(
 
 def test_a_door_is_at_each_route_but_the_open_ones() -> None:
     assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
+    assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["asker"] == "app"
     status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
     assert _ask("POST", "/echo", authorization=b"")[0] == 401
@@ -151,7 +155,8 @@ def _stream(streaming: Streaming) -> list[Message]:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        app = http_app({"/s": Route("POST", streaming.answer, watched=True)}, max_body_bytes=MAX_BODY_BYTES)
+        routes = {"/s": Route("POST", streaming.answer, watched=True)}
+        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
         await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
 
     asyncio.run(ask())
@@ -191,5 +196,5 @@ def test_the_lifespan_protocol_is_followed() -> None:
     async def send(message: Message) -> None:
         sent.append(message["type"])
 
-    asyncio.run(http_app({}, max_body_bytes=1)({"type": "lifespan"}, receive, send))
+    asyncio.run(http_app({}, max_body_bytes=1, admit=lambda _: None)({"type": "lifespan"}, receive, send))
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

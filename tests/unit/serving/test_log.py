@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,8 +61,8 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
         answered_by="candidate",
         classes=("a", "b", "c", "d"),
         scores=np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32),
-        text="a secret",
-        answer="another",
+        route="compare",
+        asker="app",
     )
     (row,) = kept(tmp_path, [told])
     assert (row["request_id"], row["row"], row["at"], row["latency_ms"]) == ("r1", 3, NOON, 250)
@@ -70,15 +71,16 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
     assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
     assert json.loads(row["attributes"]) == {"sex": "f"}
     assert row["subject"] == hmac.new(KEY, b"patient 7", hashlib.sha256).hexdigest()
-    assert (row["text"], row["answer"]) == (None, None)
     raw = b"".join(file.read_bytes() for file in tmp_path.glob("answers/day=*/*"))
     assert b"patient 7" not in raw
-    assert b"secret" not in raw
+    assert (row["route"], row["asker"]) == ("compare", "app")
 
 
 def test_texts_are_kept_where_the_recipe_says_so_and_no_subject_without_a_key(tmp_path: Path) -> None:
     (row,) = kept(tmp_path, [entry(1, text="asked", answer="said", subject="s")], key=None, texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("asked", "said", None)
+    for texts, wanted in ((True, "asked"), (False, None)):
+        assert RequestLog(tmp_path.as_uri(), subject_key=None, texts=texts).kept("asked") == wanted
 
 
 def test_rows_lie_by_day_of_their_answer(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
 def test_memory_is_bounded_and_what_is_given_up_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(request_log, "MAX_ROWS", 5)
+    monkeypatch.setattr(request_log, "MAX_BYTES", 5 * request_log.ROW_BYTES)
     monkeypatch.setattr(request_log, "FILE_ROWS", 2)
     rows = kept(tmp_path, [entry(number) for number in range(8)])
     assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
@@ -135,5 +137,22 @@ def test_feedback_is_kept_beside_the_answers(tmp_path: Path) -> None:
     asyncio.run(keep())
     (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
     rows = pq.read_table(file, partitioning=None).to_pylist()
-    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b"}]
+    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b", "asker": None}]
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_store_that_does_not_answer_holds_up_the_end_for_a_moment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(request_log, "CLOSE_S", 0.05)
+    monkeypatch.setattr(request_log, "write_bytes", lambda *_: released.wait(30))
+
+    async def end() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        log.answers.add([entry(1), entry(2)])
+        await log.close()
+        released.set()
+
+    asyncio.run(end())
+    assert f"2 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text

@@ -1,10 +1,11 @@
 """What a request may be, and what is said about one that is not."""
 
 import json
+from typing import Any
 
 import pytest
 
-from serving.protocol import ClassifyAnswer, RequestError, parse_request, write_answer
+from serving.protocol import ClassifyAnswer, RequestError, parse_feedback, parse_request, write_answer
 
 
 def test_one_text_becomes_a_list_of_one() -> None:
@@ -103,3 +104,25 @@ def test_the_answer_of_a_hybrid_says_who_answered() -> None:
     result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
     written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
     assert ClassifyAnswer.model_validate_json(written).results[0].answered_by == "candidate"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"request_id": "r", "label": "b"}, None),
+        ({"request_id": "r", "label": "b", "row": 255}, None),
+        ({"request_id": "r", "label": "b", "row": 1 << 31}, 422),
+        ({"request_id": "r", "label": "b", "row": -1}, 422),
+        ({"request_id": "r" * 257, "label": "b"}, 422),
+        ({"request_id": "r"}, 422),
+        ({"request_id": "r", "label": "b", "more": 1}, 422),
+    ],
+)
+def test_feedback_names_a_request_and_what_was_right(body: dict[str, Any], status: int | None) -> None:
+    content = json.dumps(body).encode()
+    if status is None:
+        assert parse_feedback(content).row == body.get("row", 0)
+        return
+    with pytest.raises(RequestError) as caught:
+        parse_feedback(content)
+    assert caught.value.status == status
