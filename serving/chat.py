@@ -1,4 +1,4 @@
-"""A replica of a chat model: OpenAI's chat completions over the version that it holds, whole or streamed."""
+"""A replica of a chat model: OpenAI's completions over the version that it holds, whole or streamed."""
 
 import logging
 import os
@@ -13,15 +13,18 @@ from data.chat import prompt_tokens
 from data.read import DataError
 from recipes.schema import ServingSection
 from serving.chat_protocol import (
+    CHAT,
+    COMPLETION,
     LAST_EVENT,
+    Asked,
     ChatRequest,
+    CompletionRequest,
+    Shape,
     Usage,
-    answer_head,
-    delta_event,
     event,
     parse_chat,
+    parse_completion,
     usage_event,
-    whole_answer,
 )
 from serving.generate import Generator, Sampling
 from serving.http import ASGIApp, Events, Route, asker
@@ -49,6 +52,16 @@ Told = Callable[["Grown"], None]
 """Hears the last of an answer, whole or as far as it came."""
 
 
+class Came(NamedTuple):
+    """A request as it came."""
+
+    request_id: str
+    begun: float
+    """`time.perf_counter()`."""
+    text: str
+    """What is asked."""
+
+
 class Grown(NamedTuple):
     """An answer so far."""
 
@@ -72,7 +85,10 @@ class Chat:
         self._replica = Replica(load, section=self._section, retire=Generator.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/chat/completions": Route("POST", self._complete, watched=True)}
+        routes = {
+            "/v1/chat/completions": Route("POST", self._chat, watched=True),
+            "/v1/completions": Route("POST", self._complete, watched=True),
+        }
         return self._replica.asgi_app(routes)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -84,10 +100,25 @@ class Chat:
         if not self._replica.engine.running:
             raise RuntimeError("the model's engine has stopped; the log says why")
 
-    async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
-        begun = time.perf_counter()
-        _ = self._replica.engine  # before the request is looked at: not ready is not its fault
+    async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
+        begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault
         request = parse_chat(body)
+        engine = self._free_engine(request)
+        prompt = _chat_prompt(request, engine=engine)
+        job = _job(request, prompt, engine=engine, param="messages", cap=self._section.max_new_tokens)
+        text = request.conversation[-1][1]
+        return await self._answered(request, job, shape=CHAT, asked=Came(request_id, begun, text))
+
+    async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
+        begun, _ = time.perf_counter(), self._replica.engine
+        request = parse_completion(body)
+        engine = self._free_engine(request)
+        prompt = _text_prompt(request, engine=engine)
+        job = _job(request, prompt, engine=engine, param="prompt", cap=self._section.max_new_tokens)
+        return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text))
+
+    def _free_engine(self, request: Asked) -> Generator:
+        """The model that is asked for; RequestError 429 where it holds as many requests as it may."""
         engine = self._replica.engine_of(request.model)
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
@@ -98,56 +129,76 @@ class Chat:
                 code="rate_limit_exceeded",
                 headers=((b"retry-after", str(RETRY_AFTER_S).encode()),),
             )
-        job = _job(request, engine=engine, cap=self._section.max_new_tokens)
-        version = engine.version
+        return engine
 
-        def tell(grown: Grown) -> None:
-            log = self._replica.log
-            if log is None:
-                return
-            entry = Entry(
-                request_id=request_id,
-                at=utc_now(),
-                model=version.name,
-                version=version.version,
-                digest=version.digest,
-                row=0,
-                latency_s=time.perf_counter() - begun,
-                subject=request.subject,
-                prompt_tokens=len(job.prompt),
-                completion_tokens=grown.num_tokens,
-                text=log.kept(request.conversation[-1][1]),
-                answer=log.kept(grown.text),
-                finish_reason=grown.finish_reason,
-                route="chat",
-                asker=asker.get(),
-            )
-            log.answers.add([entry])
-
+    async def _answered(self, request: Asked, job: Job, *, shape: Shape, asked: Came) -> tuple[int, bytes | Events]:
+        version = job.engine.version
         head = partial(
-            answer_head,
-            request_id=request_id,
+            shape.head,
+            request_id=asked.request_id,
             created=int(time.time()),
             model=version.name,
             version=version.version,
         )
+        tell = partial(self._tell, request, job, shape=shape, asked=asked)
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
-            return 200, _events(job, head=head("chat.completion.chunk"), with_usage=with_usage, tell=tell)
+            return 200, _events(job, shape=shape, head=head(shape.chunk), with_usage=with_usage, tell=tell)
         grown = await _whole(job)
         tell(grown)
         usage = Usage(len(job.prompt), grown.num_tokens)
-        return 200, whole_answer(
-            head("chat.completion"), text=grown.text, finish_reason=str(grown.finish_reason), usage=usage
+        reason = str(grown.finish_reason)
+        return 200, shape.whole(head(shape.object), text=grown.text, finish_reason=reason, usage=usage)
+
+    def _tell(self, request: Asked, job: Job, grown: Grown, *, shape: Shape, asked: Came) -> None:
+        """The answer's row in the log, whole or as far as it came."""
+        log, version = self._replica.log, job.engine.version
+        if log is None:
+            return
+        entry = Entry(
+            request_id=asked.request_id,
+            at=utc_now(),
+            model=version.name,
+            version=version.version,
+            digest=version.digest,
+            row=0,
+            latency_s=time.perf_counter() - asked.begun,
+            subject=request.subject,
+            prompt_tokens=len(job.prompt),
+            completion_tokens=grown.num_tokens,
+            text=log.kept(asked.text),
+            answer=log.kept(grown.text),
+            finish_reason=grown.finish_reason,
+            route=shape.route,
+            asker=asker.get(),
         )
+        log.answers.add([entry])
 
 
-def _job(request: ChatRequest, *, engine: Generator, cap: int | None) -> Job:
-    """The request as the engine takes it; RequestError 400 where its model cannot answer it."""
-    prompting = engine.loaded.prompting
-    most = cap or prompting.max_new_tokens
-    asked = request.limit or min(prompting.max_new_tokens, most)
+def _chat_prompt(request: ChatRequest, *, engine: Generator) -> list[int]:
+    """The conversation as it was evaluated; RequestError 400 where the model's template does not take it."""
+    prompting, tokenizer = engine.loaded.prompting, engine.loaded.tokenizer
+    try:
+        return prompt_tokens(request.conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+    except DataError as error:
+        raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
+
+
+def _text_prompt(request: CompletionRequest, *, engine: Generator) -> list[int]:
+    """A text as it stands; what spells a special token is text too."""
+    prompt: list[int] = engine.loaded.tokenizer(request.text, split_special_tokens=True)["input_ids"]
+    if not prompt:
+        raise RequestError(400, "invalid_request", "prompt: give a text that is not empty", param="prompt")
+    return prompt
+
+
+def _job(request: Asked, prompt: list[int], *, engine: Generator, param: str, cap: int | None) -> Job:
+    """The request as the engine takes it, `param` the field its prompt is from; RequestError 400 where its model cannot
+    answer it."""
+    own = engine.loaded.prompting.max_new_tokens
+    most = cap or own
+    asked = request.limit or min(own, most)
     if asked > most:
         raise RequestError(
             400,
@@ -155,22 +206,13 @@ def _job(request: ChatRequest, *, engine: Generator, cap: int | None) -> Job:
             f"max_tokens: {asked} are asked for, at most {most} are given (the recipe's serving.max_new_tokens)",
             param="max_tokens",
         )
-    try:
-        prompt = prompt_tokens(
-            request.conversation,
-            tokenizer=engine.loaded.tokenizer,
-            system=prompting.system,
-            shots=prompting.shots,
-        )
-    except DataError as error:
-        raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
     if len(prompt) + asked > engine.max_length:
         raise RequestError(
             400,
             "too_long",
             f"the prompt has {len(prompt)} tokens and its answer may have {asked}, together more than the "
-            f"{engine.max_length} that this model takes; shorten the messages, or ask for fewer max_tokens",
-            param="messages",
+            f"{engine.max_length} that this model takes; shorten the {param}, or ask for fewer max_tokens",
+            param=param,
             code="context_length_exceeded",
         )
     seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
@@ -209,7 +251,7 @@ async def _whole(job: Job) -> Grown:
     return last
 
 
-async def _events(job: Job, *, head: dict[str, Any], with_usage: bool, tell: Told) -> Events:
+async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: bool, tell: Told) -> Events:
     """The answer as OpenAI's events. Before the first, errors are raised; after it, they are an event, the last."""
     last = Grown("", 0, None)
     begun = False
@@ -218,11 +260,12 @@ async def _events(job: Job, *, head: dict[str, Any], with_usage: bool, tell: Tol
             async for grown in growing:
                 if not begun:
                     begun = True
-                    yield delta_event(head, delta={"role": "assistant", "content": ""})
+                    for one in shape.first(head):
+                        yield one
                 new, last = grown.text[len(last.text) :], grown
                 if new:
-                    yield delta_event(head, delta={"content": new})
-        yield delta_event(head, delta={}, finish_reason=last.finish_reason)
+                    yield shape.piece(head, text=new)
+        yield shape.last(head, finish_reason=last.finish_reason)
         if with_usage:
             yield usage_event(head, usage=Usage(len(job.prompt), last.num_tokens))
         yield LAST_EVENT

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.protocol import CHAMPION, COMPLETION, MAX_ATTRIBUTE_CHARS, RequestError
+from serving.protocol import CHAMPION, CHAT_ID, COMPLETION_ID, MAX_ATTRIBUTE_CHARS, RequestError
 
 IGNORED = (
     "metadata",
@@ -61,11 +62,11 @@ class StreamOptions(_Given):
     """Whether a last event, without choices, counts the tokens."""
 
 
-class ChatRequest(_Given):
+class Asked(_Given):
+    """What requests for words have in common."""
+
     model: StrictStr = CHAMPION
     """`champion`, or the name, version or `name@version` of the model that serves."""
-    messages: list[ChatMessage] = Field(min_length=1)
-    """The conversation; the last message is the user's. A system message stands in place of the version's own."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     """Tokens of the answer at most; without either, what answers were evaluated with."""
@@ -84,11 +85,6 @@ class ChatRequest(_Given):
     """The same by OpenAI's older name."""
 
     @property
-    def conversation(self) -> tuple[tuple[str, str], ...]:
-        """The messages as turns."""
-        return tuple((message.role, message.text) for message in self.messages)
-
-    @property
     def subject(self) -> str | None:
         """Whom it is about, where that is a text that can be kept."""
         given = self.safety_identifier or self.user
@@ -105,6 +101,29 @@ class ChatRequest(_Given):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+AskedT = TypeVar("AskedT", bound=Asked)
+
+
+class ChatRequest(Asked):
+    messages: list[ChatMessage] = Field(min_length=1)
+    """The conversation; the last message is the user's. A system message stands in place of the version's own."""
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """The messages as turns."""
+        return tuple((message.role, message.text) for message in self.messages)
+
+
+class CompletionRequest(Asked):
+    prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
+    """A text that is continued as it stands: no template, no system message, no examples; no verdict is about that."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+
 class Usage(NamedTuple):
     """Tokens read and made."""
 
@@ -118,48 +137,83 @@ class Usage(NamedTuple):
 
 def parse_chat(body: bytes) -> ChatRequest:
     """The request in a body; raises RequestError 400 for whatever cannot be taken, and names the field."""
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(error) from None
-    for name, value in (request.model_extra or {}).items():
-        if name in IGNORED or value is None or (name in NEUTRAL and value == NEUTRAL[name]):
-            continue
-        told = f"only {json.dumps(NEUTRAL[name])} is taken" if name in NEUTRAL else "there is no such field here"
-        raise _refused(name, f"{told}; leave it out")
+    request = _parse(ChatRequest, body, neutral=NEUTRAL)
     for place, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
                 raise _refused(f"messages.{place}.{name}", "a message has a role and a content, and no more")
     if request.messages[-1].role != "user":
         raise _refused("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
+    return request
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    """As `parse_chat`."""
+    return _parse(CompletionRequest, body, neutral=NEUTRAL | {"best_of": 1, "echo": False, "suffix": ""})
+
+
+def _parse(kind: type[AskedT], body: bytes, *, neutral: Mapping[str, Any]) -> AskedT:
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    for name, value in (request.model_extra or {}).items():
+        if name in IGNORED or value is None or (name in neutral and value == neutral[name]):
+            continue
+        told = f"only {json.dumps(neutral[name])} is taken" if name in neutral else "there is no such field here"
+        raise _refused(name, f"{told}; leave it out")
     if request.stream_options is not None and not request.stream:
         raise _refused("stream_options", "only with stream: true")
     return request
 
 
-def answer_head(object: str, *, request_id: str, created: int, model: str, version: str) -> dict[str, Any]:
-    """What an answer, and each event of a stream, begins with."""
-    return {
-        "id": f"{COMPLETION}{request_id}",
-        "object": object,
-        "created": created,
-        "model": model,
-        "version": version,
-    }
+@dataclass(frozen=True)
+class Shape:
+    """How an endpoint's answers are written, in OpenAI's words."""
+
+    route: str
+    prefix: str
+    """Of the answer's id, before the request's."""
+    object: str
+    chunk: str
+    """`object` of an event."""
+    chat: bool
+
+    def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> dict[str, Any]:
+        """What an answer, and each event of a stream, begins with."""
+        return {
+            "id": f"{self.prefix}{request_id}",
+            "object": object,
+            "created": created,
+            "model": model,
+            "version": version,
+        }
+
+    def whole(self, head: dict[str, Any], *, text: str, finish_reason: str, usage: Usage) -> bytes:
+        """An answer that is not streamed."""
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return _json(head | {"choices": [choice], "usage": usage.to_dict()})
+
+    def first(self, head: dict[str, Any]) -> list[bytes]:
+        """The events before anything is said."""
+        return [self._event(head, said={"delta": {"role": "assistant", "content": ""}})] if self.chat else []
+
+    def piece(self, head: dict[str, Any], *, text: str) -> bytes:
+        """An event with what is new."""
+        return self._event(head, said={"delta": {"content": text}} if self.chat else {"text": text})
+
+    def last(self, head: dict[str, Any], *, finish_reason: str | None) -> bytes:
+        """The event after all is said."""
+        return self._event(head, said={"delta": {}} if self.chat else {"text": ""}, finish_reason=finish_reason)
+
+    def _event(self, head: dict[str, Any], *, said: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        return event(_json(head | {"choices": [choice]}))
 
 
-def whole_answer(head: dict[str, Any], *, text: str, finish_reason: str, usage: Usage) -> bytes:
-    """An answer that is not streamed."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return _json(head | {"choices": [choice], "usage": usage.to_dict()})
-
-
-def delta_event(head: dict[str, Any], *, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    """An event with what is new."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    return event(_json(head | {"choices": [choice]}))
+CHAT = Shape("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
+COMPLETION = Shape("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
 
 
 def usage_event(head: dict[str, Any], *, usage: Usage) -> bytes:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 Headers = Sequence[tuple[bytes, bytes]]
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
-COMPLETION = "chatcmpl-"
-"""What the id of a chat answer begins with, before the request's."""
+CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"
+"""What the ids of a chat model's answers begin with, before the request's."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Names that only this machine answers to."""
 MAX_ATTRIBUTES = 32

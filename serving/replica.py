@@ -11,7 +11,17 @@ from recipes.schema import ServingSection
 from serving.http import ASGIApp, Route, asker, http_app
 from serving.keys import Door, admit_this_machine, read_subject_key
 from serving.log import Feedback, RequestLog, utc_now
-from serving.protocol import CHAMPION, COMPLETION, Models, Ready, RequestError, Served, config_id, parse_feedback
+from serving.protocol import (
+    CHAMPION,
+    CHAT_ID,
+    COMPLETION_ID,
+    Models,
+    Ready,
+    RequestError,
+    Served,
+    config_id,
+    parse_feedback,
+)
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -180,7 +190,7 @@ class Replica(Generic[EngineT]):
         if self.log is None:
             why = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
             raise RequestError(404, "no_request_log", why)
-        told = given.request_id.removeprefix(COMPLETION)  # as the body of a chat answer has it
+        told = given.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)  # as the body of a chat answer has it
         self.log.feedback.add([Feedback(told, utc_now(), given.row, given.label, asker=asker.get())])
         return 202, given.model_dump_json().encode()
 

@@ -145,6 +145,18 @@ def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
     assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
 
 
+def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> None:
+    asked: dict[str, Any] = {"model": "champion", "prompt": "one two", "max_tokens": 12}
+    whole = service.client.completions.create(**asked)
+    assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
+    parts = list(service.client.completions.create(**asked, stream=True))
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError) as caught:
+        service.client.completions.create(**asked | {"prompt": ["a", "b"]})
+    assert "prompt" in str(caught.value.param)
+
+
 def test_a_request_keeps_its_id(service: Service) -> None:
     body = {"messages": [{"role": "user", "content": "abc"}]}
     url = f"{service.url}/v1/chat/completions"

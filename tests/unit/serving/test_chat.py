@@ -5,19 +5,19 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from models.registry import Prompting
-from serving.chat import Grown, Job, Told, _events, _job, _whole
-from serving.chat_protocol import answer_head, parse_chat
-from serving.generate import Sampling
+from serving.chat import Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
+from serving.chat_protocol import CHAT, COMPLETION, parse_chat, parse_completion
+from serving.generate import Generator, Sampling
 from serving.protocol import RequestError
 from tests.small_chat import tokenizer
 
 TOKENIZER = tokenizer()
-HEAD = answer_head("chat.completion.chunk", request_id="r", created=5, model="m", version="v")
+HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 
 class Said:
@@ -59,7 +59,7 @@ def streamed(
     """The events of a stream, decoded."""
 
     async def read() -> list[bytes]:
-        events = _events(job(engine, stops=stops), head=HEAD, with_usage=with_usage, tell=tell)
+        events = _events(job(engine, stops=stops), shape=CHAT, head=HEAD, with_usage=with_usage, tell=tell)
         return [event async for event in events]
 
     lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
@@ -121,7 +121,7 @@ def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_h
         streamed(Said("abcd", fails_after=0), tell=told.append)
 
     async def hang_up() -> None:
-        events = _events(job(Said("one two")), head=HEAD, with_usage=False, tell=told.append)
+        events = _events(job(Said("one two")), shape=CHAT, head=HEAD, with_usage=False, tell=told.append)
         async with aclosing(events):
             async for event in events:
                 if b'"content":"n"' in event:
@@ -133,7 +133,32 @@ def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_h
 
 def made(fields: dict[str, Any], *, cap: int | None = None) -> Job:
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-    return _job(parse_chat(json.dumps(body).encode()), engine=Said(""), cap=cap)  # type: ignore[arg-type]
+    request, engine = parse_chat(json.dumps(body).encode()), cast(Generator, Said(""))
+    return _job(request, _chat_prompt(request, engine=engine), engine=engine, param="messages", cap=cap)
+
+
+def test_a_completion_continues_a_text_as_it_stands() -> None:
+    engine = cast(Generator, Said(""))
+    for prompt in ("one</s>two", ["one</s>two"]):
+        request = parse_completion(json.dumps({"prompt": prompt}).encode())
+        tokens = _text_prompt(request, engine=engine)
+        assert TOKENIZER.eos_token_id not in tokens
+        assert TOKENIZER.decode(tokens) == "one</s>two"
+        assert _job(request, tokens, engine=engine, param="prompt", cap=None).prompt == tokens
+    with pytest.raises(RequestError, match="prompt: give a text that is not empty"):
+        _text_prompt(parse_completion(b'{"prompt": ""}'), engine=engine)
+
+
+def test_a_completions_events_put_together_are_its_text() -> None:
+    async def read() -> list[bytes]:
+        events = _events(job(Said("one two</s>")), shape=COMPLETION, head=HEAD, with_usage=False, tell=lambda _: None)
+        return [event async for event in events]
+
+    *told, last = asyncio.run(read())
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in told]
+    assert "".join(choice["text"] for choice in choices) == "one two"
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert last == b"data: [DONE]\n\n"
 
 
 def text_asked(fields: dict[str, Any]) -> str:

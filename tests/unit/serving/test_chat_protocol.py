@@ -5,19 +5,11 @@ from typing import Any
 
 import pytest
 
-from serving.chat_protocol import (
-    LAST_EVENT,
-    Usage,
-    answer_head,
-    delta_event,
-    parse_chat,
-    usage_event,
-    whole_answer,
-)
+from serving.chat_protocol import CHAT, COMPLETION, LAST_EVENT, Usage, parse_chat, parse_completion, usage_event
 from serving.protocol import RequestError
 
 ASKED = [{"role": "user", "content": "Fear of flying"}]
-HEAD = answer_head("chat.completion.chunk", request_id="r", created=5, model="m", version="v")
+HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 
 def parsed(**fields: Any) -> Any:
@@ -124,8 +116,8 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
 
 
 def test_an_answer_has_openais_shape_and_our_version() -> None:
-    head = answer_head("chat.completion", request_id="r", created=5, model="m", version="v")
-    answer = json.loads(whole_answer(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
+    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(CHAT.whole(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
     assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
         "id": "chatcmpl-r",
         "object": "chat.completion",
@@ -139,8 +131,42 @@ def test_an_answer_has_openais_shape_and_our_version() -> None:
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
 
+def test_a_completion_has_openais_shape_too() -> None:
+    head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(COMPLETION.whole(head, text="é", finish_reason="length", usage=Usage(3, 4)))
+    assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
+    assert answer["choices"] == [{"index": 0, "text": "é", "logprobs": None, "finish_reason": "length"}]
+    assert COMPLETION.first(head) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "messages": []}, "messages"),
+        ({"prompt": "a", "temperature": 3}, "temperature"),
+    ],
+)
+def test_a_completion_that_cannot_be_honoured_names_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_completion(json.dumps(fields).encode())
+    assert caught.value.status == 400
+    assert str(caught.value.param).startswith(param)
+
+
+def test_a_completion_takes_what_asks_for_nothing() -> None:
+    body = {"prompt": "a", "echo": False, "best_of": 1, "n": 1, "suffix": None, "logprobs": None, "stop": ["x"]}
+    assert parse_completion(json.dumps(body).encode()).stops == ("x",)
+
+
 def test_an_event_is_one_line_of_data_whatever_the_text() -> None:
-    event = delta_event(HEAD, delta={"content": "a\n\nb\r"})
+    event = CHAT.piece(HEAD, text="a\n\nb\r")
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
     assert b"\n" not in event[:-2]
