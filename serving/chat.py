@@ -186,8 +186,8 @@ def _chat_prompt(request: ChatRequest, *, engine: Generator) -> list[int]:
 
 
 def _text_prompt(request: CompletionRequest, *, engine: Generator) -> list[int]:
-    """A text as it stands; what spells a special token is text too."""
-    prompt: list[int] = engine.loaded.tokenizer(request.text, split_special_tokens=True)["input_ids"]
+    """A text as it stands; what spells a special token is one, for whoever builds a prompt needs them."""
+    prompt: list[int] = engine.loaded.tokenizer(request.text)["input_ids"]
     if not prompt:
         raise RequestError(400, "invalid_request", "prompt: give a text that is not empty", param="prompt")
     return prompt

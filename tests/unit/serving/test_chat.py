@@ -142,7 +142,7 @@ def test_a_completion_continues_a_text_as_it_stands() -> None:
     for prompt in ("one</s>two", ["one</s>two"]):
         request = parse_completion(json.dumps({"prompt": prompt}).encode())
         tokens = _text_prompt(request, engine=engine)
-        assert TOKENIZER.eos_token_id not in tokens
+        assert TOKENIZER.eos_token_id in tokens
         assert TOKENIZER.decode(tokens) == "one</s>two"
         assert _job(request, tokens, engine=engine, param="prompt", cap=None).prompt == tokens
     with pytest.raises(RequestError, match="prompt: give a text that is not empty"):

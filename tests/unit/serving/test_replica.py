@@ -10,7 +10,7 @@ import pytest
 
 from recipes.schema import ServingSection
 from serving.log import RequestLog
-from serving.protocol import RequestError
+from serving.protocol import RequestError, config_id
 from serving.replica import Replica, refuse_unkept_subject
 
 
@@ -61,7 +61,9 @@ def test_the_first_version_is_waited_for_and_its_fault_is_the_replicas() -> None
         with pytest.raises(ValueError, match="not whole"):
             await replica.reconfigure(asked("bad"))
         await replica.reconfigure(asked("one"))
-        assert await ready(replica) == (200, {"status": "ready", "version": "one", "digest": "d-one"})
+        status, told = await ready(replica)
+        assert (status, told.pop("config")) == (200, config_id(asked("one")))
+        assert told == {"status": "ready", "version": "one", "digest": "d-one"}
 
     asyncio.run(begin())
 
@@ -132,9 +134,11 @@ def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_ret
         assert (loads.loaded, loads.retired) == (["one", "probe", "two"], ["one", "two"])
         assert replica.engine is replica.engine_of("pretrained")
         await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("bad")}})
-        await settled(replica)
-        assert (await ready(replica))[1]["refused"] == "d-one"
-        assert replica.engine.version.version == "probe"
+        await settled(replica)  # the champion does not need the other
+        assert "refused" not in (await ready(replica))[1]
+        assert replica.engine.version.version == "one"
+        with pytest.raises(RequestError, match="no model 'pretrained' here"):
+            replica.engine_of("pretrained")
 
     asyncio.run(change())
 
