@@ -258,7 +258,7 @@ def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: 
     `more` are further fields of `Champion`. Raises storage.Conflict where somebody changed it. Every change is kept
     under `history/`.
     """
-    named = {"version": version.version, "uri": version.uri, "digest": version.digest}
+    named: dict[str, Any] = {"version": version.version, "uri": version.uri, "digest": version.digest}
     champion = Champion(**named, reason=reason, run=run, since=now(), **more)
     write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{version.version}-{uuid.uuid4().hex[:6]}"

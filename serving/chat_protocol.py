@@ -149,7 +149,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 def parse_completion(body: bytes) -> CompletionRequest:
     """As `parse_chat`."""
-    return _parse(CompletionRequest, body, neutral=NEUTRAL | {"best_of": 1, "echo": False, "suffix": ""})
+    return _parse(CompletionRequest, body, neutral={**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""})
 
 
 def _parse(kind: type[AskedT], body: bytes, *, neutral: Mapping[str, Any]) -> AskedT:

@@ -112,7 +112,7 @@ class Feedback:
         return ROW_BYTES
 
 
-EntryT = TypeVar("EntryT", Entry, Feedback)
+EntryT = TypeVar("EntryT", bound=Entry | Feedback)
 
 
 class Spool(Generic[EntryT]):

@@ -50,7 +50,7 @@ def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
     told = {"http_options": {"host": listens} if listens else {"port": 8000}}  # of its default Serve does not tell
-    instance = {"applications": {}} | ({} if listens is None else told)
+    instance: dict[str, Any] = {"applications": {}} | ({} if listens is None else told)
     if not open_door:
         _refuse_open_door(instance)
         return
