@@ -16,7 +16,7 @@ from data.checks import take_training_rows
 from data.encode import labels_of
 from data.encoded import Encoding
 from data.read import Splits
-from data.stream import Gathered, gather
+from data.stream import Gathered, held, streamed
 from evaluation.question import Question, ask, asked_digest, run_name
 from models.registry import Champion, Prompting, champion_version, now, read_champion
 from recipes.schema import Recipe
@@ -95,16 +95,16 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
     show({"event": "stage", "text": "data: reading and checking"})
     chat = recipe.task == "chat"
+    gathered = held(recipe.data, chat=chat, seed=recipe.training.seed)  # first: what is wrong with it costs nothing yet
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
-    gathered = gather(
+    gathered = gathered or streamed(
         recipe.data,
         Encoding(recipe.data.max_length, chat=chat, system=recipe.data.system if chat else None),
         base_model=base_model,
         home=recipe.home,
         inputs={"code": code.sha256, "base_model": {"uri": base_model, "files": base_files}},
-        seed=recipe.training.seed,
     )
     splits, report, hashes = gathered.splits, gathered.report, gathered.hashes
     sizes = {name: len(rows) for name, rows in splits.items()} | {"train": gathered.num_train}

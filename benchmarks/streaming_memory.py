@@ -100,7 +100,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
 
     from cluster.session import connect
     from data.encoded import Encoding
-    from data.stream import gather
+    from data.stream import streamed
 
     section = DataSection(
         train=f"{uri}/train.parquet",
@@ -112,7 +112,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with _peaks(tasks=True) as peaks:
-            gathered = gather(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={}, seed=0)
+            gathered = streamed(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {

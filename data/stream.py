@@ -95,38 +95,29 @@ class Job:
     """Values of `split_by` in either."""
 
 
-def gather(
-    section: DataSection, encoding: Encoding, *, base_model: str, home: str, inputs: dict[str, Any], seed: int
-) -> Gathered:
-    """Reads and checks a recipe's rows, and decides whether its training rows are held in memory or streamed.
+def held(section: DataSection, *, chat: bool, seed: int) -> Gathered | None:
+    """A recipe's rows, read and checked; None where there are more training rows than memory is to hold.
 
-    What is streamed is encoded once, as a stage under `home` that hangs on `inputs` and the files as they lie there.
-    Raises DataError as `read_splits`, `clean` and `take_training_rows`, and where rows to be streamed name no
-    validation or test.
+    Raises DataError as `read_splits`, `clean` and `take_training_rows`.
     """
-    pieces = list(_pieces(section))
-    num_rows = sum(piece.num_rows for piece in pieces)
-    if num_rows > section.stream_above_rows:
-        return _streamed(section, encoding, pieces=pieces, base_model=base_model, home=home, inputs=inputs)
-    splits, report = clean(read_splits(section, chat=encoding.chat))
+    if sum(piece.num_rows for piece in _pieces(section)) > section.stream_above_rows:
+        return None
+    splits, report = clean(read_splits(section, chat=chat))
     splits = take_training_rows(splits, size=section.max_train_rows, seed=seed)
     return Gathered(splits, report, fingerprint(splits))
 
 
-def _streamed(
-    section: DataSection,
-    encoding: Encoding,
-    *,
-    pieces: Sequence[Piece],
-    base_model: str,
-    home: str,
-    inputs: dict[str, Any],
+def streamed(
+    section: DataSection, encoding: Encoding, *, base_model: str, home: str, inputs: dict[str, Any]
 ) -> Gathered:
-    """Memory is bounded: a task has a few thousand rows in hand, this process those that it keeps.
+    """A recipe's rows, checked, where `held` gives none: training rows are encoded once, into shards.
 
-    Rows whose text stands in validation or test are dropped, as `checks.clean` does.
+    A stage under `home` that hangs on `inputs` and the files as they lie there. Memory is bounded: a task has a few
+    thousand rows in hand, this process those that it keeps. Rows whose text stands in validation or test are dropped,
+    as `checks.clean` does. Raises DataError as that, and where the recipe names no validation or test.
     """
     _refuse(section)
+    pieces = list(_pieces(section))
     validation, test = read_later(section, chat=encoding.chat)
     later = {"validation": validation, "test": test}
 
@@ -257,7 +248,7 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
     copies: Counter[str] = Counter()
     shared_keys: set[str] = set()
     digests: list[str] = []
-    held: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
     firsts: dict[str, dict[str, Any]] = {}
     num_empty = 0
     with ShardWriter(job.uri, piece.number) as shard:
@@ -277,7 +268,7 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
                 for row in reversed(new):
                     firsts[clear.labels[row]] = asdict(clear.take([row]))
                 labels.update(clear.labels)
-            held.append(asdict(clear.take(np.flatnonzero(chance.random(len(clear)) < job.share))))
+            drawn.append(asdict(clear.take(np.flatnonzero(chance.random(len(clear)) < job.share))))
     told = {
         "piece": piece.number,
         "num_rows": shard.num_rows,
@@ -288,7 +279,7 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
         "auxiliary": auxiliary,
         "sha256": digest_of(digests),
     }
-    storage.write_json(done, {"told": told, "drawn": held, "firsts": firsts}, patient=True)  # last: the piece is whole
+    storage.write_json(done, {"told": told, "drawn": drawn, "firsts": firsts}, patient=True)  # last: the piece is whole
     return told
 
 
@@ -319,14 +310,14 @@ def _held_uri(uri: str, number: int) -> str:
 def _held(uri: str, *, num_files: int) -> Rows:
     """The rows that stay in memory: those drawn, and the first of each class that no drawn row has."""
     found = [storage.read_json(_held_uri(uri, number)) for number in range(num_files)]
-    held = [Rows.from_dict(value) for part in found for value in part["drawn"]]
-    seen = {label for rows in held for label in rows.labels}
+    kept = [Rows.from_dict(value) for part in found for value in part["drawn"]]
+    seen = {label for rows in kept for label in rows.labels}
     for part in found:
         for label, value in part["firsts"].items():
             if label not in seen:
                 seen.add(label)
-                held.append(Rows.from_dict(value))
-    return joined(held)
+                kept.append(Rows.from_dict(value))
+    return joined(kept)
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:

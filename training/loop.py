@@ -46,6 +46,8 @@ class EpochReport:
     rows_per_second: float
     step_seconds: float
     """Seconds inside training steps in this epoch."""
+    total_seconds: float
+    """The same in this epoch and those before."""
     padding_share: float
     """Padding among the tokens computed."""
 
@@ -167,6 +169,7 @@ def _epoch(
         loss=progress.losses / in_all,
         rows_per_second=len(material.train) / progress.seconds,
         step_seconds=progress.seconds,
+        total_seconds=progress.seconds + (progress.last.total_seconds if progress.last else 0.0),
         padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
     )
 

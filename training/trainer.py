@@ -46,7 +46,9 @@ class Trained:
     epochs: int
     rows_per_second: float
     padding_share: float
+    """Rows a second and padding are of the last epoch."""
     step_seconds: float
+    """Inside training steps, of all epochs."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -172,14 +174,14 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(report: EpochReport, *, weights: str) -> Trained:
-    """What a training says of itself, from its last epoch."""
+    """What a training says of itself at its end."""
     return Trained(
         weights=weights,
         score=report.score,
         epochs=report.epoch + 1,
         rows_per_second=report.rows_per_second,
         padding_share=report.padding_share,
-        step_seconds=report.step_seconds,
+        step_seconds=report.total_seconds,
     )
 
 

@@ -115,7 +115,7 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
     try:
         assert told.exit_code == 0, told.output
         assert told.output.startswith(f"{champion.version} answers at ")
-        url = told.output.split()[-1]
+        url = told.output.splitlines()[0].split()[-1]
         assert url.endswith("/v1/chat/completions")
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])

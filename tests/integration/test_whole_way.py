@@ -173,7 +173,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     }
     sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
     ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
-    kept = ("data", "look", "ledger", "routing", "measured", "curve")
+    kept = ("data", "look", "ledger", "routing", "measured", "curve", "averaged")
     parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
     done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
     champion = promote(small_run.recipe.home, version=done.winner)
@@ -217,7 +217,7 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
         decided = decide(case, question=replace(prepared.question, gates=NO_GATES))
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_candidate < 1
-        kept = ("data", "look", "ledger", "measured", "curve")
+        kept = ("data", "look", "ledger", "measured", "curve", "averaged")
         sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
         ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
         parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables, "routing": routing}

@@ -16,7 +16,7 @@ from data.checks import clean
 from data.encoded import Encoding, encode_rows
 from data.read import DataError, Rows, joined, read_splits
 from data.shards import Shards
-from data.stream import Job, gather, write_piece
+from data.stream import Job, held, streamed, write_piece
 from recipes.schema import DataSection
 from tests.small_chat import tokenizer
 
@@ -142,8 +142,8 @@ def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
     assert (told["num_rows"], told["labels"]) == (40, {})
     shards = Shards(job.uri, (40,), (), ())
     found = shards.read(shards.chunks())
-    held = stream._held(job.uri, num_files=1)
-    wanted = encode_rows(held, encoding, tokenizer=tokenizer(), classes=(), auxiliary_classes=())
+    kept = stream._held(job.uri, num_files=1)
+    wanted = encode_rows(kept, encoding, tokenizer=tokenizer(), classes=(), auxiliary_classes=())
     assert np.array_equal(found.ids, wanted.ids)
     assert np.array_equal(found.offsets, wanted.offsets)
     assert found.said is not None
@@ -154,7 +154,8 @@ def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
 
 def test_under_the_size_rows_are_held_in_memory(section: DataSection) -> None:
     asked = section.model_copy(update={"stream_above_rows": 1003, "max_train_rows": 100})
-    found = gather(asked, Encoding(16), base_model="", home="", inputs={}, seed=0)
+    found = held(asked, chat=False, seed=0)
+    assert found is not None
     assert found.shards is None
     assert found.num_train == len(found.splits.train) == 100
     assert found.report == clean(read_splits(section))[1]
@@ -171,7 +172,7 @@ def test_under_the_size_rows_are_held_in_memory(section: DataSection) -> None:
 def test_what_cannot_be_streamed_is_refused(section: DataSection, fields: dict[str, object], said: str) -> None:
     asked = section.model_copy(update=fields)
     with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed: {said}"):
-        gather(asked, Encoding(16), base_model="", home="", inputs={}, seed=0)
+        streamed(asked, Encoding(16), base_model="", home="", inputs={})
 
 
 def test_streamed_rows_are_told_of_as_held_ones(
@@ -188,22 +189,25 @@ def test_streamed_rows_are_told_of_as_held_ones(
     monkeypatch.setattr(stream, "SHARD_ROWS", 250)
     monkeypatch.setattr(stream, "_run", run)
     home = (tmp_path / "home").as_uri()
-    found = gather(section, Encoding(16), base_model="", home=home, inputs={}, seed=0)
-    held_splits, held = clean(read_splits(section))
+    found = streamed(section, Encoding(16), base_model="", home=home, inputs={})
+    assert held(section, chat=False, seed=0) is None
+    held_splits, in_memory = clean(read_splits(section))
     assert found.shards is not None
-    assert found.num_train == len(found.shards) == held.num_train == 1001
+    assert found.num_train == len(found.shards) == in_memory.num_train == 1001
     assert found.shards.sizes == (300, 300, 300, 101)
     assert found.shards.classes == ("a", "b")
     assert found.report.num_in_memory == len(found.splits.train)
     counted_in_memory = {"conflicting_texts", "near_duplicates_of_test", "near_duplicates_of_validation"}
     told_of = found.report.to_dict().keys() - counted_in_memory - {"num_in_memory"}
-    assert {name: found.report.to_dict()[name] for name in told_of} == {name: held.to_dict()[name] for name in told_of}
+    assert {name: found.report.to_dict()[name] for name in told_of} == {
+        name: in_memory.to_dict()[name] for name in told_of
+    }
     assert found.hashes.keys() == {"train", "validation", "test"}
     assert found.splits.validation == held_splits.validation
-    gather(section, Encoding(16), base_model="", home=home, inputs={}, seed=0)
+    streamed(section, Encoding(16), base_model="", home=home, inputs={})
     assert len(told) == 4  # found again
     storage.write_bytes(str(section.train), storage.read_bytes(str(section.train)))
-    gather(section, Encoding(16), base_model="", home=home, inputs={}, seed=0)
+    streamed(section, Encoding(16), base_model="", home=home, inputs={})
     assert len(told) == 8  # the file was written anew
 
 

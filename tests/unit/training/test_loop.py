@@ -1,5 +1,6 @@
 """The loop in one process on a tiny encoder without dropout: however a step is computed, it learns the same."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +155,10 @@ def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
     with trained(material, zero_stage=3, method=method) as (engine, section), pytest.raises(UnusableWeights) as raised:
         export_weights(engine, section, material=material, folder=tmp_path)
     assert "answer otherwise than the trained model" in str(raised.value)
+
+
+def test_a_report_counts_the_seconds_of_its_epoch_and_of_all() -> None:
+    reports = reports_of(small_material(), epochs=3)
+    assert [report.total_seconds for report in reports] == pytest.approx(
+        list(itertools.accumulate(report.step_seconds for report in reports))
+    )
