@@ -30,6 +30,9 @@ from training.zero import stop_engine
 
 START_TIMEOUT_S = 600
 """Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
+ELASTIC_START_TIMEOUT_S = 120
+"""The same where fewer workers will do: right after a node is lost Ray still counts its CPUs, and the group that waits
+for them has to give up before a smaller one is started."""
 
 
 class TrainingFailed(RuntimeError):
@@ -82,11 +85,12 @@ def new_trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))  # Train has no field for it
+    fixed = section.min_workers == section.max_workers
+    timeout_s = START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))  # Train has no field for it
     resources = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
-    fixed = section.min_workers == section.max_workers
     num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
     store, path = filesystem(uri, patient=True)
     return TorchTrainer(

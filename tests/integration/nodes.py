@@ -27,7 +27,7 @@ from training.trainer import finetune
 DATA = "s3://lake/small"
 TICK_S = 0.5
 NOTICE_MS = 30_000
-LIMIT_S = 420
+LIMIT_S = 560
 """Before pytest's own limit, so that the nodes are stopped in any case."""
 
 
@@ -41,7 +41,7 @@ class Watched(Heard):
         self.failure: BaseException | None = None
 
     def start(self, section: TrainingSection, *, relay: Any) -> None:
-        task, uri = training_task(DATA, num_rows=1200), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+        task, uri = training_task(DATA, num_rows=600), f"{REGISTRY}/training-{uuid.uuid4().hex}"
 
         def train() -> None:
             try:

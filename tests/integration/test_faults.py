@@ -28,7 +28,7 @@ from training import trainer
 from training.material import TrainingTask
 from training.trainer import TrainingFailed, finetune
 
-NUM_ROWS, BATCH_SIZE = 1200, 8
+NUM_ROWS, BATCH_SIZE = 600, 8
 DOWN_S = 20
 
 
