@@ -83,7 +83,7 @@ class Entry:
     finish_reason: str | None = None
     """Of a chat model; None where the answer broke off."""
     route: str = "classify"
-    """`classify`, `compare` or `chat`."""
+    """`classify`, `compare`, `chat` or `completion`."""
     asker: str | None = None
     """Name of the key it was asked with."""
 
