@@ -12,8 +12,8 @@ from cluster.session import remotely
 from cluster.stages import once
 from evaluation.baselines import climb
 from evaluation.chat_baselines import climb_chat
-from evaluation.metrics import score_table
 from evaluation.predict import calibrate, predict_rows
+from evaluation.score import score_table
 from judge import Done, find, judge
 from models.registry import read_version
 from prepare import Prepared, prepare

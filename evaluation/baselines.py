@@ -11,8 +11,8 @@ from cluster.fetch import local_copy
 from data.encode import encode_texts, label_indices, load_tokenizer
 from data.read import Rows
 from evaluation.calibration import fit_temperature
-from evaluation.metrics import score_of
 from evaluation.reference import fit_reference, majority
+from evaluation.score import score_of
 from models.classifier import Classifier, embed_rows, zero_head
 from models.load import default_device, inference_dtype, load_encoder
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from evaluation.metrics import score_of
 from evaluation.predictions import Predictions
+from evaluation.score import score_of
 from models.decide import NO_GROUP, Routing
 from recipes.schema import HybridSection
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +10,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from evaluation.bootstrap import Effect, macro_f1, macro_f1_effect, mean_effect
+from evaluation.bootstrap import Effect, macro_f1_effect, mean_effect
 from evaluation.predictions import ROW_METRICS, Predictions, align
+from evaluation.score import score_table
 from evaluation.unseen import at_least_unseen
 
 FloatArray = NDArray[np.float64]
@@ -71,20 +71,6 @@ class Comparison:
     """McNemar's exact p; None for a metric that is no share of rows."""
     standard_error: float | None
     """Of the gain, by bootstrap; None for a share of rows, whose formulas need the counts only."""
-
-
-def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
-    """A model's score by the recipe's metric, `accuracy` or `macro_f1`; labels and outputs [N], names or numbers."""
-    if metric == "macro_f1":
-        return macro_f1(list(labels), outputs=list(outputs))
-    return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
-
-
-def score_table(metric: str, table: Predictions) -> float:
-    """A model's score by any of the recipe's metrics."""
-    if metric == "macro_f1":
-        return macro_f1(table.labels, outputs=table.outputs)
-    return float(np.mean(table.per_row(metric)))
 
 
 def accuracy(scores: FloatArray) -> float:

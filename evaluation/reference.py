@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import FeatureUnion
 from sklearn.svm import LinearSVC
 
-from evaluation.metrics import score_of
+from evaluation.score import score_of
 
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of the linear classifier's C that are tried, the most regularised first."""

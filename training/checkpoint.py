@@ -16,6 +16,7 @@ from recipes.schema import TrainingSection
 from training.failure import scratch
 from training.loop import EpochReport, Progress, new_engine
 from training.material import Material
+from training.zero import import_deepspeed
 
 TAG = "step"
 
@@ -81,6 +82,7 @@ def _universal(section: TrainingSection) -> TrainingSection:
 
 def _join_shards(shards: Path, joined: Path) -> None:
     """DeepSpeed's shards of any number of ranks as one universal checkpoint (Lian et al., 2024)."""
+    import_deepspeed()
     from deepspeed.checkpoint import ds_to_universal
 
     joined.mkdir(parents=True)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from cluster.fetch import local_copy
 from data.encode import collate, label_indices, length_batches, load_tokenizer
 from data.encoded import Encoded, Encoding
-from evaluation.metrics import score_of
+from evaluation.score import score_of
 from models.classifier import AuxiliaryClassifier, Classifier, zero_head
 from models.load import add_adapter, default_device, load_encoder, load_weights
 from recipes.schema import TrainingSection

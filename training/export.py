@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from recipes.schema import TrainingSection
 from training.material import Material
+from training.zero import import_deepspeed
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit where that is over 1: merging an adapter rounds, and
@@ -20,8 +21,7 @@ class UnusableWeights(ValueError):
 
 def full_state(engine: Any, section: TrainingSection, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
     """The trained parameters, whole, on rank 0; elsewhere too if asked, else empty. Every rank must call it."""
-    import deepspeed
-
+    deepspeed = import_deepspeed()
     module = engine.module
     wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad or section.method == "full"]
     state: dict[str, torch.Tensor] = {}

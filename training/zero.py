@@ -1,6 +1,7 @@
 """DeepSpeed: its configuration from the training section, an engine, and the engine's end without a leak."""
 
 import gc
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -82,11 +83,27 @@ def parameter_groups(model: nn.Module, section: TrainingSection) -> list[dict[st
     ]
 
 
+def import_deepspeed() -> Any:
+    """The package `deepspeed`, for the first time in a process without what it alone would bring in.
+
+    Where mlflow is installed, DeepSpeed imports it for its autotuner, which nobody starts here: seconds of each worker.
+    """
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, and the autotuner does without
+    try:
+        import deepspeed
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
+    return deepspeed
+
+
 def start_engine(model: nn.Module, section: TrainingSection, *, num_steps: int, autocast: bool) -> Any:
     """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
-    import deepspeed
     from torch.optim.lr_scheduler import LambdaLR
 
+    deepspeed = import_deepspeed()
     if not torch.cuda.is_available():
         # DeepSpeed would compile a shared-memory all-reduce that training never calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
