@@ -12,9 +12,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
+import ray.train
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -25,8 +27,11 @@ from tests.integration.test_training import training_task
 from training.trainer import finetune
 
 DATA = "s3://lake/small"
+NUM_ROWS = 320
 TICK_S = 0.5
 NOTICE_MS = 30_000
+RESIZE_EVERY_S, START_TIMEOUT_S = 10, 30
+"""Minutes by default, which here would be waited for at each change."""
 LIMIT_S = 560
 """Before pytest's own limit, so that the nodes are stopped in any case."""
 
@@ -41,7 +46,7 @@ class Watched(Heard):
         self.failure: BaseException | None = None
 
     def start(self, section: TrainingSection, *, relay: Any) -> None:
-        task, uri = training_task(DATA, num_rows=600), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+        task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
 
         def train() -> None:
             try:
@@ -132,9 +137,14 @@ def main(kind: str) -> None:
     section = TrainingSection.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
+    ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
     cluster, heard = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
     try:
-        os.environ |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+        os.environ |= {
+            "RAY_ADDRESS": cluster.address,
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
+        }
         ray.init(address=cluster.address, log_to_driver=False)
         with relayed(heard) as relay:
             heard.start(section, relay=relay)

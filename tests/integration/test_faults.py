@@ -21,14 +21,14 @@ from cluster import stack_process
 from cluster.progress import Event, Show, relayed
 from cluster.session import connect
 from recipes.schema import TrainingSection
-from tests.integration.nodes import steps
+from tests.integration.nodes import NUM_ROWS, steps
 from tests.integration.small import REGISTRY, ROOT, Heard, write_data
 from tests.integration.test_training import a_worker, training_task
 from training import trainer
 from training.material import TrainingTask
 from training.trainer import TrainingFailed, finetune
 
-NUM_ROWS, BATCH_SIZE = 600, 8
+BATCH_SIZE = 8
 DOWN_S = 20
 
 

@@ -1,0 +1,130 @@
+"""Several ranks over gloo: every stage and method exports what it trained, and a training that goes on with another
+number of ranks has the losses of one whose number never changed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from tests.unit.training.small import section_of, small_material
+from training import checkpoint, loop
+from training.export import export_weights
+from training.zero import stop_engine
+
+KEPT = (0, 2)
+METHODS = ("full", "lora")
+Case = tuple[int, str]
+"""ZeRO stage and method."""
+RESIZED: list[Case] = [(stage, method) for stage in (1, 3) for method in METHODS]
+EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METHODS]
+
+
+def on_ranks(num_ranks: int, one_case: Callable[..., None], cases: list[Case], folder: Path, *given: Any) -> None:
+    """`one_case` of each case, one after the other in the same processes: to start them takes longer than to train."""
+    spawn(_one_rank, (num_ranks, one_case, cases, folder, given), nprocs=num_ranks)  # type: ignore[no-untyped-call]
+
+
+def _one_rank(
+    rank: int, num_ranks: int, one_case: Callable[..., None], cases: list[Case], folder: Path, given: Any
+) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    store = folder / f"store-{one_case.__name__}"
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=num_ranks)
+    for stage, method in cases:
+        own = folder / f"{stage}-{method}"
+        own.mkdir(exist_ok=True)
+        one_case(own, stage, method, *given)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def begin(folder: Path, stage: int, method: str) -> None:
+    """A training of two epochs, of which each rank keeps what it has after two steps."""
+    train(folder, stage, method, resumed=False)
+
+
+def go_on(folder: Path, stage: int, method: str) -> None:
+    """The same training from what was kept."""
+    train(folder, stage, method, resumed=True)
+
+
+def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
+    """Rank 0 writes the last report."""
+    material = small_material(dropout=0.0)
+    section = section_of(
+        num_workers=dist.get_world_size(),
+        zero_stage=stage,
+        method=method,
+        lora_dropout=0.0,
+        epochs=2,
+        checkpoint_interval_s=0,
+    )
+
+    def save(progress: loop.Progress, engine: Any) -> None:
+        if not resumed and (progress.epoch, progress.step) == KEPT:
+            own = folder / f"rank-{dist.get_rank()}"
+            own.mkdir()
+            checkpoint.save(engine, section, folder=own, progress=progress)
+
+    with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
+        if resumed:
+            engine, progress = checkpoint.resume(section, material, folder=folder / "merged")
+        else:
+            engine, progress = loop.new_engine(section, material), loop.Progress()
+    last = loop.train(
+        engine,
+        section,
+        material=material,
+        on_step=lambda _: None,
+        on_epoch=lambda *_: True,
+        on_save=save,
+        progress=progress,
+    )
+    if dist.get_rank() == 0:
+        (folder / f"report-{resumed}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
+    stop_engine(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_deepspeed_3810_a_training_goes_on_with_another_number_of_workers(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    on_ranks(before, begin, RESIZED, tmp_path)
+    for stage, method in RESIZED:
+        folder = tmp_path / f"{stage}-{method}"
+        for rank in range(before):  # as Ray Train merges what the ranks report
+            shutil.copytree(folder / f"rank-{rank}", folder / "merged", dirs_exist_ok=True)
+    on_ranks(after, go_on, RESIZED, tmp_path)
+    for stage, method in RESIZED:
+        folder = tmp_path / f"{stage}-{method}"
+        undisturbed, resumed = (json.loads((folder / f"report-{went}.json").read_text()) for went in (False, True))
+        assert resumed[0] == pytest.approx(undisturbed[0], rel=1e-5), (stage, method)
+        assert resumed[1] == undisturbed[1], (stage, method)
+
+
+def export(folder: Path, stage: int, method: str) -> None:
+    """A training and its weights, which `export_weights` loads again and compares with the engine's model."""
+    material = small_material(dropout=0.0)
+    section = section_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
+    engine = loop.new_engine(section, material)
+    loop.train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    export_weights(engine, section, material=material, folder=folder)
+    stop_engine(engine)
+
+
+@pytest.mark.slow
+def test_two_workers_export_what_they_trained_at_every_stage_and_by_each_method(tmp_path: Path) -> None:
+    on_ranks(2, export, EXPORTED, tmp_path)
+    for stage, method in EXPORTED:
+        names = {path.name for path in (tmp_path / f"{stage}-{method}").iterdir()}
+        assert names == {"head.safetensors", "encoder.safetensors" if method == "full" else "adapter"}
