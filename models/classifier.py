@@ -24,8 +24,7 @@ class Classifier(nn.Module):
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Mean of the last hidden states over the real tokens: [B, T], [B, T] -> [B, D]."""
         hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return masked_mean(hidden, attention_mask)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [B, L] in fp32."""
@@ -49,6 +48,12 @@ class AuxiliaryClassifier(Classifier):
             return super().forward(input_ids, attention_mask)
         embedded = self.embed(input_ids, attention_mask).to(self.head.weight.dtype)
         return torch.cat([self.head(embedded), self.auxiliary_head(embedded)], dim=-1).float()
+
+
+def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens: [B, T, D], [B, T] -> [B, D]."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:

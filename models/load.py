@@ -135,10 +135,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
     Raises ModelError where they lack a weight or were made for another encoder.
     """
-    head_state = load_file(folder / "head.safetensors")
-    num_classes, num_features = head_state["weight"].shape
-    head = nn.Linear(num_features, num_classes)
-    head.load_state_dict(head_state)
+    head = load_head(folder)
     try:
         if kind == "lora":
             encoder = _merged(encoder, folder / "adapter")
@@ -148,6 +145,15 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
         first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
     return Classifier(encoder, head)
+
+
+def load_head(folder: Path) -> nn.Linear:
+    """A version's linear head, [D] to [L]."""
+    state = load_file(folder / "head.safetensors")
+    num_classes, num_features = state["weight"].shape
+    head = nn.Linear(num_features, num_classes)
+    head.load_state_dict(state)
+    return head
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
@@ -176,15 +182,23 @@ def put_weights(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 def _merged(encoder: nn.Module, folder: Path) -> nn.Module:
-    """The encoder with an adapter's update added to its weights; PEFT itself leaves what the files lack at 0."""
-    from peft import PeftModel, get_peft_model_state_dict
+    """The encoder with an adapter's update added to its weights."""
+    from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(encoder, folder)
-    missing = set(get_peft_model_state_dict(adapted)) - set(load_file(folder / "adapter_model.safetensors"))
-    if missing:
-        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, {sorted(missing)[0]} among them")
+    require_whole_adapter(adapted, folder)
     merged: nn.Module = adapted.merge_and_unload()
     return merged
+
+
+def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
+    """Raises ModelError where the files lack a weight of the adapter: PEFT itself leaves it at 0."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(adapted, adapter_name=name)
+    missing = set(wanted) - set(load_file(folder / "adapter_model.safetensors"))
+    if missing:
+        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, {sorted(missing)[0]} among them")
 
 
 def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:
@@ -223,7 +237,7 @@ def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[Version
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Version]:
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
-    folder = _checked_copy(uri)
+    folder = checked_copy(uri)
     base = local_copy(config.base_model)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
@@ -234,13 +248,14 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Versi
 def _load_chat(uri: str, config: Version, *, device: str | None) -> LoadedChat[Version]:
     if config.prompting is None:
         raise ModelError(f"{uri} is a classifier, no chat model; its recipe's task is classification")
-    folder, base = _checked_copy(uri), local_copy(config.base_model)
+    folder, base = checked_copy(uri), local_copy(config.base_model)
     model = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
     return LoadedChat(model, load_tokenizer(base), config.prompting, config)
 
 
-def _checked_copy(uri: str) -> Path:
+def checked_copy(uri: str) -> Path:
+    """A node's own copy of an artifact's files, those of a version checked; RegistryError where they were changed."""
     folder = local_copy(uri)
     if (folder / MANIFEST).exists():
         verify_files(uri, folder)

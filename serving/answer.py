@@ -36,6 +36,48 @@ def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, 
     for rows in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
         part = [token_lists[row] for row in rows]
         logits[rows] = logits_rows(loaded.model, part, pad_id=loaded.tokenizer.pad_token_id, batch_size=batch_size)
+    return _predictions(loaded, logits)
+
+
+def predict_sharing(rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, batch_size: int) -> list[Prediction]:
+    """Texts of several versions over one shared encoder, mixed in one pass: one prediction each, in order.
+
+    Each is the prediction that `predict_texts` makes of it with its version alone, but for rounding.
+    """
+    members = {loaded.version.digest: loaded for loaded, _ in rows}
+    if len(members) == 1:
+        return predict_texts(rows[0][0], [text for _, text in rows], batch_size=batch_size)
+    import torch
+
+    from data.encode import collate, encode_texts
+
+    shared = rows[0][0].model.shared
+    whose = np.array([loaded.version.digest for loaded, _ in rows])
+    token_lists: list[Any] = [None] * len(rows)
+    results: list[Any] = [None] * len(rows)
+    for digest, loaded in members.items():
+        own = np.flatnonzero(whose == digest)
+        texts = [rows[row][1] for row in own]
+        encoded = encode_texts(texts, tokenizer=shared.tokenizer, max_length=loaded.max_length)
+        for row, tokens in zip(own, encoded, strict=True):
+            token_lists[row] = tokens
+    with torch.inference_mode():
+        for chosen in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
+            ids, mask = collate([token_lists[row] for row in chosen], pad_id=shared.tokenizer.pad_token_id)
+            adapters = [rows[row][0].model.adapter for row in chosen]
+            embedded = shared.embed(ids.to(shared.device), mask.to(shared.device), adapters=adapters)
+            for digest, loaded in members.items():
+                own = np.flatnonzero(whose[chosen] == digest)
+                if own.size:
+                    head = loaded.model.head
+                    logits = head(embedded[own].to(head.weight.dtype)).float().cpu().numpy()
+                    for row, prediction in zip(chosen[own], _predictions(loaded, logits), strict=True):
+                        results[row] = prediction
+    return results
+
+
+def _predictions(loaded: "LoadedModel[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
+    """Of one model's logits [N, L]."""
     scores = softened(logits, temperature=loaded.version.temperature)
     best = logits.argmax(axis=-1).tolist()  # of the logits: a high temperature rounds close probabilities to a tie
     highest = scores.max(axis=-1).tolist()
