@@ -22,6 +22,11 @@ def shares_base(version: ModelVersion) -> bool:
     return version.prompting is None and version.kind in (*UNTOUCHED, "lora")
 
 
+def adapter_of(version: ModelVersion) -> str:
+    """What a version's adapter is called in a shared encoder."""
+    return version.digest if version.kind == "lora" else BARE
+
+
 class SharedEncoder:
     """A pretrained encoder in a dtype, and over it the adapters of any number of versions.
 
@@ -41,7 +46,7 @@ class SharedEncoder:
         """The version, whose files have to be on this node or are fetched; ModelError as `models.load.load_weights`."""
         folder = checked_copy(version.uri)
         head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as `models.load.load_version`
-        name = BARE if version.kind != "lora" else version.digest
+        name = adapter_of(version)
         if name != BARE:
             self._add_adapter(name, folder / "adapter")
         model = SharingClassifier(self, adapter=name, head=head).eval()
@@ -63,10 +68,10 @@ class SharedEncoder:
             self._remove_adapter(name)
             raise
 
-    def remove(self, loaded: LoadedModel[ModelVersion]) -> None:
+    def remove(self, version: ModelVersion) -> None:
         """Forgets a version's adapter; it must not be asked any more."""
-        if loaded.version.kind == "lora":
-            self._remove_adapter(loaded.version.digest)
+        if adapter_of(version) != BARE:
+            self._remove_adapter(version.digest)
 
     def _remove_adapter(self, name: str) -> None:
         self._active = ""

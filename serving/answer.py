@@ -12,6 +12,7 @@ from serving.protocol import ClassifyRequest
 if TYPE_CHECKING:
     from models.load import LoadedHybrid, LoadedModel
     from models.registry import ModelVersion
+    from models.shared import SharedEncoder
 
 
 class Prediction(NamedTuple):
@@ -39,8 +40,10 @@ def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, 
     return _predictions(loaded, logits)
 
 
-def predict_sharing(rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, batch_size: int) -> list[Prediction]:
-    """Texts of several versions over one shared encoder, mixed in one pass: one prediction each, in order.
+def predict_sharing(
+    encoder: "SharedEncoder", rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, batch_size: int
+) -> list[Prediction]:
+    """Texts, each with its version over the encoder, mixed in one pass: one prediction each, in order.
 
     Each is the prediction that `predict_texts` makes of it with its version alone, but for rounding.
     """
@@ -50,22 +53,22 @@ def predict_sharing(rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, 
     import torch
 
     from data.encode import collate, encode_texts
+    from models.shared import adapter_of
 
-    shared = rows[0][0].model.shared
     whose = np.array([loaded.version.digest for loaded, _ in rows])
     token_lists: list[Any] = [None] * len(rows)
     results: list[Any] = [None] * len(rows)
     for digest, loaded in members.items():
-        own = np.flatnonzero(whose == digest)
+        own = np.flatnonzero(whose == digest).tolist()
         texts = [rows[row][1] for row in own]
-        encoded = encode_texts(texts, tokenizer=shared.tokenizer, max_length=loaded.max_length)
+        encoded = encode_texts(texts, tokenizer=encoder.tokenizer, max_length=loaded.max_length)
         for row, tokens in zip(own, encoded, strict=True):
             token_lists[row] = tokens
     with torch.inference_mode():
         for chosen in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
-            ids, mask = collate([token_lists[row] for row in chosen], pad_id=shared.tokenizer.pad_token_id)
-            adapters = [rows[row][0].model.adapter for row in chosen]
-            embedded = shared.embed(ids.to(shared.device), mask.to(shared.device), adapters=adapters)
+            ids, mask = collate([token_lists[row] for row in chosen], pad_id=int(encoder.tokenizer.pad_token_id))
+            adapters = [adapter_of(rows[row][0].version) for row in chosen]
+            embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
             for digest, loaded in members.items():
                 own = np.flatnonzero(whose[chosen] == digest)
                 if own.size:

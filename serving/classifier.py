@@ -3,44 +3,17 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from recipes.schema import ServingSection
-from serving.answer import Prediction, classes_of, hybrid_rows, predict_hybrid, predict_texts, scores_by_class
-from serving.batch import Batcher
+from serving.answer import Prediction, classes_of, hybrid_rows, scores_by_class
 from serving.http import ASGIApp, Route, asker
 from serving.log import Entry, RequestLog, utc_now
 from serving.page import PAGE
 from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
-from serving.replica import Replica, refuse_unkept_subject, require_digest, require_shipped_code
-
-if TYPE_CHECKING:
-    from models.decide import Routing
-    from models.load import LoadedHybrid, LoadedModel
-    from models.registry import ModelVersion
-
-# How long the next pass waits, at most, for the clients that were answered just now to ask again.
-LINGER_S = 0.003
-# Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
-PASSES = 4
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A loaded version with its own queue: a request is answered by one version, whatever is swapped meanwhile."""
-
-    loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
-    batcher: Batcher
-    routing: "Routing | None"
-    """A hybrid's; None where one model answers everything."""
-
-    @property
-    def version(self) -> "ModelVersion":
-        return self.loaded.version
+from serving.replica import Replica, refuse_unkept_subject, require_shipped_code
+from serving.shelf import Engine, Shelf
 
 
 class Asked(NamedTuple):
@@ -64,8 +37,8 @@ class Classifier:
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        load = partial(_load, worker=worker, batch_size=self._section.max_batch_size)
-        self._replica = Replica(load, section=self._section)
+        shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size)
+        self._replica = Replica(shelf.load, section=self._section, retire=shelf.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -109,7 +82,7 @@ class Classifier:
         """One model's answer, and its rows in the log."""
         version, log = engine.version, self._replica.log
         rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
-        predictions = await engine.batcher.submit(rows)
+        predictions = await engine.submit(rows)
         if log is not None:
             log.answers.add(_entries(request, predictions, engine=engine, asked=asked, log=log))
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
@@ -151,20 +124,3 @@ def _entries(
         )
         for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))
     ]
-
-
-def _load(uri: str, digest: str, *, worker: Executor, batch_size: int) -> Engine:
-    from models.load import LoadedHybrid, load_served
-
-    loaded = load_served(uri)
-    require_digest(loaded.version, digest=digest)
-    run: Callable[[list[Any]], list[Prediction]]
-    if isinstance(loaded, LoadedHybrid):
-        models, routing = [loaded.incumbent, loaded.candidate], loaded.routing
-        run = partial(predict_hybrid, loaded, batch_size=batch_size)
-    else:
-        models, routing = [loaded], None
-        run = partial(predict_texts, loaded, batch_size=batch_size)
-    for model in models:
-        predict_texts(model, ["the first pass prepares kernels"], batch_size=batch_size)
-    return Engine(loaded, Batcher(run, executor=worker, max_rows=PASSES * batch_size, linger_s=LINGER_S), routing)

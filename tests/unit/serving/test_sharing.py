@@ -100,14 +100,14 @@ def test_each_answers_as_from_weights_of_its_own(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS]
-    same(predict_sharing(rows, batch_size=BATCH), alone(versions[name], base))
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
 def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
-    found = predict_sharing(rows, batch_size=BATCH)
+    found = predict_sharing(shared.encoder, rows, batch_size=BATCH)
     for place, name in enumerate(KINDS):
         same(found[place :: len(KINDS)], alone(versions[name], base))
 
@@ -121,15 +121,17 @@ def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     for gone, left in (("b", ("a", "c")), ("c", ("a",))):
-        shared.encoder.remove(shared.loaded[gone])
+        shared.encoder.remove(versions[gone])
         with pytest.raises(KeyError, match=f"adapter {versions[gone].digest} is not loaded"):
-            predict_sharing([(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
+            predict_sharing(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
         for name in left:
             rows = [(shared.loaded[name], text) for text in TEXTS]
-            same(predict_sharing(rows, batch_size=BATCH), alone(versions[name], base))
+            same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
     again = shared.encoder.add(versions["b"])
-    same(predict_sharing([(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base))
+    same(
+        predict_sharing(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
+    )
 
 
 def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
@@ -141,7 +143,7 @@ def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
     with pytest.raises(ModelError, match="lacks 19 weights"):
         shared.encoder.add(broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
-    same(predict_sharing(rows, batch_size=BATCH), alone(versions["c"], base))
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:

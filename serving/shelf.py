@@ -1,0 +1,129 @@
+"""What a classification replica holds in memory: an engine a version, weights that several share once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from serving.answer import Prediction, predict_hybrid, predict_sharing, predict_texts
+from serving.batch import Batcher
+from serving.replica import require_digest
+
+if TYPE_CHECKING:
+    from models.decide import Routing
+    from models.load import LoadedHybrid, LoadedModel
+    from models.registry import ModelVersion
+    from models.shared import SharedEncoder
+
+# How long the next pass waits, at most, for the clients that were answered just now to ask again.
+LINGER_S = 0.003
+# Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
+PASSES = 4
+WARM_UP = "the first pass prepares kernels"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded version behind a queue: a request is answered by one version, whatever is swapped meanwhile."""
+
+    loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
+    submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
+    """Predictions of texts, in order; of a hybrid's `answer.hybrid_rows`."""
+    routing: "Routing | None" = None
+    """A hybrid's; None where one model answers everything."""
+
+    @property
+    def version(self) -> "ModelVersion":
+        return self.loaded.version
+
+
+class _Leaving(NamedTuple):
+    """The last row of a version: what was asked of it stands before it in the queue."""
+
+    version: "ModelVersion"
+
+
+@dataclass
+class _Shared:
+    """A base model, its queue, and how many versions are over it."""
+
+    encoder: "SharedEncoder"
+    batcher: Batcher
+    num_versions: int = 0
+
+
+class Shelf:
+    """Loads versions into engines; all models run on the one thread of `worker`."""
+
+    def __init__(self, *, worker: Executor, batch_size: int) -> None:
+        self._worker = worker
+        self._batch_size = batch_size
+        self._shared: dict[tuple[str, str], _Shared] = {}
+        self._leaving: set[asyncio.Future[Any]] = set()
+
+    def load(self, uri: str, digest: str) -> Engine:
+        """The version's engine, warm. Files are fetched and read on the caller's thread; one call at a time."""
+        from models.load import LoadedHybrid, checked_copy, load_served
+        from models.registry import read_version
+        from models.shared import shares_base
+
+        version = read_version(uri)
+        require_digest(version, digest=digest)
+        if shares_base(version):
+            checked_copy(uri)
+            return self._sharing(version)
+        loaded = load_served(uri)
+        if isinstance(loaded, LoadedHybrid):
+            for part in (loaded.incumbent, loaded.candidate):
+                predict_texts(part, [WARM_UP], batch_size=self._batch_size)
+            return Engine(loaded, self._queue(partial(predict_hybrid, loaded)).submit, loaded.routing)
+        predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
+        return Engine(loaded, self._queue(partial(predict_texts, loaded)).submit)
+
+    def _sharing(self, version: "ModelVersion") -> Engine:
+        """A head or an adapter: it comes in between two passes of those that serve."""
+        from models.shared import SharedEncoder
+
+        key = (version.base_model, version.dtype)
+        shared = self._shared.get(key)
+        if shared is None:
+            encoder = SharedEncoder(version.base_model, dtype=version.dtype)
+            shared = _Shared(encoder, self._queue(partial(_predict_or_leave, encoder)))
+        loaded = self._worker.submit(shared.encoder.add, version).result()
+        self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
+        self._shared[key] = shared
+        shared.num_versions += 1
+
+        async def submit(texts: Sequence[str]) -> list[Prediction]:
+            return await shared.batcher.submit([(loaded, text) for text in texts])
+
+        return Engine(loaded, submit)
+
+    def _queue(self, predict: Callable[..., list[Any]]) -> Batcher:
+        run = partial(predict, batch_size=self._batch_size)
+        return Batcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
+
+    def retire(self, engine: Engine) -> None:
+        """Gives back what a version that no longer serves held, after the answers that it still owes."""
+        from models.shared import shares_base
+
+        version = engine.version
+        shared = self._shared.get((version.base_model, version.dtype))
+        if shared is None or not shares_base(version):
+            return
+        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Leaving(version)])))
+        leaving.add_done_callback(self._leaving.discard)
+        shared.num_versions -= 1
+        if shared.num_versions == 0:
+            del self._shared[version.base_model, version.dtype]
+
+
+def _predict_or_leave(encoder: "SharedEncoder", rows: list[Any], *, batch_size: int) -> list[Any]:
+    asked = [row for row in rows if not isinstance(row, _Leaving)]
+    predictions = iter(predict_sharing(encoder, asked, batch_size=batch_size) if asked else [])
+    for row in rows:
+        if isinstance(row, _Leaving):
+            encoder.remove(row.version)
+    return [None if isinstance(row, _Leaving) else next(predictions) for row in rows]
