@@ -70,12 +70,13 @@ def predict_sharing(
             adapters = [adapter_of(rows[row][0].version) for row in chosen]
             embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
             for digest, loaded in members.items():
-                own = np.flatnonzero(whose[chosen] == digest)
-                if own.size:
-                    head = loaded.model.head
-                    logits = head(embedded[own].to(head.weight.dtype)).float().cpu().numpy()
-                    for row, prediction in zip(chosen[own], _predictions(loaded, logits), strict=True):
-                        results[row] = prediction
+                part = np.flatnonzero(whose[chosen] == digest)
+                if not part.size:
+                    continue
+                head = loaded.model.head
+                logits = head(embedded[part].to(head.weight.dtype)).float().cpu().numpy()
+                for row, prediction in zip(chosen[part], _predictions(loaded, logits), strict=True):
+                    results[row] = prediction
     return results
 
 
