@@ -183,6 +183,35 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
 @app.command()
 @fails_clearly
+def score(
+    recipe: RecipePath,
+    input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
+    output: Annotated[str, typer.Option(help="A folder, s3://, empty or of this batch as it was interrupted.")],
+    model: Annotated[str, typer.Option(help="`champion`, `pretrained`, a version's name or its URI.")] = "champion",
+    column: Annotated[str | None, typer.Option(help="With the texts [default: the recipe's].")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="What the output has as `id`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sends every row of a Parquet data set through a version, on the cluster; run again, it goes on.
+
+    Example: tailorbird score recipes/icd10_demo.yaml --input s3://lake/icd10/test --output s3://lake/scored
+    """
+    from dataclasses import asdict
+
+    from serving.score import batch_of, named_version, shown
+    from serving.score import score as score_batch
+
+    with _working(recipe, None, as_json=as_json) as (loaded, show):
+        version = named_version(loaded.home, model)
+        asked = column or loaded.asked_column
+        batch = batch_of(version, input=input, output=output, column=asked, id_column=id_column)
+        done = score_batch(batch, loaded.serving, version=version, told=shown(show))
+    value = asdict(done) | {"version": version.version, "digest": version.digest}
+    _answer(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
+
+
+@app.command()
+@fails_clearly
 def key(
     name: Annotated[str, typer.Argument(help="Who will hold it.")],
     per_minute: Annotated[int | None, typer.Option(help="Requests a minute that a replica answers.")] = None,

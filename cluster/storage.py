@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +76,22 @@ def state(uri: str) -> list[Any]:
     with explained(uri):
         info = store.get_file_info(path)
     return [uri, info.size, str(info.mtime_ns)]
+
+
+def head(uri: str) -> tuple[str, int]:
+    """An S3 object's ETag and size in bytes; raises StorageError where it is not there."""
+    bucket, key = _bucket_and_key(uri)
+    try:
+        answer = conditional_client().call_s3("head_object", Bucket=bucket, Key=key)
+    except (OSError, ClientError, BotoCoreError) as error:
+        raise explain(uri, error) from error
+    return str(answer["ETag"]), int(answer["ContentLength"])
+
+
+def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
+    """`head` of each, several at a time."""
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        return list(pool.map(head, uris))
 
 
 def list_files(uri: str) -> list[str]:

@@ -194,7 +194,7 @@ def rows_of(
     columns: dict[str, Any]
     if chat:
         if section.messages:
-            whole = _conversations(table, section.messages, uri=uri, first=first)
+            whole = conversations_of(table, section.messages, uri=uri, first=first)
         else:
             prompts, answers = (strings(name, allowed="string") for name in (section.prompt, section.completion))
             whole = [(("user", one), ("assistant", other)) for one, other in zip(prompts, answers, strict=True)]
@@ -227,8 +227,18 @@ def _refuse_unanswered(whole: Sequence[Conversation], *, uri: str, first: int) -
             )
 
 
-def _conversations(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
-    """A column of lists of `{role, content}` as conversations."""
+def texts_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
+    """A column of texts of a table that begins at row `first` of `uri`; DataError for another type or a null."""
+    return _strings(table, name, uri=uri, first=first, allowed="string")
+
+
+def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
+    """A group column as `Rows.groups` has it: a null is a group of its own; DataError for a type that names none."""
+    return _strings(table, name, uri=uri, first=first, fill=NO_GROUP)
+
+
+def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
+    """A column of lists of `{role, content}` as conversations; DataError for what is none."""
     found = []
     for position, messages in enumerate(table.column(name).to_pylist(), start=first):
         turns: list[Any] = messages if isinstance(messages, list) else [None]

@@ -432,6 +432,17 @@ class ServingSection(Section):
     subject_key: str | None = None
     """Where the secret stands, as in `api_keys`, by which the log hashes the `subject` of a request (HMAC-SHA256);
     without it, none is kept."""
+    batch_prefixes: tuple[str, ...] = ()
+    """`s3://` prefixes that `POST /v1/batches` may read from and write to; without one it is closed. The cluster must
+    be allowed to use them, and to write under `<registry>/<name>/batches/`."""
+    max_batch_workers: int | None = Field(default=None, ge=1)
+    """Workers of one batch at most, each with `cpus_per_replica` cores; without it, as many as the cluster has cores
+    for."""
+
+    @field_validator("batch_prefixes")
+    @classmethod
+    def _prefixes_on_s3(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_with_scheme(uri, ("s3://",)).rstrip("/") for uri in prefixes)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -544,6 +555,12 @@ class Recipe(Section):
                     told = error.errors()[0]["msg"].removeprefix("Value error, ")
                     raise ValueError(f"tuning.space.{name}: {value!r} is not allowed: {told}") from None
         return self
+
+    @property
+    def asked_column(self) -> str:
+        """The column of the rows that a model is asked by."""
+        chat = self.data.messages or self.data.prompt
+        return self.data.text if self.task == "classification" else chat
 
     @property
     def home(self) -> str:

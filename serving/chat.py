@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from data.chat import prompt_tokens
 from data.read import DataError
 from recipes.schema import ServingSection
+from serving.batches import Batches
 from serving.chat_protocol import (
     CHAT,
     COMPLETION,
@@ -89,7 +90,8 @@ class Chat:
             "/v1/chat/completions": Route("POST", self._chat, watched=True),
             "/v1/completions": Route("POST", self._complete, watched=True),
         }
-        return self._replica.asgi_app(routes)
+        batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
+        return self._replica.asgi_app(routes | batches.routes())
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""

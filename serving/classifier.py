@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from recipes.schema import ServingSection
 from serving.answer import Prediction, classes_of, hybrid_rows, scores_by_class
+from serving.batches import Batches
 from serving.http import ASGIApp, Route, asker
 from serving.log import Entry, RequestLog, utc_now
 from serving.page import PAGE
@@ -46,7 +47,8 @@ class Classifier:
             "/v1/compare": Route("POST", self._compare),
             "/": Route("GET", self._page, open=True, content_type=b"text/html; charset=utf-8"),
         }
-        return self._replica.asgi_app(routes)
+        batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
+        return self._replica.asgi_app(routes | batches.routes())
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""

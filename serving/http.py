@@ -25,6 +25,8 @@ _log = logging.getLogger("ray.serve")
 
 asker: ContextVar[str | None] = ContextVar("asker", default=None)
 """Whose key the request that is being answered carries."""
+path_id: ContextVar[str] = ContextVar("path_id", default="")
+"""What stands for `{id}` in the path of the request that is being answered."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def http_app(
     admit: Callable[[Callable[[bytes], str]], str | None],
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
-    """An ASGI application over exact paths; FastAPI's routing and validation would double the cost of a request.
+    """An ASGI application over exact paths, or those with a part `{id}`; FastAPI's routing and validation would double
+    the cost of a request.
 
     `admit` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
     `on_shutdown` is awaited after the last answer.
@@ -136,13 +139,24 @@ async def _hang_up(receive: Receive) -> None:
 
 def _find(routes: dict[str, Route], scope: Scope) -> Route:
     path = str(scope["path"])[len(scope.get("root_path", "")) :] or "/"
-    route = routes.get(path)
+    route = routes.get(path) or _with_id(routes, path)
     if route is None:
         raise RequestError(404, "unknown_route", f"no route {path}; there are {', '.join(sorted(routes))}")
     if scope["method"] != route.method:
         message = f"{path} takes {route.method}, not {scope['method']}"
         raise RequestError(405, "wrong_method", message, headers=((b"allow", route.method.encode()),))
     return route
+
+
+def _with_id(routes: dict[str, Route], path: str) -> Route | None:
+    """The route that has `{id}` for one part of the path, which becomes `path_id`."""
+    parts = path.split("/")
+    for place in range(len(parts) - 1, 0, -1):
+        route = routes.get("/".join([*parts[:place], "{id}", *parts[place + 1 :]]))
+        if route is not None and parts[place]:
+            path_id.set(parts[place])
+            return route
+    return None
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

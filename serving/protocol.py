@@ -56,6 +56,41 @@ class FeedbackRequest(Wire):
     """Which text of the request, from 0."""
 
 
+class BatchRequest(Wire):
+    input: StrictStr
+    """URI of a Parquet file or of a folder of them, under one of the recipe's `serving.batch_prefixes`."""
+    output: StrictStr
+    """URI of a folder, the same; what lies there must be this batch's own."""
+    model: StrictStr = CHAMPION
+    """As in a request; the version that it names now answers the whole batch, whatever is promoted meanwhile."""
+    column: StrictStr | None = None
+    """With the texts (`text`); of a chat model with prompts (`prompt`) or lists of `{role, content}`."""
+    id: StrictStr | None = None
+    """A column that the output has too, as `id`; it always has each row's place in the input, as `row`."""
+
+
+class BatchStatus(Wire):
+    id: str
+    """Of the input, the output and the version: asking twice starts one."""
+    object: Literal["batch"] = "batch"
+    status: Literal["queued", "running", "completed", "failed", "cancelled"]
+    input: str
+    output: str
+    model: str
+    version: str
+    version_uri: str
+    digest: str
+    column: str
+    id_column: str | None = None
+    created_at: str
+    updated_at: str
+    rows_done: int = 0
+    rows_total: int | None = None
+    """None until the input's files have been looked at."""
+    error: str | None = None
+    """Why it failed."""
+
+
 class Result(Wire):
     label: str
     """The most probable class."""
@@ -186,6 +221,14 @@ def parse_feedback(body: bytes) -> FeedbackRequest:
         raise _refusal(error) from None
 
 
+def parse_batch(body: bytes) -> BatchRequest:
+    """What a batch is to be, in a body; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
+    try:
+        return BatchRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
 def config_id(user_config: dict[str, Any]) -> str:
     """Tells one configuration of a replica from another."""
     return hashlib.sha256(json.dumps(user_config, sort_keys=True).encode()).hexdigest()[:16]
@@ -209,7 +252,8 @@ def _refusal(error: ValidationError) -> RequestError:
     messages = []
     for fault in faults[:3]:
         place = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
-        given = "must be a text or a list of texts" if place == "input" and fault["type"] != "missing" else fault["msg"]
+        texts = place == "input" and len(fault["loc"]) > 1  # of the union that a text or a list of them is
+        given = "must be a text or a list of texts" if texts else fault["msg"]
         if fault["loc"][:1] == ("attributes",):  # the rest of the place may be a name that was given
             place, given = "attributes", _ATTRIBUTES
         if f"{place}: {given}" not in messages:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.http import Events, Message, Route, Scope, asker, http_app
+from serving.http import Events, Message, Route, Scope, asker, http_app, path_id
 from serving.protocol import RequestError
 
 MAX_BODY_BYTES = 100
@@ -19,6 +19,7 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
     if body == b"break":
         raise RuntimeError("secret detail")
     found = {"bytes": len(body), "id": request_id} | ({"asker": asker.get()} if body == b"who" else {})
+    found |= {"path_id": path_id.get()} if path_id.get() else {}
     return 200, json.dumps(found).encode()
 
 
@@ -37,7 +38,12 @@ def _ask(
     authorization: bytes | None = None,
 ) -> tuple[int, Any, Any]:
     app = http_app(
-        {"/echo": Route("POST", _echo), "/up": Route("GET", _echo, open=True)},
+        {
+            "/echo": Route("POST", _echo),
+            "/up": Route("GET", _echo, open=True),
+            "/things/{id}": Route("GET", _echo),
+            "/things/{id}/end": Route("POST", _echo),
+        },
         max_body_bytes=MAX_BODY_BYTES,
         admit=_admit if authorization is not None else lambda _: None,
     )
@@ -93,7 +99,7 @@ def test_a_body_over_the_bound_is_a_413_whether_or_not_it_says_so(declared: int 
 def test_an_unknown_route_is_a_404_that_lists_the_routes() -> None:
     status, body, _ = _ask("GET", "/nowhere")
     assert status == 404
-    assert "/echo, /up" in body["error"]["message"]
+    assert "/echo, /things/{id}, /things/{id}/end, /up" in body["error"]["message"]
 
 
 def test_a_wrong_method_is_a_405_that_names_the_right_one() -> None:
@@ -198,3 +204,22 @@ def test_the_lifespan_protocol_is_followed() -> None:
 
     asyncio.run(http_app({}, max_body_bytes=1, admit=lambda _: None)({"type": "lifespan"}, receive, send))
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/things/7", 200),
+        ("POST", "/things/7/end", 200),
+        ("POST", "/things/7", 405),
+        ("GET", "/things/", 404),
+        ("POST", "/things//end", 404),
+        ("GET", "/things/7/8", 404),
+        ("GET", "/echo/7", 404),
+    ],
+)
+def test_a_path_with_an_id_is_found_by_its_other_parts(method: str, path: str, status: int) -> None:
+    found, content, _ = _ask(method, path)
+    assert found == status
+    if status == 200:
+        assert content["path_id"] == "7"

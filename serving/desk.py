@@ -1,0 +1,156 @@
+"""Behind /v1/batches: the states of batches on S3, and one actor an application that does them, one after the other."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from cluster import storage
+from data.read import DataError
+from recipes.schema import ServingSection
+from serving.deploy import application_name
+from serving.protocol import BatchStatus
+from serving.replica import require_shipped_code
+from serving.score import BatchError, score
+from serving.scorer import Batch
+
+NAMESPACE = "tailorbird"
+POLL_S = 1.0
+RESTARTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+class GaveUp(Exception):
+    """The batch is no longer to run."""
+
+
+def status_uri(home: str, batch_id: str) -> str:
+    """Where a batch's state lies."""
+    return f"{home}/batches/{batch_id}.json"
+
+
+def read_status(home: str, batch_id: str) -> tuple[BatchStatus, str] | None:
+    """A batch's state, and the ETag to change it with; None where there is none."""
+    found = storage.read_versioned(status_uri(home, batch_id))
+    return None if found is None else (BatchStatus.model_validate_json(found[0]), found[1])
+
+
+def change(home: str, batch_id: str, decide: Callable[[BatchStatus], dict[str, Any] | None]) -> BatchStatus:
+    """Changes what `decide` says of the state as it is now, None for nothing; returns the state that stands then."""
+    from models.registry import now
+
+    while True:
+        found = read_status(home, batch_id)
+        assert found is not None, f"{batch_id} is changed by whoever has read it"
+        status, etag = found
+        fields = decide(status)
+        if fields is None:
+            return status
+        wanted = status.model_copy(update=fields | {"updated_at": now()})
+        with suppress(storage.Conflict):
+            storage.write_if_match(status_uri(home, batch_id), wanted.model_dump_json().encode(), etag=etag)
+            return wanted
+
+
+def unfinished(home: str) -> list[BatchStatus]:
+    """Batches that wait or were interrupted, the oldest first."""
+    if not storage.exists(f"{home}/batches"):
+        return []
+    found = [BatchStatus.model_validate_json(storage.read_bytes(uri)) for uri in storage.list_files(f"{home}/batches")]
+    left = [status for status in found if status.status in ("queued", "running")]
+    return sorted(left, key=lambda status: (status.created_at, status.id))
+
+
+def send_to_work(home: str, section: ServingSection) -> Any:
+    """Sees to it that the application's desk is there and works; it survives who asks. `ended` takes what is given."""
+    import ray
+
+    desk = (
+        ray.remote(Desk)
+        .options(
+            name=f"batches-{application_name(home)}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+        .remote(home, section.model_dump())
+    )
+    return desk.work.remote()
+
+
+async def ended(working: Any) -> None:
+    """Waits until the desk has found nothing left, or is gone; raises what it raised."""
+    import ray
+
+    with suppress(ray.exceptions.RayActorError):
+        await working
+
+
+class Desk:
+    """Used as a detached Ray actor: what it is to do, and has done, lies on S3 alone."""
+
+    def __init__(self, home: str, section: dict[str, Any]) -> None:
+        require_shipped_code()
+        self._home = home
+        self._section = section
+
+    def work(self) -> None:
+        """Does what waits until nothing does, then ends its process."""
+        import ray
+
+        while left := unfinished(self._home):
+            self._do(left[0].id)
+        ray.actor.exit_actor()
+
+    def _do(self, batch_id: str) -> None:
+        """One batch, in a process of its own, which is ended when the batch is cancelled."""
+        import ray
+
+        change(self._home, batch_id, lambda status: {"status": "running"} if status.status == "queued" else None)
+        task = ray.remote(run).options(num_cpus=0, max_retries=RESTARTS).remote(self._home, batch_id, self._section)
+        while not ray.wait([task], timeout=POLL_S)[0]:
+            found = read_status(self._home, batch_id)
+            if found is None or found[0].status != "running":
+                ray.cancel(task, force=True)
+        error: str | None = "its process failed; the cluster's log says why"
+        with suppress(ray.exceptions.RayError):
+            error = ray.get(task)
+        if error is not None:
+            change(self._home, batch_id, lambda found: _if_running(found, status="failed", error=error))
+
+
+def run(home: str, batch_id: str, section: dict[str, Any]) -> str | None:
+    """Scores a batch and keeps its state; returns why it failed."""
+    from models.registry import RegistryError, read_version
+
+    found = read_status(home, batch_id)
+    assert found is not None
+    asked = found[0]
+
+    def told(done: int, total: int) -> None:
+        status = change(home, batch_id, lambda found: _if_running(found, rows_done=done, rows_total=total))
+        if status.status != "running":
+            raise GaveUp
+
+    batch = Batch(asked.input, asked.output, asked.version_uri, asked.digest, asked.column, asked.id_column)
+    try:
+        version = read_version(asked.version_uri)
+        score(batch, ServingSection.model_validate(section), version=version, told=told)
+    except GaveUp:
+        return None
+    except (BatchError, DataError) as error:
+        return str(error)
+    except (storage.StorageError, RegistryError):
+        _log.exception("batch %s failed", batch_id)
+        return "the store or the registry failed; the cluster's log says how. Ask for the same batch again to go on"
+    change(home, batch_id, lambda found: _if_running(found, status="completed"))
+    return None
+
+
+def _if_running(found: BatchStatus, **fields: Any) -> dict[str, Any] | None:
+    """What changes of a batch that still runs; what was cancelled stays so."""
+    return fields if found.status == "running" else None

@@ -1,0 +1,251 @@
+"""A Parquet data set goes through a version on a real Ray, whole and once, by the command and over HTTP."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+
+from cluster import stack, storage
+from cluster.session import connect
+from data import icd10
+from data.read import read_table
+from models import load
+from models.decide import NO_GROUP, Routing, to_candidate
+from models.registry import ModelVersion
+from recipes.schema import ServingSection
+from serving import deploy, score
+from serving.answer import Prediction, predict_hybrid, predict_texts
+from tests.integration.small import recipe_file, write_table
+from tests.integration.test_serving import ROOT, Service
+
+PREFIX = "s3://lake/batches"
+SECTION = ServingSection(batch_prefixes=(PREFIX,))
+GROUPS = ("f", None, "m")
+
+
+@pytest.fixture(scope="module")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    assert stack.serve_port
+    return Service("s3://models/score-test", tmp_path_factory.mktemp("versions"))
+
+
+@pytest.fixture(scope="module")
+def rows(stack: stack.StackState) -> pa.Table:
+    """Texts with ids of their own and a group, some of which are null."""
+    assert stack.s3_endpoint
+    texts = icd10.build()["train"]["text"].to_pylist()[:1000]
+    ids = [1000 + 7 * place for place in range(len(texts))]
+    return pa.table({"text": texts, "key": ids, "sex": [GROUPS[place % 3] for place in range(len(texts))]})
+
+
+def _input(rows: pa.Table, *, num_files: int) -> str:
+    """The rows in files of their own, each of several row groups."""
+    uri = f"{PREFIX}/in-{uuid.uuid4().hex}"
+    for number, places in enumerate(np.array_split(np.arange(len(rows)), num_files)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows.take(places), sink, row_group_size=70)
+        storage.write_bytes(f"{uri}/file-{number:02d}.parquet", sink.getvalue().to_pybytes())
+    return uri
+
+
+def _output() -> str:
+    return f"{PREFIX}/out-{uuid.uuid4().hex}"
+
+
+def _scored(version: ModelVersion, **asked: Any) -> score.Scored:
+    batch = score.batch_of(version, **asked)
+    return score.score(batch, SECTION, version=version, told=lambda _done, _total: None)
+
+
+def _parts(output: str) -> dict[str, list[Any]]:
+    """When each part was written."""
+    if not storage.exists(output):
+        return {}
+    return {uri: storage.state(uri) for uri in storage.list_files(output) if "/part-" in uri}
+
+
+def test_each_row_comes_out_once_with_its_id_and_what_the_version_answers(
+    service: Service, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(score.PART_ROWS, "classification", 150)
+    uri, output = _input(rows, num_files=3), _output()
+    with connect():
+        done = _scored(service.first, input=uri, output=output, id_column="key")
+        assert (done.num_rows, done.num_new, done.num_parts) == (1000, 1000, 9)
+        found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in _parts(output)])
+        assert found.column_names == ["row", "id", "label", "score", "version"]
+        assert found["row"].to_pylist() == list(range(1000))
+        assert found["id"].equals(rows["key"])
+        assert set(found["version"].to_pylist()) == {service.first.version}
+        expected = predict_texts(load.load_version(service.first.uri), rows["text"].to_pylist(), batch_size=64)
+        assert _as_expected(found, expected)
+        manifest = storage.read_json(done.manifest)
+        assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, service.first.digest)
+        assert [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]] == storage.heads(
+            storage.list_files(uri)
+        )
+        before = _parts(output)
+        again = _scored(service.first, input=uri, output=output, id_column="key")
+        assert (again.num_rows, again.num_new, _parts(output)) == (1000, 0, before)
+        with pytest.raises(score.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
+            _scored(service.second, input=uri, output=output, id_column="key")
+        write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
+        with pytest.raises(score.BatchError, match="holds a batch with another inputs"):
+            _scored(service.first, input=uri, output=output, id_column="key")
+
+
+def _as_expected(found: pa.Table, expected: list[Prediction]) -> bool:
+    """The scores of all rows; the labels of those that no rounding of another batch could turn."""
+    sure = [place for place, one in enumerate(expected) if np.diff(np.sort(one.scores)[-2:])[0] > 4e-3]
+    labels = found["label"].to_pylist()
+    assert len(sure) > len(expected) / 2
+    assert [labels[place] for place in sure] == [expected[place].label for place in sure]
+    return bool(np.allclose(found["score"].to_numpy(), [one.score for one in expected], atol=2e-3))
+
+
+def test_the_command_goes_on_after_a_kill_and_repeats_no_part(service: Service, rows: pa.Table, tmp_path: Path) -> None:
+    hybrid = service.register_hybrid(tmp_path, routing=Routing(by="group", column="sex", values=("f",)))
+    recipe = recipe_file(tmp_path, name="score-test", data="s3://lake/small")
+    uri, output = _input(rows, num_files=20), _output()
+    command = [sys.executable, "-m", "tailorbird", "score", str(recipe), "--input", uri, "--output", output]
+    command += ["--model", hybrid.version, "--json"]
+    first = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not _parts(output) and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    time.sleep(1)  # what its workers had in hand is written or lost
+    before = _parts(output)
+    assert 0 < len(before) < 20
+    assert not storage.exists(f"{output}/{score.MANIFEST}")
+    again = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    told = json.loads(again.stdout)
+    assert (told["num_rows"], told["num_new"]) == (1000, 1000 - 50 * len(before))
+    after = _parts(output)
+    assert len(after) == 20
+    assert {uri: after[uri] for uri in before} == before
+    found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
+    groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
+    assert (found["row"].to_pylist(), found["group"].to_pylist()) == (list(range(1000)), groups)
+    loaded = load.load_served(hybrid.uri)
+    assert isinstance(loaded, load.LoadedHybrid)
+    routed = to_candidate(loaded.routing, groups=groups)
+    assert found["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
+    texts = rows["text"].to_pylist()
+    assert _as_expected(found, predict_hybrid(loaded, list(zip(texts, groups, strict=True)), batch_size=64))
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    """Of the first version, deployed where batches are open."""
+    yield deploy.deploy(SECTION, home=service.home, version=service.first)
+    deploy.undeploy(deploy.application_name(service.home))
+
+
+def _post(url: str, path: str, body: Any, *, status: int) -> Any:
+    answer = requests.post(f"{url}/v1/batches{path}", json=body, timeout=60)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def _until(url: str, batch_id: str, *statuses: str) -> Any:
+    deadline = time.monotonic() + 120
+    while True:
+        answer = requests.get(f"{url}/v1/batches/{batch_id}", timeout=60)
+        if answer.status_code == 200 and answer.json()["status"] in statuses:
+            return answer.json()
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+
+
+def test_a_batch_is_asked_for_by_http_and_goes_on_without_the_replica_that_took_it(
+    service: Service, url: str, rows: pa.Table
+) -> None:
+    uri, output = _input(rows, num_files=30), _output()
+    body = {"input": uri, "output": f"{output}/", "id": "key"}
+    batch = _post(url, "", body, status=202)
+    assert (batch["status"], batch["version"], batch["column"]) == ("queued", service.first.version, "text")
+    other = _post(url, "", body | {"output": _output()}, status=202)
+    assert _post(url, "", body, status=202)["id"] == batch["id"] != other["id"]
+    refused = _post(url, "", body | {"id": "sex"}, status=409)
+    assert refused["error"]["type"] == "other_columns"
+    assert _until(url, batch["id"], "running")["rows_total"] in (None, 1000)
+    (replica,) = deploy._applications()["score-test"]["deployments"]["classifier"]["replicas"]
+    os.kill(replica["pid"], signal.SIGKILL)
+    assert _post_when_up(url, f"/{other['id']}/cancel")["status"] == "cancelled"
+    done = _until(url, batch["id"], "completed", "failed")
+    assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
+    assert storage.read_json(f"{output}/{score.MANIFEST}")["num_rows"] == 1000
+    table = read_table(output, columns=("row", "id"))
+    assert (table["row"].to_pylist(), table["id"].equals(rows["key"])) == (list(range(1000)), True)
+    assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
+    assert _parts(other["output"]) == {}
+
+
+def _post_when_up(url: str, path: str) -> Any:
+    """A replica that was killed is replaced within seconds."""
+    deadline = time.monotonic() + 60
+    while True:
+        answer = requests.post(f"{url}/v1/batches{path}", timeout=60)
+        if answer.status_code == 200:
+            return answer.json()
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+
+
+def test_a_running_batch_is_cancelled_and_goes_on_when_it_is_asked_for_again(url: str, rows: pa.Table) -> None:
+    uri, output = _input(rows, num_files=60), _output()
+    batch = _post(url, "", {"input": uri, "output": output}, status=202)
+    deadline = time.monotonic() + 120
+    while not _parts(output) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _post(url, f"/{batch['id']}/cancel", None, status=200)["status"] == "cancelled"
+    time.sleep(3)
+    before = _parts(output)
+    assert 0 < len(before) < 60
+    time.sleep(1)
+    assert _parts(output) == before
+    assert _post(url, "", {"input": uri, "output": output}, status=202)["status"] == "queued"
+    assert _until(url, batch["id"], "completed", "failed")["rows_done"] == 1000
+    after = _parts(output)
+    assert (len(after), {part: after[part] for part in before}) == (60, before)
+
+
+def test_what_a_batch_may_not_do_is_refused_and_said(url: str, rows: pa.Table) -> None:
+    uri = _input(rows.slice(0, 10), num_files=1)
+    for body, status, said in (
+        ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
+        ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
+        ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "no `..`"),
+        ({"input": uri, "output": f"{uri}/out"}, 422, "lie in each other"),
+        ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words'; it has text, key, sex"),
+        ({"input": uri, "output": _output(), "model": "other"}, 404, "no model 'other' here"),
+        ({"input": f"{PREFIX}/absent", "output": _output()}, 422, "is not there, or not ours to use"),
+        ({"input": uri, "output": PREFIX}, 422, "lie in each other"),
+        ({"input": uri, "output": _input(rows.slice(0, 1), num_files=1)}, 422, "is not empty and holds no batch"),
+        ({"input": 1, "output": _output()}, 422, "input: Input should be a valid string"),
+    ):
+        message = _post(url, "", body, status=status)["error"]["message"]
+        assert said in message, message
+        assert "127.0.0.1" not in message
+    for batch_id in ("0" * 24, "..", "x"):
+        assert requests.get(f"{url}/v1/batches/{batch_id}", timeout=60).status_code == 404
+    nulls = pa.table({"text": ["a", None]})
+    batch = _post(url, "", {"input": _input(nulls, num_files=1), "output": _output()}, status=202)
+    failed = _until(url, batch["id"], "completed", "failed")
+    assert (failed["status"], "column 'text' is null in 1 of 2 rows" in failed["error"]) == ("failed", True)
