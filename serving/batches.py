@@ -115,7 +115,10 @@ class Batches:
         return _written(self._home, batch, version)
 
     def _require_allowed(self, uri: str, name: str) -> None:
-        allowed = self._section.batch_prefixes
+        allowed, registry = self._section.batch_prefixes, self._home.rpartition("/")[0]
+        if inside(uri, registry):
+            told = f"{name}: {uri} is in the registry of models, which no batch reads or writes; give another prefix"
+            raise RequestError(403, "prefix_not_allowed", told, param=name)
         if not any(inside(uri, prefix) for prefix in allowed):
             told = f"{name}: {uri} is under none of {', '.join(allowed)} (the recipe's serving.batch_prefixes)"
             raise RequestError(403, "prefix_not_allowed", told, param=name)

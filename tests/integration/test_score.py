@@ -31,7 +31,7 @@ from tests.integration.small import recipe_file, write_table
 from tests.integration.test_serving import ROOT, Service
 
 PREFIX = "s3://lake/batches"
-SECTION = ServingSection(batch_prefixes=(PREFIX,))
+SECTION = ServingSection(batch_prefixes=(PREFIX, "s3://models"))
 GROUPS = ("f", None, "m")
 
 
@@ -226,11 +226,12 @@ def test_a_running_batch_is_cancelled_and_goes_on_when_it_is_asked_for_again(url
     assert (len(after), {part: after[part] for part in before}) == (60, before)
 
 
-def test_what_a_batch_may_not_do_is_refused_and_said(url: str, rows: pa.Table) -> None:
+def test_what_a_batch_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
     uri = _input(rows.slice(0, 10), num_files=1)
     for body, status, said in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
+        ({"input": uri, "output": f"{service.home}/versions/mine"}, 403, "is in the registry of models"),
         ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "no `..`"),
         ({"input": uri, "output": f"{uri}/out"}, 422, "lie in each other"),
         ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words'; it has text, key, sex"),
