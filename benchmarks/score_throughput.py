@@ -35,7 +35,7 @@ from serving.score import batch_of, score
 
 WIDTH, NUM_CLASSES, RAW_BATCH = 384, 21, 64
 HOME, INPUT = "s3://models/score-throughput", "s3://lake/score-throughput/in"
-NUM_ROWS, NUM_FILES, NUM_ROUNDS = 36_864, 3, 3
+NUM_ROWS, NUM_FILES, NUM_ROUNDS = 24_576, 3, 3
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,31 @@ def _post(url: str, path: str, body: Any, *, status: int) -> Any:
 
 
 def _until(url: str, batch_id: str, *statuses: str) -> Any:
+    def found() -> Any:
+        told = _patiently("GET", f"{url}/v1/batches/{batch_id}")
+        return told if told["status"] in statuses else None
+
+    return _awaited(found)
+
+
+def _patiently(method: str, address: str) -> Any:
+    """The answer, which comes within seconds where the replica was killed."""
+
+    def answer() -> Any:
+        with suppress(requests.ConnectionError):
+            found = requests.request(method, address, timeout=60)
+            return found.json() if found.status_code == 200 else None
+
+    return _awaited(answer)
+
+
+def _awaited(found: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 120
     while True:
-        answer = requests.get(f"{url}/v1/batches/{batch_id}", timeout=60)
-        if answer.status_code == 200 and answer.json()["status"] in statuses:
-            return answer.json()
-        assert time.monotonic() < deadline, answer.text
+        value = found()
+        if value is not None:
+            return value
+        assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
@@ -187,7 +207,7 @@ def test_a_batch_is_asked_for_by_http_and_goes_on_without_the_replica_that_took_
     assert _until(url, batch["id"], "running")["rows_total"] in (None, 1000)
     (replica,) = deploy._applications()["score-test"]["deployments"]["classifier"]["replicas"]
     os.kill(replica["pid"], signal.SIGKILL)
-    assert _post_when_up(url, f"/{other['id']}/cancel")["status"] == "cancelled"
+    assert _patiently("POST", f"{url}/v1/batches/{other['id']}/cancel")["status"] == "cancelled"
     done = _until(url, batch["id"], "completed", "failed")
     assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
     assert storage.read_json(f"{output}/{score.MANIFEST}")["num_rows"] == 1000
@@ -195,17 +215,6 @@ def test_a_batch_is_asked_for_by_http_and_goes_on_without_the_replica_that_took_
     assert (table["row"].to_pylist(), table["id"].equals(rows["key"])) == (list(range(1000)), True)
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
     assert _parts(other["output"]) == {}
-
-
-def _post_when_up(url: str, path: str) -> Any:
-    """A replica that was killed is replaced within seconds."""
-    deadline = time.monotonic() + 60
-    while True:
-        answer = requests.post(f"{url}/v1/batches{path}", timeout=60)
-        if answer.status_code == 200:
-            return answer.json()
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.2)
 
 
 def test_a_running_batch_is_cancelled_and_goes_on_when_it_is_asked_for_again(url: str, rows: pa.Table) -> None:
