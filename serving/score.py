@@ -132,12 +132,14 @@ def score(batch: Batch, section: ServingSection, *, version: "ModelVersion", tol
         told(total, total)
         return Scored(manifest, total, len(parts), 0, 0.0)
     done: dict[int, dict[str, Any]] = {}
+    num_done = 0
     with closing(_run(parts, batch, section)) as running:
         for one in running:
             if "refused" in one:
                 raise (storage.StorageError if one["by_store"] else BatchError)(one["refused"])
             done[one["part"]] = one
-            told(sum(found["num_rows"] for found in done.values()), total)
+            num_done += one["num_rows"]
+            told(num_done, total)
     _check_counts(parts, done, output=batch.output)
     if _looks(inputs) != [(one.etag, one.size_bytes) for one in inputs]:
         raise BatchError(f"{batch.input} was changed while it was read; score it again to another output")

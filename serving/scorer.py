@@ -82,7 +82,7 @@ class Scorer:
                 with open_parquet(uri, columns=(), in_parts=True) as done:
                     return {"told": json.dumps(told | {"num_rows": done.metadata.num_rows})}
             if self._loaded is None:
-                self._loaded = _load(self._batch, threads=self._section.cpus_per_replica)
+                self._loaded = self._load()
             began = time.time()
             table = score_part(part, self._batch, loaded=self._loaded, batch_size=self._section.max_batch_size)
             sink = io.BytesIO()
@@ -92,6 +92,14 @@ class Scorer:
         except (DataError, storage.StorageError) as error:
             told |= {"refused": str(error), "by_store": isinstance(error, storage.StorageError)}
         return {"told": json.dumps(told)}
+
+    def _load(self) -> "Loaded":
+        try:
+            return _load(self._batch, threads=self._section.cpus_per_replica)
+        except storage.StorageError:
+            raise
+        except ValueError as error:  # what models and registry say of a version that is not whole
+            raise DataError(str(error)) from None
 
 
 def _load(batch: Batch, *, threads: int) -> "Loaded":
@@ -106,6 +114,17 @@ def _load(batch: Batch, *, threads: int) -> "Loaded":
     loaded: Loaded = load_chat_version(batch.version_uri) if chat else load_served(batch.version_uri)
     require_digest(loaded.version, digest=batch.digest)
     return loaded
+
+
+def _max_length(lm: Any) -> int | None:
+    """Tokens that a prompt and its answer may have together; None where nothing here says."""
+    import torch
+
+    from models.chat import CACHE_TOKENS
+
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    known = [most for most in (positions, None if torch.cuda.is_available() else CACHE_TOKENS) if most]
+    return min(known, default=None)
 
 
 def score_part(part: Part, batch: Batch, *, loaded: "Loaded", batch_size: int) -> pa.Table:
@@ -149,7 +168,7 @@ def _said(table: pa.Table, part: Part, batch: Batch, *, loaded: "LoadedChat[Mode
     else:
         texts = texts_of(table, batch.column, uri=part.uri, first=part.start)
         conversations = [(("user", text),) for text in texts]
-    prompting, tokenizer = loaded.prompting, loaded.tokenizer
+    prompting, tokenizer, most = loaded.prompting, loaded.tokenizer, _max_length(loaded.model.lm)
     prompts = []
     for position, conversation in enumerate(conversations, start=part.start):
         if not conversation or conversation[-1][0] != "user":
@@ -161,6 +180,11 @@ def _said(table: pa.Table, part: Part, batch: Batch, *, loaded: "LoadedChat[Mode
             asked = prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
         except DataError as error:
             raise DataError(f"{part.uri}: row {position}: {error}") from None
+        if most is not None and len(asked) + prompting.max_new_tokens > most:
+            raise DataError(
+                f"{part.uri}: row {position} has {len(asked)} tokens and its answer may have "
+                f"{prompting.max_new_tokens}, together more than the {most} that this model takes; shorten the row"
+            )
         prompts.append(asked)
     end_id = int(tokenizer.eos_token_id)
     found = answer_prompts(loaded.model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)

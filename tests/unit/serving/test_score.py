@@ -139,6 +139,15 @@ def test_a_conversation_that_is_answered_already_is_refused_by_its_row(
         _scored(tmp_path, turns, loaded=loaded, start=1, num_rows=2)
 
 
+def test_a_prompt_that_the_model_cannot_take_is_refused_by_its_row(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError, match=r"row 1 has 2\d\d tokens and its answer may have 8, together more than the 256"
+    ):
+        _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
+
+
 def test_a_file_that_lost_rows_since_it_was_looked_at_is_refused(
     loaded: LoadedChat[ModelVersion], tmp_path: Path
 ) -> None:
