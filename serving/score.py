@@ -101,10 +101,12 @@ def inside(uri: str, prefix: str) -> bool:
 def check(batch: Batch, *, version: "ModelVersion") -> None:
     """A quick look at what can be wrong before any work.
 
-    Raises DataError for an input without files or columns, BatchError where the output holds something else.
+    Raises DataError for an input without files, BatchError for one without the columns, and where the output holds
+    something else.
     """
-    with open_parquet(parquet_files(batch.input)[0], columns=columns_of(batch, version), in_parts=True):
-        pass
+    first = parquet_files(batch.input)[0]
+    with open_parquet(first, columns=(), in_parts=True) as file:
+        _require_columns(file, first, columns_of(batch, version))
     asked = _asked(batch)
     if asked is None and storage.exists(batch.output):
         raise BatchError(f"{batch.output} is not empty and holds no batch; give an empty folder")
@@ -187,7 +189,8 @@ def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[Input]:
     kind = None
     files = parquet_files(batch.input)
     for uri, (etag, size_bytes) in zip(files, storage.heads(files), strict=True):
-        with open_parquet(uri, columns=columns, in_parts=True) as file:
+        with open_parquet(uri, columns=(), in_parts=True) as file:
+            _require_columns(file, uri, columns)
             if batch.id_column is not None:
                 found = file.schema_arrow.field(batch.id_column).type
                 kind = kind or found
@@ -196,6 +199,15 @@ def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[Input]:
                         f"{uri}: column {batch.id_column!r} is {found}, in other files {kind}; write them alike"
                     )
             yield Input(uri, etag, size_bytes, file.metadata.num_rows)
+
+
+def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:
+    names = file.schema_arrow.names
+    for column in columns:
+        if column not in names:
+            raise BatchError(
+                f"{uri} has no column {column!r}; it has {', '.join(names)}: name the batch's columns, or write it"
+            )
 
 
 def _looks(inputs: Sequence[Input]) -> list[tuple[str, int]]:

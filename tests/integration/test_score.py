@@ -19,15 +19,13 @@ import pytest
 import requests
 
 from cluster import stack, storage
-from cluster.session import connect
 from data import icd10
-from data.read import read_table
 from models import load
 from models.decide import NO_GROUP, Routing, to_candidate
 from models.registry import ModelVersion
 from recipes.schema import ServingSection
 from serving import deploy, score
-from serving.answer import Prediction, predict_hybrid, predict_texts
+from serving.answer import Prediction, predict_hybrid
 from tests.integration.small import recipe_file, write_table
 from tests.integration.test_serving import ROOT, Service
 
@@ -65,46 +63,11 @@ def _output() -> str:
     return f"{PREFIX}/out-{uuid.uuid4().hex}"
 
 
-def _scored(version: ModelVersion, **asked: Any) -> score.Scored:
-    batch = score.batch_of(version, **asked)
-    return score.score(batch, SECTION, version=version, told=lambda _done, _total: None)
-
-
 def _parts(output: str) -> dict[str, list[Any]]:
     """When each part was written."""
     if not storage.exists(output):
         return {}
     return {uri: storage.state(uri) for uri in storage.list_files(output) if "/part-" in uri}
-
-
-def test_each_row_comes_out_once_with_its_id_and_what_the_version_answers(
-    service: Service, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(score.PART_ROWS, "classification", 150)
-    uri, output = _input(rows, num_files=3), _output()
-    with connect():
-        done = _scored(service.first, input=uri, output=output, id_column="key")
-        assert (done.num_rows, done.num_new, done.num_parts) == (1000, 1000, 9)
-        found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in _parts(output)])
-        assert found.column_names == ["row", "id", "label", "score", "version"]
-        assert found["row"].to_pylist() == list(range(1000))
-        assert found["id"].equals(rows["key"])
-        assert set(found["version"].to_pylist()) == {service.first.version}
-        expected = predict_texts(load.load_version(service.first.uri), rows["text"].to_pylist(), batch_size=64)
-        assert _as_expected(found, expected)
-        manifest = storage.read_json(done.manifest)
-        assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, service.first.digest)
-        assert [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]] == storage.heads(
-            storage.list_files(uri)
-        )
-        before = _parts(output)
-        again = _scored(service.first, input=uri, output=output, id_column="key")
-        assert (again.num_rows, again.num_new, _parts(output)) == (1000, 0, before)
-        with pytest.raises(score.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
-            _scored(service.second, input=uri, output=output, id_column="key")
-        write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
-        with pytest.raises(score.BatchError, match="holds a batch with another inputs"):
-            _scored(service.first, input=uri, output=output, id_column="key")
 
 
 def _as_expected(found: pa.Table, expected: list[Prediction]) -> bool:
@@ -116,12 +79,14 @@ def _as_expected(found: pa.Table, expected: list[Prediction]) -> bool:
     return bool(np.allclose(found["score"].to_numpy(), [one.score for one in expected], atol=2e-3))
 
 
-def test_the_command_goes_on_after_a_kill_and_repeats_no_part(service: Service, rows: pa.Table, tmp_path: Path) -> None:
+def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_once(
+    service: Service, rows: pa.Table, tmp_path: Path
+) -> None:
     hybrid = service.register_hybrid(tmp_path, routing=Routing(by="group", column="sex", values=("f",)))
     recipe = recipe_file(tmp_path, name="score-test", data="s3://lake/small")
     uri, output = _input(rows, num_files=20), _output()
     command = [sys.executable, "-m", "tailorbird", "score", str(recipe), "--input", uri, "--output", output]
-    command += ["--model", hybrid.version, "--json"]
+    command += ["--model", hybrid.version, "--id", "key", "--json"]
     first = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -141,6 +106,8 @@ def test_the_command_goes_on_after_a_kill_and_repeats_no_part(service: Service, 
     assert len(after) == 20
     assert {uri: after[uri] for uri in before} == before
     found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
+    assert found["id"].equals(rows["key"])
+    assert set(found["version"].to_pylist()) == {hybrid.version}
     groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
     assert (found["row"].to_pylist(), found["group"].to_pylist()) == (list(range(1000)), groups)
     loaded = load.load_served(hybrid.uri)
@@ -149,6 +116,21 @@ def test_the_command_goes_on_after_a_kill_and_repeats_no_part(service: Service, 
     assert found["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
     texts = rows["text"].to_pylist()
     assert _as_expected(found, predict_hybrid(loaded, list(zip(texts, groups, strict=True)), batch_size=64))
+    manifest = storage.read_json(told["manifest"])
+    assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, hybrid.digest)
+    looks = [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]]
+    assert looks == storage.heads(storage.list_files(uri))
+
+    def again_by(version: ModelVersion) -> score.Scored:
+        batch = score.batch_of(version, input=uri, output=output, id_column="key")
+        return score.score(batch, SECTION, version=version, told=lambda _done, _total: None)
+
+    assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
+    with pytest.raises(score.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
+        again_by(service.first)
+    write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
+    with pytest.raises(score.BatchError, match="holds a batch with another inputs"):
+        again_by(hybrid)
 
 
 @pytest.fixture(scope="module")
@@ -193,49 +175,38 @@ def _awaited(found: Callable[[], Any]) -> Any:
         time.sleep(0.2)
 
 
-def test_a_batch_is_asked_for_by_http_and_goes_on_without_the_replica_that_took_it(
+def test_a_batch_by_http_outlives_its_replica_is_cancelled_and_taken_up_again(
     service: Service, url: str, rows: pa.Table
 ) -> None:
-    uri, output = _input(rows, num_files=30), _output()
+    uri, output = _input(rows, num_files=60), _output()
     body = {"input": uri, "output": f"{output}/", "id": "key"}
     batch = _post(url, "", body, status=202)
     assert (batch["status"], batch["version"], batch["column"]) == ("queued", service.first.version, "text")
     other = _post(url, "", body | {"output": _output()}, status=202)
     assert _post(url, "", body, status=202)["id"] == batch["id"] != other["id"]
-    refused = _post(url, "", body | {"id": "sex"}, status=409)
-    assert refused["error"]["type"] == "other_columns"
-    assert _until(url, batch["id"], "running")["rows_total"] in (None, 1000)
+    assert _post(url, "", body | {"id": "sex"}, status=409)["error"]["type"] == "other_columns"
+    _until(url, batch["id"], "running")
     (replica,) = deploy._applications()["score-test"]["deployments"]["classifier"]["replicas"]
     os.kill(replica["pid"], signal.SIGKILL)
+    _awaited(lambda: _parts(output) or None)
     assert _patiently("POST", f"{url}/v1/batches/{other['id']}/cancel")["status"] == "cancelled"
+    assert _patiently("POST", f"{url}/v1/batches/{batch['id']}/cancel")["status"] == "cancelled"
+    time.sleep(3)
+    before = _parts(output)
+    time.sleep(1)
+    assert _parts(output) == before
+    assert 0 < len(before) < 60
+    assert _post(url, "", body, status=202)["status"] == "queued"
     done = _until(url, batch["id"], "completed", "failed")
     assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
+    after = _parts(output)
+    assert (len(after), {part: after[part] for part in before}) == (60, before)
     assert storage.read_json(f"{output}/{score.MANIFEST}")["num_rows"] == 1000
-    table = read_table(output, columns=("row", "id"))
-    assert (table["row"].to_pylist(), table["id"].equals(rows["key"])) == (list(range(1000)), True)
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
     assert _parts(other["output"]) == {}
 
 
-def test_a_running_batch_is_cancelled_and_goes_on_when_it_is_asked_for_again(url: str, rows: pa.Table) -> None:
-    uri, output = _input(rows, num_files=60), _output()
-    batch = _post(url, "", {"input": uri, "output": output}, status=202)
-    deadline = time.monotonic() + 120
-    while not _parts(output) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert _post(url, f"/{batch['id']}/cancel", None, status=200)["status"] == "cancelled"
-    time.sleep(3)
-    before = _parts(output)
-    assert 0 < len(before) < 60
-    time.sleep(1)
-    assert _parts(output) == before
-    assert _post(url, "", {"input": uri, "output": output}, status=202)["status"] == "queued"
-    assert _until(url, batch["id"], "completed", "failed")["rows_done"] == 1000
-    after = _parts(output)
-    assert (len(after), {part: after[part] for part in before}) == (60, before)
-
-
-def test_what_a_batch_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
+def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
     uri = _input(rows.slice(0, 10), num_files=1)
     for body, status, said in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
@@ -255,7 +226,6 @@ def test_what_a_batch_may_not_do_is_refused_and_said(service: Service, url: str,
         assert "127.0.0.1" not in message
     for batch_id in ("0" * 24, "..", "x"):
         assert requests.get(f"{url}/v1/batches/{batch_id}", timeout=60).status_code == 404
-    nulls = pa.table({"text": ["a", None]})
-    batch = _post(url, "", {"input": _input(nulls, num_files=1), "output": _output()}, status=202)
-    failed = _until(url, batch["id"], "completed", "failed")
-    assert (failed["status"], "column 'text' is null in 1 of 2 rows" in failed["error"]) == ("failed", True)
+    empty = _post(url, "", {"input": _input(rows.slice(0, 0), num_files=1), "output": _output()}, status=202)
+    failed = _until(url, empty["id"], "completed", "failed")
+    assert (failed["status"], "has no rows" in failed["error"]) == ("failed", True)

@@ -148,6 +148,11 @@ def test_a_prompt_that_the_model_cannot_take_is_refused_by_its_row(
         _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
 
 
+def test_a_null_is_refused_by_its_row_and_not_left_out(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'asked' is null in 1 of 2 rows from row 2 on \(first: row 3\)"):
+        _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
+
+
 def test_a_file_that_lost_rows_since_it_was_looked_at_is_refused(
     loaded: LoadedChat[ModelVersion], tmp_path: Path
 ) -> None:
