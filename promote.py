@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.session import has_dashboard
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
 from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST
@@ -17,12 +18,14 @@ from models.registry import (
     ModelVersion,
     Part,
     champion_version,
+    change_champion,
     read_champion,
     read_version,
     set_champion,
 )
+from parity import prove, sample_of
 from recipes.schema import ServingSection
-from serving.deploy import deploy
+from serving.deploy import application_name, deploy, move, rehearsed, undeploy
 
 
 class PromotionRefused(ValueError):
@@ -32,10 +35,15 @@ class PromotionRefused(ValueError):
 def promote(home: str, *, version: str | None = None, override: str | None = None) -> Champion:
     """Makes `version` (a URI; without one, the winner of the latest run) the champion.
 
+    Where the task is served, the version answers test rows there first, beside the champion; then the champion is
+    changed, and then the service. Without a Ray in the environment, or where the task is not served, `serve_champion`
+    asks.
+
     `override` is the reason to promote on a verdict that is not confirmatory, or a version that was rolled back, and is
     kept with the champion; for any other it has no effect. Raises PromotionRefused where no verdict chose the version,
     where the verdict expired, is not confirmatory and not overridden, or compared with another champion than the one
-    that serves, and where somebody else changed the champion meanwhile.
+    that serves, and where somebody else changed the champion meanwhile; ParityRefused where it answers otherwise than
+    evaluated; DeployError and SessionError as `deploy`.
     """
     if override is not None and not override.strip():
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
@@ -54,24 +62,32 @@ def promote(home: str, *, version: str | None = None, override: str | None = Non
         left = tuple(digest for digest in found[0].rolled_back if digest != chosen.digest)
         line = {"before": (*found[0].before, _former(found[0])), "rolled_back": left}
     _refuse_expired(evidence)
-    return _set(
-        home,
-        chosen,
-        etag=found[1] if found else None,
-        reason=_reason(evidence, override=override, again=again),
-        run=evidence["run"],
-        verdict=_sentence(evidence),
-        pretrained=_untouched(evidence["versions"]["incumbent"]),
-        **line,
-    )
+    reason = _reason(evidence, override=override, again=again)
+    with _rehearsed(home, version=chosen) as url:
+        parity = None
+        if url is not None:
+            parity = prove(sample_of(evidence, place=evidence["run"], version=chosen), url=url, version=chosen)
+        champion = _set(
+            home,
+            chosen,
+            etag=found[1] if found else None,
+            reason=reason,
+            run=evidence["run"],
+            verdict=_sentence(evidence),
+            pretrained=_untouched(evidence["versions"]["incumbent"]),
+            parity=parity,
+            **line,
+        )
+    _move(home, chosen, champion=champion)
+    return champion
 
 
 def rollback(home: str, *, reason: str) -> Champion:
     """Makes the version that served before the champion the champion again; before the first one that was the incumbent
-    of its verdict.
+    of its verdict. Where the task is served, the service moves along.
 
-    `reason` is kept with it. No verdict is asked for: this is the way back from one. Raises PromotionRefused where
-    nothing served before, or that version was changed since.
+    `reason` is kept with it. No verdict is asked for, and no test row: this is the way back. Raises PromotionRefused
+    where nothing served before, or that version was changed since; DeployError and SessionError as `deploy`.
     """
     if not reason.strip():
         raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
@@ -83,7 +99,7 @@ def rollback(home: str, *, reason: str) -> Champion:
     version = read_version(former.uri)
     if version.digest != former.digest:
         raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
-    return _set(
+    back = _set(
         home,
         version,
         etag=etag,
@@ -91,23 +107,59 @@ def rollback(home: str, *, reason: str) -> Champion:
         run=former.run,
         verdict=former.verdict,
         pretrained=former.pretrained,
+        parity=former.parity,
         before=champion.before[:-1],
         rolled_back=(*champion.rolled_back, champion.digest),
     )
+    _move(home, version, champion=back)
+    return back
 
 
 def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:
     """Deploys the champion, with the pretrained model beside it, and returns its base URL and version.
 
-    Raises PromotionRefused where there is none, RegistryError where it was changed, DeployError as `deploy`.
+    One that was promoted while the task was not served answers test rows first: beside the version that serves, which
+    serves on where the champion is refused, or else before anybody is told the URL. Raises PromotionRefused where there
+    is none, RegistryError where it was changed, ParityRefused as `promote`, DeployError as `deploy`.
     """
     found = read_champion(home)
     if found is None:
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    return deploy(
-        section, home=home, version=version, pretrained=champion.pretrained, verdict=champion.verdict
-    ), version
+
+    def deployed() -> str:
+        return deploy(section, home=home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+
+    if champion.parity is not None:
+        return deployed(), version
+    place = champion.run or champion.uri
+    asked = sample_of(_whole(place), place=place, version=version)
+    with rehearsed(home, version=version) as url:
+        parity = None if url is None else prove(asked, url=url, version=version)
+    url = deployed()
+    if parity is None:
+        try:
+            parity = prove(asked, url=url, version=version)
+        except ValueError:
+            undeploy(application_name(home))
+            raise
+    _note(home, champion.model_copy(update={"parity": parity}), etag=found[1])
+    return url, version
+
+
+def _rehearsed(home: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
+    return rehearsed(home, version=version) if has_dashboard() else nullcontext()
+
+
+def _move(home: str, version: ModelVersion, *, champion: Champion) -> None:
+    if has_dashboard():
+        move(home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+
+
+def _note(home: str, champion: Champion, *, etag: str) -> None:
+    """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
+    with suppress(Conflict):
+        change_champion(home, champion, etag=etag)
 
 
 def _former(champion: Champion) -> Former:

@@ -130,14 +130,15 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes the winner of a run the champion.
+    """Makes the winner of a run the champion; where it is served, once it answers test rows as it was evaluated.
 
     Example: tailorbird promote recipes/icd10_demo.yaml
     """
     from promote import promote as promote_version
 
     champion = promote_version(_recipe(recipe).home, version=version, override=override)
-    _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
+    asked = champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
+    _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", asked])
 
 
 @app.command()
@@ -147,7 +148,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, which is kept with the champion.")],
     as_json: AsJson = False,
 ) -> None:
-    """Makes the version that served before the champion the champion again; `serve` then moves the service to it.
+    """Makes the version that served before the champion the champion again, also of the service where there is one.
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
@@ -242,13 +243,18 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
 
     home = _recipe(recipe).home
     found = read_champion(home)
-    champion = found[0].uri if found else None
+    champion, parity = (found[0].uri, found[0].parity) if found else (None, None)
     versions = list_versions(home)
     lines = [
         f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
         for version in versions
     ]
-    value = {"champion": champion, "versions": [version.model_dump() for version in versions]}
+    lines += [f"champion: {parity.sentence()}"] if parity else []
+    value = {
+        "champion": champion,
+        "parity": parity.model_dump() if parity else None,
+        "versions": [version.model_dump() for version in versions],
+    }
     _answer(value, as_json=as_json, lines=lines or [f"no version under {home}; `tailorbird run {recipe}` makes one"])
 
 

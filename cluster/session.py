@@ -14,6 +14,7 @@ from cluster import stack
 from recipes.schema import TrainingSection
 
 REACH_TIMEOUT_S = 5
+DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 _GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 _HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
 
@@ -60,9 +61,14 @@ def connect(**arguments: Any) -> Iterator[None]:
         ray.shutdown()
 
 
+def has_dashboard() -> bool:
+    """Whether the environment names Ray's dashboard, reachable or not."""
+    return any(os.environ.get(name) for name in DASHBOARD)
+
+
 def dashboard_url() -> str:
     """Address of Ray's dashboard, which takes jobs and Serve applications; raises SessionError if none is set."""
-    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_DASHBOARD_ADDRESS", "")
+    address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
     if not address.startswith(("http://", "https://")):
         raise SessionError(
             f"RAY_API_SERVER_ADDRESS is {address!r}; set it to the dashboard's http:// address, or {_HELP}"

@@ -130,6 +130,14 @@ def read_later(section: DataSection, *, chat: bool) -> tuple[Rows, Rows]:
     return _bounded(validation, test, section=section)
 
 
+def read_test(section: DataSection, *, chat: bool) -> Rows:
+    """The test rows alone, the same as in `read_splits`, which is gone through where they are a part of `train`."""
+    if section.test is None:
+        return read_splits(section, chat=chat).test
+    read = read_conversations if chat else read_rows
+    return _at_most(read(section.test, section=section), section.max_test_rows)
+
+
 def _bounded(validation: Rows, test: Rows, *, section: DataSection) -> tuple[Rows, Rows]:
     return _at_most(validation, section.max_validation_rows), _at_most(test, section.max_test_rows)
 

@@ -101,6 +101,25 @@ class ModelVersion(VersionConfig):
     digest: str
 
 
+class Parity(Frozen):
+    """What a deployed version answered over HTTP to test rows, beside what it was evaluated by."""
+
+    asked: int
+    """Rows."""
+    same: int
+    """Of these, answered as evaluated."""
+    ties: int = 0
+    """Of the same, answered by the other of two classes with as good as equal probabilities: another batch decides."""
+    largest_difference: float | None = None
+    """Of a probability, over the rows; a chat model has none."""
+    at: str
+
+    def sentence(self) -> str:
+        """For people."""
+        ties = f" ({self.ties} by the other of two equal classes)" if self.ties else ""
+        return f"{self.same} of {self.asked} test rows answered over HTTP as evaluated{ties}"
+
+
 class Former(Frozen):
     """A version that was the champion."""
 
@@ -112,6 +131,8 @@ class Former(Frozen):
     """That verdict in a sentence."""
     pretrained: Part | None = None
     """The untouched model that it was compared with, or that it is."""
+    parity: Parity | None = None
+    """None where it was promoted while nothing was served: `serve` asks then."""
 
 
 class Champion(Former):
@@ -260,7 +281,12 @@ def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: 
     """
     named: dict[str, Any] = {"version": version.version, "uri": version.uri, "digest": version.digest}
     champion = Champion(**named, reason=reason, run=run, since=now(), **more)
-    write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
-    name = f"{champion.since.replace(':', '')}-{version.version}-{uuid.uuid4().hex[:6]}"
-    write_json(f"{home}/history/{name}.json", champion.model_dump(mode="json"))
+    change_champion(home, champion, etag=etag)
     return champion
+
+
+def change_champion(home: str, champion: Champion, *, etag: str | None) -> None:
+    """Writes the champion as it is given, on the terms of `set_champion`."""
+    write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
+    name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
+    write_json(f"{home}/history/{name}.json", champion.model_dump(mode="json"))

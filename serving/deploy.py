@@ -3,6 +3,8 @@
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -75,18 +77,102 @@ def deploy(
         "args": _build_args(section, home=home, task=task),
         "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
     }
-    others = [config for other, config in _declared(before).items() if other != name]
+    return _apply(application, declared=_declared(before))
+
+
+@contextmanager
+def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
+    """The base URL at which the version answers, while the block lasts, whoever asks for it by its name; None where the
+    task is not served.
+
+    It is loaded beside the champion, whose replicas stay. Where it runs other code than they do, it gets a replica in
+    an application of its own for the time, so there must be room for one. Where the block ends well, it stays loaded
+    for `move`, or else what was there before is put back. Raises as `deploy`.
+    """
+    name, declared = application_name(home), _declared(_applications())
+    former = declared.get(name)
+    if former is None:
+        yield None
+        return
+    config = former["deployments"][0]["user_config"]
+    alike = former.get("runtime_env") == {"working_dir": version.code}
+    if alike and config["digest"] == version.digest:
+        yield _base_url(former)
+        return
+    if alike:
+        trial = _with_config(former, config | {"beside": config.get("beside", {}) | {version.version: _named(version)}})
+    else:
+        trial = _apart(former, version=version)
+    try:
+        yield _apply(trial, declared=declared)
+    except BaseException:
+        if alike:
+            with suppress(DeployError):  # what went wrong before is what is told
+                _apply(former, declared=_declared(_applications()))
+        raise
+    finally:
+        if not alike:
+            undeploy(trial["name"])
+
+
+def move(
+    home: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
+) -> str | None:
+    """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`.
+
+    Returns the base URL, or None where the task is not served.
+    """
+    declared = _declared(_applications())
+    former = declared.get(application_name(home))
+    if former is None:
+        return None
+    config = former["deployments"][0]["user_config"]
+    beside = {name: one for name, one in config.get("beside", {}).items() if name != version.version}
+    if PRETRAINED in beside:  # as the section of then wished
+        del beside[PRETRAINED]
+        beside |= {} if pretrained is None else {PRETRAINED: _named(pretrained)}
+    changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
+    return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
+
+
+def _with_config(application: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    return application | {"deployments": [application["deployments"][0] | {"user_config": config}]}
+
+
+def _apart(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]:
+    """The version in an application of its own, with one replica."""
+    name = f"{former['name']}-candidate"
+    args = former["args"]
+    serving = args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
+    return _with_config(former, _named(version)) | {
+        "name": name,
+        "route_prefix": f"/{name}",
+        "runtime_env": {"working_dir": version.code},
+        "args": args | {"serving": serving},
+    }
+
+
+def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) -> str:
+    """Puts the application among those that were declared, waits until it answers as configured, and returns its base
+    URL; where it does not, raises DeployError with what was there before put back."""
+    name, base_url = application["name"], _base_url(application)
+    others = [config for other, config in declared.items() if other != name]
     _put([*others, application])
-    base_url = serve_url() + prefix.rstrip("/")
+    config = application["deployments"][0]["user_config"]
+    max_replicas = application["args"].get("serving", {}).get("max_replicas", 1)
     try:
         # Several replicas take turns: enough right answers in a row, and none has the former version.
-        _wait_ready(name, base_url=base_url, config=config, num_answers=2 * section.max_replicas)
+        _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
     except DeployError:
-        former = _declared(before).get(name)
+        former = declared.get(name)
         if former is not None:  # a replica that starts later must not be told to load what none can load
             _put([*others, former])
         raise
     return base_url
+
+
+def _base_url(application: dict[str, Any]) -> str:
+    return serve_url() + str(application["route_prefix"]).rstrip("/")
 
 
 def _named(version: "ModelVersion | Part") -> dict[str, str]:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,42 @@ def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service:
     assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
     assert _replicas(service) == replicas
     service.deploy(service.first)
+
+
+def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(service: Service) -> None:
+    versions = {version.version: version for version in (service.first, service.turned)}
+    wanted = {
+        name: [one.label for one in predict_texts(load.load_version(version.uri), TEXTS, batch_size=4)]
+        for name, version in versions.items()
+    }
+    assert wanted[service.first.version] != wanted[service.turned.version]
+    done = threading.Event()
+
+    def ask_on(_: int) -> list[str]:
+        seen = []
+        while not done.is_set():
+            answer = service.ask({"input": TEXTS})
+            assert [result["label"] for result in answer["results"]] == wanted[answer["version"]]
+            seen.append(answer["version"])
+        return seen
+
+    replicas = _replicas(service)
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(ask_on, number) for number in range(8)]
+        try:
+            with deploy.rehearsed(service.home, version=service.turned) as url:
+                assert url == service.url
+                asked = service.ask({"input": TEXTS, "model": service.turned.version})
+                assert [result["label"] for result in asked["results"]] == wanted[service.turned.version]
+                assert service.ask({"input": TEXTS})["version"] == service.first.version
+            for version in (service.turned, service.first):
+                deploy.move(service.home, version=version, pretrained=None, verdict=None)
+                assert service.ask({"input": TEXTS})["version"] == version.version
+        finally:
+            done.set()
+        seen = [one.result() for one in asking]
+    assert {name for names in seen for name in names} == set(versions)
+    assert _replicas(service) == replicas
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:

@@ -14,14 +14,15 @@ from artifacts import Model
 from cluster import session, storage
 from cluster.fetch import local_copy
 from data.read import read_rows
-from evaluation.predict import load_predictions, predict_rows
+from evaluation.predict import load_predictions, predict_rows, save_predictions
 from evaluation.predictions import Predictions
 from evaluation.question import NO_GATES, Question
 from evaluation.stored import MANIFEST, as_routing, case_of, load_tables, table_names
 from evaluation.verdict import Case, Outcome, Side, Verdict, decide
-from judge import conclude
+from judge import Done, conclude
 from models.load import load_version
 from models.registry import list_versions, read_champion, read_version
+from parity import ParityRefused
 from prepare import Prepared, prepare
 from promote import PromotionRefused, promote
 from recipes.schema import Recipe
@@ -176,10 +177,14 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     kept = ("data", "look", "ledger", "routing", "measured", "curve", "averaged")
     parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
     done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
+    refuse_what_answers_otherwise(small_run, done, url=champion_url)
     champion = promote(small_run.recipe.home, version=done.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", done.winner)
     assert "FINE_TUNE by rule 3" in champion.reason
+    assert champion.parity is not None
+    assert (champion.parity.asked, champion.parity.same) == (64, 64)
+    assert served_at(champion_url) == [("champion", champion.digest)]
     url = deploy(small_run.recipe.serving, home=small_run.recipe.home, version=version)
     assert url == champion_url
     rows = prepared.splits.test
@@ -189,6 +194,29 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     assert answer["version"] == version.version
     same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
     assert sum(same) >= len(asked) - 1
+
+
+def refuse_what_answers_otherwise(small_run: SmallRun, done: Done, *, url: str) -> None:
+    """As if the candidate had been evaluated with other weights: it does not become the champion, the former serves."""
+    before, serves = read_champion(small_run.recipe.home), served_at(url)
+    uri = f"{done.run}/predictions/candidate.parquet"
+    content = storage.read_bytes(uri)
+    save_predictions(uri, load_tables(done.run)["incumbent"])
+    try:
+        with pytest.raises(
+            ParityRefused, match=r"answers \d+ of 64 test rows otherwise .*\n  row \d+, .*: evaluated .*, served"
+        ):
+            promote(small_run.recipe.home, version=done.winner)
+    finally:
+        storage.write_bytes(uri, content)
+    assert read_champion(small_run.recipe.home) == before
+    assert requests.post(f"{url}/v1/classify", json={"input": "Cholera"}, timeout=60).status_code == 200
+    assert served_at(url) == serves
+
+
+def served_at(url: str) -> list[tuple[str, str]]:
+    models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+    return [(model["id"], model["digest"]) for model in models]
 
 
 def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) -> None:

