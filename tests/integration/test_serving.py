@@ -320,6 +320,14 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
         assert storage.exists(shipped.uri)
     finally:
         deploy.undeploy("serving-other")
+    other = service.second.model_copy(update={"code": shipped.uri})
+    with deploy.rehearsed(service.home, version=other) as apart:  # its code cannot be loaded into the replicas there
+        assert apart == f"{service.url}/serving-test-candidate"
+        assert requests.get(f"{apart}/healthz", timeout=60).json() == {"status": "shipped"}
+        asked = {"input": TEXTS[0], "model": service.second.version}
+        assert requests.post(f"{apart}/v1/classify", json=asked, timeout=60).status_code == 200
+        assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+    assert set(deploy._applications()) == {"serving-test"}
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
