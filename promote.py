@@ -25,7 +25,7 @@ from models.registry import (
 )
 from parity import prove, sample_of
 from recipes.schema import ServingSection
-from serving.deploy import application_name, deploy, move, rehearsed, undeploy
+from serving.deploy import DeployError, application_name, deploy, move, rehearsed, undeploy
 
 
 class PromotionRefused(ValueError):
@@ -152,8 +152,14 @@ def _rehearsed(home: str, *, version: ModelVersion) -> AbstractContextManager[st
 
 
 def _move(home: str, version: ModelVersion, *, champion: Champion) -> None:
-    if has_dashboard():
+    """The service, where there is one, to its new champion."""
+    if not has_dashboard():
+        return
+    try:
         move(home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+    except DeployError as error:
+        told = f"{version.version} is the champion now, but the service stays with what it had: {error}"
+        raise DeployError(f"{told}; `tailorbird serve RECIPE` tries again") from None
 
 
 def _note(home: str, champion: Champion, *, etag: str) -> None:

@@ -141,7 +141,7 @@ def _with_config(application: dict[str, Any], config: dict[str, Any]) -> dict[st
 
 def _apart(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]:
     """The version in an application of its own, with one replica."""
-    name = f"{former['name']}-candidate"
+    name = f"{former['name']}_candidate"  # which no recipe may be called
     args = former["args"]
     serving = args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
     return _with_config(former, _named(version)) | {

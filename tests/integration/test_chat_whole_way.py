@@ -120,6 +120,8 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
+        shown = CliRunner().invoke(tailorbird.app, ["models", str(tmp_path / "recipe.yaml")]).output
+        assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in shown
     finally:
         undeploy(application_name(chat_run.recipe.home))
 

@@ -322,7 +322,7 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
         deploy.undeploy("serving-other")
     other = service.second.model_copy(update={"code": shipped.uri})
     with deploy.rehearsed(service.home, version=other) as apart:  # its code cannot be loaded into the replicas there
-        assert apart == f"{service.url}/serving-test-candidate"
+        assert apart == f"{service.url}/serving-test_candidate"
         assert requests.get(f"{apart}/healthz", timeout=60).json() == {"status": "shipped"}
         asked = {"input": TEXTS[0], "model": service.second.version}
         assert requests.post(f"{apart}/v1/classify", json=asked, timeout=60).status_code == 200
