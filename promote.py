@@ -116,19 +116,25 @@ def rollback(home: str, *, reason: str) -> Champion:
 
 
 def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:
-    """Deploys the champion, with the pretrained model beside it, and returns its base URL and version.
+    """Deploys the champion, with the pretrained model and the trial of the recipe beside it, and returns its base URL
+    and version.
 
     One that was promoted while the task was not served answers test rows first: beside the version that serves, which
-    serves on where the champion is refused, or else before anybody is told the URL. Raises PromotionRefused where there
-    is none, RegistryError where it was changed, ParityRefused as `promote`, DeployError as `deploy`.
+    serves on where the champion is refused, or else before anybody is told the URL. A trial of the champion itself is
+    none: the recipe may go on naming it. Raises PromotionRefused where there is no champion, RegistryError where it was
+    changed or there is no version to try, ParityRefused as `promote`, DeployError as `deploy`.
     """
     found = read_champion(home)
     if found is None:
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
+    trial = trial_version(section.trial.version, home=home) if section.trial else None
+    if trial is not None and trial.digest == version.digest:
+        trial = None
+    more: dict[str, Any] = {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial}
 
     def deployed() -> str:
-        return deploy(section, home=home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+        return deploy(section, home=home, version=version, **more)
 
     if champion.parity is not None:
         return deployed(), version
@@ -166,6 +172,21 @@ def _note(home: str, champion: Champion, *, etag: str) -> None:
     """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
     with suppress(Conflict):
         change_champion(home, champion, etag=etag)
+
+
+def trial_version(name: str, *, home: str) -> ModelVersion:
+    """What a recipe's `serving.trial.version` names; PromotionRefused or RegistryError where there is no such version."""
+    versions = f"{home}/versions/"
+    if name == "candidate":
+        winner = _winner(_verdict_for(home, version=None))
+        version = read_version(winner["uri"])
+        if version.digest != winner["digest"]:
+            raise PromotionRefused(f"{version.uri} is not what was judged: its digest changed; run the recipe again")
+        return version
+    uri = name.rstrip("/") if "://" in name else f"{versions}{name}"
+    if not uri.startswith(versions) or "/" in uri.removeprefix(versions):
+        raise PromotionRefused(f"serving.trial.version {name!r} is none of {versions}; `tailorbird models` lists them")
+    return read_version(uri)
 
 
 def _former(champion: Champion) -> Former:

@@ -163,18 +163,24 @@ def rollback(
 def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Serves the champion on Ray Serve, or moves the service to it.
 
-    Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
+    Examples: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
+    tailorbird serve recipes/icd10_demo.yaml 'serving.trial={version: candidate, canary: 0.1}'
     """
     from promote import serve_champion
-    from serving.deploy import ROUTES, task_of
+    from serving.deploy import ROUTES, on_trial, task_of
 
     loaded = _recipe(recipe, overrides)
     url, version = serve_champion(loaded.serving, home=loaded.home)
+    trial, tried = None, []
+    if loaded.serving.trial:
+        trial = on_trial(url)
+        tried = [f"on trial: {trial}" if trial else "nothing is on trial: the recipe's trial names the champion"]
     _answer(
-        {"url": url, "version": version.version, "digest": version.digest},
+        {"url": url, "version": version.version, "digest": version.digest, "trial": trial},
         as_json=as_json,
         lines=[
             f"{version.version} answers at {url}{ROUTES[task_of(version)]}",
+            *tried,
             "to whoever holds a key"
             if loaded.serving.api_keys
             else "on this machine only: serving.api_keys names no keys",

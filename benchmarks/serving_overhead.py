@@ -63,7 +63,7 @@ def main() -> None:
         return
     cores = len(os.sched_getaffinity(0))
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, _stack(Path(temporary), cores) as pid:
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
         scripts = {count: _wrk_script(Path(temporary), texts, count=count) for count in (1, LIST_TEXTS)}
         version, base_url = _deploy(Path(temporary), cores=cores)
         with _fastapi(version.uri) as plain_url:
@@ -125,7 +125,8 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def _stack(folder: Path, cores: int) -> Iterator[int]:
+def own_stack(folder: Path, cores: int) -> Iterator[int]:
+    """Process id of a stack of the benchmark's own, which declares `cores` CPUs; its environment is this process's."""
     # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
     os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
     state = stack.up(folder / "stack", num_cpus=cores)
@@ -137,12 +138,12 @@ def _stack(folder: Path, cores: int) -> Iterator[int]:
         stack.down(folder / "stack")
 
 
-def _deploy(folder: Path, *, cores: int) -> tuple[registry.ModelVersion, str]:
-    shipped = code.ship_code(HOME, ROOT)
-    version_folder = folder / "version"
-    version_folder.mkdir()
-    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, version_folder / "head.safetensors")
+def random_version(folder: Path, *, home: str, seed: int = 0) -> registry.ModelVersion:
+    """Registers MiniLM with a head of random numbers under `home`, in `folder` first, which it makes."""
+    shipped = code.ship_code(home, ROOT)
+    folder.mkdir()
+    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
+    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
     config = registry.VersionConfig(
         kind="zero_shot",
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
@@ -153,8 +154,12 @@ def _deploy(folder: Path, *, cores: int) -> tuple[registry.ModelVersion, str]:
         recipe_hash="0" * 64,
         created_at=registry.now(),
     )
-    registry.write_config(version_folder, config)
-    version = registry.register(HOME, version_folder)
+    registry.write_config(folder, config)
+    return registry.register(home, folder)
+
+
+def _deploy(folder: Path, *, cores: int) -> tuple[registry.ModelVersion, str]:
+    version = random_version(folder / "version", home=HOME)
     section = ServingSection(min_replicas=cores, max_replicas=cores)
     url = deploy.deploy(section, home=HOME, version=version)
     return version, url

@@ -395,13 +395,41 @@ class EvaluationSection(Section):
     """Days after the look at the test rows after which the verdict may no longer promote a model."""
 
 
+class TrialSection(Section):
+    """Another version beside the champion: exactly one of `canary` and `shadow`."""
+
+    version: str = Field(min_length=1)
+    """What is tried: the name or the URI of a registered version, or `candidate`, the one that the latest run chose."""
+    canary: float | None = Field(default=None, gt=0, le=1)
+    """Share of the requests for the champion that it answers instead, drawn by `subject`, else by request id: who is
+    drawn stays drawn while the share grows."""
+    shadow: float | None = Field(default=None, gt=0, le=1)
+    """Share of the requests for the champion that it answers too, for the request log alone, when the champion has
+    nothing to do; of a classification, and needs `request_log`."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.canary is None) == (self.shadow is None):
+            raise ValueError("a trial is either a canary or a shadow: give exactly one of both, the share of requests")
+        return self
+
+
 class ServingSection(Section):
-    min_replicas: int = Field(default=1, ge=1)
-    """Replicas kept when idle."""
+    min_replicas: int = Field(default=1, ge=0)
+    """Replicas kept when idle; with 0 the first request after a quiet time waits until a replica has loaded."""
     max_replicas: int = Field(default=1, ge=1)
     """Replicas at most."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
-    """Requests in flight a replica that the autoscaler aims at."""
+    """Requests in flight a replica that the autoscaler aims at, on average over `look_back_period_s`."""
+    look_back_period_s: float = Field(default=2.0, gt=0)
+    """Seconds over which requests in flight are averaged."""
+    upscale_delay_s: float = Field(default=3.0, ge=0)
+    """Seconds for which more replicas must be wanted before they are started; more than `look_back_period_s`, so that
+    what waited for a cold start is forgotten before it counts as load."""
+    downscale_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds for which fewer replicas must be wanted before any stops."""
+    downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
+    """The same for the last one, where `min_replicas` is 0: a request that comes later waits for a cold start."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """CPU cores, and torch threads, of a replica."""
     gpus_per_replica: Literal[0, 1] = 0
@@ -438,6 +466,9 @@ class ServingSection(Section):
     max_batch_workers: int | None = Field(default=None, ge=1)
     """Workers of one batch at most, each with `cpus_per_replica` cores; without it, as many as the cluster has cores
     for."""
+    trial: TrialSection | None = None
+    """Another version that answers a share of the requests, or is shown them; it is a second model in each replica's
+    memory. Changed by `tailorbird serve` while requests are answered."""
 
     @field_validator("batch_prefixes")
     @classmethod
@@ -460,6 +491,8 @@ class ServingSection(Section):
         for name in ("log_texts", "subject_key"):
             if getattr(self, name) and self.request_log is None:
                 raise ValueError(f"{name} needs request_log: nothing is written without it")
+        if self.trial and self.trial.shadow and self.request_log is None:
+            raise ValueError("trial.shadow needs request_log: nobody sees its answers without it")
         return self
 
 
@@ -521,6 +554,7 @@ class Recipe(Section):
             refused |= {
                 "evaluation.hybrid": self.evaluation.hybrid,
                 "data.auxiliary_label": self.data.auxiliary_label,
+                "serving.trial.shadow": self.serving.trial and self.serving.trial.shadow,
             }
             for name, value in refused.items():
                 if value is not None:

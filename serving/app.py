@@ -59,10 +59,13 @@ def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=section.min_replicas,
             max_replicas=section.max_replicas,
+            # A deploy waits for an answer, so one starts even where all may stop.
+            initial_replicas=max(1, section.min_replicas),
             target_ongoing_requests=section.target_ongoing_requests,
-            upscale_delay_s=1,
-            downscale_delay_s=10,
-            look_back_period_s=2,
+            upscale_delay_s=section.upscale_delay_s,
+            downscale_delay_s=section.downscale_delay_s,
+            downscale_to_zero_delay_s=section.downscale_to_zero_delay_s,
+            look_back_period_s=section.look_back_period_s,
             metrics_interval_s=0.5,
         ),
         "max_ongoing_requests": max_ongoing,

@@ -53,6 +53,10 @@ class Batcher:
             self._task = asyncio.create_task(self._drain())
         return await job.done
 
+    def idle_s(self) -> float:
+        """Seconds since there was anything to do; 0 while there is."""
+        return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
+
     def take(self) -> tuple[list[Any], list[tuple[_Job, int]]]:
         """The next rows, and how many of them belong to which request."""
         rows: list[Any] = []

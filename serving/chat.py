@@ -32,6 +32,7 @@ from serving.http import ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
 from serving.protocol import RequestError
 from serving.replica import Replica, require_digest, require_shipped_code
+from serving.trial import Arm
 from serving.words import shown
 
 RETRY_AFTER_S = 2
@@ -61,6 +62,8 @@ class Came(NamedTuple):
     """`time.perf_counter()`."""
     text: str
     """What is asked."""
+    arm: Arm | None
+    """Of a trial, where it takes part in one."""
 
 
 class Grown(NamedTuple):
@@ -105,23 +108,25 @@ class Chat:
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault
         request = parse_chat(body)
-        engine = self._free_engine(request)
+        engine, arm = self._free_engine(request, request_id)
         prompt = _chat_prompt(request, engine=engine)
         job = _job(request, prompt, engine=engine, param="messages", cap=self._section.max_new_tokens)
         text = request.conversation[-1][1]
-        return await self._answered(request, job, shape=CHAT, asked=Came(request_id, begun, text))
+        return await self._answered(request, job, shape=CHAT, asked=Came(request_id, begun, text, arm))
 
     async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine
         request = parse_completion(body)
-        engine = self._free_engine(request)
+        engine, arm = self._free_engine(request, request_id)
         prompt = _text_prompt(request, engine=engine)
         job = _job(request, prompt, engine=engine, param="prompt", cap=self._section.max_new_tokens)
-        return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text))
+        return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text, arm))
 
-    def _free_engine(self, request: Asked) -> Generator:
-        """The model that is asked for; RequestError 429 where it holds as many requests as it may."""
-        engine = self._replica.engine_of(request.model)
+    def _free_engine(self, request: Asked, request_id: str) -> tuple[Generator, Arm | None]:
+        """Who answers, and as which arm of a trial; RequestError 429 where it holds as many requests as it may."""
+        engine, arm = self._replica.drawn(request.model, unit=request.subject or request_id)
+        if arm == "canary" and not engine.running:  # the replica's log says why
+            engine, arm = self._replica.engine, "champion"
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
             raise RequestError(
@@ -131,7 +136,7 @@ class Chat:
                 code="rate_limit_exceeded",
                 headers=((b"retry-after", str(RETRY_AFTER_S).encode()),),
             )
-        return engine
+        return engine, arm
 
     async def _answered(self, request: Asked, job: Job, *, shape: Shape, asked: Came) -> tuple[int, bytes | Events]:
         version = job.engine.version
@@ -174,6 +179,7 @@ class Chat:
             finish_reason=grown.finish_reason,
             route=shape.route,
             asker=asker.get(),
+            arm=asked.arm,
         )
         log.answers.add([entry])
 

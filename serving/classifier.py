@@ -15,6 +15,10 @@ from serving.page import PAGE
 from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.replica import Replica, refuse_unkept_subject, require_shipped_code
 from serving.shelf import Engine, Shelf
+from serving.trial import QUIET_S, TRIAL, Arm, Shadows
+
+# Texts of a shadow in one pass: what a request that comes meanwhile has to wait for.
+SHADOW_TEXTS = 4
 
 
 class Asked(NamedTuple):
@@ -24,6 +28,10 @@ class Asked(NamedTuple):
     request_id: str
     begun: float
     """`time.perf_counter()`."""
+    asker: str | None
+    """Whose key it carries."""
+    arm: Arm | None
+    """Of a trial, where it takes part in one."""
 
 
 class Classifier:
@@ -40,6 +48,7 @@ class Classifier:
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size)
         self._replica = Replica(shelf.load, section=self._section, retire=shelf.retire)
+        self._shadows = Shadows(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -56,15 +65,21 @@ class Classifier:
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         begun, request = time.perf_counter(), self._parsed(body)
-        engine = self._replica.engine_of(request.model)
-        asked = Asked("classify", request_id, begun)
-        return 200, write_answer(await self._answered(request, engine=engine, asked=asked))
+        unit = request.subject or request_id
+        engine, arm = self._replica.drawn(request.model, unit=unit)
+        asked = Asked("classify", request_id, begun, asker.get(), arm)
+        answer = await self._answered(request, engine=engine, asked=asked)
+        shadow = self._replica.shadow(unit=unit) if arm == "champion" else None
+        if shadow is not None:
+            show = partial(self._show, request, engine=shadow, asked=asked._replace(arm="shadow"))
+            self._shadows.add(show, num_bytes=len(body))
+        return 200, write_answer(answer)
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         """Both models' answers to the same texts."""
         begun, request = time.perf_counter(), self._parsed(body)
         engines = {name: self._replica.engine_of(name) for name in (PRETRAINED, CHAMPION)}
-        asked = Asked("compare", request_id, begun)
+        asked = Asked("compare", request_id, begun, asker.get(), None)
         different = list({id(engine): engine for engine in engines.values()}.values())
         found = await asyncio.gather(*(self._answered(request, engine=engine, asked=asked) for engine in different))
         answers = {id(engine): answer for engine, answer in zip(different, found, strict=True)}
@@ -82,11 +97,9 @@ class Classifier:
 
     async def _answered(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> dict[str, object]:
         """One model's answer, and its rows in the log."""
-        version, log = engine.version, self._replica.log
-        rows = request.texts if engine.routing is None else hybrid_rows(engine.routing, request)
-        predictions = await engine.submit(rows)
-        if log is not None:
-            log.answers.add(_entries(request, predictions, engine=engine, asked=asked, log=log))
+        version = engine.version
+        predictions = await engine.submit(_rows(request, engine=engine))
+        self._tell(request, predictions, engine=engine, asked=asked)
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
         if engine.routing is not None:
             for result, prediction in zip(results, predictions, strict=True):
@@ -95,6 +108,35 @@ class Classifier:
             for result, prediction in zip(results, predictions, strict=True):
                 result["scores"] = scores_by_class(engine.loaded, prediction)
         return {"request_id": asked.request_id, "model": version.name, "version": version.version, "results": results}
+
+    async def _show(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> None:
+        """The answer of the version on trial, for the log alone; a few texts at a time, each when nobody else waits.
+
+        They go through the thread that all models share: in one of its own, a shadow would take its time from a
+        champion's pass on the same core, and models could not share what they have in common.
+        """
+        rows, predictions = _rows(request, engine=engine), []
+        for start in range(0, len(rows), SHADOW_TEXTS):
+            await self._shadows.quiet()
+            if not self._replica.is_on_trial(engine):
+                return
+            predictions += await engine.submit(rows[start : start + SHADOW_TEXTS])
+        self._tell(request, predictions, engine=engine, asked=asked)
+
+    def _is_quiet(self) -> bool:
+        """Whether no model but that on trial has had anything to do for a moment."""
+        engines = self._replica.engines
+        return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != TRIAL)
+
+    def _tell(self, request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, asked: Asked) -> None:
+        log = self._replica.log
+        if log is not None:
+            log.answers.add(_entries(request, predictions, engine=engine, asked=asked, log=log))
+
+
+def _rows(request: ClassifyRequest, *, engine: Engine) -> list[Any]:
+    """The texts, as the engine's batcher takes them."""
+    return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))
 
 
 def _entries(
@@ -122,7 +164,8 @@ def _entries(
             scores=prediction.scores,
             text=log.kept(text),
             route=asked.route,
-            asker=asker.get(),
+            asker=asked.asker,
+            arm=asked.arm,
         )
         for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))
     ]

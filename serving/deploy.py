@@ -13,6 +13,7 @@ import requests
 from cluster.session import request_dashboard
 from recipes.schema import ServingSection
 from serving.protocol import LOCAL, PRETRAINED, config_id
+from serving.trial import TRIAL
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion, Part
@@ -26,6 +27,8 @@ POLL_S = 0.2
 # Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
 # Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
+# What of the section only this side reads: the replicas hear of it by `user_config`, and need no restart.
+OURS = {"pretrained", "trial"}
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
 
@@ -36,6 +39,10 @@ class DeployError(ValueError):
 
 class VersionRefusedError(DeployError):
     """The version cannot be loaded; the one that served before serves on."""
+
+
+class TrialError(DeployError):
+    """The champion serves as it was asked to, but without the version on trial."""
 
 
 def task_of(version: "ModelVersion") -> str:
@@ -50,14 +57,16 @@ def deploy(
     version: "ModelVersion",
     pretrained: "ModelVersion | Part | None" = None,
     verdict: str | None = None,
+    trial: "ModelVersion | None" = None,
 ) -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
 
-    Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it.
+    Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it;
+    `trial` gets the share of `section.trial`.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
-    changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises DeployError, or
-    SessionError where Ray is not reachable.
+    or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
+    DeployError (TrialError where all but the trial is as asked), or SessionError where Ray is not reachable.
     """
     name, task = application_name(home), task_of(version)
     instance = _instance()
@@ -69,6 +78,9 @@ def deploy(
     # A chat model beside would take as much memory again.
     if pretrained is not None and task == "classification" and section.pretrained:
         config["beside"] = {PRETRAINED: _named(pretrained)}
+    if trial is not None:
+        assert section.trial is not None
+        config[TRIAL] = _named(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)
     application = {
         "name": name,
         "route_prefix": prefix,
@@ -77,7 +89,13 @@ def deploy(
         "args": _build_args(section, home=home, task=task),
         "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
     }
-    return _apply(application, declared=_declared(before))
+    base_url = _apply(application, declared=_declared(before))
+    if trial is not None:
+        ready = _ready(base_url)
+        if ready.get("trial") != trial.digest:
+            why = ready.get("absent", {}).get(TRIAL, "the champion's code is from before trials; run the recipe again")
+            raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
+    return base_url
 
 
 @contextmanager
@@ -132,6 +150,8 @@ def move(
         del beside[PRETRAINED]
         beside |= {} if pretrained is None else {PRETRAINED: _named(pretrained)}
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
+    if config.get(TRIAL, {}).get("digest") == version.digest:  # it has been tried
+        del changed["deployments"][0]["user_config"][TRIAL]
     return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
 
 
@@ -192,6 +212,12 @@ def undeploy(name: str) -> None:
         time.sleep(POLL_S)
 
 
+def on_trial(base_url: str) -> str | None:
+    """Digest of the version on trial beside the champion, where there is one."""
+    found = _ready(base_url).get("trial")
+    return None if found is None else str(found)
+
+
 def application_name(home: str) -> str:
     """The Serve application of a task's home, `<registry>/<name>`: its name."""
     return home.rstrip("/").rsplit("/", 1)[-1]
@@ -204,7 +230,7 @@ def serve_url() -> str:
 
 def _build_args(section: ServingSection, *, home: str, task: str) -> dict[str, Any]:
     """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
-    fields = section.model_dump(mode="json", exclude_defaults=True, exclude={"pretrained"})  # only this side reads it
+    fields = section.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
     args = {"home": home, "serving": fields}
     return args if task == "classification" else args | {"task": task}
 
@@ -275,9 +301,9 @@ def _put(applications: list[dict[str, Any]]) -> None:
     raise DeployError(f"Serve refused the configuration ({answer.status_code}): {_end(answer.text)}")
 
 
-def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> None:
-    """Asks /readyz for the configuration (of code from before it told that, for the digest): Serve's status lags behind
-    it by up to half a minute."""
+def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> dict[str, Any]:
+    """Asks /readyz for the configuration (of code from before it told that, for the digest), and returns its last
+    answer: Serve's status lags behind it by up to half a minute."""
     digest, asked = config["digest"], config_id(config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
@@ -290,7 +316,7 @@ def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
         in_a_row = in_a_row + 1 if ready.get("digest") == digest else 0
         if in_a_row == num_answers:
-            return
+            return ready
         if in_a_row:
             continue
         status = _status(name)

@@ -46,6 +46,7 @@ ANSWERS = {
     "finish_reason": "string",
     "route": "string",
     "asker": "string",
+    "arm": "string",
 }
 FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string", "asker": "string"}
 
@@ -86,6 +87,9 @@ class Entry:
     """`classify`, `compare`, `chat` or `completion`."""
     asker: str | None = None
     """Name of the key it was asked with."""
+    arm: str | None = None
+    """`champion`, or `canary` where the version on trial answered instead; `shadow` of that version's answer to what
+    the champion answered under the same request id. None where a model was asked for by another name."""
 
     @property
     def num_bytes(self) -> int:
@@ -256,6 +260,7 @@ class RequestLog:
             "finish_reason": entry.finish_reason,
             "route": entry.route,
             "asker": entry.asker,
+            "arm": entry.arm,
         }
 
 

@@ -30,7 +30,7 @@ class ClassifyRequest(Wire):
     input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, `pretrained`, or the version or `name@version` of one that /v1/models names."""
+    """`champion`, `pretrained`, `trial`, or the version or `name@version` of one that /v1/models names."""
     scores: bool = Field(default=False, strict=True)
     """Whether each result carries the probability of every class."""
     attributes: Attributes | list[Attributes] | None = None
@@ -153,6 +153,10 @@ class Ready(Wire):
     """Digest of the version asked for last, if it could not be loaded and the former one serves on."""
     reason: str | None = None
     """Why it was refused."""
+    trial: str | None = None
+    """Digest of the version on trial."""
+    absent: dict[str, str] | None = None
+    """Of the models asked for beside the champion, those that could not be loaded, and why."""
 
 
 class ErrorDetail(Wire):

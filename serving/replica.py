@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -22,6 +22,7 @@ from serving.protocol import (
     config_id,
     parse_feedback,
 )
+from serving.trial import TRIAL, Arm, Trial
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -40,7 +41,8 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class Replica(Generic[EngineT]):
-    """The engines that answer: the champion's, and of versions beside it; and the champion that was refused last.
+    """The engines that answer: the champion's, and of versions beside it, one perhaps on trial; and the champion that
+    was refused last.
 
     `load` takes a version's URI and its digest; `retire` an engine that no longer serves.
     """
@@ -62,6 +64,8 @@ class Replica(Generic[EngineT]):
             self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts)
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
+        self._absent: dict[str, str] = {}
+        self._trial: Trial | None = None
         self._verdict: str | None = None
         self._config = ""
         self._refused: tuple[str, str] | None = None
@@ -81,8 +85,8 @@ class Replica(Generic[EngineT]):
         if self._engines:
             self._changes = asyncio.create_task(self._change(user_config, after=self._changes))
         else:
-            self._engines = await asyncio.to_thread(self._loaded, user_config)
-            self._verdict, self._config = user_config.get("verdict"), config_id(user_config)
+            self._engines, self._absent = await asyncio.to_thread(self._loaded, user_config)
+            self._told(user_config)
 
     async def _change(self, user_config: dict[str, Any], *, after: asyncio.Task[None] | None) -> None:
         """What was asked for last is what serves in the end."""
@@ -90,31 +94,45 @@ class Replica(Generic[EngineT]):
             await after
         former = self._engines
         try:
-            self._engines = await asyncio.to_thread(self._loaded, user_config)
+            self._engines, self._absent = await asyncio.to_thread(self._loaded, user_config)
         except Exception as error:
             self._refused, self._config = (user_config["digest"], str(error)), config_id(user_config)
             return
-        self._refused, self._verdict, self._config = None, user_config.get("verdict"), config_id(user_config)
+        self._refused = None
+        self._told(user_config)
         kept = {id(engine) for engine in self._engines.values()}
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
             self._retire(engine)
 
-    def _loaded(self, user_config: dict[str, Any]) -> dict[str, EngineT]:
-        """The engine of each name; those that serve already are not loaded again. Only the champion has to be there."""
+    def _told(self, user_config: dict[str, Any]) -> None:
+        self._verdict, self._config = user_config.get("verdict"), config_id(user_config)
+        self._trial = Trial.of(user_config.get(TRIAL))
+
+    def _loaded(self, user_config: dict[str, Any]) -> tuple[dict[str, EngineT], dict[str, str]]:
+        """The engine of each name, those that serve already not loaded again, and why there is none of others: only the
+        champion has to be there."""
         engines = {engine.version.digest: engine for engine in self._engines.values()}
         asked = {CHAMPION: user_config, **user_config.get("beside", {})}
-        found = {}
+        if TRIAL in user_config:
+            asked[TRIAL] = user_config[TRIAL]
+        found, absent = {}, {}
         for name, version in asked.items():
             digest = version["digest"]
             try:
                 found[name] = engines.get(digest) or self._load(version["version_uri"], digest)
-            except Exception:
+            except Exception as error:
                 if name == CHAMPION:
                     raise
+                absent[name] = str(error)
                 _log.exception("%s cannot be loaded, the champion serves without it", version["version_uri"])
             else:
                 engines[digest] = found[name]
-        return found
+        return found, absent
+
+    @property
+    def engines(self) -> Mapping[str, EngineT]:
+        """Those that answer, by name."""
+        return self._engines
 
     @property
     def engine(self) -> EngineT:
@@ -141,6 +159,29 @@ class Replica(Generic[EngineT]):
             param="model",
             code="model_not_found",
         )
+
+    def drawn(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
+        """Who answers a request for `model`, and as which arm; `unit` is its subject, else its id. RequestError as
+        `engine_of`.
+
+        Whoever asks for the champion, or by the task's name, takes part in a trial; who names another model does not.
+        """
+        engine = self.engine_of(model)
+        if model not in (CHAMPION, engine.version.name):
+            return engine, None
+        on_trial = self._engines.get(TRIAL)
+        if on_trial is not None and self._trial is not None and self._trial.draws("canary", unit):
+            return on_trial, "canary"
+        return engine, "champion"
+
+    def shadow(self, *, unit: str) -> EngineT | None:
+        """Who answers too, unheard, a request that the champion answers; None for most, or all."""
+        drawn = self._trial is not None and self._trial.draws("shadow", unit)
+        return self._engines.get(TRIAL) if drawn else None
+
+    def is_on_trial(self, engine: EngineT) -> bool:
+        """Whether it still is: what waits may be older than the trial."""
+        return self._engines.get(TRIAL) is engine
 
     def asgi_app(self, routes: dict[str, Route]) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
@@ -204,6 +245,7 @@ class Replica(Generic[EngineT]):
         version = self.engine.version
         if reason is not None and self._door is not None:  # whoever may reach a door is no friend yet
             reason = "the replica's log says why"
+        absent = dict.fromkeys(self._absent, "the replica's log says why") if self._door else self._absent
         ready = Ready(
             status="ready",
             config=self._config,
@@ -211,6 +253,8 @@ class Replica(Generic[EngineT]):
             digest=version.digest,
             refused=refused,
             reason=reason,
+            trial=self._engines[TRIAL].version.digest if TRIAL in self._engines else None,
+            absent=absent or None,
         )
         return 200, ready.model_dump_json(exclude_none=True).encode()
 

@@ -31,6 +31,8 @@ class Engine:
     loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
     submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
     """Predictions of texts, in order; of a hybrid's `answer.hybrid_rows`."""
+    idle_s: Callable[[], float]
+    """Seconds since there was anything in its queue; 0 while there is."""
     routing: "Routing | None" = None
     """A hybrid's; None where one model answers everything."""
 
@@ -78,9 +80,11 @@ class Shelf:
         if isinstance(loaded, LoadedHybrid):
             for part in (loaded.incumbent, loaded.candidate):
                 predict_texts(part, [WARM_UP], batch_size=self._batch_size)
-            return Engine(loaded, self._queue(partial(predict_hybrid, loaded)).submit, loaded.routing)
+            queue = self._queue(partial(predict_hybrid, loaded))
+            return Engine(loaded, queue.submit, queue.idle_s, loaded.routing)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
-        return Engine(loaded, self._queue(partial(predict_texts, loaded)).submit)
+        queue = self._queue(partial(predict_texts, loaded))
+        return Engine(loaded, queue.submit, queue.idle_s)
 
     def _sharing(self, version: "ModelVersion") -> Engine:
         """A head or an adapter: it comes in between two passes of those that serve."""
@@ -99,7 +103,7 @@ class Shelf:
         async def submit(texts: Sequence[str]) -> list[Prediction]:
             return await shared.batcher.submit([(loaded, text) for text in texts])
 
-        return Engine(loaded, submit)
+        return Engine(loaded, submit, shared.batcher.idle_s)
 
     def _queue(self, predict: Callable[..., list[Any]]) -> Batcher:
         run = partial(predict, batch_size=self._batch_size)
