@@ -175,7 +175,7 @@ def _note(home: str, champion: Champion, *, etag: str) -> None:
 
 
 def trial_version(name: str, *, home: str) -> ModelVersion:
-    """What a recipe's `serving.trial.version` names; PromotionRefused or RegistryError where there is no such version."""
+    """What a recipe's `serving.trial.version` names; PromotionRefused or RegistryError where there is none."""
     versions = f"{home}/versions/"
     if name == "candidate":
         winner = _winner(_verdict_for(home, version=None))

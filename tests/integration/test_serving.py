@@ -172,13 +172,13 @@ def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service:
     def labels() -> list[str]:
         return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
 
-    replicas = _replicas(service)
+    replicas = _replicas(service.home)
     with ThreadPoolExecutor(1) as client:
         asking = client.submit(labels)
         service.deploy(service.second)
         assert set(asking.result()) <= {service.first.version, service.second.version}
     assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
-    assert _replicas(service) == replicas
+    assert _replicas(service.home) == replicas
     service.deploy(service.first)
 
 
@@ -440,6 +440,73 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     assert (unkept.status_code, unkept.json()["error"]["type"]) == (404, "no_request_log")
 
 
+def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_champion_serves_on(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    fields = {"request_log": f"{tmp_path.as_uri()}/requests", "subject_key": f"{tmp_path.as_uri()}/key"}
+    home = "s3://models/serving-trial"
+
+    def serve(trial: registry.ModelVersion | None, **share: float) -> str:
+        named = trial and {"version": trial.version, **share}
+        section = ServingSection.model_validate(SECTION.model_dump() | fields | {"trial": named})
+        return deploy.deploy(section, home=home, version=service.first, trial=trial)
+
+    def ask(number: int, **more: Any) -> dict[str, Any]:
+        body = {"input": TEXTS, "subject": f"patient {number}"} | more
+        answer = requests.post(f"{url}/v1/classify", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    try:
+        url = serve(service.turned, shadow=1.0)
+        models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+        assert [(model["id"], model["digest"]) for model in models] == [
+            ("champion", service.first.digest),
+            ("trial", service.turned.digest),
+        ]
+        replicas = _replicas(home)
+        shown = [ask(number) for number in range(8)]
+        assert {answer["version"] for answer in shown} == {service.first.version}
+        deadline = time.monotonic() + 90
+        while _num_rows(tmp_path, "shadow") < 8 * len(TEXTS) and time.monotonic() < deadline:
+            time.sleep(0.5)  # nobody waits for them, and the log is written every few seconds
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as client:  # asks for a model by name, and so is on no arm
+            asking = client.submit(
+                lambda: [ask(0, model=service.first.version) for _ in iter(over.is_set, True)]  # each 200, or it raises
+            )
+            serve(service.turned, canary=0.5)
+            over.set()
+            assert asking.result()
+        drawn = [ask(number)["version"] for number in range(40)]
+        assert set(drawn) == {service.first.version, service.turned.version}
+        assert [ask(number)["version"] for number in range(40)] == drawn
+        broken = service.second.model_copy(update={"digest": "0" * 64})
+        with pytest.raises(deploy.TrialError, match=f"on trial: .* has digest {service.second.digest}"):
+            serve(broken, canary=1.0)
+        assert ask(0)["version"] == service.first.version
+        assert "trial" in requests.get(f"{url}/readyz", timeout=60).json()["absent"]
+        serve(None)
+        assert "absent" not in requests.get(f"{url}/readyz", timeout=60).json()
+        assert _replicas(home) == replicas
+    finally:
+        deploy.undeploy("serving-trial")
+    rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
+    of = {(row["request_id"], row["row"], row["arm"]): row for row in rows}
+    assert len(of) == len(rows)
+    for answer in shown:
+        for place, result in enumerate(answer["results"]):
+            mine, shadow = (of[answer["request_id"], place, arm] for arm in ("champion", "shadow"))
+            assert (mine["label"], mine["digest"]) == (result["label"], service.first.digest)
+            assert (shadow["digest"], shadow["subject"]) == (service.turned.digest, mine["subject"])
+    assert _num_rows(tmp_path, "shadow") == 8 * len(TEXTS)
+    canary = [row for row in rows if row["arm"] == "canary"]
+    assert {row["digest"] for row in canary} == {service.turned.digest}
+    assert len(canary) == 2 * len(TEXTS) * drawn.count(service.turned.version)
+    assert {row["arm"] for row in rows} == {"champion", "canary", "shadow", None}
+
+
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
     absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
     with pytest.raises(deploy.DeployError, match=r"absent\.zip"):
@@ -463,6 +530,11 @@ def _check(
         assert result["scores"] == pytest.approx(dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3)
 
 
-def _replicas(service: Service) -> set[int]:
-    deployments = deploy._applications()[deploy.application_name(service.home)]["deployments"]
+def _num_rows(folder: Path, arm: str) -> int:
+    files = (folder / "requests" / "answers").rglob("*.parquet")
+    return sum(pq.read_table(file, columns=["arm"])["arm"].to_pylist().count(arm) for file in files)
+
+
+def _replicas(home: str) -> set[int]:
+    deployments = deploy._applications()[deploy.application_name(home)]["deployments"]
     return {replica["pid"] for replica in deployments["classifier"]["replicas"]}

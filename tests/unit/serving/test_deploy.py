@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from models.registry import Prompting
-from recipes.schema import ServingSection
+from recipes.schema import ServingSection, TrialSection
 from serving.app import BuildArgs, deployment_options
 from serving.deploy import DeployError, _build_args, _refuse_open_door, task_of
 
@@ -26,6 +26,18 @@ def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_take
     assert sent == {"home": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
     assert BuildArgs.model_validate(sent).serving == section
     assert BuildArgs.model_validate(_build_args(section, home="s3://models/a", task="chat")).task == "chat"
+
+
+def test_a_trial_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
+    trial = TrialSection(version="full-1", canary=0.1)
+    sent = _build_args(ServingSection(trial=trial), home="s3://models/a", task="classification")
+    assert sent == {"home": "s3://models/a", "serving": {}}
+
+
+def test_all_replicas_may_stop_but_a_deploy_starts_one() -> None:
+    config = deployment_options(ServingSection(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
+    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (0, 1, 3)
+    assert config.upscale_delay_s > config.look_back_period_s
 
 
 @pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])

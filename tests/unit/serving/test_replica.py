@@ -143,6 +143,54 @@ def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_ret
     asyncio.run(change())
 
 
+def test_a_trial_takes_its_share_of_those_who_ask_for_the_champion_and_of_nobody_else() -> None:
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("one") | {"trial": asked("new") | {"canary": 1.0}})
+        for given in ("champion", "task"):
+            engine, arm = replica.drawn(given, unit="u")
+            assert (engine.version.version, arm) == ("new", "canary")
+        for given, version in (("one", "one"), ("task@one", "one"), ("trial", "new"), ("new", "new")):
+            engine, arm = replica.drawn(given, unit="u")
+            assert (engine.version.version, arm) == (version, None)
+        assert replica.shadow(unit="u") is None
+        assert (await ready(replica))[1]["trial"] == "d-new"
+        await replica.reconfigure(asked("one") | {"trial": asked("new") | {"shadow": 1.0}})
+        await settled(replica)
+        engine, arm = replica.drawn("champion", unit="u")
+        shadow = replica.shadow(unit="u")
+        assert (engine.version.version, arm, shadow and shadow.version.version) == ("one", "champion", "new")
+        await replica.reconfigure(asked("one"))
+        await settled(replica)
+        assert (replica.drawn("champion", unit="u")[1], replica.shadow(unit="u")) == ("champion", None)
+        assert (loads.loaded, loads.retired) == (["one", "new"], ["new"])
+
+    asyncio.run(change())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_trial_that_cannot_be_loaded_is_told_and_the_champion_serves(first: bool) -> None:
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        if not first:
+            await replica.reconfigure(asked("one"))
+        await replica.reconfigure(asked("one") | {"trial": asked("bad") | {"canary": 1.0}})
+        await settled(replica)
+        engine, arm = replica.drawn("champion", unit="u")
+        assert (engine.version.version, arm) == ("one", "champion")
+        _, told = await ready(replica)
+        assert (told["absent"], "trial" in told, "refused" in told) == ({"trial": "it is not whole"}, False, False)
+        await replica.reconfigure(asked("one"))
+        await settled(replica)
+        assert "absent" not in (await ready(replica))[1]
+
+    asyncio.run(change())
+
+
 def test_a_subject_is_refused_where_none_is_kept() -> None:
     refuse_unkept_subject(None, log=None)
     refuse_unkept_subject("s", log=RequestLog("file:///nowhere", subject_key=b"k" * 32, texts=False))
