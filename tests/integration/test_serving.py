@@ -5,7 +5,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -513,6 +513,76 @@ def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> No
         deploy.deploy(SECTION, home="s3://models/serving-absent", version=absent)
     deploy.undeploy("serving-absent")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+@pytest.mark.slow
+def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
+    home = "s3://models/serving-scaled"
+    fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
+    section = SECTION.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
+    body = {"input": TEXTS[0]}
+
+    def ask(over: Callable[[], bool]) -> list[int]:
+        """The answers to one client that asks again at once until it is `over`, and at least once."""
+        with requests.Session() as session:
+            asked = [session.post(f"{url}/v1/classify", json=body, timeout=120).status_code]
+            while not over():
+                asked.append(session.post(f"{url}/v1/classify", json=body, timeout=120).status_code)
+        return asked
+
+    def under_load(num_clients: int, until: Callable[[], bool]) -> None:
+        over = threading.Event()
+        with ThreadPoolExecutor(num_clients) as clients:
+            asking = [clients.submit(ask, over.is_set) for _ in range(num_clients)]
+            try:
+                _await(until)
+            finally:
+                over.set()
+        assert {status for one in asking for status in one.result()} == {200}
+
+    deploy.undeploy("serving-test")  # whose core the second replica needs
+    try:
+        url = deploy.deploy(section, home=home, version=service.first)
+        _await(lambda: not _states(home))
+        with ThreadPoolExecutor(12) as clients:  # twice what both replicas together aim at
+            burst = [clients.submit(ask, lambda: True) for _ in range(12)]
+            most = _most_replicas(home, until=lambda: all(one.done() for one in burst))
+        assert [one.result() for one in burst] == [[200]] * 12
+        settled = time.monotonic() + section.look_back_period_s + section.upscale_delay_s + 1
+        assert max(most, _most_replicas(home, until=lambda: time.monotonic() > settled)) == 1
+        under_load(8, until=lambda: _states(home) == ["RUNNING"] * 2)
+        under_load(1, until=lambda: _states(home) == ["RUNNING"])
+        _await(lambda: not _states(home))
+        assert deploy.deploy(section, home=home, version=service.second) == url  # waits for an answer from none
+        assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.second.version
+    finally:
+        deploy.undeploy("serving-scaled")
+        service.deploy(service.first)
+
+
+def _states(home: str) -> list[str]:
+    """Of the replicas that answer or will."""
+    replicas = deploy._applications()[deploy.application_name(home)]["deployments"]["classifier"]["replicas"]
+    return [replica["state"] for replica in replicas if replica["state"] in ("STARTING", "RUNNING")]
+
+
+def _most_replicas(home: str, *, until: Callable[[], bool]) -> int:
+    most = 0
+
+    def watched() -> bool:
+        nonlocal most
+        most = max(most, len(_states(home)))
+        return until()
+
+    _await(watched)
+    return most
+
+
+def _await(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def _check(
