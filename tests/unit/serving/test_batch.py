@@ -135,6 +135,21 @@ def test_a_full_batch_waits_for_nobody() -> None:
     _play(scenario, max_rows=2, linger_s=60)
 
 
+def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
+    async def scenario(batcher: Batcher, engine: Engine) -> None:
+        assert batcher.idle_s() > 1e9  # never had anything to do
+        first = await _submit(batcher, 0)
+        assert batcher.idle_s() == 0
+        await engine.wait_started()
+        assert batcher.idle_s() == 0
+        engine.gate.release()
+        await first
+        await asyncio.sleep(0.01)
+        assert 0 < batcher.idle_s() < 30
+
+    _play(scenario, max_rows=8)
+
+
 def _play(
     scenario: Callable[[Batcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
 ) -> None:
