@@ -1,0 +1,82 @@
+"""What Serve's own policy decides, second by second, with the options that a recipe gives it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.serve import autoscaling_policy
+from ray.serve._private.common import DeploymentID
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+from recipes.schema import ServingSection
+from serving.app import deployment_options
+
+TICK_S = 0.1
+LOADS_IN_S = 10.0
+
+
+def replicas(
+    monkeypatch: pytest.MonkeyPatch, section: ServingSection, *, in_flight: Callable[[float], float], seconds: float
+) -> list[int]:
+    """How many replicas are wanted at each tick, from none at first; each answers `LOADS_IN_S` after it was wanted."""
+    config: AutoscalingConfig = deployment_options(section, task="classification")["autoscaling_config"]
+    decide: Any = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
+    now, state, wanted = 1000.0, {}, [0]
+    monkeypatch.setattr(autoscaling_policy.time, "time", lambda: now)
+    history: list[float] = []
+    for tick in range(round(seconds / TICK_S)):
+        history.append(in_flight(tick * TICK_S))
+        window = history[-round(section.look_back_period_s / TICK_S) :]
+        loaded = wanted[max(0, len(wanted) - 1 - round(LOADS_IN_S / TICK_S))]
+        context = AutoscalingContext(
+            deployment_id=DeploymentID("classifier", "app"),
+            deployment_name="classifier",
+            app_name="app",
+            current_num_replicas=min(loaded, wanted[-1]),
+            target_num_replicas=wanted[-1],
+            running_replicas=[],
+            total_num_requests=sum(window) / len(window),
+            total_queued_requests=None,
+            aggregated_metrics=None,
+            raw_metrics=None,
+            capacity_adjusted_min_replicas=config.min_replicas,
+            capacity_adjusted_max_replicas=config.max_replicas,
+            policy_state=state,
+            last_scale_up_time=None,
+            last_scale_down_time=None,
+            current_time=now,
+            config=config,
+        )
+        found, state = decide(context)
+        wanted.append(max(config.min_replicas, min(config.max_replicas, found)))
+        now += TICK_S
+    return wanted
+
+
+def cold_start(seconds: float) -> float:
+    """200 requests wait for the replica, which answers them within half a second."""
+    return 200.0 if seconds < LOADS_IN_S + 0.5 else 0.0
+
+
+def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = ServingSection(min_replicas=0, max_replicas=4)
+    assert max(replicas(monkeypatch, section, in_flight=cold_start, seconds=40)) == 1
+    hasty = section.model_copy(update={"upscale_delay_s": 1.0})  # less than it takes to forget
+    assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
+
+
+def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    section = ServingSection(min_replicas=0, max_replicas=4)
+
+    def load(seconds: float) -> float:
+        return 1.0 if seconds < 20 else 96.0 if seconds < 60 else 0.0
+
+    wanted = replicas(monkeypatch, section, in_flight=load, seconds=160)
+
+    def at(seconds: float) -> int:
+        return wanted[round(seconds / TICK_S)]
+
+    assert [at(seconds) for seconds in (1, 19, 30, 59)] == [1, 1, 3, 3]
+    assert [at(seconds) for seconds in (65, 78, 100, 159)] == [3, 1, 1, 0]
