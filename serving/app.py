@@ -59,8 +59,7 @@ def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=section.min_replicas,
             max_replicas=section.max_replicas,
-            # A deploy waits for an answer, so one starts even where all may stop.
-            initial_replicas=max(1, section.min_replicas),
+            # No `initial_replicas`: Serve goes back to them at each change of `user_config`, whatever the load.
             target_ongoing_requests=section.target_ongoing_requests,
             upscale_delay_s=section.upscale_delay_s,
             downscale_delay_s=section.downscale_delay_s,

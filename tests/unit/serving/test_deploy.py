@@ -34,10 +34,10 @@ def test_a_trial_is_no_argument_of_the_application_so_that_another_share_restart
     assert sent == {"home": "s3://models/a", "serving": {}}
 
 
-def test_all_replicas_may_stop_but_a_deploy_starts_one() -> None:
+def test_a_change_of_the_trial_leaves_as_many_replicas_as_there_are() -> None:
     config = deployment_options(ServingSection(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
-    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (0, 1, 3)
-    assert config.upscale_delay_s > config.look_back_period_s
+    assert (config.min_replicas, config.max_replicas) == (0, 3)
+    assert config.initial_replicas is None  # to which Serve would go back at each change of `user_config`
 
 
 @pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
