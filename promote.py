@@ -19,6 +19,7 @@ from models.registry import (
     Part,
     champion_version,
     change_champion,
+    over_same_base,
     read_champion,
     read_version,
     set_champion,
@@ -132,6 +133,7 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     if trial is not None and trial.digest == version.digest:
         trial = None
     more: dict[str, Any] = {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial}
+    more["others"] = over_same_base(version, home=home, most=section.versions)
 
     def deployed() -> str:
         return deploy(section, home=home, version=version, **more)

@@ -273,6 +273,24 @@ def champion_version(champion: Champion) -> ModelVersion:
     return version
 
 
+def shares_base(config: VersionConfig) -> bool:
+    """Whether a classifier answers over the pretrained weights as they came: it is a head, or an adapter with one."""
+    return config.prompting is None and config.kind in (*UNTOUCHED, "lora")
+
+
+def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[ModelVersion]:
+    """The newest other versions, `most` of them, that are a head or an adapter over the version's base model, made for
+    the same code, so that one process can hold them all with one copy of it."""
+
+    def place(one: ModelVersion) -> tuple[str, str, str]:
+        return one.base_model, one.dtype, one.code
+
+    if not most:
+        return []
+    others = [other for other in list_versions(home) if other.digest != version.digest and shares_base(other)]
+    return [other for other in others if place(other) == place(version)][-most:]
+
+
 def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 

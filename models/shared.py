@@ -11,15 +11,10 @@ from cluster.fetch import local_copy
 from data.encode import load_tokenizer
 from models.classifier import Classifier, masked_mean
 from models.load import LoadedModel, checked_copy, default_device, load_encoder, load_head, require_whole_adapter
-from models.registry import UNTOUCHED, ModelVersion
+from models.registry import ModelVersion
 
 BARE = "__base__"
 """PEFT's name for the rows of a batch that no adapter is for."""
-
-
-def shares_base(version: ModelVersion) -> bool:
-    """Whether a classifier's version answers over the pretrained weights as they came."""
-    return version.prompting is None and version.kind in (*UNTOUCHED, "lora")
 
 
 def adapter_of(version: ModelVersion) -> str:

@@ -453,6 +453,9 @@ class ServingSection(Section):
     machines without `api_keys`."""
     pretrained: bool = True
     """Whether the pretrained model answers beside the champion who asks for it; for `task: chat` it never does."""
+    versions: int = Field(default=4, ge=0)
+    """How many registered versions of a classification answer beside the champion who asks for them by name: the newest
+    that are a head or an adapter over its base model, of which a replica holds one copy for them all."""
     request_log: str | None = None
     """URI of a prefix where each answer leaves a row, as Parquet by day; replicas must be allowed to write there."""
     log_texts: bool = False

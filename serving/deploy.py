@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ POLL_S = 0.2
 PUT_ATTEMPTS = 5
 # Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
 # What of the section only this side reads: the replicas hear of it by `user_config`, and need no restart.
-OURS = {"pretrained", "trial"}
+OURS = {"pretrained", "trial", "versions"}
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
 
@@ -58,11 +58,12 @@ def deploy(
     pretrained: "ModelVersion | Part | None" = None,
     verdict: str | None = None,
     trial: "ModelVersion | None" = None,
+    others: Sequence["ModelVersion"] = (),
 ) -> str:
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
 
     Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it;
-    `trial` gets the share of `section.trial`.
+    `trial` gets the share of `section.trial`, and each of `others` answers under its version's name.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
     or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
@@ -75,9 +76,12 @@ def deploy(
         _refuse_open_door(instance)
     prefix = _route_prefix(name, before)
     config: dict[str, Any] = _named(version) | {"verdict": verdict}
+    beside = {other.version: _named(other) for other in others if other.digest != version.digest}
     # A chat model beside would take as much memory again.
     if pretrained is not None and task == "classification" and section.pretrained:
-        config["beside"] = {PRETRAINED: _named(pretrained)}
+        beside[PRETRAINED] = _named(pretrained)
+    if beside:
+        config["beside"] = beside
     if trial is not None:
         assert section.trial is not None
         config[TRIAL] = _named(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)

@@ -68,8 +68,7 @@ class Shelf:
     def load(self, uri: str, digest: str) -> Engine:
         """The version's engine, warm. Files are fetched and read on the caller's thread; one call at a time."""
         from models.load import LoadedHybrid, checked_copy, load_served
-        from models.registry import read_version
-        from models.shared import shares_base
+        from models.registry import read_version, shares_base
 
         version = read_version(uri)
         require_digest(version, digest=digest)
@@ -111,7 +110,7 @@ class Shelf:
 
     def retire(self, engine: Engine) -> None:
         """Gives back what a version that no longer serves held, after the answers that it still owes."""
-        from models.shared import shares_base
+        from models.registry import shares_base
 
         version = engine.version
         shared = self._shared.get((version.base_model, version.dtype))

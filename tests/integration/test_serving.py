@@ -199,7 +199,7 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
             seen.append(answer["version"])
         return seen
 
-    replicas = _replicas(service)
+    replicas = _replicas(service.home)
     with ThreadPoolExecutor(8) as clients:
         asking = [clients.submit(ask_on, number) for number in range(8)]
         try:
@@ -215,7 +215,7 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
             done.set()
         seen = [one.result() for one in asking]
     assert {name for names in seen for name in names} == set(versions)
-    assert _replicas(service) == replicas
+    assert _replicas(service.home) == replicas
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:

@@ -21,7 +21,8 @@ def replicas(
     """How many replicas are wanted at each tick, from none at first; each answers `LOADS_IN_S` after it was wanted."""
     config: AutoscalingConfig = deployment_options(section, task="classification")["autoscaling_config"]
     decide: Any = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
-    now, state, wanted = 1000.0, {}, [0]
+    state: dict[str, Any] = {}
+    now, wanted = 1000.0, [0]
     monkeypatch.setattr(autoscaling_policy.time, "time", lambda: now)
     history: list[float] = []
     for tick in range(round(seconds / TICK_S)):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from models.load import LoadedModel, ModelError, add_adapter, load_encoder, load_weights
-from models.registry import Kind, ModelVersion
-from models.shared import SharedEncoder, shares_base
+from models.registry import Kind, ModelVersion, shares_base
+from models.shared import SharedEncoder
 from serving.answer import Prediction, predict_sharing, predict_texts
 from tests.unit.data.test_encode import BERT, WORDS, wordpiece
 
