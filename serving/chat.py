@@ -13,6 +13,7 @@ from data.chat import prompt_tokens
 from data.read import DataError
 from recipes.schema import ServingSection
 from serving.batches import Batches
+from serving.chat_page import PAGE
 from serving.chat_protocol import (
     CHAT,
     COMPLETION,
@@ -27,9 +28,11 @@ from serving.chat_protocol import (
     parse_completion,
     usage_event,
 )
+from serving.docs import HTML
 from serving.generate import Generator, Sampling
 from serving.http import ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
+from serving.metrics import TOKENS, note_failure, note_version
 from serving.protocol import RequestError
 from serving.replica import Replica, require_digest, require_shipped_code
 from serving.trial import Arm
@@ -92,6 +95,7 @@ class Chat:
         routes = {
             "/v1/chat/completions": Route("POST", self._chat, watched=True),
             "/v1/completions": Route("POST", self._complete, watched=True),
+            "/": Route("GET", self._page, open=True, content_type=HTML),
         }
         batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
         return self._replica.asgi_app(routes | batches.routes())
@@ -104,6 +108,9 @@ class Chat:
         """Raises where the engine has stopped, so that Serve replaces the replica."""
         if not self._replica.engine.running:
             raise RuntimeError("the model's engine has stopped; the log says why")
+
+    async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, PAGE
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault
@@ -127,6 +134,7 @@ class Chat:
         engine, arm = self._replica.drawn(request.model, unit=request.subject or request_id)
         if arm == "canary" and not engine.running:  # the replica's log says why
             engine, arm = self._replica.engine, "champion"
+        note_version(engine.version)
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
             raise RequestError(
@@ -159,8 +167,10 @@ class Chat:
         return 200, shape.whole(head(shape.object), text=grown.text, finish_reason=reason, usage=usage)
 
     def _tell(self, request: Asked, job: Job, grown: Grown, *, shape: Shape, asked: Came) -> None:
-        """The answer's row in the log, whole or as far as it came."""
-        log, version = self._replica.log, job.engine.version
+        """Counts the answer's tokens and leaves its row in the log, whole or as far as it came."""
+        log, meter, version = self._replica.log, self._replica.meter, job.engine.version
+        meter.count(TOKENS, version.name, version.version, "prompt", by=len(job.prompt))
+        meter.count(TOKENS, version.name, version.version, "completion", by=grown.num_tokens)
         if log is None:
             return
         entry = Entry(
@@ -282,6 +292,7 @@ async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: b
             raise
         _log.exception("a stream of %s broke off", head["id"])
         told = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
+        note_failure(told.status)
         yield event(told.body)
     finally:
         if begun:  # a client that hung up was answered as far as this

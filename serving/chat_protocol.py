@@ -31,6 +31,8 @@ NEUTRAL: Mapping[str, Any] = {
     "modalities": ["text"],
 }
 """Fields that are taken with the value that asks for nothing, and with no other."""
+TEXT_NEUTRAL: Mapping[str, Any] = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
+"""The same where a text is continued."""
 MAX_STOPS = 4
 _STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
 _CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
@@ -68,17 +70,21 @@ class Asked(_Given):
     model: StrictStr = CHAMPION
     """`champion`, or the name, version or `name@version` of the model that serves."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    """OpenAI's newer name of `max_tokens`; where both are given, this one holds."""
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     """Tokens of the answer at most; without either, what answers were evaluated with."""
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
     """0, the default, is what was evaluated: the most likely token each time."""
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    """Above temperature 0, tokens are drawn from the likeliest that have this probability together."""
     seed: StrictInt | None = None
     """Draws the same tokens from the same probabilities."""
     stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
     """Texts before which the answer ends."""
     stream: StrictBool | None = None
+    """Whether the answer comes in parts, as server-sent events."""
     stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     safety_identifier: object = None
     """Whom the request is about, by an id of the caller's own; the request log keeps a keyed hash of a short text."""
     user: object = None
@@ -149,7 +155,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 def parse_completion(body: bytes) -> CompletionRequest:
     """As `parse_chat`."""
-    return _parse(CompletionRequest, body, neutral={**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""})
+    return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
 
 
 def _parse(kind: type[AskedT], body: bytes, *, neutral: Mapping[str, Any]) -> AskedT:

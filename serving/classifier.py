@@ -12,6 +12,7 @@ from serving.answer import Prediction, classes_of, hybrid_rows, scores_by_class
 from serving.batches import Batches
 from serving.http import ASGIApp, Route, asker
 from serving.log import Entry, RequestLog, utc_now
+from serving.metrics import TEXTS, Meter, note_version
 from serving.page import PAGE
 from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.replica import Replica, refuse_unkept_subject, require_shipped_code
@@ -47,8 +48,9 @@ class Classifier:
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size)
-        self._replica = Replica(shelf.load, section=self._section, retire=shelf.retire)
+        meter = Meter()
+        shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size, meter=meter)
+        self._replica = Replica(shelf.load, section=self._section, meter=meter, retire=shelf.retire)
         self._shadows = Shadows(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -99,7 +101,9 @@ class Classifier:
     async def _answered(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> dict[str, object]:
         """One model's answer, and its rows in the log."""
         version = engine.version
+        note_version(version)
         predictions = await engine.submit(_rows(request, engine=engine))
+        self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._tell(request, predictions, engine=engine, asked=asked)
         results: list[dict[str, Any]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
         if engine.routing is not None:

@@ -137,8 +137,13 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
+def path_of(scope: Scope) -> str:
+    """The path within the application, wherever that is mounted."""
+    return str(scope["path"])[len(scope.get("root_path", "")) :] or "/"
+
+
 def _find(routes: dict[str, Route], scope: Scope) -> Route:
-    path = str(scope["path"])[len(scope.get("root_path", "")) :] or "/"
+    path = path_of(scope)
     route = routes.get(path) or _with_id(routes, path)
     if route is None:
         raise RequestError(404, "unknown_route", f"no route {path}; there are {', '.join(sorted(routes))}")

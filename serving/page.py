@@ -1,7 +1,9 @@
 """A page for people at `/`: who serves and why, and a text answered by pretrained model and champion side by side."""
 
+from serving.style import STYLE
+
 # All that comes from elsewhere is put in as text, never as HTML; nothing is loaded from anywhere but this service.
-PAGE = b"""<!DOCTYPE html>
+PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -10,16 +12,7 @@ PAGE = b"""<!DOCTYPE html>
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:">
 <link rel="icon" href="data:,">
 <title>Tailorbird</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #596373; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
-  --bar: #9fb6cc; --chosen: #2f6f9f; --wrong: #8c2f5b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b6; --line: #343e4a; --paper: #14191f;
-  --panel: #1c232b; --bar: #46607a; --chosen: #6fb1e0; --wrong: #e58ab5; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 .5rem; }
-.soft { color: var(--soft); font-size: .85rem; } .wrong { color: var(--wrong); }
+<style>STYLE
 .verdict { border-left: .3rem solid var(--chosen); background: var(--panel); padding: .7rem 1rem; margin: 1rem 0; }
 label { display: block; margin: 1rem 0 .3rem; }
 textarea, input { width: 100%; font: inherit; padding: .6rem; color: inherit; background: var(--panel);
@@ -27,7 +20,6 @@ textarea, input { width: 100%; font: inherit; padding: .6rem; color: inherit; ba
 button { font: inherit; padding: .5rem 1.2rem; margin-top: .6rem; border: 0; border-radius: .3rem; cursor: pointer;
   background: var(--chosen); color: var(--paper); }
 button:disabled { opacity: .5; }
-:focus-visible { outline: 2px solid var(--chosen); outline-offset: 2px; }
 .both { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: 1.5rem; }
 .both section { background: var(--panel); border-radius: .3rem; padding: .8rem 1rem; }
 .label { font-size: 1.1rem; font-weight: 600; }
@@ -130,4 +122,4 @@ about().then(() => {
 </script>
 </body>
 </html>
-"""
+""".replace("STYLE", STYLE).encode()

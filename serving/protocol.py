@@ -142,11 +142,15 @@ class Models(Wire):
     data: list[Served]
 
 
+class Up(Wire):
+    status: Literal["up"]
+
+
 class Ready(Wire):
-    status: str
+    status: Literal["ready", "loading"]
+    """`ready`, or `loading` with code 503."""
     config: str | None = None
     """`config_id` of what the replica was told last, and has loaded or refused."""
-    """`ready`, or `loading` with code 503."""
     version: str | None = None
     digest: str | None = None
     refused: str | None = None

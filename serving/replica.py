@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from recipes.schema import ServingSection
+from serving.docs import documented
 from serving.http import ASGIApp, Route, asker, http_app
 from serving.keys import Door, admit_this_machine, read_subject_key
 from serving.log import Feedback, RequestLog, utc_now
+from serving.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, metered
 from serving.protocol import (
     CHAMPION,
     CHAT_ID,
@@ -53,10 +55,12 @@ class Replica(Generic[EngineT]):
         *,
         section: ServingSection,
         retire: Callable[[EngineT], None] = lambda _former: None,
+        meter: Meter | None = None,
     ) -> None:
         self._load = load
         self._retire = retire
         self._section = section
+        self.meter = meter or Meter()
         self._door = Door(section.api_keys) if section.api_keys is not None else None
         self.log: RequestLog | None = None
         if section.request_log:
@@ -81,6 +85,7 @@ class Replica(Generic[EngineT]):
         if not self._watches:
             watched = [self._door.keep_current()] if self._door else []
             watched += [self.log.keep_writing()] if self.log else []
+            watched += [self.meter.keep_exporting(self._gauges, to_ray=Instruments)]
             self._watches = [asyncio.create_task(watch) for watch in watched]
         if self._engines:
             self._changes = asyncio.create_task(self._change(user_config, after=self._changes))
@@ -185,12 +190,14 @@ class Replica(Generic[EngineT]):
 
     def asgi_app(self, routes: dict[str, Route]) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
-        return http_app(
-            routes | self._routes(),
+        every = documented(routes | self._routes(), section=self._section)
+        app = http_app(
+            every,
             max_body_bytes=self._section.max_body_bytes,
             admit=self._admit,
             on_shutdown=self.log.close if self.log else None,
         )
+        return metered(app, meter=self.meter, routes=every)
 
     def _admit(self, header: Callable[[bytes], str]) -> str | None:
         if self._door is not None:
@@ -198,6 +205,15 @@ class Replica(Generic[EngineT]):
         if not self._section.guarded:
             admit_this_machine(header)
         return None
+
+    def _gauges(self) -> Gauges:
+        """What Prometheus is told of now, every few seconds."""
+        if self.log is not None:
+            self.meter.count_to(LOG_DROPPED, "answers", total=self.log.answers.num_dropped)
+            self.meter.count_to(LOG_DROPPED, "feedback", total=self.log.feedback.num_dropped)
+        versions = {name: engine.version for name, engine in self._engines.items()}
+        serving = {(SERVING, (version.name, version.version, name)): 1.0 for name, version in versions.items()}
+        return serving | {(IN_PROGRESS, ()): self.meter.in_progress, (REFUSED, ()): float(self._refused is not None)}
 
     def _routes(self) -> dict[str, Route]:
         """What a replica tells of itself."""

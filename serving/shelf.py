@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.answer import Prediction, predict_hybrid, predict_sharing, predict_texts
 from serving.batch import Batcher
+from serving.metrics import BATCH_TEXTS, Meter
 from serving.replica import require_digest
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ LINGER_S = 0.003
 # Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
 PASSES = 4
 WARM_UP = "the first pass prepares kernels"
+SHARED = "shared"
+"""The version of a metric about a pass in which rows of several may be."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,10 @@ class _Shared:
 class Shelf:
     """Loads versions into engines; all models run on the one thread of `worker`."""
 
-    def __init__(self, *, worker: Executor, batch_size: int) -> None:
+    def __init__(self, *, worker: Executor, batch_size: int, meter: Meter) -> None:
         self._worker = worker
         self._batch_size = batch_size
+        self._meter = meter
         self._shared: dict[tuple[str, str], _Shared] = {}
         self._leaving: set[asyncio.Future[Any]] = set()
 
@@ -79,10 +83,10 @@ class Shelf:
         if isinstance(loaded, LoadedHybrid):
             for part in (loaded.incumbent, loaded.candidate):
                 predict_texts(part, [WARM_UP], batch_size=self._batch_size)
-            queue = self._queue(partial(predict_hybrid, loaded))
+            queue = self._queue(partial(predict_hybrid, loaded), version.name, version.version)
             return Engine(loaded, queue.submit, queue.idle_s, loaded.routing)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
-        queue = self._queue(partial(predict_texts, loaded))
+        queue = self._queue(partial(predict_texts, loaded), version.name, version.version)
         return Engine(loaded, queue.submit, queue.idle_s)
 
     def _sharing(self, version: "ModelVersion") -> Engine:
@@ -93,7 +97,7 @@ class Shelf:
         shared = self._shared.get(key)
         if shared is None:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
-            shared = _Shared(encoder, self._queue(partial(_predict_or_leave, encoder)))
+            shared = _Shared(encoder, self._queue(partial(_predict_or_leave, encoder), version.name, SHARED))
         loaded = self._worker.submit(shared.encoder.add, version).result()
         self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
         self._shared[key] = shared
@@ -104,8 +108,11 @@ class Shelf:
 
         return Engine(loaded, submit, shared.batcher.idle_s)
 
-    def _queue(self, predict: Callable[..., list[Any]]) -> Batcher:
-        run = partial(predict, batch_size=self._batch_size)
+    def _queue(self, predict: Callable[..., list[Any]], *labels: str) -> Batcher:
+        def run(rows: list[Any]) -> list[Any]:
+            self._meter.observe(BATCH_TEXTS, *labels, value=len(rows))
+            return predict(rows, batch_size=self._batch_size)
+
         return Batcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
 
     def retire(self, engine: Engine) -> None:
