@@ -1,6 +1,8 @@
 """A registered chat version, deployed on a real Ray, answers OpenAI's own client as it does in memory."""
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,8 @@ from models.chat import answer_prompts
 from recipes.schema import ServingSection
 from serving import deploy
 from tests import small_chat
+from tests.browser import BROWSER, chromium
+from tests.unit.serving.test_openapi import fits
 
 ROOT = Path(__file__).parents[2]
 HOME = "s3://models/chat-serving-test"
@@ -258,6 +262,29 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(ser
     with pytest.raises(deploy.VersionRefusedError, match=f"not {'0' * 64}"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask("abc").version == service.first.version
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path: Path) -> None:
+    asked = f"{service.url}/#text=abc"
+    shown = chromium(tmp_path, "--window-size=390,900", "--dump-dom", "--virtual-time-budget=20000", asked)
+    assert f"{service.first.version} (zero_shot) answers" in shown
+    assert '<li class="user"><span>abc</span>' in shown
+    said = re.search(r'<li class="assistant"><span>(.*?)</span><span class="soft">(.*?)</span>', shown, re.DOTALL)
+    assert said is not None
+    assert html.unescape(said[1]) == service.ask("abc").choices[0].message.content
+    assert said[2].startswith(service.first.version)
+
+
+def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+    document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
+    body = {"messages": [{"role": "user", "content": "abc"}]}
+    url = f"{service.url}/v1/chat/completions"
+    assert fits(document, "ChatAnswer", requests.post(url, json=body, timeout=60).json())
+    events = requests.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
+    for event in events[:-2]:
+        assert fits(document, "ChatChunk", json.loads(event.removeprefix("data: ")))
+    assert fits(document, "ErrorBody", requests.post(url, json={}, timeout=60).json())
 
 
 def test_a_client_that_hangs_up_makes_room(service: Service) -> None:

