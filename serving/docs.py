@@ -56,7 +56,8 @@ def page(document: Mapping[str, Any]) -> bytes:
     """The document for people: each route, how it is called and with which fields; then the types that they name."""
     operations = [(path, method, found) for path, item in document["paths"].items() for method, found in item.items()]
     types = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
-    contents, routes, refusals = "", "", {}
+    contents, routes = "", ""
+    refusals: dict[str, Any] = {}
     for path, method, told in operations:
         contents += f'<li><a href="#{told["operationId"]}"><code>{path}</code></a> {_prose(told["summary"])}</li>'
         routes += _route(path, method, told, types=types)

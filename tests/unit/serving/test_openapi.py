@@ -26,7 +26,7 @@ def _app(service: type, section: ServingSection = SECTION) -> ASGIApp:
     def load(_uri: str, _digest: str) -> Any:
         raise AssertionError
 
-    made = service.__new__(service)
+    made: Any = object.__new__(service)
     made._section, made._replica = section, Replica(load, section=section)
     app: ASGIApp = made.__serve_build_asgi_app__()
     return app
@@ -106,6 +106,7 @@ def test_an_example_is_a_request_and_a_refusal_an_error_that_is_told_of(service:
 
 def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
     document = _document(Classifier)
+    wrong: dict[str, Any]
     for wrong in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
         assert not fits(document, "ClassifyRequest", wrong)
     assert fits(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
@@ -142,7 +143,7 @@ def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("shape", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
 def test_what_a_chat_model_writes_fits_the_document(shape: Shape, name: str) -> None:
     document = _document(Chat)
-    head = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
+    head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
     whole = shape.whole(shape.head(shape.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
     assert fits(document, f"{name}Answer", json.loads(whole))
     chunk = shape.head(shape.chunk, **head)
