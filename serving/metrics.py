@@ -14,7 +14,7 @@ from serving.http import ASGIApp, Message, Receive, Scope, Send, path_of
 if TYPE_CHECKING:
     from models.registry import ModelVersion
 
-# A record of Ray's costs about 10 microseconds, ours 0.3: counts are summed up and told at once, outside of the loop.
+# A record of Ray's costs about 10 microseconds: counts are summed up and told at once, outside of the loop.
 EXPORT_S = 5.0
 MAX_OBSERVATIONS = 1 << 17
 """What waits to be told at most, a few seconds' of more requests than one replica answers."""
