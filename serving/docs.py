@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from recipes.schema import ServingSection
-from serving.http import Route
+from serving.http import ID, Route
 from serving.openapi import JSON, NO_EFFECT, openapi
 from serving.style import STYLE
 
@@ -104,7 +104,7 @@ def _route(path: str, method: str, operation: Mapping[str, Any], *, types: dict[
     return f"""<section id="{operation["operationId"]}">
 <h2><span class="method">{method.upper()}</span> <code>{path}</code></h2>
 <p>{_prose(operation["summary"])}.</p>
-<pre>{html.escape(_curl(path, asked, key="security" in operation))}</pre>
+<pre>{html.escape(_curl(path, asked, method=method, key="security" in operation))}</pre>
 {takes}{"".join(answers)}
 <p class="soft">Errors: {", ".join(refused)}</p>
 </section>
@@ -125,8 +125,9 @@ def _answer(status: str, answer: Mapping[str, Any]) -> str:
     return f"Answers <code>{status}</code> with {'; or '.join(told)}"
 
 
-def _curl(path: str, asked: Mapping[str, Any] | None, *, key: bool) -> str:
-    parts = [f'curl -s "$URL{path}"', *(['-H "Authorization: Bearer $KEY"'] if key else [])]
+def _curl(path: str, asked: Mapping[str, Any] | None, *, method: str, key: bool) -> str:
+    verb = "-X POST " if method == "post" and not asked else ""
+    parts = [f'curl -s {verb}"$URL{path.replace(ID, "$ID")}"', *(['-H "Authorization: Bearer $KEY"'] if key else [])]
     return " \\\n  ".join([*parts, *([f"-d {shlex.quote(json.dumps(asked['example']))}"] if asked else [])])
 
 

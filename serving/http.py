@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, MutableMapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ _log = logging.getLogger("ray.serve")
 
 asker: ContextVar[str | None] = ContextVar("asker", default=None)
 """Whose key the request that is being answered carries."""
+ID = "{id}"
+"""Stands in a route for one part of its paths."""
 path_id: ContextVar[str] = ContextVar("path_id", default="")
 """What stands for `{id}` in the path of the request that is being answered."""
 
@@ -144,23 +146,27 @@ def path_of(scope: Scope) -> str:
 
 def _find(routes: dict[str, Route], scope: Scope) -> Route:
     path = path_of(scope)
-    route = routes.get(path) or _with_id(routes, path)
-    if route is None:
+    template = template_of(routes, path)
+    if template is None:
         raise RequestError(404, "unknown_route", f"no route {path}; there are {', '.join(sorted(routes))}")
+    route = routes[template]
+    if ID in template:
+        path_id.set(path.split("/")[template.split("/").index(ID)])
     if scope["method"] != route.method:
         message = f"{path} takes {route.method}, not {scope['method']}"
         raise RequestError(405, "wrong_method", message, headers=((b"allow", route.method.encode()),))
     return route
 
 
-def _with_id(routes: dict[str, Route], path: str) -> Route | None:
-    """The route that has `{id}` for one part of the path, which becomes `path_id`."""
+def template_of(routes: Container[str], path: str) -> str | None:
+    """The route that a path is of: its own, or one that has `{id}` for one part of it; None where there is none."""
+    if path in routes:
+        return path
     parts = path.split("/")
     for place in range(len(parts) - 1, 0, -1):
-        route = routes.get("/".join([*parts[:place], "{id}", *parts[place + 1 :]]))
-        if route is not None and parts[place]:
-            path_id.set(parts[place])
-            return route
+        template = "/".join([*parts[:place], ID, *parts[place + 1 :]])
+        if parts[place] and template in routes:
+            return template
     return None
 
 

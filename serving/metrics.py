@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving.http import ASGIApp, Message, Receive, Scope, Send, path_of
+from serving.http import ASGIApp, Message, Receive, Scope, Send, path_of, template_of
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -197,7 +197,7 @@ def metered(app: ASGIApp, *, meter: Meter, routes: Collection[str]) -> ASGIApp:
             await app(scope, receive, send)
             return
         path, begun = path_of(scope), time.perf_counter()
-        ongoing = Ongoing(path if path in routes else OTHER)
+        ongoing = Ongoing(template_of(routes, path) or OTHER)
         _ongoing.set(ongoing)
         status, whole, streamed = LEFT, False, False
 

@@ -1,5 +1,6 @@
 """What a replica answers, told to programs as OpenAPI 3.1: from its routes and the types that cross the wire."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,10 @@ from pydantic.json_schema import models_json_schema
 from recipes.schema import ServingSection
 from serving.chat_answers import ChatAnswer, ChatChunk, CompletionAnswer, CompletionChunk
 from serving.chat_protocol import IGNORED, NEUTRAL, TEXT_NEUTRAL, ChatRequest, CompletionRequest
-from serving.http import Route
+from serving.http import ID, Route
 from serving.protocol import (
+    BatchRequest,
+    BatchStatus,
     ClassifyAnswer,
     ClassifyRequest,
     CompareAnswer,
@@ -31,8 +34,10 @@ PLACES = {"ClassifyRequest": ("input", "attributes")}
 REFUSALS = {
     400: "The body is not JSON, or a field of it cannot be taken; the message names it.",
     401: "No key that is valid here.",
-    403: "Only this machine may ask, by the name 127.0.0.1 or localhost, and no other page from a browser.",
-    404: "There is no such model, or, of feedback, no request log.",
+    403: "The batch's prefix is not open; or only this machine may ask, by the name 127.0.0.1 or localhost, and no "
+    "other page from a browser.",
+    404: "There is no such model or batch, or the recipe opens no request log for feedback, or no prefix for batches.",
+    409: "The batch is another than was asked for before, or is over.",
     413: "The body is over {max_body_bytes} bytes.",
     422: "A field is missing, unknown or out of bounds; the message names it.",
     429: "More requests than are taken, of the key or of all; `retry-after` says when to ask again.",
@@ -98,6 +103,16 @@ OPERATIONS: Mapping[str, Operation] = {
         status=202,
         refusals=(404, 422),
     ),
+    "/v1/batches": Operation(
+        "A Parquet data set through a version, off the request path",
+        BatchStatus,
+        BatchRequest,
+        {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
+        status=202,
+        refusals=(403, 404, 409, 422, 503),
+    ),
+    "/v1/batches/{id}": Operation("How far a batch is", BatchStatus, refusals=(404,)),
+    "/v1/batches/{id}/cancel": Operation("Ends a batch that is not over", BatchStatus, refusals=(404, 409)),
     "/healthz": Operation("Whether the process lives", Up),
     "/readyz": Operation("Whether a version is loaded, and which", Ready, also={503: Ready}),
     "/openapi.json": Operation("This document", None),
@@ -133,13 +148,18 @@ def openapi(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str
 def _operation(path: str, route: Route, *, section: ServingSection) -> dict[str, Any]:
     operation = OPERATIONS[path]
     found: dict[str, Any] = {
-        "operationId": path.strip("/").replace("/", "_").replace(".", "_") or "page",
+        "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_") or "page",
         "summary": operation.summary,
         "responses": {
             **_answers(operation, content_type=route.content_type.decode()),
             **{str(status): _refusal(status, section=section) for status in _refusals(operation, route, section)},
         },
     }
+    if ID in path:
+        told = "As the batch's status has it."
+        found["parameters"] = [
+            {"name": "id", "in": "path", "required": True, "description": told, "schema": {"type": "string"}}
+        ]
     if operation.request is not None:
         content = {JSON: {"schema": _ref(operation.request), "example": dict(operation.example)}}
         told = f"At most {section.max_body_bytes} bytes."

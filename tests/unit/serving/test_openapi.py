@@ -27,7 +27,7 @@ def _app(service: type, section: ServingSection = SECTION) -> ASGIApp:
         raise AssertionError
 
     made: Any = object.__new__(service)
-    made._section, made._replica = section, Replica(load, section=section)
+    made._home, made._section, made._replica = "s3://models/task", section, Replica(load, section=section)
     app: ASGIApp = made.__serve_build_asgi_app__()
     return app
 
