@@ -133,6 +133,7 @@ def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch)
     told = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in told.items() if "security" in operation} == {
         "/v1/classify", "/v1/compare", "/v1/models", "/v1/feedback",
+        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
     }  # fmt: skip
     assert {"401", "429"} < set(told["/v1/models"]["responses"])
     assert "403" not in told["/v1/models"]["responses"]
