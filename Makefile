@@ -19,10 +19,10 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow" -n 2 tests/unit
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile tests/integration
+	$(BIN)/pytest -m "not slow" tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow -n 2
+	$(BIN)/pytest -m slow
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Bad input to `tailorbird run`: exit code 2, a message that says what and what to do, and nothing half-written."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -201,4 +202,4 @@ def test_verbs_on_a_task_that_has_nothing_yet_say_which_verb_makes_it(
         result = CliRunner().invoke(tailorbird.app, [verb, str(path)])
         refused(result, name, said, "makes one")
     listed = CliRunner().invoke(tailorbird.app, ["models", str(path), "--json"])
-    assert (listed.exit_code, listed.stdout.strip()) == (0, '{"champion": null, "versions": []}')
+    assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})
