@@ -15,6 +15,7 @@ from models.registry import ModelVersion
 
 BARE = "__base__"
 """PEFT's name for the rows of a batch that no adapter is for."""
+MIXED = "mixed"
 
 
 def adapter_of(version: ModelVersion) -> str:
@@ -88,19 +89,24 @@ class SharedEncoder:
         if self._adapted is None:
             hidden = self._encoder(**rows).last_hidden_state
         elif len(names) > 1:
+            self._activate(MIXED)
             hidden = self._adapted(**rows, adapter_names=list(adapters)).last_hidden_state
-        elif names == {BARE}:
-            with self._adapted.disable_adapter():
-                hidden = self._adapted(**rows).last_hidden_state
         else:  # PEFT's path for mixed rows copies each layer's input
             self._activate(*names)
-            hidden = self._adapted(**rows).last_hidden_state
+            hidden = self._adapted.base_model.model(**rows).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
     def _activate(self, name: str) -> None:
-        if self._active != name:
+        """Makes an adapter the only one, or none: a walk through all layers, so only where it changes."""
+        if self._active == name:
+            return
+        if name == BARE:
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+        if name not in (BARE, MIXED):
             self._adapted.set_adapter(name, inference_mode=True)
-            self._active = name
+        self._active = name
 
 
 class SharingClassifier(Classifier):
