@@ -39,6 +39,7 @@ class Batches:
         self._home = home
         self._section = section
         self._working: asyncio.Task[None] | None = None
+        self._asked = False
 
     def routes(self) -> dict[str, Route]:
         """By path."""
@@ -70,8 +71,10 @@ class Batches:
 
     def _told(self, status: BatchStatus, *, code: int = 200) -> tuple[int, bytes]:
         """The answer; where work is left, the desk is seen to be there: who started it may be gone."""
-        if status.status in ("queued", "running") and (self._working is None or self._working.done()):
-            self._working = asyncio.create_task(self._keep_working())
+        if status.status in ("queued", "running"):
+            self._asked = True
+            if self._working is None or self._working.done():
+                self._working = asyncio.create_task(self._keep_working())
         return code, status.model_dump_json().encode()
 
     async def _keep_working(self) -> None:
@@ -80,7 +83,8 @@ class Batches:
             try:
                 working = await asyncio.to_thread(send_to_work, self._home, self._section)
                 await ended(working)
-                if not await asyncio.to_thread(unfinished, self._home):
+                self._asked = False
+                if not await asyncio.to_thread(unfinished, self._home) and not self._asked:
                     return
             except Exception:
                 _log.exception("the desk of batches cannot work; it is asked again in %s s", RETRY_S)
@@ -92,7 +96,7 @@ class Batches:
             raise RequestError(404, "no_batches", why)
 
     def _found(self) -> BatchStatus:
-        self._require_open()
+        """Also where batches are closed by now: one that runs can still be cancelled."""
         batch_id = path_id.get()
         found = read_status(self._home, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
         if found is None:
@@ -102,7 +106,7 @@ class Batches:
         return found[0]
 
     def _queued(self, request: BatchRequest, version: "ModelVersion") -> BatchStatus:
-        """The batch's state, written if it is new; one that failed or was cancelled is taken up again."""
+        """The batch's state, written if it is new; one that is over is looked at again, and done where it is not."""
         try:
             batch = batch_of(
                 version, input=request.input, output=request.output, column=request.column, id_column=request.id
@@ -116,9 +120,10 @@ class Batches:
 
     def _require_allowed(self, uri: str, name: str) -> None:
         allowed, registry = self._section.batch_prefixes, self._home.rpartition("/")[0]
-        if inside(uri, registry):
-            told = f"{name}: {uri} is in the registry of models, which no batch reads or writes; give another prefix"
-            raise RequestError(403, "prefix_not_allowed", told, param=name)
+        for place, what in ((registry, "registry of models"), (self._section.request_log, "request log")):
+            if place is not None and (inside(uri, place.rstrip("/")) or inside(place.rstrip("/"), uri)):
+                told = f"{name}: {uri} meets the {what}, which no batch reads or writes; give another prefix"
+                raise RequestError(403, "prefix_not_allowed", told, param=name)
         if not any(inside(uri, prefix) for prefix in allowed):
             told = f"{name}: {uri} is under none of {', '.join(allowed)} (the recipe's serving.batch_prefixes)"
             raise RequestError(403, "prefix_not_allowed", told, param=name)
@@ -160,7 +165,7 @@ def _again(found: BatchStatus, batch: "Batch") -> dict[str, Any] | None:
     if (found.column, found.id_column) != (batch.column, batch.id_column):
         told = f"batch {found.id} reads {found.column!r} and {found.id_column!r}: give the same, or another output"
         raise RequestError(409, "other_columns", told, param="column")
-    return {"status": "queued", "error": None} if found.status in ("failed", "cancelled") else None
+    return None if found.status in ("queued", "running") else {"status": "queued", "error": None}
 
 
 def _outward(error: Exception, request: BatchRequest) -> str:

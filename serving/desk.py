@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from pydantic import ValidationError
+
 from cluster import storage
 from data.read import DataError
 from recipes.schema import ServingSection
@@ -57,7 +59,12 @@ def unfinished(home: str) -> list[BatchStatus]:
     """Batches that wait or were interrupted, the oldest first."""
     if not storage.exists(f"{home}/batches"):
         return []
-    found = [BatchStatus.model_validate_json(storage.read_bytes(uri)) for uri in storage.list_files(f"{home}/batches")]
+    found = []
+    for uri in storage.list_files(f"{home}/batches"):
+        try:
+            found.append(BatchStatus.model_validate_json(storage.read_bytes(uri)))
+        except ValidationError as error:  # of other code, or no batch at all: it must not stop the others
+            _log.error("%s is left out: %s", uri, error)
     left = [status for status in found if status.status in ("queued", "running")]
     return sorted(left, key=lambda status: (status.created_at, status.id))
 
@@ -112,10 +119,14 @@ class Desk:
 
         change(self._home, batch_id, lambda status: {"status": "running"} if status.status == "queued" else None)
         task = ray.remote(run).options(num_cpus=0, max_retries=RESTARTS).remote(self._home, batch_id, self._section)
-        while not ray.wait([task], timeout=POLL_S)[0]:
-            found = read_status(self._home, batch_id)
-            if found is None or found[0].status != "running":
-                ray.cancel(task, force=True)
+        try:
+            while not ray.wait([task], timeout=POLL_S)[0]:
+                found = read_status(self._home, batch_id)
+                if found is None or found[0].status != "running":
+                    ray.cancel(task, force=True)
+        except storage.StorageError:  # whoever takes the batch up again must be the only one
+            ray.cancel(task, force=True)
+            raise
         error: str | None = "its process failed; the cluster's log says why"
         with suppress(ray.exceptions.RayError):
             error = ray.get(task)

@@ -21,6 +21,9 @@ Events = AsyncGenerator[bytes, None]
 # What a client may go on sending after its request is refused: read and dropped, so that it gets to read the answer.
 DISCARD_BYTES = 64 << 20
 
+# A page inside somebody else's would ask for them with this origin, and a page's own policy cannot say so.
+UNFRAMED: Headers = ((b"content-security-policy", b"frame-ancestors 'none'; base-uri 'none'"),)
+
 _log = logging.getLogger("ray.serve")
 
 asker: ContextVar[str | None] = ContextVar("asker", default=None)
@@ -112,7 +115,7 @@ async def _answer(route: Route, body: bytes, request_id: str, send: Send) -> Non
         if not isinstance(content, bytes):
             await _send_events(send, content)
             return
-        headers: Headers = ()
+        headers: Headers = UNFRAMED if route.content_type.startswith(b"text/html") else ()
         content_type = route.content_type
     except RequestError as error:
         status, content, headers = error.status, error.body, error.headers

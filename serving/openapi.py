@@ -182,7 +182,7 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
 
 
 def _refusals(operation: Operation, route: Route, section: ServingSection) -> list[int]:
-    found = {*operation.refusals, 500}
+    found = {*operation.refusals, 500, 503}
     if route.method == "POST":
         found |= {400, 413}
     if section.api_keys is not None and not route.open:
@@ -221,6 +221,8 @@ def _schemas(routes: Mapping[str, Route], *, section: ServingSection) -> dict[st
             _close(schemas[name], neutral=neutral)
     if "ChatMessage" in schemas:
         schemas["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
+        # As it stands in an answer, which is sent back as a turn.
+        schemas["ChatMessage"]["properties"]["refusal"] = {"type": "null", NO_EFFECT: True, "description": "None."}
         schemas["ChatMessage"]["additionalProperties"] = False
     return schemas
 

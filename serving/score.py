@@ -21,6 +21,7 @@ PART_ROWS = {"classification": 1 << 12, "chat": 1 << 8}
 ASKED, MANIFEST = "batch.json", "manifest.json"
 """What an output was begun for, and, written last, what it holds."""
 TELL_EVERY_S = 15.0
+RESTARTS = 3
 
 Told = Callable[[int, int], None]
 """Hears rows done, and rows in all, after each part."""
@@ -180,7 +181,7 @@ def parts_of(inputs: Sequence[Input], *, size: int) -> Iterator[Part]:
     for file in inputs:
         for start in range(0, file.num_rows, size):
             num_rows = min(size, file.num_rows - start)
-            yield Part(number, file.uri, start, first, num_rows)
+            yield Part(number, file.uri, start, first, num_rows, file.etag)
             number, first = number + 1, first + num_rows
 
 
@@ -256,6 +257,8 @@ def _run(parts: Sequence[Part], batch: Batch, section: ServingSection) -> Genera
         compute=pool,
         num_cpus=section.cpus_per_replica,
         num_gpus=section.gpus_per_replica,
+        max_restarts=RESTARTS,  # Ray Data's own is without end: a row that kills its worker would
+        max_task_retries=RESTARTS,
     )
     for row in dataset.iter_rows():
         yield json.loads(row["told"])

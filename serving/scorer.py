@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Loaded = LoadedModel[ModelVersion] | LoadedHybrid | LoadedChat[ModelVersion]
 
 
+MADE_OF = b"tailorbird"
+"""Where in a part's Parquet metadata it says what it is made of."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What goes through which version to where."""
@@ -51,6 +55,8 @@ class Part:
     first: int
     """The same among all rows of the input."""
     num_rows: int
+    etag: str
+    """Of the file, as it was when the rows were counted."""
 
 
 def part_uri(output: str, number: int) -> str:
@@ -80,18 +86,27 @@ class Scorer:
             told: dict[str, Any] = {"part": part.number}
             if storage.exists(uri):
                 with open_parquet(uri, columns=(), in_parts=True) as done:
+                    _require_same(done, uri, self._made_of(part))
                     return {"told": json.dumps(told | {"num_rows": done.metadata.num_rows})}
             if self._loaded is None:
                 self._loaded = self._load()
             began = time.time()
             table = score_part(part, self._batch, loaded=self._loaded, batch_size=self._section.max_batch_size)
+            if storage.head(part.uri)[0] != part.etag:
+                raise DataError(f"{part.uri} was changed while it was read; score it to another output")
             sink = io.BytesIO()
-            pq.write_table(table, sink)
+            pq.write_table(table.replace_schema_metadata({MADE_OF: self._made_of(part)}), sink)
             storage.write_bytes(uri, sink.getvalue(), patient=True)
             told |= {"num_rows": table.num_rows, "began": began, "ended": time.time()}
         except (DataError, storage.StorageError) as error:
             told |= {"refused": str(error), "by_store": isinstance(error, storage.StorageError)}
         return {"told": json.dumps(told)}
+
+    def _made_of(self, part: Part) -> bytes:
+        """What a part's file is made of, which it carries."""
+        batch = self._batch
+        told = {"part": asdict(part), "digest": batch.digest, "column": batch.column, "id_column": batch.id_column}
+        return json.dumps(told, sort_keys=True).encode()
 
     def _load(self) -> "Loaded":
         try:
@@ -100,6 +115,11 @@ class Scorer:
             raise
         except ValueError as error:  # what models and registry say of a version that is not whole
             raise DataError(str(error)) from None
+
+
+def _require_same(done: Any, uri: str, made_of: bytes) -> None:
+    if (done.schema_arrow.metadata or {}).get(MADE_OF) != made_of:
+        raise DataError(f"{uri} holds answers to other rows, or of another version; delete it and ask again")
 
 
 def _load(batch: Batch, *, threads: int) -> "Loaded":

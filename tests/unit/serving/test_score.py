@@ -107,7 +107,9 @@ def _scored(
     folder: Path, column: pa.Array, *, loaded: LoadedChat[ModelVersion], start: int, num_rows: int
 ) -> dict[str, Any]:
     pq.write_table(pa.table({"asked": column, "key": range(len(column))}), folder / "in.parquet", row_group_size=2)
-    part = Part(number=0, uri=f"file://{folder}/in.parquet", start=start, first=100 + start, num_rows=num_rows)
+    part = Part(
+        number=0, uri=f"file://{folder}/in.parquet", start=start, first=100 + start, num_rows=num_rows, etag="e"
+    )
     batch = Batch("s3://lake/in", "s3://lake/out", loaded.version.uri, "d", column="asked", id_column="key")
     found: dict[str, Any] = score_part(part, batch, loaded=loaded, batch_size=4).to_pydict()
     return found
