@@ -18,7 +18,7 @@ from evaluation.predictions import Predictions
 from evaluation.stored import as_routing
 from evaluation.text import words_sha256
 from models.decide import Routing
-from models.registry import ModelVersion, Parity, now
+from models.registry import ModelVersion, Parity, now, read_parts
 from recipes.schema import Recipe
 from serving.deploy import ROUTES, DeployError, task_of
 
@@ -106,10 +106,16 @@ def prove(asked: Sequence[Asked], *, url: str, version: ModelVersion) -> Parity:
     route = f"{url}{ROUTES[task_of(version)]}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         answers = list(clients.map(lambda one: _answer(route, one.body), asked))
-    parity, differing = compare(asked, answers, tolerance=TOLERANCE[version.dtype])
+    parity, differing = compare(asked, answers, tolerance=tolerance_of(version))
     if differing:
         raise ParityRefused(refusal(differing, version=version.version, num_asked=len(asked)))
     return parity
+
+
+def tolerance_of(version: ModelVersion) -> float:
+    """Of a hybrid, that of its less exact part."""
+    parts = read_parts(version.hybrid) if version.hybrid else (version,)
+    return max(TOLERANCE[part.dtype] for part in parts)
 
 
 def compare(
@@ -172,7 +178,7 @@ def _evaluated(evidence: Mapping[str, Any], *, place: str, version: ModelVersion
     unsure: frozenset[int] = frozenset()
     if routing.threshold is not None:
         sure_by = enumerate(abs(parts["incumbent"].clean.calibrated - routing.threshold))
-        unsure = frozenset(row for row, distance in sure_by if distance <= TOLERANCE[version.dtype])
+        unsure = frozenset(row for row, distance in sure_by if distance <= tolerance_of(version))
     return routed(routing, **parts).clean, unsure
 
 
@@ -205,8 +211,8 @@ def _answer(url: str, body: Mapping[str, Any]) -> Answer:
                     f"{url} does not answer ({type(error).__name__}); is Serve reachable from here?"
                 ) from None
             continue
-        if last.status_code not in BUSY:
-            break
+        if last.status_code not in BUSY and not (last.status_code == 404 and "model_not_found" in last.text):
+            break  # of several replicas, one may still be loading it
     assert last is not None
     if last.status_code in (401, 403, *BUSY):
         told = f"set {KEY} to a key that it takes" if last.status_code in (401, 403) else "ask when it is less busy"

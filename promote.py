@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.session import has_dashboard
+from cluster.session import SessionError, has_dashboard
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
 from evaluation.rules import Outcome, winner
 from evaluation.stored import MANIFEST
@@ -27,6 +27,9 @@ from models.registry import (
 from parity import prove, sample_of
 from recipes.schema import ServingSection
 from serving.deploy import DeployError, application_name, deploy, move, rehearsed, undeploy
+
+WAY_BACK = "rolled back from"
+"""Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
 
 
 class PromotionRefused(ValueError):
@@ -54,6 +57,8 @@ def promote(home: str, *, version: str | None = None, override: str | None = Non
     if chosen.digest != _winner(evidence)["digest"]:
         raise PromotionRefused(f"{chosen.uri} is not what was judged: its digest changed; run the recipe again")
     if found is not None and found[0].digest == chosen.digest:
+        if found[0].parity is not None:  # the service may not have followed
+            _move(home, chosen, champion=found[0])
         return found[0]
     line: dict[str, tuple[Any, ...]] = {}
     again = False
@@ -104,7 +109,7 @@ def rollback(home: str, *, reason: str) -> Champion:
         home,
         version,
         etag=etag,
-        reason=f"rolled back from {champion.version}: {reason.strip()}",
+        reason=f"{WAY_BACK} {champion.version}: {reason.strip()}",
         run=former.run,
         verdict=former.verdict,
         pretrained=former.pretrained,
@@ -135,16 +140,16 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     more: dict[str, Any] = {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial}
     more["others"] = over_same_base(version, home=home, most=section.versions)
 
-    def deployed() -> str:
-        return deploy(section, home=home, version=version, **more)
+    def deployed(**fields: Any) -> str:
+        return deploy(section, home=home, version=version, **more | fields)
 
-    if champion.parity is not None:
+    if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return deployed(), version
     place = champion.run or champion.uri
     asked = sample_of(_whole(place), place=place, version=version)
     with rehearsed(home, version=version) as url:
         parity = None if url is None else prove(asked, url=url, version=version)
-    url = deployed()
+    url = deployed(trial=None)  # nothing is tried beside a champion that is not proven
     if parity is None:
         try:
             parity = prove(asked, url=url, version=version)
@@ -152,7 +157,7 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
             undeploy(application_name(home))
             raise
     _note(home, champion.model_copy(update={"parity": parity}), etag=found[1])
-    return url, version
+    return deployed() if trial is not None else url, version
 
 
 def _rehearsed(home: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
@@ -165,7 +170,7 @@ def _move(home: str, version: ModelVersion, *, champion: Champion) -> None:
         return
     try:
         move(home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
-    except DeployError as error:
+    except (DeployError, SessionError) as error:
         told = f"{version.version} is the champion now, but the service stays with what it had: {error}"
         raise DeployError(f"{told}; `tailorbird serve RECIPE` tries again") from None
 

@@ -246,11 +246,15 @@ def verify_files(uri: str, folder: Path) -> None:
 
 def list_versions(home: str) -> list[ModelVersion]:
     """Every whole version, oldest first."""
+    return sorted((read_version(uri) for uri in version_uris(home)), key=lambda version: version.created_at)
+
+
+def version_uris(home: str) -> list[str]:
+    """Where whole versions lie."""
     if not exists(f"{home}/versions"):
         return []
-    manifests = [uri for uri in list_files(f"{home}/versions") if uri.endswith("/manifest.json")]
-    versions = [read_version(uri.removesuffix("/manifest.json")) for uri in manifests]
-    return sorted(versions, key=lambda version: version.created_at)
+    found = list_files(f"{home}/versions")
+    return [uri.removesuffix("/manifest.json") for uri in found if uri.endswith("/manifest.json")]
 
 
 def read_champion(home: str) -> tuple[Champion, str] | None:
@@ -287,7 +291,15 @@ def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[Model
 
     if not most:
         return []
-    others = [other for other in list_versions(home) if other.digest != version.digest and shares_base(other)]
+    others = []
+    for uri in version_uris(home):
+        try:
+            other = read_version(uri)
+        except ValueError:  # damaged, or of newer code: it is no reason not to serve the champion
+            continue
+        if other.digest != version.digest and shares_base(other):
+            others.append(other)
+    others.sort(key=lambda other: other.created_at)
     return [other for other in others if place(other) == place(version)][-most:]
 
 

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from cluster.fetch import local_copy
 from data.encode import load_tokenizer
 from models.classifier import Classifier, masked_mean
-from models.load import LoadedModel, checked_copy, default_device, load_encoder, load_head, require_whole_adapter
+from models.load import (
+    LoadedModel,
+    ModelError,
+    checked_copy,
+    default_device,
+    load_encoder,
+    load_head,
+    require_whole_adapter,
+)
 from models.registry import ModelVersion
 
 BARE = "__base__"
@@ -18,9 +27,11 @@ BARE = "__base__"
 MIXED = "mixed"
 
 
-def adapter_of(version: ModelVersion) -> str:
-    """What a version's adapter is called in a shared encoder."""
-    return version.digest if version.kind == "lora" else BARE
+def adapter_of(loaded: LoadedModel[ModelVersion]) -> str:
+    """What the adapter of a version that was added is called in its shared encoder."""
+    model = loaded.model
+    assert isinstance(model, SharingClassifier)
+    return model.adapter
 
 
 class SharedEncoder:
@@ -37,39 +48,51 @@ class SharedEncoder:
         self._encoder: nn.Module = encoder.eval().requires_grad_(False)
         self._adapted: Any = None
         self._active = ""
+        self._num_added = 0
 
     def add(self, version: ModelVersion) -> LoadedModel[ModelVersion]:
         """The version, whose files have to be on this node or are fetched; ModelError as `models.load.load_weights`."""
         folder = checked_copy(version.uri)
         head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as `models.load.load_version`
-        name = adapter_of(version)
-        if name != BARE:
+        name = BARE
+        if version.kind == "lora":
+            # Of each load its own: a version that comes back is not what leaves.
+            self._num_added += 1
+            name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
         model = SharingClassifier(self, adapter=name, head=head).eval()
         return LoadedModel(model, self.tokenizer, version.classes, version.max_length, version)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
-        from peft import PeftModel
+        """All of it or nothing: PEFT leaves what it has put into the layers before a weight that does not fit."""
+        from peft import PeftConfig, PeftModel
 
-        options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
-        if self._adapted is None:
-            self._adapted = PeftModel.from_pretrained(self._encoder, folder, **options)
-        else:
-            self._adapted.load_adapter(folder, torch_device=self.device, **options)
-        self._active = ""
-        self._adapted.eval()
         try:
+            if self._adapted is None:
+                config = PeftConfig.from_pretrained(folder)
+                config.inference_mode = True
+                self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
+            self._adapted.load_adapter(
+                folder, adapter_name=name, torch_device=self.device, autocast_adapter_dtype=False
+            )
+            self._adapted.eval()
             require_whole_adapter(self._adapted, folder, name=name)
-        except ValueError:
+        except Exception as error:
             self._remove_adapter(name)
+            if isinstance(error, RuntimeError | SafetensorError):
+                first = " ".join(str(error).split("\n\t")[:2])
+                raise ModelError(f"the adapter in {folder} does not fit its base model: {first}") from None
             raise
+        finally:
+            self._active = ""
 
-    def remove(self, version: ModelVersion) -> None:
+    def remove(self, loaded: LoadedModel[ModelVersion]) -> None:
         """Forgets a version's adapter; it must not be asked any more."""
-        if adapter_of(version) != BARE:
-            self._remove_adapter(version.digest)
+        self._remove_adapter(adapter_of(loaded))
 
     def _remove_adapter(self, name: str) -> None:
+        if self._adapted is None or name not in self._adapted.peft_config:
+            return
         self._active = ""
         if len(self._adapted.peft_config) == 1:
             self._encoder, self._adapted = self._adapted.unload(), None

@@ -67,7 +67,7 @@ def predict_sharing(
     with torch.inference_mode():
         for chosen in cut_by_length(np.array([len(tokens) for tokens in token_lists]), max_rows=batch_size):
             ids, mask = collate([token_lists[row] for row in chosen], pad_id=int(encoder.tokenizer.pad_token_id))
-            adapters = [adapter_of(rows[row][0].version) for row in chosen]
+            adapters = [adapter_of(rows[row][0]) for row in chosen]
             embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
             for digest, loaded in members.items():
                 part = np.flatnonzero(whose[chosen] == digest)

@@ -26,6 +26,7 @@ DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.2
 # Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
+READY_ATTEMPTS = 5
 # Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
 # What of the section only this side reads: the replicas hear of it by `user_config`, and need no restart.
 OURS = {"pretrained", "trial", "versions"}
@@ -75,7 +76,7 @@ def deploy(
     if section.api_keys is None and not section.guarded:
         _refuse_open_door(instance)
     prefix = _route_prefix(name, before)
-    config: dict[str, Any] = _named(version) | {"verdict": verdict}
+    config: dict[str, Any] = _named(version) | {"verdict": verdict, "with_pretrained": section.pretrained}
     beside = {other.version: _named(other) for other in others if other.digest != version.digest}
     # A chat model beside would take as much memory again.
     if pretrained is not None and task == "classification" and section.pretrained:
@@ -95,7 +96,7 @@ def deploy(
     }
     base_url = _apply(application, declared=_declared(before))
     if trial is not None:
-        ready = _ready(base_url)
+        ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
         if ready.get("trial") != trial.digest:
             why = ready.get("absent", {}).get(TRIAL, "the champion's code is from before trials; run the recipe again")
             raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
@@ -126,15 +127,30 @@ def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
     else:
         trial = _apart(former, version=version)
     try:
-        yield _apply(trial, declared=declared)
+        url = _apply(trial, declared=declared)
+        absent = _ready(url).get("absent", {})
+        if version.version in absent:
+            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {absent[version.version]}")
+        yield url
     except BaseException:
         if alike:
             with suppress(DeployError):  # what went wrong before is what is told
-                _apply(former, declared=_declared(_applications()))
+                _withdraw(name, version=version)
         raise
     finally:
         if not alike:
-            undeploy(trial["name"])
+            with suppress(DeployError):  # what was asked of it stands
+                undeploy(trial["name"])
+
+
+def _withdraw(name: str, *, version: "ModelVersion") -> None:
+    """Takes the version from beside the champion, whoever that is by now."""
+    declared = _declared(_applications())
+    if name not in declared:
+        return
+    config = declared[name]["deployments"][0]["user_config"]
+    beside = {other: one for other, one in config.get("beside", {}).items() if other != version.version}
+    _apply(_with_config(declared[name], config | {"beside": beside}), declared=declared)
 
 
 def move(
@@ -149,10 +165,12 @@ def move(
     if former is None:
         return None
     config = former["deployments"][0]["user_config"]
-    beside = {name: one for name, one in config.get("beside", {}).items() if name != version.version}
-    if PRETRAINED in beside:  # as the section of then wished
-        del beside[PRETRAINED]
-        beside |= {} if pretrained is None else {PRETRAINED: _named(pretrained)}
+    alike = former.get("runtime_env") == {"working_dir": version.code}
+    kept = config.get("beside", {}) if alike else {}  # what is beside was made for the code of then
+    beside = {name: one for name, one in kept.items() if name not in (version.version, PRETRAINED)}
+    wished = config.get("with_pretrained", PRETRAINED in config.get("beside", {}))  # by the section of then
+    if wished and pretrained is not None and task_of(version) == "classification":
+        beside[PRETRAINED] = _named(pretrained)
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
     if config.get(TRIAL, {}).get("digest") == version.digest:  # it has been tried
         del changed["deployments"][0]["user_config"][TRIAL]
@@ -190,6 +208,7 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     except DeployError:
         former = declared.get(name)
         if former is not None:  # a replica that starts later must not be told to load what none can load
+            others = [config for other, config in _declared(_applications()).items() if other != name]
             _put([*others, former])
         raise
     return base_url

@@ -47,7 +47,7 @@ class Engine:
 class _Leaving(NamedTuple):
     """The last row of a version: what was asked of it stands before it in the queue."""
 
-    version: "ModelVersion"
+    loaded: Any
 
 
 @dataclass
@@ -99,7 +99,11 @@ class Shelf:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
             shared = _Shared(encoder, self._queue(partial(_predict_or_leave, encoder), version.name, SHARED))
         loaded = self._worker.submit(shared.encoder.add, version).result()
-        self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
+        try:
+            self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
+        except Exception:
+            self._worker.submit(shared.encoder.remove, loaded).result()
+            raise
         self._shared[key] = shared
         shared.num_versions += 1
 
@@ -119,11 +123,11 @@ class Shelf:
         """Gives back what a version that no longer serves held, after the answers that it still owes."""
         from models.registry import shares_base
 
-        version = engine.version
+        version, loaded = engine.version, engine.loaded
         shared = self._shared.get((version.base_model, version.dtype))
         if shared is None or not shares_base(version):
             return
-        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Leaving(version)])))
+        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Leaving(loaded)])))
         leaving.add_done_callback(self._leaving.discard)
         shared.num_versions -= 1
         if shared.num_versions == 0:
@@ -132,8 +136,10 @@ class Shelf:
 
 def _predict_or_leave(encoder: "SharedEncoder", rows: list[Any], *, batch_size: int) -> list[Any]:
     asked = [row for row in rows if not isinstance(row, _Leaving)]
-    predictions = iter(predict_sharing(encoder, asked, batch_size=batch_size) if asked else [])
-    for row in rows:
-        if isinstance(row, _Leaving):
-            encoder.remove(row.version)
+    try:
+        predictions = iter(predict_sharing(encoder, asked, batch_size=batch_size) if asked else [])
+    finally:
+        for row in rows:
+            if isinstance(row, _Leaving):
+                encoder.remove(row.loaded)
     return [None if isinstance(row, _Leaving) else next(predictions) for row in rows]

@@ -121,8 +121,8 @@ def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     for gone, left in (("b", ("a", "c")), ("c", ("a",))):
-        shared.encoder.remove(versions[gone])
-        with pytest.raises(KeyError, match=f"adapter {versions[gone].digest} is not loaded"):
+        shared.encoder.remove(shared.loaded[gone])
+        with pytest.raises(KeyError, match=f"adapter {versions[gone].digest}-. is not loaded"):
             predict_sharing(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
         for name in left:
             rows = [(shared.loaded[name], text) for text in TEXTS]
@@ -144,6 +144,36 @@ def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
         shared.encoder.add(broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
     same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
+
+
+@pytest.mark.parametrize("before", ["a", "ac"])
+def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
+    versions: dict[str, ModelVersion], base: Path, tmp_path: Path, before: str
+) -> None:
+    encoder = SharedEncoder(base.as_uri(), dtype="float32")
+    loaded = {name: encoder.add(versions[name]) for name in before}
+    broken = a_version(base, tmp_path, name="b")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    last = sorted(weights)[-1]
+    save_file(weights | {last: torch.ones(3, 4)}, file)
+    with pytest.raises(ModelError, match="does not fit its base model"):
+        encoder.add(broken)
+    for name, model in loaded.items():
+        rows = [(model, text) for text in TEXTS]
+        same(predict_sharing(encoder, rows, batch_size=BATCH), alone(versions[name], base))
+
+
+def test_a_version_that_comes_back_before_it_has_left_answers_on(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path
+) -> None:
+    again = shared.encoder.add(versions["b"])
+    both = [(one, text) for text in TEXTS for one in (shared.loaded["b"], again)]
+    found = predict_sharing(shared.encoder, both, batch_size=BATCH)
+    same(found[::2], alone(versions["b"], base))
+    shared.encoder.remove(shared.loaded["b"])
+    rows = [(again, text) for text in TEXTS]
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:
