@@ -184,7 +184,8 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     assert "FINE_TUNE by rule 3" in champion.reason
     assert champion.parity is not None
     assert (champion.parity.asked, champion.parity.same) == (64, 64)
-    assert served_at(champion_url) == [("champion", champion.digest)]
+    assert champion.pretrained is not None
+    assert served_at(champion_url) == [("champion", champion.digest), ("pretrained", champion.pretrained.digest)]
     url = deploy(small_run.recipe.serving, home=small_run.recipe.home, version=version)
     assert url == champion_url
     rows = prepared.splits.test
