@@ -297,10 +297,9 @@ def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[Model
             other = read_version(uri)
         except ValueError:  # damaged, or of newer code: it is no reason not to serve the champion
             continue
-        if other.digest != version.digest and shares_base(other):
+        if other.digest != version.digest and shares_base(other) and place(other) == place(version):
             others.append(other)
-    others.sort(key=lambda other: other.created_at)
-    return [other for other in others if place(other) == place(version)][-most:]
+    return sorted(others, key=lambda other: other.created_at)[-most:]
 
 
 def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any) -> Champion:

@@ -25,6 +25,7 @@ from models.registry import ModelVersion
 BARE = "__base__"
 """PEFT's name for the rows of a batch that no adapter is for."""
 MIXED = "mixed"
+"""Stands for a pass with rows of several adapters, in place of the one that is active."""
 
 
 def adapter_of(loaded: LoadedModel[ModelVersion]) -> str:

@@ -119,6 +119,7 @@ def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
         return
     config = former["deployments"][0]["user_config"]
     alike = former.get("runtime_env") == {"working_dir": version.code}
+    was_beside = version.version in config.get("beside", {})
     if alike and config["digest"] == version.digest:
         yield _base_url(former)
         return
@@ -133,7 +134,7 @@ def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {absent[version.version]}")
         yield url
     except BaseException:
-        if alike:
+        if alike and not was_beside:
             with suppress(DeployError):  # what went wrong before is what is told
                 _withdraw(name, version=version)
         raise
