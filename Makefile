@@ -31,7 +31,7 @@ check: $(SETUP)
 	$(BIN)/lint-imports
 
 bench: $(SETUP)
-	@for script in benchmarks/*_*.py benchmarks/autoscaling.py benchmarks/banking77.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*_*.py)) autoscaling banking77; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """Replicas that come and go with the load: from zero, to the maximum, back, and to zero again.
 
-    python benchmarks/autoscaling.py
+    python -m benchmarks.autoscaling
 
 One application with `min_replicas: 0`, `max_replicas: 3`, four requests in flight a replica aimed at, ten seconds
 until the last one may go, and the recipe's other defaults, on a stack of its own that declares a CPU for each replica,

@@ -1,6 +1,6 @@
 """One full fine-tune of MiniLM on all of Banking77's training rows: its accuracy on the official test, and its cost.
 
-    TAILORBIRD_DATA=folder python benchmarks/banking77.py
+    TAILORBIRD_DATA=folder python -m benchmarks.banking77
 
 The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of
 which none is used to choose anything: the configuration was chosen on validation rows by `recipes/banking77.yaml`,

@@ -1,6 +1,6 @@
 """What our chat training saves over transformers.Trainer.
 
-    python benchmarks/chat_training.py
+    python -m benchmarks.chat_training
 
 SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch,
 batch 16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in

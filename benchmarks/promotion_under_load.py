@@ -1,6 +1,6 @@
 """What clients notice of a change of champion: `promote` and `rollback` while 32 of them ask without pause.
 
-    python benchmarks/promotion_under_load.py
+    python -m benchmarks.promotion_under_load
 
 Two full fine-tunes of MiniLM's size, whose classes are known by each other's names, so that every answer tells which of
 them gave it. Each `promote` is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
@@ -67,6 +67,8 @@ class Heard:
     latency_s: np.ndarray
     fault: np.ndarray
     """[N] 0 for a right answer, 1 for a failed request, 2 for an answer that is not its version's own."""
+    status: np.ndarray
+    """[N] HTTP status; 0 where the connection broke or nothing came in 30 s."""
     client_cores: float
 
     def p99_ms(self, begin: float, end: float) -> float:
@@ -100,6 +102,9 @@ def main() -> None:
         rows[f"{number} {name}"] = figures
     ratios = [row["to_before"] for row in rows.values()]
     show(f"{NUM_CLIENTS} clients, {load.dtype_name()}", rows)
+    _show_failures(heard, changes)
+    if os.environ.get("KEEP"):
+        np.savez("/tmp/heard.npz", ended=heard.ended, latency_s=heard.latency_s, changes=np.array([c[1:] for c in changes]))
     measured = {
         "requests": float(len(heard.ended)),
         "changes": float(len(changes)),
@@ -113,6 +118,20 @@ def main() -> None:
         "client_cores": heard.client_cores,
     }
     finish("promotion_under_load", measured, bounds=BOUNDS)
+
+
+def _show_failures(heard: Heard, changes: list[tuple[str, float, float]]) -> None:
+    """What failed, and how long after the begin of the change that it fell into or followed."""
+    failed = heard.fault == 1
+    begins = np.array([begin for _, begin, _ in changes])
+    last = np.searchsorted(begins, heard.ended, side="right") - 1
+    for number, status in sorted(set(zip(last[failed], heard.status[failed], strict=True))):
+        one = failed & (last == number) & (heard.status == status)
+        since = heard.ended[one] - begins[max(number, 0)]
+        print(
+            f"{one.sum()} failed with {status or 'no answer'}, {since.min():.1f} to {since.max():.1f} s after the "
+            f"begin of change {number + 1}, waiting {heard.latency_s[one].max():.2f} s at most"
+        )
 
 
 def _changes(home: str) -> Iterator[tuple[str, float, float]]:
@@ -219,12 +238,17 @@ def _clients(folder: Path, url: str, versions: list[registry.ModelVersion]) -> I
     """The clients, who ask until the function that is given collects what they heard."""
     given, heard = folder / "asked.json", folder / "heard.npz"
     given.write_text(json.dumps({"url": url, "answers": _answers(versions), "heard": str(heard)}))
-    process = subprocess.Popen([sys.executable, __file__, "clients", str(given)], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.promotion_under_load", "clients", str(given)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+    )
 
     def collect() -> Heard:
         process.communicate()  # the end of its input is the end of the load
         found = np.load(heard)
-        return Heard(found["ended"], found["latency_s"], found["fault"], float(found["client_cores"]))
+        columns = (found[name] for name in ("ended", "latency_s", "fault", "status"))
+        return Heard(*columns, float(found["client_cores"]))
 
     try:
         yield collect
@@ -249,16 +273,17 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
     """The process of the clients: 32 connections, each sends its next text when it has the last one's answer."""
     place, answers = urlsplit(given["url"]), given["answers"]
     path, texts = f"{place.path}/v1/classify", list(answers)
-    kept: list[tuple[float, float, int]] = []
+    kept: list[tuple[float, float, int, int]] = []
     over = asyncio.Event()
 
-    async def exchange(body: bytes, streams: Any) -> tuple[int, bytes]:
+    async def exchange(body: bytes, streams: Any) -> tuple[int, bytes, bool]:
         reader, writer = streams
         head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         told = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(told.split(b"content-length:")[1].split(b"\r\n")[0])
-        return int(told.split(b" ", 2)[1]), await reader.readexactly(length)
+        content = await reader.readexactly(length)
+        return int(told.split(b" ", 2)[1]), content, b"\r\nconnection: close\r\n" not in told
 
     async def client(number: int) -> None:
         streams: Any = None
@@ -266,18 +291,22 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
         while not over.is_set():
             text = texts[asked % len(texts)]
             asked += NUM_CLIENTS
-            body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 0
+            body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 1
+            status = 0
             try:
                 streams = streams or await asyncio.open_connection(place.hostname, place.port)
-                status, content = await asyncio.wait_for(exchange(body, streams), 30)
+                status, content, goes_on = await asyncio.wait_for(exchange(body, streams), 30)
+                if not goes_on:  # as a proxy says that is about to be replaced
+                    streams[1].close()
+                    streams = None
                 fault = 0 if status == 200 else 1
                 if status == 200:
                     found = json.loads(content)
                     wanted = answers[text].get(found["version"])
                     fault = 0 if [one["label"] for one in found["results"]] == [wanted] else 2
             except (OSError, EOFError, TimeoutError, IndexError, ValueError):
-                fault, streams = 1, None
-            kept.append((time.monotonic(), time.monotonic() - begun, fault))
+                streams = None
+            kept.append((time.monotonic(), time.monotonic() - begun, fault, status))
 
     asking = [asyncio.create_task(client(number)) for number in range(NUM_CLIENTS)]
     begun, cpu = time.monotonic(), time.process_time()
@@ -285,8 +314,8 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
     cores = (time.process_time() - cpu) / (time.monotonic() - begun)
     over.set()
     await asyncio.gather(*asking)
-    ended, latency_s, fault = (np.array(column) for column in zip(*kept, strict=True))
-    np.savez(given["heard"], ended=ended, latency_s=latency_s, fault=fault, client_cores=cores)
+    ended, latency_s, fault, status = (np.array(column) for column in zip(*kept, strict=True))
+    np.savez(given["heard"], ended=ended, latency_s=latency_s, fault=fault, status=status, client_cores=cores)
 
 
 if __name__ == "__main__":

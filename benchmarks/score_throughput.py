@@ -1,6 +1,6 @@
 """What scoring a Parquet data set costs: rows per second of `tailorbird score` against the model alone.
 
-    python benchmarks/score_throughput.py
+    python -m benchmarks.score_throughput
 
 Both variants run on the same cores, all of the machine's, one torch thread each, over the same texts, ICD-10-CM terms,
 and tokenize them: `raw` is one process a core that sorts its share by length and forwards it in batches of 64, with no

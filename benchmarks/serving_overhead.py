@@ -1,6 +1,6 @@
 """What serving costs: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
 
-    python benchmarks/serving_overhead.py
+    python -m benchmarks.serving_overhead
 
 All variants run on the same cores, all of the machine's: `raw` is one process a core, one torch thread each, over texts
 sorted by length in batches of 64, tokenization included, with no HTTP; `lists` and `singles` are 32 clients of the

@@ -1,6 +1,6 @@
 """What a shadow costs whoever asks the champion: the time of an answer with and without one.
 
-    python benchmarks/shadow_cost.py
+    python -m benchmarks.shadow_cost
 
 One replica on a stack of its own; the champion and the version on trial are MiniLM with heads of random numbers. The
 clients send one text a request: 4 that pause between an answer and the next request, so that the champion is idle about

@@ -1,6 +1,6 @@
 """Memory as training rows grow from ten thousand to ten million: what streaming holds does not grow with them.
 
-    python benchmarks/streaming_memory.py [most rows]
+    python -m benchmarks.streaming_memory [most rows]
 
 Generated Parquet (four made-up words a row, 21 classes, row groups of 131,072) on an S3 server of its own. Of
 each size, each in a process of its own: the rows are gathered as a run gathers them (Ray Data checks and encodes them

@@ -1,6 +1,6 @@
 """What a sweep costs beside training: eight trials on two workers at stage 1, from nothing to the selected trial.
 
-    python benchmarks/sweep_overhead.py
+    python -m benchmarks.sweep_overhead
 
 `tuning.sweep.sweep` as a run calls it, on a stack of its own: worker groups, Optuna, ASHA, validation, exports of the
 best trials to S3. From the call to its return, less the seconds inside training steps, over the number of trials. Every

@@ -1,6 +1,6 @@
 """What stopping saves: eight trials stopped as a run stops them, against the same eight trained to their end.
 
-    python benchmarks/sweep_stopping.py
+    python -m benchmarks.sweep_stopping
 
 ICD-10-CM terms, MiniLM, learning rates over two decades, the pretrained ladder as a run climbs it and its goal; two
 workers at stage 1. Both sweeps draw by the same seed at random, so that they try the same configurations. The cost is

@@ -1,6 +1,6 @@
 """What our training costs over a bare PyTorch loop, and what it saves over transformers.Trainer.
 
-    python benchmarks/training_overhead.py
+    python -m benchmarks.training_overhead
 
 Six ways to train the same classifier (MiniLM, a head of zeros) on the same ICD-10-CM terms, one epoch, batch 32, one
 process with one torch thread. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in a process group

@@ -1,6 +1,6 @@
 """Is the verdict honest about itself: equal models fine-tuned at most at alpha, and power what it claims to be.
 
-    python benchmarks/verdict_error_rates.py
+    python -m benchmarks.verdict_error_rates
 
 Simulated tests of many sizes, discordances and accuracies, the two models' errors correlated as real ones are; the
 seeds are not the one that power is computed with. Every variant is drawn in turn, in several rounds; a figure is the

@@ -1,6 +1,6 @@
 """What a verdict costs: from stored predictions of 100,000 test rows of 77 classes to an outcome, on one core.
 
-    python benchmarks/verdict_speed.py
+    python -m benchmarks.verdict_speed
 
 Both metrics in turn, in several rounds, each with every gate on predictions: 100,000 rows with typing errors and 20,000
 with a name, sex or age swapped, six groups. Reading the Parquet is in it, and so are the bootstraps. Wrong answers are
