@@ -103,8 +103,6 @@ def main() -> None:
     ratios = [row["to_before"] for row in rows.values()]
     show(f"{NUM_CLIENTS} clients, {load.dtype_name()}", rows)
     _show_failures(heard, changes)
-    if os.environ.get("KEEP"):
-        np.savez("/tmp/heard.npz", ended=heard.ended, latency_s=heard.latency_s, changes=np.array([c[1:] for c in changes]))
     measured = {
         "requests": float(len(heard.ended)),
         "changes": float(len(changes)),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +40,10 @@ class Engine(Protocol):
 
 _log = logging.getLogger("ray.serve")
 
+SWITCH_S = 0.0005
+"""How long a thread may keep Python from the others, for Python's 5 ms: a forward pass gives it up at each of a hundred
+operations, and would wait as long each time for whoever reads requests, or loads a version, meanwhile."""
+
 EngineT = TypeVar("EngineT", bound=Engine)
 
 
@@ -57,6 +62,7 @@ class Replica(Generic[EngineT]):
         retire: Callable[[EngineT], None] = lambda _former: None,
         meter: Meter | None = None,
     ) -> None:
+        sys.setswitchinterval(SWITCH_S)
         self._load = load
         self._retire = retire
         self._section = section
