@@ -245,8 +245,8 @@ def _clients(folder: Path, url: str, versions: list[registry.ModelVersion]) -> I
     def collect() -> Heard:
         process.communicate()  # the end of its input is the end of the load
         found = np.load(heard)
-        columns = (found[name] for name in ("ended", "latency_s", "fault", "status"))
-        return Heard(*columns, float(found["client_cores"]))
+        columns = {name: found[name] for name in ("ended", "latency_s", "fault", "status")}
+        return Heard(**columns, client_cores=float(found["client_cores"]))
 
     try:
         yield collect

@@ -434,6 +434,8 @@ class ServingSection(Section):
     """CPU cores, and torch threads, of a replica."""
     gpus_per_replica: Literal[0, 1] = 0
     """GPUs of a replica."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """For `task: chat`, whose batching answers: `vllm` is for GPUs, and the cluster must have `tailorbird[gpu]`."""
     max_batch_size: int = Field(default=64, ge=1)
     """Texts in one forward pass; for `task: chat`, conversations that are answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
@@ -550,6 +552,8 @@ class Recipe(Section):
             raise ValueError(
                 f"evaluation.metric {self.evaluation.metric!r} is none of a {self.task} task's: {', '.join(allowed)}"
             )
+        if self.task == "classification" and self.serving.engine != "transformers":
+            raise ValueError("serving.engine is for a chat task; leave it out")
         if self.task == "chat":
             refused = {
                 f"evaluation.gates.{name}": getattr(self.evaluation.gates, name) for name in CLASSIFICATION_GATES

@@ -29,7 +29,7 @@ from serving.chat_protocol import (
     usage_event,
 )
 from serving.docs import HTML
-from serving.generate import Generator, Sampling
+from serving.generate import ChatEngine, Generator, Sampling
 from serving.http import ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
 from serving.metrics import TOKENS, note_failure, note_version
@@ -46,7 +46,7 @@ _log = logging.getLogger("ray.serve")
 class Job(NamedTuple):
     """A request that is to be answered."""
 
-    engine: Generator
+    engine: ChatEngine
     prompt: list[int]
     max_new_tokens: int
     sampling: Sampling
@@ -88,8 +88,7 @@ class Chat:
         self._section = ServingSection.model_validate(section)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        load = partial(_load, max_batch_size=self._section.max_batch_size)
-        self._replica = Replica(load, section=self._section, retire=Generator.retire)
+        self._replica = Replica(partial(_load, section=self._section), section=self._section, retire=ChatEngine.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -129,7 +128,7 @@ class Chat:
         job = _job(request, prompt, engine=engine, param="prompt", cap=self._section.max_new_tokens)
         return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text, arm))
 
-    def _free_engine(self, request: Asked, request_id: str) -> tuple[Generator, Arm | None]:
+    def _free_engine(self, request: Asked, request_id: str) -> tuple[ChatEngine, Arm | None]:
         """Who answers, and as which arm of a trial; RequestError 429 where it holds as many requests as it may."""
         engine, arm = self._replica.drawn(request.model, unit=request.subject or request_id)
         if arm == "canary" and not engine.running:  # the replica's log says why
@@ -194,27 +193,27 @@ class Chat:
         log.answers.add([entry])
 
 
-def _chat_prompt(request: ChatRequest, *, engine: Generator) -> list[int]:
+def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:
     """The conversation as it was evaluated; RequestError 400 where the model's template does not take it."""
-    prompting, tokenizer = engine.loaded.prompting, engine.loaded.tokenizer
+    prompting, tokenizer = engine.prompting, engine.tokenizer
     try:
         return prompt_tokens(request.conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
     except DataError as error:
         raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
 
 
-def _text_prompt(request: CompletionRequest, *, engine: Generator) -> list[int]:
+def _text_prompt(request: CompletionRequest, *, engine: ChatEngine) -> list[int]:
     """A text as it stands; what spells a special token is one, for whoever builds a prompt needs them."""
-    prompt: list[int] = engine.loaded.tokenizer(request.text)["input_ids"]
+    prompt: list[int] = engine.tokenizer(request.text)["input_ids"]
     if not prompt:
         raise RequestError(400, "invalid_request", "prompt: give a text that is not empty", param="prompt")
     return prompt
 
 
-def _job(request: Asked, prompt: list[int], *, engine: Generator, param: str, cap: int | None) -> Job:
+def _job(request: Asked, prompt: list[int], *, engine: ChatEngine, param: str, cap: int | None) -> Job:
     """The request as the engine takes it, `param` the field its prompt is from; RequestError 400 where its model cannot
     answer it."""
-    own = engine.loaded.prompting.max_new_tokens
+    own = engine.prompting.max_new_tokens
     most = cap or own
     asked = request.limit or min(own, most)
     if asked > most:
@@ -245,7 +244,7 @@ def _job(request: Asked, prompt: list[int], *, engine: Generator, param: str, ca
 async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
     """The answer as it grows (where not streaming, once it is whole); the last, and no other, has a finish reason."""
     engine = job.engine
-    decode = partial(engine.loaded.tokenizer.decode, skip_special_tokens=True)
+    decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
     generating = engine.generate(
         job.prompt, max_new_tokens=job.max_new_tokens, sampling=job.sampling, streaming=streaming
     )
@@ -299,9 +298,13 @@ async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: b
             tell(last)
 
 
-def _load(uri: str, digest: str, *, max_batch_size: int) -> Generator:
+def _load(uri: str, digest: str, *, section: ServingSection) -> ChatEngine:
+    if section.engine == "vllm":
+        from serving.vllm_engine import load_engine
+
+        return load_engine(uri, digest, max_batch_size=section.max_batch_size)
     from models.load import load_chat_version
 
     loaded = load_chat_version(uri)
     require_digest(loaded.version, digest=digest)
-    return Generator(loaded, max_batch_size=max_batch_size)
+    return Generator(loaded, max_batch_size=section.max_batch_size)

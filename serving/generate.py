@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +12,10 @@ from data.chat import prompt_tokens
 from serving.protocol import RequestError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from models.load import LoadedChat
-    from models.registry import ModelVersion
+    from models.registry import ModelVersion, Prompting
 
 WARM_UP_S = 120
 
@@ -25,30 +28,45 @@ class Sampling(NamedTuple):
     seed: int
 
 
-class Generator:
-    """A loaded chat version, whose forward passes run in a thread of their own over all requests in flight.
+class ChatEngine(ABC):
+    """Answers for one chat version.
 
-    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the thread ends when
+    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the engine ends when
     the version is retired and the last request that holds it is over.
     """
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
-        self.loaded = loaded
-        self.end_id = int(loaded.tokenizer.eos_token_id)
+    max_length: int
+    """Tokens that a prompt and its answer may have together."""
+
+    def __init__(
+        self, *, version: "ModelVersion", tokenizer: "PreTrainedTokenizerBase", prompting: "Prompting"
+    ) -> None:
+        self.version = version
+        self.tokenizer = tokenizer
+        self.prompting = prompting
+        self.end_id = int(tokenizer.eos_token_id)
         self.num_held = 0
         self._retired = False
         self._ending: asyncio.Future[None] | None = None
-        self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
-        self.max_length = _max_length(loaded.model.lm, self._manager)
 
     @property
-    def version(self) -> "ModelVersion":
-        return self.loaded.version
-
-    @property
+    @abstractmethod
     def running(self) -> bool:
-        """Whether it answers; an error outside of one request ends its thread."""
-        return bool(self._manager.is_running())
+        """Whether it answers; an error outside of one request ends it."""
+
+    @abstractmethod
+    def generate(
+        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """The tokens so far, and whether they are all, again and again (where not streaming, once they are all).
+
+        The token that ends a turn is one of them. Closing the generator cancels the request. Raises RequestError where
+        the engine gives up.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """Gives back what it holds; waits."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -65,14 +83,30 @@ class Generator:
         self._retired = True
         self._end_if_unused()
 
+    def _end_if_unused(self) -> None:
+        if self._retired and self.num_held == 0 and self._ending is None:
+            self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)
+
+
+class Generator(ChatEngine):
+    """Transformers' continuous batching, whose forward passes run in a thread of their own over all requests in
+    flight."""
+
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
+        super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+        self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
+        self.max_length = _max_length(loaded.model.lm, self._manager)
+
+    @property
+    def running(self) -> bool:
+        return bool(self._manager.is_running())
+
+    def end(self) -> None:
+        self._manager.destroy()
+
     async def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """The tokens so far, and whether they are all, again and again (where not streaming, once they are all).
-
-        The token that ends a turn is one of them. Closing the generator cancels the request. Raises RequestError where
-        the engine gives up.
-        """
         request_id, news = uuid.uuid4().hex, asyncio.Event()
         heard: list[Any] = []
 
@@ -108,10 +142,6 @@ class Generator:
         with suppress(queue.Empty):
             while True:
                 self._manager.output_router.output_queue.get_nowait()
-
-    def _end_if_unused(self) -> None:
-        if self._retired and self.num_held == 0 and self._ending is None:
-            self._ending = asyncio.get_running_loop().run_in_executor(None, self._manager.destroy)
 
 
 def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:

@@ -72,6 +72,7 @@ def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
             chat() | {"data": {"train": "s3://l/t", "auxiliary_label": "x"}},
             "data.auxiliary_label is for classification",
         ),
+        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is for a chat task"),
     ],
 )
 def test_what_the_other_task_alone_has_is_refused(given: dict[str, Any], named: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from models.registry import Prompting
 from serving.chat import Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
 from serving.chat_protocol import CHAT, COMPLETION, parse_chat, parse_completion
-from serving.generate import Generator, Sampling
+from serving.generate import ChatEngine, Sampling
 from serving.protocol import RequestError
 from tests.small_chat import tokenizer
 
@@ -28,10 +27,8 @@ class Said:
         self.at_once, self.fails_after = at_once, fails_after
         self.end_id = TOKENIZER.eos_token_id
         self.max_length = 64
-        self.loaded = SimpleNamespace(
-            tokenizer=TOKENIZER,
-            prompting=Prompting(system="own", shots=(("user", "q"), ("assistant", "a")), max_new_tokens=8),
-        )
+        self.tokenizer = TOKENIZER
+        self.prompting = Prompting(system="own", shots=(("user", "q"), ("assistant", "a")), max_new_tokens=8)
         self.num_told = 0
         self.num_held = 0
 
@@ -133,12 +130,12 @@ def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_h
 
 def made(fields: dict[str, Any], *, cap: int | None = None) -> Job:
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-    request, engine = parse_chat(json.dumps(body).encode()), cast(Generator, Said(""))
+    request, engine = parse_chat(json.dumps(body).encode()), cast(ChatEngine, Said(""))
     return _job(request, _chat_prompt(request, engine=engine), engine=engine, param="messages", cap=cap)
 
 
 def test_a_completion_continues_a_text_as_it_stands() -> None:
-    engine = cast(Generator, Said(""))
+    engine = cast(ChatEngine, Said(""))
     for prompt in ("one</s>two", ["one</s>two"]):
         request = parse_completion(json.dumps({"prompt": prompt}).encode())
         tokens = _text_prompt(request, engine=engine)

@@ -26,9 +26,9 @@ GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
 T = TypeVar("T")
 
 
-def engine() -> Generator:
+def engine(lm: Any = None) -> Generator:
     loaded: Any = SimpleNamespace(
-        model=ChatModel(language_model()),
+        model=ChatModel(lm or language_model()),
         tokenizer=TOKENIZER,
         prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
         version=SimpleNamespace(version="v"),
@@ -123,11 +123,12 @@ def test_a_retired_engine_leaves_no_model_behind() -> None:
     import weakref
 
     async def swap() -> Any:
-        old = engine()
+        lm = language_model()
+        old = engine(lm)
         await tokens(old, PROMPTS[0])
         old.retire()
         await cast(Any, old._ending)
-        return weakref.ref(old.loaded.model.lm)
+        return weakref.ref(lm)
 
     left = asyncio.run(swap())
     gc.collect()
