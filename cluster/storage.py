@@ -27,6 +27,11 @@ NUM_TRANSFERS = 8
 CHUNK_BYTES = 1 << 20
 
 
+def is_behind(error: BaseException) -> bool:
+    """Whether an error is the store's or was raised for one of its: its message may tell where things lie."""
+    return isinstance(error, StorageError) or isinstance(error.__context__, StorageError)
+
+
 def read_bytes(uri: str) -> bytes:
     """An object's whole content."""
     store, path = filesystem(uri)

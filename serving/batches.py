@@ -170,7 +170,7 @@ def _again(found: BatchStatus, batch: "Batch") -> dict[str, Any] | None:
 
 def _outward(error: Exception, request: BatchRequest) -> str:
     """What a client may read: of what the store said, not where it is."""
-    if isinstance(error, storage.StorageError) or isinstance(error.__context__, storage.StorageError):
+    if storage.is_behind(error):
         _log.warning("a batch was refused: %s", error)
         return f"{request.input} or {request.output} is not there, or not ours to use; check both"
     return str(error)

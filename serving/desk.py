@@ -153,9 +153,9 @@ def run(home: str, batch_id: str, section: dict[str, Any]) -> str | None:
         score(batch, ServingSection.model_validate(section), version=version, told=told)
     except GaveUp:
         return None
-    except (BatchError, DataError) as error:
-        return str(error)
-    except (storage.StorageError, RegistryError):
+    except (BatchError, DataError, storage.StorageError, RegistryError) as error:
+        if isinstance(error, (BatchError, DataError)) and not storage.is_behind(error):
+            return str(error)
         _log.exception("batch %s failed", batch_id)
         return "the store or the registry failed; the cluster's log says how. Ask for the same batch again to go on"
     change(home, batch_id, lambda found: _if_running(found, status="completed"))

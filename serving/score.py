@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PART_ROWS = {"classification": 1 << 12, "chat": 1 << 8}
 """Rows that a worker has in hand at once, and what a kill may cost it; seconds to a minute of work."""
+PART_BYTES = 64 << 20
+"""Of the columns that are read, as Parquet counts them uncompressed: long rows go into smaller parts."""
 ASKED, MANIFEST = "batch.json", "manifest.json"
 """What an output was begun for, and, written last, what it holds."""
 TELL_EVERY_S = 15.0
@@ -39,6 +41,8 @@ class Input:
     etag: str
     size_bytes: int
     num_rows: int
+    read_bytes: int
+    """Of the columns that are read, uncompressed."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,15 @@ def shown(show: Callable[[dict[str, Any]], None]) -> Told:
 
 
 def parts_of(inputs: Sequence[Input], *, size: int) -> Iterator[Part]:
-    """The rows of each file in parts of `size`, its last one smaller; the same files give the same parts."""
+    """The rows of each file in parts of `size`, its last one smaller; the same files give the same parts.
+
+    Of a file with long rows, of as many as have `PART_BYTES` on average.
+    """
     number = first = 0
     for file in inputs:
-        for start in range(0, file.num_rows, size):
-            num_rows = min(size, file.num_rows - start)
+        most = max(1, min(size, file.num_rows * PART_BYTES // max(1, file.read_bytes)))
+        for start in range(0, file.num_rows, most):
+            num_rows = min(most, file.num_rows - start)
             yield Part(number, file.uri, start, first, num_rows, file.etag)
             number, first = number + 1, first + num_rows
 
@@ -199,7 +207,14 @@ def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[Input]:
                     raise BatchError(
                         f"{uri}: column {batch.id_column!r} is {found}, in other files {kind}; write them alike"
                     )
-            yield Input(uri, etag, size_bytes, file.metadata.num_rows)
+            yield Input(uri, etag, size_bytes, file.metadata.num_rows, _read_bytes(file.metadata, columns))
+
+
+def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
+    """Of the columns, nested ones too, in all row groups."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
 
 
 def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:

@@ -99,7 +99,7 @@ class Scorer:
             storage.write_bytes(uri, sink.getvalue(), patient=True)
             told |= {"num_rows": table.num_rows, "began": began, "ended": time.time()}
         except (DataError, storage.StorageError) as error:
-            told |= {"refused": str(error), "by_store": isinstance(error, storage.StorageError)}
+            told |= {"refused": str(error), "by_store": storage.is_behind(error)}
         return {"told": json.dumps(told)}
 
     def _made_of(self, part: Part) -> bytes:

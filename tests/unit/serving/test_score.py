@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cluster import storage
 from data.chat import prompt_tokens
-from data.read import DataError
+from data.read import DataError, parquet_files
 from models.chat import ChatModel, answer_prompts
 from models.load import LoadedChat
 from models.registry import ModelVersion, Prompting
 from recipes.schema import ServingSection
-from serving.score import BatchError, Input, batch_of, inside, parts_of
+from serving.score import PART_BYTES, BatchError, Input, _read_bytes, batch_of, inside, parts_of
 from serving.scorer import Batch, Part, score_part
 from tests import small_chat
 
@@ -43,13 +44,38 @@ def version(prompting: Prompting | None = None) -> ModelVersion:
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(1, 100))
 def test_every_row_is_in_one_part_and_parts_do_not_span_files(sizes: list[int], size: int) -> None:
-    inputs = [Input(f"s3://lake/{number}", "", 0, num_rows) for number, num_rows in enumerate(sizes)]
+    inputs = [Input(f"s3://lake/{number}", "", 0, num_rows, 0) for number, num_rows in enumerate(sizes)]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
     assert [part.first + row for part in parts for row in range(part.num_rows)] == list(range(sum(sizes)))
     places = [(part.uri, part.start + row) for part in parts for row in range(part.num_rows)]
     assert places == [(one.uri, row) for one in inputs for row in range(one.num_rows)]
     assert all(0 < part.num_rows <= size for part in parts)
+
+
+def test_long_rows_go_into_smaller_parts() -> None:
+    file = Input("s3://lake/long", "", 0, 100, 100 * (PART_BYTES // 8))
+    assert [part.num_rows for part in parts_of([file], size=50)] == [8] * 12 + [4]
+    larger = Input("s3://lake/longer", "", 0, 3, 9 * PART_BYTES)
+    assert [part.num_rows for part in parts_of([larger], size=50)] == [1, 1, 1]
+
+
+def test_bytes_are_counted_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    said = [[{"role": "user", "content": "x" * 1000 + str(row)}] for row in range(50)]
+    table = pa.table({"messages": said, "other": [str(row) * 5000 for row in range(50)]})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=20)
+    metadata = pq.read_metadata(tmp_path / "rows.parquet")
+    read, other = (_read_bytes(metadata, [name]) for name in ("messages", "other"))
+    assert 50_000 < read < 60_000
+    assert read + other == _read_bytes(metadata, ["messages", "other"]) > 5 * read
+
+
+def test_of_an_error_that_is_behind_another_it_is_known_whether_it_is_the_stores() -> None:
+    with pytest.raises(DataError) as caught:
+        parquet_files("file:///nowhere/at/all")
+    assert storage.is_behind(caught.value)
+    assert not storage.is_behind(BatchError("of its own"))
+    assert storage.is_behind(storage.StorageError("away"))
 
 
 @pytest.mark.parametrize(
