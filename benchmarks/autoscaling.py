@@ -7,7 +7,7 @@ until the last one may go, and the recipe's other defaults, on a stack of its ow
 whether or not the machine has them. The load: nothing, until no replica is left; a burst of 24 requests at once, which
 waits for the cold start and must not start more than one replica; 12 clients that each ask again when they are
 answered, until there are three; one client, until there is one; nothing, until there is none. A figure is the time from
-a change of the load to that of the replicas. Every request must be answered with 200. It ends the stack.
+a change of the load to that of the replicas; "none" is when the last has ended, since one that ends still answers. Every request must be answered with 200. It ends the stack.
 """
 
 import tempfile
@@ -46,7 +46,7 @@ def main() -> None:
 def measure(url: str) -> tuple[dict[str, float], Counter[str]]:
     """Seconds from each change of the load to the replicas', and how often which answer came."""
     statuses: Counter[str] = Counter()
-    figures = {"idle_to_zero_s": _seconds_until(lambda: num_running() == 0)}
+    figures = {"idle_to_zero_s": _seconds_until(lambda: num_replicas() == 0)}
     begin = time.monotonic()
     with ThreadPoolExecutor(BURST) as clients:
         burst = [clients.submit(ask, url, statuses) for _ in range(BURST)]
@@ -56,11 +56,11 @@ def measure(url: str) -> tuple[dict[str, float], Counter[str]]:
     with clients_that_ask(url, statuses, num_clients=1):  # else the one that started could go before it was watched
         figures["most_after_cold_start"] = max(most, most_running(until=lambda: time.monotonic() > end))
     with clients_that_ask(url, statuses, num_clients=MANY):
-        figures["one_to_three_s"] = _seconds_until(lambda: num_running() == SECTION.max_replicas)
+        figures["one_to_three_s"] = _seconds_until(lambda: num_replicas("RUNNING") == SECTION.max_replicas)
         time.sleep(5)  # answered by all of them
     with clients_that_ask(url, statuses, num_clients=1):
-        figures["three_to_one_s"] = _seconds_until(lambda: num_running() == 1)
-    figures["one_to_zero_s"] = _seconds_until(lambda: num_running() == 0)
+        figures["three_to_one_s"] = _seconds_until(lambda: num_replicas("RUNNING") == 1)
+    figures["one_to_zero_s"] = _seconds_until(lambda: num_replicas() == 0)
     return figures | {"failed": statuses.total() - statuses["200"]}, statuses
 
 
@@ -93,23 +93,17 @@ def clients_that_ask(url: str, statuses: "Counter[str]", *, num_clients: int) ->
                 one.result()
 
 
-def num_running() -> int:
-    """Replicas that answer."""
+def num_replicas(*states: str) -> int:
+    """Replicas in these states, or in any."""
     deployment = deploy._applications()[deploy.application_name(HOME)]["deployments"]["classifier"]
-    return sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-
-
-def num_started() -> int:
-    """Replicas that answer or will."""
-    deployment = deploy._applications()[deploy.application_name(HOME)]["deployments"]["classifier"]
-    return sum(replica["state"] in ("STARTING", "RUNNING") for replica in deployment["replicas"])
+    return sum(not states or replica["state"] in states for replica in deployment["replicas"])
 
 
 def most_running(*, until: Callable[[], bool]) -> int:
     """The most replicas that answered, or were to, at one time."""
     most = 0
     while not until():
-        most = max(most, num_started())
+        most = max(most, num_replicas("STARTING", "RUNNING"))
         time.sleep(0.2)
     return most
 
@@ -118,7 +112,7 @@ def _seconds_until(holds: Callable[[], bool]) -> float:
     begin = time.monotonic()
     while not holds():
         if time.monotonic() - begin > LIMIT_S:
-            raise RuntimeError(f"the replicas did not follow the load in {LIMIT_S} s: {num_running()} run")
+            raise RuntimeError(f"the replicas did not follow the load in {LIMIT_S} s: {num_replicas('RUNNING')} run")
         time.sleep(0.2)
     return time.monotonic() - begin
 
