@@ -7,7 +7,8 @@ until the last one may go, and the recipe's other defaults, on a stack of its ow
 whether or not the machine has them. The load: nothing, until no replica is left; a burst of 24 requests at once, which
 waits for the cold start and must not start more than one replica; 12 clients that each ask again when they are
 answered, until there are three; one client, until there is one; nothing, until there is none. A figure is the time from
-a change of the load to that of the replicas; "none" is when the last has ended, since one that ends still answers. Every request must be answered with 200. It ends the stack.
+a change of the load to that of the replicas; "none" is when the last has ended, since one that ends still answers.
+Every request must be answered with 200. It ends the stack.
 """
 
 import tempfile
