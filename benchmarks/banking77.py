@@ -9,13 +9,10 @@ with two torch threads, which is what a worker runs. CPU-seconds are those of th
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist

@@ -10,13 +10,10 @@ bf16` has `bf16=True` on as well. Counted are tokens that are no padding, in tra
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist

@@ -211,7 +211,7 @@ def _fastapi(uri: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, __file__, "plain", uri, str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving_overhead", "plain", uri, str(port)], cwd=ROOT)
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60

@@ -24,8 +24,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -75,7 +73,8 @@ def main() -> None:
 
 
 def _in_process(*asked: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *asked], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.streaming_memory", *asked]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -10,14 +10,11 @@ at a trial's end, and its growth a trial is taken from the second trial on, when
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns

@@ -11,13 +11,10 @@ as few steps as here ASHA stops good trials after their first, and `tuning.grace
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.material import MAX_LENGTH, icd10_task, own_stack
 from benchmarks.rounds import finish, show

@@ -10,12 +10,8 @@ equal models answer tests of five classes, the rarest 5 % of the rows.
 """
 
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean, median
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from numpy.typing import NDArray
