@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with
 batch 16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in
 a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer with its defaults but for the
 batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the longest of a batch; `Trainer,
-bf16` has `bf16=True` on as well. Counted are tokens that are no padding, in training steps alone.
+bf16`, where the machine computes in it, has `bf16=True` on as well. Counted are tokens that are no padding, in training
+steps alone.
 """
 
 import os
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rounds import finish, medians, show, take_turns
-from benchmarks.trainer import RANK_VARIABLES, run_trainer
+from benchmarks.trainer import HAS_BF16, RANK_VARIABLES, run_trainer
 from cluster import fetch
 from data import icd10
 from data.encode import load_tokenizer
@@ -46,14 +47,10 @@ def main() -> None:
         base = fetch.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
         material = load_chat_task(_task(base))
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        measured = take_turns(
-            {
-                "finetune": lambda: _ours(material),
-                "Trainer": lambda: _trainer(material, base=base),
-                "Trainer, bf16": lambda: _trainer(material, base=base, bf16=True),
-            },
-            rounds=NUM_ROUNDS,
-        )
+        variants = {"finetune": lambda: _ours(material), "Trainer": lambda: _trainer(material, base=base)}
+        if HAS_BF16:
+            variants["Trainer, bf16"] = lambda: _trainer(material, base=base, bf16=True)
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
         dist.destroy_process_group()
     show(f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()})
     figures = {
@@ -64,6 +61,7 @@ def main() -> None:
             ]
         )["ratio"]
         for name, other in (("trainer", "Trainer"), ("trainer_bf16", "Trainer, bf16"))
+        if other in measured
     }
     padding = medians(measured["finetune"])["padding share"]
     finish("chat_training", figures | {"padding_share": padding}, bounds=BOUNDS)

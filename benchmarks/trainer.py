@@ -6,8 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from models.load import inference_dtype
 from recipes.schema import TrainingSection
 
+HAS_BF16 = inference_dtype() == torch.bfloat16
+"""Whether the machine computes in it; another would take many times as long with it as without."""
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 """What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
 
