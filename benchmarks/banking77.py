@@ -34,9 +34,10 @@ SECTION = TrainingSection(
     zero_stage=0,
     num_workers=1,
     cpus_per_worker=NUM_THREADS,
-    epochs=3,
+    epochs=4,
     batch_size=32,
-    learning_rate=2e-4,
+    learning_rate=2.3e-4,
+    label_smoothing=0.2,
 )
 BOUNDS = {"test_accuracy": ">= 0.94", "cpu_seconds": "<= 450"}
 

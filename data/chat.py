@@ -12,7 +12,7 @@ from data.read import Conversation, DataError, Message, Rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PACKED_TOKENS, MAX_PADDING = 256, 0.03
+PACKED_TOKENS, MAX_PADDING = 128, 0.03
 """Width that packed rows aim at, where attention still costs little beside the rest of a model, and the share of
 padding that makes them wider and fewer instead."""
 NAMED = 5
