@@ -204,7 +204,6 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     config = application["deployments"][0]["user_config"]
     max_replicas = application["args"].get("serving", {}).get("max_replicas", 1)
     try:
-        # Several replicas take turns: enough right answers in a row, and none has the former version.
         _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
     except DeployError:
         former = declared.get(name)
@@ -326,22 +325,24 @@ def _put(applications: list[dict[str, Any]]) -> None:
 
 
 def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> dict[str, Any]:
-    """Asks /readyz for the configuration (of code from before it told that, for the digest), and returns its last
-    answer: Serve's status lags behind it by up to half a minute."""
+    """Asks /readyz until every replica that runs has the configuration, and returns the last answer: Serve's status
+    lags behind it by up to half a minute. Of code from before it told its configuration, or who answers, the digest is
+    looked at, and `num_answers` in a row are enough."""
     digest, asked = config["digest"], config_id(config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
-    in_a_row = 0
+    in_a_row, heard = 0, set[Any]()
     while time.monotonic() < deadline:
         ready = _ready(base_url)
         if ready.get("config", asked) != asked:  # what was said of a former one
             ready = {}
         if ready.get("refused") == digest:
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
-        in_a_row = in_a_row + 1 if ready.get("digest") == digest else 0
-        if in_a_row == num_answers:
+        right = ready.get("digest") == digest
+        in_a_row, heard = (in_a_row + 1, {*heard, ready.get("replica")}) if right else (0, set())
+        if in_a_row >= num_answers and (None in heard or _running(name) <= heard):
             return ready
-        if in_a_row:
+        if 0 < in_a_row < num_answers:
             continue
         status = _status(name)
         if not status.startswith(FAILED):
@@ -352,6 +353,13 @@ def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers
             raise DeployError(f"{name} could not be deployed: {status}")
         time.sleep(POLL_S)
     raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {_status(name)}")
+
+
+def _running(name: str) -> set[str]:
+    """The application's replicas that answer, as Serve names them."""
+    deployments = _applications().get(name, {}).get("deployments", {}).values()
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def _ready(base_url: str) -> dict[str, Any]:

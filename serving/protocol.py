@@ -149,6 +149,8 @@ class Up(Wire):
 class Ready(Wire):
     status: Literal["ready", "loading"]
     """`ready`, or `loading` with code 503."""
+    replica: str | None = None
+    """Who answers, as Serve names it."""
     config: str | None = None
     """`config_id` of what the replica was told last, and has loaded or refused."""
     version: str | None = None

@@ -270,6 +270,7 @@ class Replica(Generic[EngineT]):
         absent = dict.fromkeys(self._absent, "the replica's log says why") if self._door else self._absent
         ready = Ready(
             status="ready",
+            replica=_replica_id(),
             config=self._config,
             version=version.version,
             digest=version.digest,
@@ -279,6 +280,17 @@ class Replica(Generic[EngineT]):
             absent=absent or None,
         )
         return 200, ready.model_dump_json(exclude_none=True).encode()
+
+
+def _replica_id() -> str | None:
+    """As Serve names it; None where it is not Serve that runs this."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return str(serve.get_replica_context().replica_tag)
+    except RayServeException:
+        return None
 
 
 def refuse_unkept_subject(subject: str | None, *, log: RequestLog | None) -> None:

@@ -578,6 +578,16 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
                 over.set()
         assert {status for one in asking for status in one.result()} == {200}
 
+    def moved() -> bool:
+        """Once there are two replicas, both have another version as soon as the deploy returns."""
+        if _states(home) != ["RUNNING"] * 2:
+            return False
+        deploy.deploy(section, home=home, version=service.second)
+        told = [requests.get(f"{url}/readyz", timeout=60).json() for _ in range(20)]
+        assert {one["digest"] for one in told} == {service.second.digest}
+        assert len({one["replica"] for one in told}) == 2
+        return True
+
     deploy.undeploy("serving-test")  # whose core the second replica needs
     try:
         url = deploy.deploy(section, home=home, version=service.first)
@@ -588,11 +598,11 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         assert [one.result() for one in burst] == [[200]] * 12
         settled = time.monotonic() + section.look_back_period_s + section.upscale_delay_s + 1
         assert max(most, _most_replicas(home, until=lambda: time.monotonic() > settled)) == 1
-        under_load(8, until=lambda: _states(home) == ["RUNNING"] * 2)
+        under_load(8, until=moved)
         under_load(1, until=lambda: _states(home) == ["RUNNING"])
         _await(lambda: not _states(home))
-        assert deploy.deploy(section, home=home, version=service.second) == url  # waits for an answer from none
-        assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.second.version
+        assert deploy.deploy(section, home=home, version=service.first) == url  # waits for an answer from none
+        assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
     finally:
         deploy.undeploy("serving-scaled")
         service.deploy(service.first)
