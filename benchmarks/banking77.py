@@ -3,9 +3,10 @@
     TAILORBIRD_DATA=folder python -m benchmarks.banking77
 
 The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of
-which none is used to choose anything: the configuration was chosen on validation rows by `recipes/banking77.yaml`,
-whose verdict is the figure to cite. `training.loop.train` with a DeepSpeed engine at stage 0 in a process group of one
-with two torch threads, which is what a worker runs. CPU-seconds are those of the training steps, all threads counted.
+which none is used to choose anything here: the configuration lies in the range of `recipes/banking77.yaml`, which
+chooses on validation rows, and whose verdict is the figure to cite. `training.loop.train` with a DeepSpeed engine at
+stage 0 in a process group of one with two torch threads, which is what a worker runs. CPU-seconds are those of the
+training steps, all threads counted.
 """
 
 import os
@@ -75,7 +76,10 @@ def _trained(task: TrainingTask) -> dict[str, float]:
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
         nonlocal begun
-        print(f"epoch {report.epoch + 1}: test {report.score:.4f}, loss {report.loss:.3f}, {cpu_s:.0f} CPU-seconds")
+        print(
+            f"epoch {report.epoch + 1}: test {report.score:.4f}, loss {report.loss:.3f}, {cpu_s:.0f} CPU-seconds",
+            flush=True,
+        )
         begun = time.process_time()
         return True
 
