@@ -1,10 +1,8 @@
 """A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
 
 import itertools
-import os
 import re
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -553,33 +551,6 @@ def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> No
         deploy.deploy(SECTION, home="s3://models/serving-absent", version=absent)
     deploy.undeploy("serving-absent")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
-
-
-@pytest.mark.slow
-def test_a_replica_that_is_killed_under_load_loses_no_request(service: Service) -> None:
-    statuses: list[int] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        with requests.Session() as session:
-            while not over.is_set():
-                answer = session.post(f"{service.url}/v1/classify", json={"input": TEXTS[0]}, timeout=120)
-                statuses.append(answer.status_code)
-
-    before = _replicas(service.home)
-    with ThreadPoolExecutor(8) as clients:
-        asking = [clients.submit(ask) for _ in range(8)]
-        try:
-            time.sleep(2)
-            os.kill(min(before), signal.SIGKILL)
-            _await(lambda: _states(service.home) == ["RUNNING"] and _replicas(service.home) != before)
-            num_then = len(statuses)
-            _await(lambda: len(statuses) > num_then + 50)
-        finally:
-            over.set()
-    for one in asking:
-        one.result()
-    assert set(statuses) == {200}
 
 
 @pytest.mark.slow
