@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -12,7 +12,7 @@ import pytest
 from data.chat import prompt_tokens
 from models.chat import ChatModel, answer_prompts
 from models.registry import Prompting
-from serving.generate import Generator, Sampling
+from serving.generate import ChatEngine, Generator, Sampling
 from serving.protocol import RequestError
 from tests.small_chat import language_model, tokenizer
 
@@ -44,13 +44,32 @@ def shared() -> Iterator[Generator]:
 
 
 async def tokens(
-    generator: Generator, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
+    generator: ChatEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
     """Each state of an answer."""
     asked = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
     with generator.held():
         async with aclosing(asked):
             return [so_far async for so_far, _ in asked]
+
+
+async def ends_what_it_began(make: Callable[[], ChatEngine]) -> None:
+    """An engine that is retired while it answers; it is made in the loop that it lives in."""
+    old = make()
+    asking = asyncio.create_task(tokens(old, PROMPTS[0]))
+    while not old.num_held:
+        await asyncio.sleep(0)
+    old.retire()
+    assert old._ending is None
+    states = await asking
+    assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
+    while old._ending is None:
+        await asyncio.sleep(0)
+    await old._ending
+    assert not old.running
+    with pytest.raises(RequestError) as caught:
+        await tokens(old, PROMPTS[0])
+    assert caught.value.status == 503
 
 
 async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
@@ -99,24 +118,7 @@ def test_an_answer_that_nobody_waits_for_leaves_the_engine(shared: Generator) ->
 
 
 def test_a_retired_engine_ends_what_it_began_and_then_itself() -> None:
-    async def swap() -> None:
-        old = engine()
-        asking = asyncio.create_task(tokens(old, PROMPTS[0]))
-        while not old.num_held:
-            await asyncio.sleep(0)
-        old.retire()
-        assert old._ending is None
-        states = await asking
-        assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
-        while old._ending is None:
-            await asyncio.sleep(0)
-        await old._ending
-        assert not old.running
-        with pytest.raises(RequestError) as caught:
-            await tokens(old, PROMPTS[0])
-        assert caught.value.status == 503
-
-    asyncio.run(swap())
+    asyncio.run(ends_what_it_began(engine))
 
 
 def test_a_retired_engine_leaves_no_model_behind() -> None:

@@ -9,22 +9,15 @@ from typing import Any
 
 import pytest
 
-from data.chat import prompt_tokens
 from models.chat import ChatModel, answer_prompts
 from models.registry import Prompting
 from serving.generate import Sampling
-from serving.protocol import RequestError
 from serving.vllm_engine import EngineMissing, VllmEngine, start
-from tests.small_chat import language_model, tokenizer
+from tests.small_chat import language_model
+from tests.unit.serving.test_generate import GREEDY, LIMIT, PROMPTS, TOKENIZER, ends_what_it_began, tokens
 
 needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
-TOKENIZER = tokenizer()
-LIMIT, WIDTH = 24, 128  # heads of 32, as small as vLLM takes them
-PROMPTS = [
-    prompt_tokens((("user", text),), tokenizer=TOKENIZER, system="be brief")
-    for text in ("abc", "what is a dog", "x", "one two three four five six")
-]
-GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
+WIDTH = 128  # heads of 32, as small as vLLM takes them
 
 
 def loaded() -> Any:
@@ -48,16 +41,6 @@ def engine() -> Iterator[VllmEngine]:
     found = start(loaded(), max_batch_size=8)
     yield found
     found.end()
-
-
-async def tokens(
-    engine: VllmEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
-) -> list[list[int]]:
-    """Each state of an answer."""
-    asked = engine.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
-    with engine.held():
-        async with aclosing(asked):
-            return [so_far async for so_far, _ in asked]
 
 
 async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any) -> list[list[list[int]]]:
@@ -109,21 +92,4 @@ def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, l
 
 @needs_vllm
 def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runner) -> None:
-    async def swap() -> None:
-        old = start(loaded(), max_batch_size=8)
-        asking = asyncio.create_task(tokens(old, PROMPTS[0]))
-        while not old.num_held:
-            await asyncio.sleep(0)
-        old.retire()
-        assert old._ending is None
-        states = await asking
-        assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
-        while old._ending is None:
-            await asyncio.sleep(0)
-        await old._ending
-        assert not old.running
-        with pytest.raises(RequestError) as caught:
-            await tokens(old, PROMPTS[0])
-        assert caught.value.status == 503
-
-    loop.run(swap())
+    loop.run(ends_what_it_began(lambda: start(loaded(), max_batch_size=8)))
