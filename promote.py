@@ -6,9 +6,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.progress import Show
 from cluster.session import SessionError, has_dashboard
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
+from engine_choice import JUDGED, choose_engine
 from evaluation.rules import Outcome, winner
+from evaluation.same_weights import RECORD
 from evaluation.stored import MANIFEST
 from evaluation.verdict import Verdict
 from models.registry import (
@@ -28,6 +31,8 @@ from parity import prove, sample_of
 from recipes.schema import ServingSection
 from serving.deploy import DeployError, application_name, deploy, move, rehearsed, undeploy
 
+RUN_BY = "run by"
+"""Begins the reason of a champion that another engine runs than judged it."""
 WAY_BACK = "rolled back from"
 """Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
 
@@ -36,39 +41,55 @@ class PromotionRefused(ValueError):
     """The version may not become the champion; the message says why."""
 
 
-def promote(home: str, *, version: str | None = None, override: str | None = None) -> Champion:
+def promote(
+    home: str,
+    *,
+    version: str | None = None,
+    override: str | None = None,
+    engine: str | None = None,
+    show: Show = lambda _event: None,
+) -> Champion:
     """Makes `version` (a URI; without one, the winner of the latest run) the champion.
 
-    Where the task is served, the version answers test rows there first, beside the champion; then the champion is
-    changed, and then the service. Without a Ray in the environment, or where the task is not served, `serve_champion`
-    asks.
+    `engine` is what is to run it, as `engine_choice.choose_engine` takes it; without one a champion with these weights
+    stays as it is, and another is run as it was judged. Where the task is served, the version answers test rows there
+    first, beside the champion; then the champion is changed, and then the service. Without a Ray in the environment, or
+    where the task is not served, `serve_champion` asks.
 
     `override` is the reason to promote on a verdict that is not confirmatory, or a version that was rolled back, and is
     kept with the champion; for any other it has no effect. Raises PromotionRefused where no verdict chose the version,
     where the verdict expired, is not confirmatory and not overridden, or compared with another champion than the one
     that serves, and where somebody else changed the champion meanwhile; ParityRefused where it answers otherwise than
-    evaluated; DeployError and SessionError as `deploy`.
+    evaluated; EngineError as `choose_engine`; DeployError and SessionError as `deploy`.
     """
     if override is not None and not override.strip():
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
     found = read_champion(home)  # before the decision: a change after this moment makes the write fail
     evidence = _verdict_for(home, version=version.rstrip("/") if version else None)
-    chosen = read_version(_winner(evidence)["uri"])
-    if chosen.digest != _winner(evidence)["digest"]:
-        raise PromotionRefused(f"{chosen.uri} is not what was judged: its digest changed; run the recipe again")
-    if found is not None and found[0].digest == chosen.digest:
-        if found[0].parity is not None:  # the service may not have followed
-            _move(home, chosen, champion=found[0])
-        return found[0]
-    line: dict[str, tuple[Any, ...]] = {}
-    again = False
-    if found is not None:
-        _refuse_other_comparison(evidence, champion=found[0])
-        again = chosen.digest in found[0].rolled_back
-        left = tuple(digest for digest in found[0].rolled_back if digest != chosen.digest)
-        line = {"before": (*found[0].before, _former(found[0])), "rolled_back": left}
+    judged = read_version(_winner(evidence)["uri"])
+    if judged.digest != _winner(evidence)["digest"]:
+        raise PromotionRefused(f"{judged.uri} is not what was judged: its digest changed; run the recipe again")
+    former = found[0] if found else None
+    serves = former is not None and _weights_of(former) == judged.digest
+    if former is not None and serves and engine is None:
+        return _stays(home, former)
+    if former is not None and not serves:
+        _refuse_other_comparison(evidence, champion=former)
     _refuse_expired(evidence)
-    reason = _reason(evidence, override=override, again=again)
+    chosen = choose_engine(judged, evidence=evidence, engine=engine or JUDGED, home=home, show=show)
+    if former is not None and former.digest == chosen.digest:
+        return _stays(home, former)
+    line: dict[str, tuple[Any, ...]] = {}
+    if former is not None:
+        left = tuple(digest for digest in former.rolled_back if digest not in (chosen.digest, judged.digest))
+        line = {"before": (*former.before, _former(former)), "rolled_back": left}
+    again = former is not None and line["rolled_back"] != former.rolled_back
+    if former is not None and serves:
+        reason = _weights_reason(former.reason)
+    else:
+        reason = _reason(evidence, override=override, again=again)
+    if chosen.exported_from is not None:
+        reason = f"{RUN_BY} {chosen.engine} in {chosen.dtype} ({RECORD}); {reason}"
     with _rehearsed(home, version=chosen) as url:
         parity = None
         if url is not None:
@@ -179,6 +200,26 @@ def _note(home: str, champion: Champion, *, etag: str) -> None:
     """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
     with suppress(Conflict):
         change_champion(home, champion, etag=etag)
+
+
+def _stays(home: str, champion: Champion) -> Champion:
+    """The champion as it is, and the service, which may not have followed, along with it."""
+    if champion.parity is not None:
+        _move(home, champion_version(champion), champion=champion)
+    return champion
+
+
+def _weights_reason(reason: str) -> str:
+    """Why the weights serve, without why an engine runs them."""
+    return reason.partition("; ")[2] if reason.startswith(RUN_BY) else reason
+
+
+def _weights_of(champion: Champion) -> str | None:
+    """Digest of the version that a verdict was about, whatever engine runs it; None where the champion is damaged."""
+    with suppress(ValueError):
+        exported_from = read_version(champion.uri).exported_from
+        return exported_from.digest if exported_from else champion.digest
+    return None
 
 
 def trial_version(name: str, *, home: str) -> ModelVersion:

@@ -128,15 +128,24 @@ def promote(
     override: Annotated[
         str | None, typer.Option(metavar="REASON", help="Why a verdict that is not confirmatory may stand.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs a classifier on CPU: auto, torch, openvino or onnxruntime-int8.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Makes the winner of a run the champion; where it is served, once it answers test rows as it was evaluated.
 
-    Example: tailorbird promote recipes/icd10_demo.yaml
+    Another engine than torch, which every verdict is about, is tried on the cluster, and taken if it answers as well.
+
+    Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
     from promote import promote as promote_version
 
-    champion = promote_version(_recipe(recipe).home, version=version, override=override)
+    if engine is None:  # which takes no Ray where the task is not served
+        champion = promote_version(_recipe(recipe).home, version=version, override=override)
+    else:
+        with _working(recipe, None, as_json=as_json) as (loaded, show):
+            champion = promote_version(loaded.home, version=version, override=override, engine=engine, show=show)
     asked = champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
     _answer(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", asked])
 

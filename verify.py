@@ -14,15 +14,18 @@ from pyarrow import ArrowException
 from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
 from cluster.fetch import sha256_files
-from evaluation.case import refuse_wrong_scores
+from evaluation.case import Case, refuse_wrong_scores
+from evaluation.cost import CpuRounds
 from evaluation.evidence import UNREGISTERED, measures, pages, reliabilities, role_at
 from evaluation.hybrid import freeze_hybrid
 from evaluation.predict import load_predictions
 from evaluation.predictions import Predictions, VerdictRefused, align
 from evaluation.question import Question, ask, asked_digest, judged, run_name
-from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, table_names
+from evaluation.same_weights import RECORD, accept
+from evaluation.stored import MANIFEST, ROLES, VALIDATION, case_of, side_of, table_names
 from evaluation.verdict import decide
 from models.looks import read_looks
+from models.registry import read_version
 from recipes.schema import EvaluationSection
 from recipes.schema import digest as digest_of
 
@@ -42,9 +45,13 @@ def verify(uri: str) -> tuple[str, ...]:
     Raises ValueError where nothing at the URI is evidence.
     """
     uri = uri.rstrip("/")
+    if storage.exists(f"{uri}/{RECORD}"):
+        return _engine_faults(uri)
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, "evidence.json")):
         raise ValueError(f"{uri} has neither {MANIFEST} nor evidence.json; give the URI of a finished run or a version")
-    faults = list(_file_faults(uri))
+    asked = _json(f"{uri}/question.json")
+    chat = isinstance(asked, dict) and asked.get("recipe", {}).get("task") == "chat"
+    faults = list(_file_faults(uri, needed=NEEDED, tables=table_names(changed=False, reference=not chat)))
     evidence = _json(f"{uri}/evidence.json")
     if not isinstance(evidence, dict):
         return (*faults, "evidence.json holds no evidence: the verdict cannot be recomputed")
@@ -102,16 +109,37 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _file_faults(uri: str) -> Iterator[str]:
+def _engine_faults(uri: str) -> tuple[str, ...]:
+    """The record of what was exported for another engine, against its files and the answers beside it."""
+    record = _json(f"{uri}/{RECORD}")
+    faults = list(_file_faults(uri, needed=(RECORD,), tables=ROLES))
+    tables, unread = _tables(uri)
+    faults += unread
+    try:
+        question, cpu = Question.from_dict(record["question"]), record["measured"]["cpu"]
+        rounds = CpuRounds(tuple(cpu["incumbent"]), tuple(cpu["candidate"]))
+        judged, exported = (side_of(role, tables) for role in ROLES)
+        case = Case(judged, exported, tables.get("reference"), question.test_sha256, cpu=rounds)
+        again = json.loads(json.dumps(accept(case, question=question).to_dict()))
+        faults += _differences(record["found"], again, at="found", other="recomputed it is")
+        faults += _differences(record["accepted"], again["accepted"], at="accepted", other="recomputed it is")
+        faults += _registered_faults("the judged version", record["judged"]["uri"], digest=record["judged"]["digest"])
+        faults += _registered_faults("the version", uri, digest=read_version(uri).digest)
+        faults += _code_faults(record["code"])
+    except storage.StorageError:
+        raise
+    except UNREADABLE as error:
+        faults.append(f"{RECORD} is damaged: {type(error).__name__}: {error}")
+    return tuple(faults)
+
+
+def _file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -> Iterator[str]:
     """Files against the manifest: missing, changed, or foreign among the predictions."""
     manifest = _json(f"{uri}/{MANIFEST}")
     if not isinstance(manifest, dict):
         yield f"{MANIFEST} is missing, or no manifest: what the files were cannot be told"
         return
-    asked = _json(f"{uri}/question.json")
-    chat = isinstance(asked, dict) and asked.get("recipe", {}).get("task") == "chat"
-    tables = table_names(changed=False, reference=not chat)
-    for name in (*NEEDED, *(f"predictions/{table}.parquet" for table in tables)):
+    for name in (*needed, *(f"predictions/{table}.parquet" for table in tables)):
         if name not in manifest:
             yield f"{name} is not named in {MANIFEST}"
     for name, told in manifest.items():

@@ -35,15 +35,15 @@ def of_rule(rule: int, told: Told) -> tuple[str, ...]:
     if rule == 2:
         return tuple(f"leak: {leak}" for leak in told.leaks)
     if rule == 3:
-        return *proven(main, reference=reference, question=question), *_open_gates(told.gates)
+        return *proven(main, reference=reference, question=question), *open_gates(told.gates)
     if rule == 4:
-        return *proven(main, reference=reference, question=question), *_failed(told.gates), _mended(told.hybrid)
+        return *proven(main, reference=reference, question=question), *failed_gates(told.gates), _mended(told.hybrid)
     if rule == 5:
-        return *_failed(told.gates), *proven(main, reference=reference, question=question), *_no_hybrid(told)
+        return *failed_gates(told.gates), *proven(main, reference=reference, question=question), *_no_hybrid(told)
     if rule == 6:
-        return *_open_gates(told.gates, regulated=True), *proven(main, reference=reference, question=question)
+        return *open_gates(told.gates, regulated=True), *proven(main, reference=reference, question=question)
     if rule == 7:
-        return *_cheaper(told), *_open_gates(told.gates)
+        return *_cheaper(told), *open_gates(told.gates)
     if rule == 8:
         return insufficient(main, needed=told.needed, question=question)
     return stay(main, reference=reference, question=question)
@@ -117,7 +117,7 @@ def stay(main: Comparison, *, reference: Comparison | None, question: Question) 
     return *reasons, *_disagreement(main, question)
 
 
-def _failed(gates: tuple[Gate, ...]) -> tuple[str, ...]:
+def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
     """A sentence a bound that fails."""
     return tuple(
         f"the gate {gate.name} fails: {_told(bound, money=gate.name == 'cost')}"
@@ -127,7 +127,7 @@ def _failed(gates: tuple[Gate, ...]) -> tuple[str, ...]:
     )
 
 
-def _open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
+def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
     """A sentence a gate that this test cannot assess: each open bound with the rows it takes."""
     sentences = []
     for gate in gates:
@@ -175,7 +175,7 @@ def _no_hybrid(told: Told) -> tuple[str, ...]:
             f"{points(told.hybrid.interval[0])}, {p_text(told.hybrid.p_holm)} by Holm beside the candidate's, against "
             f"the bag-of-words reference from {points(told.hybrid.reference_interval[0])}",
         )
-    stopped = (*_failed(told.hybrid.gates), *_open_gates(told.hybrid.gates, regulated=told.question.regulated))
+    stopped = (*failed_gates(told.hybrid.gates), *open_gates(told.hybrid.gates, regulated=told.question.regulated))
     return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in stopped)
 
 

@@ -80,10 +80,15 @@ def rule_of(facts: Facts) -> int:
         ),
         (5, facts.proven and bool(failed)),
         (6, facts.proven),  # what is left: a gate not assessable, in a regulated recipe
-        (7, facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)),
+        (7, as_good_for_less(facts)),
         (8, facts.low <= 0 and facts.high >= facts.minimum_gain),
     )
     return next((rule for rule, holds in ranked if holds), 9)
+
+
+def as_good_for_less(facts: Facts) -> bool:
+    """Cheaper, not much worse, and no gate against it."""
+    return facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)
 
 
 def _pass(gates: Mapping[str, State], facts: Facts) -> bool:

@@ -30,15 +30,10 @@ def table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:
 def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Case:
     """The case that the evidence's verdict was decided on, from its JSON and its tables by name."""
     measured, routing = evidence["measured"], evidence["routing"]
-
-    def side(role: str) -> Side:
-        changed = {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables}
-        return Side(tables[role], changed)
-
     cpu = measured["cpu"]
     return Case(
-        incumbent=side("incumbent"),
-        candidate=side("candidate"),
+        incumbent=side_of("incumbent", tables),
+        candidate=side_of("candidate", tables),
         reference=tables.get("reference"),
         test_sha256=evidence["data"]["sha256_test"],
         leaks=tuple(evidence["data"]["leaks"]),
@@ -47,6 +42,11 @@ def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> C
         cpu=CpuRounds(tuple(cpu["incumbent"]), tuple(cpu["candidate"])) if cpu else None,
         training_cpu_s=measured["training_cpu_s"],
     )
+
+
+def side_of(role: str, tables: Mapping[str, Predictions]) -> Side:
+    """One model's tables, by its role."""
+    return Side(tables[role], {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables})
 
 
 def as_routing(value: Mapping[str, Any]) -> Routing:

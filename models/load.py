@@ -16,6 +16,7 @@ from data.encode import load_tokenizer
 from models.chat import ChatModel
 from models.classifier import Classifier
 from models.decide import Routing
+from models.engines import load_exported
 from models.registry import ModelVersion, Prompting, VersionConfig, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
@@ -239,10 +240,15 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Versi
         raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
     folder = checked_copy(uri)
     base = local_copy(config.base_model)
+    tokenizer = load_tokenizer(base)
+    if config.engine != "torch":
+        model: Classifier = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
+        model.eval().requires_grad_(False)
+        return LoadedModel(model, tokenizer, config.classes, config.max_length, config)
     model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
     model.head.float()  # as the ladder judged it: in bfloat16, close calls would turn
-    return LoadedModel(model, load_tokenizer(base), config.classes, config.max_length, config)
+    return LoadedModel(model, tokenizer, config.classes, config.max_length, config)
 
 
 def _load_chat(uri: str, config: Version, *, device: str | None) -> LoadedChat[Version]:

@@ -26,6 +26,8 @@ from models.decide import Routing
 Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
 UNTOUCHED = ("zero_shot", "few_shot", "centroid", "probe")
 """Kinds whose base model is as it came."""
+Engine = Literal["torch", "openvino", "onnxruntime-int8"]
+"""What runs a classifier's encoder: torch from safetensors, the others on CPU from what `models.engines` exported."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
 """What a chat version of a kind has its weights in; a prompt alone has none. A classifier of any kind has a head."""
 
@@ -84,11 +86,22 @@ class VersionConfig(Frozen):
     """Of the kind `hybrid` alone."""
     prompting: Prompting | None = None
     """Of a chat version alone; it has no classes."""
+    engine: Engine = "torch"
+    exported_from: Part | None = None
+    """The version with the same weights that a verdict was about; None of that version itself."""
 
     @model_validator(mode="after")
     def _parts_of_hybrids(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
             raise ValueError("the kind `hybrid`, and no other, has `hybrid`: its routing and two parts")
+        return self
+
+    @model_validator(mode="after")
+    def _exported_are_single_classifiers(self) -> Self:
+        if self.exported_from is None and self.engine != "torch":
+            raise ValueError(f"a version for the engine {self.engine} names in `exported_from` what it was made of")
+        if self.exported_from is not None and (self.hybrid or self.prompting):
+            raise ValueError("only a single classifier is exported for another engine, no hybrid and no chat model")
         return self
 
 
@@ -201,7 +214,7 @@ def register(home: str, folder: Path) -> ModelVersion:
         sort_keys=True,
     ).encode()
     digest = hashlib.sha256(manifest).hexdigest()
-    uri = f"{home}/versions/{config.kind.replace('_', '-')}-{digest[:12]}"
+    uri = f"{home}/versions/{_named(config)}-{digest[:12]}"
     if not exists(f"{uri}/manifest.json"):
         upload_folder(folder, uri)
         write_bytes(f"{uri}/manifest.json", manifest)
@@ -211,6 +224,14 @@ def register(home: str, folder: Path) -> ModelVersion:
             f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; restore it"
         )
     return version
+
+
+def _named(config: VersionConfig) -> str:
+    """How a version's name begins: by its kind, and what it was exported for, if it was."""
+    kind = config.kind.replace("_", "-")
+    if config.exported_from is None:
+        return kind
+    return f"{kind}-torch-{config.dtype}" if config.engine == "torch" else f"{kind}-{config.engine}"
 
 
 def read_version(uri: str) -> ModelVersion:
@@ -278,8 +299,9 @@ def champion_version(champion: Champion) -> ModelVersion:
 
 
 def shares_base(config: VersionConfig) -> bool:
-    """Whether a classifier answers over the pretrained weights as they came: it is a head, or an adapter with one."""
-    return config.prompting is None and config.kind in (*UNTOUCHED, "lora")
+    """Whether a classifier answers over the pretrained weights as they came: it is a head, or an adapter with one, that
+    torch runs."""
+    return config.prompting is None and config.engine == "torch" and config.kind in (*UNTOUCHED, "lora")
 
 
 def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[ModelVersion]:
