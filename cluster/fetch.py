@@ -72,7 +72,7 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     if isinstance(store, pafs.LocalFileSystem):
         storage.list_files(uri)
         return Path(path)
-    root = (cache or _cache()) / "folders"
+    root = (cache or cache_folder()) / "folders"
     root.mkdir(parents=True, exist_ok=True)
     key = _content_key(uri.rstrip("/"))
     local = root / key
@@ -83,7 +83,8 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     return local
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this node keeps what it can fetch or make again: TAILORBIRD_CACHE, or ~/.cache/tailorbird."""
     return Path(os.environ.get("TAILORBIRD_CACHE") or Path.home() / ".cache" / "tailorbird")
 
 

@@ -9,13 +9,15 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from cluster.storage import write_bytes
+from serving.journal import Journal, open_journal
 
 FLUSH_S = 10.0
 MAX_BYTES = 64 << 20
@@ -55,7 +57,7 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One text's answer, as it comes from the request path: nothing is worked out there."""
+    """One text's answer, as it comes from the request path."""
 
     request_id: str
     at: datetime
@@ -119,20 +121,39 @@ class Feedback:
 EntryT = TypeVar("EntryT", bound=Entry | Feedback)
 
 
+@dataclass
+class _Batch:
+    """Rows of one file a day, each with about the bytes that it holds in memory."""
+
+    number: int
+    rows: deque[tuple[int, dict[str, Any]]] = field(default_factory=deque)
+
+
 class Spool(Generic[EntryT]):
     """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
 
     What a file holds is written whole or not at all; what could not be written waits, up to `MAX_BYTES`, and `close`
-    writes what is left. `to_row` makes a row of `schema`, off the request path. Lives in one event loop.
+    writes what is left. With a folder for a journal it waits on disk too, and whoever opens a spool there next writes
+    what a killed replica left. `to_row` makes a row of `schema`. Lives in one event loop.
     """
 
-    def __init__(self, uri: str, *, schema: Mapping[str, str], to_row: Callable[[EntryT], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        schema: Mapping[str, str],
+        to_row: Callable[[EntryT], dict[str, Any]],
+        journal: Path | None = None,
+    ) -> None:
         self._uri = uri.rstrip("/")
         self._schema = schema
         self._to_row = to_row
-        self._name = uuid.uuid4().hex[:12]
-        self._number = 0
-        self._waiting: deque[EntryT] = deque()
+        place = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
+        self._journal = open_journal(journal / place) if journal else None
+        self._name = self._journal.name if self._journal else uuid.uuid4().hex[:12]
+        self._is_flushing = False
+        self._open = _Batch(0)
+        self._sealed: deque[_Batch] = deque()
         self._num_bytes = 0
         self._writing = asyncio.Lock()
         self._fault = ""
@@ -140,11 +161,41 @@ class Spool(Generic[EntryT]):
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
-        """Takes rows, without waiting."""
-        self._waiting.extend(entries)
-        self._num_bytes += sum(entry.num_bytes for entry in entries)
+        """Takes rows, without waiting for the store."""
+        left = [(entry.num_bytes, self._to_row(entry)) for entry in entries]
+        self._num_bytes += sum(num_bytes for num_bytes, _ in left)
+        while left:
+            room = max(0, FILE_ROWS - len(self._open.rows))
+            taken, left = left[:room], left[room:]
+            self._open.rows.extend(taken)
+            if self._journal and taken:
+                self._journal.add(self._open.number, [row for _, row in taken])
+                self._journal_soon(self._journal)
+            if left:
+                self._seal()
+        self._give_up()
+
+    def _journal_soon(self, journal: Journal) -> None:
+        """One write to disk for all answers of one pass."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush_journal, journal)
+
+    def _flush_journal(self, journal: Journal) -> None:
+        self._is_flushing = False
+        journal.flush()
+
+    def _seal(self) -> None:
+        self._sealed.append(self._open)
+        self._open = _Batch(self._open.number + 1)
+
+    def _give_up(self) -> None:
+        """Of what is too much, the oldest."""
         while self._num_bytes > MAX_BYTES:
-            self._num_bytes -= self._waiting.popleft().num_bytes
+            oldest = next((batch for batch in self._sealed if batch.rows), self._open)
+            if not oldest.rows:  # all of it is being written now
+                return
+            self._num_bytes -= oldest.rows.popleft()[0]
             self.num_dropped += 1
 
     async def keep_writing(self) -> None:
@@ -152,23 +203,45 @@ class Spool(Generic[EntryT]):
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
+            await self._adopt()
 
     async def flush(self) -> None:
         """Writes what waits now; where that fails it waits on, and the replica's log says so once."""
         async with self._writing:
-            while self._waiting:
-                entries = [self._waiting.popleft() for _ in range(min(FILE_ROWS, len(self._waiting)))]
+            if self._open.rows:
+                self._seal()
+            while self._sealed:
+                batch = self._sealed.popleft()
                 try:
-                    await asyncio.to_thread(self._write, entries)
+                    await asyncio.to_thread(self._write, self._name, batch.number, [row for _, row in batch.rows])
                 except BaseException as error:  # whatever the store says, requests are answered on
-                    self._waiting.extendleft(reversed(entries))
-                    self.add(())
+                    self._sealed.appendleft(batch)
+                    self._give_up()
                     if not isinstance(error, Exception):
                         raise
                     self._tell(error)
                     return
-                self._num_bytes -= sum(entry.num_bytes for entry in entries)
+                if self._journal:
+                    self._journal.written(batch.number)
+                self._num_bytes -= sum(num_bytes for num_bytes, _ in batch.rows)
                 self._fault = ""
+
+    async def _adopt(self) -> None:
+        """Writes what replicas of this node left that ended before the store had it."""
+        if self._journal is None:
+            return
+        journal = self._journal
+
+        def write() -> None:
+            for left in journal.orphans():
+                self._write(left.name, left.number, left.rows)
+                _log.warning("%d rows of %s were left by a replica that ended, and are kept", len(left.rows), self._uri)
+
+        try:
+            async with self._writing:
+                await asyncio.to_thread(write)
+        except Exception as error:
+            self._tell(error)
 
     def _tell(self, error: Exception) -> None:
         if str(error) != self._fault:
@@ -178,41 +251,49 @@ class Spool(Generic[EntryT]):
         self._fault, self._num_told = str(error), self.num_dropped
 
     async def close(self) -> None:
-        """Writes what is left; what cannot be written is counted in the replica's log."""
+        """Writes what is left; what cannot be written waits in the journal, or is counted in the replica's log."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
-        lost = len(self._waiting) + self.num_dropped - self._num_told
+        left = sum(len(batch.rows) for batch in (*self._sealed, self._open))
+        lost = self.num_dropped - self._num_told
+        if self._journal:
+            self._journal.close()
+            if left:
+                _log.error("%d rows of %s wait on this node's disk for the next replica", left, self._uri)
+        else:
+            lost += left
         if lost:
             _log.error("%d rows of %s are lost", lost, self._uri)
 
-    def _write(self, entries: Sequence[EntryT]) -> None:
+    def _write(self, name: str, number: int, rows: Sequence[dict[str, Any]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         by_day: dict[str, list[dict[str, Any]]] = {}
-        for entry in entries:
-            by_day.setdefault(entry.at.date().isoformat(), []).append(self._to_row(entry))
-        for day, rows in by_day.items():
+        for row in rows:
+            by_day.setdefault(row["at"].date().isoformat(), []).append(row)
+        for day, of_day in by_day.items():
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, schema=_arrow(self._schema)), sink)
+            pq.write_table(pa.Table.from_pylist(of_day, schema=_arrow(self._schema)), sink)
             # One number a day: a part that was written before a failure is written over, not twice.
-            write_bytes(f"{self._uri}/day={day}/{self._name}-{self._number:06d}.parquet", sink.getvalue().to_pybytes())
-        self._number += 1
+            write_bytes(f"{self._uri}/day={day}/{name}-{number:06d}.parquet", sink.getvalue().to_pybytes())
 
 
 class RequestLog:
     """What was answered, under `<uri>/answers`, and what was right, under `<uri>/feedback`.
 
-    Of `subject` only HMAC-SHA256 is written; texts only where `texts` says so.
+    Of `subject` only HMAC-SHA256 is written, on this node's disk (`journal`, a folder) too; texts only where `texts`
+    says so.
     """
 
-    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool) -> None:
+    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, journal: Path | None = None) -> None:
         self._subject_key = subject_key
         self._texts = texts
         root = uri.rstrip("/")
-        self.answers: Spool[Entry] = Spool(f"{root}/answers", schema=ANSWERS, to_row=self._row)
-        self.feedback: Spool[Feedback] = Spool(f"{root}/feedback", schema=FEEDBACK, to_row=asdict)
+        answers, feedback = f"{root}/answers", f"{root}/feedback"
+        self.answers: Spool[Entry] = Spool(answers, schema=ANSWERS, to_row=self._row, journal=journal)
+        self.feedback: Spool[Feedback] = Spool(feedback, schema=FEEDBACK, to_row=asdict, journal=journal)
 
     @property
     def takes_subjects(self) -> bool:

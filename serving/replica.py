@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from cluster.fetch import cache_folder
 from recipes.schema import ServingSection
 from serving.docs import documented
 from serving.http import ASGIApp, Route, asker, http_app
@@ -71,7 +72,8 @@ class Replica(Generic[EngineT]):
         self.log: RequestLog | None = None
         if section.request_log:
             key = read_subject_key(section.subject_key) if section.subject_key else None
-            self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts)
+            journal = cache_folder() / "request-log"
+            self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts, journal=journal)
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
         self._absent: dict[str, str] = {}

@@ -4,6 +4,10 @@ import asyncio
 import hashlib
 import hmac
 import json
+import resource
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +22,7 @@ from cluster.storage import write_bytes
 from serving import log as request_log
 from serving.log import Entry, Feedback, RequestLog
 
+ROOT = Path(__file__).parents[3]
 KEY = b"k" * 32
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -156,3 +161,100 @@ def test_a_store_that_does_not_answer_holds_up_the_end_for_a_moment_only(
 
     asyncio.run(end())
     assert f"2 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+
+
+async def keep_journaled(folder: Path, numbers: Sequence[int] = (), *, end: bool = True, adopt: bool = False) -> None:
+    """A replica of the log in `folder`, which takes rows, and ends."""
+    log = RequestLog(folder.as_uri(), subject_key=KEY, texts=False, journal=folder / "journal")
+    log.answers.add([entry(number, subject=f"patient {number}", scores=None) for number in numbers])
+    if adopt:
+        await asyncio.gather(log.answers._adopt(), log.feedback._adopt())
+    await asyncio.sleep(0)
+    if end:
+        await log.close()
+
+
+def journaled(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "journal").rglob("*") if path.is_file())
+
+
+def test_rows_of_a_killed_replica_are_written_by_the_next_once_and_hashed(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, signal, sys; from pathlib import Path; from tests.unit.serving import test_log as t;"
+        "asyncio.run(t.keep_journaled(Path(sys.argv[1]), range(3), end=False)); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert written(tmp_path) == []
+    assert b"patient" not in b"".join(path.read_bytes() for path in journaled(tmp_path))
+    for _ in range(2):
+        asyncio.run(keep_journaled(tmp_path, [7], adopt=True))
+        assert [row["request_id"] for row in written(tmp_path) if row["request_id"] != "r7"] == ["r0", "r1", "r2"]
+    assert journaled(tmp_path) == []
+    assert {row["subject"] for row in written(tmp_path)} >= {hmac.new(KEY, b"patient 0", hashlib.sha256).hexdigest()}
+
+
+def test_rows_of_a_replica_that_lives_are_left_to_it(tmp_path: Path) -> None:
+    async def beside() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log.answers.add([entry(1)])
+        await keep_journaled(tmp_path, adopt=True)
+        assert written(tmp_path) == []
+        await log.close()
+
+    asyncio.run(beside())
+    assert [row["request_id"] for row in written(tmp_path)] == ["r1"]
+
+
+def test_what_a_store_that_is_away_at_the_end_did_not_take_is_written_by_the_next_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(request_log, "write_bytes", away)
+        asyncio.run(keep_journaled(tmp_path, [1, 2], adopt=True))
+        asyncio.run(keep_journaled(tmp_path, [3], adopt=True))  # it finds them, and cannot write them either
+    assert "rows of" in caplog.text
+    assert "wait on this node's disk for the next replica" in caplog.text
+    assert "are lost" not in caplog.text
+    with journaled(tmp_path)[0].open("a") as cut:  # as a node leaves it whose disk was full
+        cut.write('{"request_id": "r9", "at')
+    asyncio.run(keep_journaled(tmp_path, adopt=True))
+    assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3"]
+    assert journaled(tmp_path) == []
+
+
+def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            for number in (1, 2):
+                log.answers.add([entry(number)])
+                await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await log.close()
+
+    asyncio.run(keep())
+    assert [row["request_id"] for row in written(tmp_path)] == ["r1", "r2"]
+    assert len([record for record in caplog.records if "the disk does not take them" in record.getMessage()]) == 1
+
+
+def test_where_no_journal_can_be_made_rows_go_to_the_store_nevertheless(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=Path("/proc/nowhere"))
+        log.answers.add([entry(3)])
+        await log.close()
+
+    asyncio.run(keep())
+    assert [row["request_id"] for row in written(tmp_path)] == ["r3"]
+    assert "no file can be made in /proc/nowhere" in caplog.text

@@ -1,0 +1,120 @@
+"""Beside the request log: rows that wait for the store lie on this node's disk too, so a killed replica loses none."""
+
+import fcntl
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+_log = logging.getLogger("ray.serve")
+
+Row = dict[str, Any]
+BUFFER_BYTES = 1 << 20
+_ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
+
+
+class Orphan(NamedTuple):
+    """Rows of a replica that is no more, as one batch of its own."""
+
+    name: str
+    number: int
+    rows: list[Row]
+
+
+class Journal:
+    """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that replicas of one log share.
+
+    What `add` was given survives the process, not the node. A file `<name>.lock` is locked while the replica lives: who
+    can lock it writes what it left (`orphans`). Rows have a time `at`; all else is JSON. A disk that takes no more is
+    told in the log once, and rows are then in memory alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = uuid.uuid4().hex[:12]
+        self._folder = folder
+        self._file: TextIO | None = None
+        self._number = 0
+        self._fault = ""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        begun = folder / f"{self.name}.begun"
+        self._lock = begun.open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        begun.rename(folder / f"{self.name}.lock")  # not before it is locked: another replica would take it for left
+
+    def add(self, number: int, rows: Sequence[Row]) -> None:
+        """Appends rows to the batch of that number, on disk by `flush`; batches come one after the other."""
+        try:
+            if self._file is None or number != self._number:
+                self.flush()
+                self._file = self._path(self.name, number).open("a", encoding="utf-8", buffering=BUFFER_BYTES)
+                self._number = number
+            self._file.write("".join([f"{_ENCODE(row)}\n" for row in rows]))
+        except OSError as error:
+            self._tell(error)
+
+    def flush(self) -> None:
+        """What was added is the kernel's now, and outlives the process."""
+        try:
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            self._tell(error)
+
+    def written(self, number: int) -> None:
+        """Forgets a batch that the store has."""
+        self._path(self.name, number).unlink(missing_ok=True)
+
+    def orphans(self) -> Iterator[Orphan]:
+        """Batches of replicas that ended before the store had them; one that is drawn and then another is forgotten, so
+        whoever fails with one leaves it to the next call."""
+        for lock in sorted(self._folder.glob("*.lock")):
+            if lock.stem == self.name:
+                continue
+            with lock.open("r+") as left:
+                try:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
+                    yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path))
+                    path.unlink()
+                lock.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Gives up the lock: what is left is another replica's."""
+        self.flush()
+        if not list(self._folder.glob(f"{self.name}-*.jsonl")):
+            (self._folder / f"{self.name}.lock").unlink(missing_ok=True)
+        self._lock.close()
+
+    def _path(self, name: str, number: int) -> Path:
+        return self._folder / f"{name}-{number:06d}.jsonl"
+
+    def _tell(self, error: OSError) -> None:
+        if str(error) != self._fault:
+            _log.error("rows of the request log are in memory alone, the disk does not take them: %s", error)
+        self._fault = str(error)
+
+
+def open_journal(folder: Path) -> Journal | None:
+    """A journal in the folder; None, and a word in the log, where there can be none."""
+    try:
+        return Journal(folder)
+    except OSError as error:
+        _log.error("rows of the request log are in memory alone, no file can be made in %s: %s", folder, error)
+        return None
+
+
+def _rows(path: Path) -> list[Row]:
+    """What stands in a file; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            rows.append(row | {"at": datetime.fromisoformat(row["at"])})
+        except (ValueError, KeyError, TypeError):
+            _log.error("a row in %s was cut off", path)
+    return rows
