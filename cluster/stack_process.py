@@ -163,6 +163,14 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # A replica that is told of another version is back before HAProxy has left it out, and is not left out.
         "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
+        # What a replica that dies has not answered is asked of another. Only what HAProxy has whole can be, hence it
+        # waits for bodies, no longer than this. Ray's template knows the first of these options alone, but takes lines.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n"
+        "    option http-buffer-request\n"
+        "    timeout http-request 20s",
+        "RAY_SERVE_HAPROXY_RETRIES": "4",
+        # A proxy that died is missed three times before it is started again: every second, not every ten.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),

@@ -1,0 +1,87 @@
+"""Clients that ask without pause, and what they heard: for tests of what happens to a service meanwhile."""
+
+import http.client
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+PAUSE_S = 0.05
+"""Before a client that was refused, or found nobody, asks again."""
+
+
+@dataclass
+class Heard:
+    """A place a request: when it ended, how long it took, its status (0: no answer), and its id."""
+
+    answers: list[tuple[float, float, int, str]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    """What stood in the way of an answer."""
+
+    def statuses(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[int]:
+        """How many requests ended with which status, between two times of `time.monotonic()`."""
+        return Counter(status for ended, _, status, _ in self.answers if since <= ended <= until)
+
+    def ids(self, status: int) -> set[str]:
+        return {request_id for _, _, found, request_id in self.answers if found == status}
+
+    def longest_s(self, *, since: float = 0.0, until: float = float("inf")) -> float:
+        return max((took for ended, took, _, _ in self.answers if since <= ended <= until), default=0.0)
+
+    def without_answer_s(self) -> float:
+        """The longest time in which no request was answered with 200."""
+        ended = sorted(ended for ended, _, status, _ in self.answers if status == 200)
+        return max((later - earlier for earlier, later in pairwise(ended)), default=float("inf"))
+
+
+@contextmanager
+def asking(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60) -> Iterator[Heard]:
+    """Clients on kept connections that ask `/v1/classify` for one text each, until the block ends.
+
+    Head and body leave apart, as most clients in Python send them.
+    """
+    heard, over = Heard(), threading.Event()
+    place = urlsplit(url)
+
+    def ask(number: int) -> None:
+        connection: http.client.HTTPConnection | None = None
+        asked = number
+        while not over.is_set():
+            request_id, begun, status = uuid.uuid4().hex, time.monotonic(), 0
+            try:
+                connection = connection or http.client.HTTPConnection(place.netloc, timeout=timeout_s)
+                body = json.dumps({"input": texts[asked % len(texts)]})
+                headers = {"content-type": "application/json", "x-request-id": request_id}
+                connection.request("POST", f"{place.path}/v1/classify", body, headers)
+                answer = connection.getresponse()
+                answer.read()
+                status = answer.status
+                if answer.will_close:
+                    connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                heard.faults[f"{type(error).__name__}: {error}"] += 1
+                if connection is not None:
+                    connection.close()
+                connection = None
+            heard.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
+            asked += clients
+            if status != 200:
+                time.sleep(PAUSE_S)
+        if connection is not None:
+            connection.close()
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield heard
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(timeout_s)
