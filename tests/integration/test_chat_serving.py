@@ -22,6 +22,7 @@ from recipes.schema import ServingSection
 from serving import deploy
 from tests import small_chat
 from tests.browser import BROWSER, chromium
+from tests.fuzz import fuzz
 from tests.unit.serving.test_openapi import fits
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,11 @@ def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None
     assert answer.choices[0].finish_reason in ("stop", "length")
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.completion_tokens <= LIMIT
+
+
+@pytest.mark.slow
+def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+    fuzz(service.url, folder=tmp_path)
 
 
 def test_a_stream_is_the_answer_in_parts(service: Service) -> None:

@@ -29,6 +29,7 @@ from serving import deploy
 from serving.answer import Prediction, predict_texts
 from serving.keys import RELOAD_S, new_key
 from tests.browser import BROWSER, chromium
+from tests.fuzz import fuzz
 from tests.unit.serving.test_openapi import fits
 
 ROOT = Path(__file__).parents[2]
@@ -543,6 +544,17 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
     assert {row["digest"] for row in canary} == {service.turned.digest}
     assert len(canary) == 2 * len(TEXTS) * drawn.count(service.turned.version)
     assert {row["arm"] for row in rows} == {"champion", "canary", "shadow", None}
+
+
+@pytest.mark.slow
+def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+    lake = "s3://lake/fuzzed"
+    fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
+    section = ServingSection.model_validate(SECTION.model_dump() | fields)
+    try:
+        fuzz(deploy.deploy(section, home="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
+    finally:
+        deploy.undeploy("serving-fuzzed")
 
 
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:

