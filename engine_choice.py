@@ -16,10 +16,10 @@ from evaluation.case import Case
 from evaluation.cpu_time import measure
 from evaluation.perturb import counterfactuals, misspelt
 from evaluation.predict import load_predictions, predict_rows, save_predictions
-from evaluation.predictions import Predictions
+from evaluation.predictions import Predictions, VerdictRefused
 from evaluation.question import Question
 from evaluation.same_weights import RECORD, accept
-from evaluation.stored import side_of, write_evidence
+from evaluation.stored import MANIFEST, side_of, write_evidence
 from models.engines import EngineError
 from models.export import TARGETS, export_version
 from models.registry import ModelVersion, now, register
@@ -53,9 +53,12 @@ def choose_engine(
         return judged
     if engine not in (AUTO, *TARGETS):
         raise EngineError(f"no engine {engine!r}; there are {', '.join((AUTO, JUDGED, *TARGETS))}")
-    if judged.prompting or judged.hybrid:
-        what = "chat model" if judged.prompting else "hybrid"
-        raise EngineError(f"{judged.version} is a {what}, which torch alone serves here; leave --engine out")
+    why_not = _only_torch(judged, evidence=evidence)
+    if why_not and engine != AUTO:
+        raise EngineError(f"{judged.version} {why_not}; leave --engine out")
+    if why_not:
+        show({"event": "stage", "text": f"engine: torch, as judged; {judged.version} {why_not}"})
+        return judged
     trial = _Trial(judged, evidence=evidence, home=home, show=show)
     tried = []
     for name in TARGETS if engine == AUTO else (engine,):
@@ -79,15 +82,26 @@ def choose_engine(
     return _registered(best, home=home)
 
 
+def _only_torch(judged: ModelVersion, *, evidence: dict[str, Any]) -> str | None:
+    """Why there is no other engine for it; None where there may be."""
+    recipe = Recipe.model_validate(evidence["recipe"])
+    if judged.prompting or judged.hybrid:
+        return f"is a {'chat model' if judged.prompting else 'hybrid'}, which torch alone runs here"
+    if recipe.serving.gpus_per_replica:
+        return "is served on a GPU (serving.gpus_per_replica), where the engines for CPU have no place"
+    return None
+
+
 class _Trial:
     """A judged version, its answers to the test rows, and what other engines make of it."""
 
     def __init__(self, judged: ModelVersion, *, evidence: dict[str, Any], home: str, show: Show) -> None:
         self._judged, self._evidence, self._home, self._show = judged, evidence, home, show
         self._recipe = Recipe.model_validate(evidence["recipe"])
+        self._on_cpu = self._recipe.training.model_copy(update={"gpus_per_worker": 0})
         self._question = Question.from_dict(evidence["question"])
         self._code = ship_code(home, ROOT)
-        [self._role] = [role for role, one in evidence["versions"].items() if one["uri"] == judged.uri]
+        self._role = next(role for role, one in evidence["versions"].items() if one["uri"] == judged.uri)
         self._test = read_test(self._recipe.data, chat=False)
         if rows_sha256(self._test) != evidence["data"]["sha256_test"]:
             raise DataError(
@@ -100,7 +114,7 @@ class _Trial:
 
         def compute(uri: str) -> dict[str, Any]:
             self._show({"event": "stage", "text": f"engine {engine}: export, answers to the test rows, cost"})
-            export = remotely(export_version, self._recipe.training)
+            export = remotely(export_version, self._on_cpu)
             export(self._judged.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
             return self._examined(engine, uri)
 
@@ -119,15 +133,18 @@ class _Trial:
     def _examined(self, engine: str, uri: str) -> dict[str, Any]:
         """The artifact's answers and cost beside the judged version's, kept with the record at the stage's URI."""
         tables = self._judged_tables() | {
-            f"candidate{suffix}": remotely(predict_rows, self._recipe.training)(f"{uri}/model", rows=rows)
+            f"candidate{suffix}": remotely(predict_rows, self._on_cpu)(f"{uri}/model", rows=rows)
             for suffix, rows in self._sets()
         }
         few = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._judged.uri, "candidate": f"{uri}/model"}
-        rounds = remotely(measure, self._recipe.training)(uris, rows=few)
+        rounds = remotely(measure, self._on_cpu)(uris, rows=few)
         judged, exported = side_of("incumbent", tables), side_of("candidate", tables)
         case = Case(judged, exported, tables.get("reference"), self._question.test_sha256, cpu=rounds)
-        found = accept(case, question=self._question)
+        try:
+            found = accept(case, question=self._question)
+        except VerdictRefused as error:  # scores that are no numbers, of an engine that cannot run this model
+            raise EngineError(f"its answers cannot be compared: {error}") from None
         record = {
             "accepted": found.accepted,
             "engine": engine,
@@ -164,7 +181,7 @@ class _Trial:
 def _registered(tried: Tried, *, home: str) -> ModelVersion:
     """The artifact as a version, its record and tables beside it."""
     version = register(home, local_copy(f"{tried.uri}/model"))
-    if not storage.exists(f"{version.uri}/{RECORD}"):
+    if not storage.exists(f"{version.uri}/{MANIFEST}"):
         files = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{tried.uri}/predictions")]
         write_evidence(version.uri, {name: storage.read_bytes(f"{tried.uri}/{name}") for name in (RECORD, *files)})
     return version

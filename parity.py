@@ -168,9 +168,9 @@ def refusal(differing: Sequence[tuple[Asked, Answer]], *, version: str, num_aske
 def _evaluated(evidence: Mapping[str, Any], *, place: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
     """The version's stored answers to the test rows; and places of rows where a hybrid's confidence lies on its
     threshold, which another batch may move to the other side."""
-    if version.exported_from is not None:  # for another engine, with answers of its own
-        return load_predictions(f"{version.uri}/predictions/candidate.parquet"), frozenset()
     roles = [role for role, one in evidence["versions"].items() if one["uri"] == version.uri]
+    if not roles and version.exported_from is not None:  # after that run, with answers of its own to the same rows
+        return load_predictions(f"{version.uri}/predictions/candidate.parquet"), frozenset()
     if not roles:
         raise ParityRefused(f"{place} has no answers of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.progress import Show
 from cluster.session import SessionError, has_dashboard
 from cluster.storage import Conflict, exists, list_files, read_bytes, read_json
-from engine_choice import JUDGED, choose_engine
+from engine_choice import choose_engine
 from evaluation.rules import Outcome, winner
 from evaluation.same_weights import RECORD
 from evaluation.stored import MANIFEST
@@ -26,13 +26,15 @@ from models.registry import (
     read_champion,
     read_version,
     set_champion,
+    weights_digest,
 )
 from parity import prove, sample_of
 from recipes.schema import ServingSection
 from serving.deploy import DeployError, application_name, deploy, move, rehearsed, undeploy
 
-RUN_BY = "run by"
-"""Begins the reason of a champion that another engine runs than judged it."""
+KEPT = ("run", "verdict", "pretrained")
+"""What a champion keeps of another with the same weights."""
+SAY_WHY = "say why it may serve again: `tailorbird promote RECIPE --override REASON`"
 WAY_BACK = "rolled back from"
 """Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
 
@@ -69,42 +71,40 @@ def promote(
     judged = read_version(_winner(evidence)["uri"])
     if judged.digest != _winner(evidence)["digest"]:
         raise PromotionRefused(f"{judged.uri} is not what was judged: its digest changed; run the recipe again")
+    weights, of_weights = _as_judged(judged, evidence=evidence, home=home)
     former = found[0] if found else None
-    serves = former is not None and _weights_of(former) == judged.digest
+    serves = former is not None and _weights_of(former) == weights.digest
     if former is not None and serves and engine is None:
         return _stays(home, former)
     if former is not None and not serves:
         _refuse_other_comparison(evidence, champion=former)
-    _refuse_expired(evidence)
-    chosen = choose_engine(judged, evidence=evidence, engine=engine or JUDGED, home=home, show=show)
+    if former is not None and serves:
+        reason = f"another engine than {former.version} had"
+    else:
+        _refuse_expired(evidence)
+        again = former is not None and bool({judged.digest, weights.digest} & set(former.rolled_back))
+        reason = _reason(evidence, override=override, again=again)
+    if engine is None:
+        chosen = judged
+    else:
+        chosen = choose_engine(weights, evidence=of_weights, engine=engine, home=home, show=show)
     if former is not None and former.digest == chosen.digest:
         return _stays(home, former)
-    line: dict[str, tuple[Any, ...]] = {}
-    if former is not None:
-        left = tuple(digest for digest in former.rolled_back if digest not in (chosen.digest, judged.digest))
-        line = {"before": (*former.before, _former(former)), "rolled_back": left}
-    again = former is not None and line["rolled_back"] != former.rolled_back
-    if former is not None and serves:
-        reason = _weights_reason(former.reason)
-    else:
-        reason = _reason(evidence, override=override, again=again)
+    if former is not None and chosen.digest in former.rolled_back and override is None:
+        raise PromotionRefused(f"{chosen.version} was rolled back; {SAY_WHY}")
     if chosen.exported_from is not None:
-        reason = f"{RUN_BY} {chosen.engine} in {chosen.dtype} ({RECORD}); {reason}"
+        reason += f"; run by {chosen.engine} in {chosen.dtype} ({RECORD})"
+    fields = _fields(evidence) if former is None or not serves else former.model_dump(include=set(KEPT))
+    if former is not None:
+        left = tuple(digest for digest in former.rolled_back if digest not in (chosen.digest, weights.digest))
+        fields |= {"before": (*former.before, _former(former)), "rolled_back": left}
     with _rehearsed(home, version=chosen) as url:
         parity = None
         if url is not None:
-            parity = prove(sample_of(evidence, place=evidence["run"], version=chosen), url=url, version=chosen)
-        champion = _set(
-            home,
-            chosen,
-            etag=found[1] if found else None,
-            reason=reason,
-            run=evidence["run"],
-            verdict=_sentence(evidence),
-            pretrained=_untouched(evidence["versions"]["incumbent"]),
-            parity=parity,
-            **line,
-        )
+            told = evidence if chosen.digest == judged.digest else of_weights
+            parity = prove(sample_of(told, place=told["run"], version=chosen), url=url, version=chosen)
+        etag = found[1] if found else None
+        champion = _set(home, chosen, etag=etag, reason=reason, parity=parity, **fields)
     _move(home, chosen, champion=champion)
     return champion
 
@@ -126,6 +126,10 @@ def rollback(home: str, *, reason: str) -> Champion:
     version = read_version(former.uri)
     if version.digest != former.digest:
         raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
+    gone = [champion.digest]
+    weights = _weights_of(champion)
+    if weights is not None and weights not in (champion.digest, weights_digest(version)):
+        gone.append(weights)  # not the engine alone is left, but what it runs
     back = _set(
         home,
         version,
@@ -136,7 +140,7 @@ def rollback(home: str, *, reason: str) -> Champion:
         pretrained=former.pretrained,
         parity=former.parity,
         before=champion.before[:-1],
-        rolled_back=(*champion.rolled_back, champion.digest),
+        rolled_back=(*champion.rolled_back, *gone),
     )
     _move(home, version, champion=back)
     return back
@@ -156,7 +160,7 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
     trial = trial_version(section.trial.version, home=home) if section.trial else None
-    if trial is not None and trial.digest == version.digest:
+    if trial is not None and weights_digest(trial) == weights_digest(version):
         trial = None
     more: dict[str, Any] = {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial}
     more["others"] = over_same_base(version, home=home, most=section.versions)
@@ -202,6 +206,20 @@ def _note(home: str, champion: Champion, *, etag: str) -> None:
         change_champion(home, champion, etag=etag)
 
 
+def _as_judged(version: ModelVersion, *, evidence: dict[str, Any], home: str) -> tuple[ModelVersion, dict[str, Any]]:
+    """The version that torch runs, of whatever engine's, and the evidence of the run that judged it."""
+    if version.exported_from is None:
+        return version, evidence
+    uri = version.exported_from.uri
+    return read_version(uri), _verdict_for(home, version=uri)
+
+
+def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
+    """What a champion keeps of the verdict that chose it."""
+    pretrained = _untouched(evidence["versions"]["incumbent"])
+    return {"run": evidence["run"], "verdict": _sentence(evidence), "pretrained": pretrained}
+
+
 def _stays(home: str, champion: Champion) -> Champion:
     """The champion as it is, and the service, which may not have followed, along with it."""
     if champion.parity is not None:
@@ -209,16 +227,10 @@ def _stays(home: str, champion: Champion) -> Champion:
     return champion
 
 
-def _weights_reason(reason: str) -> str:
-    """Why the weights serve, without why an engine runs them."""
-    return reason.partition("; ")[2] if reason.startswith(RUN_BY) else reason
-
-
 def _weights_of(champion: Champion) -> str | None:
     """Digest of the version that a verdict was about, whatever engine runs it; None where the champion is damaged."""
     with suppress(ValueError):
-        exported_from = read_version(champion.uri).exported_from
-        return exported_from.digest if exported_from else champion.digest
+        return weights_digest(read_version(champion.uri))
     return None
 
 
@@ -322,9 +334,7 @@ def _reason(evidence: dict[str, Any], *, override: str | None, again: bool) -> s
     if confirmatory and not again:
         return reason
     if override is None and again:
-        raise PromotionRefused(
-            "that version was rolled back; say why it may serve again: `tailorbird promote RECIPE --override REASON`"
-        )
+        raise PromotionRefused(f"that version was rolled back; {SAY_WHY}")
     if override is None:
         raise PromotionRefused(
             f"the verdict of {evidence['run']} is not confirmatory: its test rows had been looked at before, so its "

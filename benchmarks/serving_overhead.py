@@ -65,6 +65,7 @@ def main(engine: str) -> None:
         skip("serving_overhead", "the client `wrk` is not installed")
         return
     cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # as each process that is measured has
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
         scripts = {count: _wrk_script(Path(temporary), texts, count=count) for count in (1, LIST_TEXTS)}

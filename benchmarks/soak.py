@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
@@ -66,7 +67,7 @@ def main(minutes: float) -> None:
             num_changes = _keep_changing(recipe.home, versions[0], folder=folder, until=begun + 60 * minutes)
             ended = time.monotonic()
             heard = collect()
-        answered = int((heard.status == 200).sum())
+        answered = set(heard.request_id[heard.status == 200].tolist())
         logged = _await_rows(answered)
     thirds = np.linspace(begun, ended, 4)
     rows = {}
@@ -82,7 +83,8 @@ def main(minutes: float) -> None:
         "most_replicas": float(max(len(sample["replica"]) for _, sample in samples)),
         "failed_requests": float((heard.fault == 1).sum()),
         "answers_not_their_versions_own": float((heard.fault == 2).sum()),
-        "answers_missing_in_the_log": float(max(0, answered - logged)),
+        "answers_missing_in_the_log": float(len(answered - set(logged))),
+        "rows_twice_in_the_log": float(len(logged) - len(set(logged))),
         "p99_last_to_first": last["p99 ms"] / first["p99 ms"],
         **{f"{name}_memory_last_to_first": last[f"{name} MiB"] / first[f"{name} MiB"] for name in PARTS},
     }
@@ -163,20 +165,15 @@ def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, un
     return float(np.median(chosen)) if chosen else float("nan")
 
 
-def _await_rows(wanted: int) -> int:
-    """Rows of answers in the log, once they are all there, or after a while."""
-    deadline, num_rows = time.monotonic() + 60, 0
-    while num_rows < wanted and time.monotonic() < deadline:
+def _await_rows(wanted: set[str]) -> list[str]:
+    """Request ids of the rows in the log, once those that are wanted are there, or after a while."""
+    deadline, found = time.monotonic() + 60, list[str]()
+    while not wanted <= set(found) and time.monotonic() < deadline:
         time.sleep(2)
         files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-        num_rows = sum(pq.ParquetFile(_local(uri)).metadata.num_rows for uri in files)
-    return num_rows
-
-
-def _local(uri: str) -> object:
-    import pyarrow as pa
-
-    return pa.BufferReader(storage.read_bytes(uri))
+        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
+        found = [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+    return found
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n"
         "    option http-buffer-request\n"
         "    timeout http-request 20s",
-        "RAY_SERVE_HAPROXY_RETRIES": "4",
+        "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that ends its replica ends no more than two
         # A proxy that died is missed three times before it is started again: every second, not every ten.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30

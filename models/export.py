@@ -13,7 +13,7 @@ from cluster.fetch import local_copy
 from cluster.storage import MANIFEST, upload_folder
 from models.classifier import Classifier
 from models.engines import ENCODER_FILE, INPUTS, INSTALL, OUTPUT, EngineError
-from models.load import checked_copy, dtype_name, load_encoder, load_weights
+from models.load import checked_copy, load_encoder, load_weights
 from models.registry import ModelVersion, Part, VersionConfig, now, read_version, write_config
 
 TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
@@ -42,6 +42,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     ModelError as `models.load.load_version`.
     """
     version = read_version(uri)
+    if version.exported_from is not None:
+        raise EngineError(f"{uri} was exported itself; export {version.exported_from.uri}")
     engine, dtype = _engine_of(target, judged=version)
     source = checked_copy(uri)
     config = VersionConfig.model_validate(
@@ -68,11 +70,12 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
 
 def _engine_of(target: str, *, judged: ModelVersion) -> tuple[str, str]:
     """Engine and dtype."""
+    in_bfloat16 = torch.cpu._is_avx512_bf16_supported()  # whatever GPUs there are: these are engines for CPU
     if target != "torch-bfloat16":
-        return target, dtype_name() if target == "openvino" else "float32"
+        return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
     if judged.dtype == "bfloat16":
         raise EngineError(f"{judged.version} was judged in bfloat16 already")
-    if dtype_name() != "bfloat16":
+    if not in_bfloat16:
         raise EngineError("this machine does not compute in bfloat16")
     return "torch", "bfloat16"
 
@@ -80,9 +83,9 @@ def _engine_of(target: str, *, judged: ModelVersion) -> tuple[str, str]:
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
     """Encoder and pooling as one ONNX file, for batches of any size of texts of up to `max_length` tokens."""
     _require("onnx", "onnxscript")
-    ids = torch.ones(EXAMPLE, dtype=torch.int64)
+    ids = torch.ones((EXAMPLE[0], min(EXAMPLE[1], max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
-    mask[0, EXAMPLE[1] // 2 :] = 0  # with none masked, transformers would leave the mask out of the graph
+    mask[0, ids.shape[1] // 2 :] = 0  # with none masked, transformers would leave the mask out of the graph
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=max_length)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that the encoder does not have
     try:
@@ -97,7 +100,7 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
             external_data=False,
             verbose=False,
         )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+    except Exception as error:  # of torch, onnxscript and onnx, each with classes of its own
         first = str(error).strip().split("\n")[0]
         raise EngineError(f"the encoder cannot be exported to ONNX: {first}; serve it by torch") from None
 
@@ -111,14 +114,11 @@ def _quantise(file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = file.rename(file.with_suffix(".fp32.onnx"))
-    quantize_dynamic(
-        whole,
-        file,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=True,
-    )
+    products = ["MatMul", "Gemm"]
+    try:
+        quantize_dynamic(whole, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    except Exception as error:  # of onnx and onnxruntime, each with classes of its own
+        raise EngineError(f"the encoder cannot be quantised: {error}; serve it by torch") from None
     whole.unlink()
 
 

@@ -265,6 +265,11 @@ def verify_files(uri: str, folder: Path) -> None:
             raise RegistryError(f"{uri}/{name} is not what the version's manifest names; register the model again")
 
 
+def weights_digest(version: ModelVersion) -> str:
+    """Digest of the version that a verdict was about: of one exported for another engine, that of what it was made."""
+    return version.exported_from.digest if version.exported_from else version.digest
+
+
 def list_versions(home: str) -> list[ModelVersion]:
     """Every whole version, oldest first."""
     return sorted((read_version(uri) for uri in version_uris(home)), key=lambda version: version.created_at)

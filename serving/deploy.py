@@ -161,6 +161,8 @@ def move(
 
     Returns the base URL, or None where the task is not served.
     """
+    from models.registry import weights_digest
+
     declared = _declared(_applications())
     former = declared.get(application_name(home))
     if former is None:
@@ -173,7 +175,7 @@ def move(
     if wished and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = _named(pretrained)
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
-    if config.get(TRIAL, {}).get("digest") == version.digest:  # it has been tried
+    if config.get(TRIAL, {}).get("digest") in (version.digest, weights_digest(version)):  # it has been tried
         del changed["deployments"][0]["user_config"][TRIAL]
     return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
 

@@ -13,6 +13,8 @@ _log = logging.getLogger("ray.serve")
 
 Row = dict[str, Any]
 BUFFER_BYTES = 1 << 20
+MAX_CHARS = 1 << 30
+"""Of a replica's rows on disk: the node's other users need it too."""
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
 
@@ -27,16 +29,18 @@ class Orphan(NamedTuple):
 class Journal:
     """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that replicas of one log share.
 
-    What `add` was given survives the process, not the node. A file `<name>.lock` is locked while the replica lives: who
-    can lock it writes what it left (`orphans`). Rows have a time `at`; all else is JSON. A disk that takes no more is
-    told in the log once, and rows are then in memory alone.
+    What `add` and `flush` were given survives the process, not the node. A file `<name>.lock` is locked while the
+    replica lives: who can lock it writes what it left (`orphans`). Rows have a time `at`; all else is JSON. A disk that
+    takes no more is told in the replica's log once, and the batch is then in memory alone.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._folder = folder
         self._file: TextIO | None = None
-        self._number = 0
+        self._number = -1
+        self._sizes: dict[int, int] = {}
+        self._broken: set[int] = set()
         self._fault = ""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         begun = folder / f"{self.name}.begun"
@@ -49,11 +53,15 @@ class Journal:
         try:
             if self._file is None or number != self._number:
                 self.flush()
-                self._file = self._path(self.name, number).open("a", encoding="utf-8", buffering=BUFFER_BYTES)
                 self._number = number
-            self._file.write("".join([f"{_ENCODE(row)}\n" for row in rows]))
+                self._file = self._path(self.name, number).open("a", encoding="utf-8", buffering=BUFFER_BYTES)
+            text = "".join([f"{_ENCODE(row)}\n" for row in rows])
+            self._sizes[number] = self._sizes.get(number, 0) + len(text)
+            if sum(self._sizes.values()) > MAX_CHARS:
+                raise OSError(f"{MAX_CHARS >> 20} MiB of rows wait in {self._folder}, which is enough")
+            self._file.write(text)
         except OSError as error:
-            self._tell(error)
+            self._break(error)
 
     def flush(self) -> None:
         """What was added is the kernel's now, and outlives the process."""
@@ -61,11 +69,24 @@ class Journal:
             if self._file is not None:
                 self._file.flush()
         except OSError as error:
-            self._tell(error)
+            self._break(error)
+
+    def holds(self, number: int) -> bool:
+        """Whether all rows of a batch that was begun are on disk."""
+        self.flush()
+        return number <= self._number and number not in self._broken
+
+    def rows(self, number: int) -> list[Row]:
+        """A batch that it holds."""
+        return _rows(self._path(self.name, number))
 
     def written(self, number: int) -> None:
         """Forgets a batch that the store has."""
-        self._path(self.name, number).unlink(missing_ok=True)
+        self._sizes.pop(number, None)
+        try:
+            self._path(self.name, number).unlink(missing_ok=True)
+        except OSError as error:  # it will be written once more, over the same file
+            self._tell(error)
 
     def orphans(self) -> Iterator[Orphan]:
         """Batches of replicas that ended before the store had them; one that is drawn and then another is forgotten, so
@@ -73,15 +94,21 @@ class Journal:
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem == self.name:
                 continue
-            with lock.open("r+") as left:
-                try:
-                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
-                    yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path))
-                    path.unlink()
-                lock.unlink(missing_ok=True)
+            try:
+                yield from self._left(lock)
+            except (OSError, UnicodeError) as error:
+                self._tell(error)
+
+    def _left(self, lock: Path) -> Iterator[Orphan]:
+        with lock.open("r+") as left:
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
+                yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path))
+                path.unlink()
+            lock.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives up the lock: what is left is another replica's."""
@@ -93,9 +120,13 @@ class Journal:
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f"{name}-{number:06d}.jsonl"
 
-    def _tell(self, error: OSError) -> None:
+    def _break(self, error: OSError) -> None:
+        self._broken.add(self._number)
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
         if str(error) != self._fault:
-            _log.error("rows of the request log are in memory alone, the disk does not take them: %s", error)
+            _log.error("rows of the request log may be in memory alone, the disk says: %s", error)
         self._fault = str(error)
 
 
@@ -111,10 +142,11 @@ def open_journal(folder: Path) -> Journal | None:
 def _rows(path: Path) -> list[Row]:
     """What stands in a file; a last line that was cut off is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            rows.append(row | {"at": datetime.fromisoformat(row["at"])})
-        except (ValueError, KeyError, TypeError):
-            _log.error("a row in %s was cut off", path)
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+                rows.append(row | {"at": datetime.fromisoformat(row["at"])})
+            except (ValueError, KeyError, TypeError):
+                _log.error("a row in %s was cut off", path)
     return rows

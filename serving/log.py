@@ -127,6 +127,8 @@ class _Batch:
 
     number: int
     rows: deque[tuple[int, dict[str, Any]]] = field(default_factory=deque)
+    on_disk: bool = False
+    """Whether some of them are in the journal alone."""
 
 
 class Spool(Generic[EntryT]):
@@ -190,13 +192,15 @@ class Spool(Generic[EntryT]):
         self._open = _Batch(self._open.number + 1)
 
     def _give_up(self) -> None:
-        """Of what is too much, the oldest."""
+        """Of what is too much, the oldest: to the journal, or where that does not hold it, for good."""
         while self._num_bytes > MAX_BYTES:
             oldest = next((batch for batch in self._sealed if batch.rows), self._open)
             if not oldest.rows:  # all of it is being written now
                 return
+            if not oldest.on_disk and self._journal and self._journal.holds(oldest.number):
+                oldest.on_disk = True
             self._num_bytes -= oldest.rows.popleft()[0]
-            self.num_dropped += 1
+            self.num_dropped += not oldest.on_disk
 
     async def keep_writing(self) -> None:
         """Writes what waits every few seconds, until cancelled."""
@@ -208,12 +212,12 @@ class Spool(Generic[EntryT]):
     async def flush(self) -> None:
         """Writes what waits now; where that fails it waits on, and the replica's log says so once."""
         async with self._writing:
-            if self._open.rows:
+            if self._open.rows or self._open.on_disk:
                 self._seal()
             while self._sealed:
                 batch = self._sealed.popleft()
                 try:
-                    await asyncio.to_thread(self._write, self._name, batch.number, [row for _, row in batch.rows])
+                    await asyncio.to_thread(self._write_batch, batch)
                 except BaseException as error:  # whatever the store says, requests are answered on
                     self._sealed.appendleft(batch)
                     self._give_up()
@@ -225,6 +229,10 @@ class Spool(Generic[EntryT]):
                     self._journal.written(batch.number)
                 self._num_bytes -= sum(num_bytes for num_bytes, _ in batch.rows)
                 self._fault = ""
+
+    def _write_batch(self, batch: _Batch) -> None:
+        on_disk = self._journal.rows(batch.number) if batch.on_disk and self._journal else None
+        self._write(self._name, batch.number, on_disk or [row for _, row in batch.rows])
 
     async def _adopt(self) -> None:
         """Writes what replicas of this node left that ended before the store had it."""
@@ -255,14 +263,13 @@ class Spool(Generic[EntryT]):
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
-        left = sum(len(batch.rows) for batch in (*self._sealed, self._open))
-        lost = self.num_dropped - self._num_told
+        left = [batch for batch in (*self._sealed, self._open) if batch.rows or batch.on_disk]
+        kept = [batch for batch in left if self._journal and self._journal.holds(batch.number)]
+        lost = self.num_dropped - self._num_told + sum(len(batch.rows) for batch in left if batch not in kept)
         if self._journal:
             self._journal.close()
-            if left:
-                _log.error("%d rows of %s wait on this node's disk for the next replica", left, self._uri)
-        else:
-            lost += left
+        if kept:
+            _log.error("rows of %s wait on this node's disk for the next replica", self._uri)
         if lost:
             _log.error("%d rows of %s are lost", lost, self._uri)
 

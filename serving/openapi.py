@@ -173,8 +173,10 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
     schema = {"type": "object"} if content_type == JSON else {"type": "string"}
     content: dict[str, Any] = {content_type: {"schema": _ref(operation.answer) if operation.answer else schema}}
     if operation.events is not None:
-        told = f"server-sent events, each a {operation.events.__name__}, where `stream` is true"
-        content["text/event-stream"] = {"schema": {"type": "string", "description": told}}
+        data = {"type": "string", "description": f"a {operation.events.__name__} as JSON; [DONE] at the end"}
+        told = "where `stream` is true: server-sent events, each like this"
+        event = {"type": "object", "description": told, "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     answers = {str(operation.status): {"description": operation.summary, "content": content}}
     for status, answer in operation.also.items():
         answers[str(status)] = {"description": "Not yet", "content": {JSON: {"schema": _ref(answer)}}}

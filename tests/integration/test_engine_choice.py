@@ -23,7 +23,7 @@ from evaluation.same_weights import RECORD
 from evaluation.stored import write_evidence
 from models import classifier, load, registry
 from models.engines import EngineError
-from promote import promote, rollback, serve_champion
+from promote import PromotionRefused, promote, rollback, serve_champion
 from recipes.schema import Recipe
 from serving import deploy
 from tests.integration.small import BASE_MODEL, ROOT, Heard
@@ -114,7 +114,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
         "onnxruntime-int8",
         registry.Part(uri=judged.uri, digest=judged.digest),
     )
-    assert champion.reason == f"run by onnxruntime-int8 in float32 ({RECORD}); FINE_TUNE by rule 3"
+    assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({RECORD})"
     assert champion.parity is None  # nothing is served yet
     record = storage.read_json(f"{version.uri}/{RECORD}")
     assert record["accepted"]
@@ -142,13 +142,16 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
         assert sum(same) >= 31  # int8 products are scaled by batch: a close call may turn
 
         assert promote(HOME) == found[0]  # the weights serve already, and their engine stays
-        with connect():
-            back = promote(HOME, engine="torch")
-        assert (back.uri, back.reason) == (judged.uri, "FINE_TUNE by rule 3")
+        back = promote(HOME, engine="torch")
+        assert (back.uri, back.reason) == (judged.uri, f"another engine than {version.version} had")
+        assert (back.run, back.parity is not None) == (champion.run, True)
         assert _ask(url, ["Cholera"])["version"] == judged.version
         again = rollback(HOME, reason="int8 was faster")
         assert again.uri == version.uri
         assert _ask(url, ["Cholera"])["version"] == version.version
+        with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
+            promote(HOME, engine="torch")
+        assert promote(HOME) == again
     finally:
         deploy.undeploy("engines")
 

@@ -102,16 +102,16 @@ def test_an_exported_version_is_registered_with_what_it_was_made_of(
 def test_bfloat16_is_not_exported_where_the_machine_does_not_compute_in_it(
     judged: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.export.dtype_name", lambda: "float32")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.raises(EngineError, match="does not compute in bfloat16"):
         exported(judged, "torch-bfloat16", tmp_path)
-    monkeypatch.setattr("models.export.dtype_name", lambda: "bfloat16")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     loaded = exported(judged, "torch-bfloat16", tmp_path)
     assert (loaded.version.engine, loaded.version.dtype) == ("torch", "bfloat16")
     assert next(loaded.model.encoder.parameters()).dtype == torch.bfloat16
     uri = register((tmp_path / "toy").as_uri(), tmp_path / "torch-bfloat16").uri
     assert read_version(uri).version.startswith("full-torch-bfloat16-")
-    with pytest.raises(EngineError, match="judged in bfloat16 already"):
+    with pytest.raises(EngineError, match="was exported itself; export "):
         export_version(uri, target="torch-bfloat16", code="", to=(tmp_path / "again").as_uri())
 
 
