@@ -9,7 +9,17 @@ import pytest
 
 from cluster import storage
 from evaluation.stored import write_evidence
-from models.registry import ModelVersion, Part, now, read_champion, register
+from models import registry
+from models.registry import (
+    ModelVersion,
+    Part,
+    VersionConfig,
+    now,
+    read_champion,
+    register,
+    set_champion,
+    write_config,
+)
 from promote import PromotionRefused, promote, rollback
 from tests.integration.test_registry import version_folder
 
@@ -154,3 +164,70 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(home: str, chosen: ModelVersi
     )
     champion = promote(home)
     assert (champion.uri, champion.reason) == (chosen.uri, "HYBRID by rule 4")
+
+
+def exported_from(version: ModelVersion, folder: Path, *, home: str) -> ModelVersion:
+    """The version as if for another engine; the file that the engine would run is not looked at here."""
+    version_folder(folder, value=1)
+    fields = version.model_dump(include=set(VersionConfig.model_fields))
+    fields |= {"engine": "openvino", "exported_from": {"uri": version.uri, "digest": version.digest}}
+    write_config(folder, VersionConfig(**fields))
+    return register(home, folder)
+
+
+def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
+    home: str, chosen: ModelVersion, tmp_path: Path
+) -> None:
+    concluded(home, chosen)
+    promote(home)
+    found = read_champion(home)
+    assert found is not None
+    faster = exported_from(chosen, tmp_path / "exported", home=home)
+    before = (registry.Former(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
+    set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run, before=before)
+    assert promote(home).uri == faster.uri  # these weights serve, and their engine stays
+
+    back = rollback(home, reason="wrong answers by that engine")
+    assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is left, not the weights
+    assert promote(home) == back
+    found = read_champion(home)
+    assert found is not None
+    other = register(home, version_folder(tmp_path / "other", value=2))
+    former = registry.Former(uri=other.uri, digest=other.digest, run="")
+    set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run, before=(former,))
+    back = rollback(home, reason="wrong answers")
+    assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
+    concluded(home, chosen, champion=other.uri)
+    with pytest.raises(PromotionRefused, match="was rolled back"):
+        promote(home)
+
+
+def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torch(
+    home: str, chosen: ModelVersion, tmp_path: Path
+) -> None:
+    concluded(home, chosen)
+    promote(home)
+    found = read_champion(home)
+    assert found is not None
+    faster = exported_from(chosen, tmp_path / "exported", home=home)
+    set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run)
+    told = {"uri": faster.uri, "digest": faster.digest, "kind": "probe"}
+    nobody = {"uri": f"{home}/versions/none", "digest": "0" * 64}
+    write_evidence(
+        f"{home}/runs/later",
+        {
+            "evidence.json": json.dumps(
+                {
+                    "run": f"{home}/runs/later",
+                    "created_at": "2099-01-01T00:00:00+00:00",
+                    "verdict": {"outcome": "STAY", "rule": 9},
+                    "versions": {"incumbent": told, "candidate": nobody},
+                    "champion": faster.uri,
+                }
+            ).encode()
+        },
+    )
+    assert promote(home).uri == faster.uri
+    again = promote(home, engine="torch")
+    assert (again.uri, again.reason) == (chosen.uri, f"another engine than {faster.version} had")
+    assert again.run == found[0].run
