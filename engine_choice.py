@@ -9,7 +9,7 @@ from cluster import storage
 from cluster.code import ship_code
 from cluster.fetch import local_copy
 from cluster.progress import Show
-from cluster.session import remotely
+from cluster.session import note_shortage, remotely
 from cluster.stages import once
 from data.read import DataError, Rows, read_test, rows_sha256
 from evaluation.case import Case
@@ -114,6 +114,7 @@ class _Trial:
 
         def compute(uri: str) -> dict[str, Any]:
             self._show({"event": "stage", "text": f"engine {engine}: export, answers to the test rows, cost"})
+            note_shortage(self._on_cpu.cpus_per_worker, what="it", show=self._show)
             export = remotely(export_version, self._on_cpu)
             export(self._judged.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
             return self._examined(engine, uri)

@@ -1,14 +1,11 @@
 """The way of the data as one page: a recipe goes in, a verdict with its evidence comes out."""
 
-import time
 from contextlib import nullcontext
 from typing import Any
 
-import ray
-
 from artifacts import Model, make_loadable, write_prompt, write_rung
 from cluster.progress import Show, relayed
-from cluster.session import remotely
+from cluster.session import note_shortage, remotely
 from cluster.stages import once
 from evaluation.baselines import climb
 from evaluation.chat_baselines import climb_chat
@@ -26,7 +23,6 @@ from tuning.sweep import SweepResult, sweep
 from tuning.trackers import require_trackers
 
 CHAMPION = "champion"
-SETTLED_S = 2.0
 
 
 def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
@@ -132,7 +128,8 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
 def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show, relay: Any) -> SweepResult:
     """The sweep, which sees training and validation rows only."""
     recipe = prepared.recipe
-    _note_shortage(recipe.training, show=show)
+    needed = recipe.training.max_workers * recipe.training.cpus_per_worker
+    note_shortage(needed, what="training", show=show)
     goal = set_goal(rungs, minimum_gain=recipe.evaluation.minimum_gain)
     text = f"sweep: {recipe.tuning.num_trials} trials to beat {goal.text}"
     show({"event": "stage", "text": text, "rungs": goal.rungs})
@@ -272,16 +269,6 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
         "note": f"serves now: {champion.version}",
         "uri": uri,
     }
-
-
-def _note_shortage(training: TrainingSection, *, show: Show) -> None:
-    """Says so where the workers will have to wait for CPUs; those of a task that just ended are free a moment later."""
-    needed, deadline = training.max_workers * training.cpus_per_worker, time.monotonic() + SETTLED_S
-    while (free := ray.available_resources().get("CPU", 0.0)) < needed and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if free < needed:
-        text = f"training needs {needed} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
-        show({"event": "note", "text": text})
 
 
 def _require(relay: Any, *, what: str, command: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster import stack
 from recipes.schema import TrainingSection
 
 REACH_TIMEOUT_S = 5
+SETTLED_S = 2.0
 DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 _GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 _HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
@@ -125,3 +127,15 @@ def remotely(function: Callable[..., Any], training: TrainingSection) -> Callabl
             raise error.cause from None  # the error itself: its dual's text is the remote traceback
 
     return call
+
+
+def note_shortage(num_cpus: int, *, what: str, show: Callable[[dict[str, Any]], None]) -> None:
+    """Says so where `what` will have to wait for CPUs; those of a task that just ended are free a moment later."""
+    import ray
+
+    deadline = time.monotonic() + SETTLED_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < num_cpus and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if free < num_cpus:
+        text = f"{what} needs {num_cpus} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
+        show({"event": "note", "text": text})

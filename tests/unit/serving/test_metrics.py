@@ -1,10 +1,13 @@
 """A request is counted by what answered it and how; Ray is told sums, and of gauges also what is over."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving import metrics
 from serving.http import Message, Receive, Scope, Send
 from serving.metrics import (
     FIRST_TOKEN_SECONDS,
@@ -21,6 +24,8 @@ from serving.metrics import (
     note_failure,
     note_version,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 class Version:
@@ -160,3 +165,20 @@ def test_it_is_told_again_and_again_and_a_version_that_serves_no_more_is_zero(mo
         (1, "full-1"),
         (1, "full-2"),
     ]
+
+
+def test_each_query_that_an_operator_is_told_asks_for_a_metric_and_labels_that_there_are() -> None:
+    known = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
+    by_histogram = {
+        f"{name}_{end}": one for name, one in known.items() if one.buckets for end in ("bucket", "sum", "count")
+    }
+    given_by_ray = {"application", "deployment", "replica", "le"}
+    told = (ROOT / "docs" / "operations.md").read_text()
+    asked = re.findall(r"(ray_tailorbird_\w+)(?:\{([^}]*)\})?", told)
+    assert len(asked) > 10
+    for name, chosen in asked:
+        metric = (known | by_histogram)[name]
+        assert not metric.buckets or name in by_histogram, name
+        assert set(re.findall(r"(\w+)=", chosen)) <= {*metric.labels, *given_by_ray}, (name, chosen)
+    for by, of in re.findall(r"by \(([\w, ]+)\) \(?(?:rate\()?(ray_tailorbird_\w+)", told):
+        assert set(by.split(", ")) <= {*(known | by_histogram)[of].labels, *given_by_ray}, (by, of)
