@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,10 +16,13 @@ from urllib.parse import urlsplit
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import requests
 from ray._private.authentication_test_utils import reset_auth_token_state
+from ray._private.utils import get_system_memory, get_used_memory
 
 from cluster import stack, storage
+from cluster.session import connect
 from models.registry import ModelVersion
 from recipes.schema import ServingSection
 from serving import deploy
@@ -84,21 +88,30 @@ def wait(condition: Callable[[], bool], *, within_s: float) -> float:
     return time.monotonic() - begun
 
 
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
-    folder, before = tmp_path_factory.mktemp("faulty"), dict(os.environ)
-    state = stack.up(folder / "stack", num_cpus=NUM_REPLICAS)
+@contextmanager
+def own_stack(folder: Path, *, num_cpus: int, **more: str) -> Iterator[stack.StackState]:
+    """A stack, started in an environment with `more`, that this process uses while the block lasts."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    state = stack.up(folder / "stack", num_cpus=num_cpus)
     try:
         os.environ.update(state.environment())
         os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
         reset_auth_token_state()
         (folder / "versions").mkdir()
-        yield Faulty(state, Service(HOME, folder / "versions"))
+        yield state
     finally:
         stack.down(folder / "stack")
         os.environ.clear()
         os.environ.update(before)
         reset_auth_token_state()
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    folder = tmp_path_factory.mktemp("faulty")
+    with own_stack(folder, num_cpus=NUM_REPLICAS) as state:
+        yield Faulty(state, Service(HOME, folder / "versions"))
 
 
 @pytest.fixture
@@ -267,6 +280,30 @@ def test_last_without_the_heads_dashboard_it_answers_on(faulty: Faulty, heard: H
     wait(lambda: not faulty.processes(r"dashboard/dashboard\.py"), within_s=30)
     time.sleep(2 * AFTER_S)
     assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+
+
+def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_service_stays(tmp_path: Path) -> None:
+    total, used = get_system_memory(), get_used_memory()
+    room = min(4 << 30, total // 5)  # for the stack, a replica, and a part of what the greedy one takes
+    limit = {"RAY_memory_usage_threshold": f"{(used + room) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    with own_stack(tmp_path, num_cpus=2, **limit):
+        service = Service("s3://models/serving-memory", tmp_path / "versions")
+        url = deploy.deploy(ServingSection(), home="s3://models/serving-memory", version=service.first)
+        with connect(), asking(url, TEXTS, clients=2) as heard:
+            greedy = ray.remote(num_cpus=0, max_retries=0)(take).remote(room + (1 << 30))
+            with pytest.raises(ray.exceptions.OutOfMemoryError):
+                ray.get(greedy, timeout=90)
+            time.sleep(AFTER_S)
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+
+
+def take(num_bytes: int) -> None:
+    """Takes memory, a little at a time, and holds it for a while."""
+    held = []
+    for _ in range(num_bytes >> 26):
+        held.append(bytearray(os.urandom(1)) * (1 << 26))
+        time.sleep(0.05)
+    time.sleep(30)
 
 
 def _logged() -> list[str]:
