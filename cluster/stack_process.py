@@ -64,7 +64,7 @@ def main(folder: Path, num_cpus: int | None) -> None:
     base, claim = _claim_ports()
     # Ray's socket paths must stay under 108 bytes, so its temporary folder has a short name.
     temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
-    os.environ.update(_environment(base, temp_dir=temp_dir, keys=keys))
+    os.environ.update(_environment(base, folder=folder, temp_dir=temp_dir, keys=keys))
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
         os.environ.pop(name, None)
     servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -140,7 +140,7 @@ def _claim_ports() -> tuple[int, socket.socket]:
     raise StackError(f"no {BLOCK} ports in a row are free between {FIRST_PORT} and {LAST_PORT}; stop what holds them")
 
 
-def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
+def _environment(base: int, *, folder: Path, temp_dir: Path, keys: _Keys) -> dict[str, str]:
     """What Ray's processes are started with, and so what every worker sees."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + S3}",
@@ -157,6 +157,7 @@ def _environment(base: int, *, temp_dir: Path, keys: _Keys) -> dict[str, str]:
         "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
         "DASHBOARD_METRIC_PORT": str(base + DASHBOARD_METRICS),
         "AUTOSCALER_METRIC_PORT": str(base + SCALER_METRICS),
+        "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",

@@ -3,16 +3,18 @@
 import fcntl
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from cluster.fetch import cache_folder
+
 _log = logging.getLogger("ray.serve")
 
 Row = dict[str, Any]
-BUFFER_BYTES = 1 << 20
 MAX_CHARS = 1 << 30
 """Of a replica's rows on disk: the node's other users need it too."""
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
@@ -29,7 +31,7 @@ class Orphan(NamedTuple):
 class Journal:
     """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that replicas of one log share.
 
-    What `add` and `flush` were given survives the process, not the node. A file `<name>.lock` is locked while the
+    What `add` was given survives the process, not the node. A file `<name>.lock` is locked while the
     replica lives: who can lock it writes what it left (`orphans`). Rows have a time `at`; all else is JSON. A disk that
     takes no more is told in the replica's log once, and the batch is then in memory alone.
     """
@@ -49,31 +51,25 @@ class Journal:
         begun.rename(folder / f"{self.name}.lock")  # not before it is locked: another replica would take it for left
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
-        """Appends rows to the batch of that number, on disk by `flush`; batches come one after the other."""
+        """Appends rows to the batch of that number; batches come one after the other."""
         try:
             if self._file is None or number != self._number:
-                self.flush()
+                if self._file is not None:
+                    self._file.close()
                 self._number = number
-                self._file = self._path(self.name, number).open("a", encoding="utf-8", buffering=BUFFER_BYTES)
+                self._file = self._path(self.name, number).open("a", encoding="utf-8")
             text = "".join([f"{_ENCODE(row)}\n" for row in rows])
             self._sizes[number] = self._sizes.get(number, 0) + len(text)
             if sum(self._sizes.values()) > MAX_CHARS:
                 raise OSError(f"{MAX_CHARS >> 20} MiB of rows wait in {self._folder}, which is enough")
             self._file.write(text)
+            self._file.flush()  # it is the kernel's now: before the answer leaves
         except OSError as error:
-            self._break(error)
-
-    def flush(self) -> None:
-        """What was added is the kernel's now, and outlives the process."""
-        try:
-            if self._file is not None:
-                self._file.flush()
-        except OSError as error:
-            self._break(error)
+            self._broken |= {self._number, number}
+            self._tell(error)
 
     def holds(self, number: int) -> bool:
         """Whether all rows of a batch that was begun are on disk."""
-        self.flush()
         return number <= self._number and number not in self._broken
 
     def rows(self, number: int) -> list[Row]:
@@ -112,7 +108,6 @@ class Journal:
 
     def close(self) -> None:
         """Gives up the lock: what is left is another replica's."""
-        self.flush()
         if not list(self._folder.glob(f"{self.name}-*.jsonl")):
             (self._folder / f"{self.name}.lock").unlink(missing_ok=True)
         self._lock.close()
@@ -120,14 +115,18 @@ class Journal:
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f"{name}-{number:06d}.jsonl"
 
-    def _break(self, error: OSError) -> None:
-        self._broken.add(self._number)
-        self._tell(error)
-
     def _tell(self, error: Exception) -> None:
         if str(error) != self._fault:
             _log.error("rows of the request log may be in memory alone, the disk says: %s", error)
         self._fault = str(error)
+
+
+def journal_folder() -> Path:
+    """Where journals lie on this node: TAILORBIRD_JOURNAL, or with what else the node keeps.
+
+    One folder is for one store: what replicas left is written to the store of those that come after them.
+    """
+    return Path(os.environ.get("TAILORBIRD_JOURNAL") or cache_folder() / "request-log")
 
 
 def open_journal(folder: Path) -> Journal | None:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from cluster.storage import write_bytes
-from serving.journal import Journal, open_journal
+from serving.journal import open_journal
 
 FLUSH_S = 10.0
 MAX_BYTES = 64 << 20
@@ -153,7 +153,6 @@ class Spool(Generic[EntryT]):
         place = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
         self._journal = open_journal(journal / place) if journal else None
         self._name = self._journal.name if self._journal else uuid.uuid4().hex[:12]
-        self._is_flushing = False
         self._open = _Batch(0)
         self._sealed: deque[_Batch] = deque()
         self._num_bytes = 0
@@ -172,20 +171,9 @@ class Spool(Generic[EntryT]):
             self._open.rows.extend(taken)
             if self._journal and taken:
                 self._journal.add(self._open.number, [row for _, row in taken])
-                self._journal_soon(self._journal)
             if left:
                 self._seal()
         self._give_up()
-
-    def _journal_soon(self, journal: Journal) -> None:
-        """One write to disk for all answers of one pass."""
-        if not self._is_flushing:
-            self._is_flushing = True
-            asyncio.get_running_loop().call_soon(self._flush_journal, journal)
-
-    def _flush_journal(self, journal: Journal) -> None:
-        self._is_flushing = False
-        journal.flush()
 
     def _seal(self) -> None:
         self._sealed.append(self._open)

@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from cluster.fetch import cache_folder
 from recipes.schema import ServingSection
 from serving.docs import documented
 from serving.http import ASGIApp, Route, asker, http_app
+from serving.journal import journal_folder
 from serving.keys import Door, admit_this_machine, read_subject_key
 from serving.log import Feedback, RequestLog, utc_now
 from serving.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, metered
@@ -72,8 +72,8 @@ class Replica(Generic[EngineT]):
         self.log: RequestLog | None = None
         if section.request_log:
             key = read_subject_key(section.subject_key) if section.subject_key else None
-            journal = cache_folder() / "request-log"
-            self.log = RequestLog(section.request_log, subject_key=key, texts=section.log_texts, journal=journal)
+            uri, texts = section.request_log, section.log_texts
+            self.log = RequestLog(uri, subject_key=key, texts=texts, journal=journal_folder())
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
         self._absent: dict[str, str] = {}
