@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -26,6 +26,8 @@ class Orphan(NamedTuple):
     name: str
     number: int
     rows: list[Row]
+    forget: Callable[[], None]
+    """To be called when the store has them; otherwise they are found again."""
 
 
 class Journal:
@@ -85,8 +87,7 @@ class Journal:
             self._tell(error)
 
     def orphans(self) -> Iterator[Orphan]:
-        """Batches of replicas that ended before the store had them; one that is drawn and then another is forgotten, so
-        whoever fails with one leaves it to the next call."""
+        """Batches of replicas that ended before the store had them."""
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem == self.name:
                 continue
@@ -102,9 +103,9 @@ class Journal:
             except BlockingIOError:
                 return
             for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
-                yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path))
-                path.unlink()
-            lock.unlink(missing_ok=True)
+                yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path), path.unlink)
+            if not list(self._folder.glob(f"{lock.stem}-*.jsonl")):
+                lock.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives up the lock: what is left is another replica's."""

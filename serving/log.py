@@ -230,14 +230,16 @@ class Spool(Generic[EntryT]):
 
         def write() -> None:
             for left in journal.orphans():
-                self._write(left.name, left.number, left.rows)
+                try:
+                    self._write(left.name, left.number, left.rows)
+                    left.forget()
+                except Exception as error:  # of the store, or of one damaged file: the others come too
+                    self._tell(error)
+                    continue
                 _log.warning("%d rows of %s were left by a replica that ended, and are kept", len(left.rows), self._uri)
 
-        try:
-            async with self._writing:
-                await asyncio.to_thread(write)
-        except Exception as error:
-            self._tell(error)
+        async with self._writing:
+            await asyncio.to_thread(write)
 
     def _tell(self, error: Exception) -> None:
         if str(error) != self._fault:

@@ -218,11 +218,15 @@ def test_what_a_store_that_is_away_at_the_end_did_not_take_is_written_by_the_nex
         asyncio.run(keep_journaled(tmp_path, [3], adopt=True))  # it finds them, and cannot write them either
     assert "wait on this node's disk for the next replica" in caplog.text
     assert "are lost" not in caplog.text
-    with journaled(tmp_path)[0].open("a") as cut:  # as a node leaves it whose disk was full
+    whole = next(path for path in journaled(tmp_path) if path.suffix == ".jsonl")
+    with whole.open("a") as cut:  # as a node leaves it whose disk was full
         cut.write('{"request_id": "r9", "at')
+    told = {"request_id": "r8", "at": NOON.isoformat(), "top": 1}  # which is no list
+    whole.with_name("0000-000000.jsonl").write_text(json.dumps(told))
+    whole.with_name("0000.lock").touch()
     asyncio.run(keep_journaled(tmp_path, adopt=True))
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3"]
-    assert journaled(tmp_path) == []
+    assert [path.name for path in journaled(tmp_path)] == ["0000-000000.jsonl", "0000.lock"]  # which holds up no other
 
 
 def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
