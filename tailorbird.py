@@ -129,7 +129,8 @@ def promote(
         str | None, typer.Option(metavar="REASON", help="Why a verdict that is not confirmatory may stand.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="What runs a classifier on CPU: auto, torch, openvino or onnxruntime-int8.")
+        str | None,
+        typer.Option(help="What runs a classifier on CPU: auto, torch, torch-bfloat16, openvino, onnxruntime-int8."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
