@@ -85,7 +85,7 @@ def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray]
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Row by row: activations are scaled by the largest in a call, so in a batch a text's answer would hang on the
-        others. On CPU it costs nothing: there is no padding, and small products are as fast."""
+        others. Of 32 texts of 16 tokens that took half as long again as one batch, on AVX2."""
         lengths = attention_mask.sum(1).tolist()
         return np.stack([embed(row[:length]) for row, length in zip(input_ids, lengths, strict=True)])
 
