@@ -11,6 +11,7 @@ from cluster import storage
 from evaluation.stored import write_evidence
 from models import registry
 from models.registry import (
+    Champion,
     ModelVersion,
     Part,
     VersionConfig,
@@ -175,14 +176,19 @@ def exported_from(version: ModelVersion, folder: Path, *, home: str) -> ModelVer
     return register(home, folder)
 
 
-def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
-    home: str, chosen: ModelVersion, tmp_path: Path
-) -> None:
+def promoted(home: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[Champion, str], ModelVersion]:
+    """The chosen version as champion, with the ETag to change it by, and the same for another engine."""
     concluded(home, chosen)
     promote(home)
     found = read_champion(home)
     assert found is not None
-    faster = exported_from(chosen, tmp_path / "exported", home=home)
+    return found, exported_from(chosen, folder / "exported", home=home)
+
+
+def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
+    home: str, chosen: ModelVersion, tmp_path: Path
+) -> None:
+    found, faster = promoted(home, chosen, tmp_path)
     before = (registry.Former(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
     set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run, before=before)
     assert promote(home).uri == faster.uri  # these weights serve, and their engine stays
@@ -190,11 +196,11 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     back = rollback(home, reason="wrong answers by that engine")
     assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is left, not the weights
     assert promote(home) == back
-    found = read_champion(home)
-    assert found is not None
+    later = read_champion(home)
+    assert later is not None
     other = register(home, version_folder(tmp_path / "other", value=2))
     former = registry.Former(uri=other.uri, digest=other.digest, run="")
-    set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run, before=(former,))
+    set_champion(home, faster, etag=later[1], reason="faster", run=back.run, before=(former,))
     back = rollback(home, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
     concluded(home, chosen, champion=other.uri)
@@ -205,11 +211,7 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
 def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torch(
     home: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
-    concluded(home, chosen)
-    promote(home)
-    found = read_champion(home)
-    assert found is not None
-    faster = exported_from(chosen, tmp_path / "exported", home=home)
+    found, faster = promoted(home, chosen, tmp_path)
     set_champion(home, faster, etag=found[1], reason="faster", run=found[0].run)
     told = {"uri": faster.uri, "digest": faster.digest, "kind": "probe"}
     nobody = {"uri": f"{home}/versions/none", "digest": "0" * 64}
