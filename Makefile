@@ -20,10 +20,10 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow" -n 2 tests/unit
-	$(BIN)/pytest -m "not slow" tests/integration
+	$(BIN)/pytest -m "not slow" --durations=25 tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations=25
 
 check: $(SETUP)
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ check: $(SETUP)
 	$(BIN)/lint-imports
 
 bench: $(SETUP)
-	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*_*.py)) autoscaling banking77; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*_*.py)) adapters autoscaling banking77; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

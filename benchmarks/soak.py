@@ -24,19 +24,17 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import save_file
 
 from benchmarks.promotion_under_load import clients, conclude, recipe_named, two_versions
 from benchmarks.rounds import finish, show
-from benchmarks.serving_overhead import own_stack
-from cluster import fetch, storage
-from models import load, registry
+from benchmarks.serving_overhead import own_stack, random_adapter
+from cluster import storage
+from models import registry
 from promote import promote, rollback, serve_champion
 from recipes.schema import ServingSection
 
 MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
-MOST_ADAPTERS, RANK = 8, 8
+MOST_ADAPTERS = 8
 LOG = "s3://lake/soak"
 SECTION = ServingSection(
     max_replicas=2, target_ongoing_requests=8, versions=MOST_ADAPTERS, request_log=LOG, max_batch_workers=1
@@ -96,7 +94,7 @@ def _keep_changing(home: str, like: registry.ModelVersion, *, folder: Path, unti
     num = 0
     while time.monotonic() + 60 <= until:
         begun = time.monotonic()
-        _register_adapter(home, like, folder / f"adapter-{num}", seed=num)
+        random_adapter(folder / f"adapter-{num}", home=home, like=like, seed=num)
         serve_champion(SECTION, home=home)
         time.sleep(max(0.0, begun + 30 - time.monotonic()))
         if num % 2 == 0:
@@ -106,19 +104,6 @@ def _keep_changing(home: str, like: registry.ModelVersion, *, folder: Path, unti
         num += 1
         time.sleep(max(0.0, begun + 60 - time.monotonic()))
     return 2 * num
-
-
-def _register_adapter(home: str, like: registry.ModelVersion, folder: Path, *, seed: int) -> None:
-    """A LoRA adapter of random numbers over the same base model."""
-    torch.manual_seed(seed)
-    folder.mkdir()
-    adapted = load.add_adapter(load.load_encoder(fetch.local_copy(like.base_model)), r=RANK, alpha=RANK, dropout=0.0)
-    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
-    head = torch.nn.Linear(384, len(like.classes))
-    save_file(head.state_dict(), folder / "head.safetensors")
-    fields = like.model_dump(include=set(registry.VersionConfig.model_fields))
-    registry.write_config(folder, registry.VersionConfig(**fields | {"kind": "lora", "created_at": registry.now()}))
-    registry.register(home, folder)
 
 
 Sample = dict[str, dict[int, float]]
