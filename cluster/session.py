@@ -25,6 +25,10 @@ class SessionError(ValueError):
     """Ray cannot be reached; the message says where it was looked for and what to do."""
 
 
+class Unreachable(SessionError):
+    """Nothing answers at the dashboard's address, now: asked again later, it may."""
+
+
 def use_stack(folder: Path) -> None:
     """Puts the environment of the folder's running stack into `os.environ`, unless Ray or S3 are configured there."""
     if any(os.environ.get(name) for name in _GIVEN):
@@ -33,6 +37,20 @@ def use_stack(folder: Path) -> None:
     if state is not None:
         for name, value in state.environment().items():
             os.environ.setdefault(name, value)
+
+
+def use_dashboard(address: str | None) -> None:
+    """Has this process ask the dashboard at `address`, where one is given.
+
+    The token of the folder's embedded stack is for that stack's dashboard and is shown to no other.
+    """
+    if address is None:
+        return
+    state = stack.status(stack.default_folder())
+    here = address.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+    if state is not None and here != state.dashboard_url and os.environ.get("RAY_AUTH_TOKEN_PATH") == state.token_path:
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
 
 
 @contextmanager
@@ -91,14 +109,21 @@ def auth_headers() -> dict[str, str]:
 
 
 def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
-    """One request to Ray's dashboard, with the token; SessionError if it cannot be reached or refuses the token."""
-    url = f"{dashboard_url()}{path}"
+    """One request to Ray's dashboard, with the token; a body goes as JSON, or as it is if it is bytes.
+
+    Raises SessionError if the token is refused, and Unreachable if nothing answers.
+    """
+    url, headers = f"{dashboard_url()}{path}", auth_headers()
+    sent = {"data": body} if isinstance(body, bytes) else {"json": body}
     try:
-        answer = requests.request(method, url, headers=auth_headers(), json=body, timeout=timeout_s)
+        answer = requests.request(method, url, headers=headers, timeout=timeout_s, **sent)
     except requests.RequestException as error:
-        raise SessionError(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {_HELP}") from error
+        raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {_HELP}") from error
     if answer.status_code in (401, 403):
-        raise SessionError(f"Ray's dashboard at {url} refuses the token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+        how = "refuses the token" if headers else "asks for a token, and none is set"
+        raise SessionError(
+            f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the cluster's, or RAY_AUTH_TOKEN"
+        )
     return answer
 
 
@@ -127,6 +152,16 @@ def remotely(function: Callable[..., Any], training: TrainingSection) -> Callabl
             raise error.cause from None  # the error itself: its dual's text is the remote traceback
 
     return call
+
+
+def on_this_node() -> dict[str, str]:
+    """A label selector for what this process cannot do without: it goes with this node, and with no other.
+
+    Ray puts what needs no CPU on any node, and the loss of that one would end work that it had no part in.
+    """
+    import ray
+
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 def note_shortage(num_cpus: int, *, what: str, show: Callable[[dict[str, Any]], None]) -> None:

@@ -98,3 +98,34 @@ def test_a_token_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(session.SessionError, match="none: No such file"):
         session.auth_headers()
+
+
+def test_a_dashboard_that_does_not_answer_may_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(session.Unreachable):
+        session.request_dashboard("GET", "/api/version")
+
+
+def test_an_address_that_is_given_comes_before_the_environment_s(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    session.use_dashboard("http://127.0.0.1:99")
+    assert session.dashboard_url() == "http://127.0.0.1:99"
+
+
+def test_the_stack_s_token_is_shown_to_the_stack_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
+        session.use_dashboard(same)
+        assert session.auth_headers()
+    session.use_dashboard("http://ray.example.com:8265")
+    assert session.auth_headers() == {}
+
+
+def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    session.use_dashboard("http://ray.example.com:8265")
+    assert session.auth_headers() == {"Authorization": "Bearer theirs"}
