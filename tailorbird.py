@@ -16,13 +16,20 @@ from recipes.schema import Recipe, load_recipe
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
 data_app = typer.Typer(no_args_is_help=True, help="Puts data where a recipe reads it.")
+jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
 app.add_typer(stack_app, name="stack")
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="URL", help="Ray's dashboard [default: RAY_API_SERVER_ADDRESS].")
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with the job's code.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `tailorbird jobs list` shows it.")]
 Folder = Annotated[
     Path | None,
     typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME [default: .tailorbird]."),
@@ -30,7 +37,7 @@ Folder = Annotated[
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
-USER_ERROR, FAILURE = 2, 1
+USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 def fails_clearly(verb: Verb) -> Verb:
@@ -40,6 +47,8 @@ def fails_clearly(verb: Verb) -> Verb:
     def wrapped(*arguments: Any, **named: Any) -> None:
         try:
             verb(*arguments, **named)
+        except typer.Exit:
+            raise  # an end with a code of its own, though typer makes it a RuntimeError
         except ValueError as error:
             _stop(error, code=USER_ERROR)
         except Exception as error:
@@ -321,6 +330,96 @@ def compare(
     _answer(found.to_dict(), as_json=as_json, lines=found.lines())
 
 
+@app.command()
+@fails_clearly
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Follow = False,
+    again: Annotated[bool, typer.Option("--again", help="Start it even though it has succeeded.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """`run` as a job on a cluster, with the code that lies here; asked twice, one job runs.
+
+    Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
+    """
+    from cluster import jobs
+    from cluster.session import use_dashboard
+
+    loaded = _recipe(recipe, overrides)
+    use_dashboard(address)
+    asked = jobs.submit(loaded, root=Path(__file__).parent, again=again)
+    if follow:
+        print(asked.line(), file=sys.stderr)
+        _follow(asked.job.id, as_json=as_json, value={"how": asked.how})
+    next_step = f"its log: tailorbird jobs logs {asked.job.id} --follow"
+    _answer(asked.job.to_dict() | {"how": asked.how}, as_json=as_json, lines=[asked.line(), next_step])
+
+
+@jobs_app.command("list")
+@fails_clearly
+def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """The jobs that were submitted to the cluster, the latest last, with their exit codes.
+
+    Example: tailorbird jobs list --json
+    """
+    from cluster import jobs
+    from cluster.session import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.list_jobs()
+    lines = [job.line() for job in found] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
+    _answer({"jobs": [job.to_dict() for job in found]}, as_json=as_json, lines=lines)
+
+
+@jobs_app.command("status")
+@fails_clearly
+def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """A job as Ray tells of it.
+
+    Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
+    """
+    from cluster import jobs
+    from cluster.session import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.read_job(job)
+    _answer(found.to_dict(), as_json=as_json, lines=[found.line(), found.message])
+
+
+@jobs_app.command()
+@fails_clearly
+def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: AsJson = False) -> None:
+    """What a job has said; with `--follow` what it says until its end, which becomes this command's.
+
+    Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
+    """
+    from cluster import jobs
+    from cluster.session import use_dashboard
+
+    use_dashboard(address)
+    if follow:
+        _follow(job, as_json=as_json, value={})
+    text = jobs.read_log(jobs.read_job(job).id)
+    _answer({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
+
+
+@jobs_app.command("stop")
+@fails_clearly
+def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Ends a job; submitted again, it goes on from what is done.
+
+    Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
+    """
+    from cluster import jobs
+    from cluster.session import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.stop(job)
+    _answer(found.to_dict(), as_json=as_json, lines=[found.line()])
+
+
 @data_app.command()
 @fails_clearly
 def icd10(
@@ -424,6 +523,23 @@ def _working(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterat
     recipe = _recipe(path, overrides)
     with connect(), display(Console(stderr=as_json)) as show:
         yield recipe, show
+
+
+def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
+    """Shows a job's log to its end and exits with the job's code; an interrupt leaves the job as it is."""
+    from cluster import jobs
+
+    stream = sys.stderr if as_json else sys.stdout
+    try:
+        job = jobs.follow(job_id, write=lambda text: print(text, end="", file=stream, flush=True))
+    except KeyboardInterrupt:
+        shows, ends = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
+        print(f"\n{job_id} goes on; `{shows}` shows it, `{ends}` ends it", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    code = job.exit_code
+    assert code is not None  # a job that is followed is over
+    _answer(job.to_dict() | value, as_json=as_json, lines=[job.line()])
+    raise typer.Exit(code)
 
 
 def _recipe(path: str, overrides: list[str] | None = None) -> Recipe:

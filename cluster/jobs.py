@@ -1,0 +1,277 @@
+"""The door of jobs: over HTTP alone, a recipe runs on a cluster as Ray's job, is found again, followed and stopped."""
+
+import asyncio
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import requests
+
+from cluster.code import code_sha256
+from cluster.package import RECIPE_FILE, Package, pack, upload
+from cluster.session import SessionError, Unreachable, auth_headers, dashboard_url, request_dashboard
+from recipes.schema import Recipe, digest
+
+ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE}"
+SUBMISSION = "SUBMISSION"
+SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
+OVER = (SUCCEEDED, STOPPED, "FAILED")
+FAILURE = 1
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that ended a process."""
+
+BLIP_S = 120.0
+LOG_BLIP_S = 10.0
+RETRY_S = 1.0
+HEARTBEAT_S = 30.0
+CONNECT_S = 10.0
+STOP_S = 30.0
+
+Value = TypeVar("Value")
+Write = Callable[[str], Any]
+
+
+class JobError(ValueError):
+    """A job that is not there or cannot be had; the message says what is there."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as Ray tells of it, but for its environment variables, which may be anybody's secrets."""
+
+    id: str
+    status: str
+    entrypoint: str
+    message: str
+    metadata: Mapping[str, str]
+    started_s: float | None
+    """Unix time."""
+    ended_s: float | None
+    driver_exit_code: int | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.status in OVER
+
+    @property
+    def exit_code(self) -> int | None:
+        """What a command that stood for the job would end with: 0 only where it succeeded, None while it runs."""
+        if not self.is_over:
+            return None
+        if self.status == SUCCEEDED:
+            return 0
+        if self.status == STOPPED:
+            return SIGNALLED + signal.SIGTERM
+        code = self.driver_exit_code or FAILURE  # without one, Ray could not start it or lost it
+        return SIGNALLED - code if code < 0 else code
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
+
+    def line(self) -> str:
+        """One line of a list."""
+        started = "" if self.started_s is None else f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
+        code = f" ({self.exit_code})" if self.exit_code else ""
+        return f"{self.id:<40} {self.status + code:<16} {started}"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was asked for, and what asking did: started it, found it, or found that it is done."""
+
+    job: Job
+    how: Literal["started", "started again", "running", "done"]
+
+    def line(self) -> str:
+        """What happened, and what to do next."""
+        told = {
+            "started": "is started",
+            "started again": "is started after one that ended without success; what that finished is not done again",
+            "running": "is running already; none was started",
+            "done": "has succeeded; none was started (`--again` starts one, for new data)",
+        }[self.how]
+        return f"{self.job.id} {told}"
+
+
+def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
+    """Runs the recipe on the cluster with the code under `root`, once: asked again, the job that is there is meant.
+
+    A job is named by the recipe with its overrides and by the code, as a run is. After one that failed or was stopped,
+    another is started under the next number, so the first one's log and end stay; `again` does so after a success too.
+    The recipe travels in the package and not in the command, which whoever may list jobs can read. No environment
+    variable travels: what a run needs of them stands in the environment in which Ray was started.
+    """
+    hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
+    name = f"{recipe.name}-{digest(hashes)[:12]}"
+    package = pack(root, recipe=recipe)
+    return start(name, entrypoint=ENTRYPOINT, package=package, metadata={"recipe": recipe.name, **hashes}, again=again)
+
+
+def start(
+    name: str, *, entrypoint: str, package: Package, metadata: Mapping[str, str] | None = None, again: bool = False
+) -> Submitted:
+    """Starts the entrypoint as a job of this name unless one runs or has succeeded; see `submit`."""
+    earlier = _attempts(name)
+    last = earlier[-1] if earlier else None
+    if last is not None and not last.is_over:
+        return Submitted(last, "running")
+    if last is not None and last.status == SUCCEEDED and not again:
+        return Submitted(last, "done")
+    upload(package)
+    wanted = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
+    body = {
+        "entrypoint": entrypoint,
+        "submission_id": wanted,
+        "runtime_env": {"working_dir": package.uri},
+        "metadata": dict(metadata or {}),
+    }
+    answer = request_dashboard("POST", "/api/jobs/", body=body)
+    if answer.status_code == 200:
+        return Submitted(read_job(wanted), "started" if last is None else "started again")
+    found = _find(wanted)
+    if found is None:
+        raise JobError(f"Ray does not start the job ({answer.status_code}): {answer.text[-1000:].strip()}")
+    return Submitted(found, "running")  # another was first, at this very moment
+
+
+def list_jobs() -> tuple[Job, ...]:
+    """The jobs that were submitted to the cluster, by whatever client, as they were started."""
+    found = [_job(value) for value in _answer("/api/jobs/").json() if value["type"] == SUBMISSION]
+    return tuple(sorted(found, key=lambda job: (job.started_s or 0.0, job.id)))
+
+
+def read_job(job_id: str) -> Job:
+    """The job; raises JobError, with those that are there, where it is not."""
+    found = _find(job_id)
+    if found is None:
+        there = ", ".join(f"{job.id} ({job.status})" for job in list_jobs())
+        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; there {'are: ' + there or 'is none'}")
+    return found
+
+
+def read_log(job_id: str) -> str:
+    """What the job has said so far."""
+    answer = _answer(f"/api/jobs/{quote(job_id, safe='')}/logs")
+    if answer.status_code != 200:
+        raise JobError(f"Ray does not tell the log of {job_id} ({answer.status_code}): {answer.text[-500:].strip()}")
+    return str(answer.json()["logs"])
+
+
+def stop(job_id: str) -> Job:
+    """Ends the job, by SIGTERM and soon after by SIGKILL, and waits a while for it; one that is over stays as it is."""
+    job = read_job(job_id)
+    if not job.is_over:
+        request_dashboard("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+    deadline = time.monotonic() + STOP_S
+    while not job.is_over and time.monotonic() < deadline:
+        time.sleep(RETRY_S / 4)
+        job = read_job(job_id)
+    return job
+
+
+def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
+    """Writes the job's log as it grows, each piece once, and returns the job when it is over.
+
+    A dashboard that is away for less than `blip_s` seconds only makes it late; after that SessionError is raised, and
+    the job's end is not known.
+    """
+    read_job(job_id)
+    told = 0
+
+    def hear(text: str, start: int) -> None:
+        nonlocal told
+        if start + len(text) > told:
+            write(text[max(0, told - start) :])
+            told = start + len(text)
+
+    while True:
+        with suppress(aiohttp.ClientError, OSError):  # whatever cut the stream, the status below says what is
+            asyncio.run(_tail(job_id, hear))
+        job = _patiently(lambda: read_job(job_id), blip_s=blip_s)
+        try:  # what the stream did not bring
+            hear(_patiently(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
+        except (JobError, SessionError) as error:
+            if job.is_over:  # its end is known and counts, whether its log can be read or not
+                write(f"\nthe rest of the log cannot be read: {error}\n")
+        if job.is_over:
+            return job
+        time.sleep(RETRY_S)
+
+
+async def _tail(job_id: str, hear: Callable[[str, int], None]) -> None:
+    """Ray's stream of the log, from its beginning to the job's end; it may break off at any time before."""
+    url = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail"
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+    place = 0
+    async with (
+        aiohttp.ClientSession(headers=auth_headers(), timeout=timeout, trust_env=True) as session,
+        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as stream,
+    ):
+        async for message in stream:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                hear(message.data, place)
+                place += len(message.data)
+
+
+def _patiently(ask: Callable[[], Value], *, blip_s: float) -> Value:
+    deadline = time.monotonic() + blip_s
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_S)
+
+
+def _attempts(name: str) -> list[Job]:
+    """The jobs of this name that the cluster has had, by number."""
+    found = [job for job in list_jobs() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
+    return sorted(found, key=lambda job: _number(job.id, name))
+
+
+def _number(job_id: str, name: str) -> int:
+    return int(job_id.removeprefix(name).removeprefix("-") or 1)
+
+
+def _find(job_id: str) -> Job | None:
+    answer = _answer(f"/api/jobs/{quote(job_id, safe='')}")
+    if answer.status_code != 200:
+        return None
+    value = answer.json()  # of no id at all, Ray lists them; a driver that was not submitted has a type of its own
+    return _job(value) if isinstance(value, dict) and value["type"] == SUBMISSION else None
+
+
+def _answer(path: str) -> requests.Response:
+    """The dashboard's answer; where it or what it asks is starting or being replaced, it counts as away."""
+    answer = request_dashboard("GET", path)
+    if answer.status_code >= 500:
+        raise Unreachable(f"Ray's dashboard answers {answer.status_code} at {path}: {answer.text[-500:].strip()}")
+    return answer
+
+
+def _job(value: dict[str, Any]) -> Job:
+    return Job(
+        id=value["submission_id"],
+        status=value["status"],
+        entrypoint=value["entrypoint"],
+        message=value["message"] or "",
+        metadata=value["metadata"] or {},
+        started_s=_seconds(value["start_time"]),
+        ended_s=_seconds(value["end_time"]),
+        driver_exit_code=value["driver_exit_code"],
+    )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
