@@ -159,11 +159,8 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     if found is None:
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    trial = trial_version(section.trial.version, home=home) if section.trial else None
-    if trial is not None and weights_digest(trial) == weights_digest(version):
-        trial = None
-    more: dict[str, Any] = {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial}
-    more["others"] = over_same_base(version, home=home, most=section.versions)
+    more = beside_champion(section, home=home, champion=champion, version=version)
+    trial = more["trial"]
 
     def deployed(**fields: Any) -> str:
         return deploy(section, home=home, version=version, **more | fields)
@@ -183,6 +180,16 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
             raise
     _note(home, champion.model_copy(update={"parity": parity}), etag=found[1])
     return deployed() if trial is not None else url, version
+
+
+def beside_champion(section: ServingSection, *, home: str, champion: Champion, version: ModelVersion) -> dict[str, Any]:
+    """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
+    PromotionRefused or RegistryError where there is no version to try."""
+    trial = trial_version(section.trial.version, home=home) if section.trial else None
+    if trial is not None and weights_digest(trial) == weights_digest(version):
+        trial = None
+    others = over_same_base(version, home=home, most=section.versions)
+    return {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial, "others": others}
 
 
 def _rehearsed(home: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:

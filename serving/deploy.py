@@ -70,12 +70,35 @@ def deploy(
     or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
     DeployError (TrialError where all but the trial is as asked), or SessionError where Ray is not reachable.
     """
-    name, task = application_name(home), task_of(version)
+    name = application_name(home)
     instance = _instance()
     before = instance["applications"]
     if section.api_keys is None and not section.guarded:
         _refuse_open_door(instance)
-    prefix = _route_prefix(name, before)
+    application = application_of(
+        section, home=home, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
+    ) | {"route_prefix": _route_prefix(name, before)}
+    base_url = _apply(application, declared=_declared(before))
+    if trial is not None:
+        ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
+        if ready.get("trial") != trial.digest:
+            why = ready.get("absent", {}).get(TRIAL, "the champion's code is from before trials; run the recipe again")
+            raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
+    return base_url
+
+
+def application_of(
+    section: ServingSection,
+    *,
+    home: str,
+    version: "ModelVersion",
+    pretrained: "ModelVersion | Part | None" = None,
+    verdict: str | None = None,
+    trial: "ModelVersion | None" = None,
+    others: Sequence["ModelVersion"] = (),
+) -> dict[str, Any]:
+    """The application as Serve is told of it, at `/`: what `deploy` puts and a manifest says. Arguments as there."""
+    task = task_of(version)
     config: dict[str, Any] = _named(version) | {"verdict": verdict, "with_pretrained": section.pretrained}
     beside = {other.version: _named(other) for other in others if other.digest != version.digest}
     # A chat model beside would take as much memory again.
@@ -86,21 +109,28 @@ def deploy(
     if trial is not None:
         assert section.trial is not None
         config[TRIAL] = _named(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)
-    application = {
-        "name": name,
-        "route_prefix": prefix,
+    return {
+        "name": application_name(home),
+        "route_prefix": "/",
         "import_path": IMPORT_PATH,
         "runtime_env": {"working_dir": version.code},
         "args": _build_args(section, home=home, task=task),
         "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
     }
-    base_url = _apply(application, declared=_declared(before))
-    if trial is not None:
-        ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
-        if ready.get("trial") != trial.digest:
-            why = ready.get("absent", {}).get(TRIAL, "the champion's code is from before trials; run the recipe again")
-            raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
-    return base_url
+
+
+def instance_of(applications: Sequence[dict[str, Any]], *, url: str) -> dict[str, Any]:
+    """What Serve is told as a whole: its applications, and that it listens where clients call `url`."""
+    address = urlsplit(url)
+    return {
+        "proxy_location": "EveryNode",
+        # Serve reads these once, when it starts: on loopback only this machine may call, else HAProxies of all nodes.
+        "http_options": {
+            "host": "127.0.0.1" if _is_local(address.hostname) else "0.0.0.0",
+            "port": address.port or 8000,
+        },
+        "applications": list(applications),
+    }
 
 
 @contextmanager
@@ -308,14 +338,7 @@ def _is_local(host: str | None) -> bool:
 
 
 def _put(applications: list[dict[str, Any]]) -> None:
-    address = urlsplit(serve_url())
-    local = _is_local(address.hostname)
-    body = {
-        "proxy_location": "EveryNode",
-        # Serve reads these once, when it starts: on loopback only this machine may call, else HAProxies of all nodes.
-        "http_options": {"host": "127.0.0.1" if local else "0.0.0.0", "port": address.port or 8000},
-        "applications": applications,
-    }
+    body = instance_of(applications, url=serve_url())
     for attempt in range(PUT_ATTEMPTS):
         answer = request_dashboard("PUT", APPLICATIONS, body=body)
         if answer.status_code == 200:
