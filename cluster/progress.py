@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.spinner import Spinner
 
 from cluster.board import Rows, begin_board, board, noted
+from cluster.session import on_this_node
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]
@@ -39,7 +40,7 @@ class Relay:
 @contextmanager
 def relayed(show: Show) -> Iterator[Any]:
     """A relay whose events `show` gets, in a thread, until the block ends."""
-    relay = ray.remote(Relay).options(num_cpus=0).remote()
+    relay = ray.remote(Relay).options(num_cpus=0, label_selector=on_this_node()).remote()
     over = threading.Event()
 
     def follow() -> None:

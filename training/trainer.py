@@ -1,7 +1,7 @@
 """One fine-tuning as one Ray Train run, with checkpoints and a finite number of retries; leaves weights on S3."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
     checkpoint.
     """
     config = {"section": section, "task": ray.put(task), "uri": uri, "relay": relay}
-    trainer = new_trainer(_finetune_worker, config, section=section, uri=uri, name="train")
+    trainer = new_trainer(_finetune_worker, config, section=section, uri=f"{uri}/train")
     try:
         result = trainer.fit()
     except Exception as error:
@@ -79,9 +79,14 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
 
 
 def new_trainer(
-    function: Callable[[dict[str, Any]], Any], config: dict[str, Any], *, section: TrainingSection, uri: str, name: str
+    function: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    *,
+    section: TrainingSection,
+    uri: str,
+    callbacks: Sequence[Any] = (),
 ) -> Any:
-    """A TorchTrainer over the section's workers, its state under `uri`/`name`, with finite retries."""
+    """A TorchTrainer over the section's workers, its state under `uri`, with finite retries."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -93,6 +98,7 @@ def new_trainer(
         resources["GPU"] = section.gpus_per_worker
     num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
     store, path = filesystem(uri, patient=True)
+    folder, _, name = path.rpartition("/")
     return TorchTrainer(
         function,
         train_loop_config=config,
@@ -101,8 +107,9 @@ def new_trainer(
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=path,
+            storage_path=folder,
             storage_filesystem=store,
+            callbacks=list(callbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(
                 max_failures=section.max_failures,

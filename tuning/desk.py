@@ -125,15 +125,9 @@ class Desk:
     async def take(self, group: str) -> tuple[str, dict[str, Any], str | None] | None:
         """From a worker group: the next trial's name, configuration and checkpoint; None when the sweep is over.
 
-        A group that comes back without having finished its trial gets the same one again.
+        A group that comes back without having finished its trial gets the same one again, if no other has it by now.
         """
-        held = self._held.pop(group, None)
-        if held is not None:
-            attempts = self._trials[held].attempts
-            if attempts >= MAX_ATTEMPTS:
-                await self._fail(held, f"trial {held} was given up after {attempts} attempts")
-            else:
-                self._waiting.appendleft(held)
+        await self.put_back(group)
         async with self._changed:
             await self._changed.wait_for(lambda: self._next() is not None or self._closed)
             name = self._next()
@@ -181,10 +175,12 @@ class Desk:
     async def finish(self, group: str, name: str, outcome: dict[str, Any]) -> None:
         """From a worker group: the trial is over; `outcome` holds its weights' URI where it was the best so far."""
         record = self._trials[name].record
+        self._held.pop(group, None)
+        if record.over:  # another group has had it meanwhile: this one was taken for dead
+            return
         record.outcome = outcome
         if outcome["weights"]:
             self._best = max(self._best or (False, 0.0), (record.completed, float(outcome["score"])))
-        self._held.pop(group, None)
         await self._write()
 
     async def give_up(self, group: str, name: str, message: str) -> None:
@@ -204,6 +200,18 @@ class Desk:
         records = {trial.record.trial: trial.record for trial in self._trials.values()}
         return {"trials": [record.to_dict() for record in (*records.values(), *self._known)], "ended": self._ended}
 
+    async def put_back(self, group: str) -> None:
+        """From Ray Train: workers of the group failed; its trial is the next to be taken, by whichever group."""
+        held = self._held.pop(group, None)
+        if held is None:
+            return
+        attempts = self._trials[held].attempts
+        if attempts >= MAX_ATTEMPTS:
+            await self._fail(held, f"trial {held} was given up after {attempts} attempts")
+            return
+        self._waiting.appendleft(held)
+        await self._notify()
+
     async def close(self) -> None:
         """From the sweep: no more trials; groups that wait go home."""
         self._closed = True
@@ -219,7 +227,10 @@ class Desk:
         await self._notify()
 
     async def _fail(self, name: str, message: str) -> None:
-        self._trials[name].record.failure = message
+        record = self._trials[name].record
+        if record.over:
+            return
+        record.failure = message
         await self._write()
         await self._notify()
 

@@ -8,7 +8,9 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.train import UserCallback
 
+from cluster.session import on_this_node
 from cluster.storage import delete_folder, exists, read_json, write_json
 from recipes.schema import TrainingSection, TuningSection
 from training.failure import why
@@ -74,7 +76,7 @@ def sweep(
     checkpoints. `relay` is an actor with a `tell(event)` method. Raises TrainingFailed when no trial ran to an export.
     """
     known = _known_trials(uri)
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000)
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, label_selector=on_this_node())
     desk = desk.remote(keep=partial(write_json, _journal(uri)), known=known)
     num_rows = len(task.validation)
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
@@ -101,7 +103,7 @@ def _known_trials(uri: str) -> list[Record]:
 @contextmanager
 def _worker_groups(config: dict[str, Any], *, num_groups: int, desk: Any) -> Iterator[list[str]]:
     """Groups that take trials until the block ends; the list gets the error of each that ended before its time."""
-    start = ray.remote(num_cpus=0, max_retries=0)(_run_group)
+    start = ray.remote(num_cpus=0, max_retries=0, label_selector=on_this_node())(_run_group)
     names = [f"group-{number}" for number in range(num_groups)]
     running = {start.remote(config | {"group": name}): name for name in names}
     errors: list[str] = []
@@ -135,10 +137,27 @@ def _error_of(group: Any) -> str | None:
     return error
 
 
+class _PutBack(UserCallback):  # type: ignore[misc]
+    """Ray Train's word that workers of a group failed: its trial is for whoever comes first.
+
+    The group itself comes back when it has its CPUs again, which may be long, or never: its node is gone, and the
+    other groups hold theirs while they wait for a trial.
+    """
+
+    def __init__(self, desk: Any, group: str) -> None:
+        self._desk, self._group = desk, group
+
+    def after_exception(self, **_: Any) -> None:
+        self._desk.put_back.remote(self._group)
+
+
 def _run_group(config: dict[str, Any]) -> str | None:
     """One group's whole life; the value is the error it ended with, if any."""
     section: TrainingSection = config["section"]
-    trainer = new_trainer(group_worker, config, section=section, uri=f"{config['uri']}/groups", name=config["group"])
+    group, desk = config["group"], config["desk"]
+    trainer = new_trainer(
+        group_worker, config, section=section, uri=f"{config['uri']}/groups/{group}", callbacks=[_PutBack(desk, group)]
+    )
     try:
         trainer.fit()
     except Exception as error:

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cluster.session import on_this_node
 from cluster.storage import filesystem
 from recipes.schema import TrainingSection, TuningSection
 from tuning.desk import Record
@@ -55,9 +56,10 @@ def new_tuner(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's would write, asked or not, if it can
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, it would return as if all trials had run
     longest = max_epochs(training, section)
+    resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
     store, path = filesystem(uri)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), Trial.RESOURCES),
+        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), resources),
         param_space=tune_space(section),
         tune_config=tune.TuneConfig(
             metric="score",

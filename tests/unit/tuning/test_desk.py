@@ -241,6 +241,59 @@ def test_a_lost_groups_trial_goes_to_another_group() -> None:
     run(story())
 
 
+def test_a_trial_put_back_goes_to_a_group_that_waits_and_its_own_comes_back_for_the_next() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        for name in ("a", "b"):
+            await desk.submit(name, {})
+        assert await desk.take("group-0") == ("a", {}, None)
+        await desk.saved("a", "s3://a/1")
+        assert await desk.take("group-1") == ("b", {}, None)
+        await desk.finish("group-1", "b", {"weights": "", "score": 0.1})
+        waiting = asyncio.create_task(desk.take("group-1"))
+        await settle()
+        assert not waiting.done()
+        await desk.put_back("group-0")
+        assert await waiting == ("a", {}, "s3://a/1")
+        again = asyncio.create_task(desk.take("group-0"))
+        await settle()
+        assert not again.done()
+        await desk.submit("c", {})
+        assert await again == ("c", {}, None)
+
+    run(story())
+
+
+def test_a_trial_put_back_after_each_attempt_is_given_up() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("a", {})
+        for number in range(MAX_ATTEMPTS):
+            assert await desk.take(f"group-{number}") == ("a", {}, None)
+            await desk.put_back(f"group-{number}")
+        assert record(desk, "a")["failure"] == f"trial a was given up after {MAX_ATTEMPTS} attempts"
+        await desk.put_back("group-0")  # which holds nothing now
+
+    run(story())
+
+
+def test_what_a_group_says_of_a_trial_that_another_has_finished_changes_nothing() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("a", {})
+        await desk.take("group-0")
+        await desk.put_back("group-0")
+        await desk.take("group-1")
+        outcome = {"weights": "s3://here", "score": 0.5}
+        await desk.finish("group-0", "a", outcome)
+        await desk.finish("group-1", "a", {"weights": "", "score": 0.5})
+        await desk.give_up("group-1", "a", "diverged")
+        found = record(desk, "a")
+        assert (found["outcome"], found["failure"]) == (outcome, None)
+
+    run(story())
+
+
 def test_a_trial_goes_on_from_its_newest_checkpoint_and_the_one_before_is_named_to_be_deleted() -> None:
     async def story() -> None:
         desk = a_desk()
