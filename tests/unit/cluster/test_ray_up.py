@@ -1,0 +1,159 @@
+"""The files for `ray up`, as Ray itself prepares and checks them."""
+
+import copy
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start as ray_start
+
+from cluster import stack_process
+
+CLUSTER = Path(__file__).parents[3] / "cluster"
+FILES = ("aws", "onprem")
+NODE_ENV = "node.env"
+SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]")
+REFUSALS = (jsonschema.ValidationError, ValueError, NotImplementedError, AssertionError, click.ClickException)
+Change = Callable[[dict[str, Any]], Any]
+
+
+def _written(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """As `ray up` does before it asks the provider for anything: with Ray's defaults, and refused where it is wrong."""
+    prepared: dict[str, Any] = prepare_config(copy.deepcopy(content))
+    validate_config(prepared)
+    return prepared
+
+
+def _commands(prepared: dict[str, Any]) -> list[str]:
+    """Every command that a node would run."""
+    kinds = ("initialization_commands", "head_setup_commands", "worker_setup_commands")
+    starts = ("head_start_ray_commands", "worker_start_ray_commands")
+    return [command for kind in (*kinds, *starts) for command in prepared[kind]]
+
+
+def _start_options(command: str) -> dict[str, Any]:
+    """The options of a `ray start`, as Ray's own command line reads them."""
+    words = shlex.split(command.partition("ray start ")[2])
+    return dict(ray_start.make_context("start", words).params)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_takes_the_file(name: str) -> None:
+    prepared = _checked(_written(name))
+    assert prepared["head_node_type"] in prepared["available_node_types"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("aws", lambda content: content.update(max_worker=3)),
+        ("aws", lambda content: content.update(max_workers="ten")),
+        ("aws", lambda content: content.update(max_workers=0)),  # under serving's min_workers
+        ("aws", lambda content: content.update(head_node_type="heads")),
+        ("aws", lambda content: content["provider"].update(type="awss")),
+        ("aws", lambda content: content["auth"].update(ssh_key="~/.ssh/id")),
+        ("aws", lambda content: content["auth"].update(ssh_proxy_use_node_id=True)),
+        ("aws", lambda content: content["available_node_types"]["head"].update(resources={"CPU": "0"})),
+        ("aws", lambda content: content["available_node_types"]["training"].pop("node_config")),
+        ("aws", lambda content: content["available_node_types"]["training"].update(spot=True)),
+        ("aws", lambda content: content.update(setup_commands=[{"pip": "tailorbird"}])),
+        ("aws", lambda content: content.update(docker={"image": "tailorbird"})),
+        ("onprem", lambda content: content["provider"].pop("head_ip")),
+        ("onprem", lambda content: content["provider"].update(worker_ips="192.0.2.11")),
+        ("onprem", lambda content: content.update(available_node_types={"head": {}})),
+        ("onprem", lambda content: content.update(file_mount={})),
+    ],
+)
+def test_ray_refuses_the_file_with_a_mistake_in_it(name: str, change: Change) -> None:
+    content = _written(name)
+    change(content)
+    with pytest.raises(REFUSALS):
+        _checked(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_command_is_one_that_a_shell_and_ray_can_read(name: str) -> None:
+    commands = _commands(_checked(_written(name)))
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+    starts = [_start_options(command) for command in commands if "ray start" in command]
+    assert [options["head"] for options in starts] == [True, False]
+    head, worker = starts
+    assert (head["num_cpus"], head["dashboard_host"]) == (0, "127.0.0.1")
+    assert (worker["num_cpus"], worker["address"]) == (None, f"$RAY_HEAD_IP:{head['port']}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_ray_starts_with_what_node_env_sets(name: str) -> None:
+    for command in _commands(_checked(_written(name))):
+        assert "ray st" not in command or command.startswith(f". ~/tailorbird/cluster/{NODE_ENV} && ")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_token_comes_from_a_file_and_no_secret_stands_in_ours(name: str) -> None:
+    assert _checked(_written(name))["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for file in (f"{name}.yaml", NODE_ENV):
+        assert SECRETS.search((CLUSTER / file).read_text(encoding="utf-8")) is None
+
+
+def test_aws_has_a_role_for_each_node_and_asks_no_metadata_without_a_session() -> None:
+    prepared = _checked(_written("aws"))
+    for kind in prepared["available_node_types"].values():
+        config = kind["node_config"]
+        assert config["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
+        assert config["MetadataOptions"]["HttpTokens"] == "required"
+        assert config["SecurityGroupIds"]  # or Ray makes one that is open to the world
+        assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
+    assert prepared["provider"]["cache_stopped_nodes"] is False
+
+
+def test_aws_trains_on_spot_machines_and_serves_on_others() -> None:
+    kinds = _checked(_written("aws"))["available_node_types"]
+    spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
+    assert spot == {"training"}
+    assert kinds["head"]["resources"] == {"CPU": 0}
+    assert (kinds["training"]["min_workers"], kinds["serving"]["min_workers"]) == (0, 1)
+
+
+def test_nothing_of_ray_s_defaults_for_aws_is_left() -> None:
+    """They install another Ray and open the dashboard to every interface."""
+    commands = "\n".join(_commands(_checked(_written("aws"))))
+    assert "0.0.0.0" not in commands
+    assert "ray-wheels" not in commands
+
+
+def test_the_region_that_nodes_ask_s3_in_is_the_one_they_run_in() -> None:
+    content = _written("aws")
+    starts = [command for command in _commands(_checked(content)) if "ray start" in command]
+    assert all(f"AWS_REGION={content['provider']['region']} " in command for command in starts)
+
+
+def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: Path) -> None:
+    shown = ["bash", "-c", f". {CLUSTER / NODE_ENV} && env -0"]
+    bare = {"HOME": "/home/somebody", "PATH": "/usr/bin:/bin"}
+    told = subprocess.run(shown, env=bare, capture_output=True, text=True, check=True).stdout
+    here = dict(line.split("=", 1) for line in told.split("\0") if line)
+    keys = stack_process._Keys(access_key="", secret_key="", token_path=tmp_path / "token")
+    stack = stack_process._environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.
+    places = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|JOURNAL|AWS", name)}
+    alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}
+    alone |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"}
+    assert {name: value for name, value in stack.items() if name not in places | alone} == {
+        name: value for name, value in here.items() if name in stack and name not in places
+    }
+    assert here["RAY_AUTH_TOKEN_PATH"] == "/home/somebody/.ray/auth_token"
+    assert here["PATH"].startswith("/home/somebody/tailorbird-venv/bin:")
