@@ -26,7 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VAL
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Address = Annotated[
-    str | None, typer.Option("--address", metavar="URL", help="Ray's dashboard [default: RAY_API_SERVER_ADDRESS].")
+    str | None, typer.Option("--address", metavar="URL", help="Ray's dashboard, in place of RAY_API_SERVER_ADDRESS.")
 ]
 Follow = Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with the job's code.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `tailorbird jobs list` shows it.")]

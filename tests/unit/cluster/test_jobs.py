@@ -1,0 +1,86 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cluster.jobs import Job, Submitted, _job
+from tailorbird import app
+
+
+def _told(**changes: Any) -> dict[str, Any]:
+    """A job as Ray's REST API tells of it."""
+    return {
+        "type": "SUBMISSION",
+        "submission_id": "task-0123456789ab",
+        "status": "RUNNING",
+        "entrypoint": "python -m tailorbird run submitted_recipe.yaml",
+        "message": "Job is currently running.",
+        "metadata": {"recipe": "task"},
+        "start_time": 1_700_000_000_500,
+        "end_time": None,
+        "driver_exit_code": None,
+        "runtime_env": {"env_vars": {"HF_TOKEN": "hf_a-secret-of-somebody"}},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 7, 7),
+        ("FAILED", -9, 137),  # the shell itself was killed
+        ("FAILED", None, 1),  # Ray could not start it, or lost it
+        ("FAILED", 0, 1),
+        ("STOPPED", None, 143),
+        ("STOPPED", 0, 143),
+        ("RUNNING", None, None),
+        ("PENDING", None, None),
+    ],
+)
+def test_a_job_s_exit_code_is_its_driver_s_own(status: str, driver: int | None, expected: int | None) -> None:
+    assert _job(_told(status=status, driver_exit_code=driver)).exit_code == expected
+
+
+@given(status=st.sampled_from(["STOPPED", "FAILED"]), driver=st.none() | st.integers(-64, 255))
+def test_no_job_that_was_stopped_or_failed_has_exit_code_0(status: str, driver: int | None) -> None:
+    code = _job(_told(status=status, driver_exit_code=driver)).exit_code
+    assert code is not None
+    assert 0 < code < 256
+
+
+def test_nobody_s_environment_variables_are_shown() -> None:
+    job = _job(_told())
+    assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
+
+
+def test_times_are_in_seconds() -> None:
+    assert _job(_told()).started_s == 1_700_000_000.5
+    assert _job(_told(start_time=None)).started_s is None
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("started", "is started"),
+        ("started again", "what that finished is not done again"),
+        ("running", "none was started"),
+        ("done", "--again"),
+    ],
+)
+def test_asking_for_a_job_says_what_it_did(how: Any, told: str) -> None:
+    job: Job = _job(_told())
+    assert Submitted(job, how).line().startswith(job.id)
+    assert told in Submitted(job, how).line()
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["status", "some"], ["logs", "some"], ["logs", "some", "--follow"], ["stop", "some"]]
+)
+def test_where_no_dashboard_answers_every_verb_says_so(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # undone after the test, and overridden in it
+    done = CliRunner().invoke(app, ["jobs", *command, "--address", "http://127.0.0.1:1"])
+    assert done.exit_code == 2
+    assert "not reachable at http://127.0.0.1:1/" in done.stderr
