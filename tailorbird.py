@@ -357,6 +357,35 @@ def submit(
     _answer(asked.job.to_dict() | {"how": asked.how}, as_json=as_json, lines=[asked.line(), next_step])
 
 
+@app.command()
+@fails_clearly
+def render(
+    recipe: RecipePath,
+    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, serve or submit.")],
+    overrides: Overrides = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="A manifest to write into, as `kubectl kustomize` gives it; - reads it from input."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file to write, instead of standard output.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The recipe as a door's file: KubeRay's manifests, a configuration for `serve deploy`, a body for Ray's job API.
+
+    Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
+    """
+    from render import render as render_door
+
+    read = base if base is None else sys.stdin.read() if base == "-" else _text_of(base)
+    done = render_door(_recipe(recipe, overrides), to=to, base=read)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if output is not None:
+        output.write_text(done.text, encoding="utf-8")
+    value = {"to": to, "text": done.text, "notes": list(done.notes)}
+    _answer(value, as_json=as_json, lines=[done.text.removesuffix("\n")] if output is None else [f"written: {output}"])
+
+
 @jobs_app.command("list")
 @fails_clearly
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
@@ -544,6 +573,13 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
 
 def _recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     return load_recipe(path, overrides=tuple(overrides or ()))
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; give a file, or - for standard input") from None
 
 
 def _folder(given: Path | None) -> Path:

@@ -1,0 +1,279 @@
+"""One recipe to the file of each door: KubeRay's manifests, a configuration of Serve, a job for Ray's REST API."""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.package import recipe_text
+from models.registry import Champion, champion_version, read_champion
+from promote import WAY_BACK, beside_champion
+from recipes.schema import Recipe, ServingSection, TrainingSection, digest
+from serving.deploy import application_of, instance_of, serve_url
+from serving.protocol import LOCAL
+
+K8S = Path(__file__).parent / "k8s"
+RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
+SERVE_PORT = 8000
+MOST_CHARACTERS = 47
+"""Of a RayService's or RayJob's name: the operator makes names of services from it."""
+NUM_DIGITS = 8
+"""Of the digest in the name of what is run once."""
+
+Document = dict[str, Any]
+
+
+class RenderError(ValueError):
+    """A recipe that this door cannot take; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A door's file, and what whoever uses it should know."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+def render(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
+    """The file of the door `to`, one of `DOORS`.
+
+    Of a manifest, `base` is the YAML that it is written into, as `kubectl kustomize` gives it; without it, the template
+    under `k8s/`. What else stands there stays. Raises RenderError where the recipe does not fit, or, as `serve` does,
+    PromotionRefused or RegistryError where there is no version to name.
+    """
+    if to not in DOORS:
+        raise RenderError(f"--to {to!r} is no door; it is one of {', '.join(DOORS)}")
+    door = DOORS[to]
+    if door.template is None:
+        if base is not None:
+            raise RenderError(f"--to {to} is no manifest, so it has no --base; leave that out")
+        return door.write(recipe, [])
+    return door.write(recipe, _documents(base, template=K8S / door.template))
+
+
+def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """A training on a cluster of its own, which has room for the recipe's workers at once."""
+    job = _only(documents, kind="RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    name = _once(recipe, image=head["containers"][0]["image"])
+    section: TrainingSection = recipe.training
+    _size(
+        cluster["workerGroupSpecs"],
+        cpus=section.cpus_per_worker,
+        gpus=section.gpus_per_worker,
+        fewest=section.min_workers,
+        most=section.max_workers,
+    )
+    job["metadata"]["name"] = name
+    job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
+    return Rendered(_text([_mounted(recipe, head, owner=job), *documents]))
+
+
+def _promote(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """A promotion from inside of the cluster, where the service's dashboard and routes can be reached."""
+    job = _only(documents, kind="Job")
+    service = _label(recipe.name, most=MOST_CHARACTERS)
+    pod = job["spec"]["template"]["spec"]
+    job["metadata"]["name"] = f"promote-{service}"
+    addresses = {
+        "RAY_API_SERVER_ADDRESS": f"http://{service}-head-svc:8265",
+        "TAILORBIRD_SERVE_URL": f"http://{service}-serve-svc:{SERVE_PORT}",
+    }
+    for variable in pod["containers"][0]["env"]:
+        if variable["name"] in addresses:
+            variable["value"] = addresses[variable["name"]]
+    return Rendered(_text([_mounted(recipe, pod, owner=job), *documents]))
+
+
+def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """The champion, as `tailorbird serve` would deploy it, on a cluster that has room for its replicas and one more: a
+    candidate that brings other code is asked in a replica of its own."""
+    service = _only(documents, kind="RayService")
+    name = _label(recipe.name, most=MOST_CHARACTERS)
+    config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
+    section = recipe.serving
+    _size(
+        service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+        cpus=section.cpus_per_replica,
+        gpus=section.gpus_per_replica,
+        fewest=section.min_replicas,
+        most=section.max_replicas + 1,
+    )
+    service["metadata"]["name"] = name
+    service["spec"]["serveConfigV2"] = _text([config])
+    return Rendered(_text(documents), notes)
+
+
+def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
+    config, notes = _serve_config(recipe, url=serve_url())
+    return Rendered(_text([config]), notes)
+
+
+def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
+    """The body of `POST /api/jobs/`, for programs without our code: what runs is the nodes' own. The recipe comes along
+    in the command, where whoever may list jobs can read it; `tailorbird submit` ships both apart."""
+    encoded = base64.b64encode(recipe_text(recipe).encode()).decode()
+    body = {
+        "submission_id": _once(recipe),
+        "entrypoint": f"echo {encoded} | base64 -d | python -m tailorbird run /dev/stdin",
+        "metadata": {"recipe": recipe.name},
+    }
+    return Rendered(json.dumps(body, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class _Door:
+    write: Callable[[Recipe, list[Document]], Rendered]
+    template: str | None = None
+    """Under `k8s/`; None of what is no manifest."""
+
+
+DOORS = {
+    "rayjob": _Door(_rayjob, "jobs/run/rayjob.yaml"),
+    "rayservice": _Door(_rayservice, "base/service/rayservice.yaml"),
+    "promote": _Door(_promote, "jobs/promote/promote.yaml"),
+    "serve": _Door(_serve),
+    "submit": _Door(_submit),
+}
+
+
+def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
+    """What Serve is told to serve the champion at `url`."""
+    found = read_champion(recipe.home)
+    if found is None:
+        raise RenderError(f"{recipe.home} has no champion; `tailorbird promote RECIPE` makes one")
+    champion, section = found[0], recipe.serving
+    _refuse_open_door(section, url=url)
+    version = champion_version(champion)
+    beside = beside_champion(section, home=recipe.home, champion=champion, version=version)
+    application = application_of(section, home=recipe.home, version=version, **beside)
+    return instance_of([application], url=url), _unproven(champion)
+
+
+def _refuse_open_door(section: ServingSection, *, url: str) -> None:
+    """As `serving.deploy` refuses it of a Serve that runs."""
+    host = instance_of([], url=url)["http_options"]["host"]
+    if section.api_keys is None and not section.guarded and host not in LOCAL:
+        raise RenderError(
+            "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "
+            "makes a key; or, where a gateway keeps strangers out, set serving.guarded=true"
+        )
+
+
+def _unproven(champion: Champion) -> tuple[str, ...]:
+    if champion.parity is not None or champion.reason.startswith(WAY_BACK):
+        return ()
+    return (f"{champion.version} has answered no test rows yet: `tailorbird serve RECIPE` asks it once it is up",)
+
+
+def _size(groups: list[Document], *, cpus: int, gpus: int, fewest: int, most: int) -> None:
+    """Gives the first group whose pods can hold such processes room for `fewest` to `most` of them; no other group has
+    pods to begin with. A group that keeps more pods than that by the overlay goes on keeping them."""
+    chosen, held = None, 0
+    for group in groups:
+        resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        cores, cards = _number(resources["cpu"]), _number(resources.get("nvidia.com/gpu", "0"))
+        if bool(cards) != bool(gpus):
+            continue
+        held = min(math.floor(cores / cpus), math.floor(cards / gpus) if gpus else most)
+        if held >= 1:
+            chosen = group
+            break
+    if chosen is None:
+        told = ", ".join(str(group["groupName"]) for group in groups)
+        raise RenderError(
+            f"no group of workers has pods with {cpus} cores and {gpus} GPUs, which one process of this recipe takes "
+            f"(groups: {told}); ask for less, or add a group, as k8s/components/spot-gpu does"
+        )
+    for group in groups:
+        if group is not chosen:
+            group["replicas"] = group["minReplicas"] = 0
+    chosen["minReplicas"] = max(chosen["minReplicas"], math.ceil(fewest / held))
+    chosen["maxReplicas"] = max(chosen["minReplicas"], math.ceil(most / held))
+    chosen["replicas"] = chosen["minReplicas"]
+
+
+def _number(quantity: str | float) -> float:
+    """Kubernetes' quantity of cores or cards: `4`, `0.5` or `500m`."""
+    text = str(quantity)
+    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+
+
+def _mounted(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
+    """The recipe as a ConfigMap of the owner's, which the pod's volume names from now on."""
+    metadata = owner["metadata"]
+    name = f"recipe-{metadata['name']}-{digest(recipe)[:NUM_DIGITS]}"
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
+    volume["configMap"]["name"] = name
+    kept = {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
+    data = {Path(RECIPE_FILE).name: recipe_text(recipe)}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, **kept},
+        "immutable": True,
+        "data": data,
+    }
+
+
+def _once(recipe: Recipe, *, image: str = "") -> str:
+    """A name for what is run once: the same recipe on the same image has the same, so that it is not run twice."""
+    named = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]
+    return f"{_label(recipe.name, most=MOST_CHARACTERS - NUM_DIGITS - 1)}-{named}"
+
+
+def _label(name: str, *, most: int) -> str:
+    """The name as Kubernetes takes it: a letter first, at most so long; one that is cut ends with its digest."""
+    whole = name if name[0].isalpha() else f"t-{name}"
+    if len(whole) > most:
+        whole = f"{whole[: most - NUM_DIGITS - 1]}-{digest({'name': name})[:NUM_DIGITS]}"
+    return re.sub(r"-+$", "", whole)
+
+
+def _documents(base: str | None, *, template: Path) -> list[Document]:
+    if base is None:
+        try:
+            base = template.read_text(encoding="utf-8")
+        except OSError:
+            raise RenderError(
+                f"{template} is not there: give --base, as in `kubectl kustomize k8s/overlays/prod/job | tailorbird "
+                "render RECIPE --to rayjob --base -`"
+            ) from None
+    try:
+        # By JSON, so that what was one by an anchor is many, and can be changed apart.
+        return [json.loads(json.dumps(document)) for document in yaml.safe_load_all(base) if document]
+    except yaml.YAMLError as error:
+        raise RenderError(f"--base is not YAML: {error}") from None
+
+
+def _only(documents: Sequence[Document], *, kind: str) -> Document:
+    found = [document for document in documents if isinstance(document, dict) and document.get("kind") == kind]
+    if len(found) != 1:
+        raise RenderError(f"--base holds {len(found)} documents of kind {kind}; give the overlay's part that has one")
+    return found[0]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as they read; nothing by reference."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _text(documents: Sequence[Document]) -> str:
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 16)
