@@ -1,6 +1,7 @@
 """The command line: one function a verb, no logic."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,11 +61,71 @@ def fails_clearly(verb: Verb) -> Verb:
 
 
 @app.callback()
-def find_stack() -> None:
+def find_stack(context: typer.Context) -> None:
     """Adapts a pretrained model to your data, proves whether it deserves to replace the one you had, serves it."""
+    if context.invoked_subcommand == "doctor":  # which tells of packages that do not load, and needs none
+        return
     from cluster.session import use_stack
 
     use_stack(_folder(None))  # before any verb imports Ray, which reads its token's place once
+
+
+@app.command()
+@fails_clearly
+def doctor(as_json: AsJson = False) -> None:
+    """What is missing on this machine, and the command that mends it; 1 where it keeps Tailorbird from running.
+
+    Example: tailorbird doctor
+    """
+    import doctor as examination
+
+    folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
+    lines = examination.check(examination.look(folder))
+    _answer(examination.told(lines), as_json=as_json, lines=examination.shown(lines))
+    if not examination.holds(lines):
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
+@fails_clearly
+def init(
+    parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
+    output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
+    text: Annotated[str | None, typer.Option(help="Column with the text [default: guessed].")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label [default: guessed].")] = None,
+    registry: Annotated[str, typer.Option(help="Where models and evidence go.")] = "s3://models",
+    base_model: Annotated[str | None, typer.Option(help="The pretrained model [default: a small one].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drafts a recipe with comments from what the rows look like.
+
+    Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
+    """
+    from draft import write_recipe
+    from glance import Wishes
+
+    wishes = Wishes(text=text, label=label, registry=registry, base_model=base_model)
+    drafted = write_recipe(parquet, output, wishes=wishes, force=force)
+    following = f"read it, then: tailorbird preflight {output}; tailorbird run {output}"
+    value = {"recipe": str(output), "content": drafted.model_dump(mode="json")}
+    _answer(value, as_json=as_json, lines=[f"{output}: a {drafted.task} task, every value a guess", following])
+
+
+@app.command()
+@fails_clearly
+def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What would go wrong in a run, before it costs anything; 1 where something would.
+
+    Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
+    """
+    import preflight as checks
+    from doctor import holds, shown, told
+
+    lines = checks.preflight(_recipe(recipe, overrides))
+    _answer(told(lines), as_json=as_json, lines=shown(lines))
+    if not holds(lines):
+        raise typer.Exit(FAILURE)
 
 
 @app.command()

@@ -38,14 +38,20 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     """
     if uri.startswith(("s3://", "file://")):
         return _checked(uri.rstrip("/"))
-    pinned = f"{registry.rstrip('/')}/_base/pinned/{_name(uri)}.json"
-    if storage.exists(pinned):
-        return str(storage.read_json(pinned)["uri"])
+    known = staged_base_model(uri, registry=registry)
+    if known is not None:
+        return known
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder = _fetch(uri, Path(temporary))
         staged = _upload_once(folder, uri=uri, registry=registry)
-    storage.write_json(pinned, {"source": uri, "uri": staged})
+    storage.write_json(_pin(uri, registry), {"source": uri, "uri": staged})
     return staged
+
+
+def staged_base_model(uri: str, *, registry: str) -> str | None:
+    """Where a `pypi://` or `hf://` model lies that was staged before; None where it was not."""
+    pinned = _pin(uri, registry)
+    return str(storage.read_json(pinned)["uri"]) if storage.exists(pinned) else None
 
 
 def model_files(uri: str) -> dict[str, str]:
@@ -107,6 +113,11 @@ def _checked(uri: str) -> str:
             f"{uri} holds no model: config.json and *.safetensors must lie in it (no other format is read)"
         )
     return uri
+
+
+def _pin(uri: str, registry: str) -> str:
+    """Where it is written down what a URI was staged as."""
+    return f"{registry.rstrip('/')}/_base/pinned/{_name(uri)}.json"
 
 
 def _name(uri: str) -> str:

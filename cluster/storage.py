@@ -136,6 +136,15 @@ def delete_folder(uri: str) -> None:
         store.delete_dir(path.rstrip("/"))
 
 
+def delete(uri: str) -> None:
+    """Deletes one S3 object, and leaves no empty folder in its place; where nothing is, nothing happens."""
+    bucket, key = _bucket_and_key(uri)
+    try:
+        conditional_client().call_s3("delete_object", Bucket=bucket, Key=key)
+    except (OSError, ClientError, BotoCoreError) as error:
+        raise explain(uri, error) from error
+
+
 def download_folder(uri: str, local: Path) -> None:
     """Copies every file under `uri` into a new local folder, which appears whole or not at all.
 
