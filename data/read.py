@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
+from data.plain import made_by_code
 from data.split import normalise, split_by_key, subsample
 from recipes.schema import DataSection
 
@@ -353,7 +354,8 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
     """One Parquet file that has these columns; `in_parts` where rows are read some at a time, in little memory and with
     patience, or else it is read at once.
 
-    Raises DataError, also from within the block, where a column is not there or the file cannot be read.
+    Raises DataError, also from within the block, where a column is not there, would be made by code, or the file cannot
+    be read.
     """
     reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
     try:
@@ -365,6 +367,11 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
                     raise DataError(
                         f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
                     )
+            for column in made_by_code(file.schema_arrow, columns=columns):
+                raise DataError(
+                    f"{uri}: column {column!r} is {file.schema_arrow.field(column).type}, whose values code would make;"
+                    " write it as plain text, numbers or lists of them"
+                )
             yield file
     except storage.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None

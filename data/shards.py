@@ -85,6 +85,8 @@ class Shards:
         store, path = filesystem(uri, patient=True)
         try:
             with explained(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
+                if reader.schema != pa.schema(_COLUMNS):  # a type of somebody else's could run code
+                    raise pa.ArrowInvalid("its columns are not those of shards")
                 return [reader.get_batch(int(place)) for place in places]
         except pa.ArrowInvalid as error:
             raise StorageError(

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from data.encode import encode_texts, label_indices
+from data.plain import made_by_code
 from data.read import Rows
 from evaluation.answers import answer_rows, reference_likelihoods
 from evaluation.calibration import fit_temperature
@@ -78,8 +79,12 @@ def save_predictions(uri: str, table: Predictions) -> None:
 
 
 def load_predictions(uri: str) -> Predictions:
-    """Reads what `save_predictions` wrote."""
-    return Predictions.from_table(pq.read_table(pa.BufferReader(storage.read_bytes(uri))))
+    """Reads what `save_predictions` wrote; ValueError where it is something else."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    foreign = made_by_code(table.schema)
+    if foreign:
+        raise ValueError(f"{uri} is no table of predictions: code would make the values of {', '.join(foreign)}")
+    return Predictions.from_table(table)
 
 
 def _predict(uri: str, *, rows: Rows) -> Predictions:
