@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from recipes.schema import TrainingSection
 from training.failure import scratch
 from training.loop import EpochReport, Progress, new_engine
-from training.material import Material
+from training.material import Material, means_over_ranks
+from training.pickles import UnusableCheckpoint, fault_in, tensors_only
 from training.zero import import_deepspeed
 
 TAG = "step"
@@ -28,21 +29,37 @@ def save(engine: Any, section: TrainingSection, *, folder: Path, progress: Progr
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(section: TrainingSection, material: Material, *, folder: Path) -> tuple[Any, Progress]:
-    """An engine as a checkpoint left it, and how far this rank was.
+def resume(section: TrainingSection, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+    """An engine as a checkpoint left it, and how far this rank was; `folder` is this rank's copy of `uri`.
 
     With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
-    checkpoint); dropout then draws otherwise. Raises ValueError if it is unusable.
+    checkpoint); dropout then draws otherwise. Raises UnusableCheckpoint, on every rank, where one of its files is not
+    what a training writes: none of them gets to run code.
     """
+    _require_ours(folder, uri=uri)
+    with tensors_only():
+        return _resumed(section, material, folder=folder, uri=uri)
+
+
+def _require_ours(folder: Path, *, uri: str) -> None:
+    fault = fault_in(folder)
+    if means_over_ranks(float(fault is not None))[0]:
+        raise UnusableCheckpoint(
+            f"checkpoint {uri} is not as a training left it: {fault or 'another worker says so'}; find out who else "
+            "may write there"
+        )
+
+
+def _resumed(section: TrainingSection, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     num_ranks = len(list(folder.glob("progress-*.json")))
     if num_ranks == dist.get_world_size() or section.zero_stage == 0:  # stage 0 has no shards
         engine = new_engine(section, material)
-        _restore(engine, section, folder=folder)
+        _restore(engine, section, folder=folder, uri=uri)
     else:
         engine = new_engine(_universal(section), material)
         with scratch() as joined:
             _join_shards(folder / TAG, joined / TAG)
-            _restore(engine, section, folder=joined)
+            _restore(engine, section, folder=joined, uri=uri)
     if num_ranks == dist.get_world_size():
         states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
         torch.set_rng_state(states["cpu"])
@@ -51,12 +68,12 @@ def resume(section: TrainingSection, material: Material, *, folder: Path) -> tup
     return engine, _progress(folder, num_ranks=num_ranks)
 
 
-def _restore(engine: Any, section: TrainingSection, *, folder: Path) -> None:
+def _restore(engine: Any, section: TrainingSection, *, folder: Path, uri: str) -> None:
     optimizer = engine.optimizer.optimizer if section.zero_stage else engine.optimizer
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=section.method != "lora")
     if path is None:
-        raise ValueError(f"checkpoint {folder} holds no state; delete the run's `train` folder and run again")
+        raise UnusableCheckpoint(f"checkpoint {uri} holds no state")
     # At stage 3 a universal checkpoint gives every group the first one's rate and decay, and all one count of steps.
     for group, values, rate in zip(optimizer.param_groups, own, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(values | {"lr": rate})

@@ -26,6 +26,7 @@ from training.loop import (
     train,
 )
 from training.material import Diverged, Material, TrainingTask
+from training.pickles import UnusableCheckpoint
 from training.zero import stop_engine
 
 START_TIMEOUT_S = 600
@@ -36,7 +37,8 @@ for them has to give up before a smaller one is started."""
 
 
 class TrainingFailed(RuntimeError):
-    """A training that diverged, or whose workers failed more often than `max_failures` allows; the message is why."""
+    """A training that diverged, whose checkpoint is unusable, or whose workers failed more often than `max_failures`
+    allows; the message is why."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
         again = f" after {section.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
         kept = "run it again, and it goes on from the last checkpoint"
         raise TrainingFailed(f"training failed for good{again}: {why(error, uri=uri)}; {kept}") from error
-    if "diverged" in result.return_value:
-        raise TrainingFailed(result.return_value["diverged"])
+    if "failed" in result.return_value:
+        raise TrainingFailed(result.return_value["failed"])
     delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
     return Trained(**result.return_value)
 
@@ -153,7 +155,10 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     task: TrainingTask = ray.get(config["task"])
     notice.heed()
     material = load_material(task, attention_dropout=section.attention_dropout)
-    engine, progress = _begin(section, material)
+    try:
+        engine, progress = _begin(section, material, uri=config["uri"])
+    except UnusableCheckpoint as unusable:  # raised, it would be tried again, to the same end
+        return {"failed": f"{unusable}; delete {config['uri']}/train, and run again: the training begins anew"}
     save = _saving(section, uri=config["uri"])
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
@@ -172,8 +177,8 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
             on_save=save,
             progress=progress,
         )
-    except Diverged as diverged:  # raised, it would be tried again, to the same end
-        return {"diverged": str(diverged)}
+    except Diverged as diverged:  # the same
+        return {"failed": str(diverged)}
     weights = f"{config['uri']}/weights"
     with scratch() as folder:
         export_weights(engine, section, material=material, folder=folder)
@@ -196,13 +201,14 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _begin(section: TrainingSection, material: Material) -> tuple[Any, Progress]:
+def _begin(section: TrainingSection, material: Material, *, uri: str) -> tuple[Any, Progress]:
     """An engine at its first step, or where the last checkpoint is, and how far that is."""
     saved = ray.train.get_checkpoint()
     if saved is None:
         return new_engine(section, material), Progress()
     with scratch(), saved.as_directory() as folder:
-        return checkpoint.resume(section, material, folder=Path(folder))
+        source = f"{uri.partition('://')[0]}://{saved.path}"
+        return checkpoint.resume(section, material, folder=Path(folder), uri=source)
 
 
 def _saving(section: TrainingSection, *, uri: str) -> OnSave:

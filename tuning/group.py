@@ -16,6 +16,7 @@ from training.export import UnusableWeights, export_weights
 from training.failure import scratch
 from training.loop import EpochReport, Progress, load_material, new_engine, train
 from training.material import Diverged, Material
+from training.pickles import UnusableCheckpoint
 from training.trainer import summary, teller
 from training.zero import stop_engine
 from tuning.space import trial_section
@@ -48,7 +49,11 @@ def _run_trial(
     section = trial_section(config["section"], values)
     desk, relay, group = config["desk"], config["relay"], config["group"]
     checkpoints = f"{config['uri']}/checkpoints/{name}"
-    engine, progress = _begin(section, material, saved=saved)
+    try:
+        engine, progress = _begin(section, material, saved=saved)
+    except UnusableCheckpoint as unusable:
+        _give_up(name, str(unusable), checkpoints=checkpoints, config=config)
+        return "failed"
     save, is_worth_it = _saving(section, desk=desk, name=name, uri=checkpoints)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
@@ -70,9 +75,7 @@ def _run_trial(
             progress=progress,
         )
     except Diverged as diverged:
-        if dist.get_rank() == 0:
-            ray.get(desk.give_up.remote(group, name, str(diverged)))
-            delete_folder(checkpoints)
+        _give_up(name, str(diverged), checkpoints=checkpoints, config=config)
         stop_engine(engine)
         return "failed"
     completed = report.epoch + 1 == section.epochs
@@ -87,6 +90,13 @@ def _run_trial(
     return "completed" if completed else "stopped"
 
 
+def _give_up(name: str, message: str, *, checkpoints: str, config: dict[str, Any]) -> None:
+    """For good: tried again, it would come to the same end."""
+    if dist.get_rank() == 0:
+        ray.get(config["desk"].give_up.remote(config["group"], name, message))
+        delete_folder(checkpoints)
+
+
 def _begin(section: TrainingSection, material: Material, *, saved: str | None) -> tuple[Any, Progress]:
     """An engine at its first step, or where the checkpoint is, and how far that is."""
     if saved is None:
@@ -94,7 +104,7 @@ def _begin(section: TrainingSection, material: Material, *, saved: str | None) -
     with scratch() as parent:
         folder = parent / "checkpoint"
         download_folder(saved, folder)
-        return checkpoint.resume(section, material, folder=folder)
+        return checkpoint.resume(section, material, folder=folder, uri=saved)
 
 
 def _saving(

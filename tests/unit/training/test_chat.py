@@ -97,7 +97,7 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
             on_save=on_save,
         )
     stop_engine(engine)
-    engine, progress = checkpoint.resume(section, material, folder=tmp_path)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
     report = train(
         engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
     )

@@ -120,7 +120,8 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
     stop_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
-        engine, progress = checkpoint.resume(section, material, folder=tmp_path / f"{epoch}-{step}")
+        kept = tmp_path / f"{epoch}-{step}"
+        engine, progress = checkpoint.resume(section, material, folder=kept, uri=kept.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
         again = whole(progress=progress)
         stop_engine(engine)

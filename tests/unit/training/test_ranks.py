@@ -77,7 +77,8 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
 
     with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
         if resumed:
-            engine, progress = checkpoint.resume(section, material, folder=folder / "merged")
+            merged = folder / "merged"
+            engine, progress = checkpoint.resume(section, material, folder=merged, uri=merged.as_uri())
         else:
             engine, progress = loop.new_engine(section, material), loop.Progress()
     last = loop.train(
