@@ -145,10 +145,16 @@ def delete(uri: str) -> None:
         raise explain(uri, error) from error
 
 
+def require_no_way_out(uri: str) -> None:
+    """Raises StorageError where a file under `uri` would leave the local folder that the files are copied to."""
+    for file in list_files(uri.rstrip("/")):
+        _relative(file, uri.rstrip("/"))
+
+
 def download_folder(uri: str, local: Path) -> None:
     """Copies every file under `uri` into a new local folder, which appears whole or not at all.
 
-    Raises StorageError if `local` is there already and not empty.
+    Raises StorageError if `local` is there already and not empty, or a file's name would lead out of it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} is there already; give a new folder for {uri}")
@@ -157,7 +163,8 @@ def download_folder(uri: str, local: Path) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{local.name}-", dir=local.parent))
     try:
-        _transfer(files, lambda name: _download(name, temporary / _relative(name, base)))
+        places = {name: temporary / _relative(name, base) for name in files}
+        _transfer(files, lambda name: _download(name, places[name]))
         temporary.chmod(0o755)
         with explained(uri):
             temporary.rename(local)
@@ -235,9 +242,15 @@ def _uri(store: pafs.FileSystem, path: str) -> str:
 
 
 def _relative(uri: str, base: str) -> str:
-    """Path of a listed file under the folder it was listed in."""
+    """Path of a listed file under the folder it was listed in.
+
+    Raises StorageError for a key that would be another place on a disk: S3 keys may have any characters, `..` too.
+    """
     path, folder = parse(uri)[1], parse(base)[1]
-    return path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
+    relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
+    if not all(part and part not in (".", "..") for part in relative.split("/")) or set(relative) & {"\\", "\0"}:
+        raise StorageError(f"{uri!r} has no place in a local folder; find out who wrote it, and delete it")
+    return relative
 
 
 def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:

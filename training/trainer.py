@@ -10,7 +10,7 @@ import ray
 import torch.distributed as dist
 
 from cluster.s3 import PATIENT_ATTEMPTS
-from cluster.storage import delete_folder, explained, filesystem, upload_folder
+from cluster.storage import delete_folder, explained, filesystem, require_no_way_out, upload_folder
 from recipes.schema import TrainingSection
 from training import checkpoint, notice
 from training.export import export_weights
@@ -206,8 +206,9 @@ def _begin(section: TrainingSection, material: Material, *, uri: str) -> tuple[A
     saved = ray.train.get_checkpoint()
     if saved is None:
         return new_engine(section, material), Progress()
+    source = f"{uri.partition('://')[0]}://{saved.path}"
+    require_no_way_out(source)
     with scratch(), saved.as_directory() as folder:
-        source = f"{uri.partition('://')[0]}://{saved.path}"
         return checkpoint.resume(section, material, folder=Path(folder), uri=source)
 
 

@@ -77,6 +77,33 @@ def test_patience_with_s3_goes_along_to_another_process(monkeypatch: pytest.Monk
         assert pickle.loads(pickle.dumps(store)).chosen.num_attempts == attempts
 
 
+def test_no_key_goes_along_and_who_gets_it_uses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, f"the-drivers-{name}")
+    pickled = pickle.dumps(storage.filesystem("s3://bucket/key")[0])
+    assert b"the-drivers" not in pickled
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-workers")
+    assert pickle.loads(pickled).chosen.secret_key == "the-workers"
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../../x", "a/..", "./x", "a//x", "/etc/x", "a\\x", "..\\x", "a\0x", "a/\0/x", ""]
+)
+def test_a_key_that_leads_out_of_the_folder_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    base = (tmp_path / "store").as_uri()
+    monkeypatch.setattr(storage, "list_files", lambda _: [f"{base}/safe", f"{base}/{key}"])  # as S3 may list it
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "safe").write_text("1")
+    with pytest.raises(storage.StorageError, match="has no place in a local folder"):
+        storage.download_folder(base, tmp_path / "deep" / "copy")
+    with pytest.raises(storage.StorageError, match="has no place in a local folder"):
+        storage.require_no_way_out(base)
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
 def test_a_number_of_attempts_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
     with pytest.raises(storage.StorageError, match="AWS_MAX_ATTEMPTS is 'many'; give a number"):
