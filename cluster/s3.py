@@ -123,7 +123,11 @@ def settings() -> Settings:
 
 
 class _S3(pafs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's S3, whose number of attempts goes with it to Ray's workers: pyarrow's own pickle forgets it."""
+    """pyarrow's S3, of which the number of attempts alone goes with it to Ray's workers.
+
+    pyarrow's own pickle forgets that and holds the secret key, which so would lie in what Ray Train and Tune pickle, on
+    S3 too. Who unpickles it has settings and keys of their own, in the environment that Ray was started in.
+    """
 
     def __init__(self, chosen: Settings) -> None:
         scheme, _, host = (chosen.endpoint or "https://").partition("://")
@@ -143,12 +147,16 @@ class _S3(pafs.S3FileSystem):  # type: ignore[misc]
         self.chosen = chosen
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _s3, (self.chosen,)
+        return _with_attempts, (self.chosen.num_attempts,)
 
 
 @lru_cache(maxsize=8)
 def _s3(chosen: Settings) -> _S3:
     return _S3(chosen)
+
+
+def _with_attempts(number: int) -> _S3:
+    return _s3(replace(settings(), num_attempts=number))
 
 
 def conditional_client() -> s3fs.S3FileSystem:
