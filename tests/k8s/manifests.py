@@ -1,0 +1,164 @@
+"""What the manifests are once kustomize has built them, and the pods that KubeRay's operator would make of them."""
+
+import copy
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+KUBECTL = Path(sys.executable).parent / "kubectl"
+
+Document = dict[str, Any]
+
+ENVIRONMENTS = {
+    "dev": ("dev", "dev/job"),
+    "staging": ("staging", "staging/service", "staging/job", "staging/promote"),
+    "prod": ("prod", "prod/service", "prod/job", "prod/promote"),
+}
+"""Each overlay's parts, which are applied apart."""
+PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)
+CLUSTER_SPEC = {"RayCluster": (), "RayService": ("rayClusterConfig",), "RayJob": ("rayClusterSpec",)}
+RAY_CONTAINER = 0
+
+
+@cache
+def _built(folder: str) -> str:
+    done = subprocess.run([KUBECTL, "kustomize", folder], cwd=K8S, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{folder}: {done.stderr}"
+    return done.stdout
+
+
+@cache
+def _parsed(folder: str) -> tuple[Document, ...]:
+    return tuple(yaml.load_all(_built(folder), Loader=yaml.CSafeLoader))
+
+
+def text_of(part: str) -> str:
+    """A part of an overlay as `kubectl kustomize` prints it."""
+    return _built(f"overlays/{part}")
+
+
+def build(part: str) -> list[Document]:
+    """The documents of a part of an overlay, to do with as one likes."""
+    return copy.deepcopy(list(_parsed(f"overlays/{part}")))
+
+
+def environment(name: str) -> list[Document]:
+    """All that an overlay has."""
+    return [document for part in ENVIRONMENTS[name] for document in build(part)]
+
+
+def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def cluster_of(document: Document) -> Document:
+    """The specification of the cluster in a Ray resource."""
+    spec: Document = document["spec"]
+    for key in CLUSTER_SPEC[document["kind"]]:
+        spec = spec[key]
+    return spec
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod as it would be asked for."""
+
+    name: str
+    namespace: str
+    labels: dict[str, str]
+    spec: Document
+    most: int = 1
+    """How many there are at most."""
+
+    @property
+    def containers(self) -> list[Document]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+
+def pods_of(documents: list[Document]) -> list[Pod]:
+    """Every pod that the documents bring about, with what the operator adds to Ray's."""
+    found: list[Pod] = []
+    for document in documents:
+        namespace = document["metadata"].get("namespace", "")
+        name = document["metadata"]["name"]
+        if document["kind"] in CLUSTER_SPEC:
+            found += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
+        elif "template" in document.get("spec", {}):
+            template = document["spec"]["template"]
+            most = document["spec"].get("replicas", 1)
+            found.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"], most))
+    return found
+
+
+def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> list[Pod]:
+    head = cluster["headGroupSpec"]["template"]
+    spec = copy.deepcopy(head["spec"])
+    if cluster.get("enableInTreeAutoscaling"):
+        image = spec["containers"][RAY_CONTAINER]["image"]
+        options = cluster.get("autoscalerOptions", {})
+        given = {key: options[key] for key in ("resources", "securityContext", "image") if key in options}
+        spec["containers"].append({"name": "autoscaler", "image": image, **given})
+    labels = _labels(head, cluster=name, node_type="head", group="headgroup")
+    if kind == "RayService":
+        labels["ray.io/serve"] = "false"
+    found = [Pod(f"{name}-head", namespace, labels, spec)]
+    for group in cluster["workerGroupSpecs"]:
+        template = group["template"]
+        spec = copy.deepcopy(template["spec"])
+        ray = spec["containers"][RAY_CONTAINER]
+        waits = {key: ray[key] for key in ("image", "securityContext", "envFrom", "volumeMounts") if key in ray}
+        small = {"cpu": "200m", "memory": "256Mi"}
+        waits |= {"name": "wait-gcs-ready", "resources": {"requests": small, "limits": small}}
+        spec["initContainers"] = [*spec.get("initContainers", []), waits]
+        labels = _labels(template, cluster=name, node_type="worker", group=group["groupName"])
+        if kind == "RayService":
+            labels["ray.io/serve"] = "true"
+        most = group["maxReplicas"]
+        found.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most))
+    return found
+
+
+def _labels(template: Document, *, cluster: str, node_type: str, group: str) -> dict[str, str]:
+    """As the operator puts them; ours lie over its own, but for these three."""
+    ours: dict[str, str] = template.get("metadata", {}).get("labels", {})
+    own = {"ray.io/cluster": cluster, "ray.io/node-type": node_type, "ray.io/group": group}
+    more = {"ray.io/is-ray-node": "yes", "app.kubernetes.io/name": "kuberay"}
+    return more | {"app.kubernetes.io/created-by": "kuberay-operator"} | ours | own
+
+
+def matches(selector: Document, labels: dict[str, str]) -> bool:
+    """Kubernetes' label selector: an empty one takes everything."""
+    if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
+        return False
+    for rule in selector.get("matchExpressions", []):
+        key, values = rule["key"], rule.get("values", [])
+        holds = {
+            "In": labels.get(key) in values,
+            "NotIn": labels.get(key) not in values,
+            "Exists": key in labels,
+            "DoesNotExist": key not in labels,
+        }[rule["operator"]]
+        if not holds:
+            return False
+    return True
+
+
+def put(document: Document, path: str, value: Any) -> None:
+    """Sets what stands at a path like `spec.workerGroupSpecs.0.maxReplicas`; None takes it away, `~` is a dot."""
+    *way, last = (key.replace("~", ".") for key in path.split("."))
+    place: Any = document
+    for key in way:
+        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+    if isinstance(place, list):
+        place[int(last) : int(last) + 1] = [] if value is None else [value]
+    elif value is None:
+        del place[last]
+    else:
+        place[last] = value

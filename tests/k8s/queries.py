@@ -1,0 +1,57 @@
+"""What Prometheus is asked for: by the panels of the dashboard, by the alarms, and what it is told to keep."""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+from tests.k8s.manifests import K8S, ROOT
+
+MONITORING = K8S / "components" / "monitoring"
+OPERATIONS = ROOT / "docs" / "operations.md"
+NAME = re.compile(r"\b(?:ray|probe)_\w+")
+OF_THE_EXPORTER = {"probe_success"}
+"""Of the blackbox exporter that the Probe asks, and no metric of Ray's."""
+WHEN_IT_HAPPENS = {"ray_tailorbird_log_rows_dropped_total", "ray_tailorbird_first_token_seconds_bucket"}
+"""Not there before rows are lost, or a chat model streams."""
+
+
+def rules() -> list[dict[str, Any]]:
+    (document,) = yaml.safe_load_all((MONITORING / "rules.yaml").read_text())
+    return [rule for group in document["spec"]["groups"] for rule in group["rules"]]
+
+
+def panels() -> dict[str, list[str]]:
+    """The queries of each panel, by its title."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in dashboard["panels"]}
+
+
+def variables() -> list[str]:
+    """What the dashboard's variables are drawn from."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    return [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+
+
+def asked_for() -> set[str]:
+    """Names of all metrics that an alarm or a panel asks for."""
+    queries = (
+        [rule["expr"] for rule in rules()] + [query for panel in panels().values() for query in panel] + variables()
+    )
+    return {name for query in queries for name in NAME.findall(query)}
+
+
+def kept() -> list[str]:
+    """The patterns of names that are kept, of what Ray's nodes tell."""
+    documents = yaml.safe_load_all((MONITORING / "monitors.yaml").read_text())
+    (monitor,) = (one for one in documents if one["kind"] == "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (relabeling,) = (one for one in endpoint["metricRelabelings"] if one["action"] == "keep")
+    patterns: list[str] = relabeling["regex"].split("|")
+    return patterns
+
+
+def exposed(exposition: str) -> set[str]:
+    """Names of the samples in what a Prometheus endpoint tells."""
+    return {match[1] for match in re.finditer(r"^([a-zA-Z_:][\w:]*)(?:\{| )", exposition, re.MULTILINE)}

@@ -1,0 +1,44 @@
+"""What Ray's own autoscaler makes of each overlay's clusters is what is meant."""
+
+from typing import Any
+
+import pytest
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+from tests.k8s.manifests import CLUSTER_SPEC, build, cluster_of, of_kind
+
+GIB = 2**30
+CPU_WORKER = {"CPU": 4, "memory": 16 * GIB}
+GPU_WORKER = {"CPU": 8, "GPU": 1, "memory": 48 * GIB}
+# Head's memory in GiB, then the groups: fewest pods, most, and what Ray sees in one.
+MEANT: dict[str, tuple[int, float, dict[str, tuple[int, int, dict[str, int]]]]] = {
+    "dev": (16, 5.0, {"cpu": (0, 4, CPU_WORKER)}),
+    "dev/job": (16, 2.0, {"cpu": (1, 1, CPU_WORKER)}),
+    "staging/service": (8, 5.0, {"cpu": (1, 4, CPU_WORKER)}),
+    "staging/job": (16, 2.0, {"cpu": (1, 1, CPU_WORKER)}),
+    "prod/service": (8, 5.0, {"cpu": (2, 4, CPU_WORKER)}),
+    "prod/job": (16, 2.0, {"cpu": (1, 1, CPU_WORKER), "gpu-spot": (0, 4, GPU_WORKER)}),
+}
+
+
+def autoscaling(cluster: dict[str, Any]) -> dict[str, Any]:
+    resource = {"metadata": {"name": "any", "namespace": "any"}, "spec": cluster}
+    derived: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(resource)
+    return derived
+
+
+@pytest.mark.parametrize("part", MEANT)
+def test_the_autoscaler_starts_what_is_meant_and_no_work_runs_on_the_head(part: str) -> None:
+    (document,) = of_kind(build(part), *CLUSTER_SPEC)
+    derived = autoscaling(cluster_of(document))
+    memory, idle_minutes, groups = MEANT[part]
+    head = derived["available_node_types"].pop(derived["head_node_type"])
+    assert head["resources"] == {"CPU": 0, "memory": memory * GIB}
+    found = {
+        name: (one["min_workers"], one["max_workers"], one["resources"])
+        for name, one in derived["available_node_types"].items()
+    }
+    assert found == groups
+    assert derived["idle_timeout_minutes"] == idle_minutes
+    assert derived["max_workers"] == sum(most for _, most, _ in groups.values())
+    assert cluster_of(document)["autoscalerOptions"]["version"] == "v2"

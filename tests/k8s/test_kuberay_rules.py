@@ -1,0 +1,197 @@
+"""The operator takes our manifests; and each of its rules, broken, is found, so that the first says something."""
+
+from typing import Any
+
+import pytest
+
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import CLUSTER_SPEC, PARTS, build, of_kind, put
+
+RAY_PARTS = [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)]
+SOURCE = {"RayCluster": "dev", "RayService": "prod/service", "RayJob": "prod/job"}
+HEAD, WORKERS = "headGroupSpec.template.spec", "workerGroupSpecs.0"
+ENV = f"{HEAD}.containers.0.env"
+STEPS = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 5, "gatewayClassName": "istio"}
+BY_STEPS = "spec.upgradeStrategy.type", "NewClusterWithIncrementalUpgrade"
+V2 = "RAY_enable_autoscaler_v2"
+
+
+@pytest.mark.parametrize("part", RAY_PARTS)
+def test_the_operator_refuses_nothing_of_an_overlay(part: str) -> None:
+    for document in of_kind(build(part), *CLUSTER_SPEC):
+        assert faults(document) == []
+
+
+def env(name: str, value: str = "x") -> list[dict[str, str]]:
+    return [{"name": name, "value": value}]
+
+
+def rule(policy: str, status: str, ttl: int = 0) -> dict[str, Any]:
+    return {"policy": policy, "condition": {"jobStatus": status, "ttlSeconds": ttl}}
+
+
+# What is changed in a cluster's specification, and what must be said.
+OF_A_CLUSTER: list[tuple[dict[str, Any], str]] = [
+    ({f"{HEAD}.containers": []}, "the head has no container"),
+    ({"headGroupSpec.resources": {"CPU": "1"}}, "head: resources stand in rayStartParams"),
+    ({"headGroupSpec.rayStartParams.labels": "a=b"}, "head: labels stand in rayStartParams"),
+    ({"headGroupSpec.labels": {"-a": "b"}}, "no key of a label"),
+    ({f"{WORKERS}.labels": {"a": "b/"}}, "no value of a label"),
+    ({f"{WORKERS}.template.spec.containers": []}, "cpu: no container"),
+    ({"enableInTreeAutoscaling": False, f"{WORKERS}.minReplicas": None}, "must be set where nothing scales"),
+    ({f"{WORKERS}.minReplicas": -1}, "minReplicas is negative"),
+    ({f"{WORKERS}.maxReplicas": -1, f"{WORKERS}.minReplicas": -2}, "maxReplicas is negative"),
+    ({f"{WORKERS}.minReplicas": 9}, "minReplicas is over maxReplicas"),
+    ({f"{WORKERS}.rayStartParams": {"num-cpus": "1"}, f"{WORKERS}.resources": {"CPU": "1"}}, "cpu: resources stand"),
+    ({f"{WORKERS}.rayStartParams": {"labels": "a=b"}}, "cpu: labels stand"),
+    ({f"{WORKERS}.idleTimeoutSeconds": -1}, "idleTimeoutSeconds is negative"),
+    ({f"{WORKERS}.idleTimeoutSeconds": 9, "autoscalerOptions.version": "v1"}, "idleTimeoutSeconds takes autoscaler v2"),
+    ({f"{WORKERS}.priority": 1, "rayVersion": "2.55.0"}, "priority takes Ray 2.56"),
+    ({f"{WORKERS}.priority": 1, "autoscalerOptions.version": "v1"}, "priority takes autoscaler v2"),
+    ({f"{WORKERS}.suspend": True}, "cannot be suspended"),
+    ({f"{WORKERS}.template.spec.restartPolicy": "Always"}, "cpu: autoscaler v2: restartPolicy"),
+    ({f"{HEAD}.restartPolicy": "Always"}, "the head's restartPolicy is not Never"),
+    ({"autoscalerOptions.idleTimeoutSeconds": -1}, "idleTimeoutSeconds is negative"),
+    ({"autoscalerOptions.env": env("KUBERAY_GEN_AUTOSCALER_START_CMD")}, "start command is the operator's own"),
+    ({"enableInTreeAutoscaling": False, ENV: env(V2, "true")}, "but nothing scales"),
+    ({ENV: env(V2, "true")}, "asked for twice"),
+    ({"gcsFaultToleranceOptions": None, ENV: env("RAY_REDIS_ADDRESS")}, "without gcsFaultToleranceOptions"),
+    ({"headGroupSpec.rayStartParams.redis-password": "x"}, "redis-password stands in rayStartParams"),
+    ({ENV: env("REDIS_PASSWORD")}, "REDIS_PASSWORD stands in the head's environment"),
+    ({ENV: env("RAY_REDIS_ADDRESS")}, "RAY_REDIS_ADDRESS stands in the head's environment"),
+    ({"gcsFaultToleranceOptions.backend": "rocksdb"}, "rocksdb is behind an alpha gate"),
+    ({"gcsFaultToleranceOptions.storage": {"size": "1Gi"}}, "storage is for the backend rocksdb"),
+    ({"headGroupSpec.rayStartParams.redis-username": "x"}, "the user of Redis"),
+    ({ENV: env("REDIS_USERNAME")}, "the user of Redis"),
+    ({"historyServerOptions": {}}, "historyServerOptions is behind an alpha gate"),
+    ({"networkPolicy": {}}, "networkPolicy is behind an alpha gate"),
+    ({"tlsOptions": {}}, "tlsOptions is behind an alpha gate"),
+    ({"rayVersion": None}, "takes Ray 2.52, not ''"),
+    ({"rayVersion": "nightly"}, "takes Ray 2.52, not 'nightly'"),
+    ({"rayVersion": "2.51.1"}, "takes Ray 2.52, not '2.51.1'"),
+    ({"authOptions.enableK8sTokenAuth": True, "rayVersion": "2.54.0"}, "take Ray 2.55"),
+    ({"authOptions.enableK8sTokenAuth": True}, "and a secret are both asked for"),
+    ({"authOptions.enableK8sTokenAuth": True, "authOptions.mode": "disabled"}, "take the mode token"),
+]
+OF_ITS_OWNER: list[tuple[str, dict[str, Any], str]] = [
+    ("RayCluster", {"metadata.name": "a" * 54}, "more than 53"),
+    ("RayCluster", {"metadata.name": "1a"}, "no DNS label"),
+    ("RayCluster", {"spec.upgradeStrategy.type": "NewCluster"}, "none of Recreate, None"),
+    ("RayService", {"metadata.name": "a" * 48}, "more than 47"),
+    ("RayService", {"metadata.annotations.ray~io/ft-enabled": "true"}, "by annotation and by options"),
+    ("RayService", {"metadata.annotations.ray~io/external-storage-namespace": "x"}, "stands in an annotation"),
+    ("RayService", {"metadata.annotations.ray~io/initializing-timeout": "soon"}, "no duration"),
+    ("RayService", {"metadata.annotations.ray~io/initializing-timeout": "0m"}, "not positive"),
+    ("RayService", {"spec.rayClusterConfig.authOptions.enableK8sTokenAuth": True}, "not for a RayService"),
+    ("RayService", {"spec.rayClusterConfig.headGroupSpec.headService.metadata.name": "x"}, "must not be named"),
+    ("RayService", {"spec.rayClusterConfig.headGroupSpec.template.spec.containers.0.ports": []}, "called serve"),
+    ("RayService", {"spec.upgradeStrategy.type": "Recreate"}, "none of NewClusterWithIncrementalUpgrade"),
+    ("RayService", {"spec.rayClusterDeletionDelaySeconds": -1}, "rayClusterDeletionDelaySeconds is negative"),
+    ("RayService", dict([BY_STEPS]), "takes clusterUpgradeOptions"),
+    *(
+        ("RayService", dict([BY_STEPS]) | {"spec.upgradeStrategy.clusterUpgradeOptions": STEPS | changed}, told)
+        for changed, told in (
+            ({"maxSurgePercent": 101}, "maxSurgePercent is no percentage"),
+            ({"stepSizePercent": -1}, "stepSizePercent is no percentage"),
+            ({"stepSizePercent": 60}, "over maxSurgePercent"),
+            ({"intervalSeconds": 0}, "intervalSeconds is not positive"),
+            ({"gatewayClassName": ""}, "gatewayClassName is missing"),
+        )
+    ),
+    (
+        "RayService",
+        dict([BY_STEPS])
+        | {"spec.upgradeStrategy.clusterUpgradeOptions": STEPS, "spec.rayClusterConfig.enableInTreeAutoscaling": False},
+        "takes the autoscaler",
+    ),
+    ("RayJob", {"metadata.name": "a" * 48}, "more than 47"),
+    (
+        "RayJob",
+        {"spec.suspend": True, "spec.shutdownAfterJobFinishes": False},
+        "suspend takes shutdownAfterJobFinishes",
+    ),
+    ("RayJob", {"spec.ttlSecondsAfterFinished": -1}, "ttlSecondsAfterFinished is negative"),
+    ("RayJob", {"spec.shutdownAfterJobFinishes": False}, "ttlSecondsAfterFinished takes shutdownAfterJobFinishes"),
+    ("RayJob", {"spec.rayClusterSpec": None}, "neither rayClusterSpec nor clusterSelector"),
+    ("RayJob", {"spec.clusterSelector": {"ray.io/cluster": "x"}, "spec.suspend": True}, "takes no suspend"),
+    ("RayJob", {"spec.clusterSelector": {"other": "x"}}, "names no cluster"),
+    ("RayJob", {"spec.clusterSelector": {"ray.io/cluster": "x"}}, "clusterSelector takes no backoffLimit"),
+    (
+        "RayJob",
+        {"spec.clusterSelector": {"ray.io/cluster": "x"}, "spec.submissionMode": "SidecarMode"},
+        "clusterSelector takes no SidecarMode",
+    ),
+    ("RayJob", {"spec.submissionMode": "InteractiveMode"}, "InteractiveMode takes no backoffLimit"),
+    ("RayJob", {"spec.submissionMode": "SidecarMode", "spec.submitterPodTemplate": {}}, "no submitterPodTemplate"),
+    ("RayJob", {"spec.submissionMode": "SidecarMode", "spec.submitterConfig": {}}, "no submitterConfig"),
+    (
+        "RayJob",
+        {
+            "spec.submissionMode": "SidecarMode",
+            "spec.rayClusterSpec.headGroupSpec.template.spec.restartPolicy": "Always",
+        },
+        "SidecarMode: the head's restartPolicy",
+    ),
+    ("RayJob", {"spec.rayClusterSpec.authOptions.enableK8sTokenAuth": True}, "not for a RayJob"),
+    ("RayJob", {"spec.runtimeEnvYAML": "a: ["}, "runtimeEnvYAML is no YAML"),
+    ("RayJob", {"spec.runtimeEnvYAML": "- a"}, "runtimeEnvYAML is no mapping"),
+    ("RayJob", {"spec.activeDeadlineSeconds": 0}, "activeDeadlineSeconds is not positive"),
+    ("RayJob", {"spec.preRunningDeadlineSeconds": 0}, "preRunningDeadlineSeconds is not positive"),
+    ("RayJob", {"spec.backoffLimit": -1}, "backoffLimit is negative"),
+    ("RayJob", {"spec.deletionStrategy": {}}, "deletionStrategy says nothing"),
+    (
+        "RayJob",
+        {"spec.deletionStrategy.deletionRules": [rule("DeleteSelf", "FAILED")]},
+        "deletionRules and shutdownAfterJobFinishes",
+    ),
+    (
+        "RayJob",
+        {"spec.deletionStrategy": {"deletionRules": [rule("DeleteSelf", "FAILED")], "onSuccess": {}}},
+        "deletionRules exclude onSuccess",
+    ),
+    ("RayJob", {"spec.deletionStrategy.onSuccess.policy": "DeleteSelf"}, "must both name a policy"),
+    (
+        "RayJob",
+        {
+            "spec.deletionStrategy.onSuccess.policy": "DeleteWorkers",
+            "spec.deletionStrategy.onFailure.policy": "DeleteSelf",
+        },
+        "DeleteWorkers does not go with the autoscaler",
+    ),
+    (
+        "RayJob",
+        {
+            "spec.deletionStrategy.onSuccess.policy": "DeleteNone",
+            "spec.deletionStrategy.onFailure.policy": "DeleteSelf",
+        },
+        "DeleteNone and shutdownAfterJobFinishes",
+    ),
+    *(
+        ("RayJob", {"spec.shutdownAfterJobFinishes": False, "spec.deletionStrategy.deletionRules": rules}, told)
+        for rules, told in (
+            ([rule("DeleteWorkers", "FAILED")], "DeleteWorkers does not go with the autoscaler"),
+            ([rule("DeleteSelf", "FAILED", -1)], "ttlSeconds is negative"),
+            ([rule("DeleteSelf", "FAILED"), rule("DeleteSelf", "FAILED", 5)], "two rules of one policy"),
+            ([rule("DeleteSelf", "FAILED", 1), rule("DeleteCluster", "FAILED", 9)], "workers go before the cluster"),
+            ([{"policy": "DeleteSelf", "condition": {"ttlSeconds": 1}}], "exactly one of jobStatus"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "told"), OF_A_CLUSTER, ids=[told for _, told in OF_A_CLUSTER])
+def test_a_cluster_that_breaks_a_rule_of_the_operators_is_found(changed: dict[str, Any], told: str) -> None:
+    _must_be_told("RayService", {f"spec.rayClusterConfig.{path}": value for path, value in changed.items()}, told)
+
+
+@pytest.mark.parametrize(("kind", "changed", "told"), OF_ITS_OWNER, ids=[f"{one[0]} {one[2]}" for one in OF_ITS_OWNER])
+def test_a_resource_that_breaks_a_rule_of_the_operators_is_found(kind: str, changed: dict[str, Any], told: str) -> None:
+    _must_be_told(kind, changed, told)
+
+
+def _must_be_told(kind: str, changed: dict[str, Any], told: str) -> None:
+    (document,) = of_kind(build(SOURCE[kind]), kind)
+    for path, value in changed.items():
+        put(document, path, value)
+    found = faults(document)
+    assert any(told in fault for fault in found), found

@@ -1,0 +1,233 @@
+"""The alarms are those of the documentation and ring when they should; panels and monitors ask for what there is."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving import metrics
+from serving.metrics import Metric
+from tests.k8s import queries
+from tests.k8s.manifests import build, matches, of_kind, pods_of
+
+SERIES = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
+HISTOGRAMS = {f"{name}_{end}": one for name, one in SERIES.items() if one.buckets for end in ("bucket", "sum", "count")}
+PUT_ON_BY_PROMETHEUS = {"namespace", "pod", "job", "instance"}
+PUT_ON_BY_RAY = {"application", "deployment", "replica", "le", "ip"}
+A = 'namespace="n", application="a"'
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table after a heading of docs/operations.md."""
+    text = queries.OPERATIONS.read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_there_is_an_alarm_for_each_that_the_documentation_names_and_no_other() -> None:
+    assert [rule["annotations"]["alarm"] for rule in queries.rules()] == [row[0] for row in table("Alarms")]
+
+
+def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> None:
+    told = {row[0]: row[1] for row in table("Alarms")}
+    for rule in queries.rules():
+        condition = told[rule["annotations"]["alarm"]]
+        minutes = re.search(r"for (\d+) minutes?", condition)
+        if minutes:
+            assert rule["for"] == f"{minutes[1]}m", rule["alert"]
+        share = re.search(r"over ([\d.]+) %", condition)
+        if share:
+            assert float(rule["expr"].rsplit(">", 1)[1]) == pytest.approx(float(share[1]) / 100), rule["alert"]
+        for name in re.findall(r"ray_\w+", condition):
+            assert name in rule["expr"]
+
+
+def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> None:
+    rows = table("What to look at")
+    panels = queries.panels()
+    assert set(panels) >= {row[0] for row in rows}
+    for title, cell in rows:
+        told = set(queries.NAME.findall(cell)) or {"ray_tailorbird_requests_total"}  # "the same with"
+        assert {name for query in panels[title] for name in queries.NAME.findall(query)} == told, title
+
+
+def test_every_query_asks_for_metrics_and_labels_that_we_make_or_ray_does() -> None:
+    ours = {name for name in queries.asked_for() if name.startswith("ray_tailorbird")}
+    assert len(ours) > 7
+    assert ours <= {*(name for name, one in SERIES.items() if not one.buckets), *HISTOGRAMS}
+    every = [rule["expr"] for rule in queries.rules()] + [one for panel in queries.panels().values() for one in panel]
+    for query in every:
+        for name, chosen in re.findall(r"(ray_tailorbird_\w+)\{([^}]*)\}", query):
+            labels = {*(SERIES | HISTOGRAMS)[name].labels, *PUT_ON_BY_PROMETHEUS, *PUT_ON_BY_RAY}
+            assert set(re.findall(r"(\w+)=", chosen)) <= labels, query
+        for by in re.findall(r"by \(([^)]*)\)", query):
+            names = set(queries.NAME.findall(query)) & {*SERIES, *HISTOGRAMS}
+            labels = set().union(*((SERIES | HISTOGRAMS)[name].labels for name in names))
+            assert set(by.split(", ")) <= labels | PUT_ON_BY_PROMETHEUS | PUT_ON_BY_RAY, query
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    for name in queries.asked_for() - queries.OF_THE_EXPORTER:
+        assert any(re.fullmatch(pattern, name) for pattern in queries.kept()), name
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_the_pod_monitor_selects_ray_pods_and_a_port_that_they_have(name: str) -> None:
+    (monitor,) = of_kind(build(name), "PodMonitor")
+    ray = [
+        pod for part in ("service", "job") for pod in pods_of(build(f"{name}/{part}")) if "ray.io/cluster" in pod.labels
+    ]
+    assert len(ray) >= 4
+    for pod in ray:
+        assert matches(monitor["spec"]["selector"], pod.labels)
+        ports = {one["name"]: one["containerPort"] for one in pod.spec["containers"][0]["ports"]}
+        assert [ports[endpoint["port"]] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [8080]
+    (client,) = pods_of(build(f"{name}/promote"))
+    assert not matches(monitor["spec"]["selector"], client.labels)
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_the_probe_asks_the_services_own_route_by_the_job_that_the_alarm_names(name: str) -> None:
+    (probe,) = of_kind(build(name), "Probe")
+    (target,) = probe["spec"]["targets"]["staticConfig"]["static"]
+    assert re.fullmatch(rf"http://[a-z0-9-]+-serve-svc\.tailorbird-{name}:8000/readyz", target)
+    (rule,) = (rule for rule in queries.rules() if rule["annotations"]["alarm"] == "nobody answers")
+    assert f'job="{probe["spec"]["jobName"]}"' in rule["expr"]
+
+
+def test_grafana_is_given_the_dashboard_that_is_looked_into_here() -> None:
+    (config,) = of_kind(build("prod"), "ConfigMap")
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(config["data"]["dashboard.json"]) == json.loads(
+        (queries.MONITORING / "dashboard.json").read_text()
+    )
+
+
+@pytest.fixture(scope="module")
+def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the rules as Prometheus reads them; the tests are skipped where promtool is not."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian's package promtool)")
+    folder = tmp_path_factory.mktemp("rules")
+    (document,) = of_kind(build("prod"), "PrometheusRule")
+    (folder / "rules.yaml").write_text(yaml.safe_dump(document["spec"]))
+    return folder
+
+
+def ask_promtool(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_the_rules(promtool: Path) -> None:
+    assert f"{len(queries.rules())} rules found" in ask_promtool(promtool, "check", "rules", "rules.yaml")
+
+
+def series(name: str, labels: str, values: str) -> dict[str, str]:
+    return {"series": f"{name}{{{labels}}}", "values": values}
+
+
+def requests(status: str, each_minute: int) -> dict[str, str]:
+    return series("ray_tailorbird_requests_total", f'{A}, status="{status}", replica="r"', f"0+{each_minute}x60")
+
+
+def buckets(*, slow: int) -> list[dict[str, str]]:
+    """A hundred answers a minute, of which so many take longer than a second."""
+    route = f'{A}, route="/v1/classify"'
+    name = "ray_tailorbird_request_seconds_bucket"
+    return [
+        series(name, f'{route}, le="1.0"', f"0+{100 - slow}x60"),
+        *(series(name, f'{route}, le="{le}"', "0+100x60") for le in ("2.5", "+Inf")),
+    ]
+
+
+def node(used: int) -> list[dict[str, str]]:
+    return [
+        series("ray_node_mem_used", 'namespace="n", ip="1"', f"{used}x60"),
+        series("ray_node_mem_total", 'namespace="n", ip="1"', "100x60"),
+    ]
+
+
+OF_A = {"namespace": "n", "application": "a"}
+# An alarm, what makes it ring, minutes until it does, whose it is and what it says, and what must not make it ring.
+RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict[str, str]]]] = [
+    (
+        "TailorbirdNobodyAnswers",
+        [series("probe_success", 'job="tailorbird-readyz", instance="u"', "0x60")],
+        1,
+        {"job": "tailorbird-readyz", "instance": "u"},
+        "u is no 200",
+        [series("probe_success", 'job="tailorbird-readyz"', "1x60"), series("probe_success", 'job="other"', "0x60")],
+    ),
+    (
+        "TailorbirdRequestsFail",
+        [requests("200", 998), requests("503", 2)],
+        6,
+        OF_A,
+        "0.2% of the requests for a end with 5xx",
+        [requests("200", 9999), requests("500", 1)],
+    ),
+    (
+        "TailorbirdTooMuchIsAsked",
+        [requests("200", 98), requests("429", 2)],
+        11,
+        OF_A,
+        "2% of the requests for a are refused as too much",
+        [requests("200", 199), requests("429", 1)],
+    ),
+    ("TailorbirdSlow", buckets(slow=2), 11, OF_A, "the slowest of 100 answers of a takes 1.75s", buckets(slow=0)),
+    (
+        "TailorbirdVersionRefused",
+        [series("ray_tailorbird_version_refused", f'{A}, replica="{one}"', f"{one}x60") for one in (0, 1)],
+        5,
+        OF_A,
+        "what was deployed last for a cannot be loaded, the former serves on",
+        [series("ray_tailorbird_version_refused", A, "0x60")],
+    ),
+    (
+        "TailorbirdLogRowsLost",
+        [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "0x5 1x60")],
+        7,
+        OF_A | {"kind": "answer"},
+        "1 rows of the request log of a were given up",
+        [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "3x60")],
+    ),
+    (
+        "TailorbirdMemory",
+        node(95),
+        2,
+        {"namespace": "n", "ip": "1"},
+        "1 has 95% of its memory in use; at 95 % Ray ends processes",
+        node(89),
+    ),
+]
+
+
+def test_each_alarm_is_tried() -> None:
+    assert [name for name, *_ in RINGS] == [rule["alert"] for rule in queries.rules()]
+
+
+def test_each_alarm_rings_when_it_must_not_before_and_not_for_less(promtool: Path) -> None:
+    tests: list[dict[str, Any]] = []
+    given = {rule["alert"]: rule for rule in queries.rules()}
+    for name, loud, minutes, labels, summary, quiet in RINGS:
+        annotations = {"alarm": given[name]["annotations"]["alarm"], "summary": summary}
+        alert = {"exp_labels": labels | given[name]["labels"], "exp_annotations": annotations}
+        rings = {"eval_time": f"{minutes + 1}m", "alertname": name, "exp_alerts": [alert]}
+        waits = {"eval_time": f"{max(minutes - 2, 0)}m", "alertname": name, "exp_alerts": []}
+        tests.append({"interval": "1m", "input_series": loud, "alert_rule_test": [waits, rings]})
+        tests.append(
+            {
+                "interval": "1m",
+                "input_series": quiet,
+                "alert_rule_test": [{"eval_time": "40m", "alertname": name, "exp_alerts": []}],
+            }
+        )
+    (promtool / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
+    ask_promtool(promtool, "test", "rules", "tests.yaml")

@@ -1,0 +1,174 @@
+"""Who may speak to whom, as the policies of each overlay decide it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.k8s.manifests import ENVIRONMENTS, environment, matches, of_kind, pods_of
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a connection: a pod, in a namespace with labels."""
+
+    labels: dict[str, str]
+    namespace: dict[str, str] = field(default_factory=dict)
+    ours: bool = True
+
+
+GATEWAY_LABEL = {"tailorbird.io/gateway": "true"}
+GATEWAY = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "ingress"} | GATEWAY_LABEL, ours=False)
+OPERATOR = End(
+    {"app.kubernetes.io/name": "kuberay-operator"}, {"kubernetes.io/metadata.name": "kuberay-operator"}, ours=False
+)
+PROMETHEUS = End({"app": "prometheus"}, {"kubernetes.io/metadata.name": "monitoring"}, ours=False)
+STRANGER = End({"app": "stranger"}, {"kubernetes.io/metadata.name": "default"}, ours=False)
+PRETENDER = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "default"}, ours=False)
+NEWCOMER = End({"app": "put here by somebody"})
+DNS = End({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}, ours=False)
+
+
+class Network:
+    """The policies of an environment."""
+
+    def __init__(self, name: str) -> None:
+        documents = environment(name)
+        self.policies = [policy["spec"] for policy in of_kind(documents, "NetworkPolicy")]
+        self.pods = {
+            (pod.labels["tailorbird.io/role"], pod.labels.get("ray.io/node-type", "")): End(pod.labels)
+            for pod in pods_of(documents)
+        }
+
+    def may(self, source: End, target: End, port: int) -> bool:
+        """Whether a connection to the port is let out there and in here."""
+        out = not source.ours or self._allows("Egress", source, target, port)
+        return out and (not target.ours or self._allows("Ingress", target, source, port))
+
+    def _allows(self, way: str, own: End, other: End, port: int) -> bool:
+        mine = [one for one in self.policies if way in one["policyTypes"] and matches(one["podSelector"], own.labels)]
+        rules = [rule for one in mine for rule in one.get(way.lower(), [])]
+        return not mine or any(_rule_allows(rule, way, other, port) for rule in rules)
+
+
+def _rule_allows(rule: Document, way: str, other: End, port: int) -> bool:
+    if "ports" in rule and port not in [one["port"] for one in rule["ports"]]:
+        return False
+    peers = rule.get("from" if way == "Ingress" else "to")
+    return peers is None or any(_is_peer(peer, other) for peer in peers)
+
+
+def _is_peer(peer: Document, other: End) -> bool:
+    if "ipBlock" in peer:
+        return True  # every address, those of pods too
+    if "namespaceSelector" not in peer and not other.ours:
+        return False
+    if "namespaceSelector" in peer and not matches(peer["namespaceSelector"], other.namespace):
+        return False
+    return matches(peer.get("podSelector", {}), other.labels)
+
+
+NETWORKS = {name: Network(name) for name in ENVIRONMENTS}
+SERVING_HEAD, SERVING_WORKER = ("serving", "head"), ("serving", "worker")
+TRAINING_HEAD, TRAINING_WORKER = ("training", "head"), ("training", "worker")
+CODE_PORTS = (8265, 6379, 10001)
+"""Who reaches one of these runs code."""
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_nobody_from_elsewhere_reaches_a_port_that_runs_code_but_the_operator_the_dashboards(name: str) -> None:
+    network = NETWORKS[name]
+    for other in (GATEWAY, PROMETHEUS, STRANGER, PRETENDER, NEWCOMER, OPERATOR):
+        for place, pod in network.pods.items():
+            for port in CODE_PORTS:
+                wanted = other is OPERATOR and port == 8265 and place[1] == "head"
+                assert network.may(other, pod, port) is wanted, (other, place, port)
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_a_training_and_the_service_do_not_reach_each_other(name: str) -> None:
+    network = NETWORKS[name]
+    for source, target in (
+        (TRAINING_WORKER, SERVING_HEAD),
+        (SERVING_WORKER, TRAINING_HEAD),
+        (TRAINING_HEAD, SERVING_WORKER),
+    ):
+        for port in (*CODE_PORTS, 8000, 8080, 30000):
+            assert not network.may(network.pods[source], network.pods[target], port)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_pods_of_one_cluster_reach_each_other_at_any_port(name: str) -> None:
+    network = NETWORKS[name]
+    roles = {role for role, node_type in network.pods if node_type == "head"}
+    assert len(roles) == 2
+    for role in roles:
+        for source, target in (("worker", "head"), ("head", "worker"), ("worker", "worker")):
+            for port in (*CODE_PORTS, 8000, 30000, 54321):
+                assert network.may(network.pods[role, source], network.pods[role, target], port)
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_the_gateway_reaches_serve_on_workers_alone_if_namespace_and_pod_carry_its_label(name: str) -> None:
+    network = NETWORKS[name]
+    assert network.may(GATEWAY, network.pods[SERVING_WORKER], 8000)
+    assert not network.may(GATEWAY, network.pods[SERVING_HEAD], 8000)
+    for port in (8080, 9101, 8404, 30000):  # metrics, HAProxy's own, a replica past it
+        assert not network.may(GATEWAY, network.pods[SERVING_WORKER], port)
+    for other in (PRETENDER, STRANGER, NEWCOMER, PROMETHEUS):
+        assert not network.may(other, network.pods[SERVING_WORKER], 8000)
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_a_client_of_ours_reaches_dashboard_and_routes_of_the_service_and_no_training(name: str) -> None:
+    network = NETWORKS[name]
+    client = network.pods["client", ""]
+    assert network.may(client, network.pods[SERVING_HEAD], 8265)
+    assert network.may(client, network.pods[SERVING_WORKER], 8000)
+    assert not network.may(client, network.pods[SERVING_HEAD], 6379)
+    assert not network.may(client, network.pods[TRAINING_HEAD], 8265)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_the_operator_the_heads_proxy(name: str) -> None:
+    network = NETWORKS[name]
+    for (_, node_type), pod in network.pods.items():
+        assert network.may(PROMETHEUS, pod, 8080) is bool(node_type)
+        assert network.may(OPERATOR, pod, 8000) is (node_type == "head")
+        assert not network.may(STRANGER, pod, 8080)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_pod_of_ours_reaches_names_and_stores_and_heads_alone_kubernetes_on_6443(name: str) -> None:
+    network = NETWORKS[name]
+    store = End({}, ours=False)
+    for (role, node_type), pod in network.pods.items():
+        assert network.may(pod, DNS, 53), role
+        assert network.may(pod, store, 443)
+        assert not network.may(pod, store, 80)  # the metadata of a cloud's machines, among others
+        assert network.may(pod, store, 6443) is (node_type == "head")
+        assert not network.may(pod, STRANGER, 5432)
+
+
+def test_the_store_of_the_heads_state_is_reached_by_the_service_alone() -> None:
+    network = NETWORKS["prod"]
+    store = network.pods["store", ""]
+    for (role, node_type), pod in network.pods.items():
+        assert network.may(pod, store, 6379) is (role == "serving"), (role, node_type)
+    for other in (STRANGER, GATEWAY, PROMETHEUS, OPERATOR, NEWCOMER):
+        assert not network.may(other, store, 6379)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_selector_of_a_policy_selects_a_pod_and_every_peer_of_ours_is_one(name: str) -> None:
+    network = NETWORKS[name]
+    outside = (GATEWAY, OPERATOR, PROMETHEUS, DNS)
+    for policy in network.policies:
+        assert any(matches(policy["podSelector"], pod.labels) for pod in network.pods.values())
+        for way, key in (("ingress", "from"), ("egress", "to")):
+            for rule in policy.get(way, []):
+                for peer in rule.get(key, []):
+                    ends = outside if "namespaceSelector" in peer else tuple(network.pods.values())
+                    assert "ipBlock" in peer or any(_is_peer(peer, end) for end in ends), peer

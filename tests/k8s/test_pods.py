@@ -1,0 +1,201 @@
+"""Every pod that an overlay brings about is let in, knows its bounds, and holds no more than it needs."""
+
+import copy
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.k8s.manifests import (
+    CLUSTER_SPEC,
+    ENVIRONMENTS,
+    PARTS,
+    Pod,
+    build,
+    environment,
+    of_kind,
+    pods_of,
+    put,
+    text_of,
+)
+from tests.k8s.pod_security import refusals
+
+UNITS = {"m": 1e-3, "": 1, "Mi": 2**20, "Gi": 2**30}
+CHECKED = ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory")
+# A RayService prepares a whole new cluster before the old one goes.
+AT_ONCE = {"RayService": 2}
+SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|KEY")
+DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+ALL_PODS = [(name, pod) for name in ENVIRONMENTS for pod in pods_of(environment(name))]
+IDS = [f"{name} {pod.name}" for name, pod in ALL_PODS]
+
+
+def amount(quantity: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS[unit]
+
+
+@pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=IDS)
+def test_a_pod_is_let_in_by_its_namespace_which_asks_for_restricted(name: str, pod: Pod) -> None:
+    (namespace,) = of_kind(environment(name), "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert pod.namespace == namespace["metadata"]["name"]
+    assert refusals(pod) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("hostNetwork", True, "hostNetwork"),
+        ("volumes.0", {"name": "x", "hostPath": {"path": "/"}}, "hostPath"),
+        ("securityContext.sysctls", [{"name": "a", "value": "b"}], "sysctls"),
+        ("securityContext.runAsUser", 0, "runs as root"),
+        ("securityContext.runAsNonRoot", None, "may be root"),
+        ("securityContext.seccompProfile", None, "no seccomp profile"),
+        ("containers.0.securityContext.privileged", True, "privileged"),
+        ("containers.0.securityContext.allowPrivilegeEscalation", None, "may escalate"),
+        ("containers.0.securityContext.runAsUser", 0, "is root"),
+        ("containers.0.securityContext.runAsNonRoot", False, "may be root"),
+        ("containers.0.securityContext.capabilities.drop", ["NET_RAW"], "keeps capabilities"),
+        ("containers.0.securityContext.capabilities.add", ["SYS_PTRACE"], "adds capabilities"),
+        ("containers.0.securityContext.procMount", "Unmasked", "sees all of /proc"),
+        ("containers.0.ports.0.hostPort", 8265, "port of the node"),
+        ("containers.1.securityContext", None, "autoscaler: may escalate"),
+        ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}, "no seccomp profile"),
+    ],
+)
+def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any, told: str) -> None:
+    (head,) = (
+        pod
+        for _, pod in ALL_PODS
+        if pod.namespace == "tailorbird-prod" and "serve" in str(pod.labels) and "head" in pod.name
+    )
+    changed = replace(head, spec=copy.deepcopy(head.spec))
+    put(changed.spec, path, value)
+    assert any(told in fault for fault in refusals(changed)), refusals(changed)
+
+
+@pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
+def test_every_container_says_what_it_takes_and_gets_that_memory(_name: str, pod: Pod) -> None:
+    for container in pod.containers:
+        resources = container["resources"]
+        for kind in ("requests", "limits"):
+            assert {"cpu", "memory"} <= set(resources[kind]), container["name"]
+        # A pod that is given less than it may take is ended by its node when others take theirs.
+        assert (
+            resources["requests"]["memory"] == resources["limits"]["memory"]
+            or pod.labels["tailorbird.io/role"] == "client"
+        )
+
+
+@pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
+def test_only_a_head_gets_a_token_of_kubernetes_for_its_autoscaler(_name: str, pod: Pod) -> None:
+    scales = "autoscaler" in {container["name"] for container in pod.containers}
+    assert pod.spec["automountServiceAccountToken"] is scales
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_write_the_registry(name: str) -> None:
+    documents = environment(name)
+    accounts = {one["metadata"]["name"]: one for one in of_kind(documents, "ServiceAccount")}
+    assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
+    for pod in pods_of(documents):
+        role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
+        assert account == {"store": None, "client": "training", "shared": "training"}.get(role, role)
+        assert account is None or account in accounts
+    writers = [
+        name
+        for name, one in accounts.items()
+        if "writes the registry" in one["metadata"]["annotations"]["tailorbird.io/s3"]
+    ]
+    assert writers == ["training"]
+
+
+@pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=IDS)
+def test_an_image_has_a_tag_that_is_not_latest_and_in_production_a_digest(name: str, pod: Pod) -> None:
+    for container in pod.containers:
+        image = container["image"]
+        if name == "prod":
+            assert DIGEST.fullmatch(image), image
+        else:
+            assert re.fullmatch(r".+:[^:/]+", image), image
+            assert not image.endswith(":latest")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_there_is_no_secret_in_a_manifest_only_where_one_lies(part: str) -> None:
+    documents = build(part)
+    assert not of_kind(documents, "Secret")
+    for pod in pods_of(documents):
+        for container in pod.containers:
+            for variable in container.get("env", []):
+                if SECRET_NAME.search(variable["name"]):
+                    assert set(variable["valueFrom"]) == {"secretKeyRef"}, variable["name"]
+    for settings in of_kind(documents, "ConfigMap"):
+        assert not [key for key in settings["data"] if SECRET_NAME.search(key)]
+    assert not re.search(r"AKIA[0-9A-Z]{16}|tb_[A-Za-z0-9_-]{20}|BEGIN [A-Z ]*PRIVATE KEY", text_of(part))
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_what_may_run_at_once_is_within_the_quota_an_upgrade_of_the_service_included(name: str) -> None:
+    documents = environment(name)
+    (quota,) = of_kind(documents, "ResourceQuota")
+    taken: Counter[str] = Counter()
+    for document in documents:
+        times = AT_ONCE.get(document["kind"], 1)
+        for pod in pods_of([document]):
+            taken["pods"] += times * pod.most
+            for kind in ("requests", "limits"):
+                for what in ("cpu", "memory", "nvidia.com/gpu"):
+                    own = sum(amount(one["resources"][kind].get(what, "0")) for one in pod.spec["containers"])
+                    taken[f"{kind}.{what}"] += times * pod.most * own  # type: ignore[assignment]
+    hard = quota["spec"]["hard"]
+    assert {*CHECKED, "pods", "requests.nvidia.com/gpu"} == set(hard)
+    for what, most in hard.items():
+        assert taken[what] <= amount(most), what
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_disruption_budget_guards_pods_that_there_are_by_a_number_that_it_can_keep(name: str) -> None:
+    documents = environment(name)
+    pods = pods_of(documents)
+    budgets = of_kind(documents, "PodDisruptionBudget")
+    assert {one["metadata"]["name"] for one in budgets} == {
+        "dev": set(),
+        "staging": {"serving-workers", "serving-head"},
+        "prod": {"serving-workers"},  # Redis keeps what the head knows
+    }[name]
+    for budget in budgets:
+        spec = budget["spec"]
+        # Of an owner without the subresource `scale` Kubernetes takes this alone, and as a number.
+        assert set(spec) == {"minAvailable", "selector"}
+        assert isinstance(spec["minAvailable"], int)
+        guarded = [
+            pod for pod in pods if all(pod.labels.get(k) == v for k, v in spec["selector"]["matchLabels"].items())
+        ]
+        assert guarded
+        assert {pod.labels["tailorbird.io/role"] for pod in guarded} == {"serving"}
+        assert spec["minAvailable"] <= sum(pod.most for pod in guarded)
+
+
+def test_in_production_a_worker_may_be_drained_while_another_answers() -> None:
+    (service,) = of_kind(build("prod/service"), "RayService")
+    (budget,) = of_kind(build("prod/service"), "PodDisruptionBudget")
+    assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] > budget["spec"]["minAvailable"]
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)])
+def test_a_ray_pod_has_longer_to_end_than_ray_drains_and_volumes_for_what_it_keeps(part: str) -> None:
+    documents = build(part)
+    (settings,) = (one["data"] for one in of_kind(documents, "ConfigMap") if "ray-settings" in one["metadata"]["name"])
+    for pod in pods_of(documents):
+        if "ray.io/is-ray-node" not in pod.labels:
+            continue
+        assert pod.spec["terminationGracePeriodSeconds"] >= 120
+        mounts = {one["mountPath"] for one in pod.spec["containers"][0]["volumeMounts"]}
+        assert settings["TAILORBIRD_CACHE"] in mounts
+        if pod.labels["tailorbird.io/role"] in ("serving", "shared"):
+            assert settings["TAILORBIRD_JOURNAL"].rpartition("/")[0] in mounts
+        assert not any("livenessProbe" in one or "readinessProbe" in one for one in pod.containers)  # the operator's

@@ -1,0 +1,75 @@
+"""Every overlay is what Kubernetes and KubeRay take, field by field."""
+
+import jsonschema
+import kubernetes_validate
+import pytest
+
+from tests.k8s.crds import FILES, needs_crds, validator
+from tests.k8s.manifests import K8S, PARTS, build, of_kind, put
+
+KUBERNETES = "1.33"
+WITHOUT_SCHEMA = {"PodMonitor", "Probe", "PrometheusRule"}
+"""Of the Prometheus Operator; tests/k8s/test_monitoring.py looks into them."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_an_overlay_has_only_fields_that_kubernetes_knows(part: str) -> None:
+    core = [document for document in build(part) if document["kind"] not in {*FILES, *WITHOUT_SCHEMA}]
+    assert core
+    for document in core:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *FILES)])
+def test_a_ray_resource_of_an_overlay_has_only_fields_that_kuberay_knows(part: str) -> None:
+    folder = needs_crds()
+    for document in of_kind(build(part), *FILES):
+        validator(folder, document["kind"]).validate(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.rayClusterConfig.headGroupSpec.rayStartParams.num-cpus", 0),
+        ("spec.rayClusterConfig.rayVersion", 2.6),
+        ("spec.rayClusterConfig.enableInTreeAutoscalling", True),
+        ("spec.rayClusterConfig.workerGroupSpecs.0.maxReplica", 3),
+        ("spec.rayClusterConfig.workerGroupSpecs.0.template.spec.containers.0.envFrom.0.configMapRef.nam", "x"),
+        ("spec.rayClusterConfig.autoscalerOptions.version", "v3"),
+        ("spec.rayClusterConfig.authOptions.mode", "tokens"),
+    ],
+)
+def test_a_field_that_is_misspelt_or_of_another_type_is_found(path: str, value: object) -> None:
+    folder = needs_crds()
+    (service,) = of_kind(build("prod/service"), "RayService")
+    put(service, path, value)
+    with pytest.raises(jsonschema.ValidationError):
+        validator(folder, "RayService").validate(service)
+
+
+def test_every_folder_of_an_overlay_is_a_part_or_a_component() -> None:
+    folders = {path.parent for path in (K8S / "overlays").rglob("kustomization.yaml")}
+    assert {str(folder.relative_to(K8S / "overlays")) for folder in folders if folder.name != "environment"} == {*PARTS}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_everything_lies_in_its_environments_namespace(part: str) -> None:
+    wanted = f"tailorbird-{part.split('/')[0]}"
+    for document in build(part):
+        metadata = document["metadata"]
+        assert (metadata["name"] if document["kind"] == "Namespace" else metadata["namespace"]) == wanted
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("staging", "prod")])
+def test_what_names_the_settings_names_them_by_what_they_say(part: str) -> None:
+    documents = build(part)
+    (settings,) = (one for one in of_kind(documents, "ConfigMap") if one["metadata"]["name"].startswith("ray-settings"))
+    assert settings["metadata"]["name"] != "ray-settings"
+    assert _settings_named(documents) == {settings["metadata"]["name"]}
+
+
+def _settings_named(value: object) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["configMapRef"]["name"]} if "configMapRef" in value else set()
+        return own.union(*(_settings_named(inner) for inner in value.values()))
+    return set().union(*(_settings_named(inner) for inner in value)) if isinstance(value, list) else set()
