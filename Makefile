@@ -30,6 +30,7 @@ check: $(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 bench: $(SETUP)
 	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*_*.py)) adapters autoscaling banking77; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

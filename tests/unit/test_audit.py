@@ -1,0 +1,85 @@
+"""The audit of what is installed: the real pip-audit, and a stand-in for the service of advisories, on loopback."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests import audit
+
+ADVISORY = {
+    "id": "GHSA-xxxx",
+    "aliases": ["CVE-2026-0001"],
+    "summary": "of the test",
+    "affected": [
+        {
+            "package": {"name": "leaky", "ecosystem": "PyPI"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.0"}]}],
+        }
+    ],
+}
+
+
+class Advisories(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        told = {"vulns": [ADVISORY]} if asked["package"]["name"] == "leaky" else {}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Advisories)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
+    monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(audit, "installed", lambda: {"requests": "requests==2.0", "leaky": "leaky==1.0"})
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("service")
+def test_a_known_vulnerability_fails_the_check_and_says_what_mends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.main() == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "leaky 1.0: CVE-2026-0001, mended in 2.0; raise the range in pyproject.toml",
+        "advisories asked for 2 of 2 installed packages",
+    ]
+
+
+def test_one_that_is_ignored_by_any_of_its_ids_does_not_and_its_reason_is_said() -> None:
+    advisory = {"id": "CVE-2026-0001", "aliases": ["GHSA-xxxx"], "fix_versions": []}
+    found = [{"name": "leaky", "version": "1.0", "vulns": [advisory]}]
+    lines, failed = audit.judged(found, ignored={"GHSA-xxxx": "we never call it"})
+    assert (lines[0], failed) == ("leaky 1.0: CVE-2026-0001, ignored: we never call it", False)
+    lines, failed = audit.judged(found, ignored={"GHSA-yyyy": "another"})
+    assert (lines[0].split(";")[0], failed) == ("leaky 1.0: CVE-2026-0001, mended in no version yet", True)
+
+
+@pytest.mark.usefixtures("service")
+def test_a_service_that_cannot_be_reached_does_not_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIP_AUDIT_OSV_URL", "http://127.0.0.1:9")
+    assert audit.main() == 0
+    assert "their service cannot be reached from here" in capsys.readouterr().out
+
+
+def test_what_a_service_does_not_know_is_named_and_a_builds_mark_is_not_asked_for() -> None:
+    found = [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}]
+    assert audit.judged(found, ignored={}) == (
+        ["advisories asked for 1 of 2 installed packages; unknown to the service: b"],
+        False,
+    )
+    pins = audit.installed()
+    assert pins["requests"].startswith("requests==")
+    assert "tailorbird" not in pins
+    assert not [pin for pin in pins.values() if "+" in pin]
