@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cluster.package import recipe_text
-from models.registry import Champion, champion_version, read_champion
-from promote import WAY_BACK, beside_champion
 from recipes.schema import Recipe, ServingSection, TrainingSection, digest
 from serving.deploy import application_of, instance_of, serve_url
 from serving.protocol import LOCAL
+
+if TYPE_CHECKING:
+    from models.registry import Champion
 
 K8S = Path(__file__).parent / "k8s"
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
@@ -147,6 +148,9 @@ DOORS = {
 
 def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
     """What Serve is told to serve the champion at `url`."""
+    from models.registry import champion_version, read_champion
+    from promote import beside_champion  # takes seconds, and no other door needs it
+
     found = read_champion(recipe.home)
     if found is None:
         raise RenderError(f"{recipe.home} has no champion; `tailorbird promote RECIPE` makes one")
@@ -168,7 +172,9 @@ def _refuse_open_door(section: ServingSection, *, url: str) -> None:
         )
 
 
-def _unproven(champion: Champion) -> tuple[str, ...]:
+def _unproven(champion: "Champion") -> tuple[str, ...]:
+    from promote import WAY_BACK
+
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return ()
     return (f"{champion.version} has answered no test rows yet: `tailorbird serve RECIPE` asks it once it is up",)

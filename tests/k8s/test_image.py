@@ -1,0 +1,110 @@
+"""The image's packages are locked as the project asks for them, and the manifests say the Ray that is in it."""
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from cluster.code import PACKAGES
+from cluster.stack_process import _environment, _Keys
+from tests.k8s.manifests import CLUSTER_SPEC, K8S, PARTS, ROOT, build, cluster_of, of_kind
+
+DOCKERFILE = (K8S / "Dockerfile").read_text()
+EXTRAS = {"cpu": ("engines", "mlflow"), "gpu": ("gpu", "mlflow")}
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def locked(device: str) -> dict[str, str]:
+    """Versions by name; each is followed by the sha256 of its files."""
+    text = (K8S / "locks" / f"{device}.txt").read_text()
+    pins = re.findall(
+        r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+?)(?: ;.*?)? \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE
+    )
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
+    assert len(pins) == len(lines)
+    return {name.lower().replace("_", "-"): version for name, version in pins}
+
+
+@pytest.mark.parametrize("device", EXTRAS)
+def test_a_lock_has_everything_that_the_project_asks_for_in_a_version_that_it_allows(device: str) -> None:
+    pins = locked(device)
+    asked = [
+        *PROJECT["dependencies"],
+        *(one for extra in EXTRAS[device] for one in PROJECT["optional-dependencies"][extra]),
+    ]
+    for line in asked:
+        requirement = Requirement(line)
+        version = pins.get(requirement.name.lower().replace("_", "-"))
+        assert version is not None, f"{requirement.name} is not locked; the lock's first lines say how it is made"
+        assert requirement.specifier.contains(version), f"{line} against {version}; make the lock again"
+
+
+@pytest.mark.parametrize("device", EXTRAS)
+def test_a_lock_says_by_which_command_it_is_made_again(device: str) -> None:
+    command = (K8S / "locks" / f"{device}.txt").read_text().splitlines()[1].lstrip("# ")
+    assert command.startswith("uv pip compile pyproject.toml")
+    assert re.findall(r"--extra (\S+)", command) == list(EXTRAS[device])
+    assert "--generate-hashes" in command
+    assert command.endswith(f"-o k8s/locks/{device}.txt")
+
+
+def test_the_image_is_rays_of_the_version_and_python_that_are_locked() -> None:
+    base = re.search(r"^ARG BASE=rayproject/ray:([\d.]+)-py(\d)(\d+)-\$\{DEVICE\}$", DOCKERFILE, re.MULTILINE)
+    assert base is not None
+    assert {locked(device)["ray"] for device in EXTRAS} == {base[1]}
+    for device in EXTRAS:
+        assert f"--python-version {base[2]}.{base[3]} " in (K8S / "locks" / f"{device}.txt").read_text()
+    for part in PARTS:
+        for document in of_kind(build(part), *CLUSTER_SPEC):
+            assert cluster_of(document)["rayVersion"] == base[1]
+
+
+def test_the_image_has_the_whole_code_after_its_packages_and_does_not_run_as_root() -> None:
+    copied = re.findall(r"^COPY (?!--)(\w+)/ \1/$", DOCKERFILE, re.MULTILINE)
+    assert tuple(copied) == PACKAGES
+    assert DOCKERFILE.index("pip install") < DOCKERFILE.index("COPY pyproject.toml")
+    assert "--require-hashes" in DOCKERFILE
+    assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE)[-1] == "1000:100"
+    sent = (K8S / "Dockerfile.dockerignore").read_text().splitlines()
+    assert next(line for line in sent if not line.startswith("#")) == "*"
+    assert {f"!{name}" for name in PACKAGES} <= set(sent)
+    assert not re.search(r"^(ARG|ENV) \S*(TOKEN|SECRET|PASSWORD|KEY)", DOCKERFILE, re.MULTILINE)
+
+
+def test_pods_run_as_the_user_that_the_image_has() -> None:
+    for part in PARTS:
+        for document in of_kind(build(part), *CLUSTER_SPEC):
+            cluster = cluster_of(document)
+            for template in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                context = template["template"]["spec"]["securityContext"]
+                assert (context["runAsUser"], context["runAsGroup"]) == (1000, 100)
+
+
+def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the_documentation_tells_of() -> None:
+    keys = _Keys(access_key="", secret_key="", token_path=ROOT)
+    stack = _environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert len(told) >= 6
+    for part in PARTS:
+        settings = [
+            one["data"] for one in of_kind(build(part), "ConfigMap") if "ray-settings" in one["metadata"]["name"]
+        ]
+        for one in settings:
+            assert {name: one[name] for name in told} == {name: stack[name] for name in told}
+
+
+def test_the_operator_is_of_one_release_watches_our_namespaces_and_opens_no_alpha_gate() -> None:
+    values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
+    readme = (K8S / "README.md").read_text()
+    assert f"--version {values['image']['tag'].removeprefix('v')}" in readme
+    assert set(values["watchNamespace"]) == {f"tailorbird-{part}" for part in PARTS if "/" not in part}
+    gates = {gate["name"] for gate in values["featureGates"] if gate["enabled"]}
+    assert gates == {
+        "RayClusterStatusConditions",
+        "RayJobDeletionPolicy",
+        "RayMultiHostIndexing",
+        "RayServiceIncrementalUpgrade",
+    }

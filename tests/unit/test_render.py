@@ -1,0 +1,182 @@
+"""A recipe rendered for a door is that recipe again, on a cluster that has room for it."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.dashboard.modules.job.common import JobSubmitRequest
+
+from recipes.schema import Recipe, load_recipe
+from render import DOORS, MOST_CHARACTERS, RenderError, render
+from tests.k8s.crds import needs_crds, validator
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import ROOT, build, of_kind, text_of
+
+FILE = ROOT / "recipes" / "icd10_chapters.yaml"
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(FILE, overrides=overrides)
+
+
+def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(render(recipe(*overrides), to=to, base=text_of(part)).text))
+
+
+def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    (job,) = of_kind(documents, "RayJob")
+    return {
+        one["groupName"]: (one["replicas"], one["minReplicas"], one["maxReplicas"])
+        for one in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
+
+
+@pytest.mark.parametrize("overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")])
+@pytest.mark.parametrize(("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("promote", "prod/promote")])
+def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
+    to: str, part: str, overrides: tuple[str, ...]
+) -> None:
+    documents = rendered(to, *overrides, part=part)
+    (owner,) = of_kind(documents, "RayJob", "Job")
+    if to == "rayjob":
+        pod, command = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], owner["spec"]["entrypoint"]
+    else:
+        pod = owner["spec"]["template"]["spec"]
+        command = " ".join(pod["containers"][0]["command"])
+    (volume,) = (one for one in pod["volumes"] if one["name"] == "recipe")
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "recipe")
+    (config,) = (one for one in documents if one["metadata"]["name"] == volume["configMap"]["name"])
+    assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
+    ((file, text),) = config["data"].items()
+    assert command.endswith(f"{mount['mountPath']}/{file}")
+    assert Recipe.model_validate(yaml.safe_load(text)) == recipe(*overrides)
+
+
+def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -> None:
+    asked = recipe("training.seed=3")
+    body = json.loads(render(asked, to="submit").text)
+    JobSubmitRequest(**body)
+    (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
+    assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == asked
+    # The same command in the same shell, but that what it reads is rendered and not run.
+    command = body["entrypoint"].replace("tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit")
+    command = command.replace("python", sys.executable)
+    again = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(again.stdout) == body
+
+
+def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
+    before, after = build("prod/job"), rendered("rayjob")
+    (job,), (given,) = of_kind(after, "RayJob"), of_kind(before, "RayJob")
+    assert [one for one in after if one["kind"] != "RayJob"][1:] == [one for one in before if one["kind"] != "RayJob"]
+    volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    given["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
+    for own, other in zip(*(one["spec"]["rayClusterSpec"]["workerGroupSpecs"] for one in (job, given)), strict=True):
+        other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
+    given["metadata"]["name"] = job["metadata"]["name"]
+    assert job == given
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpu", "gpu"),
+    [
+        ((), (1, 1, 1), (0, 0, 4)),  # two workers of a core in a pod of four
+        (("training.num_workers=8",), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
+        (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
+        (("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"), (0, 0, 1), (1, 1, 2)),
+    ],
+)
+def test_a_training_has_pods_for_all_its_workers_of_the_group_that_fits(
+    overrides: tuple[str, ...], cpu: tuple[int, int, int], gpu: tuple[int, int, int]
+) -> None:
+    assert groups(rendered("rayjob", *overrides)) == {"cpu": cpu, "gpu-spot": gpu}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (("training.cpus_per_worker=5",), "prod/job"),
+        (("training.gpus_per_worker=1",), "dev/job"),
+        (("training.gpus_per_worker=1", "training.cpus_per_worker=9"), "prod/job"),
+    ],
+)
+def test_what_no_pod_can_hold_is_refused_with_what_there_is(overrides: tuple[str, ...], part: str) -> None:
+    with pytest.raises(RenderError, match=r"no group of workers has pods with \d cores and \d GPUs.*groups: cpu"):
+        rendered("rayjob", *overrides, part=part)
+
+
+def test_the_same_recipe_on_the_same_image_has_the_same_name_and_another_has_another() -> None:
+    names = [
+        of_kind(documents, "RayJob")[0]["metadata"]["name"]
+        for documents in (
+            rendered("rayjob"),
+            rendered("rayjob"),
+            rendered("rayjob", "training.seed=1"),
+            rendered("rayjob", part="dev/job"),
+        )
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize("name", ["1st", "a" * 63, "9-" + "b" * 61, "trailing-"])
+def test_whatever_the_recipe_is_called_the_operator_takes_the_resource(name: str) -> None:
+    (job,) = of_kind(rendered("rayjob", f"name={name}"), "RayJob")
+    assert len(job["metadata"]["name"]) <= MOST_CHARACTERS
+    assert faults(job) == []
+
+
+def test_long_names_that_begin_alike_stay_apart() -> None:
+    renamed = [rendered("promote", f"name={'a' * 60}{end}", part="prod/promote") for end in "bc"]
+    assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in renamed}) == 2
+
+
+@pytest.mark.parametrize("part", ["dev/job", "staging/job", "prod/job"])
+def test_kuberay_takes_what_is_rendered(part: str) -> None:
+    (job,) = of_kind(rendered("rayjob", "training.num_workers=8", part=part), "RayJob")
+    assert faults(job) == []
+    validator(needs_crds(), "RayJob").validate(job)
+
+
+def test_a_promotion_is_told_where_the_service_of_the_recipe_is() -> None:
+    (job,) = of_kind(rendered("promote", part="prod/promote"), "Job")
+    told = {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert told["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
+    assert told["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
+
+
+def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
+    (config, job) = yaml.safe_load_all(render(recipe(), to="rayjob").text)
+    assert (config["kind"], job["kind"], faults(job)) == ("ConfigMap", "RayJob", [])
+
+
+@pytest.mark.parametrize(
+    ("to", "base", "told"),
+    [
+        ("helm", None, f"is one of {', '.join(DOORS)}"),
+        ("submit", "a: b", "has no --base"),
+        ("rayjob", "a: [", "is not YAML"),
+        ("rayjob", "kind: Job", "0 documents of kind RayJob"),
+        ("rayjob", "kind: RayJob\n---\nkind: RayJob", "2 documents of kind RayJob"),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, told: str) -> None:
+    with pytest.raises(RenderError, match=re.escape(told)):
+        render(recipe(), to=to, base=base)
+
+
+def test_where_there_is_no_template_the_message_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("render.K8S", tmp_path)
+    with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
+        render(recipe(), to="rayjob")
