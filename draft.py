@@ -153,11 +153,9 @@ def _split_by(seen: Seen, tried: Tried) -> Iterator[str]:
 
 def _length(seen: Seen) -> Iterator[str]:
     lengths = seen.lengths
-    how = (
-        f"by {seen.base_model}'s tokenizer"
-        if lengths.counted
-        else f"reckoned as {TOKENS_A_WORD} a word, no tokenizer at hand"
-    )
+    how = f"by the tokenizer of {seen.base_model}"
+    if not lengths.counted:
+        how = f"reckoned as {TOKENS_A_WORD} a word, since no tokenizer was at hand"
     yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
     yield f"  max_length: {max_length(seen)}"
     if seen.guess.is_chat:

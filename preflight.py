@@ -77,9 +77,8 @@ def table_lines(recipe: Recipe, found: Found) -> Iterator[Line]:
                 f"data.{table.split}", "fault", table.fault, "correct the recipe's data section, or put the data"
             )
             continue
-        files = f"{table.num_files} files" if table.num_files > 1 else "1 file"
         part = f" in the {table.num_looked} that were looked at" if table.num_looked < table.num_files else ""
-        text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {files}"
+        text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {_count(table.num_files, 'file')}"
         yield Line(f"data.{table.split}", "ok", text)
     train = sum(table.num_rows for table in found.tables if table.split == "train")
     if train > recipe.data.stream_above_rows and recipe.data.validation is None:
@@ -138,20 +137,20 @@ def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[Line]:
     least, most = section.min_workers, section.max_workers
     have = workers_that_fit((node.has for node in cluster.nodes), worker)
     scaled = max(have, workers_of_types(cluster.node_types, worker)) if cluster.node_types else have
-    asked = f"{least if least == most else f'{least} to {most}'} workers of {_room(worker)}"
+    asked = f"{_count(least, 'worker') if least == most else f'{least} to {most} workers'} of {_room(worker)}"
     if scaled < least:
         yield Line("workers", "fault", *_too_few(cluster, worker, asked=asked, have=scaled))
         return
     grows = f"; {have} now, the autoscaler may bring nodes for {_many(scaled)}" if scaled > have else ""
     fewer = f"; there is room for {_many(scaled)} of {most}, with which it trains" if scaled < most else ""
-    yield Line("workers", "ok", f"{asked} fit on {len(cluster.nodes)} nodes{fewer}{grows}")
+    yield Line("workers", "ok", f"room for {asked} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
     if free >= least:
         yield Line("free now", "ok", f"room for {_many(free)} such workers is free")
         return
-    text = f"room for {free} of {least} workers is free now; {_held(cluster.holders)}"
+    text = f"room for {free} of {_count(least, 'worker')} is free now; {_held(cluster.holders)}"
     if scaled > have:
-        yield Line("free now", "note", f"{text}. The rest waits for the autoscaler, minutes at most usual")
+        yield Line("free now", "note", f"{text}. A run waits for what is missing, which the autoscaler may bring")
     else:
         yield Line("free now", "fault", text, "end what holds them, wait for it, or add nodes")
 
@@ -160,10 +159,10 @@ def _too_few(cluster: Cluster, worker: Room, *, asked: str, have: int) -> tuple[
     rooms = [node.has for node in cluster.nodes] + [one.has for one in cluster.node_types or ()]
     largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Room(0))
     if not any(room.holds(worker) for room in rooms):
-        text = f"{asked} are asked for, and no node holds one: the largest has {_room(largest)}"
+        text = f"there is no room for {asked}: no node holds one, the largest has {_room(largest)}"
         todo = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:
-        text = f"{asked} are asked for, and the cluster holds {have}"
+        text = f"there is no room for {asked}: the cluster holds {have}"
         todo = "lower training.num_workers, give it as {min, max}, or add nodes"
     if cluster.node_types is None and any(one.in_kubernetes for one in cluster.looks.values()):
         text += ". Whether an autoscaler of this Kubernetes cluster would bring more cannot be known from within Ray"
@@ -196,8 +195,8 @@ def node_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Line]
         where = ", ".join(addresses[:NAMED]) + (f" and {len(addresses) - NAMED} more" if addresses[NAMED:] else "")
         yield Line(f"node {where}", line.state, line.text, line.todo)
     if not told and cluster.looks:
-        text = f"{len(cluster.looks)} of {len(cluster.nodes)} read the data and the model, write in the registry, and "
-        yield Line("nodes", "ok", f"{text}have the packages")
+        text = f"{_count(len(cluster.looks), 'node')} looked from: data and model can be read, the registry be written"
+        yield Line("nodes", "ok", f"{text}, and the packages fit")
 
 
 def _faults_of(one: NodeLook, *, recipe: Recipe, found: Found) -> Iterator[Line]:
@@ -280,8 +279,12 @@ def tried_sections(recipe: Recipe) -> list[TrainingSection]:
 
 
 def _room(room: Room) -> str:
-    cpus = f"{room.cpus:g} CPU{'' if room.cpus == 1 else 's'}"
-    return f"{cpus} and {room.gpus:g} GPU{'' if room.gpus == 1 else 's'}" if room.gpus else cpus
+    cpus = _count(room.cpus, "CPU")
+    return f"{cpus} and {_count(room.gpus, 'GPU')}" if room.gpus else cpus
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def _many(number: int) -> str:

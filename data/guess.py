@@ -125,7 +125,8 @@ def _label(sample: Sample, given: str | None, *, text: str) -> Named:
 def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -> Column:
     column = sample.column(name)
     if column is None or column.kind not in kinds:
-        raise DataError(f"{option} {name}: {sample.uri} has no such column of {' or '.join(kinds)}s; {_all(sample)}")
+        kind = " or ".join(f"{one}s" for one in kinds)
+        raise DataError(f"{option} {name}: {sample.uri} has no such column of {kind}; it has {_all(sample)}")
     return column
 
 

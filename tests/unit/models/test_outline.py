@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from models.load import add_adapter, load_encoder
+from models.outline import OutlineError, read_outline, shape_of
+from tests import small_chat
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(tmp_path)
+    small_chat.tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
+    outline = read_outline(encoder.as_uri(), chat=False)
+    loaded = load_encoder(encoder)
+    assert outline.shape.num_parameters == sum(one.numel() for one in loaded.parameters())
+    assert (outline.kind, outline.is_encoder_decoder, outline.longest) == ("bert", False, 512)
+    assert outline.num_stored >= outline.shape.num_parameters  # the pooler is stored too
+    assert (outline.shape.hidden, outline.shape.intermediate, outline.shape.gated) == (16, 32, False)
+    assert outline.shape.attention_dropout == 0.1
+
+
+def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
+    shape = read_outline(encoder.as_uri(), chat=False).shape
+    adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
+    assert 4 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
+    model = small_chat.language_model()
+    shape = shape_of(model)
+    assert shape.gated
+    adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
+    assert 2 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
+    small_chat.save(tmp_path)
+    outline = read_outline(tmp_path.as_uri(), chat=True)
+    assert (outline.is_causal, outline.template, outline.longest) == (True, None, 256)
+    assert outline.num_stored == outline.shape.num_parameters
+    small_chat.tokenizer(None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    told = read_outline(tmp_path.as_uri(), chat=True).template
+    assert told is not None
+    assert "chat template" in told
+
+
+def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
+    (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(OutlineError, match=r"transformers makes no model of its config\.json"):
+        read_outline(encoder.as_uri(), chat=False)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(encoder: Path) -> None:
+    (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
+    with pytest.raises(OutlineError, match=r"model\.safetensors is no safetensors file"):
+        read_outline(encoder.as_uri(), chat=False)
