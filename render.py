@@ -80,10 +80,20 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
 
 def _promote(recipe: Recipe, documents: list[Document]) -> Rendered:
     """A promotion from inside of the cluster, where the service's dashboard and routes can be reached."""
+    return _client(recipe, documents, verb="promote")
+
+
+def _prove(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """Asks test rows of what a RayService has started, and notes with the champion how it answered."""
+    return _client(recipe, documents, verb="serve")
+
+
+def _client(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
     job = _only(documents, kind="Job")
     service = _label(recipe.name, most=MOST_CHARACTERS)
     pod = job["spec"]["template"]["spec"]
-    job["metadata"]["name"] = f"promote-{service}"
+    job["metadata"]["name"] = f"{verb}-{service}"
+    pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
     addresses = {
         "RAY_API_SERVER_ADDRESS": f"http://{service}-head-svc:8265",
         "TAILORBIRD_SERVE_URL": f"http://{service}-serve-svc:{SERVE_PORT}",
@@ -141,6 +151,7 @@ DOORS = {
     "rayjob": _Door(_rayjob, "jobs/run/rayjob.yaml"),
     "rayservice": _Door(_rayservice, "base/service/rayservice.yaml"),
     "promote": _Door(_promote, "jobs/promote/promote.yaml"),
+    "prove": _Door(_prove, "jobs/promote/promote.yaml"),
     "serve": _Door(_serve),
     "submit": _Door(_submit),
 }
@@ -177,7 +188,8 @@ def _unproven(champion: "Champion") -> tuple[str, ...]:
 
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return ()
-    return (f"{champion.version} has answered no test rows yet: `tailorbird serve RECIPE` asks it once it is up",)
+    asks = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
+    return (f"{champion.version} has answered no test rows yet: {asks}",)
 
 
 def _size(groups: list[Document], *, cpus: int, gpus: int, fewest: int, most: int) -> None:

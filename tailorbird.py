@@ -20,6 +20,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Puts data where a recipe read
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
 app.add_typer(stack_app, name="stack")
 app.add_typer(data_app, name="data")
+audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn by lot.")
+app.add_typer(audit_app, name="audit")
 app.add_typer(jobs_app, name="jobs")
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
@@ -38,7 +40,7 @@ Folder = Annotated[
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
-USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+USER_ERROR, FAILURE, WANTED, INTERRUPTED = 2, 1, 3, 130
 
 
 def fails_clearly(verb: Verb) -> Verb:
@@ -270,6 +272,54 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
 @app.command()
 @fails_clearly
+def watch(
+    recipe: RecipePath,
+    day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD [default: today, UTC].")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="Where to put the gauges, for a node exporter.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Looks at what the champion answered: drift, labels, groups, a trial; 3 where the verdict should be made again.
+
+    Example: tailorbird watch recipes/icd10_demo.yaml
+    """
+    from datetime import UTC, date, datetime
+
+    from watching import watch as look
+
+    with _working(recipe, None, as_json=as_json) as (loaded, show):
+        found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), show=show)
+    if metrics is not None:
+        metrics.write_text(found.gauges, encoding="utf-8")
+    advice = found.advice
+    lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
+    lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []
+    lines += [f"{found.deleted} files older than watching.keep_days are deleted"] if found.deleted else []
+    value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": found.page, "deleted": found.deleted}
+    value |= {"trial": advice.trial.decision if advice.trial else None}
+    value |= {"reports": [one.model_dump(mode="json") for one in found.reports]}
+    _answer(value, as_json=as_json, lines=[*lines, f"page: {found.page}"])
+    if advice.reevaluate:
+        raise typer.Exit(WANTED)
+
+
+@app.command()
+@fails_clearly
+def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Makes the champion's verdict again on audited rows; where it no longer holds, proposes the way back or takes it.
+
+    Example: tailorbird reevaluate recipes/icd10_demo.yaml watching.rollback=automatic
+    """
+    from reevaluate import reevaluate as judge_again
+
+    with _working(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = judge_again(loaded, show=show)
+    value = {"evidence": done.uri, "verdict": done.verdict.to_dict(), "holds": done.holds}
+    value |= {"back_to": done.back_to, "champion": done.champion.uri}
+    _answer(value, as_json=as_json, lines=done.lines(recipe))
+
+
+@app.command()
+@fails_clearly
 def score(
     recipe: RecipePath,
     input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
@@ -422,7 +472,7 @@ def submit(
 @fails_clearly
 def render(
     recipe: RecipePath,
-    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, serve or submit.")],
+    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, serve or submit.")],
     overrides: Overrides = None,
     base: Annotated[
         str | None,
@@ -508,6 +558,46 @@ def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> No
     use_dashboard(address)
     found = jobs.stop(job)
     _answer(found.to_dict(), as_json=as_json, lines=[found.line()])
+
+
+@audit_app.command("export")
+@fails_clearly
+def export_audit(
+    recipe: RecipePath,
+    to: Annotated[str, typer.Option(help="Where the Parquet goes, s3:// or file://.")],
+    days: Annotated[str, typer.Option(help="First and last day, YYYY-MM-DD:YYYY-MM-DD.")],
+    rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Draws answers of the champion by lot, for people to label: Parquet with an empty column `label`.
+
+    Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
+    """
+    from monitoring.audit import days_between, export
+    from watching import champion_of
+
+    loaded = _recipe(recipe)
+    num = export(loaded, digest=champion_of(loaded).digest, days=days_between(days), num_rows=rows, to=to)
+    _answer({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
+
+
+@audit_app.command("import")
+@fails_clearly
+def import_audit(
+    recipe: RecipePath,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
+    as_json: AsJson = False,
+) -> None:
+    """Keeps the labels that people gave; `watch` and `reevaluate` read them.
+
+    Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
+    """
+    from monitoring.audit import take_in
+    from watching import champion_of
+
+    loaded = _recipe(recipe)
+    kept, num = take_in(loaded, uri, classes=champion_of(loaded).classes)
+    _answer({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])
 
 
 @data_app.command()

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.k8s.manifests import (
     CLUSTER_SPEC,
     ENVIRONMENTS,
+    K8S,
     PARTS,
     Pod,
     build,
@@ -136,6 +138,23 @@ def test_there_is_no_secret_in_a_manifest_only_where_one_lies(part: str) -> None
     for settings in of_kind(documents, "ConfigMap"):
         assert not [key for key in settings["data"] if SECRET_NAME.search(key)]
     assert not re.search(r"AKIA[0-9A-Z]{16}|tb_[A-Za-z0-9_-]{20}|BEGIN [A-Z ]*PRIVATE KEY", text_of(part))
+
+
+def test_the_example_of_secrets_names_all_that_production_asks_for_and_no_kustomization_applies_it() -> None:
+    examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
+    named = {(one["metadata"]["name"], key["secretKey"]) for one in examples for key in one["spec"]["data"]}
+    assert _secrets_named(environment("prod")) == named
+    assert not [path for path in K8S.rglob("kustomization.yaml") if "examples" in path.read_text()]
+
+
+def _secrets_named(value: Any) -> set[tuple[str, str]]:
+    if isinstance(value, dict):
+        own = {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])} if "secretKeyRef" in value else set()
+        own |= (
+            {(value["secretName"], "auth_token")} if value.get("mode") == "token" and "secretName" in value else set()
+        )
+        return own.union(*(_secrets_named(inner) for inner in value.values()))
+    return set().union(*(_secrets_named(inner) for inner in value)) if isinstance(value, list) else set()
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

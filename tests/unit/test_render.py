@@ -38,7 +38,7 @@ def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")])
-@pytest.mark.parametrize(("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("promote", "prod/promote")])
+@pytest.mark.parametrize(("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("prove", "prod/promote")])
 def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
     to: str, part: str, overrides: tuple[str, ...]
 ) -> None:
@@ -147,9 +147,13 @@ def test_kuberay_takes_what_is_rendered(part: str) -> None:
     validator(needs_crds(), "RayJob").validate(job)
 
 
-def test_a_promotion_is_told_where_the_service_of_the_recipe_is() -> None:
-    (job,) = of_kind(rendered("promote", part="prod/promote"), "Job")
-    told = {one["name"]: one.get("value") for one in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+@pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve")])
+def test_a_client_is_told_what_to_do_and_where_the_service_of_the_recipe_is(to: str, verb: str) -> None:
+    (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
+    assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:4] == ["python", "-m", "tailorbird", verb]
+    told = {one["name"]: one.get("value") for one in container["env"]}
     assert told["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
     assert told["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
 
