@@ -1,5 +1,7 @@
 """From files to a model in memory: the pretrained encoder, and a registered version on top of it."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -20,6 +22,7 @@ from models.engines import load_exported
 from models.registry import ModelVersion, Prompting, VersionConfig, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """What transformers' configurations call it: BERT and its kin, and most others."""
 
@@ -93,6 +96,7 @@ def load_causal(
 
 
 def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropout: float | None) -> nn.Module:
+    _refuse_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if attention_dropout is not None:
@@ -100,9 +104,34 @@ def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropou
         model: nn.Module = kind.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
     return model
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raises ModelError for what transformers would follow all the same: a configuration that names a repository of the
+    Hub for its attention or experts, and an index that names pickles, or files elsewhere."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        index = folder / "model.safetensors.index.json"
+        files = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
+    for name in _implementations(config):
+        if "/" in name:
+            raise ModelError(f"{folder}/config.json asks for code from elsewhere, {name!r}; no model's code is run")
+    for name in files:
+        if "/" in name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name!r}, which is no safetensors file beside it; nothing else is read")
+
+
+def _implementations(config: Any) -> Iterator[str]:
+    """What a configuration, or one within it, says under `attn_implementation` and the like: a name, or one a part."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if name.endswith("_implementation"):
+            yield from map(str, value.values() if isinstance(value, dict) else [value])
+        yield from _implementations(value)
 
 
 def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
@@ -141,7 +170,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
         if kind == "lora":
             encoder = _merged(encoder, folder / "adapter")
         elif kind == "full":
-            encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+            encoder.load_state_dict(_tensors(folder / "encoder.safetensors"))
     except (RuntimeError, SafetensorError) as error:
         first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
@@ -150,7 +179,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
 def load_head(folder: Path) -> nn.Linear:
     """A version's linear head, [D] to [L]."""
-    state = load_file(folder / "head.safetensors")
+    state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
     head = nn.Linear(num_features, num_classes)
     head.load_state_dict(state)
@@ -163,7 +192,7 @@ def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
         if kind == "lora":
             lm = _merged(lm, folder / "adapter")
         elif kind == "full":
-            put_weights(lm, load_file(folder / "model.safetensors"))
+            put_weights(lm, _tensors(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
         first = " ".join(str(error).split("\n\t")[:2])
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
@@ -186,10 +215,24 @@ def _merged(encoder: nn.Module, folder: Path) -> nn.Module:
     """The encoder with an adapter's update added to its weights."""
     from peft import PeftModel
 
+    require_adapter(folder)
     adapted = PeftModel.from_pretrained(encoder, folder)
     require_whole_adapter(adapted, folder)
     merged: nn.Module = adapted.merge_and_unload()
     return merged
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise ModelError(f"{file} is not there; weights are read as safetensors, and in no other format")
+    tensors: dict[str, torch.Tensor] = load_file(file)
+    return tensors
+
+
+def require_adapter(folder: Path) -> None:
+    """Raises ModelError where an adapter's weights are not there as safetensors: PEFT would look for a pickle then."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no {ADAPTER_WEIGHTS}, and weights in no other format are read")
 
 
 def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
@@ -197,7 +240,7 @@ def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") 
     from peft import get_peft_model_state_dict
 
     wanted = get_peft_model_state_dict(adapted, adapter_name=name)
-    missing = set(wanted) - set(load_file(folder / "adapter_model.safetensors"))
+    missing = set(wanted) - set(load_file(folder / ADAPTER_WEIGHTS))
     if missing:
         raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, {sorted(missing)[0]} among them")
 

@@ -18,6 +18,7 @@ from models.load import (
     default_device,
     load_encoder,
     load_head,
+    require_adapter,
     require_whole_adapter,
 )
 from models.registry import ModelVersion
@@ -68,6 +69,7 @@ class SharedEncoder:
         """All of it or nothing: PEFT leaves what it has put into the layers before a weight that does not fit."""
         from peft import PeftConfig, PeftModel
 
+        require_adapter(folder)
         try:
             if self._adapted is None:
                 config = PeftConfig.from_pretrained(folder)

@@ -1,12 +1,17 @@
 """A version's own files over the pretrained encoder give back the model that was trained."""
 
 import copy
+import json
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
@@ -125,4 +130,82 @@ def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: 
     (base / "model.safetensors").unlink()
     torch.save(state, base / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+        load_encoder(base)
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"])
+def test_a_base_model_of_pickles_is_refused_and_beside_safetensors_not_looked_at(
+    base: Path, tmp_path: Path, file: str
+) -> None:
+    torch.save({"weight": Payload(tmp_path / "it-ran")}, base / file)
+    load_encoder(base)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+        load_encoder(base)
+    index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": file}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"names '{file}', which is no safetensors file beside it"):
+        load_encoder(base)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("file", ["adapter/adapter_model.bin", "head.bin"])
+def test_a_version_of_pickles_is_refused_by_name(base: Path, tmp_path: Path, file: str) -> None:
+    an_adapter(base, tmp_path / "lora")
+    pickled = tmp_path / "lora" / file
+    pickled.with_suffix(".safetensors").unlink()
+    torch.save({"weight": Payload(tmp_path / "it-ran")}, pickled)
+    with pytest.raises(ModelError, match=f"{pickled.stem}.safetensors.* in no other format"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("file", ["encoder.safetensors", "head.safetensors"])
+def test_a_pickle_that_calls_itself_safetensors_is_refused(base: Path, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    save_file(load_encoder(base).state_dict(), folder / "encoder.safetensors")
+    save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
+    (folder / file).write_bytes(pickle.dumps(Payload(tmp_path / "it-ran")))
+    with pytest.raises((ModelError, SafetensorError)):
+        load_weights(folder, encoder=load_encoder(base), kind="full")
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "unheard-of"])
+def test_code_that_a_base_model_brings_is_not_run(base: Path, tmp_path: Path, model_type: str) -> None:
+    code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\nclass Theirs: ...\n"
+    (base / "theirs.py").write_text(code)
+    config = json.loads((base / "config.json").read_bytes())
+    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}}
+    (base / "config.json").write_text(json.dumps(config))
+    if model_type == "bert":
+        assert type(load_encoder(base)) is BertModel  # transformers' own class
+    else:
+        with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+            load_encoder(base)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"attn_implementation": "owner/kernel"},
+        {"text_config": {"_attn_implementation": {"": "owner/kernel:function"}}},
+    ],
+)
+def test_a_base_model_that_asks_for_code_of_the_hub_is_refused(base: Path, asked: dict[str, Any]) -> None:
+    config = json.loads((base / "config.json").read_bytes())
+    (base / "config.json").write_text(json.dumps(config | asked))
+    with pytest.raises(ModelError, match=r"config.json asks for code from elsewhere, 'owner/kernel"):
         load_encoder(base)
