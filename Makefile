@@ -19,7 +19,7 @@ demo: $(SETUP)
 	$(BIN)/python demo.py $(if $(KEEP),--keep)
 
 test: $(SETUP)
-	$(BIN)/pytest -m "not slow" -n 2 tests/unit
+	$(BIN)/pytest -m "not slow" -n 2 tests/unit tests/k8s
 	$(BIN)/pytest -m "not slow" --durations=25 tests/integration
 
 test-slow: $(SETUP)
