@@ -175,7 +175,7 @@ def try_rows(seen: Seen) -> Tried:
     Of data that were not read whole nothing is tried, and they are parted by the likeliest column.
     """
     keys = [one.name for one in seen.guess.keys[:MOST_KEYS]]
-    if not seen.sample.is_whole or seen.num_train > SAMPLE_ROWS:
+    if not seen.sample.is_whole or seen.num_train + seen.num_test > 2 * SAMPLE_ROWS:
         return Tried(keys[0] if keys and seen.places.test is None else None)
     refused: list[str] = []
     for key in (*keys, None):

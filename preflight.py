@@ -184,15 +184,16 @@ def _held(holders: Sequence[Holder] | None) -> str:
 
 def node_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Line]:
     """What the nodes themselves see, with the credentials that workers have; what is alike is told once."""
-    for address, why in cluster.silent.items():
+    addresses = {node.id: node.address for node in cluster.nodes}
+    for node, why in cluster.silent.items():
         todo = "see that the node is well and has this code: in its image, or by a job with --working-dir"
-        yield Line(f"node {address}", "fault", f"it could not be looked from: {why}", todo)
+        yield Line(f"node {addresses[node]}", "fault", f"it could not be looked from: {why}", todo)
     told: dict[Line, list[str]] = {}
-    for address, one in cluster.looks.items():
+    for node, one in cluster.looks.items():
         for line in _faults_of(one, recipe=recipe, found=found):
-            told.setdefault(line, []).append(address)
-    for line, addresses in told.items():
-        where = ", ".join(addresses[:NAMED]) + (f" and {len(addresses) - NAMED} more" if addresses[NAMED:] else "")
+            told.setdefault(line, []).append(addresses[node])
+    for line, places in told.items():
+        where = ", ".join(places[:NAMED]) + (f" and {len(places) - NAMED} more" if places[NAMED:] else "")
         yield Line(f"node {where}", line.state, line.text, line.todo)
     if not told and cluster.looks:
         text = f"{_count(len(cluster.looks), 'node')} looked from: data and model can be read, the registry be written"
@@ -224,7 +225,7 @@ def memory_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Lin
     worker = Room(section.cpus_per_worker, section.gpus_per_worker)
     groups = max(1, int(total) // (section.max_workers * section.cpus_per_worker))
     most = min(recipe.tuning.num_trials, groups) * section.max_workers
-    looked = [(node, cluster.looks[node.address]) for node in cluster.nodes if node.address in cluster.looks]
+    looked = [(node, cluster.looks[node.id]) for node in cluster.nodes if node.id in cluster.looks]
     autocast = any(one.bfloat16 for _, one in looked) or section.gpus_per_worker > 0
     needed = worst_memory(recipe, found, autocast=autocast)
     told = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)

@@ -51,9 +51,9 @@ class Cluster:
     holders: tuple[Holder, ...] | None
     """What holds CPUs and GPUs; None where the dashboard does not answer."""
     looks: dict[str, NodeLook]
-    """By a node's address."""
+    """By a node's id."""
     silent: dict[str, str]
-    """Why a node gave no look, by its address."""
+    """Why a node gave no look, by its id."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class NodeLook:
 
 
 def look_from_nodes(nodes: Sequence[Node], asked: Asked) -> tuple[dict[str, NodeLook], dict[str, str]]:
-    """Looks from each node at once, by its address, and why those that gave no answer did not.
+    """Looks from each node at once, by its id, and why those that gave no answer did not.
 
     A look takes no CPU, so that a busy cluster is looked at too, and has PROBE_TIMEOUT_S seconds.
     """
@@ -95,13 +95,13 @@ def look_from_nodes(nodes: Sequence[Node], asked: Asked) -> tuple[dict[str, Node
     looks, faults = {}, {}
     for one in late:
         ray.cancel(one, force=True)
-        faults[running[one].address] = f"no answer within {PROBE_TIMEOUT_S} s"
+        faults[running[one].id] = f"no answer within {PROBE_TIMEOUT_S} s"
     for one in done:
         try:
-            looks[running[one].address] = ray.get(one)
+            looks[running[one].id] = ray.get(one)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            faults[running[one].address] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
+            faults[running[one].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
     return looks, faults
 
 

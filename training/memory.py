@@ -6,7 +6,7 @@ from models.shape import ModelShape
 from recipes.schema import TrainingSection
 
 FP32, BF16 = 4, 2
-RUNTIME_BYTES = 900 << 20
+RUNTIME_BYTES = 800 << 20
 """A worker's process before it holds a model: Python with Ray, torch, transformers and DeepSpeed, and its rows."""
 DEVICE_RUNTIME_BYTES = 1 << 30
 """The same of a GPU: CUDA's context, kernels and the allocator's rounding. Untried: no GPU was at hand."""
@@ -48,11 +48,11 @@ def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, 
     """What one of `num_workers` workers takes, at most about; on CPU everything is in the node's memory.
 
     Weights, gradients and AdamW's two moments are fp32: 4 + 4 + 8 bytes a parameter, of which ZeRO shards the last at
-    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3); beside them its
-    optimizers keep a copy of their shard of the weights. Activations are counted per layer and token as Korthikanti et
-    al. do (Reducing Activation Recomputation in Large Transformer Models, 2022, equation 2), see `activation_bytes`.
-    What this code adds: the pristine weights that each trial starts from, and the whole weights twice while they are
-    exported and compared, when activations are free again.
+    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). Beside them its
+    optimizers keep a copy of their shard of the weights, and gradients in buffers while they are reduced. Activations
+    are counted per layer and token as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer
+    Models, 2022, equation 2), see `activation_bytes`. What this code adds: the pristine weights that each trial starts
+    from, and the whole weights twice while they are exported and compared, when activations are free again.
     """
     on_gpu, shards = section.gpus_per_worker > 0, num_workers
     learned = shape.num_parameters if section.method == "full" else section.lora_r * shape.num_linear_ends
@@ -62,8 +62,9 @@ def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, 
     if section.zero_stage >= 1:
         parts["optimizer states"] = states // shards
         parts["their copy of the weights"] = gradients // shards
+        parts["gradients on their way"] = 2 * FP32 * min(learned, BUCKET_PARAMETERS) + gradients // shards
     if section.zero_stage >= 2:
-        parts["gradients"] = gradients // shards + FP32 * min(learned, BUCKET_PARAMETERS)
+        parts["gradients"] = gradients // shards
     if section.zero_stage == 3:
         parts["weights"] = weights // shards + FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
     if batch.autocast:

@@ -40,10 +40,10 @@ LOOK = NodeLook(
 )
 MODEL = Outline("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
 CLUSTER = Cluster(
-    nodes=(Node("a", "10.0.0.1", True, has=Room(4), free=Room(4)),),
+    nodes=(Node("1", "10.0.0.1", True, has=Room(4), free=Room(4)),),
     node_types=None,
     holders=(),
-    looks={"10.0.0.1": LOOK},
+    looks={"1": LOOK},
     silent={},
 )
 GOOD = Found(
@@ -151,7 +151,7 @@ def test_a_registry_that_promotions_cannot_rest_on(written: Written, said: str) 
 
 def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     denied = replace(LOOK, written=Written(fault="access denied"))
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), looks={"10.0.0.1": denied, "10.0.0.2": denied}))
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), looks={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "what Ray was started with" in line.todo
 
@@ -166,11 +166,11 @@ def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     ],
 )
 def test_a_node_that_lacks_something(changed: dict[str, Any], said: str) -> None:
-    assert said in only_fault(on(CLUSTER, looks={"10.0.0.1": replace(LOOK, **changed)})).text
+    assert said in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).text
 
 
 def test_a_node_that_gives_no_look() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), silent={"10.0.0.2": "no answer within 60 s"}))
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), silent={"2": "no answer within 60 s"}))
     assert (line.name, line.text) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
 
 
@@ -209,7 +209,7 @@ def test_too_few_cpus_in_all() -> None:
 
 def test_a_worker_must_fit_on_one_node() -> None:
     asked = recipe(training={"cpus_per_worker": 3})
-    looks = {"10.0.0.1": LOOK, "10.0.0.2": LOOK}
+    looks = {"1": LOOK, "2": LOOK}
     line = only_fault(on(CLUSTER, nodes=nodes(Room(2), Room(2)), looks=looks), asked)
     assert "no node holds one, the largest has 2 CPUs" in line.text
 
@@ -240,7 +240,7 @@ def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: 
 
 
 def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
-    looks = {"10.0.0.1": replace(LOOK, in_kubernetes=True)}
+    looks = {"1": replace(LOOK, in_kubernetes=True)}
     line = only_fault(on(CLUSTER, nodes=nodes(Room(1)), looks=looks))
     assert "cannot be known" in line.text
     assert "minReplicas" in line.todo
@@ -263,7 +263,7 @@ def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
 
 def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
     little = replace(LOOK, memory_bytes=4 * GIB, free_bytes=2 * GIB)
-    line = only_fault(on(CLUSTER, looks={"10.0.0.1": little}))
+    line = only_fault(on(CLUSTER, looks={"1": little}))
     assert line.name == "memory"
     assert "10.0.0.1 has 1.80 GiB free for 4" in line.text  # two groups of two trials at once fit by CPUs
     assert "gradient_checkpointing" in line.todo
@@ -274,7 +274,7 @@ def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
     room = nodes(Room(4, 1))
     states = {}
     for sizes in ((), (GIB,), (80 * GIB,)):
-        looks = {"10.0.0.1": replace(LOOK, gpu_bytes=sizes)}
+        looks = {"1": replace(LOOK, gpu_bytes=sizes)}
         lines = check(asked, on(CLUSTER, nodes=room, looks=looks))
         states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
     assert list(states.values()) == ["note", "fault", "ok"]
