@@ -97,7 +97,7 @@ class Submitted:
         told = {
             "started": "is started",
             "started again": "is started after one that ended without success; what that finished is not done again",
-            "running": "is running already; none was started",
+            "running": "waits or runs already; none was started",
             "done": "has succeeded; none was started (`--again` starts one, for new data)",
         }[self.how]
         return f"{self.job.id} {told}"
@@ -146,7 +146,7 @@ def start(
 
 def list_jobs() -> tuple[Job, ...]:
     """The jobs that were submitted to the cluster, by whatever client, as they were started."""
-    found = [_job(value) for value in _answer("/api/jobs/").json() if value["type"] == SUBMISSION]
+    found = [_job(value) for value in _value(_answer("/api/jobs/")) if value["type"] == SUBMISSION]
     return tuple(sorted(found, key=lambda job: (job.started_s or 0.0, job.id)))
 
 
@@ -161,10 +161,7 @@ def read_job(job_id: str) -> Job:
 
 def read_log(job_id: str) -> str:
     """What the job has said so far."""
-    answer = _answer(f"/api/jobs/{quote(job_id, safe='')}/logs")
-    if answer.status_code != 200:
-        raise JobError(f"Ray does not tell the log of {job_id} ({answer.status_code}): {answer.text[-500:].strip()}")
-    return str(answer.json()["logs"])
+    return str(_value(_answer(f"/api/jobs/{quote(job_id, safe='')}/logs"))["logs"])
 
 
 def stop(job_id: str) -> Job:
@@ -246,18 +243,30 @@ def _number(job_id: str, name: str) -> int:
 
 def _find(job_id: str) -> Job | None:
     answer = _answer(f"/api/jobs/{quote(job_id, safe='')}")
-    if answer.status_code != 200:
+    if answer.status_code == 404:
         return None
-    value = answer.json()  # of no id at all, Ray lists them; a driver that was not submitted has a type of its own
+    value = _value(answer)  # of no id at all, Ray lists them; a driver that was not submitted has a type of its own
     return _job(value) if isinstance(value, dict) and value["type"] == SUBMISSION else None
 
 
 def _answer(path: str) -> requests.Response:
-    """The dashboard's answer; where it or what it asks is starting or being replaced, it counts as away."""
+    """The dashboard's answer; where it, or what it asks, is being replaced, it counts as away."""
     answer = request_dashboard("GET", path)
     if answer.status_code >= 500:
         raise Unreachable(f"Ray's dashboard answers {answer.status_code} at {path}: {answer.text[-500:].strip()}")
     return answer
+
+
+def _value(answer: requests.Response) -> Any:
+    try:
+        if answer.status_code == 200:
+            return answer.json()
+    except requests.JSONDecodeError:
+        pass
+    raise JobError(
+        f"{answer.url} is no answer of Ray's dashboard ({answer.status_code}); give its address as --address or "
+        "RAY_API_SERVER_ADDRESS"
+    )
 
 
 def _job(value: dict[str, Any]) -> Job:

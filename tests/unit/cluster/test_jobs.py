@@ -1,4 +1,8 @@
 import json
+import threading
+from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +88,26 @@ def test_where_no_dashboard_answers_every_verb_says_so(command: list[str], monke
     done = CliRunner().invoke(app, ["jobs", *command, "--address", "http://127.0.0.1:1"])
     assert done.exit_code == 2
     assert "not reachable at http://127.0.0.1:1/" in done.stderr
+
+
+@pytest.fixture
+def another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An HTTP server that has pages and is no dashboard of Ray's."""
+    (tmp_path / "api" / "jobs").mkdir(parents=True)
+
+    class Pages(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
+    with HTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("command", [["list"], ["status", "some"], ["logs", "some", "--follow"]])
+def test_another_server_s_page_is_no_answer(command: list[str], another_server: str) -> None:
+    done = CliRunner().invoke(app, ["jobs", *command, "--address", another_server])
+    assert done.exit_code == 2
+    assert "is no answer of Ray's dashboard" in done.stderr
