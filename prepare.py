@@ -91,25 +91,43 @@ class Prepared:
         )
 
 
-def prepare(recipe: Recipe, *, show: Show) -> Prepared:
-    """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
-    show({"event": "stage", "text": "data: reading and checking"})
+@dataclass(frozen=True)
+class Material:
+    """What a recipe names, as it lies on S3."""
+
+    data: Gathered
+    base_model: str
+    base_files: dict[str, str]
+    code: CodeVersion
+
+
+def gather(recipe: Recipe) -> Material:
+    """Reads and checks the recipe's rows, and stages base model and code."""
     chat = recipe.task == "chat"
-    gathered = held(recipe.data, chat=chat, seed=recipe.training.seed)  # first: what is wrong with it costs nothing yet
+    data = held(recipe.data, chat=chat, seed=recipe.training.seed)  # first: what is wrong with it costs nothing yet
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
-    gathered = gathered or streamed(
+    data = data or streamed(
         recipe.data,
         Encoding(recipe.data.max_length, chat=chat, system=recipe.data.system if chat else None),
         base_model=base_model,
         home=recipe.home,
         inputs={"code": code.sha256, "base_model": {"uri": base_model, "files": base_files}},
     )
+    return Material(data, base_model, base_files, code)
+
+
+def prepare(recipe: Recipe, *, show: Show) -> Prepared:
+    """Reads and checks the data, stages base model and code, and freezes the question before anything is trained."""
+    show({"event": "stage", "text": "data: reading and checking"})
+    material = gather(recipe)
+    gathered, base_model, base_files, code = material.data, material.base_model, material.base_files, material.code
     splits, report, hashes = gathered.splits, gathered.report, gathered.hashes
     sizes = {name: len(rows) for name, rows in splits.items()} | {"train": gathered.num_train}
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    show({"event": "note", "text": f"{counts} rows, {report.num_classes} {'different answers' if chat else 'classes'}"})
+    told = "classes" if recipe.task == "classification" else "different answers"
+    show({"event": "note", "text": f"{counts} rows, {report.num_classes} {told}"})
     if gathered.shards is not None:
         text = f"training rows are streamed; rungs and some checks see a random {len(splits.train):,} of them"
         show({"event": "note", "text": text})
@@ -140,7 +158,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         recipe=recipe,
         run=uri,
         data=gathered,
-        classes=() if chat else labels_of(splits.train.labels),
+        classes=() if recipe.task == "chat" else labels_of(splits.train.labels),
         base_model=base_model,
         base_files=base_files,
         code=code,

@@ -118,14 +118,8 @@ def rollback(home: str, *, reason: str) -> Champion:
     """
     if not reason.strip():
         raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
-    found = read_champion(home)
-    if found is None:
-        raise PromotionRefused(f"{home} has no champion, so there is nothing to go back from")
-    champion, etag = found
-    former = champion.before[-1] if champion.before else _incumbent_of(champion)
+    champion, former, etag = _way_back(home)
     version = read_version(former.uri)
-    if version.digest != former.digest:
-        raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
     gone = [champion.digest]
     weights = _weights_of(champion)
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
@@ -144,6 +138,23 @@ def rollback(home: str, *, reason: str) -> Champion:
     )
     _move(home, version, champion=back)
     return back
+
+
+def way_back(home: str) -> tuple[Champion, Former]:
+    """The champion, and what a rollback would make the champion; PromotionRefused where there is none of either."""
+    champion, former, _ = _way_back(home)
+    return champion, former
+
+
+def _way_back(home: str) -> tuple[Champion, Former, str]:
+    found = read_champion(home)
+    if found is None:
+        raise PromotionRefused(f"{home} has no champion, so there is nothing to go back from")
+    champion, etag = found
+    former = champion.before[-1] if champion.before else _incumbent_of(champion)
+    if read_version(former.uri).digest != former.digest:
+        raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
+    return champion, former, etag
 
 
 def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:

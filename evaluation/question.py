@@ -94,8 +94,8 @@ def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> 
 
 
 def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, as JSON, without what no run is named by: a run may go on under another way of serving."""
-    return {name: section for name, section in recipe.items() if name != "serving"}
+    """The recipe, as JSON, without what no run is named by: a run may go on under another way of serving or watching."""
+    return {name: section for name, section in recipe.items() if name not in ("serving", "watching")}
 
 
 def asked_digest(asked: Mapping[str, Any]) -> str:

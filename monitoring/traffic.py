@@ -1,0 +1,305 @@
+"""From the request log's Parquet to counts, outcomes and a sample: each file is read once, each row touched once."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster import storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ANSWERS = ("request_id", "row", "at", "digest", "arm", "label", "score", "attributes", "text")
+FEEDBACK = ("request_id", "row", "at", "label")
+CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
+SAMPLE_ROWS = 5_000
+"""Of a window, on which drift is looked at: those with the smallest hashes, so that any reader draws the same."""
+DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
+OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited")
+FILES_A_TASK = 64
+UNSTATED = "unstated"
+
+
+class TrafficError(ValueError):
+    """A request log that cannot be read as one; the message names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What was said to be right, by request and row; of two words on one, the later."""
+
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """[F] sorted."""
+    codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[F] places in `names`."""
+    names: tuple[str, ...] = ()
+    audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """[F] whether the text was drawn by lot to be labelled, and not told of by whoever cared to."""
+    told_again: int = 0
+    """Words on a text of which another was said before."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """Labelled answers: whose they are, and whether they were right."""
+
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """Places in `ARMS`."""
+    at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Microseconds since 1970, UTC."""
+    right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    groups: tuple[tuple[str, ...], ...] = ()
+    """One tuple a row, a value a column."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some of the champion's answers."""
+
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Sorted."""
+    labels: tuple[str, ...] = ()
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    texts: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Traffic:
+    """What a part of the log holds of one champion and the version on trial beside it."""
+
+    num_rows: int = 0
+    rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By arm and digest; arm `` of a model that was asked for by name."""
+    confidence_sum: float = 0.0
+    """Over the champion's answers."""
+    without_class: int = 0
+    """Answers without a class or a score: of a chat model, or refused."""
+    outcomes: Outcomes = Outcomes()
+    sample: Sample = Sample()
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    """Files without a column, by its name: from before there was one."""
+
+    def num_of(self, arm: str, digest: str) -> int:
+        """Rows that this version answered in this arm."""
+        return self.rows.get((arm, digest), 0)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Which versions' answers are read, and what of them."""
+
+    champion: str
+    """Digest."""
+    trial: str | None
+    """Digest of the version in the canary's or the shadow's arm."""
+    groups: tuple[str, ...]
+    """Attributes by which outcomes are told apart."""
+
+
+def days_of(log: str) -> list[str]:
+    """Days, `YYYY-MM-DD`, of which the log has answers, in order."""
+    if not storage.exists(f"{log}/answers"):
+        return []
+    return sorted({day for uri in storage.list_files(f"{log}/answers") if (day := day_of(uri))})
+
+
+def day_of(uri: str) -> str | None:
+    """The day in the name of a file of the log."""
+    found = DAY.search(uri)
+    return found and found[1]
+
+
+def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
+    """The Parquet files of some days, of `answers` or `feedback`, in order."""
+    found: list[str] = []
+    for day in days:
+        prefix = f"{log}/{kind}/day={day}"
+        if storage.exists(prefix):
+            found += [uri for uri in storage.list_files(prefix) if uri.endswith(".parquet")]
+    return sorted(found)
+
+
+def key_of(request_id: str, row: int) -> int:
+    """What a text of a request is joined by."""
+    return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
+
+
+def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
+    """The feedback of these files, and what audits found, which stands before feedback; about 100 bytes a word are held
+    while they are read, 13 afterwards."""
+    latest: dict[int, tuple[bool, int, str]] = {}
+    again = 0
+    for uri in (*files, *audits):
+        table, _ = _read(uri, FEEDBACK)
+        for request_id, row, at, label in zip(*(table[name].to_pylist() for name in FEEDBACK), strict=True):
+            if request_id is None or row is None or label is None:
+                continue
+            key, told = key_of(request_id, row), (uri in audits, int(at.timestamp() * 1e6) if at else 0, label)
+            before = latest.get(key)
+            again += before is not None
+            if before is None or before[:2] <= told[:2]:
+                latest[key] = told
+    names = tuple(sorted({label for _, _, label in latest.values()}))
+    places = {name: place for place, name in enumerate(names)}
+    keys = sorted(latest)
+    return Labels(
+        np.array(keys, np.uint64),
+        np.array([places[latest[key][2]] for key in keys], np.int32),
+        names,
+        np.array([latest[key][0] for key in keys], bool),
+        again,
+    )
+
+
+def read_traffic(files: Sequence[str], watched: Watched, *, labels: Labels, each: Callable[..., Any] = map) -> Traffic:
+    """All of these files; `each` maps a function over parts of them, as the built-in does, perhaps on a cluster.
+
+    What is held at a time is one part's rows, and of all parts the labelled outcomes and the sample.
+    """
+    parts = [list(files[start : start + FILES_A_TASK]) for start in range(0, len(files), FILES_A_TASK)]
+    return joined(each(Reader(watched, labels), parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads a part of the log's files; what it needs goes with it to other processes."""
+
+    watched: Watched
+    labels: Labels
+
+    def __call__(self, files: Sequence[str]) -> Traffic:
+        return joined(self._file(uri) for uri in files)
+
+    def _file(self, uri: str) -> Traffic:
+        table, lacking = _read(uri, ANSWERS)
+        columns = {name: table[name].to_pylist() for name in ("request_id", "row", "label", "attributes", "text")}
+        digests, arms = (np.array(table[name].to_pylist(), dtype=object) for name in ("digest", "arm"))
+        scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+        keys = np.fromiter(
+            (key_of(a, b) for a, b in zip(columns["request_id"], columns["row"], strict=True)), np.uint64, len(table)
+        )
+        answered = np.array([label is not None for label in columns["label"]], bool) & np.isfinite(scores)
+        ours = answered & (digests == self.watched.champion) & (arms == CHAMPION)
+        theirs = answered & (digests == self.watched.trial) & np.isin(arms, (CANARY, SHADOW))
+        at = table["at"].cast("int64").to_numpy(zero_copy_only=False)
+        return Traffic(
+            num_rows=len(table),
+            rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
+            confidence_sum=float(scores[ours].sum()),
+            without_class=int((~answered).sum()),
+            outcomes=self._outcomes(np.flatnonzero(ours | theirs), keys=keys, arms=arms, at=at, columns=columns),
+            sample=_smallest(_sample(np.flatnonzero(ours), keys=keys, scores=scores, columns=columns)),
+            lacking=Counter(lacking),
+        )
+
+    def _outcomes(
+        self, rows: NDArray[np.int64], *, keys: Any, arms: Any, at: Any, columns: Mapping[str, list[Any]]
+    ) -> Outcomes:
+        if not len(self.labels) or not len(rows):
+            return Outcomes()
+        places = np.minimum(np.searchsorted(self.labels.keys, keys[rows]), len(self.labels) - 1)
+        known = self.labels.keys[places] == keys[rows]
+        rows, places = rows[known], places[known]
+        names = self.labels.names
+        right = [
+            columns["label"][row] == names[self.labels.codes[place]] for row, place in zip(rows, places, strict=True)
+        ]
+        return Outcomes(
+            keys=keys[rows],
+            arms=np.array([ARMS.index(arms[row]) for row in rows], np.uint8),
+            at=at[rows],
+            right=np.array(right, bool),
+            audited=self.labels.audited[places],
+            groups=tuple(_values(columns["attributes"][row], self.watched.groups) for row in rows),
+        )
+
+
+def joined(parts: Iterable[Traffic]) -> Traffic:
+    """Parts of the log as one; each is let go once it was read."""
+    rows, lacking = Counter[tuple[str, str]](), Counter[str]()
+    num_rows = without_class = 0
+    confidence_sum, sample, outcomes = 0.0, Sample(), [Outcomes()]
+    for part in parts:
+        num_rows, without_class = num_rows + part.num_rows, without_class + part.without_class
+        confidence_sum += part.confidence_sum
+        rows.update(part.rows)
+        lacking.update(part.lacking)
+        sample = _smallest(_together(sample, part.sample))
+        outcomes.append(part.outcomes)
+    arrays = {name: np.concatenate([getattr(one, name) for one in outcomes]) for name in OUTCOME_ARRAYS}
+    groups = tuple(values for one in outcomes for values in one.groups)
+    return Traffic(num_rows, rows, confidence_sum, without_class, Outcomes(**arrays, groups=groups), sample, lacking)
+
+
+@lru_cache(maxsize=10_000)
+def _values(attributes: str | None, groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Values of the group columns; the same attributes give the same object, so that rows hold no copies."""
+    given = json.loads(attributes) if attributes else {}
+    return tuple(str(given.get(column, UNSTATED)) for column in groups)
+
+
+def _sample(rows: NDArray[np.int64], *, keys: Any, scores: Any, columns: Mapping[str, list[Any]]) -> Sample:
+    if len(rows) > SAMPLE_ROWS:
+        rows = rows[np.argpartition(keys[rows], SAMPLE_ROWS)[:SAMPLE_ROWS]]
+    picked = {name: tuple(columns[name][row] for row in rows) for name in ("label", "text")}
+    return Sample(keys[rows], picked["label"], scores[rows].astype(np.float32), picked["text"])
+
+
+def _together(first: Sample, second: Sample) -> Sample:
+    return Sample(
+        np.concatenate([first.keys, second.keys]),
+        first.labels + second.labels,
+        np.concatenate([first.scores, second.scores]),
+        first.texts + second.texts,
+    )
+
+
+def _smallest(sample: Sample) -> Sample:
+    """Those with the smallest keys; a row that stands twice in the log stands once here."""
+    _, order = np.unique(sample.keys, return_index=True)
+    order = order[:SAMPLE_ROWS]
+    return replace(
+        sample,
+        keys=sample.keys[order],
+        labels=tuple(sample.labels[place] for place in order),
+        scores=sample.scores[order],
+        texts=tuple(sample.texts[place] for place in order),
+    )
+
+
+def _read(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
+    """The columns of a file, and which of them it lacks (they are null then)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
+            there = [name for name in columns if name in file.schema_arrow.names]
+            table = file.read(columns=there)
+    except pa.ArrowException as error:
+        raise TrafficError(f"{uri} is no Parquet file that can be read: {error}; remove it from the log") from None
+    lacking = [name for name in columns if name not in there]
+    for name in lacking:
+        table = table.append_column(name, pa.nulls(len(table), pa.float32() if name == "score" else pa.string()))
+    if {"request_id", "row", "at"} & set(lacking):
+        raise TrafficError(f"{uri} is no part of a request log: it lacks {', '.join(lacking)}; remove it from the log")
+    return table, lacking

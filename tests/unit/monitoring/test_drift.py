@@ -1,0 +1,92 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from monitoring.drift import Asked, DriftError, drift_signs
+
+RATE, WIDTH = 0.05, 16
+Chance = np.random.Generator
+
+
+def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> Asked:
+    """Rows about five topics, each its own class; `foreign` of them about a sixth that no model knows."""
+    topics = 3 * np.eye(6, WIDTH)
+    shares = np.array([1 + shift, 1, 1, 1, 1 - shift]) / 5
+    chosen = np.concatenate([chance.choice(5, num - foreign, p=shares), np.full(foreign, 5)])
+    embeddings = (topics[chosen] + chance.normal(0, 0.5, (num, WIDTH))).astype(np.float32)
+    sure = np.where(chosen == 5, chance.beta(5, 5, num), chance.beta(9, 1, num))
+    outputs = np.where(chosen == 5, chance.integers(0, 5, num), chosen)
+    return Asked(sure, [f"class {place}" for place in outputs], embeddings)
+
+
+def alarms(make: Callable[[Chance], Asked], *, runs: int = 25) -> dict[str, float]:
+    """Share of the runs in which each sign alarms, and in which any does."""
+    found: dict[str, float] = {"any": 0.0}
+    for seed in range(runs):
+        chance = np.random.default_rng(seed)
+        signs = drift_signs(make(chance), reference=texts(chance, 800), rate=RATE)
+        for sign in signs:
+            found[sign.name] = found.get(sign.name, 0) + sign.alarm
+        found["any"] += any(sign.alarm for sign in signs)
+    return {name: num / runs for name, num in found.items()}
+
+
+@pytest.mark.parametrize("num", [60, 400])
+def test_clean_windows_alarm_hardly_more_often_than_is_stated(num: int) -> None:
+    assert alarms(lambda chance: texts(chance, num))["any"] <= RATE + 0.08  # two standard errors of 25 runs
+
+
+def test_a_tenth_of_foreign_texts_is_found_by_their_distance_where_the_confidence_hardly_moves() -> None:
+    found = alarms(lambda chance: texts(chance, 200, foreign=20))
+    assert found["unfamiliar"] == 1.0
+    assert found["confidence"] < 1.0
+
+
+def test_other_shares_of_the_classes_are_found_though_no_text_is_unfamiliar() -> None:
+    found = alarms(lambda chance: texts(chance, 400, shift=0.5))
+    assert found["classes"] > 0.9
+    assert found["unfamiliar"] < 0.2
+
+
+def test_texts_that_moved_without_leaving_their_topics_are_told_apart() -> None:
+    def moved(chance: Chance) -> Asked:
+        window = texts(chance, 400)
+        assert window.embeddings is not None
+        return replace(window, embeddings=window.embeddings + 0.4 * np.eye(1, WIDTH, 10, dtype=np.float32))
+
+    assert alarms(moved)["told apart"] > 0.9
+
+
+def test_without_texts_only_what_was_answered_is_looked_at() -> None:
+    chance = np.random.default_rng(0)
+    window = replace(texts(chance, 100), embeddings=None)
+    signs = drift_signs(window, reference=texts(chance, 800), rate=RATE)
+    assert [(sign.name, sign.rate) for sign in signs] == [("confidence", RATE / 2), ("classes", RATE / 2)]
+
+
+def test_the_same_window_gives_the_same_signs() -> None:
+    window, reference = texts(np.random.default_rng(1), 100), texts(np.random.default_rng(2), 800)
+    assert drift_signs(window, reference=reference, rate=RATE) == drift_signs(window, reference=reference, rate=RATE)
+
+
+def test_a_class_that_the_reference_never_had_is_no_infinite_index() -> None:
+    chance = np.random.default_rng(3)
+    window = replace(texts(chance, 100), outputs=["new"] * 100)
+    sign = next(sign for sign in drift_signs(window, reference=texts(chance, 800), rate=RATE) if sign.name == "classes")
+    assert sign.alarm
+    assert np.isfinite(sign.value)
+
+
+def test_confidences_that_are_all_the_same_are_no_fault() -> None:
+    same = Asked(np.full(100, 0.5), ["a"] * 100)
+    assert not any(sign.alarm for sign in drift_signs(same, reference=same, rate=RATE))
+
+
+def test_a_window_too_small_to_say_anything_is_refused() -> None:
+    chance = np.random.default_rng(4)
+    with pytest.raises(DriftError, match="the window has 49 rows"):
+        drift_signs(texts(chance, 49), reference=texts(chance, 800), rate=RATE)
+    with pytest.raises(DriftError, match="the reference has 10 rows"):
+        drift_signs(texts(chance, 60), reference=texts(chance, 10), rate=RATE)

@@ -1,0 +1,150 @@
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from monitoring import traffic
+from monitoring.traffic import (
+    CHAMPION,
+    Labels,
+    TrafficError,
+    Watched,
+    days_of,
+    files_of,
+    key_of,
+    read_labels,
+    read_traffic,
+)
+from serving.log import ANSWERS, FEEDBACK, _arrow
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WATCHED = Watched("champion-digest", "trial-digest", ("sex",))
+
+
+def answer(number: int, **fields: Any) -> dict[str, Any]:
+    row = {"request_id": f"r{number}", "row": 0, "at": AT, "digest": "champion-digest", "arm": CHAMPION}
+    return row | {"label": "a", "score": 0.75, "attributes": '{"sex": "f"}', "text": f"text {number}"} | fields
+
+
+def told(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
+    return {"request_id": f"r{number}", "row": 0, "at": AT.replace(minute=minute), "label": label, "asker": None}
+
+
+def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()) -> str:
+    """A log as serving writes it, of one file each."""
+    for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
+        if rows:
+            place = folder / kind / "day=2026-03-01"
+            place.mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=_arrow(schema)), place / "one.parquet")
+    return folder.as_uri()
+
+
+def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[traffic.Traffic, Labels]:
+    log = log_of(folder, **kinds)
+    labels = read_labels(files_of(log, "feedback", days_of(log)))
+    return read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels), labels
+
+
+def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp_path: Path) -> None:
+    found, labels = read(
+        tmp_path,
+        answers=[
+            answer(0),
+            answer(1, score=0.25),
+            answer(0, arm="shadow", digest="trial-digest", label="b"),
+            answer(2, arm=None, digest="another"),
+            answer(3, label=None, score=None, attributes=None),
+        ],
+        feedback=[told(0, "b"), told(9, "a")],
+    )
+    assert found.num_rows == 5
+    assert found.rows == {
+        (CHAMPION, "champion-digest"): 3,
+        ("shadow", "trial-digest"): 1,
+        ("", "another"): 1,
+    }
+    assert (found.without_class, found.confidence_sum) == (1, 1.0)
+    assert len(labels) == 2
+    assert found.outcomes.right.tolist() == [False, True]
+    assert [traffic.ARMS[arm] for arm in found.outcomes.arms] == [CHAMPION, "shadow"]
+    assert found.outcomes.groups == (("f",), ("f",))
+    assert not found.outcomes.audited.any()
+
+
+def test_of_two_words_on_one_text_the_later_stands_and_is_counted(tmp_path: Path) -> None:
+    found, labels = read(
+        tmp_path, answers=[answer(0)], feedback=[told(0, "a", minute=5), told(0, "b", minute=1), told(0, "c", minute=2)]
+    )
+    assert found.outcomes.right.tolist() == [True]
+    assert labels.told_again == 2
+
+
+def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Path) -> None:
+    log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=50)])
+    audit = tmp_path / "audit.parquet"
+    pq.write_table(pa.Table.from_pylist([told(0, "a")], schema=_arrow(FEEDBACK)), audit)
+    labels = read_labels(files_of(log, "feedback", days_of(log)), audits=[audit.as_uri()])
+    found = read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels)
+    assert found.outcomes.right.tolist() == [True]
+    assert found.outcomes.audited.tolist() == [True]
+
+
+def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "SAMPLE_ROWS", 20)
+    monkeypatch.setattr(traffic, "FILES_A_TASK", 2)
+    rows = [answer(number, score=number / 100) for number in range(100)]
+    files = []
+    for start in range(0, 100, 10):
+        uri = tmp_path / f"{start}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows[start : start + 10], schema=_arrow(ANSWERS)), uri)
+        files.append(uri.as_uri())
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=_arrow(ANSWERS)), whole)
+    cut, at_once = (read_traffic(some, WATCHED, labels=Labels()).sample for some in (files, [whole.as_uri()]))
+    assert len(cut) == 20
+    assert cut.texts == at_once.texts
+    assert np.array_equal(cut.scores, at_once.scores)
+    smallest = sorted(key_of(f"r{number}", 0) for number in range(100))[:20]
+    assert cut.keys.tolist() == smallest
+
+
+def test_a_row_that_stands_twice_in_the_log_is_sampled_once(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, answers=[answer(0), answer(0), answer(1)])
+    assert len(found.sample) == 2
+
+
+def test_files_from_before_a_column_are_read_without_it_and_told_of(tmp_path: Path) -> None:
+    old = tmp_path / "old.parquet"
+    columns = {name: [value] for name, value in answer(0).items() if name not in ("text", "attributes")}
+    pq.write_table(pa.table(columns), old)
+    found = read_traffic([old.as_uri()], WATCHED, labels=read_labels([]))
+    assert found.lacking == {"text": 1, "attributes": 1}
+    assert found.sample.texts == (None,)
+
+
+def test_what_is_no_log_is_refused_by_its_name(tmp_path: Path) -> None:
+    text, other = tmp_path / "text.parquet", tmp_path / "other.parquet"
+    text.write_text("not Parquet")
+    pq.write_table(pa.table({"x": [1]}), other)
+    with pytest.raises(TrafficError, match=r"text\.parquet is no Parquet file"):
+        read_traffic([text.as_uri()], WATCHED, labels=Labels())
+    with pytest.raises(TrafficError, match=r"other\.parquet is no part of a request log: it lacks .*request_id"):
+        read_traffic([other.as_uri()], WATCHED, labels=Labels())
+
+
+def test_a_log_that_is_not_there_yet_has_no_days(tmp_path: Path) -> None:
+    assert days_of((tmp_path / "nothing").as_uri()) == []
+    assert files_of((tmp_path / "nothing").as_uri(), "feedback", ["2026-03-01"]) == []
+
+
+def test_what_is_read_is_what_serving_writes() -> None:
+    assert set(traffic.ANSWERS) <= set(ANSWERS)
+    assert set(traffic.FEEDBACK) <= set(FEEDBACK)

@@ -1,0 +1,99 @@
+"""Beside a service: the watch over its champion, what it calls for, and the log's old days, which are deleted."""
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from cluster import storage
+from cluster.progress import Show
+from models.registry import Champion, ModelVersion, champion_version, now, read_champion, read_version
+from monitoring.advice import Advice, advise
+from monitoring.page import gauges, page
+from monitoring.reference import remember
+from monitoring.report import Report
+from monitoring.traffic import day_of
+from monitoring.watch import Serving, WatchError, read_reports
+from monitoring.watch import watch as watch_log
+from promote import trial_version
+from recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a watch found."""
+
+    reports: list[Report]
+    advice: Advice
+    page: str
+    """URI of the page for people."""
+    gauges: str
+    """Prometheus' text format."""
+    deleted: int
+    """Files of the log that were older than `watching.keep_days`."""
+
+
+def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
+    """Reports of the days before `today` (UTC), and what they call for; page and gauges lie beside them.
+
+    What traffic is compared with is made of the recipe's validation rows at the first watch after a promotion, which
+    itself may be made where there is no Ray. Raises WatchError where nothing serves or the recipe keeps no log,
+    TrafficError, StorageError.
+    """
+    champion = _champion(recipe)
+    version = champion_version(champion)
+    pretrained = read_version(champion.pretrained.uri) if champion.pretrained else None
+    trial = _trial(recipe, champion=version)
+    show({"event": "stage", "text": f"the request log of {version.version}"})
+    remember(recipe, version, made_at=now())
+    watch_log(recipe, Serving(version, pretrained, trial), today=today, show=show)
+    reports = [report for report in read_reports(recipe.home) if report.digest == version.digest]
+    advice = advise(
+        reports,
+        expires=_expires(champion),
+        today=today,
+        trial=trial.digest if trial else None,
+        alpha=recipe.evaluation.alpha,
+    )
+    uri, told = f"{recipe.home}/monitoring/monitoring.html", gauges(recipe.name, reports, advice=advice)
+    storage.write_bytes(uri, page(recipe.name, reports, advice=advice).encode())
+    storage.write_bytes(f"{recipe.home}/monitoring/metrics.prom", told.encode())
+    return Watched(reports, advice, uri, told, forget(recipe, today=today))
+
+
+def forget(recipe: Recipe, *, today: date) -> int:
+    """Deletes the log's days that are older than `watching.keep_days`; how many files that were."""
+    log, keep = recipe.serving.request_log, recipe.watching.keep_days
+    if log is None or keep is None:
+        return 0
+    first = (today - timedelta(days=keep)).isoformat()
+    prefixes = [f"{log.rstrip('/')}/{kind}" for kind in ("answers", "feedback")]
+    files = [uri for prefix in prefixes if storage.exists(prefix) for uri in storage.list_files(prefix)]
+    old = [uri for uri in files if (day_of(uri) or first) < first]
+    for uri in old:
+        storage.delete(uri)
+    return len(old)
+
+
+def champion_of(recipe: Recipe) -> ModelVersion:
+    """The version that serves; WatchError where none does."""
+    return champion_version(_champion(recipe))
+
+
+def _champion(recipe: Recipe) -> Champion:
+    found = read_champion(recipe.home)
+    if found is None:
+        raise WatchError(f"{recipe.home} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one")
+    return found[0]
+
+
+def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
+    if recipe.serving.trial is None:
+        return None
+    version = trial_version(recipe.serving.trial.version, home=recipe.home)
+    return None if version.digest == champion.digest else version
+
+
+def _expires(champion: Champion) -> str | None:
+    if not champion.run or not storage.exists(f"{champion.run}/evidence.json"):
+        return None
+    expires: str | None = storage.read_json(f"{champion.run}/evidence.json").get("expires_at")
+    return expires
