@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster import storage
 from data.read import DataError
 from recipes.schema import ServingSection
-from serving.desk import change, ended, read_status, send_to_work, status_uri, unfinished
+from serving.desk import change, ended, read_status, refusal_of, send_to_work, status_uri, unfinished
 from serving.http import Route, path_id
 from serving.protocol import BatchRequest, BatchStatus, RequestError, parse_batch
-from serving.score import BatchError, batch_of, check, inside
+from serving.score import BatchError, batch_of, check
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -119,14 +119,9 @@ class Batches:
         return _written(self._home, batch, version)
 
     def _require_allowed(self, uri: str, name: str) -> None:
-        allowed, registry = self._section.batch_prefixes, self._home.rpartition("/")[0]
-        for place, what in ((registry, "registry of models"), (self._section.request_log, "request log")):
-            if place is not None and (inside(uri, place.rstrip("/")) or inside(place.rstrip("/"), uri)):
-                told = f"{name}: {uri} meets the {what}, which no batch reads or writes; give another prefix"
-                raise RequestError(403, "prefix_not_allowed", told, param=name)
-        if not any(inside(uri, prefix) for prefix in allowed):
-            told = f"{name}: {uri} is under none of {', '.join(allowed)} (the recipe's serving.batch_prefixes)"
-            raise RequestError(403, "prefix_not_allowed", told, param=name)
+        refused = refusal_of(uri, home=self._home, section=self._section)
+        if refused is not None:
+            raise RequestError(403, "prefix_not_allowed", f"{name}: {refused}", param=name)
 
 
 def id_of(batch: "Batch") -> str:

@@ -13,7 +13,7 @@ from recipes.schema import ServingSection
 from serving.deploy import application_name
 from serving.protocol import BatchStatus
 from serving.replica import require_shipped_code
-from serving.score import BatchError, score
+from serving.score import BatchError, inside, score
 from serving.scorer import Batch
 
 NAMESPACE = "tailorbird"
@@ -30,6 +30,17 @@ class GaveUp(Exception):
 def status_uri(home: str, batch_id: str) -> str:
     """Where a batch's state lies."""
     return f"{home}/batches/{batch_id}.json"
+
+
+def refusal_of(uri: str, *, home: str, section: ServingSection) -> str | None:
+    """Why no batch may read or write at a place; None where it may."""
+    registry = home.rpartition("/")[0]
+    for place, what in ((registry, "registry of models"), (section.request_log, "request log")):
+        if place is not None and (inside(uri, place.rstrip("/")) or inside(place.rstrip("/"), uri)):
+            return f"{uri} meets the {what}, which no batch reads or writes; give another prefix"
+    if not any(inside(uri, prefix) for prefix in section.batch_prefixes):
+        return f"{uri} is under none of {', '.join(section.batch_prefixes)} (the recipe's serving.batch_prefixes)"
+    return None
 
 
 def read_status(home: str, batch_id: str) -> tuple[BatchStatus, str] | None:
@@ -148,9 +159,14 @@ def run(home: str, batch_id: str, section: dict[str, Any]) -> str | None:
             raise GaveUp
 
     batch = Batch(asked.input, asked.output, asked.version_uri, asked.digest, asked.column, asked.id_column)
+    serving = ServingSection.model_validate(section)
+    for uri in (batch.input, batch.output):  # a state on S3 may be anybody's, and prefixes may be others by now
+        refused = refusal_of(uri, home=home, section=serving)
+        if refused is not None:
+            return refused
     try:
         version = read_version(asked.version_uri)
-        score(batch, ServingSection.model_validate(section), version=version, told=told)
+        score(batch, serving, version=version, told=told)
     except GaveUp:
         return None
     except (BatchError, DataError, storage.StorageError, RegistryError) as error:
