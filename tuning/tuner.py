@@ -39,6 +39,14 @@ class GoalStopper(tune.Stopper):  # type: ignore[misc]
         return self._ended
 
 
+class ErrorsAsText(tune.Callback):  # type: ignore[misc]
+    """Of a trial that failed Tune keeps the error as a pickle on S3, and at the end would load it from there: it is
+    told not to, and reads the text beside it."""
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        trial.run_metadata.pickled_error_filename = None
+
+
 def new_tuner(
     section: TuningSection,
     *,
@@ -78,7 +86,8 @@ def new_tuner(
             storage_path=path,
             storage_filesystem=store,
             stop=stopper,
-            callbacks=[JsonLoggerCallback(), *tracker_callbacks(section, uri=uri)],  # Tune misses its own at the end
+            # Tune misses its own JSON at the end.
+            callbacks=[ErrorsAsText(), JsonLoggerCallback(), *tracker_callbacks(section, uri=uri)],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
