@@ -50,10 +50,8 @@ def ray_lines(found: Found) -> Iterator[Line]:
         as_job = "submit it as a job, which runs with the cluster's own: ray job submit --working-dir . -- "
         yield Line("Ray", "fault", text, f"{as_job}python -m tailorbird preflight RECIPE; or install the same here")
     else:
-        nodes = len(found.cluster.nodes) if found.cluster else 0
-        yield Line(
-            "Ray", "ok", f"reached, {nodes} nodes; {told}, here and there" if theirs else f"reached; here {told}"
-        )
+        nodes = _count(len(found.cluster.nodes) if found.cluster else 0, "node")
+        yield Line("Ray", "ok", f"reached, {nodes}; {told}, here and there" if theirs else f"reached, {nodes}; {told}")
     if theirs is not None:
         yield from _job_versions(found, theirs.ray, python=theirs.python)
 

@@ -11,7 +11,7 @@ import pytest
 
 import doctor
 from cluster import stack_process
-from cluster.installed import Package
+from cluster.installed import Package, requirements
 from doctor import GIB, Line, Machine, check, holds
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_the_ports_looked_for_are_the_stack_s() -> None:
 
 
 def test_each_optional_group_of_packages_has_its_purpose() -> None:
-    assert doctor.EXTRAS.keys() >= doctor.requirements().packages.keys() - {""}
+    assert doctor.EXTRAS.keys() >= requirements().packages.keys() - {""}
 
 
 @pytest.mark.parametrize("command", [("-m", "tailorbird", "doctor", "--json"), ("doctor.py", "--json")])

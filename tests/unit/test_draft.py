@@ -16,6 +16,7 @@ from glance import Wishes, expected_gain, find_places
 from recipes.schema import Recipe
 
 SETS = os.environ.get("TAILORBIRD_DATA")
+LARGE = ("banking77", "medical_abstracts")
 WORDS = ("ache", "back", "chest", "cough", "dizzy", "ear", "fall", "fever", "head", "knee", "leg", "neck", "rash")
 
 
@@ -156,8 +157,14 @@ def test_more_test_rows_find_smaller_gains(chat: bool) -> None:
 @pytest.mark.parametrize("name", ["banking77", "medical_abstracts", "medquad_sft", "hatecheck"])
 def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) -> None:
     assert SETS is not None
-    path = tmp_path / f"{name}.yaml"
-    recipe = write_recipe(f"{SETS}/{name}", path, wishes=Wishes())
+    source, path = tmp_path / name, tmp_path / f"{name}.yaml"
+    source.mkdir()
+    for file in (Path(SETS) / name).glob("*.parquet"):
+        table = pq.read_table(file)
+        if name in LARGE:  # every n-th row: near-duplicates of all of them would take ten seconds
+            table = table.take(np.linspace(0, table.num_rows - 1, min(table.num_rows, 600)).astype(np.int64))
+        pq.write_table(table, source / file.name)
+    recipe = write_recipe(str(source), path, wishes=Wishes())
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())

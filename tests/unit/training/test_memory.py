@@ -88,7 +88,9 @@ def test_fewer_rows_at_once_take_less() -> None:
 
 
 def test_a_chat_model_s_vocabulary_counts() -> None:
-    both = [activation_bytes(section(), shape=MINILM, batch=Batch(64, chat=chat), num_workers=4) for chat in (0, 1)]
+    both = [
+        activation_bytes(section(), shape=MINILM, batch=Batch(64, chat=chat), num_workers=4) for chat in (False, True)
+    ]
     assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
 
 
