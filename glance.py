@@ -87,7 +87,10 @@ def look(source: str, *, wishes: Wishes) -> Seen:
     base_model = wishes.base_model or (CHAT_MODEL if guess.is_chat else CLASSIFIER)
     tokenizer = _offline_tokenizer(base_model, registry=wishes.registry)
     if guess.is_chat:
-        lengths = conversation_lengths(conversations_in(guess), tokenizer=tokenizer)
+        try:
+            lengths = conversation_lengths(conversations_in(guess), tokenizer=tokenizer)
+        except DataError:  # a template that refuses some conversation, of which a run tells
+            lengths = conversation_lengths(conversations_in(guess), tokenizer=None)
     else:
         assert guess.text is not None
         lengths = text_lengths([text or "" for text in guess.text.column.values], tokenizer=tokenizer)
@@ -127,7 +130,8 @@ def conversations_in(guess: Guess) -> list[Conversation]:
     """Those of a sample that end with an answer; what others are, a run says."""
     if guess.messages is not None:
         turns = [tuple((turn["role"], turn["content"]) for turn in row) for row in guess.messages.column.values if row]
-        return [row for row in turns if len(row) > 1 and all(role and content for role, content in row)]
+        whole = [row for row in turns if len(row) > 1 and row[-1][0] == "assistant"]
+        return [row for row in whole if all(role and content for role, content in row)]
     assert guess.prompt is not None
     assert guess.completion is not None
     pairs = zip(guess.prompt.column.values, guess.completion.column.values, strict=True)

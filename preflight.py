@@ -1,8 +1,11 @@
 """`tailorbird preflight`: what would go wrong in a run, told before it costs anything, decided from what was found."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.capacity import MANY, Holder, Room, workers_of_types, workers_that_fit
 from cluster.installed import ALWAYS, Package, fits
@@ -18,6 +21,11 @@ LEAST_STORED = 0.9
 """Share of a model's numbers that its files must hold: heads and poolers that nobody uses may be missing."""
 SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r")
 """Fields of the training section that a sweep may vary and memory hangs on."""
+LESS = (
+    "lower data.max_length or training.batch_size, or give more gradient_accumulation_steps, gradient_checkpointing, "
+    "method: lora, or more cpus_per_worker, so that fewer workers share a node"
+)
+"""What takes less memory."""
 NAMED = 5
 
 
@@ -233,25 +241,24 @@ def memory_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Lin
         allowed = max(0, one.free_bytes - int((1 - RAY_KILLS_AT) * one.memory_bytes))
         if there * needed.host_bytes > allowed:
             short.append(f"{node.address} has {_size(allowed)} free for {there}")
-    text = f"about {_size(needed.host_bytes)} a worker ({told})"
-    less = (
-        "batch_size or more gradient_accumulation_steps, gradient_checkpointing, method: lora, or fewer workers a node"
-    )
+    text = f"up to about {_size(needed.host_bytes)} a worker ({told})"
     if short:
-        yield Line("memory", "fault", f"{text}; {', '.join(short[:NAMED])}", f"lower training.{less} (cpus_per_worker)")
+        yield Line("memory", "fault", f"{text}; {', '.join(short[:NAMED])}", LESS)
     elif looked:
         yield Line("memory", "ok", f"{text}; every node has enough for as many as it may get")
-    yield from _gpu_memory(needed, [size for _, one in looked for size in one.gpu_bytes], less=less)
+    else:
+        yield Line("memory", "note", f"{text}; what the nodes have could not be looked at")
+    yield from _gpu_memory(needed, [size for _, one in looked for size in one.gpu_bytes])
 
 
-def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int], *, less: str) -> Iterator[Line]:
+def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int]) -> Iterator[Line]:
     if not needed.device:
         return
-    text = f"about {_size(needed.device_bytes)} of a GPU"
+    text = f"up to about {_size(needed.device_bytes)} of a GPU"
     if not sizes:
         yield Line("GPU memory", "note", f"{text}; what the GPUs have was not told (nvidia-smi on the nodes says it)")
     elif needed.device_bytes > min(sizes):
-        yield Line("GPU memory", "fault", f"{text}; the smallest has {_size(min(sizes))}", f"lower training.{less}")
+        yield Line("GPU memory", "fault", f"{text}; the smallest has {_size(min(sizes))}", LESS)
     else:
         yield Line("GPU memory", "ok", f"{text}; the smallest has {_size(min(sizes))}")
 
@@ -271,10 +278,11 @@ def tried_sections(recipe: Recipe) -> list[TrainingSection]:
     """The training section with each combination of what the sweep may set and memory hangs on."""
     space = recipe.tuning.space
     varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
-    plain = recipe.training.model_dump()
-    return [
-        TrainingSection.model_validate(plain | dict(zip(varied, one, strict=True))) for one in product(*varied.values())
-    ]
+    plain, tried = recipe.training.model_dump(), []
+    for one in product(*varied.values()):
+        with suppress(ValidationError):  # a batch that does not divide by the parts of another trial
+            tried.append(TrainingSection.model_validate(plain | dict(zip(varied, one, strict=True))))
+    return tried or [recipe.training]
 
 
 def _room(room: Room) -> str:

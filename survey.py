@@ -89,7 +89,7 @@ def look(recipe: Recipe) -> Found:
         asked = Asked(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
             home=recipe.home,
-            base_model=model.uri if model else "",
+            base_model=model.uri if model else None,
             packages=tuple(name for name, _ in requirements().packages[ALWAYS]),
         )
         cluster, unreachable = _or_fault(lambda: look_at_cluster(asked))

@@ -35,8 +35,8 @@ class Asked:
     """A Parquet file of each data URI."""
     home: str
     """URI under which it must be able to write."""
-    base_model: str
-    """URI of the model's folder."""
+    base_model: str | None
+    """URI of the model's folder; None where there is none to look for."""
     packages: tuple[str, ...]
     """Whose versions count."""
 
@@ -109,11 +109,8 @@ def look(asked: Asked) -> NodeLook:
     """From where it runs; what it writes it deletes."""
     begun = time.monotonic()
     unread = {uri: why for uri in asked.data if (why := _unread(uri))}
-    try:
-        if not storage.exists(f"{asked.base_model}/config.json"):
-            unread[asked.base_model] = "it has no config.json here"
-    except ValueError as error:
-        unread[asked.base_model] = str(error)
+    if asked.base_model is not None and (why := _absent(f"{asked.base_model}/config.json")):
+        unread[asked.base_model] = why
     total, free = memory_bytes()
     return NodeLook(
         node=socket.gethostname(),
@@ -182,6 +179,14 @@ def _unread(uri: str) -> str | None:
     except ValueError as error:  # pyarrow's own for what is no Parquet among them
         return str(error)
     return None
+
+
+def _absent(uri: str) -> str | None:
+    """Why a file is not there, from here."""
+    try:
+        return None if storage.exists(uri) else f"{uri} is not there; a base model on file:// must lie on every node"
+    except ValueError as error:
+        return str(error)
 
 
 def _gpu_bytes() -> tuple[int, ...]:
