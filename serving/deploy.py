@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import requests
 
+from cluster.code import shipped_sha256
 from cluster.session import request_dashboard
+from cluster.storage import read_bytes
 from recipes.schema import ServingSection
 from serving.protocol import LOCAL, PRETRAINED, config_id
 from serving.trial import TRIAL
@@ -231,6 +233,8 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     """Puts the application among those that were declared, waits until it answers as configured, and returns its base
     URL; where it does not, raises DeployError with what was there before put back."""
     name, base_url = application["name"], _base_url(application)
+    if declared.get(name, {}).get("runtime_env") != application["runtime_env"]:
+        _require_unchanged(application["runtime_env"]["working_dir"])
     others = [config for other, config in declared.items() if other != name]
     _put([*others, application])
     config = application["deployments"][0]["user_config"]
@@ -244,6 +248,19 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
             _put([*others, former])
         raise
     return base_url
+
+
+def _require_unchanged(code: str) -> None:
+    """Raises DeployError where the code that replicas are to run is not what its name says: Ray does not look."""
+    name = code.rpartition("/")[2].removesuffix(".zip")
+    try:
+        found = shipped_sha256(read_bytes(code))
+    except ValueError as error:  # StorageError among them
+        raise DeployError(f"the code {code} cannot be served: {error}; run the recipe again, which ships it") from None
+    if found != name:
+        raise DeployError(
+            f"the code {code} was changed: its files give the sha256 {found}; find out by whom, restore it"
+        )
 
 
 def _base_url(application: dict[str, Any]) -> str:
