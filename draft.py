@@ -22,6 +22,7 @@ from glance import (
     expected_gain,
     look,
     max_length,
+    minimum_gain,
     try_rows,
 )
 from recipes.schema import Recipe, load_recipe
@@ -212,7 +213,7 @@ def _evaluation(seen: Seen) -> Iterator[str]:
     text = f"About {rows:,} rows judge, on which a true gain of {100 * gain:g} points is found 4 times in 5, supposing "
     text += f"that {supposed}; a smaller one takes more rows. minimum_gain is what makes a change worth while to you"
     yield from _comments([text])
-    yield f"  minimum_gain: {min(0.01, gain / 2):g}"
+    yield f"  minimum_gain: {minimum_gain(gain):g}"
     yield f"  expected_gain: {gain:g}"
     if not chat and not seen.guess.groups:
         yield "  # For work that is regulated: regulated: true, with gates: {groups: null} as there are no groups."

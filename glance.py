@@ -83,6 +83,8 @@ def look(source: str, *, wishes: Wishes) -> Seen:
     """Reads the footers of all files, and a bounded part of the training rows; raises DataError."""
     places = find_places(source if "://" in source else Path(source).resolve().as_uri())
     sample = read_sample(places.train[0])
+    if not sample.num_sampled:
+        raise DataError(f"{sample.uri} has no rows; give Parquet with at least one row")
     guess = guess_columns(sample, text=wishes.text, label=wishes.label)
     base_model = wishes.base_model or (CHAT_MODEL if guess.is_chat else CLASSIFIER)
     tokenizer = _offline_tokenizer(base_model, registry=wishes.registry)
@@ -138,6 +140,11 @@ def conversations_in(guess: Guess) -> list[Conversation]:
     return [(("user", asked), ("assistant", answer)) for asked, answer in pairs if asked and answer]
 
 
+def minimum_gain(expected: float) -> float:
+    """What a draft asks for at least: a point, or half of what can be shown where that is less."""
+    return min(0.01, expected / 2)
+
+
 def expected_gain(num_test: int, *, chat: bool) -> float:
     """The smallest gain, in steps of half a point, that the verdict's rule proves on so many rows with 80 % power."""
     if chat:  # the formula of McNemar's test has the variance of a row's difference in the same place
@@ -146,7 +153,8 @@ def expected_gain(num_test: int, *, chat: bool) -> float:
     for steps in range(2, 101):
         gain = steps * STEP
         scenario = Scenario(gain, DISCORDANCE, ACCURACY)
-        power = rule_power(max(1, num_test), scenario=scenario, minimum_gain=gain / 2, alpha=ALPHA, num_draws=4000)
+        least = minimum_gain(gain)
+        power = rule_power(max(1, num_test), scenario=scenario, minimum_gain=least, alpha=ALPHA, num_draws=4000)
         if power >= WANTED_POWER:
             return round(gain, 3)
     return 0.5
