@@ -259,7 +259,7 @@ def _require_unchanged(code: str) -> None:
         raise DeployError(f"the code {code} cannot be served: {error}; run the recipe again, which ships it") from None
     if found != name:
         raise DeployError(
-            f"the code {code} was changed: its files give the sha256 {found}; find out by whom, restore it"
+            f"the code {code} was changed: its files give the sha256 {found}; find out who may write there"
         )
 
 
