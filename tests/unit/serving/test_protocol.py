@@ -19,8 +19,16 @@ def test_a_list_keeps_its_order() -> None:
     assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4).texts == ["b", "a", ""]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"input": "a"', b"\xff\xfe", b"input=fever"])
-def test_what_is_no_json_is_a_400(body: bytes) -> None:
+NESTED = b'{"input": ' + 5000 * b"[" + 5000 * b"]" + b"}"
+LONG_NUMBER = b'{"input": ' + 100_000 * b"9" + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"input": "a"', b"\xff\xfe", b"input=fever", b"\0", NESTED, LONG_NUMBER],
+    ids=lambda body: body[:20],
+)
+def test_what_is_no_json_or_would_take_too_much_to_read_is_a_400(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(body, max_texts=4)
     assert (caught.value.status, caught.value.type) == (400, "invalid_json")
