@@ -13,7 +13,7 @@ import yaml
 
 from cluster.package import recipe_text
 from recipes.schema import Recipe, ServingSection, TrainingSection, digest
-from serving.deploy import application_of, instance_of, serve_url
+from serving.deploy import application_of, instance_of, require_unchanged, serve_url
 from serving.protocol import LOCAL
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def render(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
 
     Of a manifest, `base` is the YAML that it is written into, as `kubectl kustomize` gives it; without it, the template
     under `k8s/`. What else stands there stays. Raises RenderError where the recipe does not fit, or, as `serve` does,
-    PromotionRefused or RegistryError where there is no version to name.
+    PromotionRefused, RegistryError or DeployError where there is no version to name, or its code was changed.
     """
     if to not in DOORS:
         raise RenderError(f"--to {to!r} is no door; it is one of {', '.join(DOORS)}")
@@ -168,6 +168,7 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     champion, section = found[0], recipe.serving
     _refuse_open_door(section, url=url)
     version = champion_version(champion)
+    require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
     beside = beside_champion(section, home=recipe.home, champion=champion, version=version)
     application = application_of(section, home=recipe.home, version=version, **beside)
     return instance_of([application], url=url), _unproven(champion)

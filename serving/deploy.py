@@ -234,7 +234,7 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     URL; where it does not, raises DeployError with what was there before put back."""
     name, base_url = application["name"], _base_url(application)
     if declared.get(name, {}).get("runtime_env") != application["runtime_env"]:
-        _require_unchanged(application["runtime_env"]["working_dir"])
+        require_unchanged(application["runtime_env"]["working_dir"])
     others = [config for other, config in declared.items() if other != name]
     _put([*others, application])
     config = application["deployments"][0]["user_config"]
@@ -250,7 +250,7 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     return base_url
 
 
-def _require_unchanged(code: str) -> None:
+def require_unchanged(code: str) -> None:
     """Raises DeployError where the code that replicas are to run is not what its name says: Ray does not look."""
     name = code.rpartition("/")[2].removesuffix(".zip")
     try:

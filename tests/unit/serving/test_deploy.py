@@ -11,7 +11,7 @@ from cluster.code import PACKAGES, ship_code
 from models.registry import Prompting
 from recipes.schema import ServingSection, TrialSection
 from serving.app import BuildArgs, deployment_options
-from serving.deploy import DeployError, _build_args, _refuse_open_door, _require_unchanged, task_of
+from serving.deploy import DeployError, _build_args, _refuse_open_door, require_unchanged, task_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,16 +77,16 @@ def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
 
 def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) -> None:
     ours = ship_code((tmp_path / "ours").as_uri(), ROOT).uri
-    _require_unchanged(ours)
+    require_unchanged(ours)
     changed = tmp_path / "project"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, changed / name, ignore=shutil.ignore_patterns("__pycache__"))
     (changed / "serving" / "app.py").write_text("print('theirs')\n")
     theirs = ship_code((tmp_path / "theirs").as_uri(), changed).uri
-    _require_unchanged(theirs)
+    require_unchanged(theirs)
     shutil.copy(theirs.removeprefix("file://"), ours.removeprefix("file://"))
     with pytest.raises(DeployError, match=r"was changed: its files give the sha256 [0-9a-f]{64}; find out who may"):
-        _require_unchanged(ours)
+        require_unchanged(ours)
     Path(ours.removeprefix("file://")).write_bytes(b"no zip")
     with pytest.raises(DeployError, match="cannot be served: not a zip that can be read"):
-        _require_unchanged(ours)
+        require_unchanged(ours)
