@@ -83,9 +83,9 @@ def look(recipe: Recipe) -> Found:
     model, model_fault = _or_fault(lambda: _model(recipe))
     address = os.environ.get("RAY_ADDRESS", "")
     here = capacity.local_versions()
-    theirs, unreachable = _versions(address)
-    cluster = None
-    if unreachable is None and may_join(here, theirs, any_patch=_any_patch()):
+    theirs = _versions(address)
+    cluster, unreachable = None, None
+    if may_join(here, theirs, any_patch=_any_patch()):
         asked = Asked(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
             home=recipe.home,
@@ -174,13 +174,11 @@ def _require_types(schema: pa.Schema, columns: list[str], *, section: DataSectio
             )
 
 
-def _versions(address: str) -> tuple[Versions | None, str | None]:
-    """What the cluster runs, and why it cannot be told where it cannot be reached; joining tells of the rest."""
-    if not address:
-        return None, None
-    with suppress(Exception):  # what Ray raises here, joining says in words of its own
-        return capacity.cluster_versions(address), None
-    return None, None
+def _versions(address: str) -> Versions | None:
+    """What the cluster runs; None where it does not say: joining it tells why, in words of its own."""
+    with suppress(Exception):  # whatever Ray raises for a token, a name or an answer that is none
+        return capacity.cluster_versions(address)
+    return None
 
 
 def _any_patch() -> bool:
@@ -191,5 +189,5 @@ def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:
     """What it gives, or the message of what the user can mend."""
     try:
         return act(), None
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError) as error:
         return None, str(error)
