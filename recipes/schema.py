@@ -461,7 +461,8 @@ class ServingSection(Section):
     request_log: str | None = None
     """URI of a prefix where each answer leaves a row, as Parquet by day; replicas must be allowed to write there."""
     log_texts: bool = False
-    """Whether the rows hold the texts too, and what a chat model answered; needs `request_log`."""
+    """Whether the rows hold the texts too, and what a chat model answered; needs `request_log`. Electronic addresses and
+    numbers of six digits and more are replaced by their kind, names are not."""
     subject_key: str | None = None
     """Where the secret stands, as in `api_keys`, by which the log hashes the `subject` of a request (HMAC-SHA256);
     without it, none is kept."""

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from cluster.storage import write_bytes
+from data.redact import redacted
 from serving.journal import open_journal
 
 FLUSH_S = 10.0
@@ -298,8 +299,9 @@ class RequestLog:
         return self._subject_key is not None
 
     def kept(self, text: str) -> str | None:
-        """The text, where the recipe lets it be kept: what may not be written is not held either."""
-        return text if self._texts else None
+        """The text without what leads to a person by patterns, where the recipe lets it be kept: what may not be
+        written is not held either."""
+        return redacted(text) if self._texts else None
 
     async def keep_writing(self) -> None:
         """Both, until cancelled."""
