@@ -165,12 +165,19 @@ def read_log(job_id: str) -> str:
 
 
 def stop(job_id: str) -> Job:
-    """Ends the job, by SIGTERM and soon after by SIGKILL, and waits a while for it; one that is over stays as it is."""
+    """Ends the job, by SIGTERM and soon after by SIGKILL, and waits for its end; one that is over stays as it is.
+
+    Raises RuntimeError where it does not end in time.
+    """
     job = read_job(job_id)
     if not job.is_over:
-        request_dashboard("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+        answer = request_dashboard("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+        if answer.status_code != 200:
+            raise JobError(f"Ray does not stop {job_id} ({answer.status_code}): {answer.text[-500:].strip()}")
     deadline = time.monotonic() + STOP_S
-    while not job.is_over and time.monotonic() < deadline:
+    while not job.is_over:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{job_id} was told to stop and is {job.status} after {STOP_S:g} s; ask again later")
         time.sleep(RETRY_S / 4)
         job = read_job(job_id)
     return job
