@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.session import remotely
+from data.plain import made_by_code
 from data.read import Rows, read_later, read_splits
 from models.registry import ModelVersion
 from monitoring.drift import Asked
@@ -74,6 +75,8 @@ def read_reference(home: str, version: ModelVersion) -> Reference:
     if not storage.exists(uri):
         raise ReferenceMissing(f"{uri} is not there; `tailorbird watch RECIPE` makes it of validation rows")
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    if made_by_code(table.schema):
+        raise ReferenceMissing(f"{uri} holds values that code would make; delete it: `tailorbird watch` makes it")
     told = json.loads(table.schema.metadata[b"tailorbird"])
     flat = table["embedding"].combine_chunks().flatten().to_numpy()
     asked = Asked(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster import storage
+from data.plain import made_by_code
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -294,6 +295,9 @@ def _read(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
             there = [name for name in columns if name in file.schema_arrow.names]
+            foreign = made_by_code(file.schema_arrow, columns=there)
+            if foreign:
+                raise TrafficError(f"{uri} is no part of a request log: code would make the values of {foreign[0]}")
             table = file.read(columns=there)
     except pa.ArrowException as error:
         raise TrafficError(f"{uri} is no Parquet file that can be read: {error}; remove it from the log") from None
