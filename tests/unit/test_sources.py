@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = sorted(
-    path
-    for path in ROOT.rglob("*.py")
-    if not any(part.startswith(".") or part in ("tests", "build") for part in path.relative_to(ROOT).parts)
-)
+FOLDERS = [
+    path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in ("tests", "build")
+]
+OURS = sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in folder.rglob("*.py"))])
 CALLS = (
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load", "dill.load"),
     *("marshal.loads", "torch.load", "torch.jit.load", "torch.hub.load", "pd.read_pickle", "pandas.read_pickle"),
