@@ -110,14 +110,14 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     with connect():
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
-        with _peaks(tasks=True) as peaks:
+        with peaks(tasks=True) as largest:
             gathered = streamed(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {
         "shards": asdict(gathered.shards),
-        "gather MiB": peaks["own"],
-        "task MiB": peaks["task"],
+        "gather MiB": largest["own"],
+        "task MiB": largest["task"],
         "gathered rows/s": len(gathered.shards) / gathering,
     }
 
@@ -132,20 +132,20 @@ def _draw(shards: str) -> dict[str, float]:
     tuples = {name: tuple(given[name]) for name in ("sizes", "classes", "auxiliary_classes")}
     rows = StreamedRows(Shards(**given | tuples))
     begun, drawn, tokens = time.perf_counter(), 0, 0
-    with _peaks() as peaks:
+    with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):
             collate(window.tokens(batch), pad_id=0)
             drawn, tokens = drawn + len(batch), tokens + int(window.lengths[batch].sum())
     assert drawn == len(rows)
     return {
-        "draw MiB": peaks["own"],
+        "draw MiB": largest["own"],
         "token MiB": tokens * 4 / MIB,
         "drawn rows/s": drawn / (time.perf_counter() - begun),
     }
 
 
 @contextmanager
-def _peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
+def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
     """Largest own memory of this process, and of any process of a Ray worker, while the block runs; MiB."""
     found: dict[str, float] = {"own": 0.0, "task": 0.0}
     over = threading.Event()
