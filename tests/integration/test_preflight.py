@@ -59,7 +59,8 @@ def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
     assert "1,200 rows" in told["data.train: ok"]
     assert "bert" in told["base model: ok"]
     assert "conditional writes hold" in told["registry: ok"]
-    assert not storage.exists(load_recipe(recipe).home)
+    with pytest.raises(storage.StorageError, match="is not there"):
+        storage.list_files(load_recipe(recipe).home)
 
 
 def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
