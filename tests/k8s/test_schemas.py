@@ -1,11 +1,15 @@
 """Every overlay is what Kubernetes and KubeRay take, field by field."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import jsonschema
 import kubernetes_validate
 import pytest
 
 from tests.k8s.crds import FILES, needs_crds, validator
-from tests.k8s.manifests import K8S, PARTS, build, of_kind, put
+from tests.k8s.manifests import K8S, KUBECTL, PARTS, build, of_kind, put
 
 KUBERNETES = "1.33"
 WITHOUT_SCHEMA = {"PodMonitor", "Probe", "PrometheusRule"}
@@ -73,3 +77,33 @@ def _settings_named(value: object) -> set[str]:
         own = {value["configMapRef"]["name"]} if "configMapRef" in value else set()
         return own.union(*(_settings_named(inner) for inner in value.values()))
     return set().union(*(_settings_named(inner) for inner in value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "moved", "part"),
+    [
+        ("base/service/rayservice.yaml", "groupName: cpu", "groupName: other", "prod/service"),
+        ("base/service/rayservice.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.61.0"', "prod/service"),
+        ("jobs/run/rayjob.yaml", "groupName: cpu", "groupName: other", "prod/job"),
+        ("base/platform/limits.yaml", 'pods: "60"', 'pods: "61"', "dev"),
+        (
+            "base/platform/accounts.yaml",
+            "automountServiceAccountToken: false",
+            "automountServiceAccountToken: true",
+            "prod",
+        ),
+        ("components/monitoring/monitors.yaml", "SERVICE-serve-svc", "other-serve-svc", "staging"),
+    ],
+)
+def test_a_patch_whose_place_is_another_now_fails_the_build(
+    tmp_path: Path, file: str, given: str, moved: str, part: str
+) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))
+    changed = tmp_path / "k8s" / file
+    text = changed.read_text()
+    assert given in text
+    changed.write_text(text.replace(given, moved))
+    command = [KUBECTL, "kustomize", f"overlays/{part}"]
+    done = subprocess.run(command, cwd=tmp_path / "k8s", capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "test failed" in done.stderr
