@@ -74,7 +74,7 @@ def test_a_service_that_cannot_be_reached_does_not_and_it_is_said(
 
 
 def test_what_a_service_does_not_know_is_named_and_a_builds_mark_is_not_asked_for() -> None:
-    found = [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}]
+    found: list[audit.Found] = [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}]
     assert audit.judged(found, ignored={}) == (
         ["advisories asked for 1 of 2 installed packages; unknown to the service: b"],
         False,

@@ -28,7 +28,7 @@ def calls(source: str) -> Iterator[tuple[int, str, dict[str, object]]]:
     """Line, name as written, and the named arguments of each call; of a value that is no constant, its syntax."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            given = {
+            given: dict[str, object] = {
                 argument.arg: argument.value.value if isinstance(argument.value, ast.Constant) else argument.value
                 for argument in node.keywords
                 if argument.arg

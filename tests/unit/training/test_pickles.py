@@ -116,7 +116,8 @@ def test_neither_does_what_makes_shards_of_two_workers_one(
 def test_the_payload_runs_where_nothing_holds_it(
     kept: dict[int, Path], tmp_path: Path, put: Callable[[Path, Payload], None]
 ) -> None:
-    file, marker = shutil.copy(kept[1] / OPTIMIZER, tmp_path / "state.pt"), tmp_path / "it-ran"
+    file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
+    shutil.copy(kept[1] / OPTIMIZER, file)
     put(file, Payload(marker))
     torch.load(file, weights_only=False) if put is not as_a_plain_pickle else pickle.loads(file.read_bytes())
     assert marker.exists()
