@@ -103,7 +103,7 @@ def test_a_patch_whose_place_is_another_now_fails_the_build(
     text = changed.read_text()
     assert given in text
     changed.write_text(text.replace(given, moved))
-    command = [KUBECTL, "kustomize", f"overlays/{part}"]
+    command = [str(KUBECTL), "kustomize", f"overlays/{part}"]
     done = subprocess.run(command, cwd=tmp_path / "k8s", capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "test failed" in done.stderr
