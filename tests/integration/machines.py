@@ -1,0 +1,210 @@
+"""Ray nodes on one machine as if each had its own: a `ray start` process with its ports, its disk, its environment."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from ray._private.authentication_test_utils import reset_auth_token_state
+
+from cluster import stack, stack_process
+
+FIRST_FREE, PORTS_EACH = 220, 3
+"""Of a stack's block of ports: what is left for the Serve proxies of nodes that are not the head."""
+REDIS = 250
+START_S, END_S = 180, 40
+POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A running node, or another of Ray's programs: what started it, and where its disk lies."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    disk: Path
+    log: Path
+    proxy_url: str
+    """Where its own Serve proxy listens."""
+
+
+class Machines:
+    """The nodes of one cluster; whatever is still there when `stop` is called ends then, by process id.
+
+    Serve, S3 and the token are set up as the local stack's are; `environment` comes on top on every node.
+    """
+
+    def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
+        self.base, self._claim = stack_process._claim_ports()
+        self._folder = folder
+        # Ray's socket paths must stay under 108 bytes.
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
+        self._keys = stack_process._keys(folder)
+        settings = stack_process._environment(self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys)
+        given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        self._environment = given | settings | s3 | dict(environment)
+        self._machines: list[Machine] = []
+        self._num_workers = 0
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """This process, and those that it starts, use the cluster until the block ends."""
+        before = dict(os.environ)
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL")
+        os.environ.update({name: self._environment[name] for name in names} | {"RAY_ADDRESS": self.address})
+        reset_auth_token_state()
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            reset_auth_token_state()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.base + stack_process.GCS}"
+
+    @property
+    def redis_port(self) -> int:
+        return self.base + REDIS
+
+    def head(self, name: str = "head", *options: str, **environment: str) -> Machine:
+        """Starts a head without CPUs and waits until it answers; one that is started later has the same ports."""
+        ports = {
+            "port": stack_process.GCS,
+            "dashboard-port": stack_process.DASHBOARD,
+            "node-manager-port": stack_process.NODE_MANAGER,
+            "object-manager-port": stack_process.OBJECT_MANAGER,
+            "dashboard-agent-listen-port": stack_process.AGENT,
+            "runtime-env-agent-port": stack_process.RUNTIME_ENV_AGENT,
+            "ray-client-server-port": stack_process.RAY_CLIENT,
+            "metrics-export-port": stack_process.METRICS,
+        }
+        listed = [f"--{port}={self.base + offset}" for port, offset in ports.items()]
+        head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
+        wait(lambda: stack_process._ray_answers(self.base, keys=self._keys), of=head)
+        return head
+
+    def worker(self, name: str, *options: str, **environment: str) -> Machine:
+        """Starts a node, whose disk is what its name left before; some seconds later it has `joined`."""
+        first = self.base + FIRST_FREE + PORTS_EACH * self._num_workers
+        self._num_workers += 1
+        assert first + PORTS_EACH <= self.base + REDIS, "no ports are left for another node"
+        proxy = {
+            "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(first),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(first + 1),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(first + 2),
+        }
+        listed = (f"--address={self.address}", "--dashboard-agent-listen-port=0")
+        return self._start(name, *listed, *options, environment=proxy | environment)
+
+    def _start(self, name: str, *options: str, environment: Mapping[str, str]) -> Machine:
+        disk = self._folder / name
+        own = {"TAILORBIRD_CACHE": str(disk / "cache"), "TAILORBIRD_JOURNAL": str(disk / "request-log")}
+        common = (
+            *("--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--object-store-memory={200 << 20}", f"--temp-dir={self._temp_dir}/{name}"),
+        )
+        return self.program(name, "start", *common, *options, environment=own | dict(environment))
+
+    def program(self, name: str, *arguments: str, environment: Mapping[str, str]) -> Machine:
+        """Starts `ray` with these arguments."""
+        disk, log = self._folder / name, self._folder / f"{len(self._machines)}-{name}.log"
+        disk.mkdir(exist_ok=True)
+        command = [stack_process._program("ray"), *arguments]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                cwd=disk,
+                env=self._environment | dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                preexec_fn=stack_process._end_with_parent,
+            )
+        port = environment.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + stack_process.SERVE))
+        machine = Machine(name, process, disk, log, f"http://127.0.0.1:{port}")
+        self._machines.append(machine)
+        return machine
+
+    def end(self, machine: Machine) -> None:
+        """Ends a node as an operator does: it is told, and then waited for."""
+        members = stack.family(machine.process.pid)
+        machine.process.terminate()
+        stack.await_end(members, timeout_s=END_S)
+        machine.process.wait()
+
+    def stop(self) -> None:
+        """Ends all that is left, workers first."""
+        for machine in reversed(self._machines):
+            if machine.process.poll() is None:
+                self.end(machine)
+        shutil.rmtree(self._temp_dir, ignore_errors=True)
+        self._claim.close()
+
+
+def joined(machine: Machine) -> bool:
+    """Whether the node is one of its cluster's."""
+    return "Ray runtime started" in machine.log.read_text()
+
+
+def kill(machine: Machine) -> None:
+    """Ends every process of a node at once, without a word, as a power cut does."""
+    members = stack.family(machine.process.pid)
+    for member in members:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    stack.await_end(members, timeout_s=END_S)
+    machine.process.wait()
+
+
+def wait(condition: Callable[[], bool], *, of: Machine | None = None, within_s: float = START_S) -> float:
+    """Seconds until the condition held; fails, with the end of the node's log, where the node ends before."""
+    begun = time.monotonic()
+    while not condition():
+        if of is not None and of.process.poll() is not None:
+            raise AssertionError(of.log.read_text()[-3000:])
+        assert time.monotonic() - begun < within_s, f"not within {within_s} s"
+        time.sleep(POLL_S)
+    return time.monotonic() - begun
+
+
+def tell(what: str, figure: object) -> None:
+    """A figure for the docs, which `pytest -rP` shows."""
+    print(f"{what}: {figure}")
+
+
+@contextmanager
+def redis_server(folder: Path, *, port: int, password: str) -> Iterator[str]:
+    """The address of a Redis of the caller's own, which keeps on disk what it was told; skips where there is none."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server here: apt-get install redis-server")
+    folder.mkdir()
+    settings = f"port {port}\nbind 127.0.0.1\ndir {folder}\nrequirepass {password}\nappendonly yes\nsave ''\n"
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [program, "-"],  # settings from its input: a password is no argument
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=stack_process._end_with_parent,
+        )
+    assert server.stdin is not None
+    server.stdin.write(settings.encode())
+    server.stdin.close()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(END_S)
