@@ -47,6 +47,15 @@ class ErrorsAsText(tune.Callback):  # type: ignore[misc]
         trial.run_metadata.pickled_error_filename = None
 
 
+def keep_keys_here() -> None:
+    """Has Tune send no key of S3 along with its actors: Ray would write them to its logs, and show them to whoever may
+    list actors. They are in the environment that Ray was started in. Tune has no setting for it."""
+    from ray.tune.execution import class_cache
+
+    sent = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
+
+
 def new_tuner(
     section: TuningSection,
     *,
@@ -63,6 +72,7 @@ def new_tuner(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, on top of our progress
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's would write, asked or not, if it can
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, it would return as if all trials had run
+    keep_keys_here()
     longest = max_epochs(training, section)
     resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
     store, path = filesystem(uri)
