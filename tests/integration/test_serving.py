@@ -30,6 +30,7 @@ from serving.answer import Prediction, predict_texts
 from serving.keys import RELOAD_S, new_key
 from tests.browser import BROWSER, chromium
 from tests.fuzz import fuzz
+from tests.integration.told import leaks
 from tests.unit.serving.test_openapi import fits
 
 ROOT = Path(__file__).parents[2]
@@ -417,15 +418,19 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
     assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
 
-def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(service: Service) -> None:
+def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(
+    service: Service, stack: stack.StackState
+) -> None:
     source = "s3://models/serving-keys/keys"
     (key, stored), (other, new) = new_key("app"), new_key("app", per_minute=2)
     storage.write_bytes(source, stored.to_line().encode())
     section = SECTION.model_copy(update={"api_keys": source})
 
+    text = "Fracture of a bone that no log names"
+
     def ask(given: str | None) -> requests.Response:
         headers = {} if given is None else {"Authorization": f"Bearer {given}"}
-        return requests.post(f"{url}/v1/classify", json={"input": TEXTS[0]}, headers=headers, timeout=60)
+        return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
 
     try:
         url = deploy.deploy(section, home="s3://models/serving-keys", version=service.first)  # /readyz is open
@@ -434,6 +439,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert ask(other).status_code == 401
         assert ask(key).json()["results"][0]["label"] == "a broken bone"
+        assert leaks(stack, {"a key": key, "its hash": stored.sha256, "a wrong key": other, "a text": text}) == []
         storage.write_bytes(source, new.to_line().encode())
         deadline = time.monotonic() + 6 * RELOAD_S
         while ask(key).status_code == 200 and time.monotonic() < deadline:
