@@ -79,9 +79,7 @@ def table_lines(recipe: Recipe, found: Found) -> Iterator[Line]:
     """Whether every data URI can be read from here, and has the columns that the recipe names."""
     for table in found.tables:
         if table.fault:
-            yield Line(
-                f"data.{table.split}", "fault", table.fault, "correct the recipe's data section, or put the data"
-            )
+            yield Line(f"data.{table.split}", "fault", table.fault)  # which says what to do
             continue
         part = f" in the {table.num_looked} that were looked at" if table.num_looked < table.num_files else ""
         text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {_count(table.num_files, 'file')}"

@@ -68,7 +68,7 @@ def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
     result = invoke(recipe, *faults, f"base_model={storage_uri()}", "--json")
     told = states(result)
     assert result.exit_code == 1
-    assert "has no column 'chaptre'; it has text, chapter" in told["data.train: fault"]
+    assert "has no column 'chaptre'; it has text, code, title, chapter" in told["data.train: fault"]
     assert "there is no room for 8 workers of 1 CPU: the cluster holds 2" in told["workers: fault"]
     assert "there is no bucket 'no-such-bucket'" in told["registry: fault"]
     assert "600 is more than the 512 tokens" in told["base model: fault"]

@@ -75,10 +75,10 @@ def nodes(*rooms: Room, free: Room | None = None) -> tuple[Node, ...]:
 
 
 def only_fault(found: Found, asked: Recipe | None = None) -> Line:
-    """The one fault among the lines; what to do about it is told."""
+    """The one fault among the lines; what to do about it is told, of data with the fault itself."""
     faults = [line for line in check(asked or recipe(), found) if line.state == "fault"]
     assert len(faults) == 1, faults
-    assert faults[0].todo or found.unreachable
+    assert faults[0].todo or any(faults[0].text == table.fault for table in found.tables)
     return faults[0]
 
 
