@@ -93,10 +93,10 @@ def doctor(as_json: AsJson = False) -> None:
 def init(
     parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
     output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
-    text: Annotated[str | None, typer.Option(help="Column with the text [default: guessed].")] = None,
-    label: Annotated[str | None, typer.Option(help="Column with the label [default: guessed].")] = None,
+    text: Annotated[str | None, typer.Option(help="Column with the text, if it is not to be guessed.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label, if it is not to be guessed.")] = None,
     registry: Annotated[str, typer.Option(help="Where models and evidence go.")] = "s3://models",
-    base_model: Annotated[str | None, typer.Option(help="The pretrained model [default: a small one].")] = None,
+    base_model: Annotated[str | None, typer.Option(help="The pretrained model, in place of a small one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
