@@ -88,6 +88,14 @@ def _prove(recipe: Recipe, documents: list[Document]) -> Rendered:
     return _client(recipe, documents, verb="serve")
 
 
+def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """A watch over what is served, by night, in a pod of its own."""
+    job = _only(documents, kind="CronJob")
+    job["metadata"]["name"] = f"watch-{_label(recipe.name, most=MOST_CHARACTERS - len('watch-'))}"
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    return Rendered(_text([_mounted(recipe, pod, owner=job), *documents]))
+
+
 def _client(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
     job = _only(documents, kind="Job")
     service = _label(recipe.name, most=MOST_CHARACTERS)
@@ -152,6 +160,7 @@ DOORS = {
     "rayservice": _Door(_rayservice, "base/service/rayservice.yaml"),
     "promote": _Door(_promote, "jobs/promote/promote.yaml"),
     "prove": _Door(_prove, "jobs/promote/promote.yaml"),
+    "watch": _Door(_watch, "jobs/watch/watch.yaml"),
     "serve": _Door(_serve),
     "submit": _Door(_submit),
 }

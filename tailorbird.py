@@ -472,7 +472,7 @@ def submit(
 @fails_clearly
 def render(
     recipe: RecipePath,
-    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, serve or submit.")],
+    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, watch, serve or submit.")],
     overrides: Overrides = None,
     base: Annotated[
         str | None,

@@ -94,7 +94,7 @@ def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> 
 
 
 def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, as JSON, without what no run is named by: a run may go on under another way of serving or watching."""
+    """The recipe, as JSON, without what no run is named by: it may go on under another way of serving or watching."""
     return {name: section for name, section in recipe.items() if name not in ("serving", "watching")}
 
 

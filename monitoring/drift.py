@@ -40,6 +40,8 @@ class Asked:
     """[N] what it answered."""
     embeddings: NDArray[np.float32] | None = None
     """[M, D] of some of the rows or all, by the pretrained encoder; None where no text is kept."""
+    keys: NDArray[np.int64] | None = None
+    """[M] of a reference, what its rows share where they are not independent (a document, a patient), by number."""
 
     def __len__(self) -> int:
         return len(self.confidences)
@@ -84,24 +86,30 @@ def drift_signs(window: Asked, *, reference: Asked, rate: float) -> tuple[Sign, 
     if window.embeddings is None or reference.embeddings is None or not can_embed:
         return tuple(signs)
     ours, theirs = (_normalised(found) for found in (window.embeddings, reference.embeddings))
+    keys = np.arange(len(theirs)) if reference.keys is None else reference.keys
     return (
-        unfamiliar_sign(ours, reference=theirs, rate=each),
+        unfamiliar_sign(ours, reference=theirs, keys=keys, rate=each),
         *signs,
-        told_apart_sign(ours, reference=theirs, rate=each),
+        told_apart_sign(ours, reference=theirs, keys=keys, rate=each),
     )
 
 
-def unfamiliar_sign(window: NDArray[np.float32], *, reference: NDArray[np.float32], rate: float) -> Sign:
+def unfamiliar_sign(
+    window: NDArray[np.float32], *, reference: NDArray[np.float32], keys: NDArray[np.int64], rate: float
+) -> Sign:
     """Share of the texts that lie farther from their nearest reference row than 99 % of those from one another.
 
-    The chance of a fresh row to be farther than the j-th farthest of n is Beta(j, n + 1 - j) where all come from one
-    distribution; a clean window of m rows draws from a binomial with it. Both embeddings [N, D] have length 1.
+    Of a reference row the nearest with another key counts: what is asked comes of other documents than it. The chance
+    of a fresh row to be farther than the j-th farthest of n is Beta(j, n + 1 - j) where all come from one distribution;
+    a clean window of m rows draws from a binomial with it. Rows of one key are no n: as many as there are keys count
+    for it. Both embeddings [N, D] have length 1.
     """
-    apart = np.sort(_nearest(reference, reference, leave_out=True))
+    apart = np.sort(_nearest(reference, reference, apart_from=keys))
     far = max(1, int(FAR_SHARE * len(apart)))
     share = float((_nearest(window, reference) > apart[-far]).mean())
     generator = np.random.default_rng(SEED)
-    chances = generator.beta(far, len(apart) + 1 - far, NUM_DRAWS)
+    num = len(np.unique(keys))
+    chances = generator.beta(far * num / len(apart), num + 1 - far * num / len(apart), NUM_DRAWS)
     clean = generator.binomial(len(window), chances) / len(window)
     what = "texts farther from every reference text than 99 % of those from one another"
     return Sign("unfamiliar", what, share, _exceeded_at(clean, rate), rate, len(window))
@@ -125,21 +133,26 @@ def classes_sign(window: Asked, *, reference: Asked, rate: float) -> Sign:
     return _stability("classes", "stability index of the answers' classes", counts[0], counts[1], rate=rate)
 
 
-def told_apart_sign(window: NDArray[np.float32], *, reference: NDArray[np.float32], rate: float) -> Sign:
+def told_apart_sign(
+    window: NDArray[np.float32], *, reference: NDArray[np.float32], keys: NDArray[np.int64], rate: float
+) -> Sign:
     """How well a linear classifier tells texts of the window from reference texts (area under the curve).
 
-    It learns on every second row of both and is judged on the others, whose scores are exchangeable where both come
-    from one distribution: the threshold is the Mann-Whitney statistic's. Lopez-Paz and Oquab, ICLR 2017.
+    It learns on one half of both and is judged on the other, whose scores are exchangeable where both come from one
+    distribution: the threshold is the Mann-Whitney statistic's. One key of the reference is in one half. Lopez-Paz and
+    Oquab, ICLR 2017.
     """
     generator = np.random.default_rng(SEED)
-    size = min(len(window), len(reference))
-    parts = [rows[generator.permutation(len(rows))[:size]] for rows in (window, reference)]
-    learned = np.concatenate([rows[::2] for rows in parts]).astype(np.float64)
-    signs = np.concatenate([np.full(len(rows[::2]), sign) for rows, sign in zip(parts, (1.0, -1.0), strict=True)])
+    size = min(len(window), len(reference)) // 2
+    first = np.isin(keys, generator.permutation(np.unique(keys))[::2])
+    halves = [generator.permutation(len(window)) % 2 == 0, first]
+    parts = [(rows[half][:size], rows[~half][:size]) for rows, half in zip((window, reference), halves, strict=True)]
+    learned = np.concatenate([rows for rows, _ in parts]).astype(np.float64)
+    signs = np.concatenate([np.full(len(rows), sign) for (rows, _), sign in zip(parts, (1.0, -1.0), strict=True)])
     centre = learned.mean(0)
     gram = (learned - centre).T @ (learned - centre) + RIDGE * np.eye(learned.shape[1])
     direction = np.linalg.solve(gram, (learned - centre).T @ signs)
-    ours, theirs = (rows[1::2] @ direction for rows in parts)
+    ours, theirs = (rows @ direction for _, rows in parts)
     ranks = rankdata(np.concatenate([ours, theirs]))
     num, other = len(ours), len(theirs)
     area = float((ranks[:num].sum() - num * (num + 1) / 2) / (num * other))
@@ -183,12 +196,14 @@ def _normalised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def _nearest(rows: NDArray[np.float32], others: NDArray[np.float32], *, leave_out: bool = False) -> FloatArray:
-    """[N] cosine distance of each row to the nearest of the others; `leave_out` where both are the same rows."""
+def _nearest(
+    rows: NDArray[np.float32], others: NDArray[np.float32], *, apart_from: NDArray[np.int64] | None = None
+) -> FloatArray:
+    """[N] cosine distance of each row to the nearest of the others, or of those with another key than its own."""
     found = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK_ROWS):
         near = rows[start : start + BLOCK_ROWS] @ others.T
-        if leave_out:
-            near[np.arange(len(near)), start + np.arange(len(near))] = -np.inf
+        if apart_from is not None:
+            near[apart_from[start : start + BLOCK_ROWS, None] == apart_from[None]] = -np.inf
         found[start : start + BLOCK_ROWS] = 1 - near.max(1)
     return found

@@ -83,6 +83,7 @@ def read_reference(home: str, version: ModelVersion) -> Reference:
         table["confidence"].to_numpy().astype(np.float64),
         table["output"].to_pylist(),
         flat.reshape(len(table), -1).astype(np.float32),
+        table["key"].to_numpy() if "key" in table.column_names else None,
     )
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in told["groups"]}
     right = np.array(table["right"].to_pylist(), bool)
@@ -114,6 +115,8 @@ def made(uri: str, *, rows: Rows, made_at: str) -> bytes:
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1]),
     }
     columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in table.groups.items()}
+    if rows.split_keys is not None:  # by number: a key may be a patient
+        columns["key"] = pa.array(np.unique(np.array(rows.split_keys), return_inverse=True)[1])
     told = {"digest": version.digest, "made_at": made_at, "groups": list(table.groups)}
     sink = io.BytesIO()
     pq.write_table(pa.table(columns).replace_schema_metadata({"tailorbird": json.dumps(told)}), sink)

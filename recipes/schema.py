@@ -461,8 +461,8 @@ class ServingSection(Section):
     request_log: str | None = None
     """URI of a prefix where each answer leaves a row, as Parquet by day; replicas must be allowed to write there."""
     log_texts: bool = False
-    """Whether the rows hold the texts too, and what a chat model answered; needs `request_log`. Electronic addresses and
-    numbers of six digits and more are replaced by their kind, names are not."""
+    """Whether the rows hold the texts too, and what a chat model answered; needs `request_log`. Electronic
+    addresses and numbers of six digits and more are replaced by their kind, names are not."""
     subject_key: str | None = None
     """Where the secret stands, as in `api_keys`, by which the log hashes the `subject` of a request (HMAC-SHA256);
     without it, none is kept."""
@@ -514,7 +514,7 @@ class WatchingSection(Section):
     rollback: Literal["propose", "automatic"] = "propose"
     """What a new verdict that the champion no longer wins does: it is told, or the version before serves again."""
     keep_days: int | None = Field(default=None, ge=1)
-    """Days that the request log is kept, rows and feedback; `tailorbird watch` deletes what is older. None keeps all."""
+    """Days that the request log is kept, rows and feedback; `tailorbird watch` deletes older ones. None keeps all."""
 
     @model_validator(mode="after")
     def _kept_long_enough(self) -> Self:

@@ -18,8 +18,8 @@ Document = dict[str, Any]
 
 ENVIRONMENTS = {
     "dev": ("dev", "dev/job"),
-    "staging": ("staging", "staging/service", "staging/job", "staging/promote"),
-    "prod": ("prod", "prod/service", "prod/job", "prod/promote"),
+    "staging": ("staging", "staging/service", "staging/job", "staging/promote", "staging/watch"),
+    "prod": ("prod", "prod/service", "prod/job", "prod/promote", "prod/watch"),
 }
 """Each overlay's parts, which are applied apart."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)
@@ -90,6 +90,9 @@ def pods_of(documents: list[Document]) -> list[Pod]:
         name = document["metadata"]["name"]
         if document["kind"] in CLUSTER_SPEC:
             found += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
+        elif document["kind"] == "CronJob":
+            template = document["spec"]["jobTemplate"]["spec"]["template"]
+            found.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"]))
         elif "template" in document.get("spec", {}):
             template = document["spec"]["template"]
             most = document["spec"].get("replicas", 1)

@@ -20,7 +20,7 @@ def test_every_file_of_ours_that_it_names_is_there() -> None:
 def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_that_fits() -> None:
     told = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
     assert {to for _, to in told} == {to for to, door in DOORS.items() if door.template is not None}
-    folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote"}
+    folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote", "watch": "watch"}
     for part, to in told:
         assert part in PARTS
         assert Path(part).name == folders[to]

@@ -38,16 +38,19 @@ def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")])
-@pytest.mark.parametrize(("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("prove", "prod/promote")])
+@pytest.mark.parametrize(
+    ("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("prove", "prod/promote"), ("watch", "prod/watch")]
+)
 def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
     to: str, part: str, overrides: tuple[str, ...]
 ) -> None:
     documents = rendered(to, *overrides, part=part)
-    (owner,) = of_kind(documents, "RayJob", "Job")
+    (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
     if to == "rayjob":
         pod, command = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], owner["spec"]["entrypoint"]
     else:
-        pod = owner["spec"]["template"]["spec"]
+        of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
+        pod = of_job["template"]["spec"]
         command = " ".join(pod["containers"][0]["command"])
     (volume,) = (one for one in pod["volumes"] if one["name"] == "recipe")
     (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "recipe")

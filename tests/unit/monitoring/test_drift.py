@@ -59,6 +59,25 @@ def test_texts_that_moved_without_leaving_their_topics_are_told_apart() -> None:
     assert alarms(moved)["told apart"] > 0.9
 
 
+def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_are_to_it() -> None:
+    def documents(chance: Chance, num: int) -> Asked:
+        """Ten rows of each document, close together."""
+        rows = texts(chance, num // 10)
+        assert rows.embeddings is not None
+        many = np.repeat(rows.embeddings, 10, axis=0) + chance.normal(0, 0.05, (num, WIDTH)).astype(np.float32)
+        outputs = [output for output in rows.outputs for _ in range(10)]
+        return Asked(np.repeat(rows.confidences, 10), outputs, many, np.repeat(np.arange(num // 10), 10))
+
+    alarmed = {"known": 0, "unknown": 0}
+    for seed in range(20):
+        chance = np.random.default_rng(seed)
+        reference, window = documents(chance, 1000), texts(chance, 100)
+        for name, given in (("known", reference), ("unknown", replace(reference, keys=None))):
+            alarmed[name] += drift_signs(window, reference=given, rate=RATE)[0].alarm
+    assert alarmed["known"] <= 2
+    assert alarmed["unknown"] == 20
+
+
 def test_without_texts_only_what_was_answered_is_looked_at() -> None:
     chance = np.random.default_rng(0)
     window = replace(texts(chance, 100), embeddings=None)
