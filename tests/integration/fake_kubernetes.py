@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
-from tests.integration.machines import Machine, Machines
+from tests.integration.machines import Machine, Machines, end
 
 HEAD_GROUP, HEAD_POD = "headgroup", "head"
 GPU = "nvidia.com/gpu"
@@ -80,7 +80,7 @@ class FakeKubernetes:
                 pods = [pod for pod in self.pods.values() if pod.group == group["groupName"]]
                 for pod in pods:
                     if pod.name in doomed:
-                        self._machines.end(pod.machine)
+                        end(pod.machine)
                         del self.pods[pod.name]
                 left = self.of(group["groupName"])
                 for _ in range(wanted - len(left)):

@@ -135,18 +135,11 @@ class Machines:
         self._machines.append(machine)
         return machine
 
-    def end(self, machine: Machine) -> None:
-        """Ends a node as an operator does: it is told, and then waited for."""
-        members = stack.family(machine.process.pid)
-        machine.process.terminate()
-        stack.await_end(members, timeout_s=END_S)
-        machine.process.wait()
-
     def stop(self) -> None:
         """Ends all that is left, workers first."""
         for machine in reversed(self._machines):
             if machine.process.poll() is None:
-                self.end(machine)
+                end(machine)
         shutil.rmtree(self._temp_dir, ignore_errors=True)
         self._claim.close()
 
@@ -154,6 +147,14 @@ class Machines:
 def joined(machine: Machine) -> bool:
     """Whether the node is one of its cluster's."""
     return "Ray runtime started" in machine.log.read_text()
+
+
+def end(machine: Machine) -> None:
+    """Ends a node as an operator does: it is told, and then waited for."""
+    members = stack.family(machine.process.pid)
+    machine.process.terminate()
+    stack.await_end(members, timeout_s=END_S)
+    machine.process.wait()
 
 
 def kill(machine: Machine) -> None:

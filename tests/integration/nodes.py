@@ -37,33 +37,32 @@ LIMIT_S = 560
 
 
 class Watched(Heard):
-    """Hears a training that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
+    """Hears of work that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
 
     def __init__(self) -> None:
         super().__init__()
         self.group_sizes: list[int] = []
         self.over = threading.Event()
         self.failure: BaseException | None = None
+        self.value: Any = None
 
-    def start(self, section: TrainingSection, *, relay: Any) -> None:
-        task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
-
-        def train() -> None:
+    def start(self, work: Callable[[], Any]) -> None:
+        def run() -> None:
             try:
-                finetune(section, task=task, uri=uri, relay=relay)
+                self.value = work()
             except BaseException as error:  # raised where it is waited for
                 self.failure = error
             self.over.set()
 
-        threading.Thread(target=train, daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Waits; raises what the training failed with, and where it ended before."""
+        """Waits; raises what the work failed with, and where it ended before."""
         while not holds():
             ended = self.over.wait(TICK_S)
             if self.failure is not None:
                 raise self.failure
-            assert not ended or holds(), "the training ended before"
+            assert not ended or holds(), "the work ended before"
 
     def until_told(self, wanted: Callable[[Event], bool]) -> None:
         """Until such an event comes after now."""
@@ -147,7 +146,8 @@ def main(kind: str) -> None:
         }
         ray.init(address=cluster.address, log_to_driver=False)
         with relayed(heard) as relay:
-            heard.start(section, relay=relay)
+            task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+            heard.start(lambda: finetune(section, task=task, uri=uri, relay=relay))
             change(cluster, heard)
             started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
         told = {
