@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from evaluation.metrics import (
@@ -190,6 +191,12 @@ def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order_given() -> None
 def test_holm_never_makes_a_p_value_smaller_and_never_more_than_bonferroni(p_values: list[float]) -> None:
     for adjusted, p_value in zip(holm(p_values), p_values, strict=True):
         assert p_value <= adjusted <= min(1, len(p_values) * p_value) + 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_holm_is_statsmodels_(size: int) -> None:
+    p_values = np.random.default_rng(size).random(size).round(1)  # ties among them
+    assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-15)
 
 
 def test_wilson_interval_is_statsmodels_and_holds_the_accuracy() -> None:
