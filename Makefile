@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.installed
+# Takes all memory that there is, once, and looks at what is refused then.
+ALONE := tests/integration/test_serving_faults.py
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
@@ -23,7 +25,8 @@ test: $(SETUP)
 	$(BIN)/pytest -m "not slow" --durations=25 tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow --durations=25
+	$(BIN)/pytest -m slow --durations=25 -n 2 --dist loadfile --ignore $(ALONE)
+	$(BIN)/pytest -m slow --durations=25 $(ALONE)
 
 check: $(SETUP)
 	$(BIN)/ruff check .
