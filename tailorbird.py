@@ -35,7 +35,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Show the log until the e
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `tailorbird jobs list` shows it.")]
 Folder = Annotated[
     Path | None,
-    typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME [default: .tailorbird]."),
+    typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME; by default .tailorbird."),
 ]
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
@@ -196,7 +196,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 @fails_clearly
 def promote(
     recipe: RecipePath,
-    version: Annotated[str | None, typer.Option(help="A version's URI [default: the latest run's winner].")] = None,
+    version: Annotated[str | None, typer.Option(help="A version's URI; by default the latest run's winner.")] = None,
     override: Annotated[
         str | None, typer.Option(metavar="REASON", help="Why a verdict that is not confirmatory may stand.")
     ] = None,
@@ -274,7 +274,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 @fails_clearly
 def watch(
     recipe: RecipePath,
-    day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD [default: today, UTC].")] = None,
+    day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
     metrics: Annotated[Path | None, typer.Option(help="Where to put the gauges, for a node exporter.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -325,7 +325,7 @@ def score(
     input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
     output: Annotated[str, typer.Option(help="A folder, s3://, empty or of this batch as it was interrupted.")],
     model: Annotated[str, typer.Option(help="`champion`, `pretrained`, a version's name or its URI.")] = "champion",
-    column: Annotated[str | None, typer.Option(help="With the texts [default: the recipe's].")] = None,
+    column: Annotated[str | None, typer.Option(help="With the texts; by default the recipe's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="What the output has as `id`.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -645,7 +645,7 @@ def put(
 @fails_clearly
 def up(
     folder: Folder = None,
-    num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use [default: all].")] = None,
+    num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use; by default all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Starts the stack, or finds it running.

@@ -1,7 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 import typer
 
 from tailorbird import FAILURE, USER_ERROR, fails_clearly
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,10 @@ def test_a_verb_ends_with_the_code_of_what_went_wrong(
         verb()
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == told
+
+
+def test_no_help_text_holds_what_the_terminal_takes_for_markup() -> None:
+    """Rich shows nothing of `[default: all]`."""
+    told = re.findall(r'help="([^"]*)"', (ROOT / "tailorbird.py").read_text(encoding="utf-8"))
+    assert len(told) > 20
+    assert [text for text in told if "[" in text] == []
