@@ -2,12 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.installed
-# Takes all memory that there is, once, and looks at what is refused then.
-ALONE := tests/integration/test_serving_faults.py
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow test-long check bench clean
 
 setup: $(SETUP)
 
@@ -21,12 +19,14 @@ demo: $(SETUP)
 	$(BIN)/python demo.py $(if $(KEEP),--keep)
 
 test: $(SETUP)
-	$(BIN)/pytest -m "not slow" -n 2 tests/unit tests/k8s
-	$(BIN)/pytest -m "not slow" --durations=25 tests/integration
+	$(BIN)/pytest -m "not slow and not long" -n 2 tests/unit tests/k8s
+	$(BIN)/pytest -m "not slow and not long" --durations=25 tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow --durations=25 -n 2 --dist loadfile --ignore $(ALONE)
-	$(BIN)/pytest -m slow --durations=25 $(ALONE)
+	$(BIN)/pytest -m slow --durations=25
+
+test-long: $(SETUP)
+	$(BIN)/pytest -m long --durations=25
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -95,7 +95,7 @@ def test_sigterm_keeps_the_very_step_and_training_goes_on_from_it(
 
 
 @pytest.mark.slow
-def test_workers_killed_at_any_moment_leave_no_trace_in_the_losses(
+def test_ray_46814_workers_killed_at_any_moment_leave_no_trace_in_the_losses(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     seed = random.randrange(1 << 30)
@@ -244,7 +244,7 @@ def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: 
     assert heard["num_workers"] > 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_taken_back_with_notice_keeps_the_very_step(
     small_data: str, undisturbed: set[tuple[int, float, float]]
 ) -> None:
@@ -255,7 +255,7 @@ def test_a_node_taken_back_with_notice_keeps_the_very_step(
     assert heard["steps"] == sorted(set(heard["steps"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -> None:
     assert small_data == "s3://lake/small"
     heard = nodes("elastic")

@@ -26,7 +26,7 @@ from tests.integration.one_training import NUM_EPOCHS
 from tests.integration.small import REGISTRY, ROOT
 from tests.integration.test_serving import TEXTS, Service
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NAME = "serving-on-nodes"
 HOME, LOG = f"s3://models/{NAME}", f"s3://lake/{NAME}"

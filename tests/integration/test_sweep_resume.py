@@ -44,8 +44,9 @@ def trials_when(process: subprocess.Popen[str], *, home: str, log: Path) -> tupl
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_driver_ended_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_rest(
     small_data: str, tmp_path: Path, end: signal.Signals
 ) -> None:

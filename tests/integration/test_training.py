@@ -97,7 +97,7 @@ def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_dat
     assert [event["step"] for event in heard.of_kind("step")] in ([], [1])  # nothing was tried twice
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small_data: str) -> None:
     task = training_task(small_data, num_rows=800)
     section = TrainingSection(epochs=2, batch_size=32, checkpoint_interval_s=3)
