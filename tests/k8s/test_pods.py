@@ -105,8 +105,8 @@ def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_wri
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
-        writers = dict.fromkeys(("client", "shared", "watch"), "training")
-        assert account == ({"store": None} | writers).get(role, role)
+        trusted = dict.fromkeys(("client", "shared", "watch"), "training")
+        assert account == ({"store": None} | trusted).get(role, role)
         assert account is None or account in accounts
     writers = [
         name
