@@ -44,6 +44,8 @@ NUM_ASKED, LIST, MOST = 240, 8, 600
 SECRET = "subject-of-the-watching-test"
 Rows = list[tuple[str, str]]
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
     """One of five parts, drawn by lot, of the terms of some chapters: what is asked is like what the champion saw."""
@@ -168,7 +170,6 @@ def look(recipe: Recipe) -> tuple[Report, tuple[str, ...]]:
     return found.reports[-1], found.advice.reasons
 
 
-@pytest.mark.slow
 def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_under_load(
     task: Task, tmp_path: Path
 ) -> None:
