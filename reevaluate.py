@@ -53,7 +53,11 @@ class Reevaluated:
         back = self.back_to.rsplit("/", 1)[-1]
         then = []
         if self.holds is False:
-            again = f"{back} serves again" if self.champion.uri == self.back_to else f"`tailorbird rollback {recipe}`"
+            again = (
+                f"{back} serves again"
+                if self.champion.uri == self.back_to
+                else f"`tailorbird rollback {recipe} --reason ...`"
+            )
             then = [f"{again}; to train on what is asked today: add the audited rows to data.train, `tailorbird run`"]
         return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
 
@@ -90,9 +94,8 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     )
     tables = _tables(recipe, {role: version.uri for role, version in versions.items()}, rows=rows, question=question)
     if question.has_reference:
-        tables["reference"] = predict_reference(
-            rows, train=splits.train, validation=splits.validation, metric=question.metric
-        )
+        predict = remotely(predict_reference, recipe.training)
+        tables["reference"] = predict(rows, train=splits.train, validation=splits.validation, metric=question.metric)
     evidence: dict[str, Any] = {
         "question": question.to_dict(),
         "data": {"sha256_test": question.test_sha256, "num_rows": len(rows), "leaks": [], "dropped": dropped},

@@ -44,7 +44,9 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
     trial = _trial(recipe, champion=version)
     show({"event": "stage", "text": f"the request log of {version.version}"})
     remember(recipe, version, made_at=now())
-    watch_log(recipe, Serving(version, pretrained, trial), today=today, show=show)
+    watch_log(
+        recipe, Serving(version, pretrained, trial, date.fromisoformat(champion.since[:10])), today=today, show=show
+    )
     reports = [report for report in read_reports(recipe.home) if report.digest == version.digest]
     advice = advise(
         reports,

@@ -6,9 +6,9 @@ Banking77 (`TAILORBIRD_DATA`), MiniLM's embeddings and a probe fitted on its tra
 rows of training that the probe did not see are what is asked; each draw takes a reference of 1,500 of them with
 replacement, and windows of several sizes: clean, with a tenth of foreign texts (medical abstracts), with half
 of the classes asked five times as often, and with a tenth of the words replaced by ones that no row has (new
-vocabulary). Printed are the shares of the windows with any alarm, at a stated rate of 5 %, and the smallest window in
-which eight of ten are found. Then the trial's e-process: the share of 1,000 fair courses of 5,000 pairs that end in a
-false alarm although one looks after every pair, and the pairs that a split of 60 to 40 takes.
+vocabulary). Printed are the shares of the windows with any alarm, at a stated rate of 5 %. Then the trial's e-process:
+the share of 1,000 fair courses of 5,000 pairs that end in a false alarm although one looks after every pair, and the
+pairs that a split of 60 to 40 takes.
 """
 
 import os
@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.rounds import finish, show, skip
 from cluster import fetch, storage
-from monitoring.betting import _least_wins, pairs_needed
+from monitoring.betting import least_wins, pairs_needed
 from monitoring.drift import Asked, drift_signs
 from monitoring.reference import embedded
 
@@ -127,7 +127,7 @@ def _together(first: Asked, second: Asked) -> Asked:
 
 def _false_alarms() -> float:
     """Share of fair courses in which the trial is ever proven better."""
-    least = np.array([_least_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
+    least = np.array([least_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
     chance = np.random.default_rng(SEED)
     return float(np.mean([(np.cumsum(chance.random(LONGEST) < 0.5) >= least).any() for _ in range(COURSES)]))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster import storage
 from data.read import Rows
-from monitoring.traffic import ANSWERS, CHAMPION, UNSTATED, _read, files_of, key_of
+from monitoring.traffic import ANSWERS, CHAMPION, UNSTATED, files_of, key_of, read_columns
 from monitoring.watch import audits_of
 from recipes.schema import Recipe
 
@@ -45,10 +45,10 @@ def export(recipe: Recipe, *, digest: str, days: Sequence[date], num_rows: int, 
     import pyarrow.parquet as pq
 
     log = _log_of(recipe)
-    known = {key for uri in audits_of(recipe.home) for key in _keys(_read(uri, COLUMNS)[0])}
+    known = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)[0])}
     drawn: list[tuple[int, dict[str, Any]]] = []
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
-        for answer in _read(uri, ANSWERS)[0].to_pylist():
+        for answer in read_columns(uri, ANSWERS)[0].to_pylist():
             ours = answer["arm"] == CHAMPION and answer["digest"] == digest and answer["label"] is not None
             key = key_of(answer["request_id"], answer["row"])
             if ours and key not in known:
@@ -72,7 +72,7 @@ def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, i
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table, lacking = _read(uri, COLUMNS)
+    table, lacking = read_columns(uri, COLUMNS)
     if lacking:
         raise AuditError(f"{uri} lacks {', '.join(lacking)}; give a file that `tailorbird audit export` wrote")
     rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
@@ -92,7 +92,7 @@ def audited_rows(recipe: Recipe) -> Rows:
     """Every audited text with its label, the later word on one that was labelled twice; groups by its attributes."""
     found: dict[int, dict[str, Any]] = {}
     for uri in audits_of(recipe.home):
-        for row in _read(uri, COLUMNS)[0].to_pylist():
+        for row in read_columns(uri, COLUMNS)[0].to_pylist():
             if row["text"]:
                 found[key_of(row["request_id"], row["row"])] = row
     rows = [found[key] for key in sorted(found)]

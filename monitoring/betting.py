@@ -115,7 +115,7 @@ def pairs_needed(chance: float, *, alpha: float, power: float = 0.8) -> int:
         further = np.zeros(num + 1)
         further[1:] += chance * going
         further[:-1] += (1 - chance) * going
-        proven = _least_wins(num, alpha=alpha)
+        proven = least_wins(num, alpha=alpha)
         ended += float(further[proven:].sum())
         further[proven:] = 0
         going = further
@@ -124,7 +124,7 @@ def pairs_needed(chance: float, *, alpha: float, power: float = 0.8) -> int:
     raise ValueError(f"with a chance of {chance} more than {LOOKED_AHEAD:,} pairs are needed; expect a larger one")
 
 
-def _least_wins(num: int, *, alpha: float) -> int:
+def least_wins(num: int, *, alpha: float) -> int:
     """The fewest wins of `num` pairs that prove it; `num + 1` where none do. Wealth grows with wins."""
     low, high = (num + 1) // 2, num + 1
     while low < high:

@@ -24,6 +24,7 @@ def page(name: str, reports: Sequence[Report], *, advice: Advice) -> str:
             section("How often it is right", *_quality(now)),
             _gate("Groups", now.groups),
             _gate("Names, sexes and ages swapped", now.counterfactual) if now.counterfactual else "",
+            _gate("Groups of the trial's pairs", now.trial.reading) if now.trial else "",
             section("What could not be looked at, and what is odd", bullets(now.notes)) if now.notes else "",
         ]
     sections.append(section("Days", _days(reports[-SHOWN:])))

@@ -25,6 +25,8 @@ class TrialPairs(Frozen):
     """Of the version on trial."""
     pairs: Pairs
     groups: dict[str, Pairs]
+    reading: Gate
+    """The verdict's own reading of the groups, on the whole window's pairs."""
 
 
 class Report(Frozen):

@@ -150,7 +150,7 @@ def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
     latest: dict[int, tuple[bool, int, str]] = {}
     again = 0
     for uri in (*files, *audits):
-        table, _ = _read(uri, FEEDBACK)
+        table, _ = read_columns(uri, FEEDBACK)
         for request_id, row, at, label in zip(*(table[name].to_pylist() for name in FEEDBACK), strict=True):
             if request_id is None or row is None or label is None:
                 continue
@@ -191,7 +191,7 @@ class Reader:
         return joined(self._file(uri) for uri in files)
 
     def _file(self, uri: str) -> Traffic:
-        table, lacking = _read(uri, ANSWERS)
+        table, lacking = read_columns(uri, ANSWERS)
         columns = {name: table[name].to_pylist() for name in ("request_id", "row", "label", "attributes", "text")}
         digests, arms = (np.array(table[name].to_pylist(), dtype=object) for name in ("digest", "arm"))
         scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -287,7 +287,7 @@ def _smallest(sample: Sample) -> Sample:
     )
 
 
-def _read(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
+def read_columns(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
     """The columns of a file, and which of them it lacks (they are null then)."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -19,12 +19,13 @@ from evaluation.perturb import counterfactuals
 from evaluation.predict import predict_rows
 from models.registry import ModelVersion, now
 from monitoring.drift import LEAST_ROWS, Asked, DriftError, drift_signs
-from monitoring.quality import groups_now, quality, trial_pairs
+from monitoring.quality import groups_now, quality, trial_groups, trial_pairs
 from monitoring.reference import Reference, embedded, read_reference
 from monitoring.report import Counted, Report, TrialPairs, without_traffic
 from monitoring.traffic import (
     CANARY,
     CHAMPION,
+    OUTCOME_ARRAYS,
     SHADOW,
     Outcomes,
     Sample,
@@ -53,10 +54,13 @@ class Serving:
     pretrained: ModelVersion | None
     """What it was compared with, if that is untouched."""
     trial: ModelVersion | None
+    since: date
+    """When the champion began to serve, UTC; days before are its forerunners', and keep their reports."""
 
 
 def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[Report]:
-    """Reports of every day before `today` of which the log has answers, or that lies between two such days; in order.
+    """Reports of every day of the champion's before `today` of which the log has answers, or that lies between two such
+    days; in order.
 
     A day's report covers `watching.window_days` days up to it, and lies at `<home>/monitoring/<day>.json`. One whose
     inputs are the same is not made again, and none is once no label is waited for any more. Raises WatchError where the
@@ -72,7 +76,7 @@ def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[
     log = log.rstrip("/")
     reference = read_reference(recipe.home, serving.champion)
     reports = []
-    for day in _days(log, before=today):
+    for day in _days(log, since=serving.since, before=today):
         made = _read_report(recipe.home, day)
         over = day + timedelta(days=recipe.watching.label_days + 1) < today
         if made is not None and made.digest == serving.champion.digest and over:
@@ -94,8 +98,8 @@ def read_reports(home: str) -> list[Report]:
     return [Report.model_validate_json(storage.read_bytes(uri)) for uri in sorted(found) if uri.endswith(".json")]
 
 
-def _days(log: str, *, before: date) -> Iterator[date]:
-    days = [date.fromisoformat(day) for day in days_of(log)]
+def _days(log: str, *, since: date, before: date) -> Iterator[date]:
+    days = [day for name in days_of(log) if (day := date.fromisoformat(name)) >= since]
     day = min(days, default=before)
     while day < before and day <= max(days):
         yield day
@@ -198,22 +202,25 @@ class _Window:
             return None
         predict = remotely(predict_rows, self.recipe.training)
         tables = [
-            tuple(predict(version.uri, rows=some) for some in (rows, changed))
+            (predict(version.uri, rows=rows), predict(version.uri, rows=changed))
             for version in (self.serving.champion, pretrained)
         ]
-        ours, theirs = (_as_pair(*pair) for pair in tables)
-        return counterfactual_gate(candidate=ours, incumbent=theirs, limits=limits, alpha=self.recipe.evaluation.alpha)
+        alpha = self.recipe.evaluation.alpha
+        return counterfactual_gate(candidate=tables[0], incumbent=tables[1], limits=limits, alpha=alpha)
 
     def _trial(self, outcomes: Outcomes) -> TrialPairs | None:
-        """Pairs of the report's last day alone, so that days add up."""
+        """Pairs of the report's last day alone, so that days add up, and the groups as the whole window shows them."""
         if self.serving.trial is None:
             return None
         day = np.datetime64(self.day.isoformat(), "us").astype(np.int64)
         of_day = (outcomes.at >= day) & (outcomes.at < day + np.int64(86_400_000_000))
-        arrays = {name: getattr(outcomes, name)[of_day] for name in ("keys", "arms", "at", "right", "audited")}
+        arrays = {name: getattr(outcomes, name)[of_day] for name in OUTCOME_ARRAYS}
         groups = tuple(value for value, here in zip(outcomes.groups, of_day, strict=True) if here)
-        pairs, by_group, _ = trial_pairs(replace(outcomes, **arrays, groups=groups), columns=self.recipe.data.groups)
-        return TrialPairs(digest=self.serving.trial.digest, pairs=pairs, groups=by_group)
+        columns, section = self.recipe.data.groups, self.recipe.evaluation
+        pairs, by_group, _ = trial_pairs(replace(outcomes, **arrays, groups=groups), columns=columns)
+        _, names, tables = trial_pairs(outcomes, columns=columns)
+        reading = trial_groups(names, tables, limits=section.gates.groups or GroupsGate(), alpha=section.alpha)
+        return TrialPairs(digest=self.serving.trial.digest, pairs=pairs, groups=by_group, reading=reading)
 
     def _misplaced(self, outcomes: Outcomes) -> list[str]:
         first, after = (
@@ -262,10 +269,6 @@ def _oddities(traffic: Traffic, *, labels_told_again: int) -> list[str]:
     if len(others) > 1:
         notes.append(f"{len(others)} versions were on trial in this window; only the recipe's is judged")
     return notes
-
-
-def _as_pair(clean: Any, changed: Any) -> tuple[Any, Any]:
-    return clean, changed
 
 
 def _span(first: date, last: date) -> list[str]:

@@ -47,7 +47,9 @@ def reasons(*reports: Report, expires: str | None = None) -> tuple[str, ...]:
 
 def test_a_report_is_read_back_as_it_was_written() -> None:
     bound = at_most(0.0, what="change in sex = f", estimate=0.1, interval=(0.05, 0.15), n=100)
-    pairs = TrialPairs(digest="t", pairs=Pairs(3, 1, 10), groups={"sex = f": Pairs(1, 1, 4)})
+    pairs = TrialPairs(
+        digest="t", pairs=Pairs(3, 1, 10), groups={"sex = f": Pairs(1, 1, 4)}, reading=gate("groups", ())
+    )
     made = report(signs=(ALARM,), groups=gate("groups", (bound,)), trial=pairs)
     assert Report.model_validate_json(made.to_json()) == made
 
@@ -82,7 +84,9 @@ def test_a_trials_days_add_up_and_each_counts_once_by_its_last_report() -> None:
     def day(name: str, wins: int, *, made_at: str = "2026-03-09T01:00:00+00:00", digest: str = "t") -> Report:
         groups = {f"sex = {name[-1]}": Pairs(wins, 0, wins)}
         return report(
-            day=name, made_at=made_at, trial=TrialPairs(digest=digest, pairs=Pairs(wins, 2, 30), groups=groups)
+            day=name,
+            made_at=made_at,
+            trial=TrialPairs(digest=digest, pairs=Pairs(wins, 2, 30), groups=groups, reading=gate("groups", ())),
         )
 
     found = judged(
@@ -101,7 +105,7 @@ def test_a_trials_days_add_up_and_each_counts_once_by_its_last_report() -> None:
 
 
 def test_the_page_shows_alarms_labels_and_a_trial_with_everything_escaped() -> None:
-    pairs = TrialPairs(digest="t", pairs=Pairs(60, 10, 100), groups={})
+    pairs = TrialPairs(digest="t", pairs=Pairs(60, 10, 100), groups={}, reading=gate("groups", (), note="no pair"))
     reports = [report(day="2026-03-07"), report(signs=(ALARM,), trial=pairs, notes=("<b>odd</b>",))]
     advice = advise(reports, expires=None, today=TODAY, trial="t", alpha=0.05)
     shown = page("my <task>", reports, advice=advice)
