@@ -209,6 +209,7 @@ def _begin(section: TrainingSection, material: Material, *, uri: str) -> tuple[A
     source = f"{uri.partition('://')[0]}://{saved.path}"
     require_no_way_out(source)
     with scratch(), saved.as_directory() as folder:
+        dist.barrier()  # a node's workers share the folder, and one that comes later downloads into it once more
         return checkpoint.resume(section, material, folder=Path(folder), uri=source)
 
 

@@ -179,7 +179,8 @@ def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
     write_data("s3://lake/small")
     task = training_task("s3://lake/small", num_rows=NUM_ROWS)
     heard = Struck(server.fail_a_while)
-    with connect():
+    # Ray Train's controller too has the settings of S3 from its environment.
+    with connect(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}}):
         before = num_workers_started()
         run(section_of(checkpoint_interval_s=5), task, heard=heard)
         assert num_workers_started() == before + 2

@@ -85,12 +85,13 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     small_data: str, tmp_path: Path
 ) -> None:
     task = training_task(small_data, num_rows=200)
-    section = TrainingSection(epochs=3, batch_size=16, max_failures=0)
+    section = TrainingSection(epochs=50, batch_size=16, max_failures=0)
     uri, marker = f"{REGISTRY}/training-{uuid.uuid4().hex}", tmp_path / "it-ran"
     killed: list[int] = []
 
     def show(event: Event) -> None:
-        if event["event"] == "step" and event["epoch"] == 1 and not killed:  # the first epoch's end is kept
+        # Until Train's controller has written down that there is a checkpoint, a training begins anew.
+        if not killed and event["event"] == "step" and storage.exists(f"{uri}/train/checkpoint_manager_snapshot.json"):
             killed.append(a_worker())
             os.kill(killed[0], signal.SIGKILL)
 
