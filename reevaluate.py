@@ -1,7 +1,9 @@
 """The verdict made again while its champion serves: the same question, on newly labelled rows, and the way back."""
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from cluster import storage
 from cluster.progress import Show
 from cluster.session import remotely
 from data.checks import normalise
-from data.read import Rows, Splits, content_sha256
+from data.read import Rows, Splits, columns_of, content_sha256, read_table
 from evaluation.perturb import counterfactuals, misspelt
 from evaluation.predict import predict_reference, predict_rows, save_predictions
 from evaluation.predictions import Predictions
@@ -22,7 +24,10 @@ from models.registry import Champion, champion_version, now, read_version
 from monitoring.audit import audited_rows
 from prepare import gather
 from promote import rollback, way_back
-from recipes.schema import Recipe, digest
+from recipes.schema import Recipe, digest, recipe_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ReevaluationError(ValueError):
@@ -42,6 +47,8 @@ class Reevaluated:
     """URI of the version that serves, or would, where it does not."""
     champion: Champion
     """That serves now."""
+    proposed: str | None
+    """URI of the recipe that would train on the audited rows too, where the champion no longer holds."""
 
     def sentence(self) -> str:
         """For people."""
@@ -58,7 +65,7 @@ class Reevaluated:
                 if self.champion.uri == self.back_to
                 else f"`tailorbird rollback {recipe} --reason ...`"
             )
-            then = [f"{again}; to train on what is asked today: add the audited rows to data.train, `tailorbird run`"]
+            then = [f"{again}; to train on what is asked today: `tailorbird run {self.proposed}`"]
         return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
 
 
@@ -67,9 +74,10 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
 
     The question is that of the run that chose the champion, but for prices: neither model changed, so neither did its
     cost. STAY means that the champion no longer holds; with `watching.rollback: automatic` the version before serves
-    again then, by the same conditional write as `tailorbird rollback`. Evidence lies under
-    `<home>/reevaluations/<time>/`, the outcome in `history/`. Raises ReevaluationError where less than
-    `watching.min_labels` rows are left, PromotionRefused where there is no champion or no way back.
+    again then, by the same conditional write as `tailorbird rollback`, and a recipe that would train on these rows too
+    is left beside the evidence; it is not run. Evidence lies under `<home>/reevaluations/<time>/`, the outcome in
+    `history/`. Raises ReevaluationError where less than `watching.min_labels` rows are left, PromotionRefused where
+    there is no champion or no way back.
     """
     if recipe.task == "chat":
         raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
@@ -111,7 +119,47 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     holds = {Outcome.STAY: False, Outcome.INSUFFICIENT_EVIDENCE: None}.get(verdict.outcome, True)
     if holds is False and recipe.watching.rollback == "automatic":
         champion = rollback(recipe.home, reason=f"the verdict no longer holds: {verdict.sentence()} ({uri})")
-    return Reevaluated(uri, verdict, holds, former.uri, champion)
+    proposed = propose_training(recipe, rows, uri=uri) if holds is False else None
+    return Reevaluated(uri, verdict, holds, former.uri, champion, proposed)
+
+
+def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
+    """Leaves a recipe that trains on these rows too under `uri`, and the rows under `<home>/audited/`; its URI.
+
+    They have the columns and types of the recipe's first training rows; what was stated that is no value of a group's
+    type is left out. A row shares its `split_by` with no other: its id, or a negative number in a column of numbers.
+    Audits know no `auxiliary_label`, so that recipe learns none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data, labelled = recipe.data, f"{recipe.home}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
+    schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False, auxiliary=None)).schema
+    given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
+    if data.split_by is not None:
+        numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
+        given[data.split_by] = numbers if pa.types.is_integer(schema.field(data.split_by).type) else rows.row_ids
+    columns = {name: _cast(given[name], to=schema.field(name).type) for name in schema.names}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    storage.write_bytes(labelled, sink.getvalue())
+    wider = data.model_copy(update={"train": (*data.train_uris, labelled), "auxiliary_label": None})
+    proposed = f"{uri}/recipe.yaml"
+    storage.write_bytes(proposed, recipe_text(recipe.model_copy(update={"data": wider})).encode())
+    return proposed
+
+
+def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
+    """Texts as values of a type, null where one is none."""
+    import pyarrow as pa
+
+    def scalar(value: str) -> Any:
+        try:
+            return pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
+        except pa.ArrowInvalid:
+            return None
+
+    return pa.array([scalar(value) for value in values], to)
 
 
 def fresh_rows(rows: Rows, splits: Splits) -> tuple[Rows, dict[str, int]]:

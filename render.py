@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster.package import recipe_text
-from recipes.schema import Recipe, ServingSection, TrainingSection, digest
+from recipes.schema import Recipe, ServingSection, TrainingSection, digest, recipe_text
 from serving.deploy import application_of, instance_of, require_unchanged, serve_url
 from serving.protocol import LOCAL
 

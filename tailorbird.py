@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from recipes.schema import Recipe, load_recipe
+from recipes.schema import Recipe, load_recipe, parse_recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
@@ -24,7 +24,7 @@ audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were
 app.add_typer(audit_app, name="audit")
 app.add_typer(jobs_app, name="jobs")
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or its URI.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -314,7 +314,7 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
     with _working(recipe, overrides, as_json=as_json) as (loaded, show):
         done = judge_again(loaded, show=show)
     value = {"evidence": done.uri, "verdict": done.verdict.to_dict(), "holds": done.holds}
-    value |= {"back_to": done.back_to, "champion": done.champion.uri}
+    value |= {"back_to": done.back_to, "champion": done.champion.uri, "proposed": done.proposed}
     _answer(value, as_json=as_json, lines=done.lines(recipe))
 
 
@@ -723,7 +723,12 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
 
 
 def _recipe(path: str, overrides: list[str] | None = None) -> Recipe:
-    return load_recipe(path, overrides=tuple(overrides or ()))
+    changes = tuple(overrides or ())
+    if "://" not in path:
+        return load_recipe(path, overrides=changes)
+    from cluster import storage
+
+    return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
 
 
 def _text_of(path: str) -> str:

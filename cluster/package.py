@@ -8,11 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from cluster.code import FILE_MODE, FIXED_TIME, runtime_files
 from cluster.session import request_dashboard
-from recipes.schema import Recipe
+from recipes.schema import Recipe, recipe_text
 
 RECIPE_FILE = "submitted_recipe.yaml"
 LIMIT_BYTES = 100 * 2**20
@@ -55,11 +53,6 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Packa
     if len(content) > limit_bytes:
         raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
     return Package(content)
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, with its overrides and every default: read again, it is the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def shipped_files(root: Path) -> tuple[str, ...]:

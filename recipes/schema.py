@@ -640,9 +640,16 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError, one line a fault.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise RecipeError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
+    return parse_recipe(content, path=path, overrides=overrides)
+
+
+def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A recipe file's content, which lay at `path`; as `load_recipe`."""
+    try:
+        content = yaml.safe_load(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
@@ -653,6 +660,11 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"recipe {path}:\n" + "\n".join(_fault(fault) for fault in error.errors())) from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, with its overrides and every default: read again, it is the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def digest(value: BaseModel | dict[str, Any]) -> str:

@@ -26,12 +26,13 @@ from cluster import code, fetch, storage
 from cluster.session import connect
 from data import icd10
 from data.encode import encode_texts, load_tokenizer
+from data.read import read_splits
 from models import classifier, load, registry
 from monitoring.audit import AuditError, days_between, export, take_in
 from monitoring.report import Report
 from monitoring.traffic import days_of, files_of
 from monitoring.watch import WatchError
-from recipes.schema import Recipe, load_recipe
+from recipes.schema import Recipe, load_recipe, parse_recipe
 from reevaluate import Reevaluated, ReevaluationError, reevaluate
 from serving import deploy
 from tailorbird import WANTED
@@ -206,6 +207,11 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     assert {status for status, _ in answers} == {200}
     versions = [version for _, version in answers]
     assert (versions[0], versions[-1]) == (task.champion.version, task.pretrained.version)
+    assert done.proposed is not None
+    wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
+    train = read_splits(wider.data).train
+    assert len(train) == len(read_splits(task.recipe.data).train) + done.verdict.n
+    assert set(train.labels[-done.verdict.n :]) & set(FOREIGN)
     kept = storage.read_json(f"{done.uri}/evidence.json")
     assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
     assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.home}/history"))

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from tailorbird import FAILURE, USER_ERROR, fails_clearly
+from tailorbird import FAILURE, USER_ERROR, app, fails_clearly
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +37,14 @@ def test_no_help_text_holds_what_the_terminal_takes_for_markup() -> None:
     told = re.findall(r'help="([^"]*)"', (ROOT / "tailorbird.py").read_text(encoding="utf-8"))
     assert len(told) > 20
     assert [text for text in told if "[" in text] == []
+
+
+def test_a_recipe_may_lie_in_a_store() -> None:
+    """As the one does that a verdict which was made again proposes."""
+    recipe = ROOT / "recipes" / "icd10_demo.yaml"
+    door, change = ["--to", "submit"], "name=elsewhere"
+    by_path, by_uri = (CliRunner().invoke(app, ["render", at, change, *door]) for at in (str(recipe), recipe.as_uri()))
+    assert by_uri.exit_code == 0, by_uri.output
+    assert by_uri.output == by_path.output
+    lacking = CliRunner().invoke(app, ["render", f"{ROOT.as_uri()}/nowhere.yaml", *door])
+    assert (lacking.exit_code, "is not there" in lacking.output) == (USER_ERROR, True), lacking.output

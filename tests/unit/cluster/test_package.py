@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.code import PACKAGES, code_sha256
-from cluster.package import RECIPE_FILE, PackageError, pack, recipe_text, shipped_files
-from recipes.schema import Recipe, digest, load_recipe
+from cluster.package import RECIPE_FILE, PackageError, pack, shipped_files
+from recipes.schema import Recipe, digest, load_recipe, recipe_text
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
