@@ -111,7 +111,7 @@ def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None
     assert answer.usage.completion_tokens <= LIMIT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
     fuzz(service.url, folder=tmp_path)
 

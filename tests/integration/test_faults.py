@@ -172,7 +172,7 @@ class Server:
         threading.Thread(target=come_back, daemon=True).start()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
     undisturbed: set[tuple[int, float, float]], server: Server
 ) -> None:
@@ -237,7 +237,7 @@ def nodes(kind: str) -> dict[str, Any]:
     return heard
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: set[tuple[int, float, float]]) -> None:
     assert small_data == "s3://lake/small"
     heard = nodes("removed")

@@ -19,7 +19,7 @@ from tests.integration.small import REGISTRY, ROOT
 from tests.integration.test_training import training_task
 from training.trainer import finetune
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 K8S = ROOT / "k8s"
 GPU_GROUP = "gpu-spot"

@@ -10,7 +10,7 @@ from cluster.session import connect
 from tests.integration.small import Heard, small_recipe
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recipe_that_asks_for_its_curve_gets_it_in_evidence_and_page(small_data: str, tmp_path: Path) -> None:
     asked = ("tuning.learning_curve=true", "data.max_train_rows=96", "tuning.num_trials=1", "tuning.space={}")
     recipe = small_recipe(tmp_path, name="curve", data=small_data, overrides=asked)

@@ -80,7 +80,7 @@ def test_a_run_leaves_no_secret_on_s3_and_tells_none(stack: stacks.StackState, s
     assert leaks(stack, {}) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     small_data: str, tmp_path: Path
 ) -> None:

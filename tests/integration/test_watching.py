@@ -28,6 +28,7 @@ from data import icd10
 from data.encode import encode_texts, load_tokenizer
 from data.read import read_splits
 from models import classifier, load, registry
+from monitoring.advice import Advice
 from monitoring.audit import AuditError, days_between, export, take_in
 from monitoring.report import Report
 from monitoring.traffic import days_of, files_of
@@ -41,7 +42,7 @@ from watching import watch
 
 KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
 FOREIGN = ("mental and behavioral disorders", "pregnancy and childbirth", "diseases of the eye", "diseases of the skin")
-NUM_ASKED, LIST, MOST = 240, 8, 600
+NUM_ASKED, NUM_TOLD, LIST, MOST = 240, 40, 8, 600
 SECRET = "subject-of-the-watching-test"
 Rows = list[tuple[str, str]]
 
@@ -59,7 +60,8 @@ def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
 
 
 class Task:
-    """A recipe about four chapters, a champion that knows just these, and a pretrained probe that knows eight."""
+    """A recipe about four chapters, a champion that knows just these, and a pretrained probe that knows eight, which
+    answers the same texts as its shadow."""
 
     def __init__(self, folder: Path) -> None:
         train = rows_of(KNOWN, part=0)
@@ -71,7 +73,7 @@ class Task:
             texts, labels = zip(*rows, strict=True)
             write_table(f"s3://lake/watching/{name}.parquet", pa.table({"text": texts, "label": labels}))
         lake = {name: f"s3://lake/watching/{name}.parquet" for name in ("train", "validation", "test")}
-        content = {
+        content: dict[str, Any] = {
             "name": "watching-test",
             "base_model": BASE_MODEL,
             "data": lake | {"max_length": 32},
@@ -85,9 +87,9 @@ class Task:
             "watching": {"min_labels": 200, "rollback": "automatic"},
         }
         (folder / "key").write_bytes(b"k" * 32)
-        path = folder / "watching.yaml"
-        path.write_text(yaml.safe_dump(content))
-        self.path, self.recipe = path, load_recipe(path)
+        self.path = folder / "watching.yaml"
+        self.path.write_text(yaml.safe_dump(content))
+        self.recipe = load_recipe(self.path)
         self.code = code.ship_code(self.recipe.home, ROOT).uri
         self.base = fetch.stage_base_model(BASE_MODEL, registry=REGISTRY)
         both = [*train, *rows_of(FOREIGN, part=0)]
@@ -98,8 +100,15 @@ class Task:
         registry.set_champion(
             self.recipe.home, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
         )
+        content["serving"]["trial"] = {"version": self.pretrained.version, "shadow": 1.0}
+        self.path.write_text(yaml.safe_dump(content))
+        self.recipe = load_recipe(self.path)
         self.url = deploy.deploy(
-            self.recipe.serving, home=self.recipe.home, version=self.champion, pretrained=self.pretrained
+            self.recipe.serving,
+            home=self.recipe.home,
+            version=self.champion,
+            pretrained=self.pretrained,
+            trial=self.pretrained,
         )
 
     def _register(self, folder: Path, *, kind: registry.Kind, rows: Rows) -> registry.ModelVersion:
@@ -144,16 +153,19 @@ class Task:
             found.append(answer.json()["request_id"])
         return found
 
-    def await_log(self, num_rows: int) -> None:
-        """Until so many answers lie in the log."""
+    def await_log(self, num_asked: int) -> None:
+        """Until both arms' answers to so many texts lie in the log."""
         log = self.recipe.serving.request_log
         assert log is not None
         for _ in range(120):
             files = files_of(log, "answers", days_of(log))
-            if sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files) >= num_rows:
+            if (
+                sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files)
+                >= 2 * num_asked
+            ):
                 return
             threading.Event().wait(0.5)
-        raise AssertionError(f"{num_rows} rows are not in the log")
+        raise AssertionError(f"{2 * num_asked} rows are not in the log")
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +175,12 @@ def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
     deploy.undeploy("watching-test")
 
 
-def look(recipe: Recipe) -> tuple[Report, tuple[str, ...]]:
+def look(recipe: Recipe) -> tuple[Report, Advice]:
     """What a watch finds tomorrow, when today is over: the last report, and what it calls for."""
     with connect():
         found = watch(recipe, today=datetime.now(UTC).date() + timedelta(days=1), show=Heard())
     assert storage.exists(found.page)
-    return found.reports[-1], found.advice.reasons
+    return found.reports[-1], found.advice
 
 
 def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_under_load(
@@ -177,20 +189,25 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     clean = rows_of(KNOWN, part=3)[:NUM_ASKED]
     task.ask(clean)
     task.await_log(NUM_ASKED)
-    report, reasons = look(task.recipe)
+    report, advice = look(task.recipe)
     assert (report.feedback.answers, report.feedback.labelled) == (NUM_ASKED, 0)
     assert {sign.name for sign in report.signs} == {"unfamiliar", "confidence", "classes", "told apart"}
-    assert reasons == ()
+    assert advice.reasons == ()
+    assert advice.trial is not None
+    assert advice.trial.decision == "go on"  # no label, no pair
 
     foreign = rows_of(FOREIGN, part=3)[:NUM_ASKED]
     ids = task.ask(foreign)
-    right = {"request_id": ids[0], "row": 1, "label": foreign[1][1]}
-    assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
+    for place, (_, label) in enumerate(foreign[:NUM_TOLD]):
+        right = {"request_id": ids[place // LIST], "row": place % LIST, "label": label}
+        assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
     task.await_log(NUM_ASKED + len(foreign))
     told = _by_the_command_line(task)
-    assert (told["reevaluate"], told["reports"][-1]["feedback"]["labelled"]) == (True, 1)
-    report, reasons = look(task.recipe)
-    assert any("a classifier that tells the texts from reference texts" in reason for reason in reasons), reasons
+    assert (told["reevaluate"], told["reports"][-1]["feedback"]["labelled"]) == (True, NUM_TOLD)
+    report, advice = look(task.recipe)
+    assert any("a classifier that tells the texts from reference texts" in reason for reason in advice.reasons), advice
+    assert advice.trial is not None
+    assert (advice.trial.decision, advice.trial.pairs.num_pairs) == ("promote", NUM_TOLD), advice.trial
     assert report.feedback.estimate is not None  # which nothing acted on
 
     with connect(), pytest.raises(ReevaluationError, match="0 audited rows are left"):
