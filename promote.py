@@ -109,16 +109,19 @@ def promote(
     return champion
 
 
-def rollback(home: str, *, reason: str) -> Champion:
+def rollback(home: str, *, reason: str, of: Champion | None = None) -> Champion:
     """Makes the version that served before the champion the champion again; before the first one that was the incumbent
     of its verdict. Where the task is served, the service moves along.
 
     `reason` is kept with it. No verdict is asked for, and no test row: this is the way back. Raises PromotionRefused
-    where nothing served before, or that version was changed since; DeployError and SessionError as `deploy`.
+    where nothing served before, that version was changed since, or another serves by now than the reason is about
+    (`of`); DeployError and SessionError as `deploy`.
     """
     if not reason.strip():
         raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
     champion, former, etag = _way_back(home)
+    if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
+        raise PromotionRefused(f"nothing is done: {champion.version} serves by now, the reason is about {of.version}")
     version = read_version(former.uri)
     gone = [champion.digest]
     weights = _weights_of(champion)

@@ -1,8 +1,9 @@
 """The verdict made again while its champion serves: the same question, on newly labelled rows, and the way back."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from cluster.progress import Show
 from cluster.session import remotely
 from data.checks import normalise
 from data.read import Rows, Splits, columns_of, content_sha256, read_table
+from data.redact import redacted
+from evaluation.gates import State
 from evaluation.perturb import counterfactuals, misspelt
-from evaluation.predict import predict_reference, predict_rows, save_predictions
+from evaluation.predict import load_predictions, predict_reference, predict_rows, save_predictions
 from evaluation.predictions import Predictions
 from evaluation.question import Question, ask
-from evaluation.rules import Outcome
+from evaluation.rules import NOT_MUCH_WORSE, Outcome
 from evaluation.stored import ROLES, case_of
 from evaluation.verdict import Verdict, decide
 from models.looks import look
-from models.registry import Champion, champion_version, now, read_version
+from models.registry import Champion, ModelVersion, champion_version, now, read_version
 from monitoring.audit import audited_rows
 from prepare import gather
 from promote import rollback, way_back
@@ -52,7 +55,7 @@ class Reevaluated:
 
     def sentence(self) -> str:
         """For people."""
-        said = {True: "holds", False: "no longer holds", None: "can be neither upheld nor withdrawn on these rows"}
+        said = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
         return f"the champion's verdict {said[self.holds]}: {self.verdict.sentence()}"
 
     def lines(self, recipe: str) -> list[str]:
@@ -70,28 +73,30 @@ class Reevaluated:
 
 
 def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
-    """The champion against the version that a rollback goes to, on every audited text that training did not see.
+    """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
+    earlier re-evaluation saw: each is judged once, so that asking often finds nothing by chance.
 
-    The question is that of the run that chose the champion, but for prices: neither model changed, so neither did its
-    cost. STAY means that the champion no longer holds; with `watching.rollback: automatic` the version before serves
-    again then, by the same conditional write as `tailorbird rollback`, and a recipe that would train on these rows too
-    is left beside the evidence; it is not run. Evidence lies under `<home>/reevaluations/<time>/`, the outcome in
+    The question is that of the run that chose the champion, and so is what the two cost, where these are the two that
+    it measured. Where the champion no longer holds (see `holds`), a recipe that would train on these rows too is left
+    beside the evidence, and is not run; with `watching.rollback: automatic` the version before serves again, by the
+    same conditional write as `tailorbird rollback`. Evidence lies under `<home>/reevaluations/<time>/`, the outcome in
     `history/`. Raises ReevaluationError where less than `watching.min_labels` rows are left, PromotionRefused where
-    there is no champion or no way back.
+    there is no champion, no way back, or another champion by the time it ends.
     """
     if recipe.task == "chat":
         raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
     champion, former = way_back(recipe.home)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = gather(recipe).data.splits
-    rows, dropped = fresh_rows(audited_rows(recipe), splits)
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.home))
     if len(rows) < recipe.watching.min_labels:
         raise ReevaluationError(
-            f"{len(rows)} audited rows are left of which training saw none, and watching.min_labels asks for "
-            f"{recipe.watching.min_labels}; label more (`tailorbird audit export` draws them), or ask for fewer"
+            f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
+            f"watching.min_labels asks for {recipe.watching.min_labels}; label more (`tailorbird audit export` draws "
+            "them), or ask for fewer"
         )
     show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
-    question = asked_again(champion, recipe=recipe, rows=rows)
+    question, measured = asked_again(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
     uri = f"{recipe.home}/reevaluations/{now().replace(':', '')}"
     ledger = look(
         recipe.home,
@@ -109,18 +114,38 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
         "data": {"sha256_test": question.test_sha256, "num_rows": len(rows), "leaks": [], "dropped": dropped},
         "look": ledger.look,
         "routing": None,
-        "measured": {"cpu": None, "training_cpu_s": 0.0},
+        "measured": measured,
         "versions": {role: {"uri": one.uri, "digest": one.digest} for role, one in versions.items()},
         "champion": champion.model_dump(mode="json"),
         "at": now(),
     }
     verdict = decide(case_of(evidence, tables), question=question)
+    upheld = holds(verdict)
+    expires = datetime.fromisoformat(evidence["at"]) + timedelta(days=question.valid_days)
+    evidence |= {"holds": upheld, "expires_at": expires.isoformat(timespec="seconds") if upheld else None}
     _keep(recipe.home, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
-    holds = {Outcome.STAY: False, Outcome.INSUFFICIENT_EVIDENCE: None}.get(verdict.outcome, True)
-    if holds is False and recipe.watching.rollback == "automatic":
-        champion = rollback(recipe.home, reason=f"the verdict no longer holds: {verdict.sentence()} ({uri})")
-    proposed = propose_training(recipe, rows, uri=uri) if holds is False else None
-    return Reevaluated(uri, verdict, holds, former.uri, champion, proposed)
+    proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
+    if upheld is False and recipe.watching.rollback == "automatic":
+        reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
+        champion = rollback(recipe.home, reason=reason, of=champion)
+    return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
+
+
+def holds(verdict: Verdict) -> bool | None:
+    """Whether a verdict, made again, upholds its champion; None where it leaves that open.
+
+    The verdict asks whether one should replace the other, and its STAY is also said of a champion that is proven
+    better than what would serve in its place, but by less than was asked for, or no better than a bag of words. It is
+    withdrawn where a gate fails, or where a gain that is worth it is out of reach and none is proven; not if it may
+    have been chosen for its cost, that is not known here, and it is not much worse.
+    """
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        return True
+    if any(gate.state is State.FAILS for gate in verdict.gates):
+        return False
+    low = verdict.interval[0]
+    as_good = verdict.cost_ratio is None and low > NOT_MUCH_WORSE
+    return False if verdict.outcome is Outcome.STAY and low <= 0 and not as_good else None
 
 
 def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
@@ -162,13 +187,15 @@ def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
     return pa.array([scalar(value) for value in values], to)
 
 
-def fresh_rows(rows: Rows, splits: Splits) -> tuple[Rows, dict[str, int]]:
-    """The rows whose text no split has and no row before, and how many were dropped for each."""
-    seen = {name: {normalise(text) for text in split.texts} for name, split in splits.items()}
-    dropped = dict.fromkeys((*seen, "twice"), 0)
+def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
+    """The rows whose text no split has and no row before, and that were not `judged` (row ids); how many were dropped
+    for each. Texts are compared as the request log would keep them."""
+    seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
+    dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
     kept, before = [], set[str]()
-    for place, text in enumerate(map(normalise, rows.texts)):
+    for place, (row_id, text) in enumerate(zip(rows.row_ids, map(_as_logged, rows.texts), strict=True)):
         where = next((name for name, texts in seen.items() if text in texts), "twice" if text in before else None)
+        where = "judged" if row_id in judged else where
         before.add(text)
         if where is None:
             kept.append(place)
@@ -177,14 +204,33 @@ def fresh_rows(rows: Rows, splits: Splits) -> tuple[Rows, dict[str, int]]:
     return rows.take(np.array(kept, np.int64)), dropped
 
 
-def asked_again(champion: Champion, *, recipe: Recipe, rows: Rows) -> Question:
-    """The question of the run that chose the champion, or else the recipe's, about these rows."""
-    about = {"test_sha256": content_sha256(rows), "num_test_rows": len(rows)}
-    if not champion.run or not storage.exists(f"{champion.run}/question.json"):
-        question = ask(recipe.evaluation, **about)  # type: ignore[arg-type]
-    else:
-        question = Question.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
-    return replace(question, **about, cost=None, hybrid=None)  # type: ignore[arg-type]
+def _as_logged(text: str) -> str:
+    return normalise(redacted(text))
+
+
+def _judged_rows(home: str) -> set[str]:
+    """Ids of the rows of every re-evaluation before."""
+    prefix, table = f"{home}/reevaluations", "/predictions/candidate.parquet"
+    found = [uri for uri in storage.list_files(prefix) if uri.endswith(table)] if storage.exists(prefix) else []
+    return {row_id for uri in found for row_id in load_predictions(uri).row_ids}
+
+
+def asked_again(
+    champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
+) -> tuple[Question, dict[str, Any]]:
+    """The question of the run that chose the champion, or else the recipe's, about these rows; and what that run
+    measured of the cost, where it compared the same two: neither changed, so neither did its cost."""
+    question = ask(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
+    measured: dict[str, Any] = {"cpu": None, "training_cpu_s": 0.0}
+    if champion.run and storage.exists(f"{champion.run}/question.json"):
+        former = Question.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
+        question = replace(former, test_sha256=question.test_sha256, num_test_rows=len(rows))
+        evidence = storage.read_json(f"{champion.run}/evidence.json")
+        digests = {role: evidence["versions"][role]["digest"] for role in ROLES}
+        if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
+            measured = evidence["measured"]
+    priced = question.cost if measured["cpu"] is not None else None
+    return replace(question, cost=priced, hybrid=None), measured
 
 
 def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: Question) -> dict[str, Predictions]:
@@ -206,5 +252,5 @@ def _keep(home: str, uri: str, evidence: dict[str, Any], *, tables: dict[str, Pr
         save_predictions(f"{uri}/predictions/{name}.parquet", table)
     storage.write_json(f"{uri}/evidence.json", evidence)
     name = f"{evidence['at'].replace(':', '')}-reevaluation"
-    told = {name: evidence[name] for name in ("at", "versions", "verdict")} | {"reevaluation": uri}
+    told = {name: evidence[name] for name in ("at", "versions", "holds", "verdict")} | {"reevaluation": uri}
     storage.write_json(f"{home}/history/{name}.json", told)

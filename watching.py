@@ -1,7 +1,8 @@
 """Beside a service: the watch over its champion, what it calls for, and the log's old days, which are deleted."""
 
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from typing import Any
 
 from cluster import storage
 from cluster.progress import Show
@@ -47,10 +48,11 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
     watch_log(
         recipe, Serving(version, pretrained, trial, date.fromisoformat(champion.since[:10])), today=today, show=show
     )
-    reports = [report for report in read_reports(recipe.home) if report.digest == version.digest]
+    again, since = _reevaluations(recipe.home, champion=champion), champion.since[:10]
+    reports = [one for one in read_reports(recipe.home) if one.digest == version.digest and one.day >= since]
     advice = advise(
         reports,
-        expires=_expires(champion),
+        expires=_expires(champion, reevaluations=again),
         today=today,
         trial=trial.digest if trial else None,
         alpha=recipe.evaluation.alpha,
@@ -94,8 +96,19 @@ def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
     return None if version.digest == champion.digest else version
 
 
-def _expires(champion: Champion) -> str | None:
+def _reevaluations(home: str, *, champion: Champion) -> list[dict[str, Any]]:
+    """Evidence of each time that this champion's verdict was made again since it serves, in order."""
+    prefix = f"{home}/reevaluations"
+    files = storage.list_files(prefix) if storage.exists(prefix) else []
+    told = [storage.read_json(uri) for uri in sorted(files) if uri.endswith("/evidence.json")]
+    ours = (champion.digest, champion.since)
+    return [one for one in told if (one["champion"]["digest"], one["champion"]["since"]) == ours]
+
+
+def _expires(champion: Champion, *, reevaluations: list[dict[str, Any]]) -> str | None:
+    """When the verdict of the run ends, or the last one that upheld it."""
     if not champion.run or not storage.exists(f"{champion.run}/evidence.json"):
         return None
     expires: str | None = storage.read_json(f"{champion.run}/evidence.json").get("expires_at")
-    return expires
+    renewed = [one["expires_at"] for one in reevaluations if one["expires_at"]]
+    return max([expires, *renewed], key=datetime.fromisoformat) if expires else None

@@ -109,7 +109,11 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(home
     concluded(home, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
     assert promote(home).before == ()
     concluded(home, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{home}/runs/r")
+    before = registry.read_champion(home)
+    assert before is not None
     promoted = promote(home)
+    with pytest.raises(PromotionRefused, match=rf"nothing is done: {promoted.version} serves by now"):
+        rollback(home, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.before] == [first.uri]
     assert (promoted.before[0].pretrained, promoted.pretrained) == (
         Part(uri=pretrained.uri, digest=pretrained.digest),

@@ -1,17 +1,20 @@
-"""What a verdict that is made again proposes: a recipe that anybody can run, with the audited rows in its training."""
+"""What a verdict that is made again says of its champion, of which rows, and what it proposes then."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from data.read import Rows, read_splits
+from data.read import Rows, Splits, read_splits
+from evaluation.rules import Outcome
 from recipes.schema import Recipe, parse_recipe
-from reevaluate import propose_training
+from reevaluate import fresh_rows, holds, propose_training
+from tests.unit.evaluation.test_verdict import predictions, verdict_of
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
@@ -62,3 +65,38 @@ def test_what_a_client_stated_that_is_no_value_of_a_groups_type_is_left_out(tmp_
     labelled = pq.read_table(Path(unquote(urlsplit(wider.data.train_uris[1]).path)))
     assert labelled["patient"].to_pylist() == [7, None]
     assert labelled.schema.field("code").type == pa.int64()
+
+
+def test_a_champion_holds_while_it_wins_and_not_where_what_was_before_is_as_good() -> None:
+    assert holds(verdict_of(500, 300, 100, 100)) is True
+    worse = verdict_of(500, 100, 300, 100)
+    assert (worse.outcome, holds(worse)) == (Outcome.STAY, False)
+    unclear = verdict_of(50, 21, 18, 11)
+    assert (unclear.outcome, holds(unclear)) == (Outcome.INSUFFICIENT_EVIDENCE, None)
+
+
+def test_a_champion_that_is_proven_better_than_what_would_serve_instead_is_not_withdrawn() -> None:
+    """STAY was said for too small a gain, or for a bag of words: going back would make it worse."""
+    small = verdict_of(90_000, 1_200, 800, 8_000)
+    assert (small.outcome, small.interval[0] > 0, holds(small)) == (Outcome.STAY, True, None)
+    words = predictions("tfidf", np.ones(1_000, dtype=bool))
+    beaten = verdict_of(500, 300, 100, 100, reference=words)
+    assert (beaten.outcome, holds(beaten)) == (Outcome.STAY, None)
+
+
+def test_a_champion_that_may_be_there_for_its_cost_is_not_withdrawn_for_being_no_better() -> None:
+    as_good = verdict_of(90_000, 1_000, 1_000, 8_000)
+    assert (as_good.outcome, as_good.cost_ratio, holds(as_good)) == (Outcome.STAY, None, None)
+    dear = replace(as_good, cost_ratio=(1.0, 0.98, 1.02))
+    assert holds(dear) is False
+
+
+def test_rows_are_judged_once_and_not_where_training_saw_them_before_redaction() -> None:
+    def rows(**texts: str) -> Rows:
+        return Rows(row_ids=tuple(texts), texts=tuple(texts.values()), labels=("x",) * len(texts))
+
+    splits = Splits(rows(t="my card 4111 1111 1111 1111 was refused"), rows(v="a cough"), rows(e="a rash"))
+    audited = rows(a="my card [number] was refused", b="My knee", c="my knee", d="an eye", e="a cough")
+    kept, dropped = fresh_rows(audited, splits, judged={"d"})
+    assert kept.row_ids == ("b",)
+    assert dropped == {"train": 1, "validation": 1, "test": 0, "twice": 1, "judged": 1}
