@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import requests
 
+from cluster.bearer import bearer
 from data.read import Rows, read_test, rows_sha256
 from evaluation.case import Side, routed
 from evaluation.predict import load_predictions
@@ -199,14 +200,13 @@ def _asked(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
 def _answer(url: str, body: Mapping[str, Any]) -> Answer:
     """One row's answer; who is busy, or restarts a replica, is asked again."""
     headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # so that who reads the request log can leave it out
-    if os.environ.get(KEY):
-        headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+    key = os.environ.get(KEY)
     last: requests.Response | None = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            last = requests.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
+            last = requests.post(url, json=body, headers=headers, auth=bearer(key) if key else None, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS:
                 raise DeployError(

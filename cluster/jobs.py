@@ -214,11 +214,16 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
 
 async def _tail(job_id: str, hear: Callable[[str, int], None]) -> None:
     """Ray's stream of the log, from its beginning to the job's end; it may break off at any time before."""
-    url = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail"
+    url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail", auth_headers()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
     place = 0
+
+    async def carry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        request.headers.update(headers)  # here, since aiohttp takes no header beside what ~/.netrc says of the host
+        return await handler(request)
+
     async with (
-        aiohttp.ClientSession(headers=auth_headers(), timeout=timeout, trust_env=True) as session,
+        aiohttp.ClientSession(middlewares=(carry,), timeout=timeout, trust_env=True) as session,
         session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as stream,
     ):
         async for message in stream:

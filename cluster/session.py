@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import requests
 
 from cluster import stack
+from cluster.bearer import bearer
 from recipes.schema import TrainingSection
 
 REACH_TIMEOUT_S = 5
@@ -40,17 +41,26 @@ def use_stack(folder: Path) -> None:
 
 
 def use_dashboard(address: str | None) -> None:
-    """Has this process ask the dashboard at `address`, where one is given.
-
-    The token of the folder's embedded stack is for that stack's dashboard and is shown to no other.
-    """
+    """Has this process ask the dashboard at `address`, where one is given; an embedded stack's token stays with it."""
     if address is None:
         return
-    state = stack.status(stack.default_folder())
-    here = address.rstrip("/").replace("//localhost:", "//127.0.0.1:")
-    if state is not None and here != state.dashboard_url and os.environ.get("RAY_AUTH_TOKEN_PATH") == state.token_path:
-        del os.environ["RAY_AUTH_TOKEN_PATH"]
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not _is_for(path, address):
+        del os.environ["RAY_AUTH_TOKEN_PATH"]  # from Ray's own clients too
     os.environ["RAY_API_SERVER_ADDRESS"] = address
+
+
+def _is_for(token_path: str, address: str) -> bool:
+    """Whether the token may be shown to the dashboard at `address`: a stack's is for its own dashboard alone.
+
+    A stack's token is known by where it lies, whatever folder this process works in and whether the stack runs or not.
+    """
+    place, marked = Path(token_path).resolve(), os.environ.get(stack.DASHBOARD)
+    if place.name != stack.TOKEN_FILE or not (marked or (place.parent / stack.KEYS_FILE).exists()):
+        return True
+    state = stack.status(place.parent)
+    own = state.dashboard_url if state is not None else marked
+    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == own
 
 
 @contextmanager
@@ -98,14 +108,20 @@ def dashboard_url() -> str:
 
 def auth_headers() -> dict[str, str]:
     """HTTP headers that open Ray's dashboard: empty without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if not token and path:
-        try:
-            token = Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SessionError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; give the token's file") from None
+    token = _token()
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _token() -> str:
+    """What opens the dashboard that the environment names; empty where nothing does."""
+    token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
+    if token or not path or (address and not _is_for(path, address)):
+        return token
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SessionError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; give the token's file") from None
 
 
 def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
@@ -113,14 +129,14 @@ def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: An
 
     Raises SessionError if the token is refused, and Unreachable if nothing answers.
     """
-    url, headers = f"{dashboard_url()}{path}", auth_headers()
+    url, token = f"{dashboard_url()}{path}", _token()
     sent = {"data": body} if isinstance(body, bytes) else {"json": body}
     try:
-        answer = requests.request(method, url, headers=headers, timeout=timeout_s, **sent)
+        answer = requests.request(method, url, auth=bearer(token) if token else None, timeout=timeout_s, **sent)
     except requests.RequestException as error:
         raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {_HELP}") from error
     if answer.status_code in (401, 403):
-        how = "refuses the token" if headers else "asks for a token, and none is set"
+        how = "refuses the token" if token else "asks for a token, and none is set"
         raise SessionError(
             f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the cluster's, or RAY_AUTH_TOKEN"
         )

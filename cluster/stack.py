@@ -15,8 +15,14 @@ import psutil
 import requests
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cluster.bearer import bearer
+
 STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
+KEYS_FILE = "keys.json"
+TOKEN_FILE = "ray_token"
+DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
+"""Says of an environment that it is a stack's, and whose dashboard alone may see its token."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05
@@ -57,6 +63,7 @@ class StackState(BaseModel):
             "RAY_AUTH_TOKEN_PATH": self.token_path,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
             "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{self.serve_port}",
+            DASHBOARD: self.dashboard_url,
         }
 
 
@@ -146,9 +153,7 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
 
 def _answers(state: StackState) -> bool:
     try:
-        answer = requests.get(
-            f"{state.dashboard_url}/api/version", headers={"Authorization": f"Bearer {state.token}"}, timeout=5
-        )
+        answer = requests.get(f"{state.dashboard_url}/api/version", auth=bearer(state.token), timeout=5)
     except requests.RequestException:
         return False
     return answer.ok

