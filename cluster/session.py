@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from recipes.schema import TrainingSection
 REACH_TIMEOUT_S = 5
 SETTLED_S = 2.0
 DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+LOCAL = "local"
+"""As RAY_ADDRESS it has `ray.init` start a Ray of the process's own, on this machine alone."""
 _GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 _HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
 
@@ -85,6 +87,11 @@ def connect(**arguments: Any) -> Iterator[None]:
         raise SessionError(
             f"Ray at {address} does not let us in ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {_HELP}"
         ) from error
+    except OSError as error:  # a Ray of this process's own writes its token and its logs
+        raise SessionError(
+            f"Ray at {address} does not start ({error}); it writes to ~/.ray and /tmp: set HOME to a folder that can "
+            "be written, and mind the room there"
+        ) from error
     try:
         yield
     finally:
@@ -145,7 +152,7 @@ def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: An
 
 def _require_reachable(address: str) -> None:
     """A bounded look at the address before `ray.init`, which waits for minutes."""
-    if address in ("auto", "local"):
+    if address in ("auto", LOCAL):
         return
     place = urlsplit(address if "://" in address else f"//{address}")
     try:
@@ -159,15 +166,26 @@ def remotely(function: Callable[..., Any], training: TrainingSection) -> Callabl
     """The function as a Ray task on a node with a worker's CPUs and GPUs; a call waits for its value."""
     import ray
 
-    task = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=training.gpus_per_worker)(function)
+    task = ray.remote(function)
 
     def call(*arguments: Any, **named: Any) -> Any:
+        has = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
         try:
-            return ray.get(task.remote(*arguments, **named))
+            return ray.get(task.options(**room_asked(training, has=has)).remote(*arguments, **named))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the error itself: its dual's text is the remote traceback
 
     return call
+
+
+def room_asked(training: TrainingSection, *, has: Mapping[str, float] | None) -> dict[str, float]:
+    """CPUs and GPUs that a task asks for: a worker's, but no more than a Ray `has` that will never have more.
+
+    None stands for a Ray to which nodes may come. A Ray in a pod of its own has one node, and a task that asks for more
+    would wait for ever.
+    """
+    asked = {"num_cpus": ("CPU", training.cpus_per_worker), "num_gpus": ("GPU", training.gpus_per_worker)}
+    return {key: float(most if has is None else min(most, has.get(name, 0.0))) for key, (name, most) in asked.items()}
 
 
 def on_this_node() -> dict[str, str]:

@@ -92,6 +92,36 @@ def test_every_container_says_what_it_takes_and_gets_that_memory(_name: str, pod
         )
 
 
+READ_ONLY = [
+    pytest.param(pod, one, id=f"{name} {pod.name}")
+    for name, pod in ALL_PODS
+    for one in pod.containers
+    if one["securityContext"].get("readOnlyRootFilesystem") and "tailorbird" in one["image"]
+]
+
+
+@pytest.mark.parametrize(("pod", "container"), READ_ONLY)
+def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_be(pod: Pod, container: Any) -> None:
+    """Ray writes the token of a cluster that it starts into ~/.ray, whether one was asked for or not."""
+    home = next(one["value"] for one in container["env"] if one["name"] == "HOME")
+    volumes = {one["name"]: one for one in pod.spec["volumes"]}
+    places = {one["mountPath"]: one for one in container["volumeMounts"] if not one.get("readOnly")}
+    assert "emptyDir" in volumes[places[home]["name"]]
+    assert {"/tmp", home} <= set(places)
+
+
+def test_a_pod_whose_ray_is_its_own_is_among_these() -> None:
+    own = {"name": "RAY_ADDRESS", "value": "local"}
+    assert [one for one in READ_ONLY if own in one.values[1]["env"]]  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_a_watch_that_hangs_ends_before_the_next_night(name: str) -> None:
+    (job,) = of_kind(build(f"{name}/watch"), "CronJob")
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    assert 0 < job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 60 * 60
+
+
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
 def test_only_a_head_gets_a_token_of_kubernetes_for_its_autoscaler(_name: str, pod: Pod) -> None:
     scales = "autoscaler" in {container["name"] for container in pod.containers}

@@ -7,6 +7,7 @@ import requests
 
 import parity
 from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, compare, draw, refusal
+from serving.deploy import DeployError
 
 TOLERANCE = 0.02
 BODY = {"input": "a", "scores": True}
@@ -86,6 +87,6 @@ def test_the_key_goes_along_whatever_netrc_says_of_the_host(tmp_path: Path, monk
 
     monkeypatch.setattr(requests.Session, "send", send)
     monkeypatch.setattr(parity, "PAUSE_S", 0)
-    with pytest.raises(parity.DeployError):
+    with pytest.raises(DeployError):
         parity._answer("http://127.0.0.1:1/v1/classify", BODY)
     assert set(heard) == {"Bearer ours"}

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from cluster import session, stack
+from recipes.schema import TrainingSection
 
 NAMES = (
     *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_PROFILE", "RAY_ADDRESS"),
@@ -188,6 +189,57 @@ def test_the_token_goes_along_whatever_netrc_says_of_the_host(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
     session.request_dashboard("GET", "/api/version")
     assert heard == ["Bearer ours"]
+
+
+def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(30, "Read-only file system", "/home/ray/.ray")
+
+    monkeypatch.setenv("RAY_ADDRESS", session.LOCAL)
+    monkeypatch.setattr("ray.init", refused)
+    with pytest.raises(session.SessionError, match=r"Read-only file system.*set HOME to a folder"), session.connect():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("has", "cpus", "gpus"),
+    [
+        (None, 4, 1),  # nodes may come
+        ({"CPU": 2.0}, 2, 0),
+        ({"CPU": 8.0, "GPU": 2.0}, 4, 1),
+        ({"CPU": 8.0}, 4, 0),
+        ({}, 0, 0),
+    ],
+)
+def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
+    has: dict[str, float] | None, cpus: float, gpus: float
+) -> None:
+    section = TrainingSection(cpus_per_worker=4, gpus_per_worker=1)
+    assert session.room_asked(section, has=has) == {"num_cpus": cpus, "num_gpus": gpus}
+
+
+@pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
+def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
+    address: str, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    class Task:
+        def options(self, **options: float) -> "Task":
+            asked.append(options)
+            return self
+
+        def remote(self) -> str:
+            return "value"
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.remote", lambda _: Task())
+    monkeypatch.setattr("ray.get", lambda value: value)
+    assert session.remotely(lambda: None, TrainingSection(cpus_per_worker=4))() == "value"
+    assert asked == [{"num_cpus": cpus, "num_gpus": 0.0}]
 
 
 def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
