@@ -66,7 +66,7 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     assert [verify(run.run) for run in (done, renewed, asked_anew)] == [(), (), ()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_path: Path) -> None:
     name = "seeds"
     home = f"{REGISTRY}/{name}"

@@ -96,7 +96,7 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTa
     assert labels == {row_id: task.classes[label] for row_id, label in zip(found.row_ids, found.labels, strict=True)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
     assert isinstance(task.train, Shards)
     small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
