@@ -25,6 +25,8 @@ MOST_CHARACTERS = 47
 """Of a RayService's or RayJob's name: the operator makes names of services from it."""
 NUM_DIGITS = 8
 """Of the digest in the name of what is run once."""
+SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
+"""Labels that name whose a pod is, so that policies and budgets tell services and trainings of one namespace apart."""
 
 Document = dict[str, Any]
 
@@ -74,6 +76,7 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
+    _claim(documents, label=RUN, name=name, owner=job)
     return Rendered(_text([_mounted(recipe, head, owner=job), *documents]))
 
 
@@ -127,7 +130,23 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
     )
     service["metadata"]["name"] = name
     service["spec"]["serveConfigV2"] = _text([config])
-    return Rendered(_text(documents), notes)
+    _claim(documents, label=SERVICE, name=name, owner=service)
+    kept, left_out = _probed(documents, service, may_sleep=section.min_replicas == 0)
+    return Rendered(_text(kept), notes + left_out)
+
+
+def _probed(documents: list[Document], service: Document, *, may_sleep: bool) -> tuple[list[Document], tuple[str, ...]]:
+    """The documents with the probe that asks this service, or, where its last replica may go, with none."""
+    metadata, probes = service["metadata"], [one for one in documents if one.get("kind") == "Probe"]
+    if may_sleep and probes:
+        note = f"{probes[0]['metadata']['name']} is left out: it would keep a replica up; delete it if it was applied"
+        return [one for one in documents if one not in probes], (note,)
+    for probe in probes:
+        if "namespace" not in metadata:
+            raise RenderError("the probe asks from another namespace, and --base names none; give an overlay's part")
+        url = f"http://{metadata['name']}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
+        probe["spec"]["targets"]["staticConfig"]["static"] = [url]
+    return documents, ()
 
 
 def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
@@ -226,6 +245,22 @@ def _size(groups: list[Document], *, cpus: int, gpus: int, fewest: int, most: in
     chosen["minReplicas"] = max(chosen["minReplicas"], math.ceil(fewest / held))
     chosen["maxReplicas"] = max(chosen["minReplicas"], math.ceil(most / held))
     chosen["replicas"] = chosen["minReplicas"]
+
+
+def _claim(documents: Sequence[Document], *, label: str, name: str, owner: Document) -> None:
+    """Writes whose the documents are wherever the label stands; what stands beside the owner gets a name for it."""
+    for document in documents:
+        if _relabel(document, label=label, name=name) and document is not owner:
+            document["metadata"]["name"] += f"-{name}"
+
+
+def _relabel(value: Any, *, label: str, name: str) -> bool:
+    """Whether the label stood anywhere within."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    found = sum(_relabel(one, label=label, name=name) for one in inner) > 0  # in all of them
+    if isinstance(value, dict) and label in value:
+        value[label], found = name, True
+    return found
 
 
 def _number(quantity: str | float) -> float:

@@ -112,7 +112,7 @@ def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_
 
 def test_a_pod_whose_ray_is_its_own_is_among_these() -> None:
     own = {"name": "RAY_ADDRESS", "value": "local"}
-    assert [one for one in READ_ONLY if own in one.values[1]["env"]]  # type: ignore[index,call-overload]
+    assert [one for one in READ_ONLY if own in one.values[1]["env"]]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])

@@ -92,7 +92,6 @@ def _settings_named(value: object) -> set[str]:
             "automountServiceAccountToken: true",
             "prod",
         ),
-        ("components/monitoring/monitors.yaml", "SERVICE-serve-svc", "other-serve-svc", "staging"),
     ],
 )
 def test_a_patch_whose_place_is_another_now_fails_the_build(

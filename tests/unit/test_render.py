@@ -13,10 +13,10 @@ import yaml
 from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from recipes.schema import Recipe, load_recipe
-from render import DOORS, MOST_CHARACTERS, RenderError, render
+from render import DOORS, MOST_CHARACTERS, RUN, SERVICE, RenderError, render
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
-from tests.k8s.manifests import ROOT, build, of_kind, text_of
+from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
 
@@ -75,14 +75,19 @@ def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -
 
 
 def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
-    before, after = build("prod/job"), rendered("rayjob")
-    (job,), (given,) = of_kind(after, "RayJob"), of_kind(before, "RayJob")
+    after = rendered("rayjob")
+    (job,) = of_kind(after, "RayJob")
+    name = job["metadata"]["name"]
+    text = text_of("prod/job").replace(f"{RUN}: run\n", f"{RUN}: {name}\n")
+    before = list(yaml.safe_load_all(text.replace("name: within-training\n", f"name: within-training-{name}\n")))
+    (given,) = of_kind(before, "RayJob")
     assert [one for one in after if one["kind"] != "RayJob"][1:] == [one for one in before if one["kind"] != "RayJob"]
     volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     given["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
     for own, other in zip(*(one["spec"]["rayClusterSpec"]["workerGroupSpecs"] for one in (job, given)), strict=True):
         other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
-    given["metadata"]["name"] = job["metadata"]["name"]
+    given["spec"]["entrypoint"] = job["spec"]["entrypoint"]
+    given["metadata"]["name"] = name
     assert job == given
 
 
@@ -159,6 +164,69 @@ def test_a_client_is_told_what_to_do_and_where_the_service_of_the_recipe_is(to: 
     told = {one["name"]: one.get("value") for one in container["env"]}
     assert told["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
     assert told["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve is told comes from a registry, which is tested with a real S3."""
+    monkeypatch.setattr("render._serve_config", lambda *_, **__: ({}, ()))
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("part", ["staging/service", "prod/service"])
+def test_the_probe_asks_the_service_that_is_rendered(part: str) -> None:
+    documents = rendered("rayservice", "name=9-lives", part=part)
+    (service,), (probe,) = of_kind(documents, "RayService"), of_kind(documents, "Probe")
+    metadata = service["metadata"]
+    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # as the operator calls it, seen from elsewhere
+    assert metadata["name"] == "t-9-lives"
+    assert probe["spec"]["targets"]["staticConfig"]["static"] == [f"http://{host}:8000/readyz"]
+
+
+@pytest.mark.usefixtures("served")
+def test_no_probe_keeps_a_replica_up_that_may_go() -> None:
+    done = render(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
+    assert of_kind(list(yaml.safe_load_all(done.text)), "Probe") == []
+    assert "it would keep a replica up" in done.notes[0]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_probe_that_would_not_find_its_service_is_refused() -> None:
+    with pytest.raises(RenderError, match="--base names none"):
+        render(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")])
+def test_two_of_one_namespace_are_told_apart_by_every_budget_policy_and_spread_of_their_own(to: str, part: str) -> None:
+    ours, theirs = (rendered(to, f"name={name}", part=part) for name in ("ours", "theirs"))
+    label = SERVICE if to == "rayservice" else RUN
+    kinds = ("PodDisruptionBudget", "NetworkPolicy")
+    selectors = {
+        one["metadata"]["name"]: one["spec"].get("podSelector") or one["spec"]["selector"]
+        for one in of_kind(ours, *kinds)
+        if label in json.dumps(one)
+    }
+    owned = {"within-serving", "serving-workers", "serving-head"} if to == "rayservice" else {"within-training"}
+    own_name = of_kind(ours, "RayService", "RayJob")[0]["metadata"]["name"]
+    assert set(selectors) == {f"{name}-{own_name}" for name in owned}
+    assert not set(selectors) & {one["metadata"]["name"] for one in of_kind(theirs, *kinds)}
+    spread = [one["labelSelector"] for pod in pods_of(ours) for one in pod.spec.get("topologySpreadConstraints", [])]
+    assert bool(spread) is (to == "rayservice")
+    for selector in (*selectors.values(), *spread):
+        assert any(matches(selector, pod.labels) for pod in pods_of(ours))
+        assert not any(matches(selector, pod.labels) for pod in pods_of(theirs))
+    for policy in of_kind(ours, "NetworkPolicy"):
+        if policy["metadata"]["name"] in selectors:
+            (peer,) = policy["spec"]["ingress"][0]["from"]
+            assert not any(matches(peer["podSelector"], pod.labels) for pod in pods_of(theirs))
+
+
+def test_what_a_training_leaves_behind_is_found_by_its_label() -> None:
+    documents = rendered("rayjob")
+    (name,) = {one["metadata"]["name"] for one in of_kind(documents, "RayJob")}
+    labelled = [one["kind"] for one in documents if one["metadata"].get("labels", {}).get(RUN) == name]
+    assert sorted(labelled) == ["ConfigMap", "NetworkPolicy", "RayJob"]
 
 
 def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
