@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
-from render import DOORS
-from tests.k8s.manifests import K8S, PARTS, ROOT
+from recipes.schema import load_recipe
+from render import DOORS, render
+from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
 RUNBOOK = (K8S / "README.md").read_text()
+BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
+"""What is typed together."""
 
 
 def test_every_file_of_ours_that_it_names_is_there() -> None:
@@ -24,6 +28,31 @@ def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_th
     for part, to in told:
         assert part in PARTS
         assert Path(part).name == folders[to]
+
+
+@pytest.mark.parametrize("to", ["promote", "prove"])
+def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(to: str) -> None:
+    """Kubernetes refuses to change a Job's pod, and an unchanged one it does not run again."""
+    recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
+    documents = list(yaml.safe_load_all(render(recipe, to=to, base=text_of("prod/promote")).text))
+    (name,) = (one["metadata"]["name"] for one in of_kind(documents, "Job"))
+    blocks = [block for block in BLOCKS if f"--to {to} " in block]
+    assert blocks
+    for block in blocks:
+        before, after = block.split(f"--to {to} ")
+        assert f"kubectl -n tailorbird-prod delete job {name} --ignore-not-found\n" in before
+        assert f"logs -f job/{name}" in after
+
+
+def test_a_trial_has_lines_of_its_own_that_tell_the_service_first_and_the_manifest_then() -> None:
+    _, _, after = RUNBOOK.partition("`serving.trial`")
+    block = re.findall(r"```\n(.*?)```", after, flags=re.DOTALL)[0]
+    assert re.findall(r"--to (\w+)", block) == ["prove", "rayservice"]
+
+
+def test_preflight_comes_before_a_training_that_would_be_tried_three_times() -> None:
+    (block,) = (block for block in BLOCKS if "--to rayjob" in block)
+    assert "tailorbird preflight" in block.split("--to rayjob")[0]
 
 
 def test_the_secrets_that_it_makes_are_those_of_the_example() -> None:
