@@ -55,6 +55,8 @@ class NodeType:
     has: Room
     max_nodes: int | None
     """At most; None where there is no bound."""
+    max_of_all: int | None = None
+    """Nodes of all types together, at most; None where the cluster has no such bound."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def workers_that_fit(rooms: Iterable[Room], worker: Room) -> int:
 
 
 def workers_of_types(types: Sequence[NodeType], worker: Room) -> int:
-    """Workers that an autoscaler's node types take at most; each on one node."""
-    return sum(one.has.holds(worker) * (MANY if one.max_nodes is None else one.max_nodes) for one in types)
+    """Workers that an autoscaler's node types take at most; each on one node, the roomiest types first."""
+    left = min((MANY if one.max_of_all is None else one.max_of_all for one in types), default=0)
+    workers = 0
+    for one in sorted(types, key=lambda one: -one.has.holds(worker)):
+        nodes = min(left, MANY if one.max_nodes is None else one.max_nodes)
+        workers, left = workers + nodes * one.has.holds(worker), left - nodes
+    return workers
 
 
 def local_versions() -> Versions:
@@ -148,7 +155,7 @@ def node_types_of(content: Any) -> tuple[NodeType, ...]:
     types = content.get("available_node_types") if isinstance(content, dict) else None
     most = content.get("max_workers", 2) if types else 0  # Ray's default for the whole cluster
     return tuple(
-        NodeType(name, _room(one["resources"]), min(most, one.get("max_workers", most)))
+        NodeType(name, _room(one["resources"]), min(most, one.get("max_workers", most)), max_of_all=most)
         for name, one in (types or {}).items()
         if one.get("resources")
     )

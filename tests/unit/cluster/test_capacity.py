@@ -29,6 +29,21 @@ def test_node_types_hold_workers_up_to_their_bound() -> None:
     assert workers_of_types([NodeType("any", Room(2), None)], Room(2)) > 100
 
 
+def test_node_types_together_hold_no_more_than_the_cluster_may_have() -> None:
+    content = {
+        "max_workers": 10,
+        "available_node_types": {
+            "serving": {"resources": {"CPU": 8}, "max_workers": 4},
+            "training": {"resources": {"CPU": 8}, "max_workers": 8},
+        },
+    }
+    assert workers_of_types(node_types_of(content), Room(8)) == 10
+    content["available_node_types"]["training"]["resources"] = {"CPU": 16}  # type: ignore[index]
+    assert workers_of_types(node_types_of(content), Room(8)) == 8 * 2 + 2  # the large ones first
+    assert workers_of_types(node_types_of(content), Room(16)) == 8
+    assert workers_of_types((), Room(1)) == 0
+
+
 def test_the_file_of_ray_up_tells_node_types() -> None:
     content = {
         "max_workers": 5,
@@ -38,6 +53,6 @@ def test_the_file_of_ray_up_tells_node_types() -> None:
             "found by the cloud": {"max_workers": 3},
         },
     }
-    assert node_types_of(content) == (NodeType("head", Room(2), 0), NodeType("worker", Room(8, 1), 5))
+    assert node_types_of(content) == (NodeType("head", Room(2), 0, 5), NodeType("worker", Room(8, 1), 5, 5))
     assert node_types_of(None) == ()
     assert node_types_of({"max_workers": 3}) == ()

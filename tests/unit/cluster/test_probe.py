@@ -44,4 +44,6 @@ def test_the_head_of_a_ray_up_cluster_tells_its_node_types(
     path = tmp_path / "bootstrap.yaml"
     path.write_text("{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 2}}}")
     monkeypatch.setattr(probe, "BOOTSTRAP", path)
-    assert look(Asked((), home="s3://", base_model=model, packages=())).node_types == (NodeType("gpu", Room(8, 1), 2),)
+    assert look(Asked((), home="s3://", base_model=model, packages=())).node_types == (
+        NodeType("gpu", Room(8, 1), 2, max_of_all=4),
+    )
