@@ -107,7 +107,7 @@ def _packages(machine: Machine) -> Iterator[Line]:
         yield Line("packages", "ok", f"all {len(machine.packages)} are installed, at versions that fit")
         return
     told = "; ".join(f"{one.name} is {one.found or 'not installed'}, wanted {one.wanted or 'any'}" for one in wrong)
-    yield Line("packages", "fault", told, "pip install " + " ".join(f"'{one.name}{one.wanted}'" for one in wrong))
+    yield Line("packages", "fault", told, "pip install " + " ".join(f"'{one.line}'" for one in wrong))
 
 
 def _extras(machine: Machine) -> Iterator[Line]:
@@ -117,7 +117,7 @@ def _extras(machine: Machine) -> Iterator[Line]:
         if missing:
             told = ", ".join(f"{one.name} {one.found}" if one.found else one.name for one in missing)
             text = f"not whole ({told} missing or of another version); for {purpose}"
-            yield Line(f"extra {name}", "note", text, f"pip install 'tailorbird[{name}]'")
+            yield Line(f"extra {name}", "note", text, f"in the project's folder: pip install --editable '.[{name}]'")
         else:
             yield Line(f"extra {name}", "ok", f"installed; for {purpose}")
 
@@ -219,8 +219,12 @@ def look(folder: Path) -> Machine:
         python=platform.python_version(),
         wanted_python=wanted.python,
         python_fits=fits(platform.python_version(), wanted.python),
-        packages=found(wanted.packages[ALWAYS]),
-        extras={name: found(packages) for name, packages in wanted.packages.items() if name != ALWAYS},
+        packages=found(wanted.packages[ALWAYS], features=wanted.features),
+        extras={
+            name: found(packages, features=wanted.features)
+            for name, packages in wanted.packages.items()
+            if name != ALWAYS
+        },
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_bytes=shutil.disk_usage(place).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
@@ -21,11 +21,18 @@ class Package:
     """Versions, as `>=2.60,<2.61`."""
     found: str | None
     """The version that is installed, if one is."""
+    features: str = ""
+    """Its own optional groups that are asked for, as `[serve,train]`; whether they are installed is not looked at."""
 
     @property
     def fits(self) -> bool:
         """Whether what is installed is wanted."""
         return self.found is not None and fits(self.found, self.wanted)
+
+    @property
+    def line(self) -> str:
+        """As pip is asked for it."""
+        return f"{self.name}{self.features}{self.wanted}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Requirements:
     """Versions, as `>=3.11,<3.14`."""
     packages: dict[str, tuple[tuple[str, str], ...]]
     """Name and versions of each package, by optional group; `ALWAYS` are those of every part."""
+    features: dict[str, str]
+    """Of a package that is asked for with optional groups of its own, these, as `[serve,train]`."""
 
 
 def requirements(root: Path = ROOT) -> Requirements:
@@ -54,9 +63,9 @@ def requirements(root: Path = ROOT) -> Requirements:
     return _grouped(project["requires-python"], lines)
 
 
-def found(packages: Iterable[tuple[str, str]]) -> tuple[Package, ...]:
+def found(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
     """Packages as they are installed here."""
-    return tuple(Package(name, wanted, installed_version(name)) for name, wanted in packages)
+    return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 
 
 def installed_version(name: str) -> str | None:
@@ -79,10 +88,12 @@ def fits(given: str, wanted: str) -> bool:
 def _grouped(python: str, lines: Sequence[str]) -> Requirements:
     """From lines as `ray[serve,train]<2.61,>=2.60; extra == "dev"`; ours, which name groups, are left out."""
     groups: dict[str, list[tuple[str, str]]] = {ALWAYS: []}
+    features: dict[str, str] = {}
     for line in lines:
         needed, _, marker = line.partition(";")
         extra = re.search(r"extra *== *['\"]([^'\"]+)", marker)
-        parts = re.fullmatch(r"([A-Za-z0-9._-]+) *(?:\[[^]]*\])? *\(?([^)]*)\)?", needed.strip())
+        parts = re.fullmatch(r"([A-Za-z0-9._-]+) *(\[[^]]*\])? *\(?([^)]*)\)?", needed.strip())
         if parts and parts[1] != "tailorbird":
-            groups.setdefault(extra[1] if extra else ALWAYS, []).append((parts[1], parts[2].strip()))
-    return Requirements(python, {name: tuple(packages) for name, packages in groups.items()})
+            groups.setdefault(extra[1] if extra else ALWAYS, []).append((parts[1], parts[3].strip()))
+            features |= {parts[1]: parts[2]} if parts[2] else {}
+    return Requirements(python, {name: tuple(packages) for name, packages in groups.items()}, features)

@@ -156,7 +156,7 @@ def _package() -> ModuleType:
     except ModuleNotFoundError as error:
         raise DataError(
             f"the ICD-10-CM data comes with the package simple-icd-10-cm, which is not installed ({error}); "
-            "install it with `pip install 'tailorbird[stack]'`"
+            "install it with `pip install --editable '.[stack]'` in the project's folder"
         ) from None
     module: ModuleType = simple_icd_10_cm
     return module

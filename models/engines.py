@@ -14,7 +14,7 @@ ENCODER_FILE = "encoder.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names for dtypes."""
-INSTALL = "install it where models run: pip install 'tailorbird[engines]'"
+INSTALL = "install it where models run: pip install --editable '.[engines]' in the project's folder"
 
 
 class EngineError(ValueError):

@@ -279,7 +279,7 @@ class TuningSection(Section):
     """ASHA keeps one in this many at each rung."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
     """Where else the trials are written down: `mlflow` at MLFLOW_TRACKING_URI, `tensorboard` as event files under the
-    sweep's `tune/` on S3. Each takes its package: `pip install 'tailorbird[mlflow,tensorboard]'`."""
+    sweep's `tune/` on S3. Each takes its package: `pip install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
     """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
 
@@ -435,7 +435,8 @@ class ServingSection(Section):
     gpus_per_replica: Literal[0, 1] = 0
     """GPUs of a replica."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """For `task: chat`, whose batching answers: `vllm` is for GPUs, and the cluster must have `tailorbird[gpu]`."""
+    """For `task: chat`, whose batching answers: `vllm` is for GPUs, and the cluster must
+    have what `pip install --editable '.[gpu]'` brings."""
     max_batch_size: int = Field(default=64, ge=1)
     """Texts in one forward pass; for `task: chat`, conversations that are answered at the same time."""
     max_texts: int = Field(default=256, ge=1)

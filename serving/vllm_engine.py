@@ -90,8 +90,8 @@ def start(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> VllmEng
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise EngineMissing(
-            f"serving.engine is vllm, which the cluster does not have ({error}): install tailorbird[gpu] there, or "
-            "leave serving.engine out"
+            f"serving.engine is vllm, which the cluster does not have ({error}): pip install --editable '.[gpu]' in "
+            "the project's folder there, or leave serving.engine out"
         ) from None
     memory: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARE}
     if not torch.cuda.is_available():

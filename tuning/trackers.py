@@ -17,7 +17,7 @@ def require_trackers(section: TuningSection) -> None:
         if find_spec(PACKAGES[name]) is None:
             raise ValueError(
                 f"tuning.trackers names {name}, and the package {PACKAGES[name]} is not installed; "
-                f"pip install 'tailorbird[{name}]', or leave {name} out of tuning.trackers"
+                f"pip install --editable '.[{name}]' in the project's folder, or leave {name} out of tuning.trackers"
             )
     if "mlflow" in section.trackers and not os.environ.get(MLFLOW_URI):
         raise ValueError(

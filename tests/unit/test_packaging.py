@@ -1,5 +1,6 @@
 """What is installed is everything that there is: the command works from any folder."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,3 +12,12 @@ def test_every_module_and_package_is_installed() -> None:
     assert set(tools["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert set(tools["packages"]) == packages - {"tests", "benchmarks"}
+
+
+def test_nobody_is_told_to_install_by_a_name_that_no_index_has() -> None:
+    places = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "k8s" / "README.md"]
+    places += [path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")]
+    outside = [path for path in places if "tests" not in path.relative_to(ROOT).parts]
+    assert len(outside) > 100
+    told = re.compile(r"(?<!/)tailorbird\[|pip install tailorbird")
+    assert [path.name for path in outside if told.search(path.read_text(encoding="utf-8"))] == []

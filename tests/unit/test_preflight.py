@@ -47,7 +47,7 @@ CLUSTER = Cluster(
     silent={},
 )
 GOOD = Found(
-    wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}),
+    wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}, {}),
     here=HERE,
     theirs=HERE,
     any_patch=False,

@@ -124,7 +124,7 @@ def test_a_missing_engine_and_a_damaged_file_are_told(
     with pytest.raises(EngineError, match=r"does not take .*export it again"):
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(EngineError, match=r"pip install 'tailorbird\[engines\]'"):
+    with pytest.raises(EngineError, match=r"pip install --editable '\.\[engines\]'"):
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")
 
 

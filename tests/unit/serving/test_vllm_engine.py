@@ -49,7 +49,7 @@ async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any)
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("vllm")), reason="vLLM is installed")
 def test_without_vllm_it_is_said_what_to_install() -> None:
-    with pytest.raises(EngineMissing, match=r"tailorbird\[gpu\]"):
+    with pytest.raises(EngineMissing, match=r"pip install --editable '\.\[gpu\]'"):
         start(loaded(), max_batch_size=8)
 
 

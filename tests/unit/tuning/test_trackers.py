@@ -15,7 +15,7 @@ def test_without_trackers_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
 def test_a_tracker_whose_package_is_missing_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trackers.PACKAGES, name, "no_such_package")
     section = TuningSection.model_validate({"trackers": [name]})
-    with pytest.raises(ValueError, match=rf"no_such_package is not installed; pip install 'tailorbird\[{name}\]'"):
+    with pytest.raises(ValueError, match=rf"no_such_package is not installed; pip install --editable '\.\[{name}\]'"):
         trackers.require_trackers(section)
 
 
