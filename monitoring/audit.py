@@ -1,6 +1,7 @@
 """Labels for texts drawn by lot: out as Parquet for people to label, blind, and back in as rows to judge by."""
 
 import hashlib
+import heapq
 import io
 import json
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ import numpy as np
 
 from cluster import storage
 from data.read import Rows
-from monitoring.traffic import ANSWERS, CHAMPION, UNSTATED, files_of, key_of, read_columns
-from monitoring.watch import audits_of
+from data.redact import redacted
+from monitoring.traffic import ANSWERS, CHAMPION, files_of, key_of, read_columns, value_of
+from monitoring.watch import audits_of, number_of
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -40,25 +42,31 @@ def export(recipe: Recipe, *, digest: str, days: Sequence[date], num_rows: int, 
     `to` is an S3 or file URI. The Parquet has `request_id`, `row`, `at`, `text` (empty where the log keeps none),
     `attributes` and an empty `label`: what the model answered is left out, so that nobody is led by it. What is drawn
     depends on the request ids alone: the same days give the same rows, and no audit's label of before is asked again.
+    Held are the rows that are drawn so far, and the keys of those that were audited.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     log = _log_of(recipe)
-    known = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)[0])}
-    drawn: list[tuple[int, dict[str, Any]]] = []
+    if num_rows < 1:
+        raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
+    audited = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)[0]).tolist()}
+    drawn: dict[int, dict[str, Any]] = {}
+    largest: list[int] = []  # a heap of the drawn keys, negative: the first is the one to give up
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         for answer in read_columns(uri, ANSWERS)[0].to_pylist():
             ours = answer["arm"] == CHAMPION and answer["digest"] == digest and answer["label"] is not None
             key = key_of(answer["request_id"], answer["row"])
-            if ours and key not in known:
-                drawn.append((key, {name: answer.get(name) for name in COLUMNS} | {"label": None}))
-                known.add(key)
-        drawn = sorted(drawn, key=lambda one: one[0])[:num_rows]
+            if not ours or key in audited or key in drawn or (len(drawn) >= num_rows and key > -largest[0]):
+                continue
+            drawn[key] = {name: answer.get(name) for name in COLUMNS} | {"label": None}
+            heapq.heappush(largest, -key)
+            if len(drawn) > num_rows:
+                del drawn[-heapq.heappop(largest)]
     if not drawn:
         raise AuditError(f"no answer of the champion in {log} on these days that was not audited; name other days")
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row for _, row in drawn], schema=_schema()), sink)
+    pq.write_table(pa.Table.from_pylist([drawn[key] for key in sorted(drawn)], schema=_schema()), sink)
     storage.write_bytes(to, sink.getvalue())
     return len(drawn)
 
@@ -66,8 +74,10 @@ def export(recipe: Recipe, *, digest: str, days: Sequence[date], num_rows: int, 
 def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
     """Keeps the labels of an exported file that people filled in; where they lie, and how many there are.
 
-    Rows without a label are left out. The same file twice is kept once. Raises AuditError for a label that is no class,
-    or a file that was not exported; `label` and, where the log keeps none, `text` are what people fill in.
+    Rows without a label are left out. Files are numbered in the order in which they came, for of two labels of one text
+    the later stands; one that is the same as the last is kept once. Raises AuditError for a label that is no class, or
+    a file that was not exported; `label` and, where the log keeps none, `text` are what people fill in, so texts are
+    redacted here too.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,10 +90,14 @@ def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, i
     if unknown or not rows:
         told = f"labels that are no class: {', '.join(unknown[:5])}" if unknown else "no label at all"
         raise AuditError(f"{uri} has {told}; the classes are {', '.join(classes[:10])}{' ...' * (len(classes) > 10)}")
+    rows = [row | {"text": row["text"] and redacted(str(row["text"]))} for row in rows]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
-    name = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
-    kept = f"{recipe.home}/audits/{name}.parquet"
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+    newest = next(reversed(audits_of(recipe.home)), "")
+    if newest.endswith(f"{digest}.parquet"):
+        return newest, len(rows)
+    kept = f"{recipe.home}/audits/{number_of(newest) + 1:06d}-{digest}.parquet"
     storage.write_bytes(kept, sink.getvalue())
     return kept, len(rows)
 
@@ -101,7 +115,7 @@ def audited_rows(recipe: Recipe) -> Rows:
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in rows),
         texts=tuple(row["text"] for row in rows),
         labels=tuple(row["label"] for row in rows),
-        groups={name: tuple(str(one.get(name, UNSTATED)) for one in given) for name in recipe.data.groups},
+        groups={name: tuple(value_of(one, name) for one in given) for name in recipe.data.groups},
     )
 
 

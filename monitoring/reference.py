@@ -12,6 +12,7 @@ from cluster import storage
 from cluster.session import remotely
 from data.plain import made_by_code
 from data.read import Rows, read_later, read_splits
+from data.redact import redacted
 from models.registry import ModelVersion
 from monitoring.drift import Asked
 from monitoring.quality import Before
@@ -98,7 +99,11 @@ def validation_rows(section: DataSection) -> Rows:
 
 
 def made(uri: str, *, rows: Rows, made_at: str) -> bytes:
-    """A version's reference as Parquet: what it answers to the rows, and their embeddings."""
+    """A version's reference as Parquet: what it answers to the rows, and their embeddings.
+
+    Embedded are the texts as a log would keep them, redacted: else any task with numbers in its texts would look as if
+    its traffic had left the reference.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -107,7 +112,8 @@ def made(uri: str, *, rows: Rows, made_at: str) -> bytes:
 
     version = read_version(uri)
     table = predict_rows(uri, rows=rows)
-    embeddings = embedded(version.base_model, rows.texts, max_length=version.max_length)
+    kept = tuple(map(redacted, rows.texts))
+    embeddings = embedded(version.base_model, kept, max_length=version.max_length)
     columns: dict[str, Any] = {
         "output": pa.array(table.outputs, pa.string()),
         "confidence": pa.array(table.calibrated),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from data.plain import made_by_code
+from data.read import NO_GROUP
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,9 +26,9 @@ CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 SAMPLE_ROWS = 5_000
 """Of a window, on which drift is looked at: those with the smallest hashes, so that any reader draws the same."""
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
-OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited")
+OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited", "told")
 FILES_A_TASK = 64
-UNSTATED = "unstated"
+DAY_US = 86_400_000_000
 
 
 class TrafficError(ValueError):
@@ -44,11 +46,18 @@ class Labels:
     names: tuple[str, ...] = ()
     audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """[F] whether the text was drawn by lot to be labelled, and not told of by whoever cared to."""
-    told_again: int = 0
-    """Words on a text of which another was said before."""
+    told: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[F] when, in microseconds since 1970, UTC; of an audit, when the text was answered."""
+    words: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[F] how many times the text was told of."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def told_again(self) -> int:
+        """Words on a text of which another was said before."""
+        return int(self.words.sum()) - len(self.words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +73,16 @@ class Outcomes:
     audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     groups: tuple[tuple[str, ...], ...] = ()
     """One tuple a row, a value a column."""
+    told: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """When the label was told, microseconds since 1970, UTC."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def where(self, mask: NDArray[np.bool_]) -> "Outcomes":
+        """The rows [F] of a mask."""
+        groups = tuple(values for values, here in zip(self.groups, mask, strict=True) if here)
+        return replace(self, groups=groups, **{name: getattr(self, name)[mask] for name in OUTCOME_ARRAYS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +114,10 @@ class Traffic:
     sample: Sample = Sample()
     lacking: Mapping[str, int] = field(default_factory=dict)
     """Files without a column, by its name: from before there was one."""
+    misplaced: int = 0
+    """Rows whose own clock says another day than the folder they lie in."""
+    known: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Places of the labels whose text was answered here, whoever answered; sorted."""
 
     def num_of(self, arm: str, digest: str) -> int:
         """Rows that this version answered in this arm."""
@@ -118,9 +138,17 @@ class Watched:
 
 def days_of(log: str) -> list[str]:
     """Days, `YYYY-MM-DD`, of which the log has answers, in order."""
-    if not storage.exists(f"{log}/answers"):
-        return []
-    return sorted({day for uri in storage.list_files(f"{log}/answers") if (day := day_of(uri))})
+    return list(by_day(log, "answers"))
+
+
+def by_day(log: str, kind: str) -> dict[str, list[str]]:
+    """The Parquet files of `answers` or `feedback` by day, `YYYY-MM-DD`, both in order."""
+    found: dict[str, list[str]] = {}
+    if storage.exists(f"{log}/{kind}"):
+        for uri in storage.list_files(f"{log}/{kind}"):
+            if uri.endswith(".parquet") and (day := day_of(uri)):
+                found.setdefault(day, []).append(uri)
+    return {day: sorted(found[day]) for day in sorted(found)}
 
 
 def day_of(uri: str) -> str | None:
@@ -145,30 +173,43 @@ def key_of(request_id: str, row: int) -> int:
 
 
 def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
-    """The feedback of these files, and what audits found, which stands before feedback; about 100 bytes a word are held
-    while they are read, 13 afterwards."""
-    latest: dict[int, tuple[bool, int, str]] = {}
-    again = 0
-    for uri in (*files, *audits):
-        table, _ = read_columns(uri, FEEDBACK)
-        for request_id, row, at, label in zip(*(table[name].to_pylist() for name in FEEDBACK), strict=True):
-            if request_id is None or row is None or label is None:
-                continue
-            key, told = key_of(request_id, row), (uri in audits, int(at.timestamp() * 1e6) if at else 0, label)
-            before = latest.get(key)
-            again += before is not None
-            if before is None or before[:2] <= told[:2]:
-                latest[key] = told
-    names = tuple(sorted({label for _, _, label in latest.values()}))
-    places = {name: place for place, name in enumerate(names)}
-    keys = sorted(latest)
-    return Labels(
-        np.array(keys, np.uint64),
-        np.array([places[latest[key][2]] for key in keys], np.int32),
-        names,
-        np.array([latest[key][0] for key in keys], bool),
-        again,
-    )
+    """The feedback of these files, and what audits found, which stands before feedback.
+
+    Files are read one at a time; a word takes 25 bytes when they were read, and some 80 while words are sorted.
+    """
+    places: dict[str, int] = {}
+    keys, codes, told, audited = (array(kind) for kind in "QiqB")
+    for uris, drawn in ((files, 0), (audits, 1)):
+        for uri in uris:
+            table, _ = read_columns(uri, FEEDBACK)
+            at = _microseconds(table).tolist()
+            columns = (table[name].to_pylist() for name in ("request_id", "row", "label"))
+            for when, request_id, row, label in zip(at, *columns, strict=True):
+                if request_id is None or row is None or label is None:
+                    continue
+                keys.append(key_of(request_id, row))
+                codes.append(places.setdefault(label, len(places)))
+                told.append(when)
+                audited.append(drawn)
+    given = (np.frombuffer(keys, np.uint64), np.frombuffer(codes, np.int32))
+    return _latest(*given, np.frombuffer(audited, np.bool_), np.frombuffer(told, np.int64), names=tuple(places))
+
+
+def _latest(
+    keys: NDArray[np.uint64],
+    codes: NDArray[np.int32],
+    audited: NDArray[np.bool_],
+    told: NDArray[np.int64],
+    *,
+    names: tuple[str, ...],
+) -> Labels:
+    """Of the words on one text, an audit's before others, the later, and of one time the one that was read last."""
+    order = np.lexsort((told, audited, keys))
+    keys = keys[order]
+    last = np.flatnonzero(np.append(keys[1:] != keys[:-1], np.ones(min(len(keys), 1), bool)))
+    stands = order[last]
+    words = np.diff(last, prepend=-1).astype(np.int32)
+    return Labels(keys[last], codes[stands], names, audited[stands], told[stands], words)
 
 
 def read_traffic(files: Sequence[str], watched: Watched, *, labels: Labels, each: Callable[..., Any] = map) -> Traffic:
@@ -201,26 +242,35 @@ class Reader:
         answered = np.array([label is not None for label in columns["label"]], bool) & np.isfinite(scores)
         ours = answered & (digests == self.watched.champion) & (arms == CHAMPION)
         theirs = answered & (digests == self.watched.trial) & np.isin(arms, (CANARY, SHADOW))
-        at = table["at"].cast("int64").to_numpy(zero_copy_only=False)
+        at = _microseconds(table)
+        places, told = self._told(keys)
         return Traffic(
             num_rows=len(table),
             rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
             confidence_sum=float(scores[ours].sum()),
             without_class=int((~answered).sum()),
-            outcomes=self._outcomes(np.flatnonzero(ours | theirs), keys=keys, arms=arms, at=at, columns=columns),
+            outcomes=self._outcomes(
+                np.flatnonzero((ours | theirs) & told), places=places, keys=keys, arms=arms, at=at, columns=columns
+            ),
             sample=_smallest(_sample(np.flatnonzero(ours), keys=keys, scores=scores, columns=columns)),
             lacking=Counter(lacking),
+            misplaced=_misplaced(at, day_of(uri)),
+            known=np.unique(places[told]).astype(np.int32),
         )
 
+    def _told(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """[N] places of the rows' labels, and [N] whether there is one."""
+        if not len(self.labels):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+        places = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
+        return places, self.labels.keys[places] == keys
+
     def _outcomes(
-        self, rows: NDArray[np.int64], *, keys: Any, arms: Any, at: Any, columns: Mapping[str, list[Any]]
+        self, rows: NDArray[np.int64], *, places: Any, keys: Any, arms: Any, at: Any, columns: Mapping[str, list[Any]]
     ) -> Outcomes:
-        if not len(self.labels) or not len(rows):
+        if not len(rows):
             return Outcomes()
-        places = np.minimum(np.searchsorted(self.labels.keys, keys[rows]), len(self.labels) - 1)
-        known = self.labels.keys[places] == keys[rows]
-        rows, places = rows[known], places[known]
-        names = self.labels.names
+        places, names = places[rows], self.labels.names
         right = [
             columns["label"][row] == names[self.labels.codes[place]] for row, place in zip(rows, places, strict=True)
         ]
@@ -231,31 +281,61 @@ class Reader:
             right=np.array(right, bool),
             audited=self.labels.audited[places],
             groups=tuple(_values(columns["attributes"][row], self.watched.groups) for row in rows),
+            told=self.labels.told[places],
         )
 
 
 def joined(parts: Iterable[Traffic]) -> Traffic:
     """Parts of the log as one; each is let go once it was read."""
     rows, lacking = Counter[tuple[str, str]](), Counter[str]()
-    num_rows = without_class = 0
+    num_rows = without_class = misplaced = 0
     confidence_sum, sample, outcomes = 0.0, Sample(), [Outcomes()]
+    known = [Traffic().known]
     for part in parts:
         num_rows, without_class = num_rows + part.num_rows, without_class + part.without_class
-        confidence_sum += part.confidence_sum
+        confidence_sum, misplaced = confidence_sum + part.confidence_sum, misplaced + part.misplaced
         rows.update(part.rows)
         lacking.update(part.lacking)
         sample = _smallest(_together(sample, part.sample))
         outcomes.append(part.outcomes)
+        known.append(part.known)
     arrays = {name: np.concatenate([getattr(one, name) for one in outcomes]) for name in OUTCOME_ARRAYS}
     groups = tuple(values for one in outcomes for values in one.groups)
-    return Traffic(num_rows, rows, confidence_sum, without_class, Outcomes(**arrays, groups=groups), sample, lacking)
+    return Traffic(
+        num_rows=num_rows,
+        rows=rows,
+        confidence_sum=confidence_sum,
+        without_class=without_class,
+        outcomes=Outcomes(**arrays, groups=groups),
+        sample=sample,
+        lacking=lacking,
+        misplaced=misplaced,
+        known=np.unique(np.concatenate(known)),
+    )
 
 
 @lru_cache(maxsize=10_000)
 def _values(attributes: str | None, groups: tuple[str, ...]) -> tuple[str, ...]:
     """Values of the group columns; the same attributes give the same object, so that rows hold no copies."""
     given = json.loads(attributes) if attributes else {}
-    return tuple(str(given.get(column, UNSTATED)) for column in groups)
+    return tuple(value_of(given, column) for column in groups)
+
+
+def value_of(attributes: Mapping[str, Any], column: str) -> str:
+    """A row's value of a group column, as `data.read` has it."""
+    value = attributes.get(column)
+    return NO_GROUP if value is None else str(value)
+
+
+def _microseconds(table: "pa.Table") -> NDArray[np.int64]:
+    return np.asarray(table["at"].cast("int64").fill_null(0).to_numpy(), np.int64)
+
+
+def _misplaced(at: NDArray[np.int64], day: str | None) -> int:
+    if day is None:
+        return 0
+    first = np.datetime64(day, "us").astype(np.int64)
+    return int(((at < first) | (at >= first + DAY_US)).sum())
 
 
 def _sample(rows: NDArray[np.int64], *, keys: Any, scores: Any, columns: Mapping[str, list[Any]]) -> Sample:
@@ -288,7 +368,7 @@ def _smallest(sample: Sample) -> Sample:
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
-    """The columns of a file, and which of them it lacks (they are null then)."""
+    """The columns of a file, and which of them it lacks (they are null then); `at` in microseconds, UTC."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -299,6 +379,9 @@ def read_columns(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str
             if foreign:
                 raise TrafficError(f"{uri} is no part of a request log: code would make the values of {foreign[0]}")
             table = file.read(columns=there)
+        if "at" in there:
+            at = table["at"].cast(pa.timestamp("us", tz="UTC"), safe=False)
+            table = table.set_column(there.index("at"), "at", at)
     except pa.ArrowException as error:
         raise TrafficError(f"{uri} is no Parquet file that can be read: {error}; remove it from the log") from None
     lacking = [name for name in columns if name not in there]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -18,28 +18,35 @@ from evaluation.gates import Gate
 from evaluation.perturb import counterfactuals
 from evaluation.predict import predict_rows
 from models.registry import ModelVersion, now
+from monitoring.days import Days, files_between, microseconds, span
 from monitoring.drift import LEAST_ROWS, Asked, DriftError, drift_signs
-from monitoring.quality import groups_now, quality, trial_groups, trial_pairs
+from monitoring.quality import (
+    by_feedback,
+    fixed_groups,
+    groups_now,
+    paired_by_order,
+    quality,
+    trial_groups,
+    trial_pairs,
+)
 from monitoring.reference import Reference, embedded, read_reference
 from monitoring.report import Counted, Report, TrialPairs, without_traffic
 from monitoring.traffic import (
     CANARY,
     CHAMPION,
-    OUTCOME_ARRAYS,
+    DAY_US,
     SHADOW,
     Outcomes,
     Sample,
     Traffic,
     Watched,
-    days_of,
-    files_of,
-    read_labels,
-    read_traffic,
 )
 from recipes.schema import CounterfactualGate, GroupsGate, Recipe
 
+DAY = timedelta(days=1)
 FLIPPED_TEXTS = 500
 """Sampled texts in which names, sexes and ages are swapped."""
+AGAIN = "texts were told of more than once; what was said last stands"
 
 
 class WatchError(ValueError):
@@ -59,12 +66,13 @@ class Serving:
 
 
 def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[Report]:
-    """Reports of every day of the champion's before `today` of which the log has answers, or that lies between two such
-    days; in order.
+    """Reports of every day of the champion's before `today`, from the first of which the log has answers; in order.
 
-    A day's report covers `watching.window_days` days up to it, and lies at `<home>/monitoring/<day>.json`. One whose
-    inputs are the same is not made again, and none is once no label is waited for any more. Raises WatchError where the
-    recipe keeps no log, ReferenceMissing, and TrafficError for files that are none of a log.
+    A day's report covers `watching.window_days` days up to it, and lies at `<home>/monitoring/<day>.json`. Once no
+    label is waited for any more it stays as it is. Until then it is made again where answers came that were not there,
+    and where labels of its answers did: then signs of drift and swaps stay, for they need none. A day of the log is
+    read at most once in a run. Raises WatchError where the recipe keeps no log, ReferenceMissing, and TrafficError for
+    files that are none of a log.
     """
     log = recipe.serving.request_log
     if log is None or recipe.task != "classification":
@@ -73,21 +81,20 @@ def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[
             if recipe.task != "classification"
             else "nothing can be watched without a log: give serving.request_log a prefix, and serve again"
         )
-    log = log.rstrip("/")
     reference = read_reference(recipe.home, serving.champion)
+    trial = serving.trial.digest if serving.trial else None
+    watched = Watched(serving.champion.digest, trial, recipe.data.groups)
+    log_days = Days(log.rstrip("/"), watched, audits=audits_of(recipe.home), each=on_cluster)
+    made = {day: _read_report(recipe.home, day) for day in _days(log_days.answers, since=serving.since, before=today)}
+    length, wait = recipe.watching.window_days, recipe.watching.label_days
     reports = []
-    for day in _days(log, since=serving.since, before=today):
-        made = _read_report(recipe.home, day)
-        over = day + timedelta(days=recipe.watching.label_days + 1) < today
-        if made is not None and made.digest == serving.champion.digest and over:
-            reports.append(made)
-            continue
-        window = _Window(recipe, log, serving, reference, day)
-        if made is None or made.inputs != window.inputs:
-            made = window.report()
-            storage.write_bytes(f"{recipe.home}/monitoring/{day}.json", made.to_json())
-            show({"event": "note", "text": f"{day}: {_told(made)}"})
-        reports.append(made)
+    for day, report in made.items():
+        over = day + timedelta(days=wait + 1) < today
+        if report is None or report.digest != serving.champion.digest or not over:
+            log_days.since = min(log_days.since, day - timedelta(days=length - 1))
+            window = _Window(recipe, log_days, serving, reference, day)
+            report = window.kept(report) or _put(recipe.home, window.report(report), former=report, show=show)
+        reports.append(report)
     return reports
 
 
@@ -98,17 +105,21 @@ def read_reports(home: str) -> list[Report]:
     return [Report.model_validate_json(storage.read_bytes(uri)) for uri in sorted(found) if uri.endswith(".json")]
 
 
-def _days(log: str, *, since: date, before: date) -> Iterator[date]:
-    days = [day for name in days_of(log) if (day := date.fromisoformat(name)) >= since]
-    day = min(days, default=before)
-    while day < before and day <= max(days):
-        yield day
-        day += timedelta(days=1)
+def _days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:
+    """From the first day of which the log has answers; where it has none, for nobody asked, from `since`."""
+    return span(min((day for day in map(date.fromisoformat, answered) if day >= since), default=since), before - DAY)
 
 
 def _read_report(home: str, day: date) -> Report | None:
     uri = f"{home}/monitoring/{day}.json"
     return Report.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def _put(home: str, report: Report, *, former: Report | None, show: Show) -> Report:
+    storage.write_bytes(f"{home}/monitoring/{report.day}.json", report.to_json())
+    if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
+        show({"event": "note", "text": f"{report.day}: {_told(report)}"})
+    return report
 
 
 def _told(report: Report) -> str:
@@ -119,29 +130,38 @@ def _told(report: Report) -> str:
 class _Window:
     """The days that one report is about."""
 
-    def __init__(self, recipe: Recipe, log: str, serving: Serving, reference: Reference, day: date) -> None:
-        self.recipe, self.serving, self.reference, self.day = recipe, serving, reference, day
-        length, wait = recipe.watching.window_days, recipe.watching.label_days
-        self.first = day - timedelta(days=length - 1)
-        self.answers = files_of(log, "answers", _span(self.first, day))
-        self.told = files_of(log, "feedback", _span(self.first, day + timedelta(days=wait)))
-        self.audits = audits_of(recipe.home)
-        trial = serving.trial.digest if serving.trial else None
-        self.watched = Watched(serving.champion.digest, trial, recipe.data.groups)
-        asked = [*self.answers, *self.told, *self.audits, trial, serving.champion.digest, reference.made_at]
+    def __init__(self, recipe: Recipe, days: Days, serving: Serving, reference: Reference, day: date) -> None:
+        self.recipe, self.days, self.serving, self.reference, self.day = recipe, days, serving, reference, day
+        self.first = day - timedelta(days=recipe.watching.window_days - 1)
+        self.trial = serving.trial.digest if serving.trial else None
         section = recipe.watching.model_dump(mode="json", exclude={"rollback", "keep_days"})
-        self.inputs = hashlib.sha256(json.dumps([asked, section, recipe.data.groups]).encode()).hexdigest()
+        answers = files_between(days.answers, self.first, day)
+        told = files_between(days.feedback, self.first, day + timedelta(days=recipe.watching.label_days))
+        self.answers = _sha256([*answers, serving.champion.digest, reference.made_at, section, recipe.data.groups])
+        self.told = _sha256([*told, *days.audits, self.trial])
 
-    def report(self) -> Report:
-        labels = read_labels(self.told, audits=self.audits)
-        traffic = read_traffic(self.answers, self.watched, labels=labels, each=on_cluster)
+    def kept(self, made: Report | None) -> Report | None:
+        """The report that was made, if no file came since that may change it."""
+        return made if made is not None and made.inputs.startswith(f"{self.answers}:{self.told}:") else None
+
+    def report(self, made: Report | None) -> Report:
+        """Of these days; of one that was `made` of the same answers, what needs no label stays."""
+        wait = self.recipe.watching.label_days
+        traffic = self.days.window(self.first, self.day, label_days=wait)
+        again = int((self.days.labels.words[traffic.known] > 1).sum())
+        inputs = f"{self.answers}:{self.told}:{_labelled(traffic.outcomes, again=again, trial=self.trial)}"
+        if made is not None and not made.inputs.startswith(f"{self.answers}:"):
+            made = None
+        if made is not None and made.inputs.split(":")[-1] == inputs.split(":")[-1]:
+            return made.model_copy(update={"inputs": inputs})  # what came is about other answers
+        seen = self._seen(traffic) if made is None else _seen_before(made)
+        seen["notes"] += (f"{again:,} {AGAIN}",) if again else ()
         champion, alpha = self.serving.champion, self.recipe.evaluation.alpha
-        notes = [*_oddities(traffic, labels_told_again=labels.told_again), *self._misplaced(traffic.outcomes)]
         fields: dict[str, Any] = {
             "day": self.day.isoformat(),
             "days": self.recipe.watching.window_days,
             "made_at": now(),
-            "inputs": self.inputs,
+            "inputs": inputs,
             "version": champion.version,
             "digest": champion.digest,
             "rows": traffic.num_rows,
@@ -150,23 +170,31 @@ class _Window:
                 for (arm, digest), rows in sorted(traffic.rows.items(), key=lambda item: -item[1])
             ),
             "trial": self._trial(traffic.outcomes),
+            "labels_until": (self.day + timedelta(days=wait)).isoformat(),
         }
         if not traffic.num_of(CHAMPION, champion.digest):
-            why = "no traffic" if not traffic.num_rows else "no answer of the champion"
-            return without_traffic(**fields, notes=(*notes, f"{why} in this window: nothing is known of it"))
-        signs, why_not = self._signs(traffic.sample)
-        limits = self.recipe.evaluation.gates.groups or GroupsGate()
-        columns = self.recipe.data.groups
-        before = self.reference.before()
+            return without_traffic(**fields, notes=seen["notes"])
+        asked: dict[str, Any] = {"columns": self.recipe.data.groups, "before": self.reference.before(), "alpha": alpha}
+        asked["limits"] = self.recipe.evaluation.gates.groups or GroupsGate()
         return Report(
             **fields,
+            **seen,
             feedback=quality(traffic, champion=champion.digest, alpha=alpha, audited=False),
             audit=quality(traffic, champion=champion.digest, alpha=alpha, audited=True),
-            signs=signs,
-            groups=groups_now(traffic.outcomes, columns=columns, before=before, limits=limits, alpha=alpha),
-            counterfactual=self._flips(traffic.sample),
-            notes=(*notes, *why_not),
+            groups=groups_now(traffic.outcomes, **asked),
+            groups_by_feedback=groups_now(by_feedback(traffic.outcomes), **asked),
         )
+
+    def _seen(self, traffic: Traffic) -> dict[str, Any]:
+        """What needs no label: signs, swaps, and notes on what is odd or could not be looked at."""
+        wait = self.recipe.watching.label_days
+        notes = _oddities(traffic, unanswered=self.days.unanswered(self.first, self.day, label_days=wait))
+        if not traffic.num_of(CHAMPION, self.serving.champion.digest):
+            why = "no traffic" if not traffic.num_rows else "no answer of the champion"
+            notes.append(f"{why} in this window: nothing is known of it")
+            return {"signs": (), "counterfactual": None, "notes": tuple(notes)}
+        signs, why_not = self._signs(traffic.sample)
+        return {"signs": signs, "counterfactual": self._flips(traffic.sample), "notes": (*notes, *why_not)}
 
     def _signs(self, sample: Sample) -> tuple[tuple[Any, ...], list[str]]:
         """Signs of drift, and what kept any from being had."""
@@ -212,22 +240,20 @@ class _Window:
         """Pairs of the report's last day alone, so that days add up, and the groups as the whole window shows them."""
         if self.serving.trial is None:
             return None
-        day = np.datetime64(self.day.isoformat(), "us").astype(np.int64)
-        of_day = (outcomes.at >= day) & (outcomes.at < day + np.int64(86_400_000_000))
-        arrays = {name: getattr(outcomes, name)[of_day] for name in OUTCOME_ARRAYS}
-        groups = tuple(value for value, here in zip(outcomes.groups, of_day, strict=True) if here)
+        day = microseconds(self.day)
+        of_day = outcomes.where((outcomes.at >= day) & (outcomes.at < day + DAY_US))
         columns, section = self.recipe.data.groups, self.recipe.evaluation
-        pairs, by_group, _ = trial_pairs(replace(outcomes, **arrays, groups=groups), columns=columns)
-        _, names, tables = trial_pairs(outcomes, columns=columns)
-        reading = trial_groups(names, tables, limits=section.gates.groups or GroupsGate(), alpha=section.alpha)
-        return TrialPairs(digest=self.serving.trial.digest, pairs=pairs, groups=by_group, reading=reading)
-
-    def _misplaced(self, outcomes: Outcomes) -> list[str]:
-        first, after = (
-            np.datetime64(day.isoformat(), "us").astype(np.int64) for day in (self.first, self.day + timedelta(days=1))
+        fixed = fixed_groups(self.reference.before(), columns=columns)
+        pairs, by_group, _ = trial_pairs(of_day, columns=columns, fixed=fixed)
+        _, names, tables = trial_pairs(outcomes, columns=columns, fixed=fixed)
+        return TrialPairs(
+            digest=self.serving.trial.digest,
+            pairs=pairs,
+            groups=by_group,
+            reading=trial_groups(names, tables, limits=section.gates.groups or GroupsGate(), alpha=section.alpha),
+            by_order=paired_by_order(of_day),
+            by_feedback=trial_pairs(by_feedback(of_day), columns=columns, fixed=fixed)[0],
         )
-        odd = int(((outcomes.at < first) | (outcomes.at >= after)).sum())
-        return [f"{odd:,} answers lie under another day than their own clock says"] if odd else []
 
 
 def on_cluster(function: Callable[[list[str]], Traffic], parts: Iterable[list[str]]) -> Iterator[Traffic]:
@@ -253,23 +279,45 @@ def on_cluster(function: Callable[[list[str]], Traffic], parts: Iterable[list[st
 
 
 def audits_of(home: str) -> list[str]:
-    """Files with labels that were given to texts drawn by lot."""
+    """Files with labels that were given to texts drawn by lot, in the order in which they were taken in."""
     prefix = f"{home}/audits"
     found = storage.list_files(prefix) if storage.exists(prefix) else []
-    return sorted(uri for uri in found if uri.endswith(".parquet"))
+    return sorted((uri for uri in found if uri.endswith(".parquet")), key=lambda uri: (number_of(uri), uri))
 
 
-def _oddities(traffic: Traffic, *, labels_told_again: int) -> list[str]:
+def number_of(uri: str) -> int:
+    """Which audit a kept file is, the first being 1; 0 of one that has no number."""
+    number, _, digest = uri.rpartition("/")[2].partition("-")
+    return int(number) if digest and number.isdecimal() else 0
+
+
+def _seen_before(made: Report) -> dict[str, Any]:
+    notes = tuple(note for note in made.notes if not note.endswith(AGAIN))
+    return {"signs": made.signs, "counterfactual": made.counterfactual, "notes": notes}
+
+
+def _labelled(outcomes: Outcomes, *, again: int, trial: str | None) -> str:
+    """sha256 over all that a report takes from labels, in whatever order the log was read."""
+    order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
+    digest = hashlib.sha256(json.dumps([again, trial]).encode())
+    for name in ("keys", "arms", "at", "right", "audited"):
+        digest.update(getattr(outcomes, name)[order].tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(given: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()
+
+
+def _oddities(traffic: Traffic, *, unanswered: int) -> list[str]:
     notes = [f"{num} files of the log have no column {name}" for name, num in sorted(traffic.lacking.items())]
     if traffic.without_class:
         notes.append(f"{traffic.without_class:,} rows have no class or no score, and are counted alone")
-    if labels_told_again:
-        notes.append(f"{labels_told_again:,} texts were told of more than once; what was said last stands")
+    if traffic.misplaced:
+        notes.append(f"{traffic.misplaced:,} answers lie under another day than their own clock says")
+    if unanswered:
+        notes.append(f"feedback on {unanswered:,} texts has ids that no answer of the log has; it counts for nothing")
     others = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(others) > 1:
         notes.append(f"{len(others)} versions were on trial in this window; only the recipe's is judged")
     return notes
-
-
-def _span(first: date, last: date) -> list[str]:
-    return [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]

@@ -1,13 +1,16 @@
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.read import NO_GROUP
 from monitoring import traffic
 from monitoring.traffic import (
     CHAMPION,
@@ -148,3 +151,61 @@ def test_a_log_that_is_not_there_yet_has_no_days(tmp_path: Path) -> None:
 def test_what_is_read_is_what_serving_writes() -> None:
     assert set(traffic.ANSWERS) <= set(ANSWERS)
     assert set(traffic.FEEDBACK) <= set(FEEDBACK)
+
+
+def test_a_row_without_an_attribute_is_of_the_group_that_data_without_a_value_is_of(tmp_path: Path) -> None:
+    stated = [None, "{}", '{"sex": null}', '{"age": "7"}']
+    found, _ = read(
+        tmp_path,
+        answers=[answer(number, attributes=one) for number, one in enumerate(stated)],
+        feedback=[told(number, "a") for number in range(4)],
+    )
+    assert found.outcomes.groups == ((NO_GROUP,),) * 4
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("s", tz="UTC"), pa.timestamp("ns", tz="Europe/Berlin"), pa.timestamp("ms")]
+)
+def test_times_in_another_unit_are_the_same_times(tmp_path: Path, kind: pa.DataType) -> None:
+    log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=1), told(0, "a", minute=2)])
+    for uri in [*files_of(log, "answers", days_of(log)), *files_of(log, "feedback", days_of(log))]:
+        table = pq.read_table(uri)
+        place = table.column_names.index("at")
+        pq.write_table(table.set_column(place, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
+    labels = read_labels(files_of(log, "feedback", days_of(log)))
+    found = read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels)
+    assert found.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
+    assert found.outcomes.told.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
+    assert found.outcomes.right.tolist() == [True]
+    assert found.misplaced == 0
+
+
+def test_labels_whose_text_was_answered_are_known_whoever_answered_and_other_days_rows_are_counted(
+    tmp_path: Path,
+) -> None:
+    found, labels = read(
+        tmp_path,
+        answers=[answer(0), answer(1, arm=None, digest="another"), answer(2, at=AT.replace(day=2)), answer(3)],
+        feedback=[told(0, "a"), told(0, "b", minute=1), told(1, "a"), told(9, "a")],
+    )
+    assert found.known.tolist() == sorted(labels.keys.tolist().index(key_of(f"r{number}", 0)) for number in (0, 1))
+    assert sorted(labels.words.tolist()) == [1, 1, 2]
+    assert found.misplaced == 1
+
+
+def test_labels_take_a_few_bytes_a_word_while_they_are_read(tmp_path: Path) -> None:
+    num, log = 20_000, log_of(tmp_path, feedback=[told(number, "a") for number in range(20_000)])
+    files = files_of(log, "feedback", ["2026-03-01"])
+    small = log_of(tmp_path / "small", feedback=[told(0, "a")])
+    read_labels(files_of(small, "feedback", ["2026-03-01"]))
+    tables = [traffic.read_columns(uri, traffic.FEEDBACK)[0] for uri in files]
+    tracemalloc.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(traffic, "read_columns", lambda uri, _: (tables[0].slice(int(uri) * 500, 500), []))
+            labels = read_labels([str(part) for part in range(40)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(labels) == num
+    assert peak < 120 * num
