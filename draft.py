@@ -43,9 +43,10 @@ class DraftError(ValueError):
 def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False) -> Recipe:
     """Writes a recipe for the Parquet at `source`, a URI or a path on this machine, and returns it as it loads.
 
-    Raises DraftError where a file is there and not `force`, DataError for data of which no recipe can be made.
+    Raises DraftError where a file is there and not `force`, or none can be written, DataError for data of which no
+    recipe can be made.
     """
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:  # Path.exists raises where a folder on the way is closed
         raise DraftError(f"{path} is there already; name another by --output, or overwrite it by --force")
     seen = look(source, wishes=wishes)
     text = recipe_text(seen, try_rows(seen), name=_slug(path.stem), registry=wishes.registry)
@@ -53,8 +54,11 @@ def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False
         trial = Path(folder) / path.name
         trial.write_text(text, encoding="utf-8")
         recipe = load_recipe(trial)  # before it stands where the user looks for it
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DraftError(f"{path}: {error.strerror or error}; name a file that can be written by --output") from None
     return recipe
 
 

@@ -492,7 +492,7 @@ def render(
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     if output is not None:
-        output.write_text(done.text, encoding="utf-8")
+        _write(output, done.text)
     value = {"to": to, "text": done.text, "notes": list(done.notes)}
     _answer(value, as_json=as_json, lines=[done.text.removesuffix("\n")] if output is None else [f"written: {output}"])
 
@@ -736,6 +736,13 @@ def _text_of(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}; give a file, or - for standard input") from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; name a file that can be written") from None
 
 
 def _folder(given: Path | None) -> Path:

@@ -172,3 +172,12 @@ def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) 
     assert "Checked as a run does" in text
     assert "MEND THIS FIRST" not in text
     assert "leak" not in text
+
+
+@pytest.mark.parametrize("place", ["a file/recipe.yaml", "a folder"])
+def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(place: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(DraftError, match=r"name a file that can be written by --output"):
+        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / place, wishes=Wishes(), force=True)

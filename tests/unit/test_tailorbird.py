@@ -48,3 +48,12 @@ def test_a_recipe_may_lie_in_a_store() -> None:
     assert by_uri.output == by_path.output
     lacking = CliRunner().invoke(app, ["render", f"{ROOT.as_uri()}/nowhere.yaml", *door])
     assert (lacking.exit_code, "is not there" in lacking.output) == (USER_ERROR, True), lacking.output
+
+
+@pytest.mark.parametrize("place", ["a file/recipe.yaml", "a folder"])
+def test_a_file_that_cannot_be_written_is_a_user_s_error(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    output = ["--output", str(tmp_path / place)]
+    done = CliRunner().invoke(app, ["render", str(ROOT / "recipes" / "icd10_demo.yaml"), "--to", "submit", *output])
+    assert (done.exit_code, "name a file that can be written" in done.stderr) == (USER_ERROR, True), done.output
