@@ -279,7 +279,7 @@ def _legacy_deletion(spec: Document, legacy: list[Document]) -> Iterator[str]:
     if len(legacy) < 2 or None in policies:
         yield "onSuccess and onFailure must both name a policy"
     if spec.get("clusterSelector") and policies & {"DeleteCluster", "DeleteWorkers"}:
-        yield "clusterSelector: no cluster of others is deleted"
+        yield "onSuccess and onFailure: no cluster of others is deleted"
     if "DeleteWorkers" in policies and _scales(spec):
         yield "DeleteWorkers does not go with the autoscaler"
     if spec.get("shutdownAfterJobFinishes") and "DeleteNone" in policies:
@@ -298,7 +298,7 @@ def _deletion_rules(spec: Document, rules: list[Document]) -> Iterator[str]:
         if ttl < 0:
             yield "ttlSeconds is negative"
         if spec.get("clusterSelector") and policy in ("DeleteCluster", "DeleteWorkers"):
-            yield "clusterSelector: no cluster of others is deleted"
+            yield "deletionRules: no cluster of others is deleted"
         if policy == "DeleteWorkers" and _scales(spec):
             yield "DeleteWorkers does not go with the autoscaler"
         known.setdefault(named[0], {}).setdefault(policy, ttl)

@@ -14,6 +14,7 @@ ENV = f"{HEAD}.containers.0.env"
 STEPS = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 5, "gatewayClassName": "istio"}
 BY_STEPS = "spec.upgradeStrategy.type", "NewClusterWithIncrementalUpgrade"
 V2 = "RAY_enable_autoscaler_v2"
+END = ("onSuccess", "onFailure")
 
 
 @pytest.mark.parametrize("part", RAY_PARTS)
@@ -150,6 +151,27 @@ OF_ITS_OWNER: list[tuple[str, dict[str, Any], str]] = [
         "deletionRules exclude onSuccess",
     ),
     ("RayJob", {"spec.deletionStrategy.onSuccess.policy": "DeleteSelf"}, "must both name a policy"),
+    *(
+        (
+            "RayJob",
+            {"spec.clusterSelector": {"ray.io/cluster": "x"}}
+            | {f"spec.deletionStrategy.{when}.policy": policy for when, policy in zip(END, policies, strict=True)},
+            "onSuccess and onFailure: no cluster of others is deleted",
+        )
+        for policies in (("DeleteCluster", "DeleteSelf"), ("DeleteSelf", "DeleteWorkers"))
+    ),
+    *(
+        (
+            "RayJob",
+            {
+                "spec.clusterSelector": {"ray.io/cluster": "x"},
+                "spec.shutdownAfterJobFinishes": False,
+                "spec.deletionStrategy.deletionRules": [rule("DeleteSelf", "FAILED", 9), rule(policy, "FAILED")],
+            },
+            "deletionRules: no cluster of others is deleted",
+        )
+        for policy in ("DeleteCluster", "DeleteWorkers")
+    ),
     (
         "RayJob",
         {

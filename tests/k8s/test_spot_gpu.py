@@ -1,0 +1,93 @@
+"""Serving on GPUs of spot nodes, which no overlay does: the component is put into a part, as a user of it would."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recipes.schema import load_recipe
+from render import SERVICE, render
+from tests.k8s.crds import needs_crds, validator
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import K8S, KUBECTL, ROOT, Pod, matches, of_kind, pods_of
+from tests.k8s.pod_security import refusals
+
+PART = """
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../../base/service]
+components: [../../components/spot-gpu, ../prod/environment]
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("with") / "k8s"
+    shutil.copytree(K8S, folder, ignore=shutil.ignore_patterns("locks"))
+    (folder / "overlays" / "gpu").mkdir()
+    (folder / "overlays" / "gpu" / "kustomization.yaml").write_text(PART)
+    command = [str(KUBECTL), "kustomize", "overlays/gpu"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def documents(built: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Rendered for a recipe whose replicas take a GPU each."""
+    monkeypatch.setattr("render._serve_config", lambda *_, **__: ({}, ()))
+    overrides = ("serving.gpus_per_replica=1", "serving.min_replicas=2", "serving.max_replicas=3")
+    recipe = load_recipe(ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=overrides)
+    return list(yaml.safe_load_all(render(recipe, to="rayservice", base=built).text))
+
+
+def gpu_pod(documents: list[dict[str, Any]]) -> Pod:
+    (pod,) = (pod for pod in pods_of(documents) if "gpu-spot" in pod.name)
+    return pod
+
+
+def test_the_operator_takes_it(documents: list[dict[str, Any]]) -> None:
+    (service,) = of_kind(documents, "RayService")
+    assert faults(service) == []
+    validator(needs_crds(), "RayService").validate(service)
+
+
+def test_replicas_with_a_gpu_get_its_pods_and_no_others_stand_idle(documents: list[dict[str, Any]]) -> None:
+    (service,) = of_kind(documents, "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert [(one["groupName"], one["minReplicas"], one["maxReplicas"]) for one in groups] == [
+        ("cpu", 0, 4),
+        ("gpu-spot", 2, 4),  # three replicas, and one for a candidate
+    ]
+
+
+def test_its_pods_are_the_service_s_own_to_admission_budgets_and_policies(documents: list[dict[str, Any]]) -> None:
+    pod = gpu_pod(documents)
+    assert refusals(pod) == []
+    assert pod.labels[SERVICE] == "icd10-coder-chat"
+    assert pod.spec["serviceAccountName"] == "serving"
+    budgets = [one["spec"]["selector"] for one in of_kind(documents, "PodDisruptionBudget")]
+    assert sum(matches(selector, pod.labels) for selector in budgets) == 1  # an eviction is refused of two
+    within = [one for one in of_kind(documents, "NetworkPolicy") if one["metadata"]["name"].startswith("within")]
+    assert [matches(one["spec"]["podSelector"], pod.labels) for one in within] == [True]
+
+
+def test_its_image_and_settings_are_the_environment_s(documents: list[dict[str, Any]]) -> None:
+    (container,) = gpu_pod(documents).spec["containers"]
+    assert "tailorbird-gpu@sha256:" in container["image"]
+    (settings,) = (one for one in of_kind(documents, "ConfigMap") if "ray-settings" in one["metadata"]["name"])
+    assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
+
+
+def test_a_service_whose_groups_are_others_is_not_patched(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))
+    folder = tmp_path / "k8s" / "overlays" / "gpu"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(PART)
+    base = tmp_path / "k8s" / "base" / "service" / "rayservice.yaml"
+    base.write_text(base.read_text().replace("groupName: cpu", "groupName: other"))
+    done = subprocess.run([str(KUBECTL), "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert "test failed" in done.stderr
