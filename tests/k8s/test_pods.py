@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.app import SHUTDOWN_S
 from tests.k8s.manifests import (
     CLUSTER_SPEC,
     ENVIRONMENTS,
@@ -234,6 +235,18 @@ def test_in_production_a_worker_may_be_drained_while_another_answers() -> None:
     (service,) = of_kind(build("prod/service"), "RayService")
     (budget,) = of_kind(build("prod/service"), "PodDisruptionBudget")
     assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] > budget["spec"]["minAvailable"]
+
+
+@pytest.mark.parametrize("part", ["staging/service", "prod/service"])
+def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_began(part: str) -> None:
+    """At the end of the drain Ray ends what runs; a replica that might not be done by then is stopped at its beginning,
+    before another has started."""
+    workers = [pod for pod in pods_of(build(part)) if pod.labels.get("ray.io/node-type") == "worker"]
+    assert workers
+    for pod in workers:
+        env = {one["name"]: one["value"] for one in pod.spec["containers"][0]["env"]}
+        drains_s = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert max(SHUTDOWN_S.values()) < drains_s < pod.spec["terminationGracePeriodSeconds"]
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)])
