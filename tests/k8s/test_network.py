@@ -1,6 +1,7 @@
 """Who may speak to whom, as the policies of each overlay decide it."""
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ class End:
     labels: dict[str, str]
     namespace: dict[str, str] = field(default_factory=dict)
     ours: bool = True
+    address: str = "10.0.0.9"
 
 
 GATEWAY_LABEL = {"tailorbird.io/gateway": "true"}
@@ -29,6 +31,8 @@ STRANGER = End({"app": "stranger"}, {"kubernetes.io/metadata.name": "default"}, 
 PRETENDER = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "default"}, ours=False)
 NEWCOMER = End({"app": "put here by somebody"})
 DNS = End({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}, ours=False)
+DNS_OF_THE_NODE = End({}, ours=False, address="169.254.20.10")
+METADATA = tuple(End({}, ours=False, address=f"169.254.{end}") for end in ("169.254", "169.252", "170.23"))
 
 
 class Network:
@@ -62,7 +66,9 @@ def _rule_allows(rule: Document, way: str, other: End, port: int) -> bool:
 
 def _is_peer(peer: Document, other: End) -> bool:
     if "ipBlock" in peer:
-        return True  # every address, those of pods too
+        block, address = peer["ipBlock"], ip_address(other.address)
+        inside = address in ip_network(block["cidr"])
+        return inside and not any(address in ip_network(one) for one in block.get("except", []))
     if "namespaceSelector" not in peer and not other.ours:
         return False
     if "namespaceSelector" in peer and not matches(peer["namespaceSelector"], other.namespace):
@@ -143,11 +149,13 @@ def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_the_operator_the_he
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_pod_of_ours_reaches_names_and_stores_and_heads_alone_kubernetes_on_6443(name: str) -> None:
     network = NETWORKS[name]
-    store = End({}, ours=False)
+    store = End({}, ours=False, address="203.0.113.9")
     for (role, node_type), pod in network.pods.items():
         assert network.may(pod, DNS, 53), role
+        assert network.may(pod, DNS_OF_THE_NODE, 53)
+        assert not any(network.may(pod, one, port) for one in METADATA for port in (53, 80, 443, 988))
         assert network.may(pod, store, 443)
-        assert not network.may(pod, store, 80)  # the metadata of a cloud's machines, among others
+        assert not network.may(pod, store, 80)
         assert network.may(pod, store, 6443) is (node_type == "head")
         assert not network.may(pod, STRANGER, 5432)
 
