@@ -1,10 +1,12 @@
 """The files for `ray up`, as Ray itself prepares and checks them."""
 
 import copy
+import os
 import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,34 @@ def test_every_command_is_one_that_a_shell_and_ray_can_read(name: str) -> None:
     head, worker = starts
     assert (head["num_cpus"], head["dashboard_host"]) == (0, "127.0.0.1")
     assert (worker["num_cpus"], worker["address"]) == (None, f"$RAY_HEAD_IP:{head['port']}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tailorbird").symlink_to(CLUSTER.parent)
+    program = tmp_path / "tailorbird-venv" / "bin" / "ray"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho $1 with $(ulimit -n) files\n")
+    program.chmod(0o755)
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for command in _commands(_checked(_written(name))):
+        if "ray start" in command:
+            limited = ["bash", "-c", f"ulimit -Sn 512 && ulimit -Hn 1024 && {command}"]
+            done = subprocess.run(limited, env=home, capture_output=True, text=True, check=False)
+            assert done.stdout == "start with 1024 files\n", done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_and_rows(name: str) -> None:
+    left_out = _checked(_written(name))["rsync_exclude"]
+    told = subprocess.run(["git", "ls-files"], cwd=CLUSTER.parent, capture_output=True, text=True, check=False).stdout
+
+    def copied(path: str) -> bool:
+        return not any(fnmatch(part, pattern) for part in Path(path).parts for pattern in left_out)
+
+    assert [path for path in told.splitlines() if not copied(path)] == []
+    for path in (".env", ".env.prod", "k8s/.env", "key.pem", "rows/train-0.parquet", ".git/config", "rows.csv"):
+        assert not copied(path)
 
 
 @pytest.mark.parametrize("name", FILES)
