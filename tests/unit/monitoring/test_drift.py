@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from monitoring.drift import Asked, DriftError, drift_signs
+from monitoring.drift import LEAST_KEYS, Asked, DriftError, drift_signs
 
 RATE, WIDTH = 0.05, 16
 Chance = np.random.Generator
@@ -19,6 +19,15 @@ def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> 
     sure = np.where(chosen == 5, chance.beta(5, 5, num), chance.beta(9, 1, num))
     outputs = np.where(chosen == 5, chance.integers(0, 5, num), chosen)
     return Asked(sure, [f"class {place}" for place in outputs], embeddings)
+
+
+def documents(chance: Chance, num: int, *, rows: int) -> Asked:
+    """Documents of so many rows each, close together, of one class and about one confidence."""
+    one = texts(chance, num)
+    assert one.embeddings is not None
+    keys = np.repeat(np.arange(num), rows)
+    embeddings = one.embeddings[keys] + chance.normal(0, 0.05, (num * rows, WIDTH)).astype(np.float32)
+    return Asked(one.confidences[keys], [one.outputs[key] for key in keys.tolist()], embeddings, keys)
 
 
 def alarms(make: Callable[[Chance], Asked], *, runs: int = 25) -> dict[str, float]:
@@ -60,22 +69,89 @@ def test_texts_that_moved_without_leaving_their_topics_are_told_apart() -> None:
 
 
 def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_are_to_it() -> None:
-    def documents(chance: Chance, num: int) -> Asked:
-        """Ten rows of each document, close together."""
-        rows = texts(chance, num // 10)
-        assert rows.embeddings is not None
-        many = np.repeat(rows.embeddings, 10, axis=0) + chance.normal(0, 0.05, (num, WIDTH)).astype(np.float32)
-        outputs = [output for output in rows.outputs for _ in range(10)]
-        return Asked(np.repeat(rows.confidences, 10), outputs, many, np.repeat(np.arange(num // 10), 10))
-
     alarmed = {"known": 0, "unknown": 0}
     for seed in range(20):
         chance = np.random.default_rng(seed)
-        reference, window = documents(chance, 1000), texts(chance, 100)
+        reference, window = documents(chance, 100, rows=10), texts(chance, 100)
         for name, given in (("known", reference), ("unknown", replace(reference, keys=None))):
             alarmed[name] += drift_signs(window, reference=given, rate=RATE)[0].alarm
     assert alarmed["known"] <= 2
     assert alarmed["unknown"] == 20
+
+
+@pytest.mark.parametrize("num", [LEAST_KEYS, 100])
+def test_a_reference_of_few_documents_tells_less_than_its_rows(num: int) -> None:
+    alarmed = {"known": 0, "unknown": 0}
+    for seed in range(20):
+        chance = np.random.default_rng(seed)
+        reference, window = documents(chance, num, rows=1000 // num), texts(chance, 1000)
+        for name, given in (("known", reference), ("unknown", replace(reference, keys=None))):
+            signs = drift_signs(window, reference=given, rate=RATE)
+            alarmed[name] += any(sign.alarm for sign in signs if sign.name in ("confidence", "classes"))
+            if name == "known":
+                assert not any(sign.alarm for sign in signs if sign.name == "told apart")
+    assert alarmed["known"] <= 2
+    assert alarmed["unknown"] >= 15
+
+
+def test_other_shares_of_the_classes_are_found_beside_a_reference_of_documents_too() -> None:
+    chance = np.random.default_rng(0)
+    signs = drift_signs(texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), rate=RATE)
+    assert next(sign for sign in signs if sign.name == "classes").alarm
+
+
+def test_documents_of_unlike_sizes_count_by_their_sizes() -> None:
+    alarmed = 0
+    for seed in range(20):
+        chance = np.random.default_rng(seed)
+        reference, window = documents(chance, 40, rows=100), texts(chance, 1000)
+        assert reference.keys is not None
+        assert reference.embeddings is not None
+        kept = np.flatnonzero((reference.keys < 4) | (np.arange(len(reference)) % 100 < 5))  # four large documents
+        outputs = [reference.outputs[place] for place in kept.tolist()]
+        uneven = Asked(reference.confidences[kept], outputs, reference.embeddings[kept], reference.keys[kept])
+        alarmed += any(sign.alarm for sign in drift_signs(window, reference=uneven, rate=RATE))
+    assert alarmed <= 3
+
+
+def test_thresholds_are_as_wide_as_the_documents_are_few_and_unlike() -> None:
+    chance = np.random.default_rng(0)
+    reference, window = documents(chance, 100, rows=10), texts(chance, 1000)
+    found = []
+    for keys in (
+        np.arange(1000),
+        np.arange(1000) // 10,
+        np.maximum(np.arange(1000) - 600, 0) // 4,
+        np.arange(1000) // 50,
+    ):
+        signs = drift_signs(window, reference=replace(reference, keys=keys), rate=RATE)
+        found.append([sign.threshold for sign in signs if sign.name in ("unfamiliar", "told apart")])
+    own, equal, one_large, few = found
+    assert own < equal < one_large
+    assert equal[1] < one_large[1]  # as many documents, of which one has six rows in ten
+    assert few[0] > 0.15  # with twenty documents a clean row is the farthest one time in 21
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_order_of_a_references_rows_is_no_drift(keyed: bool) -> None:
+    alarmed = 0
+    for seed in range(10):
+        chance = np.random.default_rng(seed)
+        rows = texts(chance, 2000)
+        assert rows.embeddings is not None
+        order = np.argsort(rows.outputs, kind="stable")
+        outputs, keys = [rows.outputs[place] for place in order.tolist()], np.arange(2000) if keyed else None
+        by_class = Asked(rows.confidences[order], outputs, rows.embeddings[order], keys)
+        signs = drift_signs(texts(chance, 200), reference=by_class, rate=RATE)
+        alarmed += next(sign for sign in signs if sign.name == "told apart").alarm
+    assert alarmed <= 1
+
+
+def test_a_reference_of_one_document_says_nothing() -> None:
+    chance = np.random.default_rng(0)
+    reference = documents(chance, 1, rows=500)
+    with pytest.raises(DriftError, match=r"all 500 rows of the reference share 1 of data\.split_by's keys"):
+        drift_signs(texts(chance, 100), reference=reference, rate=RATE)
 
 
 def test_without_texts_only_what_was_answered_is_looked_at() -> None:
