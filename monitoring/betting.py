@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,26 +75,29 @@ def log_wealth(wins: int, losses: int) -> float:
 def judge_trial(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float) -> Judgement:
     """Promote, go on, or stop: may be asked after every pair, and errs at most with probability alpha each way.
 
-    Stops where the trial is proven worse, overall or, at alpha over the number of groups, in one of them (`groups`, by
-    name; they must not be chosen by what was seen). Promotes where it is proven better overall and no group is proven
-    worse. The verdict of `tailorbird promote` is asked for all the same: this says only what the live traffic shows.
+    Stops where the trial is proven worse, overall or in one of the groups, each at alpha over the number of these
+    questions. `groups`, by name, are all that may ever be asked about, fixed before the trial, those without pairs
+    included: chosen by what was seen, their number would be no fixed one. Promotes where the trial is proven better
+    overall and in no group worse. The verdict of `tailorbird promote` is asked for all the same: this says only what
+    the live traffic shows.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; allowed: over 0 and under 0.5")
     up = _wealth(pairs.only_trial_right, pairs.only_champion_right)
     down = _against(pairs)
     told = f"of {pairs.discordant:,} pairs that differ the trial alone is right in {pairs.only_trial_right:,}"
-    level = alpha / len(groups) if groups else alpha
+    level = alpha / (len(groups) + 1)
+    at = f"alpha {level:.4g}, one of {len(groups) + 1} questions" if groups else f"alpha {level:.4g}"
     harmed = sorted(
         name
         for name, group in groups.items()
         if _wealth(group.only_champion_right, group.only_trial_right) >= 1 / level
     )
     if harmed:
-        reason = f"proven worse in {', '.join(harmed)} (alpha {level:.4g}, one of {len(groups)} groups)"
+        reason = f"proven worse in {', '.join(harmed)} ({at})"
         return Judgement(Decision.STOP, reason, up, down, pairs)
-    if down >= 1 / alpha:
-        return Judgement(Decision.STOP, f"proven worse: {told}", up, down, pairs)
+    if down >= 1 / level:
+        return Judgement(Decision.STOP, f"proven worse: {told} ({at})", up, down, pairs)
     if up >= 1 / alpha:
         return Judgement(Decision.PROMOTE, f"proven better: {told}", up, down, pairs)
     needed = pairs_needed(0.6, alpha=alpha)
@@ -101,6 +105,7 @@ def judge_trial(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float) -> J
     return Judgement(Decision.GO_ON, reason, up, down, pairs)
 
 
+@cache
 def pairs_needed(chance: float, *, alpha: float, power: float = 0.8) -> int:
     """Discordant pairs by which a trial that wins each with `chance` is proven better with probability `power`.
 

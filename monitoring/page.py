@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from evaluation.gates import Gate
 from evaluation.page import bullets, document, paragraph, section, table, text
-from monitoring.advice import Advice
+from monitoring.advice import Advice, added
 from monitoring.quality import Quality
-from monitoring.report import Report
+from monitoring.report import Report, TrialPairs
 
 SHOWN = 60
 WIDTH, HEIGHT = 300, 40
@@ -23,8 +23,12 @@ def page(name: str, reports: Sequence[Report], *, advice: Advice) -> str:
             section(f"Drift, {of}", paragraph(f"{now.version}; {now.rows:,} rows", soft=True), _signs(latest)),
             section("How often it is right", *_quality(now)),
             _gate("Groups", now.groups),
+            _gate("Groups by feedback, which nothing acts on", now.groups_by_feedback)
+            if now.groups_by_feedback
+            else "",
             _gate("Names, sexes and ages swapped", now.counterfactual) if now.counterfactual else "",
             _gate("Groups of the trial's pairs", now.trial.reading) if now.trial else "",
+            _told(now.trial, latest) if now.trial else "",
             section("What could not be looked at, and what is odd", bullets(now.notes)) if now.notes else "",
         ]
     sections.append(section("Days", _days(reports[-SHOWN:])))
@@ -50,7 +54,9 @@ def gauges(name: str, reports: Sequence[Report], *, advice: Advice) -> str:
             for kind, told in kinds.items()
             if told.accuracy is not None
         ]
-        found.append(("groups_failed", "Groups proven to be served worse than before.", {}, float(sum(failed))))
+        found.append(
+            ("groups_failed", "Groups that audits prove to be served worse than before.", {}, float(sum(failed)))
+        )
         found.append(("answers", "The champion's answers in the window.", {}, float(now.feedback.answers)))
     lines, told_of = [], set()
     for metric, what, labels, value in found:
@@ -115,6 +121,14 @@ def _accuracy(told: Quality) -> tuple[str, str, str, str]:
     low, high = told.interval
     right, interval = f"{100 * told.accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
     return right, interval, f"{told.labelled:,}", f"{100 * told.coverage:.2g} %"
+
+
+def _told(trial: TrialPairs, reports: Sequence[Report]) -> str:
+    """What feedback says of the version on trial, on all days that are shown."""
+    ours = [one.trial for one in reports if one.trial and one.trial.digest == trial.digest]
+    told = added([one.by_feedback for one in ours if one.by_feedback])
+    said = f"Of {told.discordant:,} pairs that differ the trial alone is right in {told.only_trial_right:,}."
+    return section("The trial by feedback, which nothing acts on", paragraph(said, soft=True)) if told.num_pairs else ""
 
 
 def _gate(title: str, gate: Gate) -> str:

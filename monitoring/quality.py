@@ -1,8 +1,11 @@
-"""From labelled answers: how often the champion is right, in which groups it is worse now, and the trial's pairs."""
+"""From labelled answers: how often the champion is right, in which groups it is worse now, and the trial's pairs.
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+Only labels of texts that were drawn by lot (audits) are compared. Feedback is given where an answer was wrong, of the
+champion alone: it would find against any champion.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +15,14 @@ from evaluation.gates import Bound, Gate, State, gate
 from evaluation.groups import group_bound, proven_harmed
 from evaluation.metrics import PairedCounts, holm, wilson_interval
 from monitoring.betting import Pairs
-from monitoring.traffic import ARMS, CANARY, CHAMPION, SHADOW, Outcomes, Traffic
+from monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
 from recipes.schema import GroupsGate
 
-OTHERS = "others"
+OTHERS = "(others)"
+"""Values that are not looked at apart, in parentheses as those of no group are. What clients state may be anything, a
+person's name too: only values that the reference has are ever named."""
 GROUP_VALUES = 20
-"""Of a column, the most common ones; the rest is one group."""
+"""Of a column, the reference's most common ones."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Quality:
     interval: tuple[float, float]
     """Wilson's, of the accuracy; (0, 1) without labels."""
     estimate: float | None
-    """Mean confidence of all answers: what the accuracy would be if the champion were calibrated on this traffic. It
-    is no measurement, and nothing acts on it."""
+    """Mean confidence of the sampled answers that have a class: what the accuracy would be if the champion were
+    calibrated on this traffic. It is no measurement, and nothing acts on it."""
 
     @property
     def accuracy(self) -> float | None:
@@ -52,47 +57,65 @@ class Before:
     right: int
 
 
+def by_feedback(outcomes: Outcomes) -> Outcomes:
+    """What feedback tells, as if it were an audit: to be shown beside one, and never to be acted on."""
+    return replace(outcomes, audited=~outcomes.audited)
+
+
 def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> Quality:
     """The champion's accuracy on its labelled answers: on those drawn by lot for an audit, or on those that got
     feedback, which may be the odd ones."""
     answers = traffic.num_of(CHAMPION, champion)
-    right = traffic.outcomes.right[_of(traffic.outcomes, CHAMPION) & (traffic.outcomes.audited == audited)]
+    outcomes = traffic.outcomes if audited else by_feedback(traffic.outcomes)
+    right = outcomes.right[_audited(outcomes, CHAMPION)]
     labelled, num_right = len(right), int(right.sum())
     interval = wilson_interval(num_right, n=labelled, alpha=alpha) if labelled else (0.0, 1.0)
-    estimate = traffic.confidence_sum / answers if answers else None
+    estimate = float(traffic.sample.scores.mean(dtype=np.float64)) if len(traffic.sample) else None
     return Quality(answers, labelled, num_right, interval, estimate)
 
 
-def groups_of(outcomes: Outcomes, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Masks [F] of the rows of each group, `column = value`; values beyond the most common ones are `others`."""
+def fixed_groups(before: Mapping[str, Before], *, columns: Sequence[str]) -> tuple[str, ...]:
+    """Names, `column = value`, of the groups that are looked at: known before any traffic is, so that their number is
+    no matter of what was seen. Of each column, the reference's most common values."""
+    found: list[str] = []
+    for column in columns:
+        names = [name for name in before if name.startswith(f"{column} = ")]
+        found += sorted(sorted(names, key=lambda name: (-before[name].n, name))[:GROUP_VALUES])
+    return tuple(found)
+
+
+def groups_of(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Masks [F] of the rows of each fixed group, and of each column's other values, `column = (others)`."""
     found: dict[str, NDArray[np.bool_]] = {}
     for place, column in enumerate(columns):
-        values = np.array([row[place] for row in outcomes.groups], dtype=object)
-        counts = Counter(values.tolist())
-        common = [name for name, _ in counts.most_common(GROUP_VALUES)]
-        for name in sorted(common):
-            found[f"{column} = {name}"] = values == name
-        if len(counts) > GROUP_VALUES:
-            found[f"{column} = {OTHERS}"] = ~np.isin(values.astype(str), common)
+        places = {name: number for number, name in enumerate(fixed) if name.startswith(f"{column} = ")}
+        named = (places.get(f"{column} = {row[place]}", -1) for row in outcomes.groups)
+        codes = np.fromiter(named, np.int64, len(outcomes))
+        found |= {name: codes == number for name, number in places.items()}
+        found[f"{column} = {OTHERS}"] = codes == -1
     return found
 
 
 def groups_now(
-    outcomes: Outcomes, *, columns: Sequence[str], before: dict[str, Before], limits: GroupsGate, alpha: float
+    outcomes: Outcomes, *, columns: Sequence[str], before: Mapping[str, Before], limits: GroupsGate, alpha: float
 ) -> Gate:
     """Whether a group is served worse than on the rows that the champion was chosen on; other rows, so not paired.
 
     A group fails if its loss is proven (Holm over the groups, and Newcombe's upper end for two proportions at its level
     under 0). No point decides, as one may of paired rows: of two samples of 100 rows one change in four is three points
     or more by chance. It passes if the lower end of the unadjusted interval is over -`max_loss`, and is not assessable
-    otherwise. Groups without rows before are left out.
+    otherwise. Rows of a value that the reference does not have are counted, and not compared.
     """
-    ours = outcomes.right[_of(outcomes, CHAMPION)]
-    masks = {name: mask[_of(outcomes, CHAMPION)] for name, mask in groups_of(outcomes, columns).items()}
-    counts = {name: Before(int(mask.sum()), int(ours[mask].sum())) for name, mask in masks.items()}
-    known = {name: now for name, now in counts.items() if now.n and name in before and before[name].n}
+    fixed, audited = fixed_groups(before, columns=columns), _audited(outcomes, CHAMPION)
+    counts = {
+        name: Before(int((mask & audited).sum()), int(outcomes.right[mask & audited].sum()))
+        for name, mask in groups_of(outcomes, columns=columns, fixed=fixed).items()
+    }
+    others = [f"{now.n:,} of {name}" for name, now in counts.items() if now.n and name not in fixed]
+    note = f"labelled rows that are not compared: {', '.join(others)}" if others else ""
+    known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
-        return gate("groups", (), note="no labelled answer is of a group that the champion was chosen on")
+        return gate("groups", (), note=note or "no labelled answer is of a group")
     pairs = [(now, before[name]) for name, now in known.items()]
     p_values = [_p_value(now, than) for now, than in pairs]
     adjusted = holm(p_values)
@@ -102,63 +125,70 @@ def groups_now(
         level = alpha / (len(pairs) - ordered.index(p_value))
         harmed = holms < alpha and _interval(now, than, alpha=level)[1] < 0
         bounds.append(_bound(name, now=now, than=than, harmed=harmed, limits=limits, alpha=alpha))
-    left_out = sorted(set(counts) - set(known))
-    return gate("groups", bounds, note=f"not compared, for they had no row before: {', '.join(left_out) or 'none'}")
+    return gate("groups", bounds, note=note)
 
 
-def trial_pairs(outcomes: Outcomes, *, columns: Sequence[str]) -> tuple[Pairs, dict[str, Pairs], list[PairedCounts]]:
-    """Labelled pairs of champion and trial: overall, by group, and by group as the verdict's group gate reads them.
+def trial_pairs(
+    outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]
+) -> tuple[Pairs, dict[str, Pairs], list[PairedCounts]]:
+    """Audited pairs of champion and trial: overall, by each fixed group, one without pairs included, and as tables of
+    the groups that have some.
 
-    A shadow answers the same text as the champion, which is a pair. A canary answers others: its n-th labelled answer
-    is paired with the champion's n-th, in the order of time.
+    A shadow answers the same text as the champion, which is a pair: the champion's audit is the shadow's. A canary
+    answers others: its n-th audited answer is paired with the champion's n-th, in the order of time, and in a group the
+    n-th of that group, for a group may be harder than others.
     """
-    first = _first_of_each(outcomes)
-    champion, shadow, canary = (np.flatnonzero(first & _of(outcomes, arm)) for arm in (CHAMPION, SHADOW, CANARY))
-    _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
-    pairs = [np.stack([champion[ours], shadow[theirs]])]
-    if len(canary):
-        left = np.setdiff1d(champion, champion[ours])
-        streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in (left, canary)]
-        size = min(map(len, streams))
-        pairs.append(np.stack([rows[:size] for rows in streams]))
-    rows = np.concatenate(pairs, axis=1)
-    masks = {name: mask[rows[1]] for name, mask in groups_of(outcomes, columns).items()}
-    tables = {name: _paired(outcomes, rows[:, mask]) for name, mask in masks.items() if mask.any()}
-    overall = _paired(outcomes, rows) if rows.size else None
-    return _pairs(overall), {name: _pairs(table) for name, table in tables.items()}, list(tables.values())
+    arms = [np.flatnonzero(_audited(outcomes, arm)) for arm in ARMS]
+    masks = groups_of(outcomes, columns=columns, fixed=fixed)
+    tables = {name: _paired(outcomes, [rows[masks[name][rows]] for rows in arms]) for name in fixed}
+    groups = {name: _pairs(table) for name, table in tables.items()}
+    return _pairs(_paired(outcomes, arms)), groups, [table for table in tables.values() if table is not None]
 
 
-def trial_groups(pairs: dict[str, Pairs], tables: Sequence[PairedCounts], *, limits: GroupsGate, alpha: float) -> Gate:
-    """The verdict's own reading of the groups, on the trial's labelled pairs."""
-    if not pairs:
-        return gate("groups", (), note="no labelled pair is of a group")
+def paired_by_order(outcomes: Outcomes) -> bool:
+    """Whether there are pairs of a canary's, which other answers are paired into when labels come late."""
+    return bool(_audited(outcomes, CANARY).any())
+
+
+def trial_groups(
+    pairs: Mapping[str, Pairs], tables: Sequence[PairedCounts], *, limits: GroupsGate, alpha: float
+) -> Gate:
+    """The verdict's own reading of the groups that have pairs, on the trial's audited ones."""
+    if not tables:
+        return gate("groups", (), note="no audited pair is of a group that the champion was chosen on")
+    names = [name for name, found in pairs.items() if found.num_pairs]
     harmed = proven_harmed(tables, alpha=alpha)
     bounds = [
         group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha)
-        for name, table, harm in zip(pairs, tables, harmed, strict=True)
+        for name, table, harm in zip(names, tables, harmed, strict=True)
     ]
     return gate("groups", bounds)
 
 
-def _of(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
-    return np.asarray(outcomes.arms == ARMS.index(arm))
-
-
-def _first_of_each(outcomes: Outcomes) -> NDArray[np.bool_]:
-    """A row that stands twice in the log counts once."""
+def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
+    """[F] the arm's audited rows; one that stands twice in the log counts once."""
     named = np.rec.fromarrays([outcomes.keys, outcomes.arms])
     first = np.zeros(len(outcomes), bool)
     first[np.unique(named, return_index=True)[1]] = True
-    return first
+    return np.asarray(first & outcomes.audited & (outcomes.arms == ARMS.index(arm)))
 
 
-def _paired(outcomes: Outcomes, rows: NDArray[np.int64]) -> PairedCounts:
-    champion, trial = outcomes.right[rows]
+def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCounts | None:
+    """Of rows of the champion, a canary and a shadow; None where no two are a pair."""
+    champion, canary, shadow = arms
+    _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
+    left = np.setdiff1d(champion, champion[ours])
+    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in (left, canary)]
+    size = min(map(len, streams))
+    first = outcomes.right[np.concatenate([champion[ours], streams[0][:size]])]
+    second = outcomes.right[np.concatenate([shadow[theirs], streams[1][:size]])]
+    if not len(first):
+        return None
     return PairedCounts(
-        int((champion & trial).sum()),
-        int((~champion & trial).sum()),
-        int((champion & ~trial).sum()),
-        int((~champion & ~trial).sum()),
+        int((first & second).sum()),
+        int((~first & second).sum()),
+        int((first & ~second).sum()),
+        int((~first & ~second).sum()),
     )
 
 

@@ -56,7 +56,7 @@ def test_a_trial_is_promoted_stopped_or_gone_on_with() -> None:
     stopped = judge_trial(pairs(20, 60), groups={}, alpha=ALPHA)
     assert (stopped.decision, stopped.reason) == (
         Decision.STOP,
-        "proven worse: of 80 pairs that differ the trial alone is right in 20",
+        "proven worse: of 80 pairs that differ the trial alone is right in 20 (alpha 0.05)",
     )
     going = judge_trial(pairs(30, 25), groups={}, alpha=ALPHA)
     assert going.decision is Decision.GO_ON
@@ -67,14 +67,33 @@ def test_one_group_that_is_proven_worse_stops_a_trial_that_is_better_overall() -
     groups = {"sex = female": pairs(2, 30), "sex = male": pairs(90, 5)}
     found = judge_trial(pairs(92, 35), groups=groups, alpha=ALPHA)
     assert found.decision is Decision.STOP
-    assert found.reason == "proven worse in sex = female (alpha 0.025, one of 2 groups)"
+    assert found.reason == "proven worse in sex = female (alpha 0.01667, one of 3 questions)"
 
 
-def test_a_group_counts_at_alpha_over_the_number_of_groups() -> None:
+def test_overall_and_groups_are_one_family_of_which_each_question_has_its_part_of_alpha() -> None:
     worse = pairs(3, 17)
     assert judge_trial(worse, groups={}, alpha=ALPHA).decision is Decision.STOP
-    many = {f"ward = {number}": pairs(5, 5) for number in range(19)}
-    assert judge_trial(pairs(98, 110), groups={"ward = x": worse, **many}, alpha=ALPHA).decision is Decision.GO_ON
+    unseen = {f"ward = {number}": pairs(0, 0) for number in range(20)}
+    assert judge_trial(worse, groups=unseen, alpha=ALPHA).decision is Decision.GO_ON
+    in_one = {"ward = 0": pairs(2, 17)}
+    assert judge_trial(pairs(50, 50), groups=in_one, alpha=ALPHA).decision is Decision.STOP
+    assert judge_trial(pairs(50, 50), groups=unseen | in_one, alpha=ALPHA).decision is Decision.GO_ON
+
+
+def test_a_fair_trial_in_fair_groups_is_stopped_in_at_most_alpha_of_the_runs() -> None:
+    chance, runs, stopped = np.random.default_rng(11), 200, 0
+    for _ in range(runs):
+        groups = chance.random((60, 2)) < 0.5  # a pair of each group in turn
+        for num in range(5, 61, 5):
+            wins = groups[:num].sum(0)
+            told = {name: pairs(int(win), num - int(win)) for name, win in zip("ab", wins, strict=True)}
+            if (
+                judge_trial(pairs(int(wins.sum()), 2 * num - int(wins.sum())), groups=told, alpha=0.2).decision
+                == "stop"
+            ):
+                stopped += 1
+                break
+    assert stopped / runs <= 0.2
 
 
 @pytest.mark.parametrize("counts", [(-1, 0, 0), (2, 2, 3)])

@@ -1,18 +1,34 @@
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data.read import NO_GROUP
 from evaluation.gates import State
-from monitoring.betting import Pairs
-from monitoring.quality import Before, groups_now, groups_of, quality, trial_groups, trial_pairs
-from monitoring.traffic import ARMS, Outcomes, Traffic
+from monitoring.betting import Decision, Pairs, judge_trial
+from monitoring.quality import (
+    Before,
+    by_feedback,
+    fixed_groups,
+    groups_now,
+    groups_of,
+    paired_by_order,
+    quality,
+    trial_groups,
+    trial_pairs,
+)
+from monitoring.traffic import ARMS, Outcomes, Sample, Traffic, Watched, read_labels, read_traffic
 from recipes.schema import GroupsGate
 
 LIMITS, ALPHA = GroupsGate(), 0.05
+SEXES = ("sex = f", "sex = m")
 
 
-def outcomes(*rows: tuple[int, str, bool, str], audited: bool = False) -> Outcomes:
+def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcomes:
     """Rows of key, arm, right, sex; in the order of time."""
     return Outcomes(
         np.array([row[0] for row in rows], np.uint64),
@@ -29,13 +45,37 @@ def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tup
 
 
 def test_accuracy_has_an_interval_and_says_of_how_many_answers_the_label_is_known() -> None:
-    told = outcomes(*of_champion(80, 20, "f"))
-    traffic = Traffic(1000, {("champion", "d"): 1000}, confidence_sum=900.0, outcomes=told)
+    told = outcomes(*of_champion(80, 20, "f"), audited=False)
+    sample = Sample(np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4)
+    traffic = Traffic(1000, {("champion", "d"): 1000}, without_class=500, outcomes=told, sample=sample)
     found = quality(traffic, champion="d", alpha=ALPHA, audited=False)
-    assert (found.accuracy, found.coverage, found.estimate) == (0.8, 0.1, 0.9)
+    # answers without a class have no confidence that could be told
+    assert (found.accuracy, found.coverage, found.estimate) == (0.8, 0.1, 0.75)
     assert found.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson's for 80 of 100
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
-    assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.9)
+    assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
+    assert quality(Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True).estimate is None
+
+
+def test_a_row_that_stands_twice_in_the_log_counts_once() -> None:
+    told = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
+    found = quality(Traffic(20, {("champion", "d"): 20}, outcomes=told), champion="d", alpha=ALPHA, audited=True)
+    assert (found.labelled, found.right) == (10, 8)
+    gate = groups_now(told, columns=("sex",), before={"sex = f": Before(100, 80)}, limits=LIMITS, alpha=ALPHA)
+    assert gate.bounds[0].n == 10
+
+
+def test_feedback_fails_no_group_and_is_told_beside() -> None:
+    told = outcomes(*of_champion(0, 200, "f"), audited=False)
+    before = {"sex = f": Before(1000, 800)}
+    gate = groups_now(told, columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+    assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
+    beside = groups_now(by_feedback(told), columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+    assert (beside.state, beside.bounds[0].n) == (State.FAILS, 200)
+    both = replace(outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000)))
+    both = replace(both, audited=np.arange(1200) < 1000)
+    gate = groups_now(both, columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+    assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
 
 
 def test_a_group_that_lost_is_found_and_one_that_did_not_passes() -> None:
@@ -66,21 +106,76 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
     assert failed / 40 <= ALPHA + 0.08
 
 
-def test_groups_that_had_no_row_before_are_named_and_not_compared() -> None:
-    told = outcomes(*of_champion(5, 5, "x"), *of_champion(5, 5, "f", first=100))
+def test_what_clients_state_beyond_the_reference_is_counted_and_never_printed() -> None:
+    told = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
     gate = groups_now(told, columns=("sex",), before={"sex = f": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
     assert [bound.what for bound in gate.bounds] == ["change in sex = f"]
-    assert gate.note == "not compared, for they had no row before: sex = x"
+    assert gate.note == "labelled rows that are not compared: 10 of sex = (others)"
     nothing = groups_now(Outcomes(), columns=("sex",), before={}, limits=LIMITS, alpha=ALPHA)
-    assert nothing.state is State.NOT_ASSESSABLE
+    assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer is of a group")
+    alone = groups_now(told, columns=("sex",), before={"sex = m": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    assert (alone.bounds, alone.note) == ((), "labelled rows that are not compared: 20 of sex = (others)")
 
 
-def test_of_a_column_with_many_values_the_rest_is_one_group() -> None:
-    rows = [(number, "champion", True, f"ward {number % 40}") for number in range(400)]
-    masks = groups_of(outcomes(*rows), ("ward",))
+def test_rows_without_a_value_are_a_group_of_the_same_name_as_in_the_reference() -> None:
+    told = outcomes(*of_champion(5, 5, NO_GROUP))
+    gate = groups_now(told, columns=("sex",), before={"sex = (none)": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    assert [(bound.what, bound.n) for bound in gate.bounds] == [("change in sex = (none)", 10)]
+
+
+def test_groups_are_fixed_by_the_reference_at_most_twenty_of_a_column() -> None:
+    before = {f"ward = {number:02}": Before(100 - number, 50) for number in range(30)} | {"sex = f": Before(5, 5)}
+    fixed = fixed_groups(before, columns=("sex", "ward"))
+    assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
+    rows = [(number, "champion", True, f"{number % 40:02}") for number in range(400)]
+    masks = groups_of(outcomes(*rows), columns=("ward",), fixed=fixed_groups(before, columns=("ward",)))
     assert len(masks) == 21
-    assert int(masks["ward = others"].sum()) == 200
+    assert int(masks["ward = (others)"].sum()) == 200
     assert sum(int(mask.sum()) for mask in masks.values()) == 400
+
+
+def test_a_trials_groups_are_as_many_before_it_was_asked_anything_as_afterwards() -> None:
+    for told in (Outcomes(), outcomes((1, "champion", True, "x"), (1, "shadow", False, "x"))):
+        pairs, groups, tables = trial_pairs(told, columns=("sex",), fixed=SEXES)
+        assert groups == {"sex = f": Pairs(0, 0, 0), "sex = m": Pairs(0, 0, 0)}
+        assert pairs.num_pairs == len(told) / 2
+        assert tables == []
+        assert trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA).bounds == ()
+
+
+def test_complaints_of_the_champion_alone_promote_no_equal_shadow() -> None:
+    """Both are right in 8 of 10, by chance of each other; feedback comes where the champion was wrong."""
+    chance = np.random.default_rng(3)
+    champion, shadow = chance.random((2, 2000)) < 0.8
+    rows = [
+        (key, arm, bool(right[key]), "f")
+        for key in range(2000)
+        for arm, right in (("champion", champion), ("shadow", shadow))
+        if not champion[key]
+    ]
+    complained = outcomes(*rows, audited=False)
+    pairs, groups, _ = trial_pairs(complained, columns=("sex",), fixed=SEXES)
+    assert pairs == Pairs(0, 0, 0)
+    beside, _, _ = trial_pairs(by_feedback(complained), columns=("sex",), fixed=SEXES)
+    assert judge_trial(beside, groups=groups, alpha=ALPHA).decision is Decision.PROMOTE  # which is why
+
+
+def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Path) -> None:
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    both = [
+        {"request_id": f"r{number}", "row": 0, "at": at, "digest": arm, "arm": arm, "label": label, "score": 0.9}
+        | {"attributes": '{"sex": "f"}', "text": None}
+        for number in range(3)
+        for arm, label in (("champion", "a"), ("shadow", "b"))
+    ]
+    told = [{"request_id": f"r{number}", "row": 0, "at": at, "label": "b"} for number in range(3)]
+    for name, rows in (("answers", both), ("feedback", told), ("audit", told[:2])):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    answers, feedback, audit = ((tmp_path / f"{name}.parquet").as_uri() for name in ("answers", "feedback", "audit"))
+    labels = read_labels([feedback], audits=[audit])
+    found = read_traffic([answers], Watched("champion", "shadow", ("sex",)), labels=labels).outcomes
+    assert trial_pairs(found, columns=("sex",), fixed=SEXES)[0] == Pairs(2, 0, 2)
+    assert trial_pairs(by_feedback(found), columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)
 
 
 def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
@@ -93,7 +188,7 @@ def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
         (4, "shadow", True, "m"),
         (1, "shadow", False, "f"),  # stands twice in the log
     )
-    pairs, groups, _ = trial_pairs(told, columns=("sex",))
+    pairs, groups, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(only_trial_right=1, only_champion_right=1, num_pairs=2)
     assert groups == {"sex = f": Pairs(0, 1, 1), "sex = m": Pairs(1, 0, 1)}
 
@@ -106,21 +201,37 @@ def test_a_canarys_answers_are_paired_with_the_champions_by_their_order_in_time(
         (4, "canary", True, "m"),
         (5, "canary", True, "m"),
     )
-    pairs, _, _ = trial_pairs(told, columns=("sex",))
+    pairs, _, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(only_trial_right=1, only_champion_right=1, num_pairs=2)
     backwards = replace(told, at=told.at[::-1].copy())
-    assert trial_pairs(backwards, columns=("sex",))[0] == Pairs(only_trial_right=1, only_champion_right=0, num_pairs=2)
+    assert trial_pairs(backwards, columns=("sex",), fixed=SEXES)[0] == Pairs(
+        only_trial_right=1, only_champion_right=0, num_pairs=2
+    )
+
+
+def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_group() -> None:
+    rows = []
+    for number in range(200):  # of f both are right in half, of m always; the champion is asked of m alone at first
+        rows.append((number, "champion", number < 100 or number % 2 == 0, "m" if number < 100 else "f"))
+        rows.append((1000 + number, "canary", number >= 100 or number % 2 == 0, "f" if number < 100 else "m"))
+    told = outcomes(*rows)
+    pairs, groups, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
+    assert pairs == Pairs(50, 50, 200)
+    assert groups == {"sex = f": Pairs(0, 0, 100), "sex = m": Pairs(0, 0, 100)}
+    assert paired_by_order(told)
+    assert not paired_by_order(by_feedback(told))
+    assert not paired_by_order(outcomes((1, "champion", True, "f"), (1, "shadow", True, "f")))
 
 
 def test_without_a_labelled_pair_there_is_none() -> None:
-    pairs, groups, tables = trial_pairs(outcomes((1, "champion", True, "f")), columns=("sex",))
+    pairs, groups, tables = trial_pairs(outcomes((1, "champion", True, "f")), columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(0, 0, 0)
     assert trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA).state is State.NOT_ASSESSABLE
 
 
 def test_a_trials_groups_are_read_as_the_verdict_reads_them() -> None:
     rows = [row for key in range(300) for row in ((key, "champion", True, "f"), (key, "shadow", key % 10 > 0, "f"))]
-    _, groups, tables = trial_pairs(outcomes(*rows), columns=("sex",))
+    _, groups, tables = trial_pairs(outcomes(*rows), columns=("sex",), fixed=SEXES)
     gate = trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA)
     assert gate.state is State.FAILS
     assert gate.bounds[0].what == "change in sex = f"
