@@ -146,21 +146,29 @@ def _draw(shards: str) -> dict[str, float]:
 
 @contextmanager
 def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
-    """Largest own memory of this process, and of any process of a Ray worker, while the block runs; MiB."""
+    """Largest own memory of this process, and of any worker of the Ray that its parent started, while the block runs;
+    MiB."""
     found: dict[str, float] = {"own": 0.0, "task": 0.0}
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(0.1):
             found["own"] = max(found["own"], _own_mib(psutil.Process()))
-            workers = [one for one in psutil.process_iter(["name"]) if one.info["name"].startswith("ray::")]
-            found["task"] = max([found["task"], *map(_own_mib, workers if tasks else [])])
+            ours = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
+            found["task"] = max([found["task"], *(_own_mib(one) for one in ours if _is_worker(one))])
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     yield found
     over.set()
     watcher.join()
+
+
+def _is_worker(process: Any) -> bool:
+    try:
+        return bool(process.name().startswith("ray::"))
+    except psutil.Error:
+        return False
 
 
 def _own_mib(process: Any) -> float:
