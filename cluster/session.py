@@ -57,12 +57,12 @@ def _is_for(token_path: str, address: str) -> bool:
 
     A stack's token is known by where it lies, whatever folder this process works in and whether the stack runs or not.
     """
-    place, marked = Path(token_path).resolve(), os.environ.get(stack.DASHBOARD)
+    place, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
     if place.name != stack.TOKEN_FILE or not (marked or (place.parent / stack.KEYS_FILE).exists()):
         return True
     state = stack.status(place.parent)
-    own = state.dashboard_url if state is not None else marked
-    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == own
+    own = {marked, state.dashboard_url if state is not None else None}
+    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in own
 
 
 @contextmanager

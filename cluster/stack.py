@@ -21,7 +21,7 @@ STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
 KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
-DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
+OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
 """Says of an environment that it is a stack's, and whose dashboard alone may see its token."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
@@ -63,7 +63,7 @@ class StackState(BaseModel):
             "RAY_AUTH_TOKEN_PATH": self.token_path,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
             "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{self.serve_port}",
-            DASHBOARD: self.dashboard_url,
+            OWN_DASHBOARD: self.dashboard_url,
         }
 
 

@@ -23,7 +23,17 @@ import requests
 
 from cluster import storage
 from cluster.bearer import bearer
-from cluster.stack import KEYS_FILE, POLL_S, STATE_FILE, TOKEN_FILE, StackError, StackState, await_end, family
+from cluster.stack import (
+    KEYS_FILE,
+    OWN_DASHBOARD,
+    POLL_S,
+    STATE_FILE,
+    TOKEN_FILE,
+    StackError,
+    StackState,
+    await_end,
+    family,
+)
 
 BUCKETS = ("lake", "models")
 SERVER_START_TIMEOUT_S = 90
@@ -149,6 +159,7 @@ def _environment(base: int, *, folder: Path, temp_dir: Path, keys: _Keys) -> dic
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + DASHBOARD}",
+        OWN_DASHBOARD: f"http://127.0.0.1:{base + DASHBOARD}",
         "RAY_USAGE_STATS_ENABLED": "0",
         # One machine has no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",

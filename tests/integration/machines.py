@@ -58,7 +58,8 @@ class Machines:
     def used(self) -> Iterator[None]:
         """This process, and those that it starts, use the cluster until the block ends."""
         before = dict(os.environ)
-        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL")
+        places = ("RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL", stack.OWN_DASHBOARD)
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", *places)
         os.environ.update({name: self._environment[name] for name in names} | {"RAY_ADDRESS": self.address})
         reset_auth_token_state()
         try:

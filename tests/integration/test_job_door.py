@@ -22,7 +22,7 @@ from cluster import jobs, storage
 from cluster.code import code_sha256
 from cluster.package import LIMIT_BYTES, RECIPE_FILE, Package, PackageError, pack, upload
 from cluster.session import SessionError, auth_headers
-from cluster.stack import StackState
+from cluster.stack import OWN_DASHBOARD, StackState
 from models.registry import list_versions
 from recipes.schema import digest, load_recipe
 from tailorbird import app
@@ -74,7 +74,8 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
             threading.Timer(2.0, relay.open).start()
 
     with monkeypatch.context() as patched:
-        patched.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{relay.port}")
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+            patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
         job = jobs.follow(name, write=hear)
     relay.cut()
     assert (job.status, job.exit_code) == ("FAILED", 7)
@@ -96,7 +97,8 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
     jobs.start(name, entrypoint="echo begun; sleep 300", package=package)
     relay = Relay(int(stack.dashboard_url.rsplit(":", 1)[1]))
     with monkeypatch.context() as patched:
-        patched.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{relay.port}")
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+            patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
         with pytest.raises(SessionError, match="not reachable"):
             jobs.follow(name, write=lambda text: relay.cut() if "begun" in text else None, blip_s=0.5)
     assert jobs.read_job(name).status == "RUNNING"

@@ -130,7 +130,7 @@ def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.M
         for name in (stack.STATE_FILE, stack.KEYS_FILE):
             (folder / name).unlink()
     if "without" in request.param:
-        monkeypatch.delenv(stack.DASHBOARD)
+        monkeypatch.delenv(stack.OWN_DASHBOARD)
     if "link" in request.param:
         (tmp_path / "mine").symlink_to(folder / stack.TOKEN_FILE)
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))

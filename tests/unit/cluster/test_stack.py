@@ -4,7 +4,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import stack
+from cluster import stack, stack_process
 
 
 def _state(**changes: object) -> stack.StackState:
@@ -71,3 +71,10 @@ def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
         "TAILORBIRD_SERVE_URL": "http://127.0.0.1:4",
         "TAILORBIRD_STACK_DASHBOARD": "http://127.0.0.1:3",
     }
+
+
+def test_jobs_and_replicas_of_a_stack_know_whose_its_token_is_before_its_state_is_written(tmp_path: Path) -> None:
+    keys = stack_process._keys(tmp_path)
+    told = stack_process._environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    assert told[stack.OWN_DASHBOARD] == told["RAY_API_SERVER_ADDRESS"]
+    assert Path(told["RAY_AUTH_TOKEN_PATH"]) == tmp_path / stack.TOKEN_FILE
