@@ -569,15 +569,14 @@ def export_audit(
     rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Draws answers of the champion by lot, for people to label: Parquet with an empty column `label`.
+    """Draws answers by lot, for people to label: Parquet with an empty column `label`.
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
-    from monitoring.audit import days_between, export
-    from watching import champion_of
+    from monitoring.audit import days_between
+    from watching import draw_audit
 
-    loaded = _recipe(recipe)
-    num = export(loaded, digest=champion_of(loaded).digest, days=days_between(days), num_rows=rows, to=to)
+    num = draw_audit(_recipe(recipe), days=days_between(days), num_rows=rows, to=to)
     _answer({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
 
 

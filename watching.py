@@ -1,5 +1,6 @@
 """Beside a service: the watch over its champion, what it calls for, and the log's old days, which are deleted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -8,6 +9,7 @@ from cluster import storage
 from cluster.progress import Show
 from models.registry import Champion, ModelVersion, champion_version, now, read_champion, read_version
 from monitoring.advice import Advice, advise
+from monitoring.audit import export
 from monitoring.page import gauges, page
 from monitoring.reference import remember
 from monitoring.report import Report
@@ -56,6 +58,7 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
         today=today,
         trial=trial.digest if trial else None,
         alpha=recipe.evaluation.alpha,
+        since=again[-1]["at"] if again else None,
     )
     uri, told = f"{recipe.home}/monitoring/monitoring.html", gauges(recipe.name, reports, advice=advice)
     storage.write_bytes(uri, page(recipe.name, reports, advice=advice).encode())
@@ -80,6 +83,14 @@ def forget(recipe: Recipe, *, today: date) -> int:
 def champion_of(recipe: Recipe) -> ModelVersion:
     """The version that serves; WatchError where none does."""
     return champion_version(_champion(recipe))
+
+
+def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) -> int:
+    """Draws answers of the champion, and of a version on trial that answers in its stead; see `monitoring.audit`."""
+    champion = champion_of(recipe)
+    trial = _trial(recipe, champion=champion)
+    tried = trial.digest if trial else None
+    return export(recipe, digest=champion.digest, trial=tried, days=days, num_rows=num_rows, to=to)
 
 
 def _champion(recipe: Recipe) -> Champion:

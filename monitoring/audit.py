@@ -13,7 +13,7 @@ import numpy as np
 from cluster import storage
 from data.read import Rows
 from data.redact import redacted
-from monitoring.traffic import ANSWERS, CHAMPION, files_of, key_of, read_columns, value_of
+from monitoring.traffic import ANSWERS, CANARY, CHAMPION, files_of, key_of, read_columns, value_of
 from monitoring.watch import audits_of, number_of
 from recipes.schema import Recipe
 
@@ -36,8 +36,13 @@ def days_between(given: str) -> list[date]:
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
-def export(recipe: Recipe, *, digest: str, days: Sequence[date], num_rows: int, to: str) -> int:
-    """Draws answers of the champion (`digest`) from these days by lot, and writes them for labelling; how many.
+def export(
+    recipe: Recipe, *, digest: str, trial: str | None = None, days: Sequence[date], num_rows: int, to: str
+) -> int:
+    """Draws answers from these days by lot, and writes them for labelling; how many.
+
+    They are the champion's (`digest`) and, as often as it answered in the champion's stead, those of the version on
+    trial. A shadow needs none of its own: it answers the champion's texts.
 
     `to` is an S3 or file URI. The Parquet has `request_id`, `row`, `at`, `text` (empty where the log keeps none),
     `attributes` and an empty `label`: what the model answered is left out, so that nobody is led by it. What is drawn
@@ -51,11 +56,12 @@ def export(recipe: Recipe, *, digest: str, days: Sequence[date], num_rows: int, 
     if num_rows < 1:
         raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
     audited = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)[0]).tolist()}
+    arms = {(CHAMPION, digest), (CANARY, trial)}
     drawn: dict[int, dict[str, Any]] = {}
     largest: list[int] = []  # a heap of the drawn keys, negative: the first is the one to give up
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         for answer in read_columns(uri, ANSWERS)[0].to_pylist():
-            ours = answer["arm"] == CHAMPION and answer["digest"] == digest and answer["label"] is not None
+            ours = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
             key = key_of(answer["request_id"], answer["row"])
             if not ours or key in audited or key in drawn or (len(drawn) >= num_rows and key > -largest[0]):
                 continue

@@ -106,8 +106,6 @@ class Traffic:
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By arm and digest; arm `` of a model that was asked for by name."""
-    confidence_sum: float = 0.0
-    """Over the champion's answers."""
     without_class: int = 0
     """Answers without a class or a score: of a chat model, or refused."""
     outcomes: Outcomes = Outcomes()
@@ -247,7 +245,6 @@ class Reader:
         return Traffic(
             num_rows=len(table),
             rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
-            confidence_sum=float(scores[ours].sum()),
             without_class=int((~answered).sum()),
             outcomes=self._outcomes(
                 np.flatnonzero((ours | theirs) & told), places=places, keys=keys, arms=arms, at=at, columns=columns
@@ -289,11 +286,11 @@ def joined(parts: Iterable[Traffic]) -> Traffic:
     """Parts of the log as one; each is let go once it was read."""
     rows, lacking = Counter[tuple[str, str]](), Counter[str]()
     num_rows = without_class = misplaced = 0
-    confidence_sum, sample, outcomes = 0.0, Sample(), [Outcomes()]
+    sample, outcomes = Sample(), [Outcomes()]
     known = [Traffic().known]
     for part in parts:
         num_rows, without_class = num_rows + part.num_rows, without_class + part.without_class
-        confidence_sum, misplaced = confidence_sum + part.confidence_sum, misplaced + part.misplaced
+        misplaced += part.misplaced
         rows.update(part.rows)
         lacking.update(part.lacking)
         sample = _smallest(_together(sample, part.sample))
@@ -304,7 +301,6 @@ def joined(parts: Iterable[Traffic]) -> Traffic:
     return Traffic(
         num_rows=num_rows,
         rows=rows,
-        confidence_sum=confidence_sum,
         without_class=without_class,
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,

@@ -48,6 +48,17 @@ def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(t
         drawn(task, num_rows=0)
 
 
+def test_what_a_canary_answered_in_the_champions_stead_is_drawn_too(task: Task) -> None:
+    canary = [answer(FIRST, 10 + number, arm="canary", digest="trial-digest") for number in range(3)]
+    shadow = [answer(FIRST, number, arm="shadow", digest="trial-digest") for number in range(3)]
+    write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(3)), *canary, *shadow])
+    to = task.folder / "both.parquet"
+    drew: dict[str, Any] = {"days": [FIRST], "num_rows": 100, "to": to.as_uri()}
+    assert export(task.recipe, digest=DIGEST, trial="trial-digest", **drew) == 6
+    assert export(task.recipe, digest=DIGEST, trial="another", **drew) == 3
+    assert len(drawn(task, num_rows=100)) == 3
+
+
 def test_of_corrections_the_last_one_that_was_taken_in_stands(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, 0)])
     table, kept = drawn(task, num_rows=1), []
