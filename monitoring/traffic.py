@@ -134,11 +134,6 @@ class Watched:
     """Attributes by which outcomes are told apart."""
 
 
-def days_of(log: str) -> list[str]:
-    """Days, `YYYY-MM-DD`, of which the log has answers, in order."""
-    return list(by_day(log, "answers"))
-
-
 def by_day(log: str, kind: str) -> dict[str, list[str]]:
     """The Parquet files of `answers` or `feedback` by day, `YYYY-MM-DD`, both in order."""
     found: dict[str, list[str]] = {}

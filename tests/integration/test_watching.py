@@ -31,7 +31,7 @@ from models import classifier, load, registry
 from monitoring.advice import Advice
 from monitoring.audit import AuditError, days_between, take_in
 from monitoring.report import Report
-from monitoring.traffic import days_of, files_of
+from monitoring.traffic import by_day, files_of
 from monitoring.watch import WatchError
 from recipes.schema import Recipe, load_recipe, parse_recipe
 from reevaluate import Reevaluated, ReevaluationError, reevaluate
@@ -159,7 +159,7 @@ class Task:
         log = self.recipe.serving.request_log
         assert log is not None
         for _ in range(120):
-            files = files_of(log, "answers", days_of(log))
+            files = files_of(log, "answers", by_day(log, "answers"))
             if (
                 sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files)
                 >= 2 * num_asked

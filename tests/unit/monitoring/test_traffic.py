@@ -17,7 +17,7 @@ from monitoring.traffic import (
     Labels,
     TrafficError,
     Watched,
-    days_of,
+    by_day,
     files_of,
     key_of,
     read_labels,
@@ -50,8 +50,8 @@ def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Se
 
 def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[traffic.Traffic, Labels]:
     log = log_of(folder, **kinds)
-    labels = read_labels(files_of(log, "feedback", days_of(log)))
-    return read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels), labels
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
+    return read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels), labels
 
 
 def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Pat
     log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
     pq.write_table(pa.Table.from_pylist([told(0, "a")], schema=_arrow(FEEDBACK)), audit)
-    labels = read_labels(files_of(log, "feedback", days_of(log)), audits=[audit.as_uri()])
-    found = read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels)
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), audits=[audit.as_uri()])
+    found = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
     assert found.outcomes.right.tolist() == [True]
     assert found.outcomes.audited.tolist() == [True]
 
@@ -144,7 +144,7 @@ def test_what_is_no_log_is_refused_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_not_there_yet_has_no_days(tmp_path: Path) -> None:
-    assert days_of((tmp_path / "nothing").as_uri()) == []
+    assert by_day((tmp_path / "nothing").as_uri(), "answers") == {}
     assert files_of((tmp_path / "nothing").as_uri(), "feedback", ["2026-03-01"]) == []
 
 
@@ -168,12 +168,12 @@ def test_a_row_without_an_attribute_is_of_the_group_that_data_without_a_value_is
 )
 def test_times_in_another_unit_are_the_same_times(tmp_path: Path, kind: pa.DataType) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=1), told(0, "a", minute=2)])
-    for uri in [*files_of(log, "answers", days_of(log)), *files_of(log, "feedback", days_of(log))]:
+    for uri in [*files_of(log, "answers", by_day(log, "answers")), *files_of(log, "feedback", by_day(log, "answers"))]:
         table = pq.read_table(uri)
         place = table.column_names.index("at")
         pq.write_table(table.set_column(place, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
-    labels = read_labels(files_of(log, "feedback", days_of(log)))
-    found = read_traffic(files_of(log, "answers", days_of(log)), WATCHED, labels=labels)
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
+    found = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
     assert found.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
     assert found.outcomes.told.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
     assert found.outcomes.right.tolist() == [True]
