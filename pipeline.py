@@ -24,6 +24,9 @@ from tuning.trackers import require_trackers
 
 CHAMPION = "champion"
 
+NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
+"""Fields of the tuning section that change no trial."""
+
 
 def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     """Everything from Parquet to a registered winner, on the Ray that this process is connected to.
@@ -144,7 +147,7 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
         "sweep",
         compute=compute,
         inputs=prepared.key(
-            tuning=recipe.tuning.model_dump(mode="json", exclude={"learning_curve", "trackers"}),
+            tuning=recipe.tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
             training=recipe.training.model_dump(mode="json", exclude={"num_seeds", "average_seeds"}),
             **prepared.asked_of_training,
             rungs=goal.rungs,

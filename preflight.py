@@ -148,6 +148,11 @@ def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[Line]:
     grows = f"; {have} now, the autoscaler may bring nodes for {_many(scaled)}" if scaled > have else ""
     fewer = f"; there is room for {_many(scaled)} of {most}, with which it trains" if scaled < most else ""
     yield Line("workers", "ok", f"room for {asked} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
+    groups = min(recipe.tuning.num_trials, recipe.tuning.max_concurrent_trials or 1)
+    if groups * least > scaled:
+        text = f"tuning.max_concurrent_trials asks for {groups} at a time, there is room for {scaled // least}"
+        text += ": the others wait, unless an autoscaler that tells nothing here brings nodes"
+        yield Line("trials", "note", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
     if free >= least:
         yield Line("free now", "ok", f"room for {_many(free)} such workers is free")
@@ -227,7 +232,8 @@ def memory_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Lin
         return
     section, total = recipe.training, sum(node.has.cpus for node in cluster.nodes)
     worker = Room(section.cpus_per_worker, section.gpus_per_worker)
-    groups = max(1, int(total) // (section.max_workers * section.cpus_per_worker))
+    fit = max(1, int(total) // (section.max_workers * section.cpus_per_worker))
+    groups = recipe.tuning.max_concurrent_trials or fit
     most = min(recipe.tuning.num_trials, groups) * section.max_workers
     looked = [(node, cluster.looks[node.id]) for node in cluster.nodes if node.id in cluster.looks]
     autocast = any(one.bfloat16 for _, one in looked) or section.gpus_per_worker > 0

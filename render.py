@@ -61,18 +61,20 @@ def render(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
 
 
 def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """A training on a cluster of its own, which has room for the recipe's workers at once."""
+    """A training on a cluster of its own, which has room for the recipe's workers at once, and may grow by the nodes of
+    as many trials at a time as it asks for."""
     job = _only(documents, kind="RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
     name = _once(recipe, image=head["containers"][0]["image"])
     section: TrainingSection = recipe.training
+    groups = min(recipe.tuning.num_trials, recipe.tuning.max_concurrent_trials or 1)
     _size(
         cluster["workerGroupSpecs"],
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         fewest=section.min_workers,
-        most=section.max_workers,
+        most=section.max_workers * groups,
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rounds import finish, skip
-from benchmarks.trainer import RANK_VARIABLES
+from benchmarks.trainer import RANK_VARIABLES, be_a_worker
 from cluster import fetch
 from data.encode import labels_of
 from data.read import read_rows
@@ -49,6 +49,7 @@ def main() -> None:
     if data is None:
         skip("banking77", "set TAILORBIRD_DATA to a folder with banking77/*.parquet")
         return
+    be_a_worker(SECTION)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     files = {name: (Path(data) / "banking77" / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}

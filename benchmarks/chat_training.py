@@ -3,11 +3,11 @@
     python -m benchmarks.chat_training
 
 SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch,
-batch 16, one process with two torch threads. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in
-a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer with its defaults but for the
-batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the longest of a batch; `Trainer,
-bf16`, where the machine computes in it, has `bf16=True` on as well. Counted are tokens that are no padding, in training
-steps alone.
+batch 16, one process with two torch threads and a worker's environment. `finetune` is `training.loop.train` with a
+DeepSpeed engine at stage 0 in a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer
+with its defaults but for the batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the
+longest of a batch; `Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well. Counted are tokens
+that are no padding, in training steps alone.
 """
 
 import os
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rounds import finish, medians, show, take_turns
-from benchmarks.trainer import HAS_BF16, RANK_VARIABLES, run_trainer
+from benchmarks.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
 from cluster import fetch
 from data import icd10
 from data.encode import load_tokenizer
@@ -41,6 +41,7 @@ BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 def main() -> None:
     """Prints the variants, then one line of JSON."""
+    be_a_worker(SECTION)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:

@@ -1,6 +1,7 @@
-"""transformers.Trainer with its defaults, in this process and alone: what the training benchmarks stand beside."""
+"""The process that the training benchmarks measure in, and transformers.Trainer with its defaults, alone in it."""
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,6 +16,15 @@ HAS_BF16 = inference_dtype() == torch.bfloat16
 """Whether the machine computes in it; another would take many times as long with it as without."""
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 """What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
+
+
+def be_a_worker(section: TrainingSection) -> None:
+    """Begins this process anew with the environment of a worker of ours, unless it has one: all variants are measured
+    in it. glibc reads what its malloc is told at a process's start alone, and a step's time hangs on that."""
+    if "GLIBC_TUNABLES" not in os.environ:
+        from training.trainer import worker_environment  # Ray reads how to authenticate when imported: not before that
+
+        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(section))
 
 
 def run_trainer(

@@ -3,9 +3,9 @@
     python -m benchmarks.training_overhead
 
 Six ways to train the same classifier (MiniLM, a head of zeros) on the same ICD-10-CM terms, one epoch, batch 32, one
-process with one torch thread. `finetune` is `training.loop.train` with a DeepSpeed engine at stage 0 in a process group
-of one, which is what a worker of `training.trainer.finetune` runs: gradient clipping, schedule and reports included;
-`finetune, stage 1` is the same with ZeRO's optimizer.
+process with one torch thread and a worker's environment. `finetune` is `training.loop.train` with a DeepSpeed engine at
+stage 0 in a process group of one, which is what a worker of `training.trainer.finetune` runs: gradient clipping,
+schedule and reports included; `finetune, stage 1` is the same with ZeRO's optimizer.
 `bare` takes the same batches, precision and model through `torch.optim.AdamW` with its defaults and does nothing else;
 `bare, fused` is printed to show what the optimizer's implementation is worth. `Trainer` is transformers.Trainer with
 its defaults but for the batch size: fp32, its own order of rows, padding to the longest of a batch; it saves nothing.
@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
-from benchmarks.trainer import HAS_BF16, RANK_VARIABLES, run_trainer
+from benchmarks.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
 from cluster.fetch import local_copy
 from data.encode import collate, load_tokenizer
 from models.load import inference_dtype
@@ -39,7 +39,7 @@ from training.loop import EpochReport, StepReport, new_engine, train
 from training.order import epoch_batches
 from training.zero import stop_engine
 
-NUM_ROWS, NUM_ROUNDS = 640, 3
+NUM_ROWS, NUM_ROUNDS = 640, 5
 SECTION = TrainingSection(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
 BOUNDS = {
     "cpu_rate_to_bare": ">= 1.0",
@@ -52,6 +52,7 @@ BOUNDS = {
 
 def main() -> None:
     """Prints the variants, then one line of JSON."""
+    be_a_worker(SECTION)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)

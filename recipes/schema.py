@@ -268,6 +268,9 @@ class Distribution(Section):
 class TuningSection(Section):
     num_trials: int = Field(default=8, ge=1)
     """Configurations tried."""
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """Trials at a time; left out, as many as there is room for when the sweep begins. Give it where an autoscaler is to
+    bring nodes for them."""
     search: Literal["optuna", "random"] = "optuna"
     """How the next configuration is chosen."""
     space: dict[str, Distribution] = Field(default_factory=dict)

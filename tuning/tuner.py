@@ -83,7 +83,9 @@ def new_tuner(
             metric="score",
             mode="max",
             num_samples=section.num_trials,
-            search_alg=_search(section, known=known, seed=training.seed, max_concurrent=concurrent_groups(training)),
+            search_alg=_search(
+                section, known=known, seed=training.seed, max_concurrent=num_groups(section, training=training)
+            ),
             scheduler=ASHAScheduler(
                 max_t=longest,
                 grace_period=min(section.grace_epochs, longest),
@@ -104,8 +106,14 @@ def new_tuner(
     )
 
 
-def concurrent_groups(training: TrainingSection) -> int:
-    """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
+def num_groups(section: TuningSection, *, training: TrainingSection) -> int:
+    """Worker groups, each with a trial at a time: as many as the recipe says, or as the cluster holds now."""
+    most = section.max_concurrent_trials or _groups_that_fit(training)
+    return min(section.num_trials, most)
+
+
+def _groups_that_fit(training: TrainingSection) -> int:
+    """At least one: an autoscaler may bring the nodes for it."""
     have = ray.cluster_resources()
     by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
     if training.gpus_per_worker:

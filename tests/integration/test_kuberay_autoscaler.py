@@ -12,12 +12,14 @@ import yaml
 from cluster import storage
 from cluster.session import connect
 from cluster.stack import StackState
-from recipes.schema import TrainingSection
+from recipes.schema import TrainingSection, TuningSection
 from tests.integration.fake_kubernetes import FakeKubernetes, serving
 from tests.integration.machines import Machines, tell, wait
 from tests.integration.small import REGISTRY, ROOT
+from tests.integration.test_sweep import NO_GOAL, RATES
 from tests.integration.test_training import training_task
 from training.trainer import finetune
+from tuning.sweep import sweep
 
 pytestmark = pytest.mark.long
 
@@ -32,6 +34,8 @@ SECTION = TrainingSection(
     epochs=1,
     batch_size=16,
 )
+
+ALONE = SECTION.model_copy(update={"num_workers": 1})
 
 
 def manifest() -> dict[str, Any]:
@@ -87,6 +91,24 @@ def test_a_training_brings_the_nodes_it_takes_and_they_go_when_it_is_over(
     tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
     assert kubernetes.manifest["spec"]["workerGroupSpecs"][0]["replicas"] == 0
     assert most(kubernetes, GPU_GROUP) == 0
+
+
+def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_over(
+    kubernetes: FakeKubernetes, small_data: str
+) -> None:
+    task = training_task(small_data, num_rows=64)
+    at_once = 2
+    section = TuningSection(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
+    with connect():
+        at = time.monotonic()
+        result = sweep(section, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
+    tell("swept_s", time.monotonic() - at)
+    tell("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
+    assert len([row for row in result.rows if row.status == "completed"]) == section.num_trials
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
+    begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
+    assert begun, "the second trial's node did not come"
+    tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
 
 
 def test_work_that_wants_a_gpu_gets_a_node_of_the_group_that_has_one(kubernetes: FakeKubernetes) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 import uuid
 
 import pytest
+import ray
 
 from cluster import storage
 from cluster.progress import Event, relayed
@@ -12,6 +14,7 @@ from cluster.session import connect
 from recipes.schema import Distribution, TrainingSection, TuningSection
 from tests.integration.small import REGISTRY, Heard
 from tests.integration.test_training import a_worker, training_task
+from training.trainer import START_TIMEOUT_S
 from tuning.stopping import Goal
 from tuning.sweep import SweepResult, sweep
 
@@ -57,6 +60,16 @@ def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_stil
     assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert SweepResult.from_dict(result.to_dict()) == result
+
+
+def test_a_sweep_does_not_wait_at_its_end_for_a_group_that_found_no_room(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    with connect():
+        training = TrainingSection(num_workers=int(ray.cluster_resources()["CPU"]), epochs=1, batch_size=16)
+        section, begun = TuningSection(num_trials=2, max_concurrent_trials=2), time.monotonic()
+        result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri())
+        assert time.monotonic() - begun < START_TIMEOUT_S / 2
+    assert [row.status for row in result.rows] == ["completed", "completed"]
 
 
 @pytest.mark.slow

@@ -230,6 +230,17 @@ def test_elastic_workers_train_with_what_there_is() -> None:
     assert line.text == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
 
 
+def test_trials_at_a_time_that_there_is_no_room_for_are_told_to_wait() -> None:
+    asked = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
+    lines = check(asked, on(CLUSTER, nodes=nodes(Room(4))))
+    assert holds(lines)
+    (line,) = [line for line in lines if line.name == "trials"]
+    assert line.text.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
+    types = (NodeType("worker", Room(4), 2),)
+    grown = check(asked, on(CLUSTER, nodes=nodes(Room(4)), node_types=types))
+    assert not [line for line in grown if line.name == "trials"]
+
+
 @pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True), (None, True)])
 def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: bool) -> None:
     types = (NodeType("worker", Room(1), most),)

@@ -99,6 +99,8 @@ def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
         (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
         (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
         (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("tuning.max_concurrent_trials=3", "training.cpus_per_worker=2"), (1, 1, 3), (0, 0, 4)),
+        (("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"), (1, 1, 4), (0, 0, 4)),
         (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
         (("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"), (0, 0, 1), (1, 1, 2)),
     ],
