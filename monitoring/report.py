@@ -45,7 +45,8 @@ class Report(Frozen):
     made_at: str
     """ISO 8601."""
     inputs: str
-    """sha256 over what it was made from; a report whose inputs changed, for feedback came late, is made anew."""
+    """sha256 of the answers, the files and the labels it was made from, as `a:b:c`; a report whose inputs changed, for
+    feedback came late, is made anew."""
     version: str
     digest: str
     """Of the champion that is watched: answers of others are counted alone."""
