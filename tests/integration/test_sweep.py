@@ -10,8 +10,9 @@ import ray
 
 from cluster import storage
 from cluster.progress import Event, relayed
-from cluster.session import connect
+from cluster.session import SETTLED_S, connect
 from recipes.schema import Distribution, TrainingSection, TuningSection
+from tests.integration.machines import wait
 from tests.integration.small import REGISTRY, Heard
 from tests.integration.test_training import a_worker, training_task
 from training.trainer import START_TIMEOUT_S
@@ -65,10 +66,14 @@ def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_stil
 def test_a_sweep_does_not_wait_at_its_end_for_a_group_that_found_no_room(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     with connect():
-        training = TrainingSection(num_workers=int(ray.cluster_resources()["CPU"]), epochs=1, batch_size=16)
+        num_cpus = int(ray.cluster_resources()["CPU"])
+        training = TrainingSection(num_workers=num_cpus, epochs=1, batch_size=16)
         section, begun = TuningSection(num_trials=2, max_concurrent_trials=2), time.monotonic()
         result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri())
         assert time.monotonic() - begun < START_TIMEOUT_S / 2
+        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # nor is any room held for it
+        time.sleep(SETTLED_S)
+        assert ray.available_resources()["CPU"] == num_cpus
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
 
