@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from data.chat import Packed, Tokens, packed
+from models.attention import attend_apart
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Of continuous batching on CPU: tokens in the cache of keys and values, in one page of it, and in one forward pass.
@@ -73,6 +74,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
 
     Raises RuntimeError where the engine gives up on a prompt.
     """
+    attend_apart()
     found = lm.generate_batch(
         [list(prompt) for prompt in prompts],
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),

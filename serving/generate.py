@@ -148,9 +148,11 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
     """The engine, running, after a first answer that prepares kernels; RuntimeError where it gives none."""
     import torch
 
+    from models.attention import attend_apart
     from models.chat import batching_config, greedy
     from serving.sampling import processors
 
+    attend_apart()
     with torch.inference_mode():
         lm: Any = loaded.model.lm
         manager = lm.init_continuous_batching(
