@@ -80,7 +80,6 @@ class Desk:
         """By Tune's id of the trial, and by its name where it has an older one."""
         self._waiting: deque[str] = deque()
         self._held: dict[str, str] = {}
-        self._came: set[str] = set()
         kept = [record for record in known if record.outcome and record.outcome["weights"]]
         self._best = max(((record.completed, float(record.epochs[-1]["score"])) for record in kept), default=None)
         self._closed = False
@@ -129,7 +128,6 @@ class Desk:
         A group that comes back without having finished its trial gets the same one again, if no other has it by now.
         """
         await self.put_back(group)
-        self._came.add(group)
         async with self._changed:
             await self._changed.wait_for(lambda: self._next() is not None or self._closed)
             name = self._next()
@@ -178,12 +176,12 @@ class Desk:
         """From a worker group: the trial is over; `outcome` holds its weights' URI where it was the best so far."""
         record = self._trials[name].record
         self._held.pop(group, None)
-        if not record.over:  # or another group has had it meanwhile: this one was taken for dead
-            record.outcome = outcome
-            if outcome["weights"]:
-                self._best = max(self._best or (False, 0.0), (record.completed, float(outcome["score"])))
-            await self._write()
-        await self._notify()
+        if record.over:  # another group has had it meanwhile: this one was taken for dead
+            return
+        record.outcome = outcome
+        if outcome["weights"]:
+            self._best = max(self._best or (False, 0.0), (record.completed, float(outcome["score"])))
+        await self._write()
 
     async def give_up(self, group: str, name: str, message: str) -> None:
         """From a worker group: the trial failed by itself, and would again."""
@@ -204,7 +202,6 @@ class Desk:
 
     async def put_back(self, group: str) -> None:
         """From Ray Train: workers of the group failed; its trial is the next to be taken, by whichever group."""
-        self._came.discard(group)
         held = self._held.pop(group, None)
         if held is None:
             return
@@ -215,17 +212,10 @@ class Desk:
         self._waiting.appendleft(held)
         await self._notify()
 
-    async def close(self) -> set[str]:
-        """From the sweep: no more trials; groups that wait go home.
-
-        When no trial is left to be taken or in the hands of a group, it returns who is on the way home: of the other
-        groups, those that still wait for their CPUs need not come any more.
-        """
+    async def close(self) -> None:
+        """From the sweep: no more trials; groups that wait go home."""
         self._closed = True
         await self._notify()
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._failure or not (self._held or self._next()))
-        return self._came
 
     async def lose(self, group: str, message: str, *, last: bool) -> None:
         """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
@@ -238,9 +228,10 @@ class Desk:
 
     async def _fail(self, name: str, message: str) -> None:
         record = self._trials[name].record
-        if not record.over:
-            record.failure = message
-            await self._write()
+        if record.over:
+            return
+        record.failure = message
+        await self._write()
         await self._notify()
 
     async def _write(self) -> None:

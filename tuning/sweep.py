@@ -125,11 +125,8 @@ def _worker_groups(config: dict[str, Any], *, names: Sequence[str], desk: Any) -
     except BaseException:
         ray.kill(desk)  # what is cut short now must not go down in the journal as finished
         raise
-    came = ray.get(desk.close.remote())
-    for group, name in running.items():
-        if name not in came:  # it waits for CPUs that nobody needs now
-            ray.cancel(group, force=True)
-    watcher.join()
+    ray.get(desk.close.remote())
+    watcher.join()  # a group that waits for CPUs gets those of the others, and goes home
 
 
 def _error_of(group: Any) -> str | None:

@@ -63,7 +63,7 @@ def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_stil
     assert SweepResult.from_dict(result.to_dict()) == result
 
 
-def test_a_sweep_does_not_wait_at_its_end_for_a_group_that_found_no_room(small_data: str) -> None:
+def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     with connect():
         num_cpus = int(ray.cluster_resources()["CPU"])

@@ -105,49 +105,10 @@ def test_closing_sends_waiting_groups_home_and_ends_what_nobody_asks_on_for() ->
         asked = asyncio.create_task(desk.next_report("a"))
         told = asyncio.create_task(desk.report("a", epoch(0)))
         await asked
-        closed = asyncio.create_task(desk.close())
+        await desk.close()
         assert await idle is None
         assert await told is False
         assert await desk.take("group-2") is None
-        await desk.finish("group-0", "a", {"weights": ""})
-        await closed
-
-    run(story())
-
-
-def test_closing_waits_for_the_last_trials_and_tells_apart_who_never_came() -> None:
-    async def story() -> None:
-        desk = a_desk()
-        await desk.submit("a", {})
-        await desk.submit("b", {})
-        await desk.take("group-0")
-        await desk.take("group-1")
-        idle = asyncio.create_task(desk.take("group-2"))  # and group-3 waits for its CPUs
-        await desk.report("a", epoch(0, last=True))
-        await desk.report("b", epoch(0, last=True))
-        await asyncio.sleep(0)
-        closed = asyncio.create_task(desk.close())
-        assert await idle is None
-        await desk.finish("group-0", "a", {"weights": ""})
-        await asyncio.sleep(0.01)
-        assert not closed.done()  # the other is still exported
-        await desk.put_back("group-1")  # it died, waits for its CPUs, and has work to do when it comes
-        await asyncio.sleep(0.01)
-        assert not closed.done()
-        assert (await desk.take("group-0") or ("",))[0] == "b"
-        await desk.finish("group-0", "b", {"weights": ""})
-        assert await closed == {"group-0", "group-2"}
-
-    run(story())
-
-
-def test_closing_does_not_wait_for_trials_when_no_group_is_left() -> None:
-    async def story() -> None:
-        desk = a_desk()
-        await desk.submit("a", {})
-        await desk.take("group-0")
-        await desk.lose("group-0", "its node is gone", last=True)
-        assert await asyncio.wait_for(desk.close(), timeout=5) is not None
 
     run(story())
 
