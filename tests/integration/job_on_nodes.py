@@ -46,8 +46,14 @@ def journal(home: str) -> list[dict[str, Any]]:
 
 
 def past_first_epoch(trials: list[dict[str, Any]]) -> list[str]:
-    """Names of the trials that are not over, have told of an epoch, and can be gone on with."""
-    return [trial["trial"] for trial in trials if not trial["outcome"] and trial["epochs"] and trial["checkpoint"]]
+    """Names of the trials that are not over, and can be gone on with beyond their first epoch."""
+    return [trial["trial"] for trial in trials if not trial["outcome"] and epoch_kept(trial) >= 1]
+
+
+def epoch_kept(trial: dict[str, Any]) -> int:
+    """The epoch in which it would go on; 0 without a checkpoint, which is named by epoch, step and workers."""
+    _, _, name = (trial["checkpoint"] or "").rpartition("/")
+    return int(name.partition("-")[0] or 0)
 
 
 def taken(heard: Watched) -> Counter[str]:
