@@ -29,7 +29,6 @@ from benchmarks.streaming_memory import peaks
 from cluster import storage
 from cluster.session import connect
 from monitoring.traffic import Watched, files_of, read_labels, read_traffic
-from monitoring.watch import on_cluster
 from serving.log import ANSWERS, FEEDBACK, _arrow
 
 SIZES, COMPARED = (100_000, 1_000_000, 10_000_000), 1_000_000
@@ -87,6 +86,8 @@ def _write(uri: str, given: dict[str, Any], *, schema: pa.Schema) -> None:
 def _read(log: str) -> dict[str, float]:
     """Peaks in MiB of this process and of the tasks, and the rate."""
     import ray
+
+    from monitoring.watch import on_cluster  # Ray reads how to authenticate when imported: not before the stack is up
 
     with connect():
         ray.get(ray.remote(lambda: None).remote())
