@@ -149,9 +149,9 @@ def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[Line]:
     fewer = f"; there is room for {_many(scaled)} of {most}, with which it trains" if scaled < most else ""
     yield Line("workers", "ok", f"room for {asked} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
     groups = min(recipe.tuning.num_trials, recipe.tuning.max_concurrent_trials or 1)
-    if groups * least > scaled:
-        text = f"tuning.max_concurrent_trials asks for {groups} at a time, there is room for {scaled // least}"
-        text += ": the others wait, unless an autoscaler that tells nothing here brings nodes"
+    if groups * most > scaled:
+        text = f"tuning.max_concurrent_trials asks for {groups} at a time, there is room for {scaled // most}"
+        text += ": the others wait half an hour for nodes, which an autoscaler may bring that tells nothing here"
         yield Line("trials", "note", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
     if free >= least:

@@ -14,17 +14,19 @@ from recipes.schema import TrainingSection
 
 HAS_BF16 = inference_dtype() == torch.bfloat16
 """Whether the machine computes in it; another would take many times as long with it as without."""
+BEGUN_ANEW = "TAILORBIRD_BENCHMARK_BEGUN_ANEW"
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 """What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
 
 
 def be_a_worker(section: TrainingSection) -> None:
-    """Begins this process anew with the environment of a worker of ours, unless it has one: all variants are measured
-    in it. glibc reads what its malloc is told at a process's start alone, and a step's time hangs on that."""
-    if "GLIBC_TUNABLES" not in os.environ:
+    """Begins this process anew with the environment of a worker of ours, unless it has done so: all variants are
+    measured in it. glibc reads what its malloc is told at a process's start alone, and a step's time hangs on that."""
+    if os.environ.pop(BEGUN_ANEW, None) is None:
         from training.trainer import worker_environment  # Ray reads how to authenticate when imported: not before that
 
-        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(section))
+        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(section) | {BEGUN_ANEW: "1"})
+    del os.environ["GLIBC_TUNABLES"]  # this process has it; what it starts is no worker
 
 
 def run_trainer(

@@ -31,9 +31,10 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D]; H is a multiple of K."""
-    if "write_index" not in options or query.device.type != "cpu" or attention_mask is None:
+    if not _can_be_apart(query, attention_mask, options):
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found
+    assert attention_mask is not None
     queries, keys = (tuple(options[name].tolist()) for name in ("cu_seq_lens_q", "cu_seq_lens_k"))
     parts = list(zip(pairwise(queries), pairwise(keys), strict=True))
     result = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
@@ -60,6 +61,18 @@ def _attention(
         )
         result[0, rows] = answers[:, 0]
     return result, None
+
+
+def _can_be_apart(query: torch.Tensor, attention_mask: torch.Tensor | None, options: dict[str, Any]) -> bool:
+    """Not where a layer takes the keys of another, whose bounds come by kind of layer, nor under a bias by place."""
+    return (
+        "write_index" in options
+        and query.device.type == "cpu"
+        and attention_mask is not None
+        and attention_mask.shape[1] == 1
+        and isinstance(options["cu_seq_lens_k"], torch.Tensor)
+        and options.get("position_bias") is None
+    )
 
 
 def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -270,7 +270,7 @@ class TuningSection(Section):
     """Configurations tried."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Trials at a time; left out, as many as there is room for when the sweep begins. Give it where an autoscaler is to
-    bring nodes for them."""
+    bring nodes for them: half an hour is waited for each."""
     search: Literal["optuna", "random"] = "optuna"
     """How the next configuration is chosen."""
     space: dict[str, Distribution] = Field(default_factory=dict)

@@ -64,6 +64,20 @@ def test_outside_continuous_batching_it_is_transformers_own() -> None:
     assert torch.equal(_attention(MODULE, *states, scaling=0.3)[0], own)
 
 
+def test_a_layer_that_takes_another_s_keys_attends_through_the_mask() -> None:
+    states, beside = a_pass([(1, 7), (3, 9)])
+    own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
+    shared = beside | {"cu_seq_lens_k": {"full_attention": beside["cu_seq_lens_k"]}}
+    assert torch.equal(_attention(MODULE, *states, scaling=0.3, **shared)[0], own)
+
+
+def test_a_bias_by_place_is_left_to_transformers() -> None:
+    states, beside = a_pass([(1, 7), (3, 9)])
+    bias = torch.randn(1, HEADS, 4, 16)
+    own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
+    assert torch.equal(_attention(MODULE, *states, scaling=0.3, position_bias=bias, **beside)[0], own)
+
+
 def test_a_short_request_is_not_drawn_out_to_a_long_one() -> None:
     queries, keys = (0, *accumulate([1] * 4)), (0, *accumulate([3, 90, 4, 31]))
     lengths = [(places.shape, int((~beyond).sum())) for _, places, beyond in _alike(queries, keys)]
