@@ -148,7 +148,7 @@ def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[Line]:
     grows = f"; {have} now, the autoscaler may bring nodes for {_many(scaled)}" if scaled > have else ""
     fewer = f"; there is room for {_many(scaled)} of {most}, with which it trains" if scaled < most else ""
     yield Line("workers", "ok", f"room for {asked} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
-    groups = min(recipe.tuning.num_trials, recipe.tuning.max_concurrent_trials or 1)
+    groups = recipe.tuning.trials_at_once(room=1)
     if groups * most > scaled:
         text = f"tuning.max_concurrent_trials asks for {groups} at a time, there is room for {scaled // most}"
         text += ": the others wait half an hour for nodes, which an autoscaler may bring that tells nothing here"
@@ -233,8 +233,7 @@ def memory_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Lin
     section, total = recipe.training, sum(node.has.cpus for node in cluster.nodes)
     worker = Room(section.cpus_per_worker, section.gpus_per_worker)
     fit = max(1, int(total) // (section.max_workers * section.cpus_per_worker))
-    groups = recipe.tuning.max_concurrent_trials or fit
-    most = min(recipe.tuning.num_trials, groups) * section.max_workers
+    most = recipe.tuning.trials_at_once(room=fit) * section.max_workers
     looked = [(node, cluster.looks[node.id]) for node in cluster.nodes if node.id in cluster.looks]
     autocast = any(one.bfloat16 for _, one in looked) or section.gpus_per_worker > 0
     needed = worst_memory(recipe, found, autocast=autocast)

@@ -68,13 +68,12 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     head = cluster["headGroupSpec"]["template"]["spec"]
     name = _once(recipe, image=head["containers"][0]["image"])
     section: TrainingSection = recipe.training
-    groups = min(recipe.tuning.num_trials, recipe.tuning.max_concurrent_trials or 1)
     _size(
         cluster["workerGroupSpecs"],
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         fewest=section.min_workers,
-        most=section.max_workers * groups,
+        most=section.max_workers * recipe.tuning.trials_at_once(room=1),
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"

@@ -36,9 +36,8 @@ def _attention(
         return found
     assert attention_mask is not None
     queries, keys = (tuple(options[name].tolist()) for name in ("cu_seq_lens_q", "cu_seq_lens_k"))
-    parts = list(zip(pairwise(queries), pairwise(keys), strict=True))
     result = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
-    for (begin, end), (first, last) in parts:
+    for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True):
         if end - begin > 1:
             own = slice(begin, end), slice(first, last)
             result[:, begin:end], _ = sdpa_attention_forward(

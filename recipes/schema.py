@@ -286,6 +286,10 @@ class TuningSection(Section):
     learning_curve: bool = False
     """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
 
+    def trials_at_once(self, *, room: int) -> int:
+        """Where there is room for so many."""
+        return min(self.num_trials, self.max_concurrent_trials or room)
+
     @field_validator("space")
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:

@@ -20,7 +20,7 @@ from tuning.desk import Desk, Journal, Record
 from tuning.group import group_worker
 from tuning.space import trial_section
 from tuning.stopping import Goal, Scores, can_still_reach
-from tuning.tuner import GoalStopper, new_tuner, num_groups
+from tuning.tuner import GoalStopper, groups_that_fit, new_tuner
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ def sweep(
     desk = desk.remote(keep=partial(write_json, _journal(uri)), known=known)
     num_rows = len(task.validation)
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
-    groups = [f"group-{number}" for number in range(num_groups(section, training=training))]
-    with _worker_groups(config, names=groups, desk=desk) as errors:
+    at_once = section.trials_at_once(room=groups_that_fit(training))
+    with _worker_groups(config, num_groups=at_once, desk=desk) as errors:
         stopper = GoalStopper(goal, desk=desk, num_trials=section.num_trials, num_rows=num_rows)
-        new_tuner(section, training=training, stopper=stopper, desk=desk, known=known, uri=uri).fit()
+        tuner = new_tuner(section, training=training, stopper=stopper, desk=desk, known=known, at_once=at_once, uri=uri)
+        tuner.fit()
     journal = ray.get(desk.journal.remote())
     return _result(journal, training=training, goal=goal, num_rows=num_rows, errors=errors, uri=uri)
 
@@ -102,9 +103,10 @@ def _known_trials(uri: str) -> list[Record]:
 
 
 @contextmanager
-def _worker_groups(config: dict[str, Any], *, names: Sequence[str], desk: Any) -> Iterator[list[str]]:
+def _worker_groups(config: dict[str, Any], *, num_groups: int, desk: Any) -> Iterator[list[str]]:
     """Groups that take trials until the block ends; the list gets the error of each that ended before its time."""
     start = ray.remote(num_cpus=0, max_retries=0, label_selector=on_this_node())(_run_group)
+    names = [f"group-{number}" for number in range(num_groups)]
     running = {start.remote(config | {"group": name}): name for name in names}
     errors: list[str] = []
 

@@ -63,9 +63,10 @@ def new_tuner(
     stopper: GoalStopper,
     desk: Any,
     known: Sequence[Record],
+    at_once: int,
     uri: str,
 ) -> tune.Tuner:
-    """A Tuner whose trials pass through the desk; those `known` of an interrupted sweep come first."""
+    """A Tuner whose trials, so many at once, pass through the desk; first those `known` of an interrupted sweep."""
     from ray.tune.logger import JsonLoggerCallback
     from ray.tune.schedulers import ASHAScheduler
 
@@ -83,9 +84,7 @@ def new_tuner(
             metric="score",
             mode="max",
             num_samples=section.num_trials,
-            search_alg=_search(
-                section, known=known, seed=training.seed, max_concurrent=num_groups(section, training=training)
-            ),
+            search_alg=_search(section, known=known, seed=training.seed, max_concurrent=at_once),
             scheduler=ASHAScheduler(
                 max_t=longest,
                 grace_period=min(section.grace_epochs, longest),
@@ -106,14 +105,8 @@ def new_tuner(
     )
 
 
-def num_groups(section: TuningSection, *, training: TrainingSection) -> int:
-    """Worker groups, each with a trial at a time: as many as the recipe says, or as the cluster holds now."""
-    most = section.max_concurrent_trials or _groups_that_fit(training)
-    return min(section.num_trials, most)
-
-
-def _groups_that_fit(training: TrainingSection) -> int:
-    """At least one: an autoscaler may bring the nodes for it."""
+def groups_that_fit(training: TrainingSection) -> int:
+    """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
     have = ray.cluster_resources()
     by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
     if training.gpus_per_worker:
