@@ -174,9 +174,10 @@ def _environment(base: int, *, folder: Path, temp_dir: Path, keys: _Keys) -> dic
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # A replica that is told of another version is back before HAProxy has left it out, and is not left out.
         "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-        # What a replica that dies has not answered is asked of another. Only what HAProxy has whole can be, hence it
-        # waits for bodies, no longer than this. Ray's template knows the first of these options alone, but takes lines.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n"
+        # What a replica that dies has not answered is asked of another; the fallback below says 500 of it. Only what
+        # HAProxy has whole can be, hence it waits for bodies, no longer than this. Ray's template knows the first of
+        # these options alone, but takes lines.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
         "    option http-buffer-request\n"
         "    timeout http-request 20s",
         "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that ends its replica ends no more than two

@@ -22,7 +22,7 @@ class Heard:
 
     answers: list[tuple[float, float, int, str]] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    """What stood in the way of an answer."""
+    """What stood in the way of an answer, and what an answer of 500 said."""
 
     def statuses(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[int]:
         """How many requests ended with which status, between two times of `time.monotonic()`."""
@@ -60,8 +60,10 @@ def asking(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float
                 headers = {"content-type": "application/json", "x-request-id": request_id}
                 connection.request("POST", f"{place.path}/v1/classify", body, headers)
                 answer = connection.getresponse()
-                answer.read()
+                said = answer.read()
                 status = answer.status
+                if status == 500:
+                    heard.faults[f"{said.decode(errors='replace')} {answer.headers.items()}"] += 1
                 if answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:

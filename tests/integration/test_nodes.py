@@ -115,7 +115,7 @@ def logged() -> set[str]:
 
 def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site: Site) -> None:
     with asking(site.head.proxy_url, TEXTS, clients=4) as heard:
-        wait(lambda: settled(heard))
+        wait(lambda: settled(heard))  # by their first answers: HAProxy may not know the replicas yet
         at = time.monotonic()
         kill(site.right)
         wait(lambda: len(site.replicas()) == 1, within_s=MENDED_S)
