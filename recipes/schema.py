@@ -442,8 +442,9 @@ class ServingSection(Section):
     gpus_per_replica: Literal[0, 1] = 0
     """GPUs of a replica."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """For `task: chat`, whose batching answers: `vllm` is for GPUs, and the cluster must
-    have what `pip install --editable '.[gpu]'` brings."""
+    """For `task: chat`, whose batching answers: `vllm` is for GPUs, with what
+    `pip install --editable '.[gpu]'` brings on every node, or faster on CPUs, with its
+    build for them."""
     max_batch_size: int = Field(default=64, ge=1)
     """Texts in one forward pass; for `task: chat`, conversations that are answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
