@@ -125,6 +125,8 @@ class Parity(Frozen):
     """Of the same, answered by the other of two classes with as good as equal probabilities: another batch decides."""
     largest_difference: float | None = None
     """Of a probability, over the rows; a chat model has none."""
+    mean_difference: float | None = None
+    """The same, on average."""
     at: str
 
     def sentence(self) -> str:

@@ -6,10 +6,11 @@ import pytest
 import requests
 
 import parity
-from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, compare, draw, refusal
+from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, Tolerance, compare, draw, refusal
 from serving.deploy import DeployError
 
-TOLERANCE = 0.02
+ROW = 0.02
+TOLERANCE = Tolerance(row=ROW, mean=ROW)
 BODY = {"input": "a", "scores": True}
 
 
@@ -22,17 +23,17 @@ def answer(output: str, **scores: float) -> Answer:
 
 
 def test_the_same_label_with_as_good_as_the_same_probability_is_the_same() -> None:
-    parity, differing = compare([asked()], [answer("eye", eye=0.6 + TOLERANCE / 2, bone=0.3)], tolerance=TOLERANCE)
+    parity, differing = compare([asked()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE)
     assert (parity.asked, parity.same, parity.ties, differing) == (1, 1, 0, [])
-    assert parity.largest_difference == pytest.approx(TOLERANCE / 2)
+    assert parity.largest_difference == pytest.approx(ROW / 2)
 
 
 @pytest.mark.parametrize(
     "served",
     [
-        answer("eye", eye=0.6 + 2 * TOLERANCE, bone=0.3),
+        answer("eye", eye=0.6 + 2 * ROW, bone=0.3),
         answer("bone", eye=0.3, bone=0.6),
-        answer("bone", eye=0.6 - TOLERANCE / 2, bone=0.6 + TOLERANCE),
+        answer("bone", eye=0.6 - ROW / 2, bone=0.6 + ROW),
         Answer("", "refused with 404, no model"),
     ],
     ids=["other probability", "other label", "other label by more than a tie", "no answer"],
@@ -45,6 +46,18 @@ def test_another_probability_another_label_or_no_answer_differs(served: Answer) 
 def test_of_two_classes_that_are_as_good_as_equal_either_may_be_served() -> None:
     parity, differing = compare([asked(confidence=0.48)], [answer("bone", eye=0.475, bone=0.485)], tolerance=TOLERANCE)
     assert (parity.same, parity.ties, differing) == (1, 1, [])
+
+
+def test_few_rows_may_move_far_and_many_may_not() -> None:
+    tolerance = Tolerance(row=0.2, mean=0.01)
+    still, moved = answer("eye", eye=0.6), answer("eye", eye=0.72)
+    parity, differing = compare([asked()] * 13, [*[still] * 12, moved], tolerance=tolerance)
+    assert (parity.same, differing) == (13, [])
+    assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
+    parity, differing = compare([asked()] * 11, [*[still] * 10, moved], tolerance=tolerance)
+    assert (parity.same, differing) == (10, [(asked(), moved)])
+    drifted = answer("eye", eye=0.61 + 1e-6)
+    assert len(compare([asked()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
 
 
 def test_a_chat_answer_is_the_same_where_its_words_are() -> None:
