@@ -137,30 +137,35 @@ def compare(
     """How many rows were answered as evaluated, and those that were not.
 
     The same label must have the same probability within the tolerance of a row. Another label is as good only where the
-    served probabilities of both, which no batch need order alike, differ by no more than that. Where the rows moved by
-    more than the mean's tolerance on average, each that did is another answer.
+    served probabilities of both, which no batch need order alike, differ by no more than that. Where the rows that are
+    the same by this moved by more than the mean's tolerance on average, each that did is another answer too.
     """
     moves = [
         None if one.confidence is None else abs(answer.scores.get(one.output, 0.0) - one.confidence)
         for one, answer in zip(asked, answers, strict=True)
     ]
     known = [moved for moved in moves if moved is not None]
-    mean = fmean(known) if known else None
-    most = tolerance.mean if mean is not None and mean > tolerance.mean else tolerance.row
-    differing, ties = [], 0
+    ties = 0
+    alike: list[bool] = []
     for one, answer, moved in zip(asked, answers, moves, strict=True):
         same = answer.output == one.output
         gap = answer.scores.get(answer.output, 1.0) - answer.scores.get(one.output, 0.0)
         tie = not same and answer.output != "" and gap <= tolerance.row
         ties += tie
-        if not (same or tie) or (moved or 0.0) > most:
-            differing.append((one, answer))
+        alike.append((same or tie) and (moved or 0.0) <= tolerance.row)
+    slight = [moved or 0.0 for moved, is_alike in zip(moves, alike, strict=True) if is_alike]
+    most = tolerance.mean if slight and fmean(slight) > tolerance.mean else tolerance.row
+    differing = [
+        (one, answer)
+        for one, answer, moved, is_alike in zip(asked, answers, moves, alike, strict=True)
+        if not is_alike or (moved or 0.0) > most
+    ]
     parity = Parity(
         asked=len(asked),
         same=len(asked) - len(differing),
         ties=ties,
         largest_difference=max(known, default=None),
-        mean_difference=mean,
+        mean_difference=fmean(known) if known else None,
         at=now(),
     )
     return parity, differing

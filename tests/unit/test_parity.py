@@ -56,6 +56,11 @@ def test_few_rows_may_move_far_and_many_may_not() -> None:
     assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
     parity, differing = compare([asked()] * 11, [*[still] * 10, moved], tolerance=tolerance)
     assert (parity.same, differing) == (10, [(asked(), moved)])
+    refused = Answer("", "refused with 404, no model")  # and the rest is not blamed for it
+    parity, differing = compare([asked()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance)
+    assert differing == [(asked(), moved), (asked(), refused)]
+    parity, differing = compare([asked()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance)
+    assert differing == [(asked(), refused)]
     drifted = answer("eye", eye=0.61 + 1e-6)
     assert len(compare([asked()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
 
