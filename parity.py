@@ -114,8 +114,13 @@ def prove(asked: Sequence[Asked], *, url: str, version: ModelVersion) -> Parity:
     """Asks the version at `url`, and returns how it answered.
 
     With API keys in force one is needed, in the environment variable TAILORBIRD_API_KEY. Raises ParityRefused where it
-    answers otherwise than evaluated, DeployError where there is no answer.
+    answers otherwise than evaluated, or no row can be asked, DeployError where there is no answer.
     """
+    if not asked:
+        raise ParityRefused(
+            f"of {version.version} no test row can be asked: each lies so near the hybrid's threshold that "
+            "rounding may route it otherwise; promote one of its parts, or run the recipe with more test rows"
+        )
     route = f"{url}{ROUTES[task_of(version)]}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         answers = list(clients.map(lambda one: _answer(route, one.body), asked))

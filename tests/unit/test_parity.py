@@ -1,12 +1,14 @@
 """What counts as the same answer, which rows are asked, and what a refusal shows."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import requests
 
 import parity
-from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, Tolerance, compare, draw, refusal
+from parity import SAMPLE, SHOWN_CHARS, Answer, Asked, ParityRefused, Tolerance, compare, draw, prove, refusal
 from serving.deploy import DeployError
 
 ROW = 0.02
@@ -63,6 +65,11 @@ def test_few_rows_may_move_far_and_many_may_not() -> None:
     assert differing == [(asked(), refused)]
     drifted = answer("eye", eye=0.61 + 1e-6)
     assert len(compare([asked()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
+
+
+def test_a_version_of_which_no_row_can_be_asked_is_not_taken_for_proven() -> None:
+    with pytest.raises(ParityRefused, match="of hybrid-1 no test row can be asked"):
+        prove((), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1")))
 
 
 def test_a_chat_answer_is_the_same_where_its_words_are() -> None:
