@@ -54,21 +54,22 @@ def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessG
     """Whether typing errors, case and white space cost the candidate much more of its score than the incumbent.
 
     A row's drop is its clean score less its changed one; the mean difference of the drops has a paired bootstrap
-    interval, by row. Raises VerdictRefused where the tables are not of the same rows, or no row was changed.
+    interval, by row, or by document where rows share some. Raises VerdictRefused where the tables are not of the same
+    rows, or no row was changed.
     """
     places = _aligned(candidate, incumbent)
     ours, theirs = (clean.scores[places] - changed.scores for clean, changed in (candidate, incumbent))
-    clusters = [candidate[0].row_ids[place] for place in places]
-    num_rows = len(set(clusters))
-    if num_rows < 2:
-        return gate("robustness", (), note="one row alone has no spread, so no interval")
+    clusters = [(candidate[0].clusters or candidate[0].row_ids)[place] for place in places]
+    num_units = len(set(clusters))
+    if num_units < 2:
+        return gate("robustness", (), note="one row or document alone has no spread, so no interval")
     effect = bootstrap.mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
     bound = at_most(
         limits.max_extra_drop,
         what="score lost to typing errors, case and white space, candidate minus incumbent",
         estimate=effect.gain,
-        interval=at_least_unseen(effect.interval, estimate=effect.gain, n=num_rows, alpha=alpha),
-        n=num_rows,
+        interval=at_least_unseen(effect.interval, estimate=effect.gain, n=num_units, alpha=alpha),
+        n=len(set(places.tolist())),
     )
     note = f"the candidate loses {100 * ours.mean():.2f} points, the incumbent {100 * theirs.mean():.2f}"
     return gate("robustness", (bound,), note=note)

@@ -56,17 +56,26 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
 
     Both must be predictions of the same rows, which `predictions.align` makes sure of.
     Resampling rows is drawing the counts of the joint (label, candidate's output, other's output) cells from a
-    multinomial. As in any bootstrap the statistic is taken of each resample as it is: a class of which a resample has
-    no label does not enter its mean. p is `two_sided`'s. The interval reaches as far as what no row shows could, or few
-    rows on which the models agree would rule any gain out. Efron and Tibshirani, An Introduction to the Bootstrap
-    (1993).
+    multinomial; where rows share documents, whole documents are drawn. As in any bootstrap the statistic is taken of
+    each resample as it is: a class of which a resample has no label does not enter its mean. p is `two_sided`'s, and no
+    less than what that many signs could give, 2^(1 - n): resamples of one row have no spread. The interval reaches as
+    far as what no row shows could, or few rows on which the models agree would rule any gain out. Efron and Tibshirani,
+    An Introduction to the Bootstrap (1993).
     """
     classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
     num_classes = len(classes)
     truth = _codes(candidate.labels, classes)
     ours, theirs = _codes(candidate.outputs, classes), _codes(other.outputs, classes)
-    first, counts = _distinct((truth * (num_classes + 1) + ours) * (num_classes + 1) + theirs)
-    sums = _summing(truth[first], answers=(ours[first], theirs[first]), num_classes=num_classes)
+    if candidate.clusters is None:
+        first, counts = _distinct((truth * (num_classes + 1) + ours) * (num_classes + 1) + theirs)
+        sums = _summing(truth[first], answers=(ours[first], theirs[first]), num_classes=num_classes)
+        num_units = len(truth)
+    else:
+        documents = _numbered(candidate.clusters)
+        num_units = int(documents.max()) + 1
+        counts, each = np.ones(num_units, dtype=np.int64), np.arange(len(truth))
+        of_documents = csr_array((np.ones_like(each), (each, documents)), shape=(len(truth), num_units))
+        sums = _summing(truth, answers=(ours, theirs), num_classes=num_classes) @ of_documents
 
     def gains_of(weights: IntArray) -> FloatArray:
         totals = (sums @ weights.T).reshape(5, num_classes, len(weights))
@@ -77,8 +86,10 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
     point = gains_of(counts[None, :])[0]
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
     gains = np.concatenate([gains_of(weights) for weights in draws])
-    effect = _effect(float(point), gains=gains, p_value=two_sided(gains), alpha=alpha)
-    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=len(truth), alpha=alpha))
+    p_value = max(two_sided(gains), 2.0 ** (1 - num_units))
+    effect = _effect(float(point), gains=gains, p_value=p_value, alpha=alpha)
+    low, high = at_least_unseen(effect.interval, estimate=effect.gain, n=num_units, alpha=alpha)
+    return replace(effect, interval=(max(low, -1.0), min(high, 1.0)))
 
 
 def mean_effect(
@@ -96,7 +107,7 @@ def mean_effect(
     if clusters is not None:
         if len(clusters) != len(differences):
             raise ValueError(f"{len(clusters)} clusters for {len(differences)} rows; give one a row")
-        codes = _codes(clusters, {name: code for code, name in enumerate(dict.fromkeys(clusters))})
+        codes = _numbered(clusters)
         units = np.asarray(np.bincount(codes, weights=differences), dtype=np.float64)
         sizes = np.asarray(np.bincount(codes), dtype=np.float64)
     if len(units) < 2:
@@ -176,6 +187,11 @@ def _differences(candidate_scores: FloatArray, *, other_scores: FloatArray) -> F
 def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
     """The number of each value's class; one past the last for a value that is none."""
     return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
+
+
+def _numbered(names: Sequence[str]) -> IntArray:
+    """Of each name its number, in the order in which they appear."""
+    return _codes(names, {name: code for code, name in enumerate(dict.fromkeys(names))})
 
 
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.bootstrap import Effect
 from evaluation.gates import Bound, Gate, State, gate
 from evaluation.metrics import (
     PairedCounts,
@@ -15,7 +16,7 @@ from evaluation.metrics import (
     newcombe_paired_interval,
     paired_counts,
 )
-from evaluation.power import plain_rows_needed
+from evaluation.power import MOST_ROWS, plain_rows_needed, rows_by_normal
 from evaluation.predictions import ROW_METRICS, Predictions, VerdictRefused, align
 from recipes.schema import GroupsGate
 
@@ -38,23 +39,28 @@ class Gap:
 
 @dataclass(frozen=True)
 class MeanChange:
-    """Rows of a group by a per-row score in [0, 1] other than right or wrong; reads like `PairedCounts`."""
+    """Rows of a group by a per-row score in [0, 1], where they share documents or it is more than right or wrong; reads
+    like `PairedCounts`."""
 
     ours: FloatArray
     theirs: FloatArray
+    clusters: tuple[str, ...] | None = None
+    """The document of each row, where rows share some."""
 
     @property
     def n(self) -> int:
         return len(self.ours)
 
     @property
+    def num_units(self) -> int:
+        return self.n if self.clusters is None else len(set(self.clusters))
+
+    @property
     def gain(self) -> float:
         return float(np.mean(self.ours - self.theirs))
 
-    @property
-    def discordance(self) -> float:
-        """Mean square of a row's change: of scores of 0 and 1, the share of rows on which the models differ."""
-        return float(np.mean((self.ours - self.theirs) ** 2))
+    def effect(self, *, alpha: float) -> Effect:
+        return mean_change(self.ours, self.theirs, alpha=alpha, clusters=self.clusters)
 
 
 Change = PairedCounts | MeanChange
@@ -68,9 +74,9 @@ def groups_gate(
     Of each group the first that holds decides: it fails if it is proven harmed (p within Holm's step-down over all
     groups, and Newcombe's upper end at its level of the step-down under 0), or if its change is a loss of `max_loss` or
     more on at least `min_rows` rows; it passes if its unadjusted lower end is over -`max_loss`; else it is not
-    assessable. Intervals shown are the unadjusted ones: Newcombe's for accuracy and exact match, else the paired
-    bootstrap's. Raises VerdictRefused where the two did not predict the same rows in the same groups, ValueError for
-    scores other than 0 and 1 that should be.
+    assessable. Intervals shown are the unadjusted ones: Newcombe's for accuracy and exact match of independent rows,
+    else the paired bootstrap's, of documents where rows share some. Raises VerdictRefused where the two did not
+    predict the same rows in the same groups, ValueError for scores other than 0 and 1 that should be.
     """
     align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
@@ -82,9 +88,11 @@ def groups_gate(
     ours, theirs = candidate.per_row(metric), incumbent.per_row(metric)
 
     def change(members: NDArray[np.int64]) -> Change:
-        if metric in ROW_METRICS:
+        clusters = candidate.clusters
+        if metric in ROW_METRICS and clusters is None:
             return paired_counts(ours[members], other=theirs[members])
-        return MeanChange(ours[members], theirs[members])
+        shared = None if clusters is None else tuple(clusters[row] for row in members)
+        return MeanChange(ours[members], theirs[members], shared)
 
     tables = {
         f"{column} = {value}": change(members)
@@ -144,20 +152,24 @@ def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
     About 1,300 for 3 points at a discordance of 0.15. Where no row was discordant one is supposed, since no discordance
     at all would need no rows.
     """
-    discordance = max(counts.discordance, 1 / counts.n)
-    return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
+    if isinstance(counts, PairedCounts):
+        discordance = max(counts.discordance, 1 / counts.n)
+        return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
+    error, units = max(counts.effect(alpha=alpha).standard_error, 1 / counts.num_units), counts.num_units
+    found = rows_by_normal(counts.n, num_units=units, error=error, gains=(max_loss, 0.0), alpha=alpha)
+    return found.rows or MOST_ROWS
 
 
 def _p_value(change: Change, *, alpha: float) -> float:
     if isinstance(change, PairedCounts):
         return mcnemar_midp(change)
-    return mean_change(change.ours, change.theirs, alpha=alpha).p_value
+    return change.effect(alpha=alpha).p_value
 
 
 def _interval(change: Change, *, alpha: float) -> tuple[float, float]:
     if isinstance(change, PairedCounts):
         return newcombe_paired_interval(change, alpha=alpha)
-    return mean_change(change.ours, change.theirs, alpha=alpha).interval
+    return change.effect(alpha=alpha).interval
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:

@@ -1,5 +1,6 @@
 """What two models' predictions say of each other: the paired statistics that a verdict rests on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,14 +63,18 @@ class Comparison:
     gain: float
     """Candidate's score minus the other's."""
     interval: tuple[float, float]
-    """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles."""
+    """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles. Where rows
+    share documents, the wider of Newcombe's and the bootstrap's over documents at each end."""
     p_value: float
     """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
-    flips' for other means over rows."""
+    flips' for other means over rows. Where rows share documents, the larger of McNemar's and sign flips'
+    of documents."""
     p_exact: float | None
     """McNemar's exact p; None for a metric that is no share of rows."""
     standard_error: float | None
-    """Of the gain, by bootstrap; None for a share of rows, whose formulas need the counts only."""
+    """Of the gain, by bootstrap; None for a share of independent rows, whose formulas need the counts only."""
+    num_units: int
+    """What is independent: the rows, or the documents that they share."""
 
 
 def accuracy(scores: FloatArray) -> float:
@@ -155,8 +160,9 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
     scores = score_table(metric, candidate), score_table(metric, other)
+    num_units = counts.n if candidate.clusters is None else len(set(candidate.clusters))
     if metric in ROW_METRICS:
-        return Comparison(
+        rows = Comparison(
             counts,
             *scores,
             gain=counts.gain,
@@ -164,7 +170,12 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
             p_value=mcnemar_midp(counts),
             p_exact=mcnemar_exact(counts),
             standard_error=None,
+            num_units=num_units,
         )
+        if candidate.clusters is None:
+            return rows
+        shared = mean_change(candidate.scores, other.scores, alpha=alpha, clusters=candidate.clusters)
+        return _no_surer(rows, than=shared)
     if metric == "macro_f1":
         effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     else:
@@ -178,6 +189,19 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         p_value=effect.p_value,
         p_exact=None,
         standard_error=effect.standard_error,
+        num_units=num_units,
+    )
+
+
+def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
+    """What rows say as if they were independent, where they are not: no surer than their documents."""
+    (low, high), counts = rows.interval, rows.counts
+    alone = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
+    return replace(
+        rows,
+        interval=(min(low, than.interval[0]), max(high, than.interval[1])),
+        p_value=max(rows.p_value, than.p_value),
+        standard_error=max(alone, than.standard_error),
     )
 
 

@@ -63,7 +63,8 @@ def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha:
     For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval
     reaches z_{1 - alpha/2} standard errors down, or the unseen rate where that is more; the rule holds where the
     estimate is over that and at least minimum_gain; the detectable effect is z_power standard errors more; and a
-    standard error shrinks with the root of the rows.
+    standard error shrinks with the root of the rows. What no row shows counts by documents where rows share some, and
+    rows needed are of documents as large as these. So few that no split of their signs reaches alpha show nothing.
     """
     n = main.counts.n
     if main.standard_error is None:
@@ -76,12 +77,16 @@ def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha:
             rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
         )
     # What one discordant row gives an accuracy, as above: no difference seen is no proof that there is none.
-    error = max(main.standard_error, 1 / n)
-    shown = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(n, alpha=alpha))
+    units = main.num_units
+    error = max(main.standard_error, 1 / units)
+    needed = rows_by_normal(n, num_units=units, error=error, gains=(expected_gain, minimum_gain), alpha=alpha)
+    if units < _least_units(alpha):
+        return Sized(1.0, 0.0, needed)
+    shown = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(units, alpha=alpha))
     return Sized(
         float(shown + norm.ppf(WANTED_POWER) * error),
         float(norm.sf((max(shown, minimum_gain) - expected_gain) / error)),
-        _rows_by_normal(n, error=error, gains=(expected_gain, minimum_gain), alpha=alpha),
+        needed,
     )
 
 
@@ -145,17 +150,25 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
     return _rows(rows, gain)
 
 
-def _rows_by_normal(n: int, *, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
-    """Rows on which a standard error of `error` at n rows is small enough for the expected and the minimum gain."""
+def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
+    """Rows on which a standard error of `error` at n rows is small enough for the expected and the minimum gain.
+
+    Of the n rows `num_units` are independent, or that many documents are, and so it stays.
+    """
     gain, minimum_gain = gains
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
     # Both parts of the rule: found as above 0, and estimated at the minimum gain or more.
     allowed = min(gain / _z_sum(alpha, WANTED_POWER), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
-    rows = max(1, math.ceil(n * (error / allowed) ** 2))
-    while gain - unseen_rate(rows, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(n / rows):
-        rows += math.ceil(rows / 100)  # the unseen rate falls with the rows, their errors with the root of them
-    return _rows(rows, gain)
+    units = max(_least_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
+    while gain - unseen_rate(units, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(num_units / units):
+        units += math.ceil(units / 100)  # the unseen rate falls with the units, their errors with the root of them
+    return _rows(math.ceil(units * n / num_units), gain)
+
+
+def _least_units(alpha: float) -> int:
+    """The fewest whose signs, all alike, have a two-sided p under alpha: 2^(1 - units)."""
+    return math.floor(1 - math.log2(alpha)) + 1
 
 
 def _rows(rows: int, gain: float) -> RowsNeeded:

@@ -1,7 +1,7 @@
 """Predictions of a model on a split's rows, by the forward pass that serving uses too."""
 
-import hashlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from cluster import storage
 from data.encode import encode_texts, label_indices
 from data.plain import made_by_code
 from data.read import Rows
+from data.split import normalise
 from evaluation.answers import answer_rows, reference_likelihoods
 from evaluation.calibration import fit_temperature
 from evaluation.case import Side, routed
@@ -68,6 +69,7 @@ def predictions(
         confidences=confidences.astype(np.float64),
         calibrated=calibrated.astype(np.float64),
         groups=rows.groups,
+        clusters=_documents(rows),
     )
 
 
@@ -113,13 +115,20 @@ def _predict_chat(uri: str, *, rows: Rows) -> Predictions:
         calibrated=confidences,
         groups=rows.groups,
         measures=scores | {"log_likelihood": np.array(likelihoods, dtype=np.float64)},
-        clusters=None if rows.split_keys is None else tuple(_named(key) for key in rows.split_keys),
+        clusters=_documents(rows),
     )
 
 
-def _named(key: str) -> str:
-    """A value of `split_by`, which may be a patient, as a name for what its rows share."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _documents(rows: Rows) -> tuple[str, ...] | None:
+    """What each row shares with others, by number, for it may be a patient: its `split_by`, or else its text where one
+    occurs more than once. None where nothing is shared."""
+    keys: Sequence[str] | None = rows.split_keys
+    if keys is None:
+        keys = [normalise(text) for text in rows.texts]
+        if len(set(keys)) == len(keys):
+            return None
+    numbers = {key: str(number) for number, key in enumerate(dict.fromkeys(keys))}
+    return tuple(numbers[key] for key in keys)
 
 
 def _logits(uri: str, rows: Rows) -> tuple[LoadedModel[VersionConfig], np.ndarray]:

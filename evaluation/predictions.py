@@ -47,7 +47,7 @@ class Predictions:
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """[N] other per-row scores by name, of a chat task: `token_f1`, `rouge_l`, `log_likelihood`."""
     clusters: tuple[str, ...] | None = None
-    """What rows that are not independent of each other share (a document), by name; of a chat task."""
+    """What rows that are not independent of each other share (a document, or the same text), by number."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):

@@ -30,7 +30,11 @@ class Told:
 
 
 def of_rule(rule: int, told: Told) -> tuple[str, ...]:
-    """The reasons of the rule that decided, most important first."""
+    """The reasons of the rule that decided, most important first, and what was counted where it is not the rows."""
+    return *_of_rule(rule, told), *_documents(told.main)
+
+
+def _of_rule(rule: int, told: Told) -> tuple[str, ...]:
     main, reference, question = told.main, told.reference, told.question
     if rule == 2:
         return tuple(f"leak: {leak}" for leak in told.leaks)
@@ -91,7 +95,8 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) ->
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
-        rows = f"rows needed: about {needed.rows:,} for 80 % power at a gain of {expected}; this test has {n:,}"
+        alike = "" if main.num_units == n else ", in documents as large as these"
+        rows = f"rows needed: about {needed.rows:,}{alike} for 80 % power at a gain of {expected}; this test has {n:,}"
     else:
         rows = (
             f"rows needed: this test's {n:,} rows suffice for 80 % power at a gain of {expected} ({needed.rows:,} do); "
@@ -187,6 +192,13 @@ def _cheaper(told: Told) -> tuple[str, ...]:
         f"it is not much worse: the interval of its gain begins at {points(told.main.interval[0])} points, above "
         f"{points(NOT_MUCH_WORSE)}",
     )
+
+
+def _documents(main: Comparison) -> tuple[str, ...]:
+    n, units = main.counts.n, main.num_units
+    if units == n:
+        return ()
+    return (f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent",)
 
 
 def _disagreement(main: Comparison, question: Question) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int =
         p_value=mcnemar_midp(counts),
         p_exact=mcnemar_exact(counts),
         standard_error=None,
+        num_units=n,
     )
 
 

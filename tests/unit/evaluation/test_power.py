@@ -25,7 +25,9 @@ ICD10 = Scenario(gain=0.02, discordance=0.15, incumbent_accuracy=0.66)
 def comparison(counts: PairedCounts, *, standard_error: float | None) -> Comparison:
     """With the scores of an accuracy, and the standard error of a bootstrap where one is given."""
     ours, theirs = counts.both_right + counts.only_candidate_right, counts.both_right + counts.only_other_right
-    return Comparison(counts, ours / counts.n, theirs / counts.n, counts.gain, (-0.1, 0.1), 0.5, None, standard_error)
+    return Comparison(
+        counts, ours / counts.n, theirs / counts.n, counts.gain, (-0.1, 0.1), 0.5, None, standard_error, counts.n
+    )
 
 
 @pytest.mark.parametrize(("discordance", "rows"), [(0.05, 3924), (0.10, 7849), (0.15, 11773), (0.20, 15698)])
