@@ -83,7 +83,8 @@ def promote(
     else:
         _refuse_expired(evidence)
         again = former is not None and bool({judged.digest, weights.digest} & set(former.rolled_back))
-        reason = _reason(evidence, override=override, again=again)
+        unseen = former is not None and winner(Outcome(evidence["verdict"]["outcome"])) == "incumbent"
+        reason = _reason(evidence, override=override, again=again, unseen=former if unseen else None)
     if engine is None:
         chosen = judged
     else:
@@ -344,18 +345,26 @@ def _refuse_expired(evidence: dict[str, Any]) -> None:
         )
 
 
-def _reason(evidence: dict[str, Any], *, override: str | None, again: bool) -> str:
+def _reason(evidence: dict[str, Any], *, override: str | None, again: bool, unseen: Champion | None) -> str:
     """Why the version becomes the champion; raises PromotionRefused where nobody answers for a later look at test, or,
-    `again`, for a version that was rolled back: it must not return by itself, as by a schedule that runs and promotes.
+    `again`, for a version that was rolled back: it must not return by itself, as by a schedule that runs and promotes;
+    or for a verdict that chose no candidate, but an incumbent that was ahead of the champion, `unseen` on test, on
+    validation alone.
 
     Evidence from before looks were counted does not say which look it was, and passes.
     """
     verdict = evidence["verdict"]
     reason, confirmatory = f"{verdict['outcome']} by rule {verdict['rule']}", verdict.get("confirmatory", True)
-    if confirmatory and not again:
+    if confirmatory and not again and unseen is None:
         return reason
     if override is None and again:
         raise PromotionRefused(f"that version was rolled back; {SAY_WHY}")
+    if override is None and unseen is not None:
+        raise PromotionRefused(
+            f"{unseen.version} serves on: {verdict['outcome']} says that the candidate does not replace "
+            f"{_winner(evidence)['uri']}, which was ahead of {unseen.version} on validation alone and was not compared "
+            "with it on test rows; to serve it all the same: `tailorbird promote RECIPE --override REASON`"
+        )
     if override is None:
         raise PromotionRefused(
             f"the verdict of {evidence['run']} is not confirmatory: its test rows had been looked at before, so its "

@@ -100,6 +100,27 @@ def test_who_is_champion_already_stays_so_after_the_verdict_expired(home: str, c
     assert promote(home) == champion
 
 
+@pytest.mark.parametrize("outcome", [("STAY", 9), ("INSUFFICIENT_EVIDENCE", 8), ("INSUFFICIENT_EVIDENCE", 2)])
+def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_replace_it(
+    home: str, chosen: ModelVersion, tmp_path: Path, outcome: tuple[str, int]
+) -> None:
+    concluded(home, chosen)
+    champion = promote(home)
+    rung, tuned = (register(home, version_folder(tmp_path / name, value=2 + len(name))) for name in ("rung", "tuned"))
+    told = {
+        role: {"uri": one.uri, "digest": one.digest, "kind": "probe"}
+        for role, one in (("incumbent", rung), ("candidate", tuned))
+    }
+    verdict = {"outcome": outcome[0], "rule": outcome[1], "confirmatory": True}
+    concluded(home, chosen, verdict=verdict, versions=told, champion=champion.uri)
+    with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
+        promote(home)
+    found = read_champion(home)
+    assert found is not None
+    assert found[0] == champion
+    assert promote(home, override="the probe is what we want").uri == rung.uri
+
+
 def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(home: str, tmp_path: Path) -> None:
     pretrained, first, second = (
         register(home, version_folder(tmp_path / name, value=value))

@@ -636,7 +636,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         if _states(home) != ["RUNNING"] * 2:
             return False
         deploy.deploy(section, home=home, version=service.second)
-        replicas = set()
+        replicas: set[str] = set()
 
         def both_asked() -> bool:  # the proxy may hear of the second only a little later
             told = requests.get(f"{url}/readyz", timeout=60).json()
