@@ -74,7 +74,8 @@ class Reevaluated:
 
 def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
-    earlier re-evaluation saw: each is judged once, so that asking often finds nothing by chance.
+    earlier re-evaluation saw, at a level that each re-evaluation of the champion lowers: asking often finds nothing by
+    chance.
 
     The question is that of the run that chose the champion, and so is what the two cost, where these are the two that
     it measured. Where the champion no longer holds (see `holds`), a recipe that would train on these rows too is left
@@ -97,6 +98,7 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
         )
     show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
     question, measured = asked_again(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
+    question = lowered(question, number=1 + _times_judged(recipe.home, champion.digest))
     uri = f"{recipe.home}/reevaluations/{now().replace(':', '')}"
     ledger = look(
         recipe.home,
@@ -188,11 +190,12 @@ def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
 
 
 def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """The rows whose text no split has and no row before, and that were not `judged` (row ids); how many were dropped
-    for each. Texts are compared as the request log would keep them."""
+    """The rows whose text no split has, no row before and none that was `judged` (row ids); how many were dropped for
+    each. Texts are compared as the request log would keep them."""
     seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
     dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
-    kept, before = [], set[str]()
+    kept = []
+    before = {_as_logged(text) for row_id, text in zip(rows.row_ids, rows.texts, strict=True) if row_id in judged}
     for place, (row_id, text) in enumerate(zip(rows.row_ids, map(_as_logged, rows.texts), strict=True)):
         where = next((name for name, texts in seen.items() if text in texts), "twice" if text in before else None)
         where = "judged" if row_id in judged else where
@@ -231,6 +234,29 @@ def asked_again(
             measured = evidence["measured"]
     priced = question.cost if measured["cpu"] is not None else None
     return replace(question, cost=priced, hybrid=None), measured
+
+
+def lowered(question: Question, *, number: int) -> Question:
+    """The question as the `number`-th re-evaluation of a champion asks it, from 1 on.
+
+    Its level is alpha / (number (number + 1)): however many there will be, these sum to alpha. In the first verdict a
+    group's point alone decides on `min_rows` rows, which keeps things as they are; here it would withdraw a champion
+    that harms nobody in one case of ten, so a group has to be proven worse.
+    """
+    groups = question.gates.groups
+    if groups is not None:
+        groups = groups.model_copy(update={"min_rows": question.num_test_rows + 1})
+    gates = question.gates.model_copy(update={"groups": groups})
+    return replace(question, alpha=question.alpha / (number * (number + 1)), gates=gates)
+
+
+def _times_judged(home: str, champion: str) -> int:
+    """How many re-evaluations were of the champion with this digest."""
+    prefix = f"{home}/reevaluations"
+    found = (
+        [uri for uri in storage.list_files(prefix) if uri.endswith("/evidence.json")] if storage.exists(prefix) else []
+    )
+    return sum(storage.read_json(uri)["versions"]["candidate"]["digest"] == champion for uri in found)
 
 
 def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: Question) -> dict[str, Predictions]:

@@ -8,13 +8,19 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from cluster import storage
 from data.read import Rows, Splits, read_splits
+from evaluation.question import Question
 from evaluation.rules import Outcome
-from recipes.schema import Recipe, parse_recipe
-from reevaluate import fresh_rows, holds, propose_training
-from tests.unit.evaluation.test_verdict import predictions, verdict_of
+from evaluation.verdict import decide
+from recipes.schema import GatesSection, Recipe, parse_recipe
+from reevaluate import fresh_rows, holds, lowered, propose_training
+from tests.unit.evaluation.test_verdict import SHA, case_of, predictions, verdict_of
+
+ONLY_GROUPS = GatesSection(calibration=None, counterfactual=None, robustness=None)
+QUESTION = Question("accuracy", 0.01, 0.02, 0.05, SHA, 1_000, gates=ONLY_GROUPS)
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
@@ -91,12 +97,46 @@ def test_a_champion_that_may_be_there_for_its_cost_is_not_withdrawn_for_being_no
     assert holds(dear) is False
 
 
+def test_all_re_evaluations_of_a_champion_together_have_the_questions_level() -> None:
+    levels = [lowered(QUESTION, number=number).alpha for number in range(1, 1_001)]
+    assert levels[:3] == pytest.approx([0.025, 0.05 / 6, 0.05 / 12])
+    assert 0.0499 < sum(levels) < 0.05
+
+
+def test_no_group_withdraws_a_champion_that_is_better_in_each() -> None:
+    """Of eight groups of 125 rows one often looks three points worse, where each gained five."""
+    generator, n = np.random.default_rng(3), 1_000
+    withdrawn = {True: 0, False: 0}
+    for _ in range(60):
+        alike = generator.random(n)
+        before, now = (
+            np.where(generator.random(n) < 0.8, alike, generator.random(n)) < level for level in (0.66, 0.71)
+        )
+        groups = {"site": tuple(f"site {site}" for site in generator.integers(0, 8, n))}
+        tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", before), ("new", now))]
+        case = case_of(*tables, predictions("tfidf", np.zeros(n, dtype=bool)))
+        for again, question in ((False, QUESTION), (True, lowered(QUESTION, number=1))):
+            withdrawn[again] += holds(decide(case, question=question)) is False
+    assert withdrawn[False] >= 5
+    assert withdrawn[True] == 0
+
+
+def test_a_group_that_is_proven_worse_withdraws_the_champion() -> None:
+    harmed = np.arange(1_000) < 300
+    groups = {"site": tuple("a" if row else "b" for row in harmed)}
+    tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", harmed), ("new", ~harmed))]
+    verdict = decide(
+        case_of(*tables, predictions("tfidf", np.zeros(1_000, dtype=bool))), question=lowered(QUESTION, number=5)
+    )
+    assert (verdict.outcome, holds(verdict)) == (Outcome.STAY, False)
+
+
 def test_rows_are_judged_once_and_not_where_training_saw_them_before_redaction() -> None:
     def rows(**texts: str) -> Rows:
         return Rows(row_ids=tuple(texts), texts=tuple(texts.values()), labels=("x",) * len(texts))
 
     splits = Splits(rows(t="my card 4111 1111 1111 1111 was refused"), rows(v="a cough"), rows(e="a rash"))
-    audited = rows(a="my card [number] was refused", b="My knee", c="my knee", d="an eye", e="a cough")
+    audited = rows(a="my card [number] was refused", b="My knee", c="my knee", f="An eye", d="an eye", e="a cough")
     kept, dropped = fresh_rows(audited, splits, judged={"d"})
-    assert kept.row_ids == ("b",)
-    assert dropped == {"train": 1, "validation": 1, "test": 0, "twice": 1, "judged": 1}
+    assert kept.row_ids == ("b",)  # not f: its text was judged as d
+    assert dropped == {"train": 1, "validation": 1, "test": 0, "twice": 2, "judged": 1}
