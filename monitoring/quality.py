@@ -136,13 +136,19 @@ def trial_pairs(
 
     A shadow answers the same text as the champion, which is a pair: the champion's audit is the shadow's. A canary
     answers others: its n-th audited answer is paired with the champion's n-th, in the order of time, and in a group the
-    n-th of that group, for a group may be harder than others.
+    n-th of that group, for a group may be harder than others. Of a canary only answers to nobody in particular count: a
+    subject stays in one arm, and who happens to be there would be told from who is not, whatever answers.
     """
     arms = [np.flatnonzero(_audited(outcomes, arm)) for arm in ARMS]
     masks = groups_of(outcomes, columns=columns, fixed=fixed)
     tables = {name: _paired(outcomes, [rows[masks[name][rows]] for rows in arms]) for name in fixed}
     groups = {name: _pairs(table) for name, table in tables.items()}
     return _pairs(_paired(outcomes, arms)), groups, [table for table in tables.values() if table is not None]
+
+
+def num_of_subjects(outcomes: Outcomes) -> int:
+    """Audited answers of a canary that are paired with none, since they are a subject's."""
+    return int((_audited(outcomes, CANARY) & outcomes.of_subject).sum())
 
 
 def paired_by_order(outcomes: Outcomes) -> bool:
@@ -178,7 +184,8 @@ def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCoun
     champion, canary, shadow = arms
     _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
     left = np.setdiff1d(champion, champion[ours])
-    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in (left, canary)]
+    anyones = [rows[~outcomes.of_subject[rows]] for rows in (left, canary)]
+    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in anyones]
     size = min(map(len, streams))
     first = outcomes.right[np.concatenate([champion[ours], streams[0][:size]])]
     second = outcomes.right[np.concatenate([shadow[theirs], streams[1][:size]])]

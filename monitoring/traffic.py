@@ -20,13 +20,13 @@ from data.read import NO_GROUP
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ANSWERS = ("request_id", "row", "at", "digest", "arm", "label", "score", "attributes", "text")
+ANSWERS = ("request_id", "row", "at", "digest", "arm", "label", "score", "attributes", "text", "subject")
 FEEDBACK = ("request_id", "row", "at", "label")
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 SAMPLE_ROWS = 5_000
 """Of a window, on which drift is looked at: those with the smallest hashes, so that any reader draws the same."""
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
-OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited", "told")
+OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited", "told", "of_subject")
 FILES_A_TASK = 64
 DAY_US = 86_400_000_000
 
@@ -75,6 +75,8 @@ class Outcomes:
     """One tuple a row, a value a column."""
     told: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """When the label was told, microseconds since 1970, UTC."""
+    of_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """Whether the request named a subject, who is in the same arm at each request."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -237,12 +239,19 @@ class Reader:
         theirs = answered & (digests == self.watched.trial) & np.isin(arms, (CANARY, SHADOW))
         at = _microseconds(table)
         places, told = self._told(keys)
+        of_subject = table["subject"].is_valid().to_numpy()
         return Traffic(
             num_rows=len(table),
             rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
             without_class=int((~answered).sum()),
             outcomes=self._outcomes(
-                np.flatnonzero((ours | theirs) & told), places=places, keys=keys, arms=arms, at=at, columns=columns
+                np.flatnonzero((ours | theirs) & told),
+                places=places,
+                keys=keys,
+                arms=arms,
+                at=at,
+                of_subject=of_subject,
+                columns=columns,
             ),
             sample=_smallest(_sample(np.flatnonzero(ours), keys=keys, scores=scores, columns=columns)),
             lacking=Counter(lacking),
@@ -258,7 +267,15 @@ class Reader:
         return places, self.labels.keys[places] == keys
 
     def _outcomes(
-        self, rows: NDArray[np.int64], *, places: Any, keys: Any, arms: Any, at: Any, columns: Mapping[str, list[Any]]
+        self,
+        rows: NDArray[np.int64],
+        *,
+        places: Any,
+        keys: Any,
+        arms: Any,
+        at: Any,
+        of_subject: Any,
+        columns: Mapping[str, list[Any]],
     ) -> Outcomes:
         if not len(rows):
             return Outcomes()
@@ -274,6 +291,7 @@ class Reader:
             audited=self.labels.audited[places],
             groups=tuple(_values(columns["attributes"][row], self.watched.groups) for row in rows),
             told=self.labels.told[places],
+            of_subject=of_subject[rows],
         )
 
 

@@ -24,6 +24,7 @@ from monitoring.quality import (
     by_feedback,
     fixed_groups,
     groups_now,
+    num_of_subjects,
     paired_by_order,
     quality,
     trial_groups,
@@ -300,7 +301,7 @@ def _labelled(outcomes: Outcomes, *, again: int, trial: str | None) -> str:
     """sha256 over all that a report takes from labels, in whatever order the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
     digest = hashlib.sha256(json.dumps([again, trial]).encode())
-    for name in ("keys", "arms", "at", "right", "audited"):
+    for name in ("keys", "arms", "at", "right", "audited", "of_subject"):
         digest.update(getattr(outcomes, name)[order].tobytes())
     return digest.hexdigest()
 
@@ -317,6 +318,12 @@ def _oddities(traffic: Traffic, *, unanswered: int) -> list[str]:
         notes.append(f"{traffic.misplaced:,} answers lie under another day than their own clock says")
     if unanswered:
         notes.append(f"feedback on {unanswered:,} texts has ids that no answer of the log has; it counts for nothing")
+    bound = num_of_subjects(traffic.outcomes)
+    if bound:
+        notes.append(
+            f"{bound:,} audited answers of the canary are a subject's, who stays in one arm, and are compared with "
+            "none: a shadow's would be (serving.trial.shadow)"
+        )
     others = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(others) > 1:
         notes.append(f"{len(others)} versions were on trial in this window; only the recipe's is judged")

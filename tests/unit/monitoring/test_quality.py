@@ -16,6 +16,7 @@ from monitoring.quality import (
     fixed_groups,
     groups_now,
     groups_of,
+    num_of_subjects,
     paired_by_order,
     quality,
     trial_groups,
@@ -28,7 +29,7 @@ LIMITS, ALPHA = GroupsGate(), 0.05
 SEXES = ("sex = f", "sex = m")
 
 
-def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcomes:
+def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True, of_subject: bool = False) -> Outcomes:
     """Rows of key, arm, right, sex; in the order of time."""
     return Outcomes(
         np.array([row[0] for row in rows], np.uint64),
@@ -37,6 +38,7 @@ def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcome
         np.array([row[2] for row in rows], bool),
         np.full(len(rows), audited),
         tuple((row[3],) for row in rows),
+        of_subject=np.full(len(rows), of_subject),
     )
 
 
@@ -164,7 +166,7 @@ def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Pat
     at = datetime(2026, 3, 1, tzinfo=UTC)
     both = [
         {"request_id": f"r{number}", "row": 0, "at": at, "digest": arm, "arm": arm, "label": label, "score": 0.9}
-        | {"attributes": '{"sex": "f"}', "text": None}
+        | {"attributes": '{"sex": "f"}', "text": None, "subject": "s" * number or None}
         for number in range(3)
         for arm, label in (("champion", "a"), ("shadow", "b"))
     ]
@@ -176,6 +178,7 @@ def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Pat
     found = read_traffic([answers], Watched("champion", "shadow", ("sex",)), labels=labels).outcomes
     assert trial_pairs(found, columns=("sex",), fixed=SEXES)[0] == Pairs(2, 0, 2)
     assert trial_pairs(by_feedback(found), columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)
+    assert found.of_subject.tolist() == [False, False, True, True, True, True]
 
 
 def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
@@ -207,6 +210,24 @@ def test_a_canarys_answers_are_paired_with_the_champions_by_their_order_in_time(
     assert trial_pairs(backwards, columns=("sex",), fixed=SEXES)[0] == Pairs(
         only_trial_right=1, only_champion_right=0, num_pairs=2
     )
+
+
+def test_a_canarys_answers_to_a_subject_are_paired_with_none_and_a_shadows_are() -> None:
+    rows = [
+        (1, "champion", True, "f"),
+        (2, "champion", False, "f"),
+        (3, "canary", False, "f"),
+        (4, "canary", True, "f"),
+    ]
+    told = outcomes(*rows, of_subject=True)
+    pairs, groups, tables = trial_pairs(told, columns=("sex",), fixed=SEXES)
+    assert (pairs, groups["sex = f"], tables) == (Pairs(0, 0, 0), Pairs(0, 0, 0), [])
+    assert num_of_subjects(told) == 2
+    some = replace(told, of_subject=np.array([True, False, True, False]))
+    assert trial_pairs(some, columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)  # the others' only
+    shadow = outcomes((1, "champion", True, "f"), (1, "shadow", False, "f"), of_subject=True)
+    assert trial_pairs(shadow, columns=("sex",), fixed=SEXES)[0] == Pairs(0, 1, 1)
+    assert num_of_subjects(shadow) == 0
 
 
 def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_group() -> None:

@@ -126,10 +126,10 @@ def test_a_row_that_stands_twice_in_the_log_is_sampled_once(tmp_path: Path) -> N
 
 def test_files_from_before_a_column_are_read_without_it_and_told_of(tmp_path: Path) -> None:
     old = tmp_path / "old.parquet"
-    columns = {name: [value] for name, value in answer(0).items() if name not in ("text", "attributes")}
+    columns = {name: [value] for name, value in answer(0).items() if name not in ("text", "attributes", "subject")}
     pq.write_table(pa.table(columns), old)
     found = read_traffic([old.as_uri()], WATCHED, labels=read_labels([]))
-    assert found.lacking == {"text": 1, "attributes": 1}
+    assert found.lacking == {"text": 1, "attributes": 1, "subject": 1}
     assert found.sample.texts == (None,)
 
 
