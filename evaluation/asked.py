@@ -13,10 +13,10 @@ from evaluation.question import Question
 def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) -> tuple[Gate, ...]:
     """In the order calibration, groups, counterfactual, robustness, cost; those not asked for are left out."""
     asked, alpha, gates = question.gates, question.alpha, []
+    metric = "accuracy" if question.has_reference else question.metric  # a class's own F1 in a group would be a share
     if asked.calibration is not None:
         gates.append(calibration_gate(side.clean, incumbent=incumbent.clean, limits=asked.calibration, alpha=alpha))
     if asked.groups is not None:
-        metric = "accuracy" if question.has_reference else question.metric  # F1 of one class's group would be a share
         gates.append(
             groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha, metric=metric)
         )
@@ -43,7 +43,7 @@ def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) 
             Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured")
             if case.cpu is None
             else cost_gate(
-                compare(side.clean, other=incumbent.clean, metric="accuracy", alpha=alpha),
+                compare(side.clean, other=incumbent.clean, metric=metric, alpha=alpha),
                 terms=question.cost,
                 rounds=case.cpu,
                 training_cpu_s=case.training_cpu_s,

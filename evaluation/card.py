@@ -138,7 +138,8 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     names = METRIC_NAMES | {"ece": "expected calibration error (after temperature)"}
     told = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
-    return f"On {verdict.n:,} test rows, on which nothing was chosen:\n\n" + "\n".join(told)
+    rows = f"{verdict.n:,} test rows" + (", on which nothing was chosen" if verdict.confirmatory else "")
+    return f"On {rows}:\n\n" + "\n".join(told)
 
 
 def _look(evidence: Evidence, verdict: Verdict) -> str:

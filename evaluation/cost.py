@@ -59,7 +59,8 @@ def net_benefit(gain: float, *, terms: CostSection, rounds: CpuRounds, training_
 def cost_gate(main: Comparison, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> Gate:
     """Whether the net benefit over the horizon is above 0 at the lower end of the gain (passes), or not at the upper.
 
-    The gain is counted in correct answers, so `main` is the comparison by accuracy. Raises ValueError for a training
+    The gain is counted in correct answers, so `main` is the comparison by accuracy, and of a chat task by its metric,
+    a point of which is priced as one of correct answers. Raises ValueError for a training
     time that is none.
     """
     if not (np.isfinite(training_cpu_s) and training_cpu_s >= 0):

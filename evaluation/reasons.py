@@ -49,7 +49,7 @@ def _of_rule(rule: int, told: Told) -> tuple[str, ...]:
     if rule == 7:
         return *_cheaper(told), *open_gates(told.gates)
     if rule == 8:
-        return insufficient(main, needed=told.needed, question=question)
+        return *insufficient(main, needed=told.needed, question=question), *_worse_than_words(reference)
     return stay(main, reference=reference, question=question)
 
 
@@ -103,6 +103,15 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) ->
             "a smaller gain may be there, and takes more rows: ask with a smaller expected_gain to see how many"
         )
     return why, rows, *_disagreement(main, question)
+
+
+def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
+    if reference is None or reference.interval[1] >= 0:
+        return ()
+    return (
+        f"the bag-of-words reference is better: {points(reference.gain)} points against it, interval to "
+        f"{points(reference.interval[1])}; more rows of the same kind will hardly change that",
+    )
 
 
 def stay(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:

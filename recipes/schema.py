@@ -401,6 +401,12 @@ class EvaluationSection(Section):
     valid_days: int = Field(default=365, ge=1)
     """Days after the look at the test rows after which the verdict may no longer promote a model."""
 
+    @model_validator(mode="after")
+    def _hopes_for_a_gain(self) -> Self:
+        if self.minimum_gain == 0 and self.expected_gain is None:
+            raise ValueError("minimum_gain is 0, of which twice is no gain to hope for: give expected_gain too")
+        return self
+
 
 class TrialSection(Section):
     """Another version beside the champion: exactly one of `canary` and `shadow`."""

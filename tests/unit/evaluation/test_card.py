@@ -73,4 +73,6 @@ def test_the_card_tells_limits_groups_and_who_should_not_use_it() -> None:
         "by rule 4",
     ):
         assert expected in card
-    assert "look 2 of this recipe" in to_model_card(some_evidence("INSUFFICIENT_EVIDENCE"))
+    later = to_model_card(some_evidence("INSUFFICIENT_EVIDENCE"))
+    assert "look 2 of this recipe" in later
+    assert "on which nothing was chosen" not in later

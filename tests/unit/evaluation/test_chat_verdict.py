@@ -8,6 +8,7 @@ import pytest
 from evaluation.bootstrap import mean_effect
 from evaluation.card import scores_of, to_model_card
 from evaluation.case import Case
+from evaluation.cost import CpuRounds
 from evaluation.groups import groups_gate
 from evaluation.metrics import compare
 from evaluation.predictions import Predictions, VerdictRefused
@@ -23,6 +24,7 @@ from tests.unit.evaluation.simulated import (
     tables_of,
 )
 
+PRICES = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12, "price_per_cpu_hour": 0.36}
 BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, chat=True)
 EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, chat=True, gates=False)
 
@@ -80,6 +82,24 @@ def test_groups_of_a_chat_task_are_read_by_its_metric() -> None:
     change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[members]
     assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(change.mean())
     assert "scores differ by" in gate.note
+
+
+def test_a_gain_in_words_is_priced_by_its_own_metric() -> None:
+    """Answers that share more words with the reference, of which as few as before are the same word for word."""
+    simulation = replace(BETTER, evaluation={"cost": PRICES})
+    tables = tables_of(simulation)
+    never = {
+        name: replace(table, outputs=("",) * len(table), scores=np.zeros(len(table))) for name, table in tables.items()
+    }
+    cpu = CpuRounds((2.0,) * 5, (2.0,) * 5)
+    case = replace(case_of_tables(simulation, never), cpu=cpu)
+    verdict = decide(case, question=question_of(simulation))
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]
+    assert str(cost.state) == "passes"
+    worth = verdict.gain * PRICES["value_of_correct"] * PRICES["requests_per_month"] * PRICES["horizon_months"]
+    assert f"gain {worth:+,.2f}" in cost.note
+    assert "is not one of accuracy" in cost.note
 
 
 def test_a_group_of_one_row_is_not_assessable() -> None:

@@ -131,6 +131,14 @@ def test_rule_8_with_rows_enough_for_the_expected_gain_says_so() -> None:
     assert "a smaller gain may be there" in verdict.reasons[1]
 
 
+def test_rule_8_does_not_send_for_rows_where_a_bag_of_words_is_better() -> None:
+    words = predictions("tfidf", np.arange(100) < 95)
+    verdict = verdict_of(50, 21, 18, 11, reference=words)
+    assert verdict.rule == 8
+    assert "the bag-of-words reference is better: -24.00 points against it" in verdict.reasons[-1]
+    assert "reference" not in " ".join(verdict_of(50, 21, 18, 11).reasons)
+
+
 def test_rule_8_says_when_no_number_of_rows_is_enough() -> None:
     verdict = verdict_of(200, 30, 25, 45, expected_gain=0.01)
     assert (verdict.rule, verdict.rows_needed) == (8, None)

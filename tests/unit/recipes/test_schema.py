@@ -137,6 +137,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform takes \[low, high\] with low < high"),
         ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),
+        ("evaluation.minimum_gain", 0.0, "evaluation: minimum_gain is 0, .*: give expected_gain too"),
         ("evaluation.metric", "f1", "evaluation.metric: "),
         ("evaluation.regulated", True, "data.groups names none, so nothing could ever pass"),
         ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 is under min_replicas 3"),
