@@ -39,6 +39,9 @@ from serving.trial import Arm
 from serving.words import shown
 
 RETRY_AFTER_S = 2
+BEFORE = 5
+"""Tokens of a prompt that the text which follows is decoded behind: at the beginning of a text some tokenizers leave
+out a space."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -51,6 +54,9 @@ class Job(NamedTuple):
     max_new_tokens: int
     sampling: Sampling
     stops: tuple[str, ...]
+    continues: bool = False
+    """Whether the answer is the text that follows the prompt's, white space and all; a turn of a conversation is
+    written as it was evaluated, without any at its ends."""
 
 
 Told = Callable[["Grown"], None]
@@ -238,13 +244,15 @@ def _job(request: Asked, prompt: list[int], *, engine: ChatEngine, param: str, c
         top_p=1.0 if request.top_p is None else float(request.top_p),
         seed=seed,
     )
-    return Job(engine, prompt, asked, sampling, request.stops)
+    return Job(engine, prompt, asked, sampling, request.stops, continues=isinstance(request, CompletionRequest))
 
 
 async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
     """The answer as it grows (where not streaming, once it is whole); the last, and no other, has a finish reason."""
     engine = job.engine
     decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
+    before = job.prompt[-BEFORE:] if job.continues else []
+    skipped = len(decode(before)) if before else 0
     generating = engine.generate(
         job.prompt, max_new_tokens=job.max_new_tokens, sampling=job.sampling, streaming=streaming
     )
@@ -252,7 +260,8 @@ async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
         async with aclosing(generating):
             async for tokens, ended in generating:
                 said = tokens[:-1] if tokens[-1] == engine.end_id else tokens
-                text, stopped = shown(decode(said), stops=job.stops, ended=ended)
+                text = decode(before + said)[skipped:]
+                text, stopped = shown(text, stops=job.stops, ended=ended, stripped=not job.continues)
                 reason = "stop" if stopped or len(said) < len(tokens) else "length" if ended else None
                 yield Grown(text, len(tokens), reason)
                 if reason is not None:

@@ -15,8 +15,9 @@ class Shown(NamedTuple):
     """Whether a stop text ended it."""
 
 
-def shown(decoded: str, *, stops: Sequence[str], ended: bool) -> Shown:
-    """Of the text decoded so far: whole characters, nothing from a stop text on, no white space at either end.
+def shown(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> Shown:
+    """Of the text decoded so far: whole characters, nothing from a stop text on, and where `stripped`, no white space
+    at either end.
 
     Each result begins with the results before it, and the last is what the whole text gives at once: so of two stop
     texts the one that is complete first counts, and what may yet become one is held back.
@@ -24,11 +25,11 @@ def shown(decoded: str, *, stops: Sequence[str], ended: bool) -> Shown:
     found = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
     if found:
         end, length = min(found)
-        return Shown(decoded[: end + length].strip(), True)
-    if not ended:
+        decoded = decoded[: end + length]
+    elif not ended:
         decoded = decoded.rstrip(INCOMPLETE)
         decoded = decoded[: len(decoded) - max((_begun(decoded, stop) for stop in stops), default=0)]
-    return Shown(decoded.strip(), False)
+    return Shown(decoded.strip() if stripped else decoded, bool(found))
 
 
 def _begun(text: str, stop: str) -> int:

@@ -156,9 +156,14 @@ def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
 
 
 def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> None:
-    asked: dict[str, Any] = {"model": "champion", "prompt": "one two", "max_tokens": 12}
+    asked: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
     whole = service.client.completions.create(**asked)
     assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
+    loaded = load.load_chat_version(service.first.uri)
+    prompt = loaded.tokenizer(asked["prompt"])["input_ids"]
+    (said,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
+    text = loaded.tokenizer.decode([*prompt, *said.tokens], skip_special_tokens=True)
+    assert asked["prompt"] + whole.choices[0].text == text
     parts = list(service.client.completions.create(**asked, stream=True))
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
     assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"

@@ -7,6 +7,9 @@ from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from models.registry import Prompting
 from serving.chat import Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
@@ -16,6 +19,7 @@ from serving.protocol import RequestError
 from tests.small_chat import tokenizer
 
 TOKENIZER = tokenizer()
+WORDS = ("</s>", "▁a", "▁fracture", "▁is", "▁break")
 HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 
@@ -144,6 +148,40 @@ def test_a_completion_continues_a_text_as_it_stands() -> None:
         assert _job(request, tokens, engine=engine, param="prompt", cap=None).prompt == tokens
     with pytest.raises(RequestError, match="prompt: give a text that is not empty"):
         _text_prompt(parse_completion(b'{"prompt": ""}'), engine=engine)
+
+
+def in_words() -> Any:
+    """A tokenizer whose words carry the space before them, and which leaves out that of a text's first."""
+    inner = Tokenizer(WordLevel({word: place for place, word in enumerate(("?", *WORDS))}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="?")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "said"),
+    [
+        (TOKENIZER, "a fracture is", " a break  "),
+        (TOKENIZER, "a fracture is ", "a break"),
+        (in_words(), "a fracture is", " a break"),
+    ],
+)
+def test_a_prompt_and_its_completion_are_the_text_that_the_model_wrote(tokens: Any, prompt: str, said: str) -> None:
+    engine = Said("")
+    engine.tokenizer = tokens
+    request = parse_completion(json.dumps({"prompt": prompt}).encode())
+    written = tokens(prompt)["input_ids"]
+    engine.tokens = tokens(prompt + said)["input_ids"][len(written) :]
+    asked = _job(request, written, engine=cast(ChatEngine, engine), param="prompt", cap=None)
+    whole = asyncio.run(_whole(asked)).text
+    assert prompt + whole == tokens.decode(written + engine.tokens) == prompt + said
+
+    async def read() -> list[bytes]:
+        events = _events(asked, shape=COMPLETION, head=HEAD, with_usage=False, tell=lambda _: None)
+        return [event async for event in events]
+
+    told = [json.loads(event.removeprefix(b"data: ")) for event in asyncio.run(read())[:-1]]
+    assert "".join(event["choices"][0]["text"] for event in told) == whole
 
 
 def test_a_completions_events_put_together_are_its_text() -> None:

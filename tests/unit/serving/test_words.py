@@ -40,12 +40,19 @@ def test_half_a_character_is_held_back_until_its_other_half_is_there() -> None:
     assert shown("a \ufffd", stops=(), ended=True).text == "a \ufffd"
 
 
-@given(LETTERS, STOPS)
-def test_each_result_begins_with_those_before_it_and_the_last_is_the_whole_texts(text: str, stops: list[str]) -> None:
-    whole = shown(text, stops=stops, ended=True)
+def test_what_continues_a_text_keeps_the_white_space_at_its_ends() -> None:
+    assert shown(" a\n", stops=(), ended=False, stripped=False).text == " a\n"
+    assert shown(" a END", stops=("END",), ended=True, stripped=False) == Shown(" a ", True)
+
+
+@given(LETTERS, STOPS, st.booleans())
+def test_each_result_begins_with_those_before_it_and_the_last_is_the_whole_texts(
+    text: str, stops: list[str], stripped: bool
+) -> None:
+    whole = shown(text, stops=stops, ended=True, stripped=stripped)
     before = ""
     for size in range(len(text) + 1):
-        found = shown(text[:size], stops=stops, ended=size == len(text))
+        found = shown(text[:size], stops=stops, ended=size == len(text), stripped=stripped)
         assert found.text.startswith(before)
         before = found.text
         if found.stopped:
