@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs as pafs
@@ -78,15 +80,34 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     if isinstance(store, pafs.LocalFileSystem):
         storage.list_files(uri)
         return Path(path)
-    root = (cache or cache_folder()) / "folders"
-    root.mkdir(parents=True, exist_ok=True)
-    key = _content_key(uri.rstrip("/"))
-    local = root / key
-    with (root / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _held(uri, cache=cache) as local:
         if not local.exists():
             storage.download_folder(uri, local)
     return local
+
+
+def renewed_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | None = None) -> Path:
+    """`local_copy`, of a folder whose copy was found damaged: it is thrown away and downloaded once more, unless
+    another process has done so meanwhile. A `file://` URI's folder, which is no copy, is left as it is."""
+    store, path = storage.filesystem(uri)
+    if isinstance(store, pafs.LocalFileSystem):
+        return Path(path)
+    with _held(uri, cache=cache) as local:
+        if not (local.exists() and is_whole(local)):
+            shutil.rmtree(local, ignore_errors=True)
+            storage.download_folder(uri, local)
+    return local
+
+
+@contextmanager
+def _held(uri: str, *, cache: Path | None) -> Iterator[Path]:
+    """Where a folder's copy lies, or is to lie; no other process of this node changes it while the block lasts."""
+    root = (cache or cache_folder()) / "folders"
+    root.mkdir(parents=True, exist_ok=True)
+    key = _content_key(uri.rstrip("/"))
+    with (root / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield root / key
 
 
 def cache_folder() -> Path:

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from cluster.fetch import local_copy
+from cluster.fetch import local_copy, renewed_copy
 from cluster.storage import MANIFEST, read_json
 from data.encode import load_tokenizer
 from models.chat import ChatModel
 from models.classifier import Classifier
 from models.decide import Routing
 from models.engines import load_exported
-from models.registry import ModelVersion, Prompting, VersionConfig, read_parts, read_version, verify_files
+from models.registry import ModelVersion, Prompting, VersionConfig, is_whole, read_parts, read_version, verify_files
 
 LORA_TARGETS = "all-linear"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -258,7 +258,7 @@ def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVers
     version = read_version(uri)
     if version.hybrid is None:
         return load_version(uri, device=device)
-    verify_files(uri, local_copy(uri))
+    checked_copy(uri)
     incumbent, candidate = (load_version(part.uri, device=device) for part in read_parts(version.hybrid))
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
@@ -304,9 +304,13 @@ def _load_chat(uri: str, config: Version, *, device: str | None) -> LoadedChat[V
 
 
 def checked_copy(uri: str) -> Path:
-    """A node's own copy of an artifact's files, those of a version checked; RegistryError where they were changed."""
+    """A node's own copy of an artifact's files, those of a version checked; RegistryError where they were changed.
+
+    A copy that is not what it should be is fetched once more: what was wrong on S3 may be restored by now.
+    """
     folder = local_copy(uri)
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists() and not is_whole(folder):
+        folder = renewed_copy(uri, is_whole=is_whole)
         verify_files(uri, folder)
     return folder
 

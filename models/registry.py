@@ -16,6 +16,8 @@ from cluster.storage import (
     read_bytes,
     read_versioned,
     sha256_file,
+    sha256_object,
+    upload_file,
     upload_folder,
     write_bytes,
     write_if_match,
@@ -195,7 +197,8 @@ def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: 
 
 
 def register(home: str, folder: Path) -> ModelVersion:
-    """Uploads a version's folder; the manifest, written last, makes it whole. The same files give the same version.
+    """Uploads a version's folder; the manifest, written last, makes it whole. The same files give the same version, and
+    what of it was lost or changed on S3 is written again.
 
     `home` is `<registry>/<name>`. Raises RegistryError for a folder without config, or without weights unless it is a
     hybrid's, whose parts must be there as it names them.
@@ -217,7 +220,11 @@ def register(home: str, folder: Path) -> ModelVersion:
     ).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     uri = f"{home}/versions/{_named(config)}-{digest[:12]}"
-    if not exists(f"{uri}/manifest.json"):
+    if exists(f"{uri}/manifest.json"):
+        for name, path in files.items():
+            if not (exists(f"{uri}/{name}") and sha256_object(f"{uri}/{name}") == sha256_file(path)):
+                upload_file(path, f"{uri}/{name}")
+    else:
         upload_folder(folder, uri)
         write_bytes(f"{uri}/manifest.json", manifest)
     version = read_version(uri)
@@ -262,9 +269,22 @@ def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
 
 def verify_files(uri: str, folder: Path) -> None:
     """Raises RegistryError where a file of the downloaded version is not the one its manifest names."""
+    name = _changed(folder)
+    if name is not None:
+        raise RegistryError(f"{uri}/{name} is not what the version's manifest names; restore it from a copy")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the files of a downloaded version are those that its manifest names."""
+    return _changed(folder) is None
+
+
+def _changed(folder: Path) -> str | None:
+    """The first file that is missing or another than the manifest names."""
     for name, told in json.loads((folder / "manifest.json").read_bytes()).items():
         if not (folder / name).is_file() or sha256_file(folder / name) != told["sha256"]:
-            raise RegistryError(f"{uri}/{name} is not what the version's manifest names; register the model again")
+            return str(name)
+    return None
 
 
 def weights_digest(version: ModelVersion) -> str:

@@ -1,6 +1,7 @@
 """Versions on S3: whole or not there, the same files the same version, and one champion whoever else writes."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 from cluster import storage
 from evaluation.stored import write_evidence
 from models.decide import Routing
-from models.load import ModelError, load_artifact, load_served, load_version
+from models.load import ModelError, checked_copy, load_artifact, load_served, load_version
 from models.registry import (
     ModelVersion,
     RegistryError,
@@ -185,6 +186,28 @@ def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[Model
     storage.download_folder(versions[0].uri, tmp_path / "copy")
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
         verify_files(versions[0].uri, tmp_path / "copy")
+
+
+def test_a_version_is_loaded_again_on_the_node_that_had_a_damaged_copy_once_its_files_are_restored(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILORBIRD_CACHE", str(tmp_path / "cache"))
+    folder = version_folder(tmp_path / "version", value=1)
+    version = register(f"{bucket}/task", folder)
+    head = (folder / "head.safetensors").read_bytes()
+    (checked_copy(version.uri) / "head.safetensors").write_bytes(b"the node's disk had a fault")
+    assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
+    file = f"{version.uri}/head.safetensors"
+    for damaged in (b"other weights", None):
+        shutil.rmtree(tmp_path / "cache")
+        if damaged is None:
+            storage.delete(file)
+        else:
+            storage.write_bytes(file, damaged)
+        with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore"):
+            checked_copy(version.uri)
+        assert register(f"{bucket}/task", folder) == version
+        assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
 
 
 def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(

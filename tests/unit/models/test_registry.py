@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.decide import Routing
+from models.load import checked_copy
 from models.registry import (
     Hybrid,
     ModelVersion,
@@ -16,6 +17,7 @@ from models.registry import (
     RegistryError,
     VersionConfig,
     hybrid_config,
+    is_whole,
     register,
     write_config,
 )
@@ -113,3 +115,23 @@ def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path
         register(home, folder)
     write_config(folder, config.model_copy(update={"kind": "few_shot"}))
     assert register(home, folder).prompting == prompting  # a prompt has none
+
+
+def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
+    config = VersionConfig.model_validate(PLAIN)
+    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder.mkdir()
+    write_config(folder, config)
+    (folder / "head.safetensors").write_bytes(b"weights")
+    version = register(home, folder)
+    there = tmp_path / "home" / "versions" / version.version
+    (there / "head.safetensors").write_bytes(b"damaged")
+    assert not is_whole(there)
+    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore it"):
+        checked_copy(version.uri)
+    assert not is_whole(there)  # what is no copy is not thrown away
+    assert register(home, folder) == version
+    assert checked_copy(version.uri) == there
+    (there / "config.json").unlink()
+    assert register(home, folder) == version
+    assert is_whole(there)
