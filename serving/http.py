@@ -20,6 +20,8 @@ Events = AsyncGenerator[bytes, None]
 
 # What a client may go on sending after its request is refused: read and dropped, so that it gets to read the answer.
 DISCARD_BYTES = 64 << 20
+BODY_S = 20.0
+"""What a body may take to come: as long as HAProxy waits where it holds a body whole (up to 16 KiB)."""
 
 # A page inside somebody else's would ask for them with this origin, and a page's own policy cannot say so.
 UNFRAMED: Headers = ((b"content-security-policy", b"frame-ancestors 'none'; base-uri 'none'"),)
@@ -84,7 +86,17 @@ def http_app(
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
-    """The request's body; raises RequestError 413 over `max_bytes`, whether or not it declares its length."""
+    """The request's body; raises RequestError 413 over `max_bytes`, whether or not it declares its length, and 408
+    where it has not come within `BODY_S`."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _read_body(scope, receive, max_bytes=max_bytes)
+    except TimeoutError:
+        told = f"the body had not come whole after {BODY_S:.0f} s; send it again, faster or less of it"
+        raise RequestError(408, "body_too_slow", told, headers=((b"connection", b"close"),)) from None
+
+
+async def _read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     declared = _header(scope, b"content-length")
     total = 0
     chunks: list[bytes] = []

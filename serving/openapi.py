@@ -37,6 +37,7 @@ REFUSALS = {
     403: "The batch's prefix is not open; or only this machine may ask, by the name 127.0.0.1 or localhost, and no "
     "other page from a browser.",
     404: "There is no such model or batch, or the recipe opens no request log for feedback, or no prefix for batches.",
+    408: "The body did not come whole within 20 s.",
     409: "The batch is another than was asked for before, or is over.",
     413: "The body is over {max_body_bytes} bytes.",
     422: "A field is missing, unknown or out of bounds; the message names it.",
@@ -186,7 +187,7 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
 def _refusals(operation: Operation, route: Route, section: ServingSection) -> list[int]:
     found = {*operation.refusals, 500, 503}
     if route.method == "POST":
-        found |= {400, 413}
+        found |= {400, 408, 413}
     if section.api_keys is not None and not route.open:
         found |= {401, 429}
     elif not section.guarded and not route.open:
@@ -198,6 +199,8 @@ def _refusal(status: int, *, section: ServingSection) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": _ref(ErrorBody)}}
     if status == 503:
         content["text/plain"] = {"schema": {"type": "string", "description": "Where Ray Serve itself refuses it."}}
+    if status == 408:
+        content["text/html"] = {"schema": {"type": "string", "description": "Where the proxy itself refuses it."}}
     found = {"description": REFUSALS[status].format(max_body_bytes=section.max_body_bytes), "content": content}
     if status == 429:
         found["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving import http
 from serving.http import Events, Message, Route, Scope, asker, http_app, path_id
 from serving.protocol import RequestError
 
@@ -88,6 +89,25 @@ def test_a_door_is_at_each_route_but_the_open_ones() -> None:
 
 def test_a_body_in_parts_is_put_together() -> None:
     assert _ask("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
+
+
+def test_a_body_that_does_not_come_to_its_end_is_a_408_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_S", 0.01)
+    sent: list[Message] = []
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = http_app({"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send))
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
+    assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
 
 
 @pytest.mark.parametrize("declared", [None, 101])
