@@ -458,7 +458,7 @@ class ServingSection(Section):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Bytes of one request's body; more is answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Requests waiting for a replica; more are answered with 503, or 429 for `task: chat`."""
+    """Requests waiting for a replica; more are answered with 429 and `Retry-After`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """For `task: chat`, the most tokens that a request may ask for; without it, what answers were evaluated with."""
     api_keys: str | None = None

@@ -5,11 +5,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from recipes.schema import ServingSection
-from serving.chat import Chat
+from serving.chat import RETRY_AFTER_S, Chat
 from serving.classifier import Classifier
 from serving.deploy import DEPLOYMENTS
 
@@ -69,6 +69,7 @@ def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
         ),
         "max_ongoing_requests": max_ongoing,
         "max_queued_requests": section.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "max_surge_percent": 25,
         "graceful_shutdown_timeout_s": SHUTDOWN_S[task],
         "ray_actor_options": {

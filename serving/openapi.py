@@ -43,7 +43,7 @@ REFUSALS = {
     422: "A field is missing, unknown or out of bounds; the message names it.",
     429: "More requests than are taken, of the key or of all; `retry-after` says when to ask again.",
     500: "A fault of the service; the replica's log has it under the request's id.",
-    503: "The model is still being loaded, or too many requests wait.",
+    503: "The model is still being loaded, or no replica is there.",
 }
 
 
@@ -61,7 +61,7 @@ class Operation:
     events: type[BaseModel] | None = None
     """Of which a stream consists, where one can be asked for."""
     refusals: tuple[int, ...] = ()
-    """Statuses of its own errors, beside those of its method and of the door."""
+    """Statuses of its own errors, beside those of its method, of the door, and of a service that is busy or fails."""
     also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     """Answers of other statuses that are no errors."""
 
@@ -70,14 +70,14 @@ _TEXT = {"input": "Fracture of femur"}
 _TALK = {"messages": [{"role": "user", "content": "What is a fracture?"}], "max_tokens": 32}
 OPERATIONS: Mapping[str, Operation] = {
     "/v1/classify": Operation(
-        "The most probable class of each text", ClassifyAnswer, ClassifyRequest, _TEXT, refusals=(404, 422, 503)
+        "The most probable class of each text", ClassifyAnswer, ClassifyRequest, _TEXT, refusals=(404, 422)
     ),
     "/v1/compare": Operation(
         "The same texts answered by the pretrained model and by the champion",
         CompareAnswer,
         ClassifyRequest,
         _TEXT,
-        refusals=(404, 422, 503),
+        refusals=(404, 422),
     ),
     "/v1/chat/completions": Operation(
         "The next turn of a conversation, whole or streamed",
@@ -85,7 +85,7 @@ OPERATIONS: Mapping[str, Operation] = {
         ChatRequest,
         _TALK,
         events=ChatChunk,
-        refusals=(404, 429, 503),
+        refusals=(404,),
     ),
     "/v1/completions": Operation(
         "A text continued as it stands, whole or streamed",
@@ -93,9 +93,9 @@ OPERATIONS: Mapping[str, Operation] = {
         CompletionRequest,
         {"prompt": "A fracture is", "max_tokens": 32},
         events=CompletionChunk,
-        refusals=(404, 429, 503),
+        refusals=(404,),
     ),
-    "/v1/models": Operation("The versions that serve", Models, refusals=(503,)),
+    "/v1/models": Operation("The versions that serve", Models),
     "/v1/feedback": Operation(
         "What was right, of an answer given earlier",
         FeedbackRequest,
@@ -110,7 +110,7 @@ OPERATIONS: Mapping[str, Operation] = {
         BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
-        refusals=(403, 404, 409, 422, 503),
+        refusals=(403, 404, 409, 422),
     ),
     "/v1/batches/{id}": Operation("How far a batch is", BatchStatus, refusals=(404,)),
     "/v1/batches/{id}/cancel": Operation("Ends a batch that is not over", BatchStatus, refusals=(404, 409)),
@@ -185,11 +185,11 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
 
 
 def _refusals(operation: Operation, route: Route, section: ServingSection) -> list[int]:
-    found = {*operation.refusals, 500, 503}
+    found = {*operation.refusals, 429, 500, 503}
     if route.method == "POST":
         found |= {400, 408, 413}
     if section.api_keys is not None and not route.open:
-        found |= {401, 429}
+        found.add(401)
     elif not section.guarded and not route.open:
         found.add(403)
     return sorted(found)
@@ -197,7 +197,7 @@ def _refusals(operation: Operation, route: Route, section: ServingSection) -> li
 
 def _refusal(status: int, *, section: ServingSection) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": _ref(ErrorBody)}}
-    if status == 503:
+    if status in (429, 503):
         content["text/plain"] = {"schema": {"type": "string", "description": "Where Ray Serve itself refuses it."}}
     if status == 408:
         content["text/html"] = {"schema": {"type": "string", "description": "Where the proxy itself refuses it."}}

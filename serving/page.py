@@ -55,10 +55,11 @@ async function call(path, body) {
   if (at("key").value) headers.authorization = "Bearer " + at("key").value;
   const asked = body ? {method: "POST", body: JSON.stringify(body), headers} : {headers};
   const answer = await fetch(base + path, asked);
-  const told = await answer.json();
+  if (answer.ok) return answer.json();
   if (answer.status === 401) at("locked").hidden = false;
-  if (!answer.ok) throw new Error(told.error.message);
-  return told;
+  let told = answer.status + " " + answer.statusText;
+  try { told = (await answer.json()).error.message; } catch { }  // Serve's own refusals are no JSON
+  throw new Error(told);
 }
 
 async function about() {

@@ -393,7 +393,7 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
     wanted = {"model": "serving-test", "version": service.first.version, "application": "serving-test"}
     with connect():
         (node,) = ray.nodes()
-        url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+        url = _metrics_url(node)
         deadline = time.monotonic() + 40  # ours are told every 5 s, Ray's every 10
         while time.monotonic() < deadline:
             told = requests.get(url, timeout=60).text
@@ -415,6 +415,24 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
         fitting = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
         assert fitting, (name, lines)
         assert float(fitting[0].rsplit(" ", 1)[-1]) > 0
+
+
+def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(service: Service) -> None:
+    name = "serving-busy"
+    section = SECTION.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
+    try:
+        url = deploy.deploy(section, home=f"s3://models/{name}", version=service.first)
+        with ThreadPoolExecutor(24) as clients:
+            body = {"input": TEXTS}
+            answers = list(clients.map(lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 429} == {"2"}
+        refused = rf'ray_serve_num_http_requests_total\{{[^}}]*application="{name}"[^}}]*status_code="429"'
+        with connect():
+            (node,) = ray.nodes()
+            _await(lambda: re.search(refused, requests.get(_metrics_url(node), timeout=60).text) is not None)
+    finally:
+        deploy.undeploy(name)
 
 
 def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_operator_does_changes_no_replica(
@@ -683,6 +701,10 @@ def _most_replicas(home: str, *, until: Callable[[], bool]) -> int:
 
     _await(watched)
     return most
+
+
+def _metrics_url(node: dict[str, Any]) -> str:
+    return f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
 
 
 def _await(holds: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from tests.k8s.manifests import build, environment, matches, of_kind, pods_of
 SERIES = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
 HISTOGRAMS = {f"{name}_{end}": one for name, one in SERIES.items() if one.buckets for end in ("bucket", "sum", "count")}
 PUT_ON_BY_PROMETHEUS = {"namespace", "pod", "job", "instance"}
-PUT_ON_BY_RAY = {"application", "deployment", "replica", "le", "ip"}
+PUT_ON_BY_RAY = {"application", "deployment", "replica", "le", "ip", "status_code"}
 A = 'namespace="n", application="a"'
 
 
@@ -52,7 +52,7 @@ def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> No
     panels = queries.panels()
     assert set(panels) >= {row[0] for row in rows}
     for title, cell in rows:
-        told = set(queries.NAME.findall(cell)) or {"ray_tailorbird_requests_total"}  # "the same with"
+        told = set(queries.NAME.findall(cell)) or {"ray_serve_num_http_requests_total"}  # "the same with"
         assert {name for query in panels[title] for name in queries.NAME.findall(query)} == told, title
 
 
@@ -135,7 +135,7 @@ def series(name: str, labels: str, values: str) -> dict[str, str]:
 
 
 def requests(status: str, each_minute: int) -> dict[str, str]:
-    return series("ray_tailorbird_requests_total", f'{A}, status="{status}", replica="r"', f"0+{each_minute}x60")
+    return series("ray_serve_num_http_requests_total", f'{A}, status_code="{status}"', f"0+{each_minute}x60")
 
 
 def buckets(*, slow: int) -> list[dict[str, str]]:

@@ -66,6 +66,12 @@ def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pyte
     assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
 
 
+@pytest.mark.parametrize("task", ["classification", "chat"])
+def test_what_serve_itself_refuses_is_told_when_to_come_back(task: str) -> None:
+    told = deployment_options(ServingSection(), task=task)["backpressure_config"]
+    assert (told.status_code, told.retry_after_s) == (429, 2)
+
+
 def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
