@@ -1,5 +1,6 @@
 """A replica of a chat model: OpenAI's completions over the version that it holds, whole or streamed."""
 
+import asyncio
 import logging
 import os
 import secrets
@@ -121,7 +122,7 @@ class Chat:
         begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault
         request = parse_chat(body)
         engine, arm = self._free_engine(request, request_id)
-        prompt = _chat_prompt(request, engine=engine)
+        prompt = await _in_thread(_chat_prompt, request, engine=engine)
         job = _job(request, prompt, engine=engine, param="messages", cap=self._section.max_new_tokens)
         text = request.conversation[-1][1]
         return await self._answered(request, job, shape=CHAT, asked=Came(request_id, begun, text, arm))
@@ -130,7 +131,7 @@ class Chat:
         begun, _ = time.perf_counter(), self._replica.engine
         request = parse_completion(body)
         engine, arm = self._free_engine(request, request_id)
-        prompt = _text_prompt(request, engine=engine)
+        prompt = await _in_thread(_text_prompt, request, engine=engine)
         job = _job(request, prompt, engine=engine, param="prompt", cap=self._section.max_new_tokens)
         return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text, arm))
 
@@ -197,6 +198,12 @@ class Chat:
             arm=asked.arm,
         )
         log.answers.add([entry])
+
+
+async def _in_thread(prompt_of: Callable[..., list[int]], request: Asked, *, engine: ChatEngine) -> list[int]:
+    """A prompt's tokens: those of a MB take a second, in which no stream would go on. The engine is held meanwhile."""
+    with engine.held():
+        return await asyncio.to_thread(prompt_of, request, engine=engine)
 
 
 def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:

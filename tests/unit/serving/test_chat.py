@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,10 +14,13 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from models.registry import Prompting
-from serving.chat import Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
+from recipes.schema import ServingSection
+from serving import chat
+from serving.chat import Chat, Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
 from serving.chat_protocol import CHAT, COMPLETION, parse_chat, parse_completion
 from serving.generate import ChatEngine, Sampling
 from serving.protocol import RequestError
+from serving.replica import Replica
 from tests.small_chat import tokenizer
 
 TOKENIZER = tokenizer()
@@ -194,6 +199,43 @@ def test_a_completions_events_put_together_are_its_text() -> None:
     assert "".join(choice["text"] for choice in choices) == "one two"
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
     assert last == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "abc"}]}),
+        ("/v1/completions", {"prompt": "abc"}),
+    ],
+)
+def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
+    monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
+) -> None:
+    engine: Any = Said("one</s>")
+    engine.running, engine.version = True, SimpleNamespace(name="task", version="v", digest="d")
+    go = threading.Event()
+
+    def slow(*_: Any, **__: Any) -> Any:
+        assert go.wait(10)
+        return [1, 2]
+
+    monkeypatch.setattr(chat, "_chat_prompt", slow)
+    monkeypatch.setattr(chat, "_text_prompt", slow)
+    replica: Any = Replica(lambda _uri, _digest: engine, section=ServingSection())
+    replica._engines = {"champion": engine}
+    service: Any = object.__new__(Chat)
+    service._replica, service._section = replica, ServingSection()
+    answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
+
+    async def ask() -> int:
+        asked = asyncio.create_task(answers[route](json.dumps(body).encode(), "r"))
+        while not engine.num_held:
+            await asyncio.sleep(0)
+        go.set()
+        status, _ = await asked
+        return int(status)
+
+    assert (asyncio.run(ask()), engine.num_held) == (200, 0)
 
 
 def text_asked(fields: dict[str, Any]) -> str:
