@@ -8,14 +8,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cluster.fetch import cache_folder
 
 _log = logging.getLogger("ray.serve")
 
 Row = dict[str, Any]
-MAX_CHARS = 1 << 30
+MAX_BYTES = 1 << 30
 """Of a replica's rows on disk: the node's other users need it too."""
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
@@ -41,7 +41,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._folder = folder
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._number = -1
         self._sizes: dict[int, int] = {}
         self._broken: set[int] = set()
@@ -59,11 +59,11 @@ class Journal:
                 if self._file is not None:
                     self._file.close()
                 self._number = number
-                self._file = self._path(self.name, number).open("a", encoding="utf-8")
-            text = "".join([f"{_ENCODE(row)}\n" for row in rows])
+                self._file = self._path(self.name, number).open("ab")
+            text = "".join([f"{_ENCODE(row)}\n" for row in rows]).encode()
             self._sizes[number] = self._sizes.get(number, 0) + len(text)
-            if sum(self._sizes.values()) > MAX_CHARS:
-                raise OSError(f"{MAX_CHARS >> 20} MiB of rows wait in {self._folder}, which is enough")
+            if sum(self._sizes.values()) > MAX_BYTES:
+                raise OSError(f"{MAX_BYTES >> 20} MiB of rows wait in {self._folder}, which is enough")
             self._file.write(text)
             self._file.flush()  # it is the kernel's now: before the answer leaves
         except OSError as error:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.storage import write_bytes
+from serving import journal
 from serving import log as request_log
 from serving.log import Entry, Feedback, RequestLog
 
 ROOT = Path(__file__).parents[3]
 KEY = b"k" * 32
+FACE = "\N{GRINNING FACE}"
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
@@ -43,6 +46,11 @@ def entry(number: int, *, at: datetime = NOON, **fields: Any) -> Entry:
 def written(folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("answers/day=*/*.parquet"))
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+
+
+def held(one: Entry) -> int:
+    """Bytes that are counted for a row."""
+    return request_log._size(RequestLog("file:///none", subject_key=None, texts=False)._row(one))
 
 
 def kept(folder: Path, entries: Sequence[Entry], *, key: bytes | None = KEY, texts: bool = False) -> list[Any]:
@@ -126,11 +134,47 @@ def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
 def test_memory_is_bounded_and_what_is_given_up_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(request_log, "MAX_BYTES", 5 * request_log.ROW_BYTES)
+    monkeypatch.setattr(request_log, "MAX_BYTES", 5 * held(entry(0)))
     monkeypatch.setattr(request_log, "FILE_ROWS", 2)
     rows = kept(tmp_path, [entry(number) for number in range(8)])
     assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
     assert f"3 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+
+
+@pytest.mark.parametrize("attributes", [None, {f"{number:02d}{FACE * 254}": FACE * 256 for number in range(32)}])
+def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, attributes: dict[str, str] | None) -> None:
+    classes, scores = ("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
+
+    def asked(number: int) -> list[Entry]:
+        given = {**attributes} if attributes else None
+        fields: dict[str, Any] = {"label": "b", "score": 0.6, "classes": classes, "scores": scores}
+        return [entry(number, row=row, attributes=given, subject=f"s{number}", **fields) for row in range(2)]
+
+    log = RequestLog(tmp_path.as_uri(), subject_key=KEY, texts=False)
+    log.answers.add(asked(0))
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            log.answers.add(asked(number))
+        held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held_bytes <= log.answers._num_bytes <= 2.5 * held_bytes
+
+
+def test_texts_that_share_their_attributes_share_what_is_written_of_them(tmp_path: Path) -> None:
+    log, given = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False), {"sex": "f", "smile": FACE}
+    one, other = (log._row(entry(1, row=row, attributes=given)) for row in range(2))
+    assert one["attributes"] is other["attributes"]
+    assert one["attributes"] == f'{{"sex": "f", "smile": "{FACE}"}}'
+    assert log._row(entry(2, attributes={"sex": "m"}))["attributes"] == '{"sex": "m"}'
+
+
+def test_a_file_holds_only_what_may_lie_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "FILE_BYTES", 2 * held(entry(0)))
+    kept(tmp_path, [entry(number) for number in range(5)] + [entry(5, label="a" * 10_000)])
+    sizes = [pq.read_table(file, partitioning=None).num_rows for file in sorted(tmp_path.rglob("*.parquet"))]
+    assert sizes == [2, 2, 1, 1]
 
 
 def test_feedback_is_kept_beside_the_answers(tmp_path: Path) -> None:
@@ -250,6 +294,21 @@ def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
     assert len([record for record in caplog.records if "the disk says" in record.getMessage()]) == 1
 
 
+def test_what_lies_on_disk_is_bounded_by_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "MAX_BYTES", 1 << 20)
+
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log.answers.add([entry(1, label=FACE * 300_000)])
+        await log.close()
+
+    asyncio.run(keep())
+    assert "1 MiB of rows wait" in caplog.text
+    assert [row["request_id"] for row in written(tmp_path)] == ["r1"]
+
+
 def test_where_no_journal_can_be_made_rows_go_to_the_store_nevertheless(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,9 +325,9 @@ def test_where_no_journal_can_be_made_rows_go_to_the_store_nevertheless(
 def test_what_is_too_much_for_memory_is_on_disk_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(request_log, "MAX_BYTES", 5 * request_log.ROW_BYTES)
-    monkeypatch.setattr(request_log, "FILE_ROWS", 4)
     label = "a\u2028b\x85c\n"  # which some take for the ends of lines
+    monkeypatch.setattr(request_log, "MAX_BYTES", 5 * held(entry(20, label=label)))
+    monkeypatch.setattr(request_log, "FILE_ROWS", 4)
 
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
