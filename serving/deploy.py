@@ -45,7 +45,7 @@ class VersionRefusedError(DeployError):
 
 
 class TrialError(DeployError):
-    """The champion serves as it was asked to, but without the version on trial."""
+    """The version cannot be tried; the champion serves without it, as it was asked to or as before."""
 
 
 def task_of(version: "ModelVersion") -> str:
@@ -99,7 +99,8 @@ def application_of(
     trial: "ModelVersion | None" = None,
     others: Sequence["ModelVersion"] = (),
 ) -> dict[str, Any]:
-    """The application as Serve is told of it, at `/`: what `deploy` puts and a manifest says. Arguments as there."""
+    """The application as Serve is told of it, at `/`: what `deploy` puts and a manifest says. Arguments as there, and
+    TrialError for a trial by other code than the champion's."""
     task = task_of(version)
     config: dict[str, Any] = _named(version) | {"verdict": verdict, "with_pretrained": section.pretrained}
     beside = {other.version: _named(other) for other in others if other.digest != version.digest}
@@ -110,6 +111,12 @@ def application_of(
         config["beside"] = beside
     if trial is not None:
         assert section.trial is not None
+        if trial.code != version.code:
+            raise TrialError(
+                f"{trial.uri} was made by other code ({trial.code}) than the champion ({version.code}), in whose "
+                "replicas it would run: what is tried would not be what is served later. Try one that was made by the "
+                "champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
+            )
         config[TRIAL] = _named(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)
     return {
         "name": application_name(home),
@@ -207,7 +214,8 @@ def move(
     if wished and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = _named(pretrained)
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
-    if config.get(TRIAL, {}).get("digest") in (version.digest, weights_digest(version)):  # it has been tried
+    tried = config.get(TRIAL, {}).get("digest") in (version.digest, weights_digest(version))
+    if TRIAL in config and (tried or not alike):
         del changed["deployments"][0]["user_config"][TRIAL]
     return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
 

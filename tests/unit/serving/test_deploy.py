@@ -10,8 +10,17 @@ import pytest
 from cluster.code import PACKAGES, ship_code
 from models.registry import Prompting
 from recipes.schema import ServingSection, TrialSection
+from serving import deploy
 from serving.app import BuildArgs, deployment_options
-from serving.deploy import DeployError, _build_args, _refuse_open_door, require_unchanged, task_of
+from serving.deploy import (
+    DeployError,
+    TrialError,
+    _build_args,
+    _refuse_open_door,
+    application_of,
+    require_unchanged,
+    task_of,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -90,3 +99,65 @@ def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) ->
     Path(ours.removeprefix("file://")).write_bytes(b"no zip")
     with pytest.raises(DeployError, match="cannot be served: not a zip that can be read"):
         require_unchanged(ours)
+
+
+class FakeServe:
+    """Serve's dashboard, which does at once what it is told; a test may let somebody else put something between."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.applications: dict[str, Any] = {}
+        self.puts: list[list[str]] = []
+        monkeypatch.setattr(deploy, "request_dashboard", self.answer)
+        monkeypatch.setattr(deploy, "require_unchanged", lambda _code: None)
+        monkeypatch.setattr(deploy, "_wait_ready", lambda *_args, **_options: {})
+
+    def answer(self, method: str, _path: str, *, body: Any = None) -> Any:
+        if method == "PUT":
+            self.puts.append([one["name"] for one in body["applications"]])
+            self.applications = {one["name"]: one for one in body["applications"]}
+        told = {
+            name: {"deployed_app_config": one, "route_prefix": one["route_prefix"], "status": "RUNNING"}
+            for name, one in self.applications.items()
+        }
+        return SimpleNamespace(status_code=200, text="", json=lambda: {"applications": told})
+
+    def config(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.applications[name]["deployments"][0]["user_config"]
+        return found
+
+
+def registered(name: str, *, code: str = "s3://models/code/a.zip", **fields: Any) -> Any:
+    return SimpleNamespace(
+        version=name, uri=f"s3://models/t/versions/{name}", digest=f"d-{name}", code=code, prompting=None,
+        exported_from=None, **fields,
+    )  # fmt: skip
+
+
+TRIED = ServingSection(trial=TrialSection(version="full-2", canary=0.1))
+
+
+def test_a_version_by_other_code_is_not_tried_in_the_champions_replicas() -> None:
+    champion = registered("full-1")
+    told = application_of(TRIED, home="s3://models/t", version=champion, trial=registered("full-2"))
+    assert told["deployments"][0]["user_config"]["trial"]["digest"] == "d-full-2"
+    with pytest.raises(TrialError, match=r"full-2 was made by other code .*promote this one"):
+        application_of(
+            TRIED, home="s3://models/t", version=champion, trial=registered("full-2", code="s3://models/code/b.zip")
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "goes_on"),
+    [("full-3", "a", True), ("full-3", "b", False), ("full-2", "a", False)],
+)
+def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion(
+    monkeypatch: pytest.MonkeyPatch, name: str, code: str, goes_on: bool
+) -> None:
+    serve = FakeServe(monkeypatch)
+    told = application_of(TRIED, home="s3://models/t", version=registered("full-1"), trial=registered("full-2"))
+    serve.applications["t"] = told
+    deploy.move(
+        "s3://models/t", version=registered(name, code=f"s3://models/code/{code}.zip"), pretrained=None, verdict=None
+    )
+    assert serve.config("t")["digest"] == f"d-{name}"
+    assert ("trial" in serve.config("t")) == goes_on
