@@ -44,6 +44,8 @@ _log = logging.getLogger("ray.serve")
 SWITCH_S = 0.0005
 """How long a thread may keep Python from the others, for Python's 5 ms: a forward pass gives it up at each of a hundred
 operations, and would wait as long each time for whoever reads requests, or loads a version, meanwhile."""
+ABSENT_S, MAX_ABSENT_S = 60.0, 3600.0
+"""After how long a version beside the champion that could not be loaded is tried again: twice as long each time."""
 
 EngineT = TypeVar("EngineT", bound=Engine)
 
@@ -80,6 +82,7 @@ class Replica(Generic[EngineT]):
         self._trial: Trial | None = None
         self._verdict: str | None = None
         self._config = ""
+        self._asked: dict[str, Any] = {}
         self._refused: tuple[str, str] | None = None
         self._changes: asyncio.Task[None] | None = None
 
@@ -93,7 +96,7 @@ class Replica(Generic[EngineT]):
         if not self._watches:
             watched = [self._door.keep_current()] if self._door else []
             watched += [self.log.keep_writing()] if self.log else []
-            watched += [self.meter.keep_exporting(self._gauges, to_ray=Instruments)]
+            watched += [self.meter.keep_exporting(self._gauges, to_ray=Instruments), self._keep_trying()]
             self._watches = [asyncio.create_task(watch) for watch in watched]
         if self._engines:
             self._changes = asyncio.create_task(self._change(user_config, after=self._changes))
@@ -117,7 +120,20 @@ class Replica(Generic[EngineT]):
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
             self._retire(engine)
 
+    async def _keep_trying(self) -> None:
+        """Loads what is absent as soon as it can be, until cancelled: what was wrong may have been the store."""
+        wait_s = ABSENT_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MAX_ABSENT_S) if self._absent else ABSENT_S
+            if self._absent and (self._changes is None or self._changes.done()):
+                self._changes = asyncio.create_task(self._try_absent())
+
+    async def _try_absent(self) -> None:
+        self._engines, self._absent = await asyncio.to_thread(self._loaded, self._asked)
+
     def _told(self, user_config: dict[str, Any]) -> None:
+        self._asked = user_config
         self._verdict, self._config = user_config.get("verdict"), config_id(user_config)
         self._trial = Trial.of(user_config.get(TRIAL))
 
@@ -137,7 +153,8 @@ class Replica(Generic[EngineT]):
                 if name == CHAMPION:
                     raise
                 absent[name] = str(error)
-                _log.exception("%s cannot be loaded, the champion serves without it", version["version_uri"])
+                if self._absent.get(name) != absent[name]:
+                    _log.exception("%s cannot be loaded, the champion serves without it", version["version_uri"])
             else:
                 engines[digest] = found[name]
         return found, absent

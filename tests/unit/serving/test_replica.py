@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.schema import ServingSection
+from serving import replica as replicas
 from serving.log import RequestLog
 from serving.protocol import RequestError, config_id
 from serving.replica import Replica, refuse_unkept_subject
@@ -189,6 +190,38 @@ def test_a_trial_that_cannot_be_loaded_is_told_and_the_champion_serves(first: bo
         assert "absent" not in (await ready(replica))[1]
 
     asyncio.run(change())
+
+
+def test_what_is_absent_is_tried_again_until_it_is_there_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(replicas, "ABSENT_S", 0.01)
+    monkeypatch.setattr(replicas, "MAX_ABSENT_S", 0.02)
+    num_tried = 0
+
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+
+        def load(uri: str, digest: str) -> Any:
+            nonlocal num_tried
+            num_tried += uri == "probe"
+            return loads.load("bad" if uri == "probe" and num_tried < 4 else uri, digest)
+
+        replica: Replica[Any] = Replica(load, section=ServingSection())
+        await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("probe")}})
+        await replica.reconfigure(asked("bad"))  # which is refused: what served before goes on
+        await settled(replica)
+        while "pretrained" not in replica.engines:
+            await asyncio.sleep(0.01)
+        assert replica.engine_of("pretrained").version.version == "probe"
+        _, told = await ready(replica)
+        assert (told["refused"], "absent" in told) == ("d-bad", False)
+        await asyncio.sleep(0.1)
+        assert (loads.loaded, num_tried) == (["one", "probe"], 4)
+
+    asyncio.run(change())
+    assert len([one for one in caplog.records if "probe cannot be loaded" in one.getMessage()]) == 1
 
 
 def test_a_subject_is_refused_where_none_is_kept() -> None:
