@@ -102,7 +102,8 @@ def application_of(
     """The application as Serve is told of it, at `/`: what `deploy` puts and a manifest says. Arguments as there, and
     TrialError for a trial by other code than the champion's."""
     task = task_of(version)
-    config: dict[str, Any] = _named(version) | {"verdict": verdict, "with_pretrained": section.pretrained}
+    config: dict[str, Any] = _named(version) | {"verdict": verdict}
+    config |= {"with_pretrained": section.pretrained, "versions": section.versions}  # which `move` goes by
     beside = {other.version: _named(other) for other in others if other.digest != version.digest}
     # A chat model beside would take as much memory again.
     if pretrained is not None and task == "classification" and section.pretrained:
@@ -196,11 +197,12 @@ def _withdraw(name: str, *, version: "ModelVersion") -> None:
 def move(
     home: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
 ) -> str | None:
-    """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`.
+    """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`:
+    beside it the versions that are for its base model and code, the former champion among them.
 
     Returns the base URL, or None where the task is not served.
     """
-    from models.registry import weights_digest
+    from models.registry import over_same_base, weights_digest
 
     declared = _declared(_applications())
     former = declared.get(application_name(home))
@@ -208,9 +210,9 @@ def move(
         return None
     config = former["deployments"][0]["user_config"]
     alike = former.get("runtime_env") == {"working_dir": version.code}
-    kept = config.get("beside", {}) if alike else {}  # what is beside was made for the code of then
-    beside = {name: one for name, one in kept.items() if name not in (version.version, PRETRAINED)}
-    wished = config.get("with_pretrained", PRETRAINED in config.get("beside", {}))  # by the section of then
+    most = config.get("versions", len(config.get("beside", {})))  # by the section of then
+    beside = {other.version: _named(other) for other in over_same_base(version, home=home, most=most)}
+    wished = config.get("with_pretrained", PRETRAINED in config.get("beside", {}))
     if wished and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = _named(pretrained)
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})

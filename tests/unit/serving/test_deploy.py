@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.code import PACKAGES, ship_code
+from models import registry
 from models.registry import Prompting
 from recipes.schema import ServingSection, TrialSection
 from serving import deploy
@@ -146,6 +147,27 @@ def test_a_version_by_other_code_is_not_tried_in_the_champions_replicas() -> Non
         )
 
 
+def test_the_former_champion_answers_beside_the_new_one_where_both_are_over_one_base_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve, asked = FakeServe(monkeypatch), []
+    former, other, version = (registered(name) for name in ("lora-1", "lora-2", "lora-3"))
+
+    def over_same_base(version: Any, *, home: str, most: int) -> list[Any]:
+        asked.append((version.version, home, most))
+        return [former, other]
+
+    monkeypatch.setattr(registry, "over_same_base", over_same_base)
+    told = application_of(ServingSection(versions=3), home="s3://models/t", version=former, others=[other])
+    serve.applications["t"] = told
+    deploy.move("s3://models/t", version=version, pretrained=None, verdict=None)
+    assert asked == [("lora-3", "s3://models/t", 3)]
+    assert {name: one["digest"] for name, one in serve.config("t")["beside"].items()} == {
+        "lora-1": "d-lora-1",
+        "lora-2": "d-lora-2",
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "code", "goes_on"),
     [("full-3", "a", True), ("full-3", "b", False), ("full-2", "a", False)],
@@ -154,6 +176,7 @@ def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion
     monkeypatch: pytest.MonkeyPatch, name: str, code: str, goes_on: bool
 ) -> None:
     serve = FakeServe(monkeypatch)
+    monkeypatch.setattr(registry, "over_same_base", lambda *_args, **_options: [])
     told = application_of(TRIED, home="s3://models/t", version=registered("full-1"), trial=registered("full-2"))
     serve.applications["t"] = told
     deploy.move(
