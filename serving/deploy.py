@@ -44,6 +44,10 @@ class VersionRefusedError(DeployError):
     """The version cannot be loaded; the one that served before serves on."""
 
 
+class OverwrittenError(DeployError):
+    """Somebody else changed or removed the application while it was deployed."""
+
+
 class TrialError(DeployError):
     """The version cannot be tried; the champion serves without it, as it was asked to or as before."""
 
@@ -240,24 +244,44 @@ def _apart(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]
 
 
 def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) -> str:
-    """Puts the application among those that were declared, waits until it answers as configured, and returns its base
-    URL; where it does not, raises DeployError with what was there before put back."""
-    name, base_url = application["name"], _base_url(application)
-    if declared.get(name, {}).get("runtime_env") != application["runtime_env"]:
+    """Puts the application in the place of the one that was declared, waits until it answers as configured, and returns
+    its base URL; where it does not, raises DeployError with what was there before put back.
+
+    Serve takes its configuration as a whole and on no condition: who changes another application may put back what he
+    had read of ours. Then it is put again; what somebody else made of ours is left, with DeployError.
+    """
+    name, base_url, former = application["name"], _base_url(application), declared.get(application["name"])
+    if (former or {}).get("runtime_env") != application["runtime_env"]:
         require_unchanged(application["runtime_env"]["working_dir"])
-    others = [config for other, config in declared.items() if other != name]
-    _put([*others, application])
     config = application["deployments"][0]["user_config"]
     max_replicas = application["args"].get("serving", {}).get("max_replicas", 1)
-    try:
-        _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
-    except DeployError:
-        former = declared.get(name)
-        if former is not None:  # a replica that starts later must not be told to load what none can load
-            others = [config for other, config in _declared(_applications()).items() if other != name]
-            _put([*others, former])
-        raise
-    return base_url
+    for _ in range(PUT_ATTEMPTS):
+        _put_beside_others(application)
+        try:
+            _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
+            _require_declared(name, config=config)
+        except OverwrittenError:
+            if _declared(_applications()).get(name) != former:
+                raise
+            continue
+        except DeployError:
+            if former is not None:  # a replica that starts later must not be told to load what none can load
+                _put_beside_others(former)
+            raise
+        return base_url
+    raise DeployError(f"{name} was put back {PUT_ATTEMPTS} times by who changes other applications; try again")
+
+
+def _put_beside_others(application: dict[str, Any]) -> None:
+    """The others as they are at this moment."""
+    _put([*(one for other, one in _declared(_applications()).items() if other != application["name"]), application])
+
+
+def _require_declared(name: str, *, config: dict[str, Any]) -> None:
+    """Raises OverwrittenError where Serve was told something else of the application since."""
+    found = _declared(_applications()).get(name)
+    if found is None or config_id(found["deployments"][0]["user_config"]) != config_id(config):
+        raise OverwrittenError(f"somebody else changed or removed {name} meanwhile; `tailorbird serve` it again")
 
 
 def require_unchanged(code: str) -> None:
@@ -396,6 +420,7 @@ def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers
             return ready
         if 0 < in_a_row < num_answers:
             continue
+        _require_declared(name, config=config)
         status = _status(name)
         if not status.startswith(FAILED):
             failed_since = None

@@ -1,6 +1,7 @@
 """What a deploy says to the version's own code, which may be older than this."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from serving import deploy
 from serving.app import BuildArgs, deployment_options
 from serving.deploy import (
     DeployError,
+    OverwrittenError,
     TrialError,
     _build_args,
     _refuse_open_door,
@@ -107,15 +109,17 @@ class FakeServe:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.applications: dict[str, Any] = {}
-        self.puts: list[list[str]] = []
+        self.after_put: list[Callable[[], None]] = []
+        """What somebody else does after each of the next changes."""
         monkeypatch.setattr(deploy, "request_dashboard", self.answer)
         monkeypatch.setattr(deploy, "require_unchanged", lambda _code: None)
         monkeypatch.setattr(deploy, "_wait_ready", lambda *_args, **_options: {})
 
     def answer(self, method: str, _path: str, *, body: Any = None) -> Any:
         if method == "PUT":
-            self.puts.append([one["name"] for one in body["applications"]])
             self.applications = {one["name"]: one for one in body["applications"]}
+            if self.after_put:
+                self.after_put.pop(0)()
         told = {
             name: {"deployed_app_config": one, "route_prefix": one["route_prefix"], "status": "RUNNING"}
             for name, one in self.applications.items()
@@ -132,6 +136,51 @@ def registered(name: str, *, code: str = "s3://models/code/a.zip", **fields: Any
         version=name, uri=f"s3://models/t/versions/{name}", digest=f"d-{name}", code=code, prompting=None,
         exported_from=None, **fields,
     )  # fmt: skip
+
+
+def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+    """A Serve with the tasks `t` and `other`, whose champions are called full-1."""
+    serve = FakeServe(monkeypatch)
+    monkeypatch.setattr(registry, "over_same_base", lambda *_args, **_options: [])
+    for name in ("t", "other"):
+        told = application_of(ServingSection(), home=f"s3://models/{name}", version=registered("full-1"))
+        serve.applications[name] = told | {"route_prefix": f"/{name}"}
+    return serve
+
+
+def moved(name: str) -> None:
+    deploy.move(f"s3://models/{name}", version=registered("full-2"), pretrained=None, verdict=None)
+
+
+def test_a_change_of_another_task_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    monkeypatch.setattr(deploy, "require_unchanged", lambda _code: moved("other"))  # a read of S3, and what it takes
+    deploy.move(
+        "s3://models/t", version=registered("full-2", code="s3://models/code/b.zip"), pretrained=None, verdict=None
+    )
+    assert {serve.config(name)["digest"] for name in ("t", "other")} == {"d-full-2"}
+
+
+def test_what_somebody_puts_back_who_changes_another_task_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    former = serve.applications["t"]
+    stale = [lambda: serve.applications.update(t=former), lambda: serve.applications.update(t=former)]
+    serve.after_put = list(stale)
+    moved("t")
+    assert (serve.config("t")["digest"], serve.after_put) == ("d-full-2", [])
+    serve.applications["t"] = former
+    serve.after_put = [stale[0]] * deploy.PUT_ATTEMPTS
+    with pytest.raises(DeployError, match="t was put back 5 times by who changes other applications"):
+        moved("t")
+
+
+def test_what_somebody_else_makes_of_the_same_task_is_left_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    theirs = application_of(ServingSection(), home="s3://models/t", version=registered("full-3"))
+    serve.after_put = [lambda: serve.applications.update(t=theirs)]
+    with pytest.raises(OverwrittenError, match="somebody else changed or removed t meanwhile"):
+        moved("t")
+    assert serve.config("t")["digest"] == "d-full-3"
 
 
 TRIED = ServingSection(trial=TrialSection(version="full-2", canary=0.1))
