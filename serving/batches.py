@@ -49,6 +49,10 @@ class Batches:
             "/v1/batches/{id}/cancel": Route("POST", self._cancel),
         }
 
+    async def go_on(self) -> None:
+        """Takes over what a former desk, by other code or with another section, has not begun."""
+        self._working = asyncio.create_task(self._keep_working())
+
     async def _create(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         self._require_open()
         request = parse_batch(body)
@@ -78,14 +82,14 @@ class Batches:
         return code, status.model_dump_json().encode()
 
     async def _keep_working(self) -> None:
-        """Until no batch is left: the desk ends when it finds none, maybe the moment before one came."""
+        """Until no batch is left: the desk ends when it finds none, maybe the moment before one came, or when another
+        takes over."""
         while True:
             try:
-                working = await asyncio.to_thread(send_to_work, self._home, self._section)
-                await ended(working)
                 self._asked = False
                 if not await asyncio.to_thread(unfinished, self._home) and not self._asked:
                     return
+                await ended(await asyncio.to_thread(send_to_work, self._home, self._section))
             except Exception:
                 _log.exception("the desk of batches cannot work; it is asked again in %s s", RETRY_S)
             await asyncio.sleep(RETRY_S)

@@ -104,7 +104,7 @@ class Chat:
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
         batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
-        return self._replica.asgi_app(routes | batches.routes())
+        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""

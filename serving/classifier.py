@@ -60,7 +60,7 @@ class Classifier:
             "/": Route("GET", self._page, open=True, content_type=b"text/html; charset=utf-8"),
         }
         batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
-        return self._replica.asgi_app(routes | batches.routes())
+        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""

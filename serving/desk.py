@@ -1,6 +1,10 @@
 """Behind /v1/batches: the states of batches on S3, and one actor an application that does them, one after the other."""
 
+import hashlib
+import json
 import logging
+import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +23,7 @@ from serving.scorer import Batch
 NAMESPACE = "tailorbird"
 POLL_S = 1.0
 RESTARTS = 3
+MARK_CHARS = 12
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +86,19 @@ def unfinished(home: str) -> list[BatchStatus]:
 
 
 def send_to_work(home: str, section: ServingSection) -> Any:
-    """Sees to it that the application's desk is there and works; it survives who asks. `ended` takes what is given."""
+    """Sees to it that the application's desk is there and works; it survives who asks. `ended` takes what is given.
+
+    One by other code or with another section leaves after the batch that it does, and this one goes on from there.
+    """
     import ray
 
+    code = ray.get_runtime_context().runtime_env.get("working_dir")
+    mark = hashlib.sha256(json.dumps([code, section.model_dump(mode="json")]).encode()).hexdigest()[:MARK_CHARS]
+    name = f"batches-{application_name(home)}"
     desk = (
         ray.remote(Desk)
         .options(
-            name=f"batches-{application_name(home)}",
+            name=f"{name}-{mark}",
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -95,9 +106,18 @@ def send_to_work(home: str, section: ServingSection) -> Any:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        .remote(home, section.model_dump())
+        .remote(home, section.model_dump(), desks(home) - {f"{name}-{mark}"})
     )
     return desk.work.remote()
+
+
+def desks(home: str) -> set[str]:
+    """Names of the application's desks that live: one, but while another takes over."""
+    from ray.util import list_named_actors
+
+    ours = re.compile(rf"batches-{re.escape(application_name(home))}(-[0-9a-f]{{{MARK_CHARS}}})?")
+    living = [one["name"] for one in list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
+    return {name for name in living if ours.fullmatch(name)}
 
 
 async def ended(working: Any) -> None:
@@ -109,18 +129,25 @@ async def ended(working: Any) -> None:
 
 
 class Desk:
-    """Used as a detached Ray actor: what it is to do, and has done, lies on S3 alone."""
+    """Used as a detached Ray actor: what it is to do, and has done, lies on S3 alone.
 
-    def __init__(self, home: str, section: dict[str, Any]) -> None:
+    `before` are the desks that were there when it was made: it begins when they have left.
+    """
+
+    def __init__(self, home: str, section: dict[str, Any], before: set[str]) -> None:
         require_shipped_code()
         self._home = home
         self._section = section
+        self._before = before
 
     def work(self) -> None:
-        """Does what waits until nothing does, then ends its process."""
+        """Does what waits until nothing does, or another desk was made since, then ends its process."""
         import ray
 
-        while left := unfinished(self._home):
+        known = self._before | {ray.get_runtime_context().get_actor_name()}
+        while desks(self._home) & self._before:
+            time.sleep(POLL_S)
+        while (left := unfinished(self._home)) and not desks(self._home) - known:
             self._do(left[0].id)
         ray.actor.exit_actor()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Mapping, MutableMapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -54,18 +54,19 @@ def http_app(
     *,
     max_body_bytes: int,
     admit: Callable[[Callable[[bytes], str]], str | None],
+    on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """An ASGI application over exact paths, or those with a part `{id}`; FastAPI's routing and validation would double
     the cost of a request.
 
     `admit` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
-    `on_shutdown` is awaited after the last answer.
+    `on_startup` is awaited before the first answer, `on_shutdown` after the last.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send, on_shutdown=on_shutdown)
+            await _lifespan(receive, send, {"lifespan.startup": on_startup, "lifespan.shutdown": on_shutdown})
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
@@ -213,11 +214,12 @@ async def _send_events(send: Send, events: Events) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _lifespan(receive: Receive, send: Send, *, on_shutdown: Callable[[], Awaitable[None]] | None) -> None:
+async def _lifespan(receive: Receive, send: Send, hooks: Mapping[str, Callable[[], Awaitable[None]] | None]) -> None:
     while True:
         message = await receive()
-        if message["type"] == "lifespan.shutdown" and on_shutdown is not None:
-            await on_shutdown()
+        hook = hooks.get(message["type"])
+        if hook is not None:
+            await hook()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -213,13 +213,14 @@ class Replica(Generic[EngineT]):
         """Whether it still is: what waits may be older than the trial."""
         return self._engines.get(TRIAL) is engine
 
-    def asgi_app(self, routes: dict[str, Route]) -> ASGIApp:
+    def asgi_app(self, routes: dict[str, Route], *, on_startup: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
         every = documented(routes | self._routes(), section=self._section)
         app = http_app(
             every,
             max_body_bytes=self._section.max_body_bytes,
             admit=self._admit,
+            on_startup=on_startup,
             on_shutdown=self.log.close if self.log else None,
         )
         return metered(app, meter=self.meter, routes=every)

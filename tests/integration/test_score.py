@@ -19,13 +19,15 @@ import pytest
 import requests
 
 from cluster import stack, storage
+from cluster.session import connect
 from data import icd10
 from models import load
 from models.decide import NO_GROUP, Routing, to_candidate
 from models.registry import ModelVersion
 from recipes.schema import ServingSection
-from serving import deploy, score
+from serving import deploy, desk, score
 from serving.answer import Prediction, predict_hybrid
+from serving.batches import _written
 from tests.integration.small import recipe_file, write_table
 from tests.integration.test_serving import ROOT, Service
 
@@ -187,6 +189,34 @@ def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
     assert len(_parts(output)) == 60
     assert storage.read_json(f"{output}/{score.MANIFEST}")["num_rows"] == 1000
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
+
+
+def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
+    home, uri = "s3://models/score-closed", _input(rows, num_files=60)
+
+    def queued(output: str) -> str:
+        batch = score.batch_of(service.first, input=uri, output=output, id_column="key")
+        return _written(home, batch, service.first).id
+
+    def status(batch_id: str) -> Any:
+        found = desk.read_status(home, batch_id)
+        assert found is not None
+        return found[0]
+
+    def is_over(batch_id: str) -> Any:
+        return status(batch_id) if status(batch_id).status in ("completed", "failed") else None
+
+    with connect():
+        first = queued(_output())
+        desk.send_to_work(home, SECTION)
+        _awaited(lambda: status(first).status == "running" or None)
+        second = queued(_output())
+        desk.send_to_work(home, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        assert len(desk.desks(home)) == 2
+        assert _awaited(lambda: is_over(first)).status == "completed"  # which had begun
+        refused = _awaited(lambda: is_over(second))
+        assert (refused.status, "is under none of s3://lake/elsewhere" in refused.error) == ("failed", True)
+        _awaited(lambda: not desk.desks(home) or None)
 
 
 def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(url: str, rows: pa.Table) -> None:

@@ -1,6 +1,9 @@
 """Where a batch may read and write, whoever wrote down that it should."""
 
+from types import SimpleNamespace
+
 import pytest
+import ray
 
 from recipes.schema import ServingSection
 from serving import desk
@@ -35,6 +38,21 @@ NO_PLACE = [
     "S3://lake/pre/x",
     "s3://",
 ]
+
+
+def test_a_desk_waits_for_those_before_it_and_leaves_to_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    living = iter([{"old", "me"}, {"old", "me"}, {"me"}, {"me"}, {"me"}, {"me", "new"}])
+    told: list[str] = []
+    monkeypatch.setattr(desk, "POLL_S", 0.0)
+    monkeypatch.setattr(desk, "desks", lambda _home: next(living))
+    monkeypatch.setattr(desk, "unfinished", lambda _home: [SimpleNamespace(id=f"b{len(told)}")])
+    monkeypatch.setattr(desk, "require_shipped_code", lambda: None)
+    monkeypatch.setattr(desk.Desk, "_do", lambda _self, batch_id: told.append(batch_id))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: "me"))
+    monkeypatch.setattr(ray.actor, "exit_actor", lambda: told.append("left"))
+    desk.Desk(HOME, SECTION.model_dump(), {"old"}).work()
+    assert told == ["b0", "b1", "left"]
+    assert next(living, None) is None
 
 
 @pytest.mark.parametrize("uri", OUTSIDE)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -222,8 +223,18 @@ def test_the_lifespan_protocol_is_followed() -> None:
     async def send(message: Message) -> None:
         sent.append(message["type"])
 
-    asyncio.run(http_app({}, max_body_bytes=1, admit=lambda _: None)({"type": "lifespan"}, receive, send))
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    async def hook(name: str) -> None:
+        sent.append(name)
+
+    app = http_app(
+        {},
+        max_body_bytes=1,
+        admit=lambda _: None,
+        on_startup=partial(hook, "up"),
+        on_shutdown=partial(hook, "down"),
+    )
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    assert sent == ["up", "lifespan.startup.complete", "down", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(
