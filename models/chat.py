@@ -34,14 +34,21 @@ class ChatModel(nn.Module):
         """Logits [N, V] in fp32 of the tokens that follow `places` [N]; the rest, and `Packed`'s names, are [B, T].
 
         A token attends to earlier ones of its own conversation alone. The vocabulary is large: only what is asked for
-        is computed.
+        is computed. The pass is the language model's own, for some scale or cap what its output layer gives.
         """
         lm: Any = self.lm
         causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        hidden = causal.get_decoder()(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=_mask(owners), use_cache=False
-        ).last_hidden_state
-        logits: torch.Tensor = causal.get_output_embeddings()(hidden.reshape(-1, hidden.shape[-1])[places])
+
+        def asked(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (given[0].reshape(-1, given[0].shape[-1])[places],)
+
+        mask = _mask(owners)
+        if causal.config._attn_implementation == "eager":  # which adds it to the scores
+            mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
+        with causal.get_output_embeddings().register_forward_pre_hook(asked):
+            logits: torch.Tensor = causal(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
+            ).logits
         return logits.float()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -43,7 +43,16 @@ def language_model(*, width: int = 32, dropout: float = 0.0) -> LlamaForCausalLM
     return LlamaForCausalLM(config).eval()
 
 
-def save(folder: Path) -> None:
+def model_of(kind: str, **fields: Any) -> Any:
+    """The same of another kind that transformers knows."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
+    ids = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads, **ids, **fields)).eval()
+
+
+def save(folder: Path, lm: Any = None) -> None:
     """A base model's folder, as the Hub's look."""
-    language_model().save_pretrained(folder)
+    (lm or language_model()).save_pretrained(folder)
     tokenizer().save_pretrained(folder)

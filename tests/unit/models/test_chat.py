@@ -1,6 +1,7 @@
 """A tiny language model with random weights: packed rows, likelihoods and answers are those of plain passes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from data.chat import Tokens, conversation_tokens, packed, prompt_tokens
 from models.chat import ChatModel, answer_prompts, as_tensors, log_likelihoods
 from models.load import ModelError, add_adapter, load_chat_weights, put_weights
-from tests.small_chat import language_model, tokenizer
+from tests.small_chat import language_model, model_of, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
 MODEL = ChatModel(LM).eval()
@@ -41,6 +42,26 @@ def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
             told = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
         wanted = [float(told[at - 1, row.ids[at]]) for at in np.flatnonzero(row.said)]
         assert value == pytest.approx(np.mean(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.1}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),  # transformers attends eagerly there, and adds its masks
+        ("gpt_oss", {"num_local_experts": 4}),
+    ],
+)
+def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_masked(
+    kind: str, fields: dict[str, Any]
+) -> None:
+    lm, some = model_of(kind, **fields), packed(rows(), pad_id=0)
+    with torch.no_grad():
+        found = ChatModel(lm)(*as_tensors(some, device="cpu"))
+        alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.said[1:])] for row in rows()]
+    for place, wanted in enumerate(alone):
+        torch.testing.assert_close(found[torch.from_numpy(some.target_owners == place)], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
