@@ -120,7 +120,8 @@ def model_lines(recipe: Recipe, found: Found) -> Iterator[Line]:
     if model.template:
         faults.append((model.template, "name an instruction-tuned model, whose tokenizer has a chat template"))
     if model.longest is not None and recipe.data.max_length > model.longest:
-        text = f"data.max_length {recipe.data.max_length} is more than the {model.longest} tokens that {uri} reads"
+        asked, most = recipe.data.max_length, model.longest
+        text = f"data.max_length {asked} is more than the {most} tokens that a training row of {uri} may have"
         faults.append((text, f"set data.max_length to {model.longest} or less"))
     if model.num_stored < LEAST_STORED * model.shape.num_parameters:
         text = f"its files hold {model.num_stored:,} numbers of {model.shape.num_parameters:,} parameters"
@@ -128,7 +129,7 @@ def model_lines(recipe: Recipe, found: Found) -> Iterator[Line]:
     for text, todo in faults:
         yield Line("base model", "fault", text, todo)
     if not faults:
-        reads = f", reads {model.longest:,} tokens" if model.longest else ""
+        reads = f", rows of up to {model.longest:,} tokens" if model.longest else ""
         template = ", its chat template tells turns apart" if recipe.task == "chat" else ""
         text = f"{model.kind}, {model.shape.num_parameters:,} parameters{reads}{template}; staged at {model.uri}"
         yield Line("base model", "ok", text)

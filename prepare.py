@@ -18,6 +18,7 @@ from data.encoded import Encoding
 from data.read import Splits
 from data.stream import Gathered, held, streamed
 from evaluation.question import Question, ask, asked_digest, run_name
+from models.outline import require_length
 from models.registry import Champion, Prompting, champion_version, now, read_champion
 from recipes.schema import Recipe
 from training.material import TrainingTask
@@ -106,6 +107,7 @@ def gather(recipe: Recipe) -> Material:
     chat = recipe.task == "chat"
     data = held(recipe.data, chat=chat, seed=recipe.training.seed)  # first: what is wrong with it costs nothing yet
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
+    require_length(base_model, max_length=recipe.data.max_length, chat=chat)
     base_files = model_files(base_model)
     code = ship_code(recipe.home, ROOT)
     data = data or streamed(

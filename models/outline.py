@@ -3,7 +3,8 @@
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class Outline:
     """Whether transformers makes a causal language model of it."""
     is_encoder_decoder: bool
     longest: int | None
-    """Tokens that it reads at most; None where its configuration does not say."""
+    """As `longest_row`."""
     shape: ModelShape
     num_stored: int
     """Numbers in its safetensors."""
@@ -66,11 +67,36 @@ def read_outline(uri: str, *, chat: bool, system: str | None = None) -> Outline:
         kind=config.model_type,
         is_causal=is_causal,
         is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
-        longest=getattr(config, "max_position_embeddings", None),
+        longest=longest_row(config, chat=chat),
         shape=shape_of(model),
         num_stored=num_stored,
         template=template,
     )
+
+
+def longest_row(config: Any, *, chat: bool) -> int | None:
+    """Tokens of a training row that a model takes at most, by its configuration; None where that does not say.
+
+    In a chat's packed rows attention reaches back over a whole conversation: none may be longer than a sliding window.
+    """
+    if chat:
+        config = config.get_text_config(decoder=True)
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if chat and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
+        limits.append(getattr(config, "sliding_window", None))
+    return min((limit for limit in limits if limit), default=None)
+
+
+def require_length(uri: str, *, max_length: int, chat: bool) -> None:
+    """Raises DataError where `max_length` is more than the model in a folder, on S3 or disk, takes of a row."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
+        longest = longest_row(_config(Path(folder), uri=uri), chat=chat)
+    if longest is not None and max_length > longest:
+        raise DataError(
+            f"data.max_length {max_length} is more than the {longest} tokens that a training row of {uri} may have; "
+            f"set it to {longest} or less"
+        )
 
 
 def copy_small_files(files: Sequence[str], folder: Path) -> None:
@@ -114,15 +140,27 @@ def shape_of(model: Any) -> ModelShape:
 def _without_weights(folder: Path, *, chat: bool, uri: str) -> tuple[Any, bool, Any]:
     """Its configuration, whether it is a causal language model, and the model that a task trains, without memory."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    config = _config(folder, uri=uri)
+    is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    maker = AutoModelForCausalLM if chat and is_causal else AutoModel
+    with _explained(uri), torch.device("meta"):
+        return config, is_causal, without_pooler(maker.from_config(config, trust_remote_code=False))
+
+
+def _config(folder: Path, *, uri: str) -> Any:
+    from transformers import AutoConfig
+
+    with _explained(uri):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        maker = AutoModelForCausalLM if chat and is_causal else AutoModel
-        with torch.device("meta"):
-            return config, is_causal, without_pooler(maker.from_config(config, trust_remote_code=False))
+        yield
     except (OSError, ValueError, KeyError, AttributeError) as error:
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise OutlineError(

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel
 
+from data.read import DataError
 from models.load import add_adapter, load_encoder
-from models.outline import OutlineError, read_outline, shape_of
+from models.outline import OutlineError, longest_row, read_outline, require_length, shape_of
 from tests import small_chat
 
 
@@ -51,6 +53,30 @@ def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
     told = read_outline(tmp_path.as_uri(), chat=True).template
     assert told is not None
     assert "chat template" in told
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused(encoder: Path) -> None:
+    require_length(encoder.as_uri(), max_length=512, chat=False)
+    with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
+        require_length(encoder.as_uri(), max_length=513, chat=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "longest"),
+    [
+        ("mistral", {"sliding_window": 64}, 64),
+        ("gemma3_text", {"sliding_window": 64}, 64),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 4096),
+        ("phi3", {"sliding_window": None}, 4096),
+        ("modernbert", {"local_attention": 64}, 4096),
+    ],
+)
+def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
+    kind: str, fields: dict[str, Any], longest: int
+) -> None:
+    config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
+    assert longest_row(config, chat=kind != "modernbert") == longest
+    assert longest_row(config, chat=False) == 4096
 
 
 def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
