@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from cluster.fetch import local_copy
-from data.chat import packed
+from data.chat import Tokens, packed
 from data.encode import load_tokenizer
 from data.encoded import Encoded, Encoding
-from data.read import DataError
 from evaluation.answers import answer_rows
 from evaluation.text import per_row
 from models.chat import ChatModel, as_tensors
 from models.load import (
+    ModelError,
     add_adapter,
     default_device,
     inference_dtype,
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPARED_ROWS = 4
+APART_TOKENS, APART = (8, 7), 1e-4
+"""Tokens of the conversations that a model is tried on, and by how much a logit may differ, as a share of the largest:
+fp32 rounds to a thousandth of that, and what leaks from one into the other is more even in random weights."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,36 @@ class ChatMaterial:
 def load_chat_task(task: TrainingTask, *, attention_dropout: float | None = None) -> ChatMaterial:
     """Downloads the base model (once a node) and encodes the training rows; `attention_dropout` as in `load_causal`.
 
-    Raises DataError where a row is so long that nothing of an answer is left within `max_length`, or `max_length` is
-    more than the model reads.
+    Raises ModelError for a model that tells packed conversations not apart, and DataError as `training_tokens`.
     """
     folder = local_copy(task.base_model)
     tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
-    longest = getattr(lm.config, "max_position_embeddings", task.max_length)
-    if task.max_length > longest:
-        raise DataError(f"data.max_length {task.max_length} is more than the {longest} tokens that the model reads")
+    _require_apart(lm)
     assert task.prompting is not None
     encoding = Encoding(max_length=task.max_length, chat=True, system=task.prompting.system)
     return ChatMaterial(lm, tokenizer, task, load_rows(task.train, encoding, tokenizer=tokenizer, classes=task.classes))
+
+
+def _require_apart(lm: Any) -> None:
+    """Raises ModelError where the logits of two short conversations in one row are not those of each alone.
+
+    Known for it are recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba), which carry on what stood
+    before; Bloom and Mamba take no mask of ours at all.
+    """
+    num, most = sum(APART_TOKENS), lm.config.get_text_config().vocab_size
+    ids = np.split(np.linspace(0, most - 1, num=num, dtype=np.int64), APART_TOKENS[:1])
+    some = packed([Tokens(one.tolist(), np.ones(len(one), dtype=np.bool_)) for one in ids], pad_id=0)
+    try:
+        with torch.inference_mode():
+            passes = [lm(input_ids=torch.from_numpy(one)[None], use_cache=False).logits[0, :-1] for one in ids]
+            alone = torch.cat(passes).float()
+            difference = float((ChatModel(lm)(*as_tensors(some, device="cpu")) - alone).abs().max())
+        why = f"a logit is another by {difference:.3g}" if not difference <= APART * float(alone.abs().max()) else ""
+    except Exception as error:  # whatever a model raises that cannot be asked so
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        raise ModelError(
+            f"a model of the kind {lm.config.model_type} cannot be trained for a chat task here: conversations are "
+            f"packed into one row, where it does not answer each as it does alone ({why}); choose a model of attention "
+            "layers only, as Llama, Qwen2 and 3, Gemma, Granite and SmolLM are"
+        )

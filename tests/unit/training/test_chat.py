@@ -9,8 +9,9 @@ import torch
 
 from data.encoded import Encoding
 from data.read import DataError, Rows
+from models.load import ModelError
 from models.registry import Prompting
-from tests.small_chat import language_model, save, tokenizer
+from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.training.small import reports_of, section_of
 from training import checkpoint
 from training.chat import ChatMaterial, load_chat_task
@@ -133,7 +134,27 @@ def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path
         load_chat_task(task_of(tmp_path.as_uri(), max_length=6))
 
 
-def test_more_tokens_than_the_model_reads_are_refused(tmp_path: Path) -> None:
-    save(tmp_path)
-    with pytest.raises(DataError, match="max_length 300 is more than the 256 tokens"):
-        load_chat_task(task_of(tmp_path.as_uri(), max_length=300))
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
+        ("jamba", {}),
+        ("bloom", {}),  # which takes no mask of four dimensions
+    ],
+)
+def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    save(tmp_path, model_of(kind, **fields))
+    with pytest.raises(ModelError, match=f"of the kind {kind} cannot be trained for a chat task here"):
+        load_chat_task(task_of(tmp_path.as_uri()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8.0}), ("gemma3_text", {})],
+)
+def test_a_model_that_tells_them_apart_is_taken(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+    save(tmp_path, model_of(kind, **fields))
+    load_chat_task(task_of(tmp_path.as_uri()))
