@@ -16,6 +16,7 @@ from models.registry import read_version
 from prepare import Prepared, prepare
 from recipes.schema import Recipe, TrainingSection
 from training.average import average_weights
+from training.chat import try_chat_task
 from training.trainer import Trained, finetune
 from tuning.curve import Curve, curve_sizes, fit_curve
 from tuning.stopping import set_goal
@@ -43,6 +44,8 @@ def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     if found is not None:
         show({"event": "note", "text": f"this run is finished: {prepared.run}"})
         return found
+    if may_train:
+        require_trainable(prepared)
     rungs, incumbent = climb_ladder(prepared, show=show)
     with relayed(show) if may_train else nullcontext() as relay:
         swept = sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
@@ -71,9 +74,26 @@ def sweep_only(recipe: Recipe, *, show: Show) -> SweepResult:
     """The run up to its sweep."""
     require_trackers(recipe.tuning)
     prepared = prepare(recipe, show=show)
+    require_trainable(prepared)
     rungs, _ = climb_ladder(prepared, show=show)
     with relayed(show) as relay:
         return sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
+
+
+def require_trainable(prepared: Prepared) -> None:
+    """Raises ModelError or DataError where a chat's base model or one of its training rows cannot be trained on.
+
+    The ladder takes minutes, and workers that fail by it are started again: it is tried once, before.
+    """
+    if prepared.prompting is None:
+        return
+    training = prepared.recipe.training
+
+    def compute(_: str) -> None:
+        remotely(try_chat_task, training)(prepared.task(), attention_dropout=training.attention_dropout)
+
+    inputs = prepared.key(**prepared.asked_of_training, attention_dropout=training.attention_dropout)
+    once(prepared.recipe.home, "trainable", inputs=inputs, compute=compute)
 
 
 def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]], Model]:

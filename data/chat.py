@@ -111,13 +111,16 @@ def training_tokens(
 ) -> list[Tokens]:
     """Each conversation with its answer, cut at `max_length`.
 
-    Raises DataError as `prompt_tokens`, and where a row is so long that nothing of an answer is left.
+    Raises DataError as `prompt_tokens`, with the row, and where a row is so long that nothing of an answer is left.
     """
     assert rows.conversations is not None
-    tokens = [
-        cut_to(conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system), max_length=max_length)
-        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
-    ]
+    tokens = []
+    for row_id, conversation, answer in zip(rows.row_ids, rows.conversations, rows.labels, strict=True):
+        try:
+            whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system)
+        except DataError as error:
+            raise DataError(f"training row {row_id}: {error}") from None
+        tokens.append(cut_to(whole, max_length=max_length))
     mute = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.said.any()]
     if mute:
         raise DataError(

@@ -135,6 +135,11 @@ def load_chat_task(task: TrainingTask, *, attention_dropout: float | None = None
     return ChatMaterial(lm, tokenizer, task, load_rows(task.train, encoding, tokenizer=tokenizer, classes=task.classes))
 
 
+def try_chat_task(task: TrainingTask, *, attention_dropout: float | None) -> None:
+    """Raises what `load_chat_task` would raise in every worker."""
+    load_chat_task(task, attention_dropout=attention_dropout)
+
+
 def _require_apart(lm: Any) -> None:
     """Raises ModelError where the logits of two short conversations in one row are not those of each alone.
 

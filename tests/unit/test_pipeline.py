@@ -1,5 +1,6 @@
-"""What the way of the data decides itself: who is the candidate, and on how many rows the learning curve is drawn."""
+"""What the way of the data decides itself: what it tries first, who is the candidate, how many rows a curve is of."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,11 @@ import pytest
 
 import pipeline
 from artifacts import Model
+from data.read import DataError, Rows
+from models.registry import Prompting
 from pipeline import best_on_validation, learn_curve
+from tests import small_chat
+from training.material import TrainingTask
 
 SEEDS: Any = [SimpleNamespace(weights=f"seed-{number}", score=score) for number, score in enumerate((0.71, 0.74, 0.73))]
 
@@ -45,3 +50,34 @@ def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
     assert asked == trained
     assert curve.sizes == sizes
     assert curve.scores[-1] == 0.8
+
+
+def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_climbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_chat.save(tmp_path)
+    asked = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
+    rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=asked)
+    prompting = Prompting(system=None, max_new_tokens=8)
+    task = TrainingTask(tmp_path.as_uri(), rows, rows, classes=(), max_length=64, prompting=prompting)
+    prepared = SimpleNamespace(
+        recipe=SimpleNamespace(home="", training=SimpleNamespace(attention_dropout=None)),
+        data=SimpleNamespace(report=SimpleNamespace(leaks=())),
+        prompting=prompting,
+        asked_of_training={},
+        key=lambda **inputs: inputs,
+        task=lambda: task,
+    )
+    for name, put in {
+        "require_trackers": lambda _: None,
+        "prepare": lambda *_, **__: prepared,
+        "find": lambda _: None,
+        "once": lambda *_, compute, **__: compute(""),
+        "remotely": lambda function, _: function,
+        "climb_ladder": lambda *_, **__: pytest.fail("the ladder was climbed first"),
+    }.items():
+        monkeypatch.setattr(pipeline, name, put)
+    recipe: Any = SimpleNamespace(tuning=None)
+    for start in (pipeline.run, pipeline.sweep_only):
+        with pytest.raises(DataError, match=r"training row 8: a turn of the user spells '</s>'"):
+            start(recipe, show=lambda _: None)
