@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-MAX_ATTEMPTS = 2
-"""Times a trial is handed out without leaving a new checkpoint before it is given up: its group may die under it."""
+MAX_FAILURES = 2
+"""Times that the group which holds a trial may fail, without a new checkpoint in between, before the trial is given up.
+A group that comes back without a word, because Ray gave it another number of workers, has not failed."""
 
 
 class SweepFailed(RuntimeError):
@@ -53,7 +54,10 @@ class _Trial:
     record: Record
     delivered: int = 0
     stopped: bool = False
-    attempts: int = 0
+    failures: int = 0
+    """Of groups that held it, since its newest checkpoint."""
+    has_saved: bool = False
+    """Whether it has left a checkpoint since it was taken."""
 
     @property
     def wanted(self) -> bool:
@@ -127,7 +131,10 @@ class Desk:
 
         A group that comes back without having finished its trial gets the same one again, if no other has it by now.
         """
-        await self.put_back(group)
+        held = self._held.pop(group, None)
+        if held is not None:
+            self._waiting.appendleft(held)
+            await self._notify()
         async with self._changed:
             await self._changed.wait_for(lambda: self._next() is not None or self._closed)
             name = self._next()
@@ -136,7 +143,7 @@ class Desk:
             self._waiting.popleft()
         self._held[group] = name
         trial = self._trials[name]
-        trial.attempts += 1
+        trial.has_saved = False
         return name, trial.record.config, trial.record.checkpoint
 
     def _next(self) -> str | None:
@@ -164,7 +171,7 @@ class Desk:
         """From a worker group: the trial's new checkpoint, whole on S3; returns the one before, of no more use."""
         trial = self._trials[name]
         before, trial.record.checkpoint = trial.record.checkpoint, checkpoint
-        trial.attempts = 0
+        trial.has_saved = True
         await self._write()
         return before
 
@@ -205,9 +212,10 @@ class Desk:
         held = self._held.pop(group, None)
         if held is None:
             return
-        attempts = self._trials[held].attempts
-        if attempts >= MAX_ATTEMPTS:
-            await self._fail(held, f"trial {held} was given up after {attempts} attempts")
+        trial = self._trials[held]
+        trial.failures = 0 if trial.has_saved else trial.failures + 1
+        if trial.failures >= MAX_FAILURES:
+            await self._fail(held, f"trial {held} was given up after {trial.failures} failures")
             return
         self._waiting.appendleft(held)
         await self._notify()
@@ -219,9 +227,7 @@ class Desk:
 
     async def lose(self, group: str, message: str, *, last: bool) -> None:
         """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
-        held = self._held.pop(group, None)
-        if held is not None:
-            self._waiting.appendleft(held)
+        await self.put_back(group)
         if last:
             self._failure = message
         await self._notify()

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tuning.desk import MAX_ATTEMPTS, Desk, Journal, Record, SweepFailed
+from tuning.desk import MAX_FAILURES, Desk, Journal, Record, SweepFailed
 
 T = TypeVar("T")
 LIMIT_S = 20  # a hang is a failure, not a long wait
@@ -166,10 +166,11 @@ def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_run
         await desk.submit("deadly", {})
         await desk.submit("good", {})
         asked = asyncio.create_task(desk.next_report("deadly"))
-        for _ in range(MAX_ATTEMPTS):
+        for _ in range(MAX_FAILURES):
             assert (await desk.take("group-0") or ("",))[0] == "deadly"
+            await desk.put_back("group-0")
         assert (await desk.take("group-0") or ("",))[0] == "good"
-        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_ATTEMPTS} attempts"):
+        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_FAILURES} failures"):
             await asked
 
     run(story())
@@ -264,14 +265,26 @@ def test_a_trial_put_back_goes_to_a_group_that_waits_and_its_own_comes_back_for_
     run(story())
 
 
+def test_a_group_whose_number_of_workers_changes_keeps_its_trial_however_often() -> None:
+    async def story() -> None:
+        desk = a_desk()
+        await desk.submit("a", {})
+        for _ in range(3 * MAX_FAILURES):
+            assert (await desk.take("group-0") or ("",))[0] == "a"
+        await desk.put_back("group-0")  # one failure
+        assert (await desk.take("group-0") or ("",))[0] == "a"
+
+    run(story())
+
+
 def test_a_trial_put_back_after_each_attempt_is_given_up() -> None:
     async def story() -> None:
         desk = a_desk()
         await desk.submit("a", {})
-        for number in range(MAX_ATTEMPTS):
+        for number in range(MAX_FAILURES):
             assert await desk.take(f"group-{number}") == ("a", {}, None)
             await desk.put_back(f"group-{number}")
-        assert record(desk, "a")["failure"] == f"trial a was given up after {MAX_ATTEMPTS} attempts"
+        assert record(desk, "a")["failure"] == f"trial a was given up after {MAX_FAILURES} failures"
         await desk.put_back("group-0")  # which holds nothing now
 
     run(story())
@@ -312,9 +325,11 @@ def test_a_trial_that_leaves_a_checkpoint_each_time_is_not_given_up() -> None:
     async def story() -> None:
         desk = a_desk()
         await desk.submit("long", {})
-        for number in range(3 * MAX_ATTEMPTS):
+        for number in range(3 * MAX_FAILURES):
             assert (await desk.take("group-0") or ("",))[0] == "long"
             await desk.saved("long", f"s3://{number}")
+            await desk.put_back("group-0")
+        assert (await desk.take("group-0") or ("",))[0] == "long"
 
     run(story())
 
