@@ -28,6 +28,8 @@ class Record:
     outcome: dict[str, Any] | None = None
     """Of a finished trial: what it measured, and its weights' URI where it was the best so far."""
     failure: str | None = None
+    by_workers: bool = False
+    """Whether `failure` is of the groups that held it: run again, the sweep tries the trial again."""
     with_sweep: bool = False
     """Whether it was not over when the whole sweep was ended."""
 
@@ -97,6 +99,8 @@ class Desk:
         taken_up = next((record for record in self._known if record.config == config), None)
         if taken_up is not None:
             self._known.remove(taken_up)
+            if taken_up.by_workers:
+                taken_up.failure, taken_up.by_workers = None, False
         trial = _Trial(taken_up or Record(trial_id, config))
         self._trials[trial_id] = self._trials[trial.record.trial] = trial
         self._waiting.append(trial.record.trial)
@@ -207,7 +211,7 @@ class Desk:
         records = {trial.record.trial: trial.record for trial in self._trials.values()}
         return {"trials": [record.to_dict() for record in (*records.values(), *self._known)], "ended": self._ended}
 
-    async def put_back(self, group: str) -> None:
+    async def put_back(self, group: str, why: str) -> None:
         """From Ray Train: workers of the group failed; its trial is the next to be taken, by whichever group."""
         held = self._held.pop(group, None)
         if held is None:
@@ -215,7 +219,8 @@ class Desk:
         trial = self._trials[held]
         trial.failures = 0 if trial.has_saved else trial.failures + 1
         if trial.failures >= MAX_FAILURES:
-            await self._fail(held, f"trial {held} was given up after {trial.failures} failures")
+            trial.record.by_workers = True
+            await self._fail(held, f"trial {held} was given up after {trial.failures} failures: {why}")
             return
         self._waiting.appendleft(held)
         await self._notify()
@@ -227,7 +232,7 @@ class Desk:
 
     async def lose(self, group: str, message: str, *, last: bool) -> None:
         """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
-        await self.put_back(group)
+        await self.put_back(group, message)
         if last:
             self._failure = message
         await self._notify()

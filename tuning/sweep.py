@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.train import UserCallback
+from ray.train import UserCallback, WorkerGroupError
 
 from cluster.session import on_this_node
 from cluster.storage import delete_folder, exists, read_json, write_json
@@ -146,19 +146,21 @@ class _PutBack(UserCallback):  # type: ignore[misc]
     other groups hold theirs while they wait for a trial.
     """
 
-    def __init__(self, desk: Any, group: str) -> None:
-        self._desk, self._group = desk, group
+    def __init__(self, desk: Any, group: str, *, uri: str) -> None:
+        self._desk, self._group, self._uri = desk, group, uri
 
-    def after_exception(self, **_: Any) -> None:
-        self._desk.put_back.remote(self._group)
+    def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
+        told = why(WorkerGroupError("", worker_exceptions), uri=self._uri)
+        self._desk.put_back.remote(self._group, told)
 
 
 def _run_group(config: dict[str, Any]) -> str | None:
     """One group's whole life; the value is the error it ended with, if any."""
     section: TrainingSection = config["section"]
     group, desk = config["group"], config["desk"]
+    heard = _PutBack(desk, group, uri=config["uri"])
     trainer = new_trainer(
-        group_worker, config, section=section, uri=f"{config['uri']}/groups/{group}", callbacks=[_PutBack(desk, group)]
+        group_worker, config, section=section, uri=f"{config['uri']}/groups/{group}", callbacks=[heard]
     )
     try:
         trainer.fit()

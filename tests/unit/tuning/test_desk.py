@@ -60,6 +60,7 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
                     "checkpoint": None,
                     "outcome": {"weights": "s3://here", "score": 0.5},
                     "failure": None,
+                    "by_workers": False,
                     "with_sweep": False,
                 }
             ],
@@ -168,9 +169,9 @@ def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_run
         asked = asyncio.create_task(desk.next_report("deadly"))
         for _ in range(MAX_FAILURES):
             assert (await desk.take("group-0") or ("",))[0] == "deadly"
-            await desk.put_back("group-0")
+            await desk.put_back("group-0", "out of memory")
         assert (await desk.take("group-0") or ("",))[0] == "good"
-        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_FAILURES} failures"):
+        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_FAILURES} failures: out of memory"):
             await asked
 
     run(story())
@@ -254,7 +255,7 @@ def test_a_trial_put_back_goes_to_a_group_that_waits_and_its_own_comes_back_for_
         waiting = asyncio.create_task(desk.take("group-1"))
         await settle()
         assert not waiting.done()
-        await desk.put_back("group-0")
+        await desk.put_back("group-0", "out of memory")
         assert await waiting == ("a", {}, "s3://a/1")
         again = asyncio.create_task(desk.take("group-0"))
         await settle()
@@ -271,7 +272,7 @@ def test_a_group_whose_number_of_workers_changes_keeps_its_trial_however_often()
         await desk.submit("a", {})
         for _ in range(3 * MAX_FAILURES):
             assert (await desk.take("group-0") or ("",))[0] == "a"
-        await desk.put_back("group-0")  # one failure
+        await desk.put_back("group-0", "out of memory")  # one failure
         assert (await desk.take("group-0") or ("",))[0] == "a"
 
     run(story())
@@ -283,9 +284,9 @@ def test_a_trial_put_back_after_each_attempt_is_given_up() -> None:
         await desk.submit("a", {})
         for number in range(MAX_FAILURES):
             assert await desk.take(f"group-{number}") == ("a", {}, None)
-            await desk.put_back(f"group-{number}")
-        assert record(desk, "a")["failure"] == f"trial a was given up after {MAX_FAILURES} failures"
-        await desk.put_back("group-0")  # which holds nothing now
+            await desk.put_back(f"group-{number}", "out of memory")
+        assert record(desk, "a")["failure"] == f"trial a was given up after {MAX_FAILURES} failures: out of memory"
+        await desk.put_back("group-0", "out of memory")  # which holds nothing now
 
     run(story())
 
@@ -295,7 +296,7 @@ def test_what_a_group_says_of_a_trial_that_another_has_finished_changes_nothing(
         desk = a_desk()
         await desk.submit("a", {})
         await desk.take("group-0")
-        await desk.put_back("group-0")
+        await desk.put_back("group-0", "out of memory")
         await desk.take("group-1")
         outcome = {"weights": "s3://here", "score": 0.5}
         await desk.finish("group-0", "a", outcome)
@@ -328,7 +329,7 @@ def test_a_trial_that_leaves_a_checkpoint_each_time_is_not_given_up() -> None:
         for number in range(3 * MAX_FAILURES):
             assert (await desk.take("group-0") or ("",))[0] == "long"
             await desk.saved("long", f"s3://{number}")
-            await desk.put_back("group-0")
+            await desk.put_back("group-0", "out of memory")
         assert (await desk.take("group-0") or ("",))[0] == "long"
 
     run(story())
@@ -380,6 +381,26 @@ def test_a_trial_that_failed_in_an_interrupted_sweep_fails_again_without_a_group
             await desk.next_report("new")
         await desk.close()
         assert await desk.take("group-0") is None
+
+    run(story())
+
+
+def test_a_trial_given_up_for_its_groups_failures_is_tried_again_by_a_driver_run_again() -> None:
+    async def story() -> None:
+        kept: list[Journal] = []
+        desk = a_desk(kept=kept)
+        await desk.submit("a", {"x": 1})
+        assert await desk.take("group-0") == ("a", {"x": 1}, None)
+        await desk.saved("a", "s3://kept")
+        for _ in range(MAX_FAILURES):  # the first is forgiven: it had left a checkpoint
+            await desk.put_back("group-0", "out of memory")
+            await desk.take("group-0")
+        await desk.put_back("group-0", "out of memory")
+        assert "out of memory" in str(record(desk, "a")["failure"])
+        again = a_desk(known=tuple(Record.from_dict(value) for value in kept[-1]["trials"]))
+        await again.submit("new", {"x": 1})
+        assert await again.take("group-0") == ("a", {"x": 1}, "s3://kept")
+        assert record(again, "a")["failure"] is None
 
     run(story())
 
