@@ -31,7 +31,9 @@ UNTOUCHED = ("zero_shot", "few_shot", "centroid", "probe")
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """What runs a classifier's encoder: torch from safetensors, the others on CPU from what `models.engines` exported."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
-"""What a chat version of a kind has its weights in; a prompt alone has none. A classifier of any kind has a head."""
+CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
+"""What a version of a kind has its weights in, beside a classifier's head; other kinds leave the base as it is, and an
+engine has files of its own."""
 
 
 class RegistryError(ValueError):
@@ -210,9 +212,12 @@ def register(home: str, folder: Path) -> ModelVersion:
     if config.hybrid is not None:
         read_parts(config.hybrid)
     else:
-        needed = CHAT_WEIGHTS.get(config.kind) if config.prompting else "head.safetensors"
-        if needed is not None and needed not in files:
-            raise RegistryError(f"{folder} is no model version: it lacks {needed}")
+        needed = [CHAT_WEIGHTS.get(config.kind)]
+        if config.prompting is None:
+            needed = ["head.safetensors", CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
+        missing = [name for name in needed if name is not None and name not in files]
+        if missing:
+            raise RegistryError(f"{folder} is no model version: it lacks {missing[0]}")
     manifest = json.dumps(
         {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
         indent=1,

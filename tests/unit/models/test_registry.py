@@ -135,3 +135,19 @@ def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
     (there / "config.json").unlink()
     assert register(home, folder) == version
     assert is_whole(there)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "encoder.safetensors")]
+)
+def test_a_classifier_with_a_head_alone_is_not_registered_as_what_was_trained(
+    tmp_path: Path, kind: str, file: str
+) -> None:
+    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder.mkdir()
+    (folder / "head.safetensors").write_bytes(b"a head")
+    write_config(folder, parsed(PLAIN | {"kind": kind}))
+    with pytest.raises(RegistryError, match=f"lacks {file}"):
+        register(home, folder)
+    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["candidate"]}))
+    assert register(home, folder).engine == "openvino"  # whose encoder lies in files of the engine's
