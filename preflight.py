@@ -1,11 +1,8 @@
 """`tailorbird preflight`: what would go wrong in a run, told before it costs anything, decided from what was found."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import product
 from typing import Any
-
-from pydantic import ValidationError
 
 from cluster.capacity import MANY, Holder, Room, workers_of_types, workers_that_fit
 from cluster.installed import ALWAYS, Package, fits
@@ -282,11 +279,9 @@ def tried_sections(recipe: Recipe) -> list[TrainingSection]:
     """The training section with each combination of what the sweep may set and memory hangs on."""
     space = recipe.tuning.space
     varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
-    plain, tried = recipe.training.model_dump(), []
-    for one in product(*varied.values()):
-        with suppress(ValidationError):  # a batch that does not divide by the parts of another trial
-            tried.append(TrainingSection.model_validate(plain | dict(zip(varied, one, strict=True))))
-    return tried or [recipe.training]
+    plain = recipe.training.model_dump()
+    drawn = product(*varied.values())
+    return [TrainingSection.model_validate(plain | dict(zip(varied, one, strict=True))) for one in drawn]
 
 
 def _room(room: Room) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -156,7 +157,7 @@ class TrainingSection(Section):
     """How often the chosen configuration is trained; the selected trial counts as one."""
     average_seeds: bool = True
     """With `method: full`, whether the mean of all seeds' weights is in the running too: no dearer to ask than one."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """First seed; further ones count up from it."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the training rows."""
@@ -626,15 +627,22 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
+        """Every value, and where two fields bear on each other every pair of theirs."""
+        values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
                 raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
-            for value in distribution.choice or distribution.uniform or distribution.log_uniform or ():
-                try:
-                    TrainingSection.model_validate(self.training.model_dump() | {name: value})
-                except ValidationError as error:
-                    told = error.errors()[0]["msg"].removeprefix("Value error, ")
-                    raise ValueError(f"tuning.space.{name}: {value!r} is not allowed: {told}") from None
+            values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
+        pair = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
+        tried = [{name: value} for name in values if name not in pair for value in values[name]]
+        tried += [dict(zip(pair, some, strict=True)) for some in product(*(values[name] for name in pair))]
+        for given in tried:
+            try:
+                TrainingSection.model_validate(self.training.model_dump() | given)
+            except ValidationError as error:
+                told = error.errors()[0]["msg"].removeprefix("Value error, ")
+                which = " with ".join(f"{name} {value!r}" for name, value in given.items())
+                raise ValueError(f"tuning.space: {which} is not allowed: {told}") from None
         return self
 
     @property

@@ -297,12 +297,6 @@ def test_memory_is_that_of_the_largest_of_what_the_sweep_may_try() -> None:
     assert {(one.batch_size, one.method) for one in tried} == {(16, "full"), (16, "lora"), (64, "full"), (64, "lora")}
 
 
-def test_what_no_trial_can_be_is_left_out() -> None:
-    space = {"batch_size": {"choice": [8, 64]}, "gradient_accumulation_steps": {"choice": [1, 16]}}
-    tried = tried_sections(recipe(tuning={"space": space}, training={"batch_size": 64}))
-    assert {(one.batch_size, one.gradient_accumulation_steps) for one in tried} == {(8, 1), (64, 1), (64, 16)}
-
-
 def test_memory_of_nodes_that_could_not_be_looked_at_is_a_note() -> None:
     lines = check(recipe(), on(CLUSTER, looks={}, silent={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]

@@ -111,6 +111,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "training.deepspeed: zero_optimization.stage is set by training.zero_stage; change it there",
         ),
         ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
+        ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
         ("base_model", "bert-base", "base_model: 'bert-base' must begin with s3:// or file:// or hf:// or pypi://"),
@@ -158,6 +159,21 @@ def test_a_fault_is_one_line_that_names_field_given_and_allowed(
     assert head == f"recipe {tmp_path / 'recipe.yaml'}:"
     assert len(lines) == 1
     assert "pydantic" not in lines[0]
+
+
+def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() -> None:
+    def recipe(**choices: list[int]) -> Recipe:
+        space = {name: {"choice": values} for name, values in choices.items()}
+        training = {"batch_size": 32, "gradient_accumulation_steps": 16}
+        return Recipe.model_validate(minimal() | {"training": training, "tuning": {"space": space}})
+
+    recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])  # 16 would not do with the section's own 16
+    with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no"):
+        recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 16])
+    with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be a multiple of"):
+        recipe(batch_size=[16])
+    with pytest.raises(ValidationError, match=r"tuning.space: epochs 0 is not allowed"):
+        recipe(epochs=[0])
 
 
 def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
