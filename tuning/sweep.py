@@ -1,7 +1,7 @@
 """The sweep: Ray Tune chooses, worker groups train, and the pretrained rungs stand in the table as the rows to beat."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -77,7 +77,7 @@ def sweep(
     """
     known = _known_trials(uri)
     desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, label_selector=on_this_node())
-    desk = desk.remote(keep=partial(write_json, _journal(uri)), known=known)
+    desk = desk.remote(keep=_keeper(uri), known=known)
     num_rows = len(task.validation)
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
     at_once = section.trials_at_once(room=groups_that_fit(training))
@@ -91,6 +91,11 @@ def sweep(
 
 def _journal(uri: str) -> str:
     return f"{uri}/journal.json"
+
+
+def _keeper(uri: str) -> Callable[[Journal], None]:
+    """Writes the journal. Patiently, as workers are: a report waits for it, and would fail with it."""
+    return partial(write_json, _journal(uri), patient=True)
 
 
 def _known_trials(uri: str) -> list[Record]:

@@ -76,7 +76,7 @@ def new_tuner(
     keep_keys_here()
     longest = max_epochs(training, section)
     resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
-    store, path = filesystem(uri)
+    store, path = filesystem(uri, patient=True)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), resources),
         param_space=tune_space(section),

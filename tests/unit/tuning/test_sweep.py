@@ -3,9 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from ray.exceptions import OutOfMemoryError
 
-from tuning.sweep import _PutBack
+from cluster import s3, storage
+from recipes.schema import TrainingSection, TuningSection
+from tuning.sweep import _keeper, _PutBack
+from tuning.tuner import new_tuner
 
 
 def test_a_group_that_failed_puts_its_trial_back_with_the_cause() -> None:
@@ -17,3 +21,23 @@ def test_a_group_that_failed_puts_its_trial_back_with_the_cause() -> None:
     assert [group for group, _ in told] == ["group-0"]
     assert told[0][1].startswith("worker 1: ")
     assert "memory" in told[0][1]
+
+
+def test_a_sweep_s_journal_and_tune_s_own_files_wait_for_s3_as_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    attempts: list[int] = []
+
+    def note(uri: str, **options: Any) -> Any:
+        store, path = s3.filesystem(uri, **options)
+        attempts.append(store.chosen.num_attempts)
+        raise OSError(path)
+
+    monkeypatch.setattr(storage, "filesystem", note)
+    monkeypatch.setattr("tuning.tuner.filesystem", note)
+    with pytest.raises(OSError, match=r"journal\.json"):
+        _keeper("s3://models/sweep")({"trials": [], "ended": None})
+    asked: Any = {"stopper": None, "desk": None, "known": (), "at_once": 1, "uri": "s3://models/sweep"}
+    monkeypatch.setattr("tuning.tuner.on_this_node", dict)
+    with pytest.raises(OSError, match="models/sweep"):
+        new_tuner(TuningSection(), training=TrainingSection(), **asked)
+    assert attempts == [s3.PATIENT_ATTEMPTS] * 2
