@@ -198,8 +198,8 @@ class TrainingSection(Section):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Seconds within an epoch after which a checkpoint is written; one is written at each epoch's end in any case, in a
-    sweep only where 120 seconds, or this, have passed since the last one."""
+    """Seconds within an epoch after which a checkpoint is written. One is written before a chat's validation, and at
+    each epoch's end; in a sweep at the end only where 120 seconds, or this, have passed since the last one."""
     max_failures: int = Field(default=2, ge=0)
     """Failures of workers, nodes or S3, and notices by SIGTERM, survived by going on from the last checkpoint."""
 

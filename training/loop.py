@@ -103,8 +103,8 @@ def train(
 ) -> EpochReport:
     """Runs what is left after `progress` (None: all of it); returns the last epoch's report.
 
-    `on_save` is called each `section.checkpoint_interval_s` within an epoch, and when a rank is told to go. Raises
-    Diverged.
+    `on_save` is called each `section.checkpoint_interval_s` within an epoch, before the validation of a chat, and when
+    a rank is told to go. Raises Diverged.
     """
     progress = progress or Progress()
     while progress.epoch < section.epochs:
@@ -144,7 +144,10 @@ def _epoch(
             step_loss += float(loss.detach())
             progress.padded += size
         now = time.perf_counter()
-        due = notice.given() is not None or (rank == 0 and now - saved > section.checkpoint_interval_s)
+        late = rank == 0 and now - saved > section.checkpoint_interval_s
+        if step + 1 == in_all:  # an epoch's end is kept with its report, for which answers in words take minutes
+            late = material.task.prompting is not None
+        due = late or notice.given() is not None
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(
@@ -156,7 +159,7 @@ def _epoch(
         if rank == 0 and (now - said > 1.0 or step + 1 == in_all):
             said = now
             on_step(StepReport(epoch, step + 1, in_all, progress.losses / (step + 1), seen / seconds))
-        if on_save is not None and save_now and step + 1 < in_all:  # an epoch's end is kept with its report
+        if on_save is not None and save_now:
             on_save(progress, engine)
             saved = time.perf_counter()
     try:

@@ -107,6 +107,35 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
     assert report.score == plain[-1].score
 
 
+def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
+    plain, section, material = reports_of(material_of(), **fields)[-1], section_of(**fields), material_of()
+    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any) -> float:
+        raise Killed
+
+    def save(progress: Progress, engine: Any) -> None:
+        checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+
+    engine = new_engine(section, material)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatMaterial, "score", killed)
+        with pytest.raises(Killed):
+            train(engine, section, material=material, on_save=save, **listeners)
+    stop_engine(engine)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    assert progress.step == 3
+    report = train(engine, section, material=material, progress=progress, **listeners)
+    stop_engine(engine)
+    assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
+
+
 def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
     material, section = (
         material_of(),

@@ -11,11 +11,12 @@ import torch
 
 from recipes.schema import TrainingSection
 from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
-from training import checkpoint, export
+from training import checkpoint, export, notice
 from training.classification import ClassifierMaterial
 from training.export import UnusableWeights, export_weights, full_state
 from training.loop import EpochReport, Progress, new_engine, train
 from training.material import Diverged
+from training.notice import Interrupted
 from training.zero import stop_engine
 
 
@@ -130,6 +131,36 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
             undisturbed.score,
             undisturbed.padding_share,
         )
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    material, section = small_material(dropout=0.2), section_of(zero_stage=stage, epochs=1)
+    undisturbed = reports_of(material, zero_stage=stage, epochs=1)[-1]
+    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+    places: list[int] = []
+
+    def save(progress: Progress, engine: Any) -> None:
+        places.append(progress.step)
+        checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+        raise Interrupted
+
+    monkeypatch.setattr(notice, "given", iter((None, None, "the worker got SIGTERM")).__next__)
+    engine = new_engine(section, material)
+    with pytest.raises(Interrupted):
+        train(engine, section, material=material, on_save=save, **listeners)
+    stop_engine(engine)
+    assert places == [3]
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    again = train(engine, section, material=material, progress=progress, on_save=save, **listeners)
+    stop_engine(engine)
+    assert (again.loss, again.score, again.padding_share) == (
+        undisturbed.loss,
+        undisturbed.score,
+        undisturbed.padding_share,
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
