@@ -1,6 +1,7 @@
 """The way of the data as one page: a recipe goes in, a verdict with its evidence comes out."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from artifacts import Model, make_loadable, write_prompt, write_rung
@@ -27,6 +28,8 @@ CHAMPION = "champion"
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
 """Fields of the tuning section that change no trial."""
+NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
+"""Fields of the training section that change no result: who changes them after a failure goes on from what is done."""
 
 
 def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
@@ -168,13 +171,15 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
         compute=compute,
         inputs=prepared.key(
             tuning=recipe.tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
-            training=recipe.training.model_dump(mode="json", exclude={"num_seeds", "average_seeds"}),
+            training=recipe.training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
             **prepared.asked_of_training,
             rungs=goal.rungs,
             to_beat=goal.to_beat,
         ),
     )
     swept = SweepResult.from_dict(value)
+    now = {name: getattr(recipe.training, name) for name in NOT_OF_RESULTS - set(recipe.tuning.space)}
+    swept = replace(swept, selected=swept.selected.model_copy(update=now))
     if swept.ended:
         show({"event": "note", "text": f"the sweep ended itself: {swept.ended}"})
     return swept
@@ -262,7 +267,7 @@ def _train_once(
         return finetune(section, task=prepared.task(num_train_rows=num_train_rows), uri=uri, relay=relay).to_dict()
 
     inputs = prepared.key(
-        training=section.model_dump(mode="json"),
+        training=section.model_dump(mode="json", exclude=NOT_OF_RESULTS),
         **prepared.asked_of_training,
     )
     if num_train_rows is not None:

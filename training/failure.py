@@ -77,14 +77,14 @@ def _death(text: str) -> str:
     """A dead worker in words; `text` is what Ray says of it, at length."""
     if "low on memory" in text or "OutOfMemory" in text:
         return (
-            "Ray killed its process because the node ran out of memory; lower training.batch_size, raise "
-            "training.gradient_accumulation_steps, or set training.gradient_checkpointing"
+            "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "
+            "training.batch_size, or raise training.gradient_accumulation_steps"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
         return f"its node was lost; see `ray status` for the nodes that are left ({_line(text, 'node')})"
     return (
         "its process was killed or crashed, most often by SIGKILL of a kernel out of memory: look at dmesg on its "
-        f"node, and lower training.batch_size or set training.gradient_checkpointing ({_line(text, 'exit')})"
+        f"node, and set training.gradient_checkpointing or lower training.batch_size ({_line(text, 'exit')})"
     )
 
 

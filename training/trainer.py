@@ -72,7 +72,10 @@ def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: A
         result = trainer.fit()
     except Exception as error:
         again = f" after {section.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
-        kept = "run it again, and it goes on from the last checkpoint"
+        kept = (
+            "run it again, and it goes on from the last checkpoint, also with other gradient_checkpointing, "
+            "checkpoint_interval_s or max_failures; with any other change of the training section it begins anew"
+        )
         raise TrainingFailed(f"training failed for good{again}: {why(error, uri=uri)}; {kept}") from error
     if "failed" in result.return_value:
         raise TrainingFailed(result.return_value["failed"])

@@ -11,8 +11,10 @@ from artifacts import Model
 from data.read import DataError, Rows
 from models.registry import Prompting
 from pipeline import best_on_validation, learn_curve
+from recipes.schema import TrainingSection, TuningSection
 from tests import small_chat
 from training.material import TrainingTask
+from training.trainer import Trained
 
 SEEDS: Any = [SimpleNamespace(weights=f"seed-{number}", score=score) for number, score in enumerate((0.71, 0.74, 0.73))]
 
@@ -50,6 +52,47 @@ def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
     assert asked == trained
     assert curve.sizes == sizes
     assert curve.scores[-1] == 0.8
+
+
+def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sweep that ran out of memory goes on with gradient_checkpointing, and its seeds train with it."""
+    training = {"batch_size": 16, "num_seeds": 2}
+    stages: dict[str, dict[str, Any]] = {}
+
+    def once(_: str, name: str, *, inputs: dict[str, Any], **__: Any) -> Any:
+        value = {"weights": name, "score": 0.5, "epochs": 1, "rows_per_second": 1, "padding_share": 0}
+        trained = value | {"step_seconds": 1}
+        stages[name] = inputs
+        selected = TrainingSection(batch_size=16).model_dump()
+        return {"rows": [], "selected": selected, "trained": trained, "ended": None} if name == "sweep" else trained
+
+    seeds: list[TrainingSection] = []
+    finish = pipeline._train_once
+
+    def note(prepared: Any, section: TrainingSection, **named: Any) -> Trained:
+        seeds.append(section)
+        return finish(prepared, section, **named)
+
+    for name, put in {"once": once, "note_shortage": lambda *_, **__: None, "_train_once": note}.items():
+        monkeypatch.setattr(pipeline, name, put)
+    found = []
+    for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
+        recipe = SimpleNamespace(
+            home="s3://m/x",
+            training=TrainingSection.model_validate(training | changed),
+            tuning=TuningSection(),
+            evaluation=SimpleNamespace(minimum_gain=0.01),
+        )
+        prepared: Any = SimpleNamespace(recipe=recipe, asked_of_training={}, key=lambda **inputs: inputs)
+        rungs = [{"kind": "probe", "validation": 0.4, "servable": True}]
+        swept = pipeline.sweep_trials(prepared, rungs=rungs, show=lambda _: None, relay=None)
+        pipeline.train_seeds(prepared, swept, show=lambda _: None, relay=None)
+        found.append(dict(stages))
+    assert found[0] == found[1]
+    assert sorted(found[0]) == ["seed-1", "sweep"]
+    assert [(one.gradient_checkpointing, one.max_failures) for one in seeds] == [(False, 2), (True, 9)]
 
 
 def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_climbed(

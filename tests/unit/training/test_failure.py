@@ -36,7 +36,7 @@ def group(*failures: Exception) -> WorkerGroupError:
     [
         (group(died("The actor died.\nThe actor died because its node has died. Node Id: 7f")), "its node was lost"),
         (group(died("x\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file.")), "SIGKILL .* dmesg"),
-        (group(died("Task was killed due to the node running low on memory.")), "out of memory; lower training.batch"),
+        (group(died("Task was killed due to the node running low on memory.")), "out of memory; set training.gradient"),
         (group(raised(StorageError("s3://a cannot be reached"))), "worker 0: s3://a cannot be reached"),
         (group(raised(Interrupted("the worker got SIGTERM"))), "worker 0: the worker got SIGTERM"),
         (group(raised(ZeroDivisionError("by zero"))), "worker 0: ZeroDivisionError: by zero"),

@@ -133,6 +133,27 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
         )
 
 
+@pytest.mark.parametrize(("stage", "method"), [(1, "full"), (3, "full"), (1, "lora")])
+def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, stage: int, method: str) -> None:
+    fields = {"zero_stage": stage, "method": method, "epochs": 1, "learning_rate": 1e-3, "checkpoint_interval_s": 0.0}
+    material, section = small_material(dropout=0.2), section_of(**fields)
+    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+
+    def save(progress: Progress, engine: Any) -> None:
+        if progress.step == 1:
+            checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+
+    engine = new_engine(section, material)
+    plain = train(engine, section, material=material, on_save=save, **listeners)
+    stop_engine(engine)
+    section = section_of(**fields, gradient_checkpointing=True)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    assert progress.step == 1
+    again = train(engine, section, material=material, progress=progress, **listeners)
+    stop_engine(engine)
+    assert again.loss == pytest.approx(plain.loss, rel=1e-3)
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
