@@ -133,3 +133,17 @@ def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) 
         done = pipeline.run(load_recipe(tmp_path / "recipe.yaml"), show=heard)
     assert done.run == chat_run.done.run
     assert heard.of_kind("epoch") == []
+
+
+@pytest.mark.usefixtures("chat_run")
+def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_ladder_as_the_user_s_to_mend(tmp_path: Path) -> None:
+    texts = ["ab", "c</s>d", "ef"]
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
+    write_table(f"{DATA}/forged.parquet", pa.table({"turns": turns, "doc": ["x", "y", "z"]}))
+    recipe = content() | {"name": "forged"}
+    recipe["data"]["train"] = f"{DATA}/forged.parquet"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    told = CliRunner().invoke(tailorbird.app, ["run", str(tmp_path / "recipe.yaml")])
+    assert told.exit_code == 2, told.output
+    assert "training row 1: a turn of the user spells '</s>'" in " ".join(told.stderr.split())
+    assert not storage.exists("s3://models/forged/stages")
