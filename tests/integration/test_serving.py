@@ -438,14 +438,15 @@ def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(
 def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_operator_does_changes_no_replica(
     service: Service,
 ) -> None:
-    service.deploy(service.first)
+    section = SECTION.model_copy(update={"versions": 0})
+    deploy.deploy(section, home=service.home, version=service.first)
     registry.set_champion(service.home, service.first, etag=None, reason="for this test", run="")
     asked = Recipe(
         name="serving-test",
         base_model=MODEL,
         data=DataSection(train="s3://lake/none"),
         registry="s3://models",
-        serving=SECTION.model_copy(update={"versions": 0}),
+        serving=section,
     )
     config = yaml.safe_load(render(asked, to="serve").text)
     ServeDeploySchema.model_validate(config)
@@ -460,6 +461,7 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
         time.sleep(0.2)
         assert service.ask({"input": "Cholera"})["version"] == service.first.version
         assert deploy._running("serving-test") == before
+    service.deploy(service.first)
 
 
 def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
