@@ -22,6 +22,7 @@ ASKED = (
     "training.batch_size=64",  # one step an epoch, then a checkpoint
     "training.checkpoint_interval_s=0",
     "evaluation.minimum_gain=0",
+    "evaluation.expected_gain=0.01",
 )
 WAIT_S = 300
 
