@@ -54,6 +54,12 @@ def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
         # The handler never blocks its loop, so it needs no thread of its own: that hop would cost half of a request.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
+    resources: dict[str, float] = {"num_cpus": section.cpus_per_replica, "num_gpus": section.gpus_per_replica}
+    placed: dict[str, Any] = {}
+    if task == "chat" and section.engine == "vllm":
+        # The replica's servers are actors of their own, in what it holds: a GPU is theirs, not its own process's.
+        placed = {"placement_group_bundles": [_bundle(resources)], "placement_group_strategy": "STRICT_PACK"}
+        resources["num_gpus"] = 0
     return {
         "name": DEPLOYMENTS[task],
         "autoscaling_config": AutoscalingConfig(
@@ -72,10 +78,13 @@ def deployment_options(section: ServingSection, *, task: str) -> dict[str, Any]:
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "max_surge_percent": 25,
         "graceful_shutdown_timeout_s": SHUTDOWN_S[task],
-        "ray_actor_options": {
-            "num_cpus": section.cpus_per_replica,
-            "num_gpus": section.gpus_per_replica,
-            "runtime_env": {"env_vars": env_vars},
-        },
+        "ray_actor_options": {**resources, "runtime_env": {"env_vars": env_vars}},
+        **placed,
         "logging_config": LoggingConfig(enable_access_log=False),
     }
+
+
+def _bundle(resources: dict[str, float]) -> dict[str, float]:
+    """A placement group's, which names no resource of which it has none."""
+    named = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    return {name: amount for name, amount in named.items() if amount}

@@ -318,7 +318,7 @@ def _load(uri: str, digest: str, *, section: ServingSection) -> ChatEngine:
     if section.engine == "vllm":
         from serving.vllm_engine import load_engine
 
-        return load_engine(uri, digest, max_batch_size=section.max_batch_size)
+        return load_engine(uri, digest, max_batch_size=section.max_batch_size, num_gpus=section.gpus_per_replica)
     from models.load import load_chat_version
 
     loaded = load_chat_version(uri)

@@ -1,6 +1,10 @@
-"""A registered chat version, deployed on a real Ray, answers OpenAI's own client as it does in memory."""
+"""A registered chat version, deployed on a real Ray, answers OpenAI's own client as it does in memory.
+
+By `ray.serve.llm` where vLLM is installed, else by transformers.
+"""
 
 import html
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -29,7 +33,14 @@ ROOT = Path(__file__).parents[2]
 HOME = "s3://models/chat-serving-test"
 LIMIT = 24
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
-SECTION = ServingSection(max_batch_size=4, max_queued_requests=8, max_body_bytes=4096, max_new_tokens=200)
+WIDTH = 128  # heads of 32, as small as vLLM takes them
+SECTION = ServingSection(
+    engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
+    max_batch_size=4,
+    max_queued_requests=8,
+    max_body_bytes=4096,
+    max_new_tokens=200,
+)
 
 
 class Service:
@@ -37,7 +48,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.code = code.ship_code(HOME, ROOT)
-        small_chat.save(folder / "base")
+        small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
         base = fetch.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
         self.first = self._register(folder / "first", base=base, system="be brief")
         self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
@@ -68,7 +79,7 @@ class Service:
         folder.mkdir()
         if seed is not None:
             torch.manual_seed(seed)
-            lm = small_chat.language_model()
+            lm = small_chat.language_model(width=WIDTH)
             state = {name: torch.randn_like(weight) * 0.3 for name, weight in lm.named_parameters()}
             save_file(state, folder / "model.safetensors")
         config = registry.VersionConfig(
@@ -218,9 +229,12 @@ def test_what_is_no_chat_request_is_refused_as_json(service: Service) -> None:
 
 
 def test_more_requests_than_it_takes_are_told_to_come_back(service: Service) -> None:
+    client = service.client  # one: to make it takes longer than an answer
+
     def ask(number: int) -> openai.RateLimitError | None:
+        messages: Any = [{"role": "user", "content": f"abc {number}"}]
         try:
-            service.ask(f"abc {number}", max_tokens=200, stop="never")
+            client.chat.completions.create(model="champion", messages=messages, max_tokens=200, stop="never")
         except openai.RateLimitError as error:
             return error
         return None

@@ -2,21 +2,28 @@
 
 import asyncio
 import importlib.util
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import ray
 
 from models.chat import ChatModel, answer_prompts
 from models.registry import Prompting
 from serving.generate import Sampling
+from serving.protocol import RequestError
 from serving.vllm_engine import EngineMissing, VllmEngine, start
 from tests.small_chat import language_model
 from tests.unit.serving.test_generate import GREEDY, LIMIT, PROMPTS, TOKENIZER, ends_what_it_began, tokens
 
 needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+ROOT = Path(__file__).parents[3]
 WIDTH = 128  # heads of 32, as small as vLLM takes them
 
 
@@ -31,16 +38,28 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.Runner]:
-    """vLLM lives in one."""
+    """Every call of one engine is from one."""
     with asyncio.Runner() as runner:
         yield runner
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[VllmEngine]:
+def in_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  it runs
     found = start(loaded(), max_batch_size=8)
     yield found
     found.end()
+
+
+def unfinished(server: Any) -> bool:
+    """Whether vLLM still works on a request; it has no public word for that."""
+    return bool(server._server.engine._engine_client.output_processor.has_unfinished_requests())
 
 
 async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any) -> list[list[list[int]]]:
@@ -87,9 +106,44 @@ def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, l
         await tokens(engine, PROMPTS[1])
 
     loop.run(hang_up())
-    assert not engine._engine.output_processor.has_unfinished_requests()
+    assert not ray.get(engine._server.__ray_call__.remote(unfinished))
 
 
 @needs_vllm
+@pytest.mark.usefixtures("in_ray")
 def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runner) -> None:
     loop.run(ends_what_it_began(lambda: start(loaded(), max_batch_size=8)))
+
+
+def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, which Ray hands over
+    """Ids of the engine's."""
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+@needs_vllm
+@pytest.mark.usefixtures("in_ray")
+def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio.Runner) -> None:
+    found = start(loaded(), max_batch_size=8)
+    pids = ray.get(found._server.__ray_call__.remote(processes))
+    assert pids
+    assert found.running
+
+    async def ask() -> None:
+        asking = asyncio.create_task(tokens(found, PROMPTS[0]))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RequestError) as caught:
+            await asking
+        assert caught.value.status in (500, 503)  # the server has seen that its engine is dead, or only that it failed
+        while found.running:
+            await asyncio.sleep(0.1)
+        with pytest.raises(RequestError) as caught:
+            await tokens(found, PROMPTS[1])
+        assert caught.value.status == 503
+
+    loop.run(ask())
+    again = start(loaded(), max_batch_size=8)
+    pids = ray.get(again._server.__ray_call__.remote(processes))
+    again.end()
+    ended, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert not left, ended
