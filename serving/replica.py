@@ -108,29 +108,34 @@ class Replica(Generic[EngineT]):
         """What was asked for last is what serves in the end."""
         if after is not None:
             await after
-        former = self._engines
         try:
-            self._engines, self._absent = await asyncio.to_thread(self._loaded, user_config)
+            engines, absent = await asyncio.to_thread(self._loaded, user_config)
         except Exception as error:
             self._refused, self._config = (user_config["digest"], str(error)), config_id(user_config)
             return
         self._refused = None
         self._told(user_config)
-        kept = {id(engine) for engine in self._engines.values()}
+        self._swap(engines, absent)
+
+    def _swap(self, engines: dict[str, EngineT], absent: dict[str, str]) -> None:
+        former, self._engines, self._absent = self._engines, engines, absent
+        kept = {id(engine) for engine in engines.values()}
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
             self._retire(engine)
 
     async def _keep_trying(self) -> None:
-        """Loads what is absent as soon as it can be, until cancelled: what was wrong may have been the store."""
+        """Loads what is absent or has stopped as soon as it can be, until cancelled: what was wrong may have been the
+        store."""
         wait_s = ABSENT_S
         while True:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, MAX_ABSENT_S) if self._absent else ABSENT_S
-            if self._absent and (self._changes is None or self._changes.done()):
-                self._changes = asyncio.create_task(self._try_absent())
+            incomplete = bool(self._absent) or not all(map(_runs, self._engines.values()))
+            if incomplete and (self._changes is None or self._changes.done()):
+                self._changes = asyncio.create_task(self._try_again())
 
-    async def _try_absent(self) -> None:
-        self._engines, self._absent = await asyncio.to_thread(self._loaded, self._asked)
+    async def _try_again(self) -> None:
+        self._swap(*await asyncio.to_thread(self._loaded, self._asked))
 
     def _told(self, user_config: dict[str, Any]) -> None:
         self._asked = user_config
@@ -140,7 +145,7 @@ class Replica(Generic[EngineT]):
     def _loaded(self, user_config: dict[str, Any]) -> tuple[dict[str, EngineT], dict[str, str]]:
         """The engine of each name, those that serve already not loaded again, and why there is none of others: only the
         champion has to be there."""
-        engines = {engine.version.digest: engine for engine in self._engines.values()}
+        engines = {engine.version.digest: engine for engine in self._engines.values() if _runs(engine)}
         asked = {CHAMPION: user_config, **user_config.get("beside", {})}
         if TRIAL in user_config:
             asked[TRIAL] = user_config[TRIAL]
@@ -300,6 +305,11 @@ class Replica(Generic[EngineT]):
             absent=absent or None,
         )
         return 200, ready.model_dump_json(exclude_none=True).encode()
+
+
+def _runs(engine: Engine) -> bool:
+    """Some can stop by themselves."""
+    return bool(getattr(engine, "running", True))
 
 
 def _replica_id() -> str | None:

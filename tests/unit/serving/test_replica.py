@@ -231,3 +231,20 @@ def test_a_subject_is_refused_where_none_is_kept() -> None:
         with pytest.raises(RequestError, match="subject: none is kept here") as caught:
             refuse_unkept_subject("s", log=log)
         assert caught.value.status == 422
+
+
+def test_one_beside_the_champion_that_stopped_by_itself_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "ABSENT_S", 0.01)
+
+    async def change() -> None:
+        loads = Loads()
+        loads.go.set()
+        replica = loads.replica()
+        await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("probe")}})
+        first = replica.engine_of("pretrained")
+        first.running = False
+        while replica.engine_of("pretrained") is first:
+            await asyncio.sleep(0.01)
+        assert (loads.loaded, loads.retired) == (["one", "probe", "probe"], ["probe"])
+
+    asyncio.run(change())

@@ -115,6 +115,11 @@ def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runne
     loop.run(ends_what_it_began(lambda: start(loaded(), max_batch_size=8)))
 
 
+def shared_memory() -> set[str]:
+    """Names of what processes share."""
+    return {file.name for file in Path("/dev/shm").glob("psm_*")}
+
+
 def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, which Ray hands over
     """Ids of the engine's."""
     return [child.pid for child in psutil.Process().children(recursive=True)]
@@ -142,8 +147,11 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
         assert caught.value.status == 503
 
     loop.run(ask())
+    before = shared_memory()
     again = start(loaded(), max_batch_size=8)
     pids = ray.get(again._server.__ray_call__.remote(processes))
+    assert shared_memory() - before
     again.end()
+    assert not shared_memory() - before
     ended, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
     assert not left, ended
