@@ -189,6 +189,9 @@ class TrainingSection(Section):
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of a step's gradient; 0 leaves it as it is."""
+    sam_radius: float = Field(default=0.0, ge=0)
+    """Radius of sharpness-aware minimization: a step's gradient is taken where, so far away, the loss is highest, which
+    finds flatter minima and takes twice as long; 0.05 is usual. 0: none. Takes `zero_stage: 0`."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0; then it falls linearly to 0."""
     lora_r: int = Field(default=16, ge=1)
@@ -228,6 +231,14 @@ class TrainingSection(Section):
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
             raise ValueError(f"offload {self.offload!r} takes zero_stage {least} or more, not {self.zero_stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _sam_has_whole_gradients(self) -> Self:
+        if self.sam_radius and (self.zero_stage > 0 or self.gradient_accumulation_steps > 1):
+            raise ValueError(
+                "sam_radius takes zero_stage 0 and gradient_accumulation_steps 1: it needs whole gradients"
+            )
         return self
 
     @field_validator("deepspeed")

@@ -17,6 +17,7 @@ from training.chat import load_chat_task
 from training.classification import load_classification
 from training.material import Diverged, Material, TrainingTask, means_over_ranks
 from training.order import micro_batches, rank_rows
+from training.sharpness import ascended
 from training.windows import num_steps, steps
 from training.zero import start_engine
 
@@ -137,9 +138,13 @@ def _epoch(
         for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
             # A rank without a row in a last small batch computes one with weight 0.
             some = rows if len(rows) else np.zeros(1, dtype=np.int64)
+            weight = (1.0 if len(rows) else 0.0) / share
             total, size = material.loss(engine, section, window, some)
-            loss = total * (1.0 if len(rows) else 0.0) / share
+            loss = total * weight
             engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
+            if section.sam_radius:
+                with ascended(engine.module.parameters(), radius=section.sam_radius):
+                    engine.backward(material.loss(engine, section, window, some)[0] * weight)
             engine.step()  # counts the parts; weights move after the last
             step_loss += float(loss.detach())
             progress.padded += size

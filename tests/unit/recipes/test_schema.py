@@ -105,6 +105,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 is under min 2"),
         ("training.num_workers", {"min": 1, "max": 3}, "training: batch_size 32 must be a multiple of num_workers 3"),
         ("training.offload", "parameters", "training: offload 'parameters' takes zero_stage 3 or more, not 1"),
+        ("training.sam_radius", 0.05, "training: sam_radius takes zero_stage 0 and gradient_accumulation_steps 1"),
         (
             "training.deepspeed",
             {"zero_optimization": {"stage": 2}},
