@@ -59,6 +59,8 @@ def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, 
     weights = FP32 * (shape.num_parameters + (0 if section.method == "full" else learned))
     gradients, states = FP32 * learned, 2 * FP32 * learned
     parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
+    if section.sam_radius:
+        parts["weights before the ascent"] = FP32 * learned
     if section.zero_stage >= 1:
         parts["optimizer states"] = states // shards
         parts["their copy of the weights"] = gradients // shards

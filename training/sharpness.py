@@ -19,6 +19,7 @@ def ascended(parameters: Iterable[torch.nn.Parameter], *, radius: float) -> Iter
         for parameter, gradient in zip(moved, gradients, strict=True):
             parameter.add_(gradient * step)
             parameter.grad = None
+    gradients.clear()  # else they would be held beside those of the block
     try:
         yield
     finally:
