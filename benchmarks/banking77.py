@@ -6,7 +6,7 @@ The folder holds `banking77/{train,validation,test}.parquet`; train and validati
 which none is used to choose anything here: the configuration lies in the range of `recipes/banking77.yaml`, which
 chooses on validation rows, and whose verdict is the figure to cite. `training.loop.train` with a DeepSpeed engine at
 stage 0 in a process group of one with two torch threads, which is what a worker runs. CPU-seconds are those of the
-training steps, all threads counted.
+head's start and of the training steps, all threads counted.
 """
 
 import os
@@ -35,10 +35,13 @@ SECTION = TrainingSection(
     zero_stage=0,
     num_workers=1,
     cpus_per_worker=NUM_THREADS,
-    epochs=4,
+    epochs=3,
     batch_size=32,
     learning_rate=2.3e-4,
     label_smoothing=0.2,
+    head_start="centroids",
+    freeze_embeddings=True,
+    sam_radius=0.05,
 )
 BOUNDS = {"test_accuracy": ">= 0.94", "cpu_seconds": "<= 450"}
 
@@ -67,8 +70,8 @@ def main() -> None:
 def _trained(task: TrainingTask) -> dict[str, float]:
     """The test is scored after each epoch, outside the clock, and only the last score is reported."""
     material = load_classification(task, attention_dropout=SECTION.attention_dropout)
-    engine = new_engine(SECTION, material)
     cpu_s, begun = 0.0, time.process_time()
+    engine = new_engine(SECTION, material)
 
     def on_step(report: StepReport) -> None:
         nonlocal cpu_s

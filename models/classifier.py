@@ -64,6 +64,24 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     return head
 
 
+def centroid_head(embeddings: np.ndarray, labels: np.ndarray, *, num_classes: int) -> nn.Linear:
+    """A linear head to start from: what lies towards the mean of a class's embeddings, of [N, D], is likely of it.
+
+    Logits are inner products with the classes' means, both measured from the mean of all rows, and have a standard
+    deviation of 1 over the rows, in which there is much to learn still. A class without a row has logits of 0.
+    """
+    middle = embeddings.mean(axis=0)
+    means = np.zeros((num_classes, embeddings.shape[1]), dtype=np.float32)
+    for number in np.unique(labels):
+        means[number] = embeddings[labels == number].mean(axis=0) - middle
+    means /= max(float(((embeddings - middle) @ means.T).std()), 1e-12)
+    head = zero_head(embeddings.shape[1], num_classes)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(means))
+        head.bias.copy_(torch.from_numpy(-means @ middle))
+    return head
+
+
 def embed_rows(
     model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
 ) -> np.ndarray:

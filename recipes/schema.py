@@ -174,6 +174,11 @@ class TrainingSection(Section):
     """Options of DeepSpeed's own configuration, laid over what this section makes of it."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the encoder or adapter."""
+    head_start: Literal["zeros", "centroids"] = "zeros"
+    """For `task: classification`, where the head begins: `centroids` says of a text, softly, what those near it are."""
+    freeze_embeddings: bool = False
+    """With `method: full`, whether the word embeddings stay as they were pretrained: half of a small model's weights,
+    of which a step learns a few and AdamW moves all. Let them learn where words are new to the model."""
     head_multiplier: float = Field(default=10.0, gt=0)
     """The head learns at `learning_rate` times this."""
     lora_multiplier: float = Field(default=5.0, gt=0)
