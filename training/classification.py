@@ -74,7 +74,7 @@ class ClassifierMaterial:
 
     @cached_property
     def _centroid_head(self) -> nn.Linear:
-        """Of a hundred rows of each class, those that come first; the same in every worker."""
+        """Of up to a hundred rows of each class, those that come first of some; the same in every worker."""
         window = self.train.some()
         assert window.labels is not None
         order = np.argsort(window.labels, kind="stable")

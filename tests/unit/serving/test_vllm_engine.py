@@ -16,6 +16,7 @@ import ray
 
 from models.chat import ChatModel, answer_prompts
 from models.registry import Prompting
+from serving import vllm_engine
 from serving.generate import Sampling
 from serving.protocol import RequestError
 from serving.vllm_engine import EngineMissing, VllmEngine, start
@@ -155,3 +156,12 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
     assert not shared_memory() - before
     ended, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
     assert not left, ended
+
+
+def test_a_third_version_on_a_gpu_is_refused_and_comes_in_once_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "END_S", 0)
+    monkeypatch.setattr(vllm_engine, "_living", {"one", "two"})
+    with pytest.raises(RuntimeError, match="a GPU holds 2 versions"):
+        vllm_engine._require_room()
+    vllm_engine._living.discard("one")
+    vllm_engine._require_room()
