@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.encode import labels_of
 from data.encoded import Encoded, Encoding, encode_rows
 from data.read import Rows
-from data.shards import Shards, window_chunks
+from data.shards import CHUNK_ROWS, Shards, window_chunks
 from recipes.schema import TrainingSection
 from training.order import SORTED_BATCHES, epoch_batches, num_batches
 
@@ -88,7 +88,9 @@ class StreamedRows:
         return self.shards.read(self._chunks[self._windows(section, epoch=epoch)[number]])
 
     def some(self) -> Encoded:
-        return self.shards.read(self._chunks[:1])
+        """A window's rows from places evenly apart: data is often in the order of its labels."""
+        num = min(len(self._chunks), -(-self.shards.window_rows // CHUNK_ROWS))
+        return self.shards.read(self._chunks[np.linspace(0, len(self._chunks) - 1, num, dtype=np.int64)])
 
 
 def load_rows(

@@ -1,16 +1,19 @@
 """What a training starts from: a head towards the classes' centroids, word embeddings that stay."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from data.shards import Shards, ShardWriter
 from models.classifier import centroid_head, embed_rows
-from tests.unit.training.small import NUM_CLASSES, section_of, small_material
+from tests.unit.training.small import NUM_CLASSES, rows_of, section_of, small_material
 from training import classification
 from training.export import export_weights
 from training.loop import new_engine, train
+from training.windows import StreamedRows
 from training.zero import stop_engine
 
 
@@ -52,6 +55,19 @@ def test_the_head_starts_from_a_few_rows_of_each_class(monkeypatch: pytest.Monke
     assert window.labels is not None
     places = [np.flatnonzero(window.labels == number)[:2] for number in range(NUM_CLASSES)]
     assert asked[0] == window.tokens(np.concatenate(places))
+
+
+def test_a_head_starts_from_every_class_of_streamed_rows_that_lie_in_the_order_of_their_labels(tmp_path: Any) -> None:
+    material, sizes = small_material(dropout=0.0), (3000, 3000)
+    rows, tokens = rows_of(sum(sizes), first=0)
+    order = np.argsort(np.array(rows.labels), kind="stable")
+    for number, part in enumerate(np.split(order, 2)):
+        with ShardWriter(tmp_path.as_uri(), number) as writer:
+            writer.add(rows.take(part), tokens=[tokens[row] for row in part], said=None)
+    streamed = StreamedRows(Shards(tmp_path.as_uri(), sizes, ("0", "1", "2"), (), window_rows=1024))
+    assert len(streamed.some()) <= 1024 < len(streamed)
+    head = replace(material, train=streamed).build(section_of(head_start="centroids")).head
+    assert (head.weight.abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("fields", [{}, {"gradient_checkpointing": True}, {"zero_stage": 3}], ids=str)
