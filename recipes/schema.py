@@ -643,15 +643,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
-        """Every value, and where two fields bear on each other every pair of theirs."""
+        """Every value, and of the fields that bear on each other all that may meet in a trial."""
         values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
                 raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
             values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
-        pair = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
-        tried = [{name: value} for name in values if name not in pair for value in values[name]]
-        tried += [dict(zip(pair, some, strict=True)) for some in product(*(values[name] for name in pair))]
+        bound = [name for name in ("batch_size", "gradient_accumulation_steps", "sam_radius") if name in values]
+        tried = [{name: value} for name in values if name not in bound for value in values[name]]
+        tried += [dict(zip(bound, some, strict=True)) for some in product(*(values[name] for name in bound))]
         for given in tried:
             try:
                 TrainingSection.model_validate(self.training.model_dump() | given)

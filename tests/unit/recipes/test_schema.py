@@ -163,9 +163,9 @@ def test_a_fault_is_one_line_that_names_field_given_and_allowed(
 
 
 def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() -> None:
-    def recipe(**choices: list[int]) -> Recipe:
+    def recipe(**choices: list[Any]) -> Recipe:
         space = {name: {"choice": values} for name, values in choices.items()}
-        training = {"batch_size": 32, "gradient_accumulation_steps": 16}
+        training = {"batch_size": 32, "gradient_accumulation_steps": 16, "zero_stage": 0}
         return Recipe.model_validate(minimal() | {"training": training, "tuning": {"space": space}})
 
     recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])  # 16 would not do with the section's own 16
@@ -175,6 +175,9 @@ def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() ->
         recipe(batch_size=[16])
     with pytest.raises(ValidationError, match=r"tuning.space: epochs 0 is not allowed"):
         recipe(epochs=[0])
+    recipe(sam_radius=[0.0, 0.05], gradient_accumulation_steps=[1])  # 0.05 would not do with the section's own 16
+    with pytest.raises(ValidationError, match=r"gradient_accumulation_steps 2 with sam_radius 0.05 is not allowed"):
+        recipe(sam_radius=[0.0, 0.05], gradient_accumulation_steps=[1, 2])
 
 
 def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
