@@ -32,8 +32,8 @@ from training.material import (
 from training.windows import TrainingRows, load_rows
 
 COMPARED_ROWS = 8
-CENTROID_ROWS = 100
-"""Of each class, for a head to start from."""
+CENTROID_ROWS, CENTROIDS_AMONG = 100, 1 << 14
+"""Rows of each class, for a head to start from, and those among which they are looked for, where rows are streamed."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ClassifierMaterial:
     @cached_property
     def _centroid_head(self) -> nn.Linear:
         """Of up to a hundred rows of each class, those that come first of some; the same in every worker."""
-        window = self.train.some()
+        window = self.train.some(rows=CENTROIDS_AMONG)
         assert window.labels is not None
         order = np.argsort(window.labels, kind="stable")
         labels = window.labels[order]

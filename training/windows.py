@@ -36,8 +36,8 @@ class TrainingRows(Protocol):
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
         """One window."""
 
-    def some(self) -> Encoded:
-        """A few rows or more, always the same."""
+    def some(self, *, rows: int = 1) -> Encoded:
+        """So many rows or more, where there are, from all over the data and always the same."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HeldRows:
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:  # noqa: ARG002
         return self.rows
 
-    def some(self) -> Encoded:
+    def some(self, *, rows: int = 1) -> Encoded:  # noqa: ARG002  all are at hand
         return self.rows
 
 
@@ -87,9 +87,8 @@ class StreamedRows:
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
         return self.shards.read(self._chunks[self._windows(section, epoch=epoch)[number]])
 
-    def some(self) -> Encoded:
-        """A window's rows from places evenly apart: data is often in the order of its labels."""
-        num = min(len(self._chunks), -(-self.shards.window_rows // CHUNK_ROWS))
+    def some(self, *, rows: int = 1) -> Encoded:
+        num = min(len(self._chunks), -(-rows // CHUNK_ROWS))
         return self.shards.read(self._chunks[np.linspace(0, len(self._chunks) - 1, num, dtype=np.int64)])
 
 

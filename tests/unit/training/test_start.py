@@ -57,15 +57,18 @@ def test_the_head_starts_from_a_few_rows_of_each_class(monkeypatch: pytest.Monke
     assert asked[0] == window.tokens(np.concatenate(places))
 
 
-def test_a_head_starts_from_every_class_of_streamed_rows_that_lie_in_the_order_of_their_labels(tmp_path: Any) -> None:
+def test_a_head_starts_from_every_class_of_streamed_rows_that_lie_in_the_order_of_their_labels(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classification, "CENTROIDS_AMONG", 1024)
     material, sizes = small_material(dropout=0.0), (3000, 3000)
     rows, tokens = rows_of(sum(sizes), first=0)
     order = np.argsort(np.array(rows.labels), kind="stable")
     for number, part in enumerate(np.split(order, 2)):
         with ShardWriter(tmp_path.as_uri(), number) as writer:
             writer.add(rows.take(part), tokens=[tokens[row] for row in part], said=None)
-    streamed = StreamedRows(Shards(tmp_path.as_uri(), sizes, ("0", "1", "2"), (), window_rows=1024))
-    assert len(streamed.some()) <= 1024 < len(streamed)
+    streamed = StreamedRows(Shards(tmp_path.as_uri(), sizes, ("0", "1", "2"), ()))
+    assert len(streamed.some()) <= 256 < len(streamed.some(rows=1024)) <= 1024
     head = replace(material, train=streamed).build(section_of(head_start="centroids")).head
     assert (head.weight.abs().sum(1) > 0).all()
 
