@@ -155,13 +155,12 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
 
     They have the columns and types of the recipe's first training rows; what was stated that is no value of a group's
     type is left out. A row shares its `split_by` with no other: its id, or a negative number in a column of numbers.
-    Audits know no `auxiliary_label`, so that recipe learns none.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     data, labelled = recipe.data, f"{recipe.home}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
-    schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False, auxiliary=None)).schema
+    schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False)).schema
     given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
     if data.split_by is not None:
         numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
@@ -170,7 +169,7 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     storage.write_bytes(labelled, sink.getvalue())
-    wider = data.model_copy(update={"train": (*data.train_uris, labelled), "auxiliary_label": None})
+    wider = data.model_copy(update={"train": (*data.train_uris, labelled)})
     proposed = f"{uri}/recipe.yaml"
     storage.write_bytes(proposed, recipe_text(recipe.model_copy(update={"data": wider})).encode())
     return proposed

@@ -143,8 +143,7 @@ def _model(recipe: Recipe) -> Outline:
 
 
 def _table(split: str, uri: str, *, section: DataSection, chat: bool) -> Table:
-    auxiliary = section.auxiliary_label if split == "train" else None
-    columns = columns_of(section, chat=chat, auxiliary=auxiliary)
+    columns = columns_of(section, chat=chat)
     try:
         files = parquet_files(uri)
         looked = files if len(files) <= FOOTERS else [*files[: FOOTERS - 1], files[-1]]
@@ -162,8 +161,7 @@ def _table(split: str, uri: str, *, section: DataSection, chat: bool) -> Table:
 def _require_types(schema: pa.Schema, columns: list[str], *, section: DataSection, chat: bool, uri: str) -> None:
     """Raises DataError where a column holds what no row can be made of; reads none."""
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-    auxiliary = section.auxiliary_label if section.auxiliary_label in columns else None
-    rows_of(empty, section=section, chat=chat, auxiliary=auxiliary, uri=uri)
+    rows_of(empty, section=section, chat=chat, uri=uri)
     if chat and section.messages:
         kind = empty.schema.field(section.messages).type
         turns = getattr(kind, "value_type", None)

@@ -129,7 +129,7 @@ def _draw(shards: str) -> dict[str, float]:
     from training.windows import StreamedRows, steps
 
     given = json.loads(shards)
-    tuples = {name: tuple(given[name]) for name in ("sizes", "classes", "auxiliary_classes")}
+    tuples = {name: tuple(given[name]) for name in ("sizes", "classes")}
     rows = StreamedRows(Shards(**given | tuples))
     begun, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:

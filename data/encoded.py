@@ -32,8 +32,6 @@ class Encoded:
     """[T], of a chat task: which tokens the assistant said."""
     labels: NDArray[np.int64] | None = None
     """[N], of a classification: the number of each row's class."""
-    auxiliary: NDArray[np.int64] | None = None
-    """[N], the same of a second label, where the recipe names one."""
 
     @classmethod
     def of_lists(cls, tokens: Sequence[Sequence[int]], **columns: Any) -> Self:
@@ -91,7 +89,6 @@ def encode_rows(
     *,
     tokenizer: "PreTrainedTokenizerBase",
     classes: Sequence[str],
-    auxiliary_classes: Sequence[str],
 ) -> Encoded:
     """Training rows that are held in memory, as tokens; labels by their number among the classes."""
     tokens, said = encoding.tokens(rows, tokenizer=tokenizer)
@@ -100,7 +97,6 @@ def encode_rows(
         row_ids=rows.row_ids,
         said=None if said is None else np.concatenate(said),
         labels=None if encoding.chat else label_indices(rows.labels, classes=classes),
-        auxiliary=None if rows.auxiliary is None else label_indices(rows.auxiliary, classes=auxiliary_classes),
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
@@ -45,8 +45,6 @@ class Rows:
     labels: tuple[str, ...]
     split_keys: tuple[str, ...] | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    auxiliary: tuple[str, ...] | None = None
-    """A second label, of training rows only, where the recipe names one."""
     conversations: tuple[Conversation, ...] | None = None
     """Of a chat task, the turns before the answer. The answer is then the row's label, and its text these turns'."""
 
@@ -66,7 +64,6 @@ class Rows:
             labels=pick(self.labels),
             split_keys=None if self.split_keys is None else pick(self.split_keys),
             groups={name: pick(column) for name, column in self.groups.items()},
-            auxiliary=None if self.auxiliary is None else pick(self.auxiliary),
             conversations=None if self.conversations is None else pick(self.conversations),
         )
 
@@ -84,7 +81,6 @@ class Rows:
             labels=column(value["labels"]),
             split_keys=column(value["split_keys"]),
             groups={name: column(values) for name, values in value["groups"].items()},
-            auxiliary=column(value["auxiliary"]),
             conversations=turns and tuple(tuple((role, content) for role, content in one) for one in turns),
         )
 
@@ -110,7 +106,7 @@ def read_splits(section: DataSection, *, chat: bool = False) -> Splits:
     DataError, see `read_rows` and `read_conversations`; whether the splits fit each other is for `checks.clean` to say.
     """
     read = read_conversations if chat else read_rows
-    train = read(*section.train_uris, section=section, auxiliary=section.auxiliary_label)
+    train = read(*section.train_uris, section=section)
     if section.test is None:
         train, validation, test = _parted(train, fractions=SPLIT_FRACTIONS)
     elif section.validation is None:
@@ -149,49 +145,46 @@ def _at_most(rows: Rows, size: int | None) -> Rows:
 
 
 def _parted(rows: Rows, *, fractions: tuple[float, float, float]) -> tuple[Rows, Rows, Rows]:
-    """Train, validation and test of these rows; only train keeps the auxiliary label."""
+    """Train, validation and test of these rows."""
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
     parts = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(parts == part)) for part in range(3))
-    return train, replace(validation, auxiliary=None), replace(test, auxiliary=None)
+    return train, validation, test
 
 
-def read_rows(*uris: str, section: DataSection, auxiliary: str | None = None) -> Rows:
+def read_rows(*uris: str, section: DataSection) -> Rows:
     """Rows of Parquet files or folders, one after the other, by `section`'s columns; integer labels become strings.
 
-    `auxiliary` names a column to read beside them. Raises DataError when the store cannot be read, a file is not
-    Parquet, a column is missing or of a wrong type, a text, label or split key is null, or there are no rows.
+    Raises DataError when the store cannot be read, a file is not Parquet, a column is missing or of a wrong type, a
+    text, label or split key is null, or there are no rows.
     """
-    return _read(*uris, section=section, chat=False, auxiliary=auxiliary)
+    return _read(*uris, section=section, chat=False)
 
 
-def read_conversations(*uris: str, section: DataSection, auxiliary: str | None = None) -> Rows:
+def read_conversations(*uris: str, section: DataSection) -> Rows:
     """Conversations of Parquet files or folders, one after the other, from `section`'s chat columns.
 
     Raises DataError as `read_rows`, and for a conversation that does not end with an answer of the assistant.
     """
-    assert auxiliary is None  # the schema refuses one for chat
-    return _read(*uris, section=section, chat=True, auxiliary=None)
+    return _read(*uris, section=section, chat=True)
 
 
-def _read(*uris: str, section: DataSection, chat: bool, auxiliary: str | None) -> Rows:
-    columns, uri = columns_of(section, chat=chat, auxiliary=auxiliary), ", ".join(uris)
+def _read(*uris: str, section: DataSection, chat: bool) -> Rows:
+    columns, uri = columns_of(section, chat=chat), ", ".join(uris)
     table = _joined([read_table(uri, columns=columns) for uri in uris], uri=uri)
-    return rows_of(table, section=section, chat=chat, auxiliary=auxiliary, uri=uri)
+    return rows_of(table, section=section, chat=chat, uri=uri)
 
 
-def columns_of(section: DataSection, *, chat: bool, auxiliary: str | None) -> list[str]:
+def columns_of(section: DataSection, *, chat: bool) -> list[str]:
     """The columns that a recipe asks of a table of rows, or of conversations, each once."""
     asked = [section.text, section.label]
     if chat:
         asked = [section.messages] if section.messages else [section.prompt, section.completion]
-    named = (*asked, section.split_by, auxiliary, *section.groups)
+    named = (*asked, section.split_by, *section.groups)
     return list(dict.fromkeys(column for column in named if column is not None))
 
 
-def rows_of(
-    table: pa.Table, *, section: DataSection, chat: bool, auxiliary: str | None, uri: str, first: int = 0
-) -> Rows:
+def rows_of(table: pa.Table, *, section: DataSection, chat: bool, uri: str, first: int = 0) -> Rows:
     """A table's rows, or conversations; its first one has position `first` in what it was read from, `uri`.
 
     Raises DataError for a wrong type, a null, or a conversation without an answer.
@@ -222,7 +215,6 @@ def rows_of(
         row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
         split_keys=strings(section.split_by) if section.split_by else None,
         groups={name: strings(name, fill=NO_GROUP) for name in section.groups},
-        auxiliary=strings(auxiliary) if auxiliary else None,
         **columns,
     )
 
@@ -328,7 +320,6 @@ def rows_sha256(rows: Rows) -> str:
     """sha256 of rows, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
-    columns |= {} if rows.auxiliary is None else {"auxiliary": rows.auxiliary}
     if rows.conversations is not None:
         columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}

@@ -27,7 +27,6 @@ _COLUMNS = {
     "ids": pa.list_(pa.int32()),
     "said": pa.list_(pa.bool_()),
     "label": pa.string(),
-    "auxiliary": pa.string(),
 }
 
 
@@ -40,8 +39,6 @@ class Shards:
     """Rows of each file, in the order of their numbers."""
     classes: tuple[str, ...]
     """Of a classification; a chat task has none."""
-    auxiliary_classes: tuple[str, ...]
-    """Of the second label, where the recipe names one."""
     window_rows: int = 1 << 14
     """Rows that a worker trains on at random before it goes on to others."""
 
@@ -70,14 +67,13 @@ class Shards:
                 for place, batch in zip(group, batches, strict=True):
                     places[place] = batch
         table = pa.Table.from_batches(places)
-        has = {name: table.column(name).null_count == 0 for name in ("said", "label", "auxiliary")}
+        has = {name: table.column(name).null_count == 0 for name in ("said", "label")}
         return Encoded(
             row_ids=tuple(table.column("row_id").to_pylist()),
             ids=_flat(table.column("ids")),
             offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
             said=_flat(table.column("said")) if has["said"] else None,
-            labels=self._numbers(table, "label", self.classes) if has["label"] else None,
-            auxiliary=self._numbers(table, "auxiliary", self.auxiliary_classes) if has["auxiliary"] else None,
+            labels=label_indices(table.column("label").to_pylist(), classes=self.classes) if has["label"] else None,
         )
 
     def _batches(self, file: int, places: NDArray[np.int64]) -> list[pa.RecordBatch]:
@@ -92,10 +88,6 @@ class Shards:
             raise StorageError(
                 f"{uri} is not whole ({error}); delete {self.uri}, and run again: it is made anew"
             ) from None
-
-    @staticmethod
-    def _numbers(table: pa.Table, name: str, classes: tuple[str, ...]) -> NDArray[np.int64]:
-        return label_indices(table.column(name).to_pylist(), classes=classes)
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -140,7 +132,7 @@ class ShardWriter:
         """Appends rows with their tokens; of a chat task, with what was said."""
         nothing = [None] * len(rows)
         labels = nothing if said is not None else rows.labels
-        columns = (rows.row_ids, tokens, said or nothing, labels, rows.auxiliary or nothing)
+        columns = (rows.row_ids, tokens, said or nothing, labels)
         self._waiting += [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
         self.num_rows += len(rows)
         while len(self._waiting) >= CHUNK_ROWS:

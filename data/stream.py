@@ -145,8 +145,8 @@ def streamed(
     if not sum(sizes):
         raise DataError("train has no rows after exact copies of rows in later splits were dropped; give more data")
     splits, report = clean(Splits(train=_held(uri, num_files=len(told)), validation=validation, test=test))
-    labels, auxiliary = (_sum(part[name] for part in told) for name in ("labels", "auxiliary"))
-    shards = Shards(uri, sizes, () if encoding.chat else labels_of(list(labels)), labels_of(list(auxiliary)))
+    labels = _sum(part["labels"] for part in told)
+    shards = Shards(uri, sizes, () if encoding.chat else labels_of(list(labels)))
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
     keys["train"] = {key for part in told for key in part["shared_keys"]}
     copies = _sum(part["copies"] for part in told)
@@ -244,7 +244,6 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
         return dict(storage.read_json(done)["told"])
     chance = np.random.default_rng((SEED, piece.number))
     labels: Counter[str] = Counter()
-    auxiliary: Counter[str] = Counter()
     copies: Counter[str] = Counter()
     shared_keys: set[str] = set()
     digests: list[str] = []
@@ -262,7 +261,6 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
             shard.add(clear, tokens=tokens, said=said)
             digests.append(rows_sha256(clear))
             shared_keys |= job.keys.intersection(clear.split_keys or ())
-            auxiliary.update(clear.auxiliary or ())
             if not job.encoding.chat:
                 new = [row for row, label in enumerate(clear.labels) if label not in labels and label not in firsts]
                 for row in reversed(new):
@@ -276,7 +274,6 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
         "copies": copies,
         "shared_keys": sorted(shared_keys),
         "labels": labels,
-        "auxiliary": auxiliary,
         "sha256": digest_of(digests),
     }
     storage.write_json(done, {"told": told, "drawn": drawn, "firsts": firsts}, patient=True)  # last: the piece is whole
@@ -285,7 +282,7 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
 
 def _batches(piece: Piece, job: Job) -> Iterator[Rows]:
     section, chat = job.section, job.encoding.chat
-    columns = columns_of(section, chat=chat, auxiliary=section.auxiliary_label)
+    columns = columns_of(section, chat=chat)
     done = 0
     with open_parquet(piece.uri, columns=columns, in_parts=True) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(piece.groups), columns=columns):
@@ -294,7 +291,6 @@ def _batches(piece: Piece, job: Job) -> Iterator[Rows]:
                 table,
                 section=section,
                 chat=chat,
-                auxiliary=section.auxiliary_label,
                 uri=piece.uri,
                 first=piece.start + done,  # what is wrong is told by its place in the file
             )

@@ -32,24 +32,6 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-class AuxiliaryClassifier(Classifier):
-    """A classifier in training, with a second head over the same embedding for an auxiliary label.
-
-    Related classes teach one another's words (Caruana, Multitask learning, 1997). What is exported leaves it behind.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Linear, *, auxiliary_head: nn.Linear) -> None:
-        super().__init__(encoder, head)
-        self.auxiliary_head = auxiliary_head
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L] in fp32; while training [B, L + A], those of the auxiliary label's classes last."""
-        if not self.training:
-            return super().forward(input_ids, attention_mask)
-        embedded = self.embed(input_ids, attention_mask).to(self.head.weight.dtype)
-        return torch.cat([self.head(embedded), self.auxiliary_head(embedded)], dim=-1).float()
-
-
 def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Mean over the real tokens: [B, T, D], [B, T] -> [B, D]."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -61,24 +43,6 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     head = nn.Linear(num_features, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return head
-
-
-def centroid_head(embeddings: np.ndarray, labels: np.ndarray, *, num_classes: int) -> nn.Linear:
-    """A linear head to start from: what lies towards the mean of a class's embeddings, of [N, D], is likely of it.
-
-    Logits are inner products with the classes' means, both measured from the mean of all rows, and have a standard
-    deviation of 1 over the rows, in which there is much to learn still. A class without a row has logits of 0.
-    """
-    middle = embeddings.mean(axis=0)
-    means = np.zeros((num_classes, embeddings.shape[1]), dtype=np.float32)
-    for number in np.unique(labels):
-        means[number] = embeddings[labels == number].mean(axis=0) - middle
-    means /= max(float(((embeddings - middle) @ means.T).std()), 1e-12)
-    head = zero_head(embeddings.shape[1], num_classes)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(means))
-        head.bias.copy_(torch.from_numpy(-means @ middle))
     return head
 
 

@@ -60,9 +60,6 @@ class DataSection(Section):
     """For `task: chat`, tokens of an answer at most."""
     split_by: str | None = None
     """Column whose values must not stand in two splits (document, patient, category)."""
-    auxiliary_label: str | None = None
-    """Column of the training rows with a finer or related label (the block of a code), learned beside the label by a
-    second head that is left behind after training; no other split needs it."""
     groups: tuple[str, ...] = ()
     """Columns carried into the predictions, to read results by group."""
     max_length: int = Field(default=64, ge=4, le=8192)
@@ -86,12 +83,6 @@ class DataSection(Section):
         for uri in (value,) if isinstance(value, str) else value or ():
             _with_scheme(uri, STORES)
         return value
-
-    @model_validator(mode="after")
-    def _auxiliary_label_is_another(self) -> Self:
-        if self.auxiliary_label is not None and self.auxiliary_label in (self.text, self.label):
-            raise ValueError(f"auxiliary_label {self.auxiliary_label!r} is the text or the label; name another column")
-        return self
 
     @model_validator(mode="after")
     def _validation_needs_test(self) -> Self:
@@ -174,19 +165,12 @@ class TrainingSection(Section):
     """Options of DeepSpeed's own configuration, laid over what this section makes of it."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the encoder or adapter."""
-    head_start: Literal["zeros", "centroids"] = "zeros"
-    """For `task: classification`, where the head begins: `centroids` says of a text, softly, what those near it are."""
-    freeze_embeddings: bool = False
-    """With `method: full`, whether the word embeddings stay as they were pretrained: half of a small model's weights,
-    of which a step learns a few and AdamW moves all. Let them learn where words are new to the model."""
     head_multiplier: float = Field(default=10.0, gt=0)
     """The head learns at `learning_rate` times this."""
     lora_multiplier: float = Field(default=5.0, gt=0)
     """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, one range fits both."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label's weight that is spread over all classes: less certainty, often a little more accuracy."""
-    auxiliary_weight: float = Field(default=0.5, gt=0)
-    """Weight of the auxiliary label's loss beside the label's, where `data.auxiliary_label` names one."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout inside the attention while training; left out, the model's own. On CPU, 0 lets torch use its fused
     attention: three times as fast a step at 320 tokens."""
@@ -194,9 +178,6 @@ class TrainingSection(Section):
     """AdamW's weight decay, on matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest norm of a step's gradient; 0 leaves it as it is."""
-    sam_radius: float = Field(default=0.0, ge=0)
-    """Radius of sharpness-aware minimization: a step's gradient is taken where, so far away, the loss is highest, which
-    finds flatter minima and takes twice as long; 0.05 is usual. 0: none. Takes `zero_stage: 0`."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0; then it falls linearly to 0."""
     lora_r: int = Field(default=16, ge=1)
@@ -236,14 +217,6 @@ class TrainingSection(Section):
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
             raise ValueError(f"offload {self.offload!r} takes zero_stage {least} or more, not {self.zero_stage}")
-        return self
-
-    @model_validator(mode="after")
-    def _sam_has_whole_gradients(self) -> Self:
-        if self.sam_radius and (self.zero_stage > 0 or self.gradient_accumulation_steps > 1):
-            raise ValueError(
-                "sam_radius takes zero_stage 0 and gradient_accumulation_steps 1: it needs whole gradients"
-            )
         return self
 
     @field_validator("deepspeed")
@@ -617,7 +590,6 @@ class Recipe(Section):
             }
             refused |= {
                 "evaluation.hybrid": self.evaluation.hybrid,
-                "data.auxiliary_label": self.data.auxiliary_label,
                 "serving.trial.shadow": self.serving.trial and self.serving.trial.shadow,
             }
             for name, value in refused.items():
@@ -649,7 +621,7 @@ class Recipe(Section):
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
                 raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
             values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
-        bound = [name for name in ("batch_size", "gradient_accumulation_steps", "sam_radius") if name in values]
+        bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
         tried = [{name: value} for name in values if name not in bound for value in values[name]]
         tried += [dict(zip(bound, some, strict=True)) for some in product(*(values[name] for name in bound))]
         for given in tried:

@@ -35,7 +35,6 @@ from training.material import (
     Diverged,
     TrainingTask,
     checkpoint_activations,
-    freeze_embeddings,
     means_over_ranks,
     write_adapter,
 )
@@ -68,8 +67,6 @@ class ChatMaterial:
             lm = add_adapter(lm, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
         if section.gradient_checkpointing:
             checkpoint_activations(lm)
-        if section.freeze_embeddings:
-            freeze_embeddings(lm)
         return ChatModel(lm).to(default_device())
 
     def loss(

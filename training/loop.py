@@ -17,7 +17,6 @@ from training.chat import load_chat_task
 from training.classification import load_classification
 from training.material import Diverged, Material, TrainingTask, means_over_ranks
 from training.order import micro_batches, rank_rows
-from training.sharpness import ascended
 from training.windows import num_steps, steps
 from training.zero import start_engine
 
@@ -43,7 +42,7 @@ class EpochReport:
     score: float
     """On the validation rows, by the task's metric."""
     loss: float
-    """Mean training loss of the epoch, an auxiliary label's share included."""
+    """Mean training loss of the epoch."""
     rows_per_second: float
     step_seconds: float
     """Seconds inside training steps in this epoch."""
@@ -142,9 +141,6 @@ def _epoch(
             total, size = material.loss(engine, section, window, some)
             loss = total * weight
             engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
-            if section.sam_radius:
-                with ascended(engine.module.parameters(), radius=section.sam_radius):
-                    engine.backward(material.loss(engine, section, window, some)[0] * weight)
             engine.step()  # counts the parts; weights move after the last
             step_loss += float(loss.detach())
             progress.padded += size

@@ -94,11 +94,6 @@ def checkpoint_activations(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
-def freeze_embeddings(model: Any) -> None:
-    """Leaves a transformers model's word embeddings as they were pretrained."""
-    model.get_input_embeddings().weight.requires_grad_(False)
-
-
 def write_adapter(adapted: Any, weights: dict[str, torch.Tensor], *, folder: Path) -> None:
     """A LoRA adapter as PEFT's files; ValueError if nothing was trained."""
     if not weights:

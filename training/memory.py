@@ -57,12 +57,8 @@ def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, 
     on_gpu, shards = section.gpus_per_worker > 0, num_workers
     learned = shape.num_parameters if section.method == "full" else section.lora_r * shape.num_linear_ends
     weights = FP32 * (shape.num_parameters + (0 if section.method == "full" else learned))
-    if section.method == "full" and section.freeze_embeddings:
-        learned -= shape.vocabulary * shape.hidden
     gradients, states = FP32 * learned, 2 * FP32 * learned
     parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
-    if section.sam_radius:
-        parts["weights before the ascent"] = FP32 * learned
     if section.zero_stage >= 1:
         parts["optimizer states"] = states // shards
         parts["their copy of the weights"] = gradients // shards

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encode import labels_of
 from data.encoded import Encoded, Encoding, encode_rows
 from data.read import Rows
-from data.shards import CHUNK_ROWS, Shards, window_chunks
+from data.shards import Shards, window_chunks
 from recipes.schema import TrainingSection
 from training.order import SORTED_BATCHES, epoch_batches, num_batches
 
@@ -26,18 +25,14 @@ class TrainingRows(Protocol):
     def __len__(self) -> int:
         """Rows of an epoch."""
 
-    @property
-    def num_auxiliary_classes(self) -> int:
-        """Of a second label; 0 without one."""
-
     def sizes(self, section: TrainingSection, *, epoch: int) -> list[int]:
         """Rows of each window of an epoch."""
 
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
         """One window."""
 
-    def some(self, *, rows: int = 1) -> Encoded:
-        """So many rows or more, where there are, from all over the data and always the same."""
+    def some(self) -> Encoded:
+        """A few rows or all, always the same."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,6 @@ class HeldRows:
     """All rows are one window."""
 
     rows: Encoded
-    num_auxiliary_classes: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +50,7 @@ class HeldRows:
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:  # noqa: ARG002
         return self.rows
 
-    def some(self, *, rows: int = 1) -> Encoded:  # noqa: ARG002  all are at hand
+    def some(self) -> Encoded:
         return self.rows
 
 
@@ -73,10 +67,6 @@ class StreamedRows:
     def __len__(self) -> int:
         return len(self.shards)
 
-    @property
-    def num_auxiliary_classes(self) -> int:
-        return len(self.shards.auxiliary_classes)
-
     def _windows(self, section: TrainingSection, *, epoch: int) -> list[NDArray[np.int64]]:
         rows = max(self.shards.window_rows, section.batch_size * SORTED_BATCHES)
         return list(window_chunks(len(self._chunks), rows=rows, seed=section.seed, epoch=epoch))
@@ -87,9 +77,8 @@ class StreamedRows:
     def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
         return self.shards.read(self._chunks[self._windows(section, epoch=epoch)[number]])
 
-    def some(self, *, rows: int = 1) -> Encoded:
-        num = min(len(self._chunks), -(-rows // CHUNK_ROWS))
-        return self.shards.read(self._chunks[np.linspace(0, len(self._chunks) - 1, num, dtype=np.int64)])
+    def some(self) -> Encoded:
+        return self.shards.read(self._chunks[:1])
 
 
 def load_rows(
@@ -98,9 +87,7 @@ def load_rows(
     """Training rows as tokens, encoded now where they are held in memory; raises DataError."""
     if isinstance(train, Shards):
         return StreamedRows(train)
-    second = labels_of(train.auxiliary or ())
-    rows = encode_rows(train, encoding, tokenizer=tokenizer, classes=classes, auxiliary_classes=second)
-    return HeldRows(rows, num_auxiliary_classes=len(second))
+    return HeldRows(encode_rows(train, encoding, tokenizer=tokenizer, classes=classes))
 
 
 def num_steps(rows: TrainingRows, section: TrainingSection, *, epoch: int) -> int:

@@ -66,20 +66,17 @@ def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[
     return factor
 
 
-HEADS = ("head.", "auxiliary_head.")
-
-
 def parameter_groups(model: nn.Module, section: TrainingSection) -> list[dict[str, Any]]:
-    """Trainable parameters: the base model's matrices (decayed), its vectors, and new heads at their own rate."""
+    """Trainable parameters: the base model's matrices (decayed), its vectors, and a new head at its own rate."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    base = [parameter for name, parameter in trainable if not name.startswith(HEADS)]
-    heads = [parameter for name, parameter in trainable if name.startswith(HEADS)]
+    base = [parameter for name, parameter in trainable if not name.startswith("head.")]
+    head = [parameter for name, parameter in trainable if name.startswith("head.")]
     rate = section.learning_rate
     inner = rate * (section.lora_multiplier if section.method == "lora" else 1.0)
     return [
         {"params": [p for p in base if p.ndim > 1], "lr": inner, "weight_decay": section.weight_decay},
         {"params": [p for p in base if p.ndim <= 1], "lr": inner, "weight_decay": 0.0},
-        {"params": heads, "lr": rate * section.head_multiplier, "weight_decay": 0.0},
+        {"params": head, "lr": rate * section.head_multiplier, "weight_decay": 0.0},
     ]
 
 

@@ -14,7 +14,7 @@ from cluster.fetch import local_copy, stage_base_model
 from cluster.progress import Event, relayed
 from cluster.session import connect
 from data.encode import encode_texts, labels_of, load_tokenizer
-from data.read import Rows, read_rows
+from data.read import read_rows
 from data.split import subsample_of_classes
 from models.classifier import logits_rows
 from models.load import load_encoder, load_weights
@@ -24,9 +24,9 @@ from training.material import TrainingTask
 from training.trainer import Trained, TrainingFailed, finetune
 
 
-def training_task(data: str, *, num_rows: int, auxiliary: str | None = None) -> TrainingTask:
+def training_task(data: str, *, num_rows: int) -> TrainingTask:
     section = DataSection.model_validate(content("any", data)["data"])
-    train = read_rows(*section.train_uris, section=section, auxiliary=auxiliary)
+    train = read_rows(*section.train_uris, section=section)
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
     validation = read_rows(section.validation or "", section=section).take(range(60))
     return TrainingTask(
@@ -49,7 +49,7 @@ def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> n
 
 def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_data: str) -> None:
     """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
-    task = training_task(small_data, num_rows=64, auxiliary="block")
+    task = training_task(small_data, num_rows=64)
     section = TrainingSection(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
     heard = Heard()
     with connect(), relayed(heard) as relay:
@@ -66,22 +66,6 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
     answers = [task.classes[index] for index in logits.argmax(1)]
     right = np.mean([said == label for said, label in zip(answers, task.validation.labels, strict=True)])
     assert right == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
-
-
-def test_an_auxiliary_label_is_learned_beside_the_label_and_left_behind(small_data: str) -> None:
-    task = training_task(small_data, num_rows=64, auxiliary="block")
-    section = TrainingSection(epochs=1, batch_size=16, learning_rate=1e-4)
-    heard = Heard()
-    with connect(), relayed(heard) as relay:
-        trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
-    assert isinstance(task.train, Rows)
-    assert task.train.auxiliary is not None
-    num_classes, num_blocks = len(task.classes), len(set(task.train.auxiliary))
-    # Heads of zeros begin at the logarithm of their classes, and four small steps do not take them far.
-    assert heard.of_kind("step")[-1]["loss"] == pytest.approx(np.log(num_classes) + 0.5 * np.log(num_blocks), rel=0.1)
-    names = {name.rpartition("/")[2] for name in storage.list_files(trained.weights)}
-    assert names == {"head.safetensors", "encoder.safetensors"}
-    assert validation_logits(trained, task, method="full").shape == (60, num_classes)
 
 
 def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:

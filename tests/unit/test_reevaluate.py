@@ -57,9 +57,8 @@ def test_the_proposed_recipe_trains_on_the_audited_rows_too(tmp_path: Path) -> N
     assert wider.model_copy(update={"data": recipe.data}) == recipe
 
 
-def test_an_audited_row_shares_its_document_with_none_and_knows_no_auxiliary_label(tmp_path: Path) -> None:
-    wider = proposed(tmp_path, recipe_of(tmp_path, split_by="patient", auxiliary_label="block"))
-    assert wider.data.auxiliary_label is None
+def test_an_audited_row_shares_its_document_with_none(tmp_path: Path) -> None:
+    wider = proposed(tmp_path, recipe_of(tmp_path, split_by="patient"))
     keys = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train.split_keys
     assert keys is not None
     assert len(set(keys[-2:]) - set(keys[:-2])) == 2

@@ -92,7 +92,7 @@ def test_shards_of_other_columns_are_not_read(tmp_path: Path) -> None:
     path = file_uri(str(tmp_path), 0)
     with pa.ipc.new_file(path, schema) as file:
         file.write_table(pa.Table.from_pylist([row], schema=schema))
-    shards = Shards(tmp_path.as_uri(), sizes=(1,), classes=(), auxiliary_classes=())
+    shards = Shards(tmp_path.as_uri(), sizes=(1,), classes=())
     with pytest.raises(StorageError, match="its columns are not those of shards"):
         shards.read(shards.chunks())
     assert not marker.exists()

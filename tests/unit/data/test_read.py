@@ -61,23 +61,6 @@ def test_a_file_of_any_name_is_read_when_named(tmp_path: Path) -> None:
     assert read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows == 1
 
 
-def test_an_auxiliary_label_is_read_with_the_training_rows_alone(tmp_path: Path) -> None:
-    train = put(tmp_path / "train.parquet", text=["a", "b"], label=["x", "y"], block=[10, 20])
-    other = put(tmp_path / "other.parquet", text=["c"], label=["x"])
-    splits = read_splits(section(train, validation=other, test=other, auxiliary_label="block"))
-    assert splits.train.auxiliary == ("10", "20")
-    assert splits.train.take([1]).auxiliary == ("20",)
-    assert (splits.validation.auxiliary, splits.test.auxiliary) == (None, None)
-    with pytest.raises(DataError, match="has no column 'block'"):
-        read_splits(section(other, validation=other, test=other, auxiliary_label="block"))
-    texts = [str(number) for number in range(60)]
-    whole = put(tmp_path / "whole.parquet", text=texts, label=["x", "y"] * 30, block=texts)
-    parted = read_splits(section(whole, auxiliary_label="block"))
-    assert parted.train.auxiliary == parted.train.texts
-    assert (parted.validation.auxiliary, parted.test.auxiliary) == (None, None)
-    assert fingerprint(parted)["test"] == fingerprint(read_splits(section(whole)))["test"]
-
-
 def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None])
     rows = read_rows(uri, section=section(uri, split_by="patient", groups=("sex",)))
@@ -260,12 +243,11 @@ def test_a_fingerprint_tells_any_two_splits_apart(
     assert set(prints[0]) == {"train", "validation", "test"}
 
 
-def test_the_same_column_as_split_key_auxiliary_label_or_group_of_another_name_is_another_fingerprint() -> None:
+def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
     plain = Rows(("0",), ("text",), ("label",))
     given = [
         plain,
         replace(plain, split_keys=("x",)),
-        replace(plain, auxiliary=("x",)),
         replace(plain, groups={"sex": ("x",)}),
         replace(plain, groups={"ward": ("x",)}),
     ]

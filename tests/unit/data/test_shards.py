@@ -18,9 +18,7 @@ CLASSES = ("a", "b", "c")
 def rows_of(first: int, num: int) -> Rows:
     places = range(first, first + num)
     ids = tuple(str(place) for place in places)
-    return Rows(
-        ids, ids, tuple(CLASSES[place % 3] for place in places), auxiliary=tuple("xy"[place % 2] for place in places)
-    )
+    return Rows(ids, ids, tuple(CLASSES[place % 3] for place in places))
 
 
 def tokens_of(place: int) -> list[int]:
@@ -37,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
                 writer.add(rows, tokens=[tokens_of(int(row_id)) for row_id in rows.row_ids], said=None)
         assert writer.num_rows == size
         first += size
-    return Shards(uri, SIZES, CLASSES, ("x", "y"))
+    return Shards(uri, SIZES, CLASSES)
 
 
 def test_every_row_is_in_one_chunk(shards: Shards) -> None:
@@ -46,9 +44,7 @@ def test_every_row_is_in_one_chunk(shards: Shards) -> None:
     assert [int(row_id) for row_id in found.row_ids] == list(range(sum(SIZES)))
     assert found.tokens(range(len(found))) == [tokens_of(place) for place in range(sum(SIZES))]
     assert found.labels is not None
-    assert found.auxiliary is not None
     assert [CLASSES[label] for label in found.labels] == [CLASSES[place % 3] for place in range(sum(SIZES))]
-    assert found.auxiliary.tolist() == [place % 2 for place in range(sum(SIZES))]
     assert found.said is None
     assert found.lengths.tolist() == [len(tokens_of(place)) for place in range(sum(SIZES))]
 
@@ -66,7 +62,7 @@ def test_what_the_assistant_said_is_kept(tmp_path: Path) -> None:
     with ShardWriter(tmp_path.as_uri(), 0) as writer:
         rows = Rows(("0", "1"), ("q", "q"), ("a", "a"))
         writer.add(rows, tokens=[[1, 2, 3], [4]], said=said)
-    found = Shards(tmp_path.as_uri(), (2,), (), ()).read(np.array([[0, 0, 2]]))
+    found = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
     assert found.labels is None
     assert [row.said.tolist() for row in found.conversations([1, 0])] == [[True], [False, True, True]]
 
@@ -82,13 +78,13 @@ def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> N
         writer.add(rows_of(0, 600), tokens=[[1]] * 600, said=None)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
-    shards = Shards(tmp_path.as_uri(), (600,), CLASSES, ("x", "y"))
+    shards = Shards(tmp_path.as_uri(), (600,), CLASSES)
     with pytest.raises(StorageError, match=rf"{path.as_uri()} is not whole .*; delete {tmp_path.as_uri()}"):
         shards.read(shards.chunks())
 
 
 def test_a_label_that_is_no_class_is_refused(shards: Shards) -> None:
-    other = Shards(shards.uri, shards.sizes, ("a", "b"), ("x", "y"))
+    other = Shards(shards.uri, shards.sizes, ("a", "b"))
     with pytest.raises(DataError, match="none of the 2 classes"):
         other.read(other.chunks()[:1])
 

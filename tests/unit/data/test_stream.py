@@ -83,7 +83,7 @@ def test_a_piece_is_written_without_copies_and_told_of(
     assert told["num_empty"] == 1
     assert told["shared_keys"] == ["k1", "k2"]
     assert sum(told["labels"].values()) == 1001
-    shards = Shards((tmp_path / "shards").as_uri(), (1001,), ("a", "b"), ())
+    shards = Shards((tmp_path / "shards").as_uri(), (1001,), ("a", "b"))
     found = shards.read(shards.chunks())
     assert found.row_ids == (*(str(place) for place in range(1000)), "1002")
     whole = read_splits(section).train
@@ -140,10 +140,10 @@ def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
     )
     told = write_piece(piece, job, tokenizer())
     assert (told["num_rows"], told["labels"]) == (40, {})
-    shards = Shards(job.uri, (40,), (), ())
+    shards = Shards(job.uri, (40,), ())
     found = shards.read(shards.chunks())
     kept = stream._held(job.uri, num_files=1)
-    wanted = encode_rows(kept, encoding, tokenizer=tokenizer(), classes=(), auxiliary_classes=())
+    wanted = encode_rows(kept, encoding, tokenizer=tokenizer(), classes=())
     assert np.array_equal(found.ids, wanted.ids)
     assert np.array_equal(found.offsets, wanted.offsets)
     assert found.said is not None

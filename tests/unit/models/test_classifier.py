@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 
 from data.encode import collate
 from evaluation.baselines import Head
-from models.classifier import AuxiliaryClassifier, Classifier, embed_rows, logits_rows, probabilities, zero_head
+from models.classifier import Classifier, embed_rows, logits_rows, probabilities, zero_head
 from models.load import load_weights, without_pooler
 
 
@@ -62,22 +62,6 @@ def test_rows_come_back_in_their_order_in_fp32() -> None:
 
 def test_no_rows_give_no_logits() -> None:
     assert logits_rows(MODEL, [], pad_id=0).shape == (0, 3)
-
-
-def test_an_auxiliary_head_answers_beside_the_head_in_training_and_is_silent_otherwise() -> None:
-    plain = tiny_classifier()
-    model = AuxiliaryClassifier(plain.encoder, plain.head, auxiliary_head=torch.nn.Linear(16, 5))
-    input_ids, mask = collate([[1, 2, 3], [4]], pad_id=0)
-    model.train()
-    model.encoder.eval()  # without dropout, to compare
-    both = model(input_ids, mask)
-    assert both.shape == (2, 8)
-    torch.testing.assert_close(both[:, :3], plain(input_ids, mask))
-    torch.testing.assert_close(both[:, 3:], model.auxiliary_head(plain.embed(input_ids, mask)))
-    both[:, 3:].logsumexp(-1).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.auxiliary_head.parameters())
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.encoder.parameters())
-    torch.testing.assert_close(model.eval()(input_ids, mask), plain(input_ids, mask))
 
 
 def test_a_head_of_zeros_finds_every_class_equally_likely() -> None:

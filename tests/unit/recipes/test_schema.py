@@ -68,10 +68,6 @@ def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
         (minimal() | {"evaluation": {"metric": "rouge_l"}}, "'rouge_l' is none of a classification task's: accuracy"),
         (chat(gates={"calibration": {}}), "evaluation.gates.calibration is for classification"),
         (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is for classification"),
-        (
-            chat() | {"data": {"train": "s3://l/t", "auxiliary_label": "x"}},
-            "data.auxiliary_label is for classification",
-        ),
         (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is for a chat task"),
     ],
 )
@@ -91,7 +87,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     [
         ("trainning", {}, "trainning: no such field; remove it or correct its name"),
         ("training.epoch", 3, "training.epoch: no such field"),
-        ("data.auxiliary_label", "label", "is the text or the label"),
         ("training.epochs", "many", "training.epochs: .*valid integer.*given: 'many'"),
         ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
         ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
@@ -105,7 +100,6 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 is under min 2"),
         ("training.num_workers", {"min": 1, "max": 3}, "training: batch_size 32 must be a multiple of num_workers 3"),
         ("training.offload", "parameters", "training: offload 'parameters' takes zero_stage 3 or more, not 1"),
-        ("training.sam_radius", 0.05, "training: sam_radius takes zero_stage 0 and gradient_accumulation_steps 1"),
         (
             "training.deepspeed",
             {"zero_optimization": {"stage": 2}},
@@ -126,7 +120,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         (
             "tuning.space",
             {"epohs": {"choice": [1]}},
-            "tuning.space: 'epohs' cannot be tuned; allowed: auxiliary_weight, batch_size, ",
+            "tuning.space: 'epohs' cannot be tuned; allowed: batch_size, ",
         ),
         ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
         ("tuning.space", {"epochs": {}}, "tuning.space.epochs: give exactly one of choice, uniform, log_uniform"),
@@ -175,9 +169,6 @@ def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() ->
         recipe(batch_size=[16])
     with pytest.raises(ValidationError, match=r"tuning.space: epochs 0 is not allowed"):
         recipe(epochs=[0])
-    recipe(sam_radius=[0.0, 0.05], gradient_accumulation_steps=[1])  # 0.05 would not do with the section's own 16
-    with pytest.raises(ValidationError, match=r"gradient_accumulation_steps 2 with sam_radius 0.05 is not allowed"):
-        recipe(sam_radius=[0.0, 0.05], gradient_accumulation_steps=[1, 2])
 
 
 def test_every_fault_is_said_at_once(tmp_path: Path) -> None:

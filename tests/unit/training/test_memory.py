@@ -73,17 +73,6 @@ def test_an_adapter_needs_states_for_itself_alone() -> None:
     assert lora["weights"] == full["weights"] + 4 * learned
 
 
-def test_an_ascent_keeps_the_learned_weights_once_more() -> None:
-    plain, sharp = parts(), parts(sam_radius=0.05)
-    assert sum(sharp.values()) - sum(plain.values()) == plain["gradients"]
-
-
-def test_word_embeddings_that_stay_need_weights_alone() -> None:
-    full, frozen = parts(), parts(freeze_embeddings=True)
-    assert full["gradients"] - frozen["gradients"] == 4 * MINILM.vocabulary * MINILM.hidden
-    assert frozen["weights"] == full["weights"]
-
-
 def test_fewer_rows_at_once_take_less() -> None:
     def kept(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
         return activation_bytes(section(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)

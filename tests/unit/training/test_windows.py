@@ -23,7 +23,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> StreamedRows:
             rows, tokens = rows_of(size, first=first)
             writer.add(rows, tokens=tokens, said=None)
         first += size
-    return StreamedRows(Shards(uri, SIZES, ("0", "1", "2"), (), window_rows=512))
+    return StreamedRows(Shards(uri, SIZES, ("0", "1", "2"), window_rows=512))
 
 
 def shown(rows: TrainingRows, *, epoch: int, start: int = 0) -> list[list[str]]:

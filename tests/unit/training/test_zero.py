@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.classifier import AuxiliaryClassifier, Classifier
+from models.classifier import Classifier
 from recipes.schema import TrainingSection
 from training.zero import deepspeed_config, learning_rate_factor, parameter_groups
 
@@ -93,9 +93,3 @@ def test_matrices_decay_vectors_do_not_and_the_head_learns_faster() -> None:
     assert (matrices["lr"], vectors["lr"], head["lr"]) == (1e-3, 1e-3, 5e-3)
     assert (matrices["weight_decay"], vectors["weight_decay"], head["weight_decay"]) == (0.1, 0.0, 0.0)
     assert all(p is not frozen for group in (matrices, vectors, head) for p in group["params"])
-
-
-def test_an_auxiliary_head_learns_at_the_heads_rate() -> None:
-    model = AuxiliaryClassifier(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 2), auxiliary_head=nn.Linear(4, 7))
-    *_, heads = parameter_groups(model, TrainingSection())
-    assert {tuple(p.shape) for p in heads["params"]} == {(2, 4), (2,), (7, 4), (7,)}
