@@ -239,7 +239,11 @@ def _as_judged(version: ModelVersion, *, evidence: dict[str, Any], home: str) ->
 def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
     """What a champion keeps of the verdict that chose it."""
     pretrained = _untouched(evidence["versions"]["incumbent"])
-    return {"run": evidence["run"], "verdict": _sentence(evidence), "pretrained": pretrained}
+    return {
+        "run": evidence["run"],
+        "verdict": Verdict.from_dict(evidence["verdict"]).sentence(),
+        "pretrained": pretrained,
+    }
 
 
 def _stays(home: str, champion: Champion) -> Champion:
@@ -275,13 +279,6 @@ def _former(champion: Champion) -> Former:
     return Former(**{name: getattr(champion, name) for name in Former.model_fields})
 
 
-def _sentence(evidence: dict[str, Any]) -> str | None:
-    """The verdict in a sentence; None of evidence from before its fields were today's."""
-    with suppress(ValueError, TypeError, KeyError):
-        return Verdict.from_dict(evidence["verdict"]).sentence()
-    return None
-
-
 def _incumbent_of(champion: Champion) -> Former:
     """What the first champion was compared with, which no verdict chose."""
     incumbent = _whole(champion.run)["versions"]["incumbent"] if champion.run else {"uri": champion.uri}
@@ -291,7 +288,7 @@ def _incumbent_of(champion: Champion) -> Former:
 
 
 def _untouched(version: dict[str, Any]) -> Part | None:
-    return Part(uri=version["uri"], digest=version["digest"]) if version.get("kind") in UNTOUCHED else None
+    return Part(uri=version["uri"], digest=version["digest"]) if version["kind"] in UNTOUCHED else None
 
 
 def _refuse_other_comparison(evidence: dict[str, Any], *, champion: Champion) -> None:
@@ -333,10 +330,8 @@ def _whole(run: str) -> dict[str, Any]:
 
 
 def _refuse_expired(evidence: dict[str, Any]) -> None:
-    """What was true of the rows of then may be no more; evidence from before verdicts expired never does."""
-    told = evidence.get("expires_at")
-    if told is None:
-        return
+    """What was true of the rows of then may be no more."""
+    told = evidence["expires_at"]
     expires = datetime.fromisoformat(told)
     if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
         raise PromotionRefused(
@@ -350,11 +345,9 @@ def _reason(evidence: dict[str, Any], *, override: str | None, again: bool, unse
     `again`, for a version that was rolled back: it must not return by itself, as by a schedule that runs and promotes;
     or for a verdict that chose no candidate, but an incumbent that was ahead of the champion, `unseen` on test, on
     validation alone.
-
-    Evidence from before looks were counted does not say which look it was, and passes.
     """
     verdict = evidence["verdict"]
-    reason, confirmatory = f"{verdict['outcome']} by rule {verdict['rule']}", verdict.get("confirmatory", True)
+    reason, confirmatory = f"{verdict['outcome']} by rule {verdict['rule']}", verdict["confirmatory"]
     if confirmatory and not again and unseen is None:
         return reason
     if override is None and again:

@@ -120,6 +120,7 @@ def _expires(champion: Champion, *, reevaluations: list[dict[str, Any]]) -> str 
     """When the verdict of the run ends, or the last one that upheld it."""
     if not champion.run or not storage.exists(f"{champion.run}/evidence.json"):
         return None
-    expires: str | None = storage.read_json(f"{champion.run}/evidence.json").get("expires_at")
+    expires: str = storage.read_json(f"{champion.run}/evidence.json")["expires_at"]
     renewed = [one["expires_at"] for one in reevaluations if one["expires_at"]]
-    return max([expires, *renewed], key=datetime.fromisoformat) if expires else None
+    last: str = max([expires, *renewed], key=datetime.fromisoformat)
+    return last

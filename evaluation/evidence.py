@@ -59,7 +59,7 @@ def assemble(
             }
             for row in sweep["rows"]
         ],
-        "sweep_ended": sweep.get("ended"),
+        "sweep_ended": sweep["ended"],
         "seeds": [
             {"seed": recipe.training.seed + number, "validation": seed["score"]} for number, seed in enumerate(seeds)
         ],

@@ -110,7 +110,7 @@ def power_sentence(verdict: Verdict) -> str:
 
 def seed_sentence(evidence: Evidence) -> str:
     """The spread over seeds, or that it was not assessed; and how the mean of their weights did."""
-    values, averaged = [row["validation"] for row in evidence["seeds"]], evidence.get("averaged")
+    values, averaged = [row["validation"] for row in evidence["seeds"]], evidence["averaged"]
     told = f"seeds: {len(values)}, spread not assessed (that takes 3)"
     if len(values) >= 3:
         told = f"seeds: {len(values)}, on validation {min(values):.3f} to {max(values):.3f}"
@@ -122,7 +122,7 @@ def seed_sentence(evidence: Evidence) -> str:
 
 def part_sentence(evidence: Evidence) -> str | None:
     """That some models saw a part of the training rows only, where these were streamed."""
-    held, num_rows = evidence["data"].get("num_in_memory"), evidence["data"]["num_train"]
+    held, num_rows = evidence["data"]["num_in_memory"], evidence["data"]["num_train"]
     if held is None:
         return None
     return (
@@ -244,7 +244,7 @@ def _sweep_section(evidence: Evidence) -> str:
         [page.text(row["seed"]), page.figure(f"{row['validation']:.4f}", source=f"seeds.{place}.validation")]
         for place, row in enumerate(evidence["seeds"])
     ]
-    if evidence.get("averaged") is not None:
+    if evidence["averaged"] is not None:
         mean = page.figure(f"{evidence['averaged']['validation']:.4f}", source="averaged.validation")
         seeds.append(["mean of the weights", mean])
     return page.section(

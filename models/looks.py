@@ -78,6 +78,6 @@ def _uri(home: str, test_sha256: str) -> str:
 
 def _entries(uri: str, content: bytes) -> list[Look]:
     try:
-        return [Look(**{"question": "", **entry}) for entry in json.loads(content)]  # earlier ones had none
+        return [Look(**entry) for entry in json.loads(content)]
     except (ValueError, TypeError) as error:
         raise StorageError(f"{uri} is no ledger of looks: {error}; restore it, as no look may be forgotten") from None

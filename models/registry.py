@@ -85,7 +85,7 @@ class VersionConfig(Frozen):
     recipe_hash: str
     created_at: str
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """What its logits are divided by before the softmax; 1 in versions that were made before there was one."""
+    """What its logits are divided by before the softmax."""
     hybrid: Hybrid | None = None
     """Of the kind `hybrid` alone."""
     prompting: Prompting | None = None

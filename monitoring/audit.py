@@ -13,7 +13,7 @@ import numpy as np
 from cluster import storage
 from data.read import Rows
 from data.redact import redacted
-from monitoring.traffic import ANSWERS, CANARY, CHAMPION, files_of, key_of, read_columns, value_of
+from monitoring.traffic import ANSWERS, CANARY, CHAMPION, TrafficError, files_of, key_of, read_columns, value_of
 from monitoring.watch import audits_of, number_of
 from recipes.schema import Recipe
 
@@ -55,12 +55,12 @@ def export(
     log = _log_of(recipe)
     if num_rows < 1:
         raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
-    audited = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)[0]).tolist()}
+    audited = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)).tolist()}
     arms = {(CHAMPION, digest), (CANARY, trial)}
     drawn: dict[int, dict[str, Any]] = {}
     largest: list[int] = []  # a heap of the drawn keys, negative: the first is the one to give up
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
-        for answer in read_columns(uri, ANSWERS)[0].to_pylist():
+        for answer in read_columns(uri, ANSWERS).to_pylist():
             ours = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
             key = key_of(answer["request_id"], answer["row"])
             if not ours or key in audited or key in drawn or (len(drawn) >= num_rows and key > -largest[0]):
@@ -88,9 +88,10 @@ def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, i
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table, lacking = read_columns(uri, COLUMNS)
-    if lacking:
-        raise AuditError(f"{uri} lacks {', '.join(lacking)}; give a file that `tailorbird audit export` wrote")
+    try:
+        table = read_columns(uri, COLUMNS)
+    except TrafficError as error:
+        raise AuditError(f"{error}; give a file that `tailorbird audit export` wrote") from None
     rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
     unknown = sorted({str(row["label"]) for row in rows} - set(classes))
     if unknown or not rows:
@@ -112,7 +113,7 @@ def audited_rows(recipe: Recipe) -> Rows:
     """Every audited text with its label, the later word on one that was labelled twice; groups by its attributes."""
     found: dict[int, dict[str, Any]] = {}
     for uri in audits_of(recipe.home):
-        for row in read_columns(uri, COLUMNS)[0].to_pylist():
+        for row in read_columns(uri, COLUMNS).to_pylist():
             if row["text"]:
                 found[key_of(row["request_id"], row["row"])] = row
     rows = [found[key] for key in sorted(found)]

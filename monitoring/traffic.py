@@ -112,8 +112,6 @@ class Traffic:
     """Answers without a class or a score: of a chat model, or refused."""
     outcomes: Outcomes = Outcomes()
     sample: Sample = Sample()
-    lacking: Mapping[str, int] = field(default_factory=dict)
-    """Files without a column, by its name: from before there was one."""
     misplaced: int = 0
     """Rows whose own clock says another day than the folder they lie in."""
     known: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -176,7 +174,7 @@ def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
     keys, codes, told, audited = (array(kind) for kind in "QiqB")
     for uris, drawn in ((files, 0), (audits, 1)):
         for uri in uris:
-            table, _ = read_columns(uri, FEEDBACK)
+            table = read_columns(uri, FEEDBACK)
             at = _microseconds(table).tolist()
             columns = (table[name].to_pylist() for name in ("request_id", "row", "label"))
             for when, request_id, row, label in zip(at, *columns, strict=True):
@@ -227,7 +225,7 @@ class Reader:
         return joined(self._file(uri) for uri in files)
 
     def _file(self, uri: str) -> Traffic:
-        table, lacking = read_columns(uri, ANSWERS)
+        table = read_columns(uri, ANSWERS)
         columns = {name: table[name].to_pylist() for name in ("request_id", "row", "label", "attributes", "text")}
         digests, arms = (np.array(table[name].to_pylist(), dtype=object) for name in ("digest", "arm"))
         scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -254,7 +252,6 @@ class Reader:
                 columns=columns,
             ),
             sample=_smallest(_sample(np.flatnonzero(ours), keys=keys, scores=scores, columns=columns)),
-            lacking=Counter(lacking),
             misplaced=_misplaced(at, day_of(uri)),
             known=np.unique(places[told]).astype(np.int32),
         )
@@ -297,7 +294,7 @@ class Reader:
 
 def joined(parts: Iterable[Traffic]) -> Traffic:
     """Parts of the log as one; each is let go once it was read."""
-    rows, lacking = Counter[tuple[str, str]](), Counter[str]()
+    rows = Counter[tuple[str, str]]()
     num_rows = without_class = misplaced = 0
     sample, outcomes = Sample(), [Outcomes()]
     known = [Traffic().known]
@@ -305,7 +302,6 @@ def joined(parts: Iterable[Traffic]) -> Traffic:
         num_rows, without_class = num_rows + part.num_rows, without_class + part.without_class
         misplaced += part.misplaced
         rows.update(part.rows)
-        lacking.update(part.lacking)
         sample = _smallest(_together(sample, part.sample))
         outcomes.append(part.outcomes)
         known.append(part.known)
@@ -317,7 +313,6 @@ def joined(parts: Iterable[Traffic]) -> Traffic:
         without_class=without_class,
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,
-        lacking=lacking,
         misplaced=misplaced,
         known=np.unique(np.concatenate(known)),
     )
@@ -376,26 +371,23 @@ def _smallest(sample: Sample) -> Sample:
     )
 
 
-def read_columns(uri: str, columns: Sequence[str]) -> tuple["pa.Table", list[str]]:
-    """The columns of a file, and which of them it lacks (they are null then); `at` in microseconds, UTC."""
+def read_columns(uri: str, columns: Sequence[str]) -> "pa.Table":
+    """The columns of a file, `at` in microseconds, UTC; TrafficError for a file that lacks one or cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
-            there = [name for name in columns if name in file.schema_arrow.names]
-            foreign = made_by_code(file.schema_arrow, columns=there)
+            lacking = [name for name in columns if name not in file.schema_arrow.names]
+            if lacking:
+                raise TrafficError(
+                    f"{uri} is no part of a request log: it lacks {', '.join(lacking)}; remove it from the log"
+                )
+            foreign = made_by_code(file.schema_arrow, columns=columns)
             if foreign:
                 raise TrafficError(f"{uri} is no part of a request log: code would make the values of {foreign[0]}")
-            table = file.read(columns=there)
-        if "at" in there:
-            at = table["at"].cast(pa.timestamp("us", tz="UTC"), safe=False)
-            table = table.set_column(there.index("at"), "at", at)
+            table = file.read(columns=list(columns))
+        at = table["at"].cast(pa.timestamp("us", tz="UTC"), safe=False)
+        return table.set_column(table.column_names.index("at"), "at", at)
     except pa.ArrowException as error:
         raise TrafficError(f"{uri} is no Parquet file that can be read: {error}; remove it from the log") from None
-    lacking = [name for name in columns if name not in there]
-    for name in lacking:
-        table = table.append_column(name, pa.nulls(len(table), pa.float32() if name == "score" else pa.string()))
-    if {"request_id", "row", "at"} & set(lacking):
-        raise TrafficError(f"{uri} is no part of a request log: it lacks {', '.join(lacking)}; remove it from the log")
-    return table, lacking

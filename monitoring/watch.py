@@ -311,7 +311,7 @@ def _sha256(given: list[Any]) -> str:
 
 
 def _oddities(traffic: Traffic, *, unanswered: int) -> list[str]:
-    notes = [f"{num} files of the log have no column {name}" for name, num in sorted(traffic.lacking.items())]
+    notes = []
     if traffic.without_class:
         notes.append(f"{traffic.without_class:,} rows have no class or no score, and are counted alone")
     if traffic.misplaced:

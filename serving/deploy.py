@@ -88,7 +88,7 @@ def deploy(
     if trial is not None:
         ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
         if ready.get("trial") != trial.digest:
-            why = ready.get("absent", {}).get(TRIAL, "the champion's code is from before trials; run the recipe again")
+            why = ready.get("absent", {}).get(TRIAL, "/readyz does not say why")
             raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
     return base_url
 
@@ -214,10 +214,9 @@ def move(
         return None
     config = former["deployments"][0]["user_config"]
     alike = former.get("runtime_env") == {"working_dir": version.code}
-    most = config.get("versions", len(config.get("beside", {})))  # by the section of then
+    most = config["versions"]  # by the section of then
     beside = {other.version: _named(other) for other in over_same_base(version, home=home, most=most)}
-    wished = config.get("with_pretrained", PRETRAINED in config.get("beside", {}))
-    if wished and pretrained is not None and task_of(version) == "classification":
+    if config["with_pretrained"] and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = _named(pretrained)
     changed = _with_config(former, config | _named(version) | {"verdict": verdict, "beside": beside})
     tried = config.get(TRIAL, {}).get("digest") in (version.digest, weights_digest(version))
@@ -402,21 +401,20 @@ def _put(applications: list[dict[str, Any]]) -> None:
 
 def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> dict[str, Any]:
     """Asks /readyz until every replica that runs has the configuration, and returns the last answer: Serve's status
-    lags behind it by up to half a minute. Of code from before it told its configuration, or who answers, the digest is
-    looked at, and `num_answers` in a row are enough."""
+    lags behind it by up to half a minute. It takes `num_answers` in a row."""
     digest, asked = config["digest"], config_id(config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
     in_a_row, heard = 0, set[Any]()
     while time.monotonic() < deadline:
         ready = _ready(base_url)
-        if ready.get("config", asked) != asked:  # what was said of a former one
+        if ready.get("config") != asked:  # what was said of a former one
             ready = {}
         if ready.get("refused") == digest:
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
         right = ready.get("digest") == digest
         in_a_row, heard = (in_a_row + 1, {*heard, ready.get("replica")}) if right else (0, set())
-        if in_a_row >= num_answers and (None in heard or _running(name) <= heard):
+        if in_a_row >= num_answers and _running(name) <= heard:
             return ready
         if 0 < in_a_row < num_answers:
             continue

@@ -26,7 +26,7 @@ from models.engines import EngineError
 from promote import PromotionRefused, promote, rollback, serve_champion
 from recipes.schema import Recipe
 from serving import deploy
-from tests.integration.small import BASE_MODEL, ROOT, Heard
+from tests.integration.small import BASE_MODEL, ROOT, Heard, verdict_of
 from verify import verify
 
 DATA = "s3://lake/engines"
@@ -86,7 +86,8 @@ def _conclude(recipe: Recipe, version: registry.ModelVersion, answers: Predictio
         "recipe": recipe.model_dump(mode="json"),
         "question": ask(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)).to_dict(),
         "data": {"sha256_test": test_sha256},
-        "verdict": {"outcome": "FINE_TUNE", "rule": 3},
+        "expires_at": "2099-01-01T00:00:00+00:00",
+        "verdict": verdict_of("FINE_TUNE", rule=3),
         "versions": {"candidate": {"kind": "full", "uri": version.uri, "digest": version.digest}, "incumbent": nobody},
         "champion": None,
     }

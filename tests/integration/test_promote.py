@@ -22,6 +22,7 @@ from models.registry import (
     write_config,
 )
 from promote import PromotionRefused, promote, rollback
+from tests.integration.small import verdict_of
 from tests.integration.test_registry import version_folder
 
 DAY = timedelta(days=1)
@@ -38,25 +39,22 @@ def chosen(home: str, tmp_path: Path) -> ModelVersion:
     return register(home, version_folder(tmp_path / "chosen", value=1))
 
 
-def concluded(home: str, chosen: ModelVersion, *, confirmatory: bool | None = None, **more: Any) -> None:
+def concluded(home: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
     """Leaves a finished run whose verdict chose the candidate."""
-    verdict = {"outcome": "FINE_TUNE", "rule": 3} | ({} if confirmatory is None else {"confirmatory": confirmatory})
-    nobody = {"uri": f"{home}/versions/none", "digest": "0" * 64}
+    nobody = {"kind": "full", "uri": f"{home}/versions/none", "digest": "0" * 64}
     found = {
         "run": f"{home}/runs/r",
         "created_at": now(),
-        "verdict": verdict,
+        "expires_at": (datetime.now(UTC) + DAY).isoformat(),
+        "verdict": verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory),
         "versions": {"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": nobody},
         "champion": None,
     }
     write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found | more).encode()})
 
 
-@pytest.mark.parametrize("confirmatory", [None, True])
-def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(
-    home: str, chosen: ModelVersion, confirmatory: bool | None
-) -> None:
-    concluded(home, chosen, confirmatory=confirmatory)
+def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(home: str, chosen: ModelVersion) -> None:
+    concluded(home, chosen)
     champion = promote(home, override="not needed")
     assert (champion.uri, champion.reason) == (chosen.uri, "FINE_TUNE by rule 3")
 
@@ -111,7 +109,7 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
         role: {"uri": one.uri, "digest": one.digest, "kind": "probe"}
         for role, one in (("incumbent", rung), ("candidate", tuned))
     }
-    verdict = {"outcome": outcome[0], "rule": outcome[1], "confirmatory": True}
+    verdict = verdict_of(outcome[0], rule=outcome[1])
     concluded(home, chosen, verdict=verdict, versions=told, champion=champion.uri)
     with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
         promote(home)
@@ -164,7 +162,7 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
     with pytest.raises(PromotionRefused, match="has no champion"):
         rollback(home, reason="why")
     other = register(home, version_folder(tmp_path / "other", value=2))
-    wrong = {"uri": other.uri, "digest": "0" * 64}
+    wrong = {"kind": "full", "uri": other.uri, "digest": "0" * 64}
     concluded(home, chosen, versions={"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": wrong})
     champion = promote(home)
     with pytest.raises(PromotionRefused, match="the reason is empty"):
@@ -177,11 +175,11 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
 
 
 def test_a_hybrid_that_a_verdict_chose_is_promoted(home: str, chosen: ModelVersion) -> None:
-    other = {"uri": f"{home}/versions/other", "digest": "0" * 64}
+    other = {"kind": "full", "uri": f"{home}/versions/other", "digest": "0" * 64}
     concluded(
         home,
         chosen,
-        verdict={"outcome": "HYBRID", "rule": 4},
+        verdict=verdict_of("HYBRID", rule=4),
         versions={
             "candidate": other,
             "incumbent": other,
@@ -247,7 +245,8 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
                 {
                     "run": f"{home}/runs/later",
                     "created_at": "2099-01-01T00:00:00+00:00",
-                    "verdict": {"outcome": "STAY", "rule": 9},
+                    "expires_at": "2099-02-01T00:00:00+00:00",
+                    "verdict": verdict_of("STAY", rule=9),
                     "versions": {"incumbent": told, "candidate": nobody},
                     "champion": faster.uri,
                 }

@@ -30,6 +30,7 @@ from models.registry import (
     write_config,
 )
 from promote import PromotionRefused, promote
+from tests.integration.small import verdict_of
 
 
 def version_folder(folder: Path, *, value: float = 0.0) -> Path:
@@ -66,14 +67,18 @@ def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
     return [register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)]
 
 
+RULES = {"FINE_TUNE": 3, "STAY": 9, "INSUFFICIENT_EVIDENCE": 8}
+
+
 def evidence(*, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> dict[str, object]:
     return {
         "run": "s3://here",
         "created_at": now(),
-        "verdict": {"outcome": outcome, "rule": 3},
+        "expires_at": "2099-01-01T00:00:00+00:00",
+        "verdict": verdict_of(outcome, rule=RULES[outcome]),
         "versions": {
             "candidate": {"uri": candidate.uri, "digest": candidate.digest},
-            "incumbent": {"uri": incumbent.uri, "digest": incumbent.digest},
+            "incumbent": {"kind": "probe", "uri": incumbent.uri, "digest": incumbent.digest},
         },
         "champion": None,
     }
@@ -239,19 +244,13 @@ def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[Mod
         promote(f"{bucket}/task", version=versions[0].uri)
 
 
-def test_a_version_keeps_its_temperature_and_one_from_before_there_was_one_has_none(
-    bucket: str, tmp_path: Path, versions: list[ModelVersion]
-) -> None:
+def test_a_version_keeps_its_temperature(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
     folder = version_folder(tmp_path / "warm")
     config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
     write_config(folder, config.model_copy(update={"temperature": 1.7}))
     warm = register(f"{bucket}/task", folder)
     assert read_version(warm.uri).temperature == 1.7
     assert warm.digest != versions[0].digest
-    old = json.loads((folder / "config.json").read_bytes())
-    del old["temperature"], old["hybrid"]
-    (folder / "config.json").write_text(json.dumps(old))
-    assert register(f"{bucket}/task", folder).temperature == 1.0
 
 
 def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(

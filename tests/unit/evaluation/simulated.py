@@ -160,6 +160,7 @@ def evidence_of(
                 _rung("tf_idf", 0.69, servable=False),
             ],
             "sweep": {
+                "ended": None,
                 "rows": [
                     _trial("1", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
                     _trial("2", 0.702, config={"method": "lora"}, status="stopped: behind the other trials"),
@@ -171,8 +172,8 @@ def evidence_of(
             "averaged": {"validation": 0.742, "chosen": False},
             "candidate": 0.744,
             "data": {
-                "num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows, "leaks": [],
-                "duplicates_dropped": 12, "sha256_test": SHA,
+                "num_train": 8967, "num_in_memory": None, "num_validation": NUM_VALIDATION,
+                "num_test": simulation.num_rows, "leaks": [], "duplicates_dropped": 12, "sha256_test": SHA,
             },
             "versions": {
                 role: {

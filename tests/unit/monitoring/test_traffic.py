@@ -124,15 +124,6 @@ def test_a_row_that_stands_twice_in_the_log_is_sampled_once(tmp_path: Path) -> N
     assert len(found.sample) == 2
 
 
-def test_files_from_before_a_column_are_read_without_it_and_told_of(tmp_path: Path) -> None:
-    old = tmp_path / "old.parquet"
-    columns = {name: [value] for name, value in answer(0).items() if name not in ("text", "attributes", "subject")}
-    pq.write_table(pa.table(columns), old)
-    found = read_traffic([old.as_uri()], WATCHED, labels=read_labels([]))
-    assert found.lacking == {"text": 1, "attributes": 1, "subject": 1}
-    assert found.sample.texts == (None,)
-
-
 def test_what_is_no_log_is_refused_by_its_name(tmp_path: Path) -> None:
     text, other = tmp_path / "text.parquet", tmp_path / "other.parquet"
     text.write_text("not Parquet")
@@ -198,11 +189,11 @@ def test_labels_take_a_few_bytes_a_word_while_they_are_read(tmp_path: Path) -> N
     files = files_of(log, "feedback", ["2026-03-01"])
     small = log_of(tmp_path / "small", feedback=[told(0, "a")])
     read_labels(files_of(small, "feedback", ["2026-03-01"]))
-    tables = [traffic.read_columns(uri, traffic.FEEDBACK)[0] for uri in files]
+    tables = [traffic.read_columns(uri, traffic.FEEDBACK) for uri in files]
     tracemalloc.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(traffic, "read_columns", lambda uri, _: (tables[0].slice(int(uri) * 500, 500), []))
+            patch.setattr(traffic, "read_columns", lambda uri, _: tables[0].slice(int(uri) * 500, 500))
             labels = read_labels([str(part) for part in range(40)])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
