@@ -29,9 +29,8 @@ from serving.chat_protocol import (
     parse_completion,
     usage_event,
 )
-from serving.docs import HTML
 from serving.generate import ChatEngine, Generator, Sampling
-from serving.http import ASGIApp, Events, Route, asker
+from serving.http import HTML, ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
 from serving.metrics import TOKENS, note_failure, note_version
 from serving.protocol import RequestError
@@ -148,7 +147,7 @@ class Chat:
                 "too_many_requests",
                 f"{limit} requests are being answered or wait; ask again in {RETRY_AFTER_S} s",
                 code="rate_limit_exceeded",
-                headers=((b"retry-after", str(RETRY_AFTER_S).encode()),),
+                headers={"retry-after": str(RETRY_AFTER_S)},
             )
         return engine, arm
 

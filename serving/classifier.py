@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from recipes.schema import ServingSection
 from serving.answer import Prediction, classes_of, hybrid_rows, scores_by_class
 from serving.batches import Batches
-from serving.http import ASGIApp, Route, asker
+from serving.http import HTML, ASGIApp, Route, asker
 from serving.log import Entry, RequestLog, utc_now
 from serving.metrics import TEXTS, Meter, note_version
 from serving.page import PAGE
@@ -57,7 +57,7 @@ class Classifier:
         routes = {
             "/v1/classify": Route("POST", self._classify),
             "/v1/compare": Route("POST", self._compare),
-            "/": Route("GET", self._page, open=True, content_type=b"text/html; charset=utf-8"),
+            "/": Route("GET", self._page, open=True, content_type=HTML),
         }
         batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)

@@ -9,11 +9,10 @@ from functools import cache
 from typing import Any
 
 from recipes.schema import ServingSection
-from serving.http import ID, Route
-from serving.openapi import JSON, NO_EFFECT, openapi
+from serving.http import HTML, ID, JSON, Route
+from serving.openapi import NO_EFFECT, openapi
 from serving.style import STYLE
 
-HTML = b"text/html; charset=utf-8"
 _KEYED = " Keys go into the header <code>Authorization: Bearer KEY</code>."
 _CSS = """
 code, pre { font: .85rem/1.5 ui-monospace, monospace; }

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -120,9 +120,9 @@ class Door:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._fault = ""
 
-    def admit(self, header: Callable[[bytes], str]) -> str:
+    def admit(self, headers: Mapping[str, str]) -> str:
         """Who holds the key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
-        authorization = header(b"authorization")
+        authorization = headers.get("authorization", "")
         kind, _, given = authorization.partition(" ")
         offered = _sha256(given.strip())
         # All are compared, each in constant time: how long it takes tells nothing of a key that is there.
@@ -133,7 +133,7 @@ class Door:
                 "invalid_api_key" if authorization else "missing_api_key",
                 "give a key that is valid here in the header `Authorization: Bearer KEY`",
                 code="invalid_api_key",
-                headers=((b"www-authenticate", b"Bearer"),),
+                headers={"www-authenticate": "Bearer"},
             )
         self._count(fitting[0])
         return fitting[0].name
@@ -176,14 +176,14 @@ class Door:
                 "rate_limited",
                 f"{key.name} may ask {key.per_minute} times a minute; ask again in {wait_s} s",
                 code="rate_limit_exceeded",
-                headers=((b"retry-after", str(wait_s).encode()),),
+                headers={"retry-after": str(wait_s)},
             )
         self._buckets[key.sha256] = (left - 1, now)
 
 
-def admit_this_machine(header: Callable[[bytes], str]) -> None:
+def admit_this_machine(headers: Mapping[str, str]) -> None:
     """Without keys: RequestError 403 for what a page of somebody else's makes a browser on this machine ask."""
-    host, origin = header(b"host"), header(b"origin")
+    host, origin = headers.get("host", ""), headers.get("origin", "")
     name = urlsplit(f"//{host}").hostname
     if name not in LOCAL or (origin and urlsplit(origin).netloc != host):
         raise RequestError(

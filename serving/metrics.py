@@ -4,12 +4,14 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving.http import ASGIApp, Message, Receive, Scope, Send, path_of, template_of
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.http import ASGIApp, Endpoint
 
 if TYPE_CHECKING:
     from models.registry import ModelVersion
@@ -75,7 +77,6 @@ LOG_DROPPED = Metric(
 class Ongoing:
     """A request while it is answered, as it will be counted."""
 
-    route: str
     model: str = ""
     version: str = ""
     failed: int | None = None
@@ -189,15 +190,20 @@ def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(metric.labels, labels, strict=True))
 
 
-def metered(app: ASGIApp, *, meter: Meter, routes: Collection[str]) -> ASGIApp:
+def _route(scope: Scope) -> str:
+    """The path of the route that answers a request, as the application found it."""
+    endpoint = scope.get("endpoint")
+    return endpoint.path if isinstance(endpoint, Endpoint) else OTHER
+
+
+def metered(app: ASGIApp, *, meter: Meter) -> ASGIApp:
     """The application, each of whose requests is counted when it is over."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        path, begun = path_of(scope), time.perf_counter()
-        ongoing = Ongoing(template_of(routes, path) or OTHER)
+        begun, ongoing = time.perf_counter(), Ongoing()
         _ongoing.set(ongoing)
         status, whole, streamed = LEFT, False, False
 
@@ -210,7 +216,7 @@ def metered(app: ASGIApp, *, meter: Meter, routes: Collection[str]) -> ASGIApp:
                 if not whole and not streamed:
                     streamed = True
                     seconds = time.perf_counter() - begun
-                    meter.observe(FIRST_TOKEN_SECONDS, ongoing.route, ongoing.model, ongoing.version, value=seconds)
+                    meter.observe(FIRST_TOKEN_SECONDS, _route(scope), ongoing.model, ongoing.version, value=seconds)
             await send(message)
 
         meter.in_progress += 1
@@ -219,7 +225,7 @@ def metered(app: ASGIApp, *, meter: Meter, routes: Collection[str]) -> ASGIApp:
         finally:
             meter.in_progress -= 1
             told = ongoing.failed or status if whole else LEFT
-            asked = (ongoing.route, ongoing.model, ongoing.version)
+            asked = (_route(scope), ongoing.model, ongoing.version)
             meter.count(REQUESTS, *asked, str(told))
             if told == 200:
                 meter.observe(REQUEST_SECONDS, *asked, value=time.perf_counter() - begun)

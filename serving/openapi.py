@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from recipes.schema import ServingSection
 from serving.chat_answers import ChatAnswer, ChatChunk, CompletionAnswer, CompletionChunk
 from serving.chat_protocol import IGNORED, NEUTRAL, TEXT_NEUTRAL, ChatRequest, CompletionRequest
-from serving.http import ID, Route
+from serving.http import ID, JSON, Route
 from serving.protocol import (
     BatchRequest,
     BatchStatus,
@@ -25,7 +25,6 @@ from serving.protocol import (
     Up,
 )
 
-JSON = "application/json"
 NO_EFFECT = "x-no-effect"
 """Marks fields that OpenAI's clients may send, and that change nothing."""
 REF = "#/components/schemas/{model}"
@@ -152,7 +151,7 @@ def _operation(path: str, route: Route, *, section: ServingSection) -> dict[str,
         "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_") or "page",
         "summary": operation.summary,
         "responses": {
-            **_answers(operation, content_type=route.content_type.decode()),
+            **_answers(operation, content_type=route.content_type),
             **{str(status): _refusal(status, section=section) for status in _refusals(operation, route, section)},
         },
     }

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
-Headers = Sequence[tuple[bytes, bytes]]
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
 CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"
@@ -191,7 +190,7 @@ class RequestError(ValueError):
         *,
         param: str | None = None,
         code: str | None = None,
-        headers: Headers = (),
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, type, message)
         self.status, self.type, self.message = status, type, message

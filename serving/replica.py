@@ -220,21 +220,20 @@ class Replica(Generic[EngineT]):
 
     def asgi_app(self, routes: dict[str, Route], *, on_startup: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
-        every = documented(routes | self._routes(), section=self._section)
         app = http_app(
-            every,
+            documented(routes | self._routes(), section=self._section),
             max_body_bytes=self._section.max_body_bytes,
             admit=self._admit,
             on_startup=on_startup,
             on_shutdown=self.log.close if self.log else None,
         )
-        return metered(app, meter=self.meter, routes=every)
+        return metered(app, meter=self.meter)
 
-    def _admit(self, header: Callable[[bytes], str]) -> str | None:
+    def _admit(self, headers: Mapping[str, str]) -> str | None:
         if self._door is not None:
-            return self._door.admit(header)
+            return self._door.admit(headers)
         if not self._section.guarded:
-            admit_this_machine(header)
+            admit_this_machine(headers)
         return None
 
     def _gauges(self) -> Gauges:

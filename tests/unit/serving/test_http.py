@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import pytest
+from starlette.types import Message, Scope
 
 from serving import http
-from serving.http import Events, Message, Route, Scope, asker, http_app, path_id
+from serving.http import Events, Route, asker, http_app, path_id
 from serving.protocol import RequestError
 
 MAX_BODY_BYTES = 100
@@ -25,8 +26,8 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
     return 200, json.dumps(found).encode()
 
 
-def _admit(header: Callable[[bytes], str]) -> str:
-    if header(b"authorization") != "Bearer good":
+def _admit(headers: Mapping[str, str]) -> str:
+    if headers["authorization"] != "Bearer good":
         raise RequestError(401, "invalid_api_key", "give a key")
     return "app"
 
@@ -155,7 +156,7 @@ class Streaming:
     async def _events(self) -> Events:
         try:
             if self.breaks:
-                raise RequestError(503, "engine_stopped", "no engine", headers=((b"retry-after", b"2"),))
+                raise RequestError(503, "engine_stopped", "no engine", headers={"retry-after": "2"})
             for letter in (b"a", b"b"):
                 yield letter
             if self.waits:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
+from starlette.types import Message
 
 from recipes.schema import ServingSection
 from serving.chat import Chat
 from serving.chat_protocol import CHAT, COMPLETION, Shape, Usage, usage_event
 from serving.classifier import Classifier
 from serving.docs import documented, page
-from serving.http import ASGIApp, Message, Route
+from serving.http import ASGIApp, Route
 from serving.replica import Replica
 
 SECTION = ServingSection(max_texts=2)
