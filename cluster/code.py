@@ -62,7 +62,7 @@ def runtime_files(root: Path) -> tuple[str, ...]:
     if missing:
         raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")
     top = [*root.glob("*.py"), *root.glob("pyproject.toml")]
-    inner = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    inner = [path for package in PACKAGES for kind in ("*.py", "*.html") for path in (root / package).rglob(kind)]
     return tuple(sorted(path.relative_to(root).as_posix() for path in (*top, *inner)))
 
 

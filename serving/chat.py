@@ -14,7 +14,6 @@ from data.chat import prompt_tokens
 from data.read import DataError
 from recipes.schema import ServingSection
 from serving.batches import Batches
-from serving.chat_page import PAGE
 from serving.chat_protocol import (
     CHAT,
     COMPLETION,
@@ -33,6 +32,7 @@ from serving.generate import ChatEngine, Generator, Sampling
 from serving.http import HTML, ASGIApp, Events, Route, asker
 from serving.log import Entry, utc_now
 from serving.metrics import TOKENS, note_failure, note_version
+from serving.pages import rendered
 from serving.protocol import RequestError
 from serving.replica import Replica, require_digest, require_shipped_code
 from serving.trial import Arm
@@ -115,7 +115,7 @@ class Chat:
             raise RuntimeError("the model's engine has stopped; the log says why")
 
     async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, PAGE
+        return 200, rendered("chat.html")
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault

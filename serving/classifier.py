@@ -13,7 +13,7 @@ from serving.batches import Batches
 from serving.http import HTML, ASGIApp, Route, asker
 from serving.log import Entry, RequestLog, utc_now
 from serving.metrics import TEXTS, Meter, note_version
-from serving.page import PAGE
+from serving.pages import rendered
 from serving.protocol import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.replica import Replica, refuse_unkept_subject, require_shipped_code
 from serving.shelf import Engine, Shelf
@@ -90,7 +90,7 @@ class Classifier:
         return 200, write_answer({"request_id": request_id, **told})
 
     async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, PAGE
+        return 200, rendered("classify.html")
 
     def _parsed(self, body: bytes) -> ClassifyRequest:
         _ = self._replica.engine  # before the request is looked at: not ready is not its fault

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from recipes.schema import ServingSection
-from serving.docs import documented
 from serving.http import ASGIApp, Route, asker, http_app
 from serving.journal import journal_folder
 from serving.keys import Door, admit_this_machine, read_subject_key
 from serving.log import Feedback, RequestLog, utc_now
 from serving.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, metered
+from serving.pages import documented
 from serving.protocol import (
     CHAMPION,
     CHAT_ID,

@@ -33,6 +33,12 @@ def test_what_lies_beside_our_code_does_not_count(tmp_path: Path) -> None:
     assert code.runtime_files(root) == before
 
 
+def test_the_templates_of_pages_are_shipped() -> None:
+    shown = {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.html")}
+    assert shown
+    assert shown <= set(code.runtime_files(ROOT))
+
+
 def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
     before = code.ship_code((tmp_path / "home").as_uri(), root)

@@ -13,8 +13,8 @@ from recipes.schema import ServingSection
 from serving.chat import Chat
 from serving.chat_protocol import CHAT, COMPLETION, Shape, Usage, usage_event
 from serving.classifier import Classifier
-from serving.docs import documented, page
 from serving.http import ASGIApp, Route
+from serving.pages import docs_page, documented
 from serving.replica import Replica
 
 SECTION = ServingSection(max_texts=2)
@@ -157,7 +157,7 @@ def test_what_a_chat_model_writes_fits_the_document(shape: Shape, name: str) -> 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
     document = _document(service)
-    shown = page(document).decode()
+    shown = docs_page(document).decode()
     for path, item in document["paths"].items():
         assert f"</span> <code>{path}</code></h2>" in shown
         for told in item.values():
@@ -173,4 +173,4 @@ def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(serv
 def test_what_stands_in_the_document_is_text_on_the_page() -> None:
     document = _document(Classifier)
     document["paths"]["/v1/classify"]["post"]["summary"] = "<b>`x`"
-    assert "&lt;b&gt;<code>x</code>" in page(document).decode()
+    assert "&lt;b&gt;<code>x</code>" in docs_page(document).decode()
