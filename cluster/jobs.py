@@ -15,10 +15,12 @@ from urllib.parse import quote
 import aiohttp
 import requests
 
-from cluster.code import code_sha256
-from cluster.package import RECIPE_FILE, Package, pack, upload
-from cluster.session import SessionError, Unreachable, auth_headers, dashboard_url, request_dashboard
-from recipes.schema import Recipe, digest
+from cluster.auth import SessionError, Unreachable, auth_headers
+from cluster.code_snapshot import code_sha256
+from cluster.dashboard import dashboard_url, request_dashboard
+from cluster.job_package import RECIPE_FILE, Package, pack, upload
+from tailorbird.config.base import digest
+from tailorbird.config.recipe import Recipe
 
 ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE}"
 SUBMISSION = "SUBMISSION"

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
 
-from cluster.board import Rows, begin_board, board, noted
-from cluster.session import on_this_node
+from cluster.progress_table import Rows, begin_board, board, noted
+from cluster.remote import on_this_node
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]

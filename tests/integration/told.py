@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cluster.session import request_dashboard
-from cluster.stack import LOG_FILE, StackState
+from cluster.dashboard import request_dashboard
+from cluster.local.stack import LOG_FILE, StackState
 
 LISTS = ("/api/jobs/", "/api/serve/applications/")
 LOGS = (".log", ".out", ".err")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from cluster.code import PACKAGES
-from cluster.stack_process import _environment, _Keys
+from cluster.code_snapshot import PACKAGES
+from cluster.local.ray_env import Keys, environment
 from tests.k8s.manifests import CLUSTER_SPEC, K8S, PARTS, ROOT, build, cluster_of, of_kind
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
@@ -84,8 +84,8 @@ def test_pods_run_as_the_user_that_the_image_has() -> None:
 
 
 def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the_documentation_tells_of() -> None:
-    keys = _Keys(access_key="", secret_key="", token_path=ROOT)
-    stack = _environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
+    keys = Keys(access_key="", secret_key="", token_path=ROOT)
+    stack = environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
     told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
     assert len(told) >= 6
     for part in PARTS:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serving import metrics
-from serving.metrics import Metric
+from serving.http import metrics
+from serving.http.metrics import Metric
 from tests.k8s import queries
 from tests.k8s.manifests import build, environment, matches, of_kind, pods_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.app import SHUTDOWN_S
+from serving.autoscaling import SHUTDOWN_S
 from tests.k8s.manifests import (
     CLUSTER_SPEC,
     ENVIRONMENTS,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.schema import load_recipe
-from render import DOORS, render
+from tailorbird.config.loader import load_recipe
+from tailorbird.release.manifests import DOORS, render
 from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
 RUNBOOK = (K8S / "README.md").read_text()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cluster.jobs import Job, Submitted, _job, _tail
-from tailorbird import app
+from tailorbird.cli.app import app
 
 
 def _told(**changes: Any) -> dict[str, Any]:

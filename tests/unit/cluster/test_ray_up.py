@@ -17,7 +17,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
-from cluster import stack_process
+from cluster.local import ray_env
 
 CLUSTER = Path(__file__).parents[3] / "cluster"
 FILES = ("aws", "onprem")
@@ -176,8 +176,8 @@ def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: P
     bare = {"HOME": "/home/somebody", "PATH": "/usr/bin:/bin"}
     told = subprocess.run(shown, env=bare, capture_output=True, text=True, check=True).stdout
     here = dict(line.split("=", 1) for line in told.split("\0") if line)
-    keys = stack_process._Keys(access_key="", secret_key="", token_path=tmp_path / "token")
-    stack = stack_process._environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    keys = ray_env.Keys(access_key="", secret_key="", token_path=tmp_path / "token")
+    stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.
     places = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
     alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.storage import StorageError
-from data.read import DataError, Rows
-from data.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
+from tailorbird.storage.s3 import StorageError
 
 SIZES = (700, 0, 256, 3)
 CLASSES = ("a", "b", "c")

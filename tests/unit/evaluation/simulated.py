@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.case import Case, Side
-from evaluation.cost import CpuRounds
-from evaluation.evidence import assemble
-from evaluation.predictions import Predictions
-from evaluation.question import NO_GATES, Question, ask, asked_digest, run_name
-from evaluation.verdict import decide
-from models.decide import Routing
-from recipes.schema import Recipe, digest
+from tailorbird.config.base import digest
+from tailorbird.config.recipe import Recipe
+from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.report.evidence import assemble
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.protocol import NO_GATES, Question, ask, asked_digest, run_name
+from tailorbird.registry.routing import Routing
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")

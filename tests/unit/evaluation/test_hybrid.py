@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.hybrid import freeze_hybrid
-from evaluation.predictions import Predictions
-from models.decide import NO_GROUP
-from recipes.schema import HybridSection
+from tailorbird.config.evaluation import HybridSection
+from tailorbird.evaluation.hybrid import freeze_hybrid
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.registry.routing import NO_GROUP
 
 BY_CONFIDENCE = HybridSection(by="confidence")
 BY_SEX = HybridSection(by="group", column="sex")

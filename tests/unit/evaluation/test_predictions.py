@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.predictions import Predictions, VerdictRefused, align
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 
 
 def some_predictions(model: str = "probe") -> Predictions:

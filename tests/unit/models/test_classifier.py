@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
-from data.encode import collate
-from evaluation.baselines import Head
-from models.classifier import Classifier, embed_rows, logits_rows, probabilities, zero_head
-from models.load import load_weights, without_pooler
+from tailorbird.data.tokenize import collate
+from tailorbird.evaluation.baselines.classification import Head
+from tailorbird.models.classifier import Classifier, embed_rows, logits_rows, probabilities, zero_head
+from tailorbird.models.loading import load_weights, without_pooler
 
 
 def tiny_encoder(seed: int = 0) -> torch.nn.Module:

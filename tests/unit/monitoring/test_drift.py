@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from monitoring.drift import LEAST_KEYS, Asked, DriftError, drift_signs
+from tailorbird.monitoring.drift import LEAST_KEYS, Asked, DriftError, drift_signs
 
 RATE, WIDTH = 0.05, 16
 Chance = np.random.Generator

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.read import NO_GROUP
-from evaluation.gates import State
-from monitoring.betting import Decision, Pairs, judge_trial
-from monitoring.quality import (
+from tailorbird.config.evaluation import GroupsGate
+from tailorbird.data.rows import NO_GROUP
+from tailorbird.evaluation.gates.base import State
+from tailorbird.monitoring.log_reader import ARMS, Outcomes, Sample, Traffic, Watched, read_labels, read_traffic
+from tailorbird.monitoring.quality import (
     Before,
     by_feedback,
     fixed_groups,
@@ -22,8 +23,7 @@ from monitoring.quality import (
     trial_groups,
     trial_pairs,
 )
-from monitoring.traffic import ARMS, Outcomes, Sample, Traffic, Watched, read_labels, read_traffic
-from recipes.schema import GroupsGate
+from tailorbird.monitoring.sequential_test import Decision, Pairs, judge_trial
 
 LIMITS, ALPHA = GroupsGate(), 0.05
 SEXES = ("sex = f", "sex = m")

@@ -8,8 +8,8 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from recipes.schema import ServingSection
-from serving.app import deployment_options
+from serving.autoscaling import deployment_options
+from tailorbird.config.serving import ServingSection
 
 TICK_S = 0.1
 LOADS_IN_S = 10.0

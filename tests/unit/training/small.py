@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
-from data.encoded import Encoded
-from data.read import Rows
-from models.load import without_pooler
-from recipes.schema import TrainingSection
-from training.classification import ClassifierMaterial
+from tailorbird.config.training import TrainingSection
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenized import Encoded
+from tailorbird.models.loading import without_pooler
+from training.classification_task import ClassifierMaterial
+from training.dataset import HeldRows
+from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, new_engine, train
-from training.material import Material, TrainingTask
-from training.windows import HeldRows
-from training.zero import stop_engine
+from training.task import Material, TrainingTask
 
 NUM_ROWS, NUM_CLASSES = 23, 3
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.schema import TrainingSection
+from tailorbird.config.training import TrainingSection
 from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
-from training import checkpoint, export, notice
-from training.classification import ClassifierMaterial
+from training import checkpoint, export, preemption
+from training.classification_task import ClassifierMaterial
+from training.deepspeed_engine import stop_engine
 from training.export import UnusableWeights, export_weights, full_state
 from training.loop import EpochReport, Progress, new_engine, train
-from training.material import Diverged
-from training.notice import Interrupted
-from training.zero import stop_engine
+from training.preemption import Interrupted
+from training.task import Diverged
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
         checkpoint.save(engine, section, folder=tmp_path, progress=progress)
         raise Interrupted
 
-    monkeypatch.setattr(notice, "given", iter((None, None, "the worker got SIGTERM")).__next__)
+    monkeypatch.setattr(preemption, "given", iter((None, None, "the worker got SIGTERM")).__next__)
     engine = new_engine(section, material)
     with pytest.raises(Interrupted):
         train(engine, section, material=material, on_save=save, **listeners)

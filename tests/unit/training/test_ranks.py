@@ -16,8 +16,8 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.unit.training.small import section_of, small_material
 from training import checkpoint, loop
+from training.deepspeed_engine import stop_engine
 from training.export import export_weights
-from training.zero import stop_engine
 
 KEPT = (0, 2)
 METHODS = ("full", "lora")

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError
 
-from cluster import s3, storage
-from recipes.schema import TrainingSection, TuningSection
+from tailorbird import storage
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import TuningSection
+from tailorbird.storage import s3
 from tuning.sweep import _keeper, _PutBack
 from tuning.tuner import new_tuner
 

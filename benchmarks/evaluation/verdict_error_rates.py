@@ -1,0 +1,238 @@
+"""Is the verdict honest about itself: equal models fine-tuned at most at alpha, and power what it claims to be.
+
+    python -m benchmarks.evaluation.verdict_error_rates
+
+Simulated tests of many sizes, discordances and accuracies, the two models' errors correlated as real ones are; the
+seeds are not the one that power is computed with. Every variant is drawn in turn, in several rounds; a figure is the
+worst variant's median over the rounds. The winner's curse: of 20 candidates that are as good as the incumbent the best
+on 1,500 validation rows meets the test, as in the whole protocol. Of macro-F1, whose interval and p are a bootstrap's,
+equal models answer tests of five classes, the rarest 5 % of the rows.
+"""
+
+import json
+from collections.abc import Sequence
+from statistics import mean, median
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rounds import holds
+from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
+from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rows_needed_for_rule, rule_holds, rule_power
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.rules import Outcome
+
+ALPHA, MINIMUM_GAIN = 0.05, 0.01
+NUM_ROUNDS, NUM_DRAWS, NUM_DECISIONS = 5, 20_000, 40
+SIZES = (100, 300, 1000, 3000)
+NUM_EQUAL, NUM_VALIDATION, NUM_PROTOCOLS = 20, 1500, 400
+CLASS_SHARES, NUM_BOOTSTRAPS = (0.45, 0.25, 0.15, 0.10, 0.05), 200
+TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
+EXPECTED_GAINS = (0.02, 0.03, 0.05)
+# Newcombe's interval is conservative where discordant rows are few (0.977 at 5 of 100), so the upper bound on coverage
+# is on the mean over sizes. Bounds other than alpha's leave what simulation itself errs by.
+BOUNDS = {
+    "fine_tune_rate_of_equal_models": f"<= {ALPHA}",
+    "type_i_error_of_midp": f"<= {ALPHA + 0.005}",
+    "lowest_interval_coverage": ">= 0.94",
+    "mean_interval_coverage": "<= 0.96",
+    "power_claimed_less_measured": "<= 0.03",
+    "power_at_rows_needed": ">= 0.78",
+    "decisions_unlike_the_rule": "<= 0",
+    "fine_tune_rate_of_the_best_of_20": f"<= {ALPHA}",
+    "fine_tune_rate_of_equal_models_by_macro_f1": f"<= {ALPHA}",
+}
+
+
+def main() -> None:
+    """Prints the variants, then one line of JSON."""
+    equal = [_equal_models(n, truth, seed) for seed in range(NUM_ROUNDS) for n in SIZES for truth in TRUTHS]
+    power = [
+        _power(n, truth, gain, seed)
+        for seed in range(NUM_ROUNDS)
+        for n in SIZES
+        for truth in TRUTHS
+        for gain in EXPECTED_GAINS
+    ]
+    cursed = [_best_of_equals(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
+    by_macro_f1 = [_equal_by_macro_f1(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
+    _show("Equal models", equal)
+    _show("Equal models of five classes, by macro-F1", by_macro_f1, num_tests=NUM_BOOTSTRAPS)
+    _show(
+        f"The best of {NUM_EQUAL} equal candidates on {NUM_VALIDATION:,} validation rows",
+        cursed,
+        num_tests=NUM_PROTOCOLS,
+    )
+    _show(f"A true gain, the rule asking for {MINIMUM_GAIN:g}", power)
+    coverage = _medians(equal, "coverage") + _medians(power, "coverage")
+    figures = {
+        "fine_tune_rate_of_equal_models": max(_medians(equal, "fine-tuned")),
+        "type_i_error_of_midp": max(_medians(equal, "mid-p < alpha")),
+        "lowest_interval_coverage": min(coverage),
+        "mean_interval_coverage": mean(coverage),
+        "power_claimed_less_measured": max(_medians(power, "claimed less measured")),
+        "power_at_rows_needed": min(_medians(power, "power at rows needed")),
+        "decisions_unlike_the_rule": float(sum(_decisions_unlike_rule(seed) for seed in range(NUM_ROUNDS))),
+        "fine_tune_rate_of_the_best_of_20": max(_medians(cursed, "fine-tuned")),
+        "fine_tune_rate_of_equal_models_by_macro_f1": max(_medians(by_macro_f1, "fine-tuned")),
+        "lowest_interval_coverage_of_macro_f1": min(_medians(by_macro_f1, "coverage")),
+    }
+    result = {
+        "benchmark": "verdict_error_rates",
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "bounds": BOUNDS,
+        "holds": all(holds(figures[name], bound) for name, bound in BOUNDS.items()),
+    }
+    print(json.dumps(result))
+
+
+def _equal_models(n: int, truth: tuple[float, float], seed: int) -> dict[str, float]:
+    tables = draw_tables(n, scenario=Scenario(0.0, *truth), num_draws=NUM_DRAWS, seed=seed)
+    return {
+        "rows": n,
+        "discordance": truth[0],
+        "accuracy": truth[1],
+        "fine-tuned": float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
+        "mid-p < alpha": float(np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < ALPHA)),
+        "coverage": _coverage(tables, gain=0.0),
+    }
+
+
+def _power(n: int, truth: tuple[float, float], gain: float, seed: int) -> dict[str, float]:
+    scenario, fresh = Scenario(gain, *truth), 1_000 + seed
+    tables = draw_tables(n, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
+    measured = float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)))
+    claimed = rule_power(n, scenario=scenario, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
+    rows = rows_needed_for_rule(scenario, minimum_gain=MINIMUM_GAIN, alpha=ALPHA).rows
+    assert rows is not None
+    needed = draw_tables(rows, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
+    return {
+        "rows": n,
+        "discordance": truth[0],
+        "true gain": gain,
+        "claimed": claimed,
+        "measured": measured,
+        "claimed less measured": abs(claimed - measured),
+        "rows needed": rows,
+        "power at rows needed": float(np.mean(rule_holds(needed, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
+        "coverage": _coverage(tables, gain=gain),
+    }
+
+
+def _best_of_equals(n: int, seed: int) -> dict[str, float]:
+    """The rule on the test rows of the candidate that was the best of equals on validation.
+
+    A row has a difficulty that all models share; beside it each errs on its own. All are right with the same chance.
+    """
+    generator = np.random.default_rng((seed, n))
+    tables = np.empty((NUM_PROTOCOLS, 4), dtype=np.int64)
+    gains = np.empty(NUM_PROTOCOLS)
+    for protocol in range(NUM_PROTOCOLS):
+        validation = _right(generator, num_rows=NUM_VALIDATION, num_models=NUM_EQUAL + 1)
+        accuracies = validation.mean(0)
+        best = int(accuracies[1:].argmax()) + 1
+        gains[protocol] = accuracies[best] - accuracies[0]
+        test = _right(generator, num_rows=n, num_models=NUM_EQUAL + 1)
+        cells = 2 * (1 - test[:, best].astype(int)) + (test[:, best] == test[:, 0])
+        counts = np.bincount(cells, minlength=4)  # 1 both, 0 candidate only, 2 incumbent only, 3 neither
+        tables[protocol] = counts[[1, 0, 2, 3]]
+    return {
+        "rows": n,
+        "apparent gain on validation": float(gains.mean()),
+        "discordance": float((tables[:, 1] + tables[:, 2]).mean() / n),
+        "fine-tuned": float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
+    }
+
+
+def _equal_by_macro_f1(n: int, seed: int) -> dict[str, float]:
+    """Rates over tests of n rows on which two equally good models err together as real ones do."""
+    generator = np.random.default_rng((seed, n, len(CLASS_SHARES)))
+    classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
+    found = []
+    for _ in range(NUM_BOOTSTRAPS):
+        truth = generator.choice(len(classes), n, p=CLASS_SHARES)
+        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # both err to the same class
+        right = _right(generator, num_rows=n, num_models=2)
+        one, other = (
+            _answers(name, classes[truth], outputs=classes[np.where(right[:, place], truth, wrong)])
+            for place, name in enumerate(("candidate", "incumbent"))
+        )
+        found.append(compare(one, other=other, metric="macro_f1", alpha=ALPHA))
+    gained = [one.p_value < ALPHA and one.interval[0] > 0 and one.gain >= MINIMUM_GAIN for one in found]
+    return {
+        "rows": n,
+        "fine-tuned": float(np.mean(gained)),
+        "p < alpha": float(np.mean([one.p_value < ALPHA for one in found])),
+        "coverage": float(np.mean([one.interval[0] <= 0 <= one.interval[1] for one in found])),
+    }
+
+
+def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
+    """Who is right on which row: bool [rows, models], each with a chance of about 0.75."""
+    shared = generator.standard_normal((num_rows, 1))
+    own = generator.standard_normal((num_rows, num_models))
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745)
+
+
+def _coverage(tables: NDArray[np.int64], *, gain: float) -> float:
+    low, high = newcombe_limits(tables, alpha=ALPHA)
+    return float(np.mean((low <= gain) & (gain <= high)))
+
+
+def _decisions_unlike_rule(seed: int) -> int:
+    """Whole decisions, from predictions to outcome, that are not what the simulated rule says of their table."""
+    unlike = 0
+    for gain in (0.0, 0.03):
+        tables = draw_tables(1000, scenario=Scenario(gain, 0.1, 0.7), num_draws=NUM_DECISIONS // 2, seed=seed)
+        holds = rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
+        unlike += sum((_outcome(table) is Outcome.FINE_TUNE) != hold for table, hold in zip(tables, holds, strict=True))
+    return unlike
+
+
+def _outcome(table: NDArray[np.int64]) -> Outcome:
+    cell, n = np.repeat(np.arange(4), table), int(table.sum())
+
+    def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
+        return _answers(model, np.full(n, "yes"), outputs=np.where(right, "yes", "no"))
+
+    case = Case(
+        Side(predictions("incumbent", cell % 2 == 0)),
+        Side(predictions("candidate", cell < 2)),
+        predictions("reference", np.zeros(n, dtype=bool)),
+        "simulated",
+    )
+    return decide(case, question=Question("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n)).outcome
+
+
+def _answers(model: str, labels: NDArray[np.str_], *, outputs: NDArray[np.str_]) -> Predictions:
+    ids, right = tuple(map(str, range(len(labels)))), (labels == outputs).astype(np.float64)
+    unsure = np.full(len(labels), 0.5)
+    return Predictions(model, ids, tuple(labels.tolist()), tuple(outputs.tolist()), right, unsure, unsure)
+
+
+def _variants(rows: Sequence[dict[str, float]]) -> list[list[dict[str, float]]]:
+    size = len(rows) // NUM_ROUNDS
+    return [list(rows[start::size]) for start in range(size)]
+
+
+def _medians(rows: Sequence[dict[str, float]], name: str) -> list[float]:
+    return [median(row[name] for row in rounds) for rounds in _variants(rows)]
+
+
+def _show(title: str, rows: Sequence[dict[str, float]], *, num_tests: int = NUM_DRAWS) -> None:
+    table = Table(title=f"{title} (medians of {NUM_ROUNDS} rounds of {num_tests:,} tests)")
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for rounds in _variants(rows):
+        values = [median(row[name] for row in rounds) for name in rows[0]]
+        table.add_row(*(f"{value:,.4g}" if value < 1 else f"{value:,.0f}" for value in values))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What a verdict costs: from stored predictions of 100,000 test rows of 77 classes to an outcome, on one core.
+
+    python -m benchmarks.evaluation.verdict_speed
+
+Both metrics in turn, in several rounds, each with every gate on predictions: 100,000 rows with typing errors and 20,000
+with a name, sex or age swapped, six groups. Reading the Parquet is in it, and so are the bootstraps. Wrong answers are
+spread evenly over the classes, which gives the bootstrap more distinct cells than real confusions do. Seconds are of
+CPU. The memory is what the whole process held at most, libraries included.
+"""
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.rounds import finish, medians, show, take_turns
+from tailorbird.config.evaluation import GatesSection
+from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.protocol import Question
+
+NUM_ROWS, NUM_CLASSES, NUM_GROUPS, NUM_SWAPPED = 100_000, 77, 6, 20_000
+ACCURACIES = {"incumbent": 0.86, "candidate": 0.88, "reference": 0.80}
+NUM_ROUNDS = 3
+BOUNDS = {"accuracy_seconds": "<= 10", "macro_f1_seconds": "<= 10", "peak_memory_mib": "<= 1024"}
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_tables(Path(folder))
+        variants = {metric: _timed(Path(folder), metric) for metric in ("accuracy", "macro_f1")}
+        rounds = take_turns(variants, rounds=NUM_ROUNDS)
+    found = {name: medians(figures) for name, figures in rounds.items()}
+    show(f"{NUM_ROWS:,} rows of {NUM_CLASSES} classes (medians of {NUM_ROUNDS} rounds)", found)
+    figures = {f"{name}_seconds": each["seconds"] for name, each in found.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    finish("verdict_speed", figures | {"peak_memory_mib": peak}, bounds=BOUNDS)
+
+
+def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
+    question = Question(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesSection())
+
+    def seconds() -> dict[str, float]:
+        begun = time.process_time()
+        tables = {path.stem: Predictions.from_table(pq.read_table(path)) for path in folder.glob("*.parquet")}
+        incumbent, candidate = (
+            Side(tables[role], {name: tables[f"{role}_{name}"] for name in ("counterfactual", "noise")})
+            for role in ("incumbent", "candidate")
+        )
+        decide(Case(incumbent, candidate, tables["reference"], "simulated"), question=question)
+        return {"seconds": time.process_time() - begun}
+
+    return seconds
+
+
+def _write_tables(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, NUM_CLASSES, NUM_ROWS)
+    groups = tuple(f"group {number}" for number in generator.integers(0, NUM_GROUPS, NUM_ROWS))
+    for role, accuracy in ACCURACIES.items():
+        clean = _table(generator, labels, accuracy=accuracy, row_ids=tuple(map(str, range(NUM_ROWS))))
+        pq.write_table(replace(clean, groups={"group": groups}).to_table(), folder / f"{role}.parquet")
+        if role == "reference":
+            continue
+        for name, num_rows, kind in (("noise", NUM_ROWS, "noise"), ("counterfactual", NUM_SWAPPED, "sex")):
+            row_ids = tuple(f"{row}|{kind}" for row in range(num_rows))
+            changed = _table(generator, labels[:num_rows], accuracy=accuracy - 0.02, row_ids=row_ids)
+            pq.write_table(changed.to_table(), folder / f"{role}_{name}.parquet")
+
+
+def _table(
+    generator: np.random.Generator, labels: np.ndarray, *, accuracy: float, row_ids: tuple[str, ...]
+) -> Predictions:
+    n = len(labels)
+    names = np.array([f"class {number}" for number in range(NUM_CLASSES)])
+    outputs = np.where(generator.random(n) < accuracy, labels, generator.integers(0, NUM_CLASSES, n))
+    confidences = generator.uniform(0.5, 1.0, n)
+    return Predictions(
+        model="simulated",
+        row_ids=row_ids,
+        labels=tuple(names[labels].tolist()),
+        outputs=tuple(names[outputs].tolist()),
+        scores=(outputs == labels).astype(np.float64),
+        confidences=confidences,
+        calibrated=confidences,
+    )
+
+
+if __name__ == "__main__":
+    main()

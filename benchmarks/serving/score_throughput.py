@@ -1,0 +1,143 @@
+"""What scoring a Parquet data set costs: rows per second of `tailorbird score` against the model alone.
+
+    python -m benchmarks.serving.score_throughput
+
+Both variants run on the same cores, all of the machine's, one torch thread each, over the same texts, ICD-10-CM terms,
+and tokenize them: `raw` is one process a core that sorts its share by length and forwards it in batches of 64, with no
+store; `score` is a Ray Data worker a core, which reads Parquet from S3 and writes Parquet to S3. The rate of `score` is
+over the time from the first part's begin to the last part's end; with the start of the workers and the loading of the
+model it is told beside, as `whole_rows_per_s`, which grows with the input. The model is MiniLM in the dtype it would be
+evaluated in, with a head of random numbers. The variants take turns; a figure is the median over the rounds, a ratio is
+taken within a round. It starts a stack of its own and ends it.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.material import MAX_LENGTH, ROOT, own_stack
+from benchmarks.rounds import finish, medians, show, take_turns
+from cluster import code_snapshot
+from serving.batch_jobs.scoring import batch_of, score
+from tailorbird import storage
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.datasets import icd10
+from tailorbird.models import loading
+from tailorbird.registry import versions
+
+WIDTH, NUM_CLASSES, RAW_BATCH = 384, 21, 64
+HOME, INPUT = "s3://models/score-throughput", "s3://lake/score-throughput/in"
+NUM_ROWS, NUM_FILES, NUM_ROUNDS = 24_576, 3, 3
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    cores = len(os.sched_getaffinity(0))
+    # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
+    os.environ.update({"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"})
+    terms = icd10.build()["train"]["text"].to_pylist()
+    texts = (terms * (NUM_ROWS // len(terms) + 1))[:NUM_ROWS]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as base:
+        version = _version(Path(temporary) / "version", base)
+        _write(texts)
+        variants = {"raw": lambda: _raw(version.uri, texts, cores), "score": lambda: _score(version)}
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+    rows = {name: medians(rounds) for name, rounds in measured.items()}
+    show(f"{NUM_ROWS:,} terms on {cores} cores, medians of {NUM_ROUNDS} rounds", rows)
+    pairs = zip(measured["score"], measured["raw"], strict=True)
+    ratios = [
+        (one["rows_per_s"] / raw["rows_per_s"], one["whole_rows_per_s"] / raw["rows_per_s"]) for one, raw in pairs
+    ]
+    figures = {
+        "raw_rows_per_s": rows["raw"]["rows_per_s"],
+        "score_rows_per_s": rows["score"]["rows_per_s"],
+        "score_whole_rows_per_s": rows["score"]["whole_rows_per_s"],
+        "score_to_raw": median(ratio for ratio, _ in ratios),
+        "score_whole_to_raw": median(ratio for _, ratio in ratios),
+    }
+    finish("score_throughput", figures, bounds={"score_to_raw": ">= 0.8"})
+
+
+def _version(folder: Path, base_model: str) -> versions.ModelVersion:
+    folder.mkdir()
+    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
+    config = versions.VersionConfig(
+        kind="zero_shot",
+        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        base_model=base_model,
+        max_length=MAX_LENGTH,
+        dtype=loading.dtype_name(),
+        code=code_snapshot.ship_code(HOME, ROOT).uri,
+        recipe_hash="0" * 64,
+        created_at=versions.now(),
+    )
+    versions.write_config(folder, config)
+    return versions.register(HOME, folder)
+
+
+def _write(texts: list[str]) -> None:
+    size = -(-len(texts) // NUM_FILES)
+    for number in range(NUM_FILES):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": texts[number * size : (number + 1) * size]}), sink)
+        storage.write_bytes(f"{INPUT}/part-{number}.parquet", sink.getvalue().to_pybytes())
+
+
+def _score(version: versions.ModelVersion) -> Mapping[str, float]:
+    output = f"s3://lake/score-throughput/out-{time.monotonic_ns()}"
+    batch = batch_of(version, input=INPUT, output=output)
+    begin = time.perf_counter()
+    done = score(batch, ServingSection(), version=version, told=lambda _done, _total: None)
+    return {"rows_per_s": NUM_ROWS / done.busy_s, "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin)}
+
+
+def _raw(uri: str, texts: list[str], num_processes: int) -> Mapping[str, float]:
+    """Processes that start together, each over its share of the texts, timed from the start to the last one's end."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(num_processes)
+    results: Any = context.SimpleQueue()
+    processes = [
+        context.Process(target=raw_forward, args=(uri, texts[number::num_processes], together, results))
+        for number in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    measured = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    begins, ends = zip(*measured, strict=True)
+    return {"rows_per_s": len(texts) / (max(ends) - min(begins))}
+
+
+def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
+    """One process of the raw variant: tokenizes, sorts and forwards its texts once."""
+    from tailorbird.data.tokenize import encode_texts
+    from tailorbird.models.classifier import logits_rows
+
+    torch.set_num_threads(1)
+    loaded = loading.load_version(uri)
+
+    def forward(rows: list[str]) -> None:
+        tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id, batch_size=RAW_BATCH)
+
+    forward(texts[:512])
+    together.wait()
+    begin = time.time()
+    forward(texts)
+    results.put((begin, time.time()))
+
+
+if __name__ == "__main__":
+    main()

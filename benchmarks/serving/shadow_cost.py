@@ -1,0 +1,89 @@
+"""What a shadow costs whoever asks the champion: the time of an answer with and without one.
+
+    python -m benchmarks.serving.shadow_cost
+
+One replica on a stack of its own; the champion and the version on trial are MiniLM with heads of random numbers. The
+clients send one text a request: 4 that pause between an answer and the next request, so that the champion is idle about
+half of the time, and 32 that do not, so that it never is. Off, shadow (of every request) and canary (half of the
+requests) take turns, each switched on and off in the replica that runs, which is the change that is measured too: no
+request may fail. The time of an answer is the client's. It ends the stack.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import requests
+
+from benchmarks.rounds import Figures, finish, medians, show, take_turns
+from benchmarks.serving.serving_overhead import own_stack, random_version
+from serving.deploy import application, rollout
+from tailorbird.config.serving import ServingSection
+from tailorbird.registry.versions import ModelVersion
+
+HOME = "s3://models/trial"
+LOADS = {"paced": (4, 0.05), "busy": (32, 0.0)}
+NUM_ROUNDS, SECONDS = 3, 6
+SHARES: dict[str, dict[str, float]] = {"off": {}, "shadow": {"shadow": 1.0}, "canary": {"canary": 0.5}}
+BOUNDS = {"failed": "<= 0", "paced_p50_shadow_to_off": "<= 1.25", "busy_p99_shadow_to_off": "<= 1.25"}
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), 2):
+        versions = [random_version(Path(temporary) / f"version-{seed}", home=HOME, seed=seed) for seed in (0, 1)]
+        log = Path(temporary) / "requests"
+        variants: dict[str, Callable[[], Figures]] = {
+            name: partial(measure, versions, share=share, log=log) for name, share in SHARES.items()
+        }
+        measure(versions, share={}, log=log)  # the first answers are slower
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+        rollout.undeploy(application.application_name(HOME))
+        arms = [arm for file in log.rglob("*.parquet") for arm in pq.read_table(file)["arm"].to_pylist()]
+    middle = {name: medians(rounds) for name, rounds in measured.items()}
+    show("Milliseconds until an answer", middle)
+    figures = {
+        f"{figure}_{name}_to_off": middle[name][figure] / middle["off"][figure]
+        for name in ("shadow", "canary")
+        for figure in ("paced_p50", "paced_p99", "busy_p50", "busy_p99")
+    }
+    figures |= {f"{arm}_rows": float(arms.count(arm)) for arm in ("champion", "canary", "shadow")}
+    figures["failed"] = sum(one["failed"] for rounds in measured.values() for one in rounds)
+    finish("shadow_cost", figures, bounds=BOUNDS)
+
+
+def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path) -> Figures:
+    """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
+    trial = {"version": versions[1].version, **share} if share else None
+    section = ServingSection.model_validate({"request_log": log.as_uri(), "trial": trial})
+    url = rollout.deploy(section, home=HOME, version=versions[0], trial=versions[1] if share else None)
+    figures: dict[str, float] = {"failed": 0}
+    for name, (num_clients, pause_s) in LOADS.items():
+        with ThreadPoolExecutor(num_clients) as clients:
+            found = list(clients.map(lambda _, pause_s=pause_s: client(url, pause_s=pause_s), range(num_clients)))
+        times = np.concatenate([times for times, _ in found])
+        figures[f"{name}_p50"], figures[f"{name}_p99"] = 1000 * np.quantile(times, (0.5, 0.99))
+        figures["failed"] += sum(failed for _, failed in found)
+    return figures
+
+
+def client(url: str, *, pause_s: float) -> tuple[list[float], int]:
+    """Seconds of each answer to one client, and how many requests failed."""
+    times, failed, end = [], 0, time.monotonic() + SECONDS
+    with requests.Session() as session:
+        while time.monotonic() < end:
+            begin = time.perf_counter()
+            answer = session.post(f"{url}/v1/classify", json={"input": "Fracture of femur"}, timeout=60)
+            times.append(time.perf_counter() - begin)
+            failed += answer.status_code != 200
+            time.sleep(pause_s)
+    return times, failed
+
+
+if __name__ == "__main__":
+    main()

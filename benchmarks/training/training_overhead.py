@@ -1,0 +1,181 @@
+"""What our training costs over a bare PyTorch loop, and what it saves over transformers.Trainer.
+
+    python -m benchmarks.training.training_overhead
+
+Six ways to train the same classifier (MiniLM, a head of zeros) on the same ICD-10-CM terms, one epoch, batch 32, one
+process with one torch thread and a worker's environment. `finetune` is `training.loop.train` with a DeepSpeed engine at
+stage 0 in a process group of one, which is what a worker of `training.trainer.finetune` runs: gradient clipping,
+schedule and reports included; `finetune, stage 1` is the same with ZeRO's optimizer.
+`bare` takes the same batches, precision and model through `torch.optim.AdamW` with its defaults and does nothing else;
+`bare, fused` is printed to show what the optimizer's implementation is worth. `Trainer` is transformers.Trainer with
+its defaults but for the batch size: fp32, its own order of rows, padding to the longest of a batch; it saves nothing.
+`Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well.
+Only training steps count, neither loading nor validation nor checkpoints. Samples per CPU-second are of the process
+with all its threads. Last, `finetune` runs once as a user calls it, through Ray and S3 on a stack of its own, and its
+worker's samples per CPU-second are printed beside: the process group of one stands for it.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+from benchmarks.material import cpu_reader, icd10_task, own_stack
+from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
+from tailorbird.config.training import TrainingSection
+from tailorbird.data.tokenize import collate, load_tokenizer
+from tailorbird.models.loading import inference_dtype
+from tailorbird.storage.node_cache import local_copy
+from training.batch_sampler import epoch_batches
+from training.classification_task import ClassifierMaterial, load_classification
+from training.deepspeed_engine import stop_engine
+from training.loop import EpochReport, StepReport, new_engine, train
+
+NUM_ROWS, NUM_ROUNDS = 640, 5
+SECTION = TrainingSection(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
+BOUNDS = {
+    "cpu_rate_to_bare": ">= 1.0",
+    "cpu_rate_to_bare_fused": ">= 0.75",
+    "cpu_rate_of_stage_1_to_bare_fused": ">= 0.5",
+    "rate_to_trainer": ">= 2.2",
+    "rate_to_trainer_bf16": ">= 1.6",
+}
+
+
+def main() -> None:
+    """Prints the variants, then one line of JSON."""
+    be_a_worker(SECTION)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
+        task = icd10_task(base_model, num_rows=NUM_ROWS)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        material = load_classification(task)
+        variants = {
+            "finetune": lambda: _ours(material),
+            "finetune, stage 1": lambda: _ours(material, zero_stage=1),
+            "bare": lambda: _bare(material),
+            "bare, fused": lambda: _bare(material, fused=True),
+            "Trainer": lambda: _trainer(material),
+        }
+        if HAS_BF16:
+            variants["Trainer, bf16"] = lambda: _trainer(material, bf16=True)
+        measured = take_turns(variants, rounds=NUM_ROUNDS)
+        dist.destroy_process_group()
+        through_ray = _through_ray(task)
+    rows = {name: medians(rounds) for name, rounds in measured.items()}
+    show(f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows", rows | {"finetune, through Ray": through_ray})
+    figures = {
+        "cpu_rate_to_bare": _ratio(measured, "bare", "rows per CPU-second"),
+        "cpu_rate_to_bare_fused": _ratio(measured, "bare, fused", "rows per CPU-second"),
+        "cpu_rate_of_stage_1_to_bare_fused": _ratio(
+            measured, "bare, fused", "rows per CPU-second", ours="finetune, stage 1"
+        ),
+        "rate_to_trainer": _ratio(measured, "Trainer", "rows per second"),
+        "cpu_rate_to_trainer": _ratio(measured, "Trainer", "rows per CPU-second"),
+        "cpu_rate_through_ray_to_in_process": through_ray["rows per CPU-second"]
+        / rows["finetune"]["rows per CPU-second"],
+    }
+    if HAS_BF16:
+        figures["rate_to_trainer_bf16"] = _ratio(measured, "Trainer, bf16", "rows per second")
+    finish("training_overhead", figures, bounds={name: bound for name, bound in BOUNDS.items() if name in figures})
+
+
+def _ratio(measured: Any, other: str, name: str, *, ours: str = "finetune") -> float:
+    """Median of the ratios within each round: what disturbs a round disturbs both of its variants."""
+    rounds = zip(measured[ours], measured[other], strict=True)
+    return medians([{"ratio": one[name] / theirs[name]} for one, theirs in rounds])["ratio"]
+
+
+def _rates(cpu: float, wall: float) -> dict[str, float]:
+    return {"rows per CPU-second": NUM_ROWS / cpu, "rows per second": NUM_ROWS / wall}
+
+
+@contextmanager
+def _rank_variables() -> Iterator[None]:
+    """What Ray Train sets for DeepSpeed; without it again, Trainer does not take the run for a distributed one."""
+    os.environ.update(RANK_VARIABLES)
+    try:
+        yield
+    finally:
+        for name in RANK_VARIABLES:
+            del os.environ[name]
+
+
+def _ours(material: ClassifierMaterial, *, zero_stage: int = 0) -> dict[str, float]:
+    section = SECTION.model_copy(update={"zero_stage": zero_stage})
+    ended: list[tuple[float, float]] = []
+
+    def on_step(report: StepReport) -> None:
+        if report.step == report.num_steps:
+            ended.append((time.process_time(), time.perf_counter()))
+
+    def on_epoch(_report: EpochReport, _engine: Any) -> bool:
+        return True
+
+    with _rank_variables():
+        engine = new_engine(section, material)
+        cpu, wall = time.process_time(), time.perf_counter()
+        train(engine, section, material=material, on_step=on_step, on_epoch=on_epoch)
+        stop_engine(engine)
+    return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
+
+
+def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[str, float]:
+    torch.manual_seed(SECTION.seed)
+    model = material.build(SECTION)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SECTION.learning_rate, fused=fused)
+    window, dtype = material.train.some(), inference_dtype()
+    assert window.labels is not None
+    cpu, wall = time.process_time(), time.perf_counter()
+    for rows in epoch_batches(window.lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
+        input_ids, attention_mask = collate(window.tokens(rows), pad_id=material.pad_id)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(input_ids, attention_mask)
+        optimizer.zero_grad()
+        loss = cross_entropy(logits, torch.from_numpy(window.labels[rows]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return _rates(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, float]:
+    from transformers import AutoModelForSequenceClassification
+    from transformers import DataCollatorWithPadding as Collator
+
+    base = local_copy(material.task.base_model)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(material.task.classes))
+    window = material.train.some()
+    assert window.labels is not None
+    rows = [
+        {"input_ids": tokens, "labels": int(label)}
+        for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
+    ]
+    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), section=SECTION, bf16=bf16))
+
+
+def _through_ray(task: Any) -> dict[str, float]:
+    """Samples per CPU-second of the worker process between its first and its last word on a step."""
+    from training.trainer import finetune  # Ray reads how to authenticate when imported: not before the stack is up
+
+    with cpu_reader() as (relay, events):
+        finetune(SECTION, task=task, uri="s3://models/training-overhead", relay=relay)
+        steps = [event for event in events() if event["event"] == "step"]
+    first, last = steps[0], steps[-1]
+    rows = (last["step"] - first["step"]) * SECTION.batch_size
+    return {
+        "rows per CPU-second": rows / (last["cpu"] - first["cpu"]),
+        "rows per second": rows / (last["time"] - first["time"]),
+    }
+
+
+if __name__ == "__main__":
+    main()

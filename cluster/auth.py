@@ -1,0 +1,48 @@
+"""Ray's token: where it is read from and which dashboard may see it."""
+
+import os
+from pathlib import Path
+
+from cluster.local import stack
+
+DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
+
+
+class SessionError(ValueError):
+    """Ray cannot be reached; the message says where it was looked for and what to do."""
+
+
+class Unreachable(SessionError):
+    """Nothing answers at the dashboard's address, now: asked again later, it may."""
+
+
+def is_token_for(token_path: str, address: str) -> bool:
+    """Whether the token may be shown to the dashboard at `address`: a stack's is for its own dashboard alone.
+
+    A stack's token is known by where it lies, whatever folder this process works in and whether the stack runs or not.
+    """
+    place, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
+    if place.name != stack.TOKEN_FILE or not (marked or (place.parent / stack.KEYS_FILE).exists()):
+        return True
+    state = stack.status(place.parent)
+    own = {marked, state.dashboard_url if state is not None else None}
+    return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in own
+
+
+def auth_headers() -> dict[str, str]:
+    """HTTP headers that open Ray's dashboard: empty without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
+    token = read_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def read_token() -> str:
+    """What opens the dashboard that the environment names; empty where nothing does."""
+    token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
+    if token or not path or (address and not is_token_for(path, address)):
+        return token
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SessionError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; give the token's file") from None

@@ -1,0 +1,53 @@
+"""Ray's dashboard over REST."""
+
+import os
+from typing import Any
+
+import requests
+
+from cluster.auth import DASHBOARD, HELP, SessionError, Unreachable, is_token_for, read_token
+from cluster.bearer_auth import bearer
+
+
+def use_dashboard(address: str | None) -> None:
+    """Has this process ask the dashboard at `address`, where one is given; an embedded stack's token stays with it."""
+    if address is None:
+        return
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not is_token_for(path, address):
+        del os.environ["RAY_AUTH_TOKEN_PATH"]  # from Ray's own clients too
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+
+
+def has_dashboard() -> bool:
+    """Whether the environment names Ray's dashboard, reachable or not."""
+    return any(os.environ.get(name) for name in DASHBOARD)
+
+
+def dashboard_url() -> str:
+    """Address of Ray's dashboard, which takes jobs and Serve applications; raises SessionError if none is set."""
+    address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
+    if not address.startswith(("http://", "https://")):
+        raise SessionError(
+            f"RAY_API_SERVER_ADDRESS is {address!r}; set it to the dashboard's http:// address, or {HELP}"
+        )
+    return address.rstrip("/")
+
+
+def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
+    """One request to Ray's dashboard, with the token; a body goes as JSON, or as it is if it is bytes.
+
+    Raises SessionError if the token is refused, and Unreachable if nothing answers.
+    """
+    url, token = f"{dashboard_url()}{path}", read_token()
+    sent = {"data": body} if isinstance(body, bytes) else {"json": body}
+    try:
+        answer = requests.request(method, url, auth=bearer(token) if token else None, timeout=timeout_s, **sent)
+    except requests.RequestException as error:
+        raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}") from error
+    if answer.status_code in (401, 403):
+        how = "refuses the token" if token else "asks for a token, and none is set"
+        raise SessionError(
+            f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the cluster's, or RAY_AUTH_TOKEN"
+        )
+    return answer

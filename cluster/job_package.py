@@ -1,0 +1,109 @@
+"""What a submitted job is shipped: what git tracks and the recipe, as one zip that Ray keeps for its workers."""
+
+import hashlib
+import io
+import os
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.code_snapshot import FILE_MODE, FIXED_TIME, runtime_files
+from cluster.dashboard import request_dashboard
+from tailorbird.config.loader import recipe_text
+from tailorbird.config.recipe import Recipe
+
+RECIPE_FILE = "submitted_recipe.yaml"
+LIMIT_BYTES = 100 * 2**20
+"""Above it, Ray's dashboard answers an upload with 413."""
+UPLOAD_TIMEOUT_S = 600
+NUM_NAMED = 5
+
+
+class PackageError(ValueError):
+    """What cannot be shipped; the message says why and what to leave out."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A zip by its content, and the name under which Ray keeps it."""
+
+    content: bytes
+
+    @property
+    def uri(self) -> str:
+        """As Ray's own client names what it uploads: by the content's sha1."""
+        return f"gcs://_ray_pkg_{hashlib.sha1(self.content, usedforsecurity=False).hexdigest()}.zip"
+
+
+def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Package:
+    """The files under `root` that a job needs, as they lie there now, with the resolved recipe as `RECIPE_FILE`.
+
+    The same files give the same zip. Raises PackageError, with the largest files named, where it is over the limit.
+    """
+    names = shipped_files(root)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        _write(archive, RECIPE_FILE, recipe_text(recipe).encode())
+        for name in names:
+            if name != RECIPE_FILE:
+                _write(archive, name, (root / name).read_bytes())
+            if buffer.tell() > limit_bytes:  # before the rest, which may not fit in memory
+                raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
+    content = buffer.getvalue()
+    if len(content) > limit_bytes:
+        raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
+    return Package(content)
+
+
+def shipped_files(root: Path) -> tuple[str, ...]:
+    """Names under `root`, sorted: what git tracks there, and whatever running needs.
+
+    Our packages go along whatever a `.gitignore` says (a template's `data/` or `models/` would drop two of them), and
+    so do their new modules: the job's code then has the sha256 of the code here. Without a git checkout they go alone.
+    """
+    tracked = (name for name in _tracked(root) if (root / name).is_file())
+    return tuple(sorted({*tracked, *runtime_files(root)}))
+
+
+def upload(package: Package) -> None:
+    """Puts the package where Ray's workers find it, if it is not there yet; PackageError where Ray refuses it."""
+    path = f"/api/packages/{package.uri.replace('://', '/')}"
+    # Asking has Ray keep it for ten minutes; without that it keeps nothing that no job uses.
+    answer = request_dashboard("GET", path)
+    if answer.status_code == 404:
+        answer = request_dashboard("PUT", path, body=package.content, timeout_s=UPLOAD_TIMEOUT_S)
+    if answer.status_code != 200:
+        size = f"{len(package.content) / 2**20:.1f} MiB"
+        raise PackageError(f"Ray does not take the package of {size} ({answer.status_code}): {answer.text[-500:]}")
+
+
+def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, date_time=FIXED_TIME)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = FILE_MODE
+    archive.writestr(entry, content)
+
+
+def _tracked(root: Path) -> tuple[str, ...]:
+    """Names under `root` that git tracks; none where there is no git or no checkout."""
+    command = ["git", "-C", str(root), "ls-files", "-z"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError:
+        return ()
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip()
+        if "not a git repository" in told:
+            return ()
+        raise PackageError(f"git does not tell what it tracks in {root}: {told}")
+    return tuple(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
+
+
+def _too_large(root: Path, names: tuple[str, ...], *, limit_bytes: int) -> str:
+    sizes = sorted(((root / name).stat().st_size, name) for name in names)[: -NUM_NAMED - 1 : -1]
+    largest = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for size, name in sizes)
+    return (
+        f"what git tracks in {root} makes a package of over {limit_bytes / 2**20:g} MiB, which Ray does not take; the "
+        f"largest files: {largest}. Put data on S3 (`tailorbird data put`) and untrack it here (`git rm --cached FILE`)"
+    )

@@ -1,0 +1,51 @@
+"""Ports of the embedded stack: one claimed block of consecutive ports a stack."""
+
+import random
+import socket
+
+import psutil
+
+from cluster.local.stack import (
+    StackError,
+)
+
+# A stack's own ports are one block below Linux's ephemeral range, so that no outgoing connection takes one of them.
+# SeaweedFS listens at each of its ports + 10,000 too (gRPC).
+FIRST_PORT, LAST_PORT, BLOCK = 11_000, 20_000, 256
+GRPC_SHIFT = 10_000
+S3, MASTER, VOLUME, FILER, ADMIN = range(5)
+SERVE, HAPROXY_METRICS, HAPROXY_STATS = range(5, 8)
+GCS, DASHBOARD, NODE_MANAGER, OBJECT_MANAGER, AGENT, RUNTIME_ENV_AGENT, RAY_CLIENT = range(8, 15)
+METRICS, DASHBOARD_METRICS, SCALER_METRICS = range(15, 18)
+FALLBACK_HTTP, FALLBACK_GRPC = range(18, 20)
+REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
+CLAIM = 255
+
+
+def claim_ports() -> tuple[int, socket.socket]:
+    """First port of a free block and the socket that claims it: only one process can bind a block's last port."""
+    bases = list(range(FIRST_PORT, LAST_PORT, BLOCK))
+    random.shuffle(bases)
+    taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
+    for base in bases:
+        wanted = {*range(base, base + BLOCK), *range(base + GRPC_SHIFT, base + GRPC_SHIFT + ADMIN + 1)}
+        claim = socket.socket()
+        try:
+            claim.bind(("127.0.0.1", base + CLAIM))
+        except OSError:
+            claim.close()
+            continue
+        if not wanted & taken:
+            claim.listen()
+            return base, claim
+        claim.close()
+    raise StackError(f"no {BLOCK} ports in a row are free between {FIRST_PORT} and {LAST_PORT}; stop what holds them")
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this very process holds the port: another server there would answer too."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections)

@@ -1,0 +1,107 @@
+"""Environment of the embedded stack's processes: credentials, ports and HAProxy settings."""
+
+import json
+import os
+import secrets
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.local.ports import (
+    DASHBOARD,
+    DASHBOARD_METRICS,
+    FALLBACK_GRPC,
+    FALLBACK_HTTP,
+    HAPROXY_METRICS,
+    HAPROXY_STATS,
+    NUM_REPLICA_PORTS,
+    REPLICAS_GRPC,
+    REPLICAS_HTTP,
+    S3,
+    SCALER_METRICS,
+    SERVE,
+)
+from cluster.local.stack import (
+    KEYS_FILE,
+    OWN_DASHBOARD,
+    TOKEN_FILE,
+)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What opens the stack; kept in its folder, so that it opens it again after a restart."""
+
+    access_key: str
+    secret_key: str
+    token_path: Path
+
+
+def stack_keys(folder: Path) -> Keys:
+    path, token_path = folder / KEYS_FILE, folder / TOKEN_FILE
+    if not path.exists():
+        write_private(path, json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}))
+    if not token_path.exists():
+        write_private(token_path, secrets.token_hex(32))
+    return Keys(token_path=token_path, **json.loads(path.read_text()))
+
+
+def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
+    """What Ray's processes are started with, and so what every worker sees."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + S3}",
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_REGION": "us-east-1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + DASHBOARD}",
+        OWN_DASHBOARD: f"http://127.0.0.1:{base + DASHBOARD}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # One machine has no other node to drain to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # So that `python` in a job's entrypoint is this environment's.
+        "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
+        "DASHBOARD_METRIC_PORT": str(base + DASHBOARD_METRICS),
+        "AUTOSCALER_METRIC_PORT": str(base + SCALER_METRICS),
+        "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
+        "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # A replica that is told of another version is back before HAProxy has left it out, and is not left out.
+        "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
+        # What a replica that dies has not answered is asked of another; the fallback below says 500 of it. Only what
+        # HAProxy has whole can be, hence it waits for bodies, no longer than this. Ray's template knows the first of
+        # these options alone, but takes lines.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
+        "    option http-buffer-request\n"
+        "    timeout http-request 20s",
+        "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that ends its replica ends no more than two
+        # A proxy that died is missed three times before it is started again: every second, not every ten.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),
+        # Where HAProxy sends what comes while an application's only replica is being told of another version.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + FALLBACK_HTTP),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + FALLBACK_GRPC),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(temp_dir / "haproxy" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(temp_dir / "haproxy" / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(temp_dir / "haproxy"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(temp_dir / "haproxy" / "server-state"),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + REPLICAS_HTTP),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + REPLICAS_HTTP + NUM_REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + REPLICAS_GRPC),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + REPLICAS_GRPC + NUM_REPLICA_PORTS),
+    }
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+    Path(name).replace(path)

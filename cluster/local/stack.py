@@ -1,0 +1,224 @@
+"""The embedded stack for one machine: a real S3 server and a local Ray, held by one child process that `up` starts."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import requests
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.bearer_auth import bearer
+from tailorbird import PROJECT_ROOT
+
+STATE_FILE = "stack.json"
+LOG_FILE = "stack.log"
+KEYS_FILE = "keys.json"
+TOKEN_FILE = "ray_token"
+OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
+"""Says of an environment that it is a stack's, and whose dashboard alone may see its token."""
+START_TIMEOUT_S = 180
+STOP_TIMEOUT_S = 45
+POLL_S = 0.05
+LOG_TAIL_CHARS = 1500
+
+
+class StackError(ValueError):
+    """A stack that does not start or stop; the message says why and where its log lies."""
+
+
+class StackState(BaseModel):
+    """A running stack: where it listens and what opens it. `started` guards against a reused process id."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    started: float
+    server_pids: tuple[int, ...] = ()
+    s3_endpoint: str
+    access_key: str
+    secret_key: str
+    ray_address: str
+    dashboard_url: str
+    token: str
+    token_path: str
+    serve_port: int
+    temp_dir: str
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables with which a process uses this stack's S3, Ray, jobs and Serve."""
+        return {
+            "AWS_ENDPOINT_URL": self.s3_endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "RAY_ADDRESS": self.ray_address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": self.token_path,
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,
+            "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{self.serve_port}",
+            OWN_DASHBOARD: self.dashboard_url,
+        }
+
+
+def default_folder() -> Path:
+    """Where this machine's stack keeps state and data: TAILORBIRD_HOME, or `.tailorbird` in the working folder."""
+    return Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
+
+
+def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
+    """Starts the stack of this folder and waits until S3 and Ray answer; returns the running one if it is up already.
+
+    Data and keys of an earlier run are used again. Raises StackError, with the end of the log, if it does not come up.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        running = status(folder)
+        if running is not None:
+            return running
+        _clear_remains(folder)
+        with (folder / LOG_FILE).open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "cluster.local.supervisor", str(folder), str(num_cpus or "")],
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            return _wait_until_ready(folder, child)
+        except BaseException:
+            _end(child.pid)
+            _clear_remains(folder)
+            raise
+
+
+def down(folder: Path) -> bool:
+    """Ends the stack of this folder, by process id; its data stays. Returns whether there was one."""
+    folder = folder.absolute()
+    if not folder.is_dir():
+        return False
+    with _locked(folder):
+        state = status(folder)
+        if state is not None:
+            _end(state.pid)
+        _clear_remains(folder)
+    return state is not None
+
+
+def status(folder: Path) -> StackState | None:
+    """The running stack of this folder, or None if there is none (the state of a dead process does not count)."""
+    state = _read_state(folder.absolute())
+    return state if state is not None and _is_alive(state) else None
+
+
+def _read_state(folder: Path) -> StackState | None:
+    path = folder / STATE_FILE
+    try:
+        return StackState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise StackError(f"{path} is not the state of a stack; remove it ({error.error_count()} faults)") from None
+
+
+def _is_alive(state: StackState) -> bool:
+    try:
+        process = psutil.Process(state.pid)
+        # The clock behind create_time may be corrected a little while the process runs.
+        return _runs(process) and abs(process.create_time() - state.started) < 2
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackState:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise StackError(f"the stack ended while starting (exit code {child.returncode}); {_log(folder)}")
+        state = status(folder)
+        if state is not None and _answers(state):
+            return state
+        time.sleep(POLL_S)
+    raise StackError(f"the stack was not ready after {START_TIMEOUT_S} s; {_log(folder)}")
+
+
+def _answers(state: StackState) -> bool:
+    try:
+        answer = requests.get(f"{state.dashboard_url}/api/version", auth=bearer(state.token), timeout=5)
+    except requests.RequestException:
+        return False
+    return answer.ok
+
+
+def _log(folder: Path) -> str:
+    path = folder / LOG_FILE
+    return f"see {path}, which ends:\n{path.read_text(errors='replace')[-LOG_TAIL_CHARS:].strip()}"
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything it started, or nothing if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
+    """Waits until these processes have ended and kills, each by its process id, those that do not in time."""
+    deadline = time.monotonic() + timeout_s
+    while remaining := [process for process in processes if _runs(process)]:
+        if time.monotonic() > deadline:
+            for process in remaining:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+        time.sleep(POLL_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie has ended, and when it goes is up to its parent."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(pid: int) -> None:
+    members = family(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    await_end(members, timeout_s=STOP_TIMEOUT_S)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _clear_remains(folder: Path) -> None:
+    """Removes what a stack that was killed could not remove itself: its servers, its temporary folder, its state."""
+    state = _read_state(folder)
+    if state is None:
+        return
+    for pid in state.server_pids:
+        with suppress(psutil.NoSuchProcess):
+            if any(state.temp_dir in argument for argument in psutil.Process(pid).cmdline()):
+                _end(pid)
+    shutil.rmtree(state.temp_dir, ignore_errors=True)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One `up` or `down` a folder at a time, over processes."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,216 @@
+"""The process that holds the embedded stack: starts S3 and Ray, writes the state, waits for SIGTERM, ends both."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import requests
+
+from cluster.bearer_auth import bearer
+from cluster.local.ports import (
+    ADMIN,
+    AGENT,
+    DASHBOARD,
+    FILER,
+    GCS,
+    MASTER,
+    METRICS,
+    NODE_MANAGER,
+    OBJECT_MANAGER,
+    RAY_CLIENT,
+    RUNTIME_ENV_AGENT,
+    S3,
+    SERVE,
+    VOLUME,
+    claim_ports,
+    listens,
+)
+from cluster.local.ray_env import Keys, environment, stack_keys, write_private
+from cluster.local.stack import (
+    POLL_S,
+    STATE_FILE,
+    StackError,
+    StackState,
+    await_end,
+    family,
+)
+from tailorbird import storage
+from tailorbird.storage import s3
+
+BUCKETS = ("lake", "models")
+SERVER_START_TIMEOUT_S = 90
+SERVER_STOP_TIMEOUT_S = 30
+WATCH_S = 1.0
+OBJECT_STORE_BYTES = 1 << 30
+PR_SET_PDEATHSIG = 1
+
+
+def main(folder: Path, num_cpus: int | None) -> None:
+    """Runs the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    keys = stack_keys(folder)
+    base, claim = claim_ports()
+    # Ray's socket paths must stay under 108 bytes, so its temporary folder has a short name.
+    temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
+    os.environ.update(environment(base, folder=folder, temp_dir=temp_dir, keys=keys))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+        os.environ.pop(name, None)
+    servers: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        servers["S3"] = _start_s3(folder, base=base, temp_dir=temp_dir)
+        servers["Ray"] = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
+        _wait_until(
+            lambda: listens(servers["S3"].pid, base + S3) and _has_buckets(), servers=servers, stopping=stopping
+        )
+        _wait_until(lambda: _ray_answers(base, keys=keys), servers=servers, stopping=stopping)
+        write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
+        while not stopping.wait(WATCH_S):
+            _require_alive(servers)
+    finally:
+        _stop(list(servers.values()))
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        (folder / STATE_FILE).unlink(missing_ok=True)
+        claim.close()
+
+
+def _wait_until(
+    ready: Callable[[], bool], *, servers: dict[str, "subprocess.Popen[bytes]"], stopping: threading.Event
+) -> None:
+    deadline = time.monotonic() + SERVER_START_TIMEOUT_S
+    while not ready():
+        _require_alive(servers)
+        if stopping.wait(POLL_S):
+            raise StackError("the stack was told to stop while it started")
+        if time.monotonic() > deadline:
+            raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
+
+
+def _require_alive(servers: dict[str, "subprocess.Popen[bytes]"]) -> None:
+    for name, server in servers.items():
+        if server.poll() is not None:
+            raise StackError(f"{name} ended with exit code {server.returncode}")
+
+
+def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
+    """Ends the servers, both at once, and kills what is left of them after a while."""
+    members = [member for server in servers for member in family(server.pid)]
+    for server in servers:
+        server.terminate()
+    await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
+
+
+def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[bytes]":
+    """Starts SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    data = folder / "s3"
+    data.mkdir(exist_ok=True)
+    ports = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
+    command = [
+        *(_program("weed"), f"-logdir={temp_dir}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(f"-{name}.port={base + offset}" for name, offset in ports.items()),
+        *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false"),
+        *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
+        *(f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock"),
+    ]
+    return _start(command, cwd=data)
+
+
+def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subprocess.Popen[bytes]":
+    """Starts a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
+    ports = {
+        "port": GCS,
+        "dashboard-port": DASHBOARD,
+        "node-manager-port": NODE_MANAGER,
+        "object-manager-port": OBJECT_MANAGER,
+        "dashboard-agent-listen-port": AGENT,
+        "runtime-env-agent-port": RUNTIME_ENV_AGENT,
+        "ray-client-server-port": RAY_CLIENT,
+        "metrics-export-port": METRICS,
+    }
+    command = [
+        *(_program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(f"--{name}={base + offset}" for name, offset in ports.items()),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+        # One more than there are cores: a service that mostly waits must not keep a training from starting beside it.
+        f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
+    ]
+    return _start(command, cwd=temp_dir)
+
+
+def _program(name: str) -> str:
+    """Path of a program of this Python environment."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise StackError(
+            f"the program `{name}` is not installed; in the project's folder: pip install --editable '.[stack]'"
+        )
+    return found
+
+
+def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_parent() -> None:
+    """Has the kernel send SIGTERM to a server whose stack process was killed and cannot send it itself."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _has_buckets() -> bool:
+    try:
+        return all(storage.exists(f"s3://{bucket}") for bucket in BUCKETS)
+    except s3.StorageError:
+        return False
+
+
+def _ray_answers(base: int, *, keys: Keys) -> bool:
+    """Whether GCS, node manager and agent listen and the dashboard answers to the token."""
+    connections = psutil.net_connections("tcp")
+    listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
+    if not listening >= {base + GCS, base + NODE_MANAGER, base + AGENT, base + DASHBOARD}:
+        return False
+    token = keys.token_path.read_text()
+    try:
+        return requests.get(f"http://127.0.0.1:{base + DASHBOARD}/api/version", auth=bearer(token), timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _state(base: int, *, keys: Keys, servers: dict[str, "subprocess.Popen[bytes]"], temp_dir: Path) -> str:
+    state = StackState(
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        server_pids=tuple(server.pid for server in servers.values()),
+        s3_endpoint=f"http://127.0.0.1:{base + S3}",
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+        ray_address=f"127.0.0.1:{base + GCS}",
+        dashboard_url=f"http://127.0.0.1:{base + DASHBOARD}",
+        token=keys.token_path.read_text(),
+        token_path=str(keys.token_path),
+        serve_port=base + SERVE,
+        temp_dir=str(temp_dir),
+    )
+    return state.model_dump_json(indent=1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2] else None)

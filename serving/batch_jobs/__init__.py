@@ -1,0 +1,1 @@
+"""Score whole Parquet files."""

@@ -1,0 +1,1 @@
+"""Deploy versions through Ray Serve's REST API."""

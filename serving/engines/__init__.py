@@ -1,0 +1,1 @@
+"""Run models for many requests at once."""

@@ -1,0 +1,80 @@
+"""The interface of a chat engine."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tailorbird.registry.versions import ModelVersion, Prompting
+
+
+class Sampling(NamedTuple):
+    """How a request's tokens are chosen; a temperature of 0 takes the most likely one each time."""
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class ChatEngine(ABC):
+    """Answers for one chat version.
+
+    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the engine ends when
+    the version is retired and the last request that holds it is over.
+    """
+
+    max_length: int
+    """Tokens that a prompt and its answer may have together."""
+
+    def __init__(
+        self, *, version: "ModelVersion", tokenizer: "PreTrainedTokenizerBase", prompting: "Prompting"
+    ) -> None:
+        self.version = version
+        self.tokenizer = tokenizer
+        self.prompting = prompting
+        self.end_id = int(tokenizer.eos_token_id)
+        self.num_held = 0
+        self._retired = False
+        self._ending: asyncio.Future[None] | None = None
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether it answers; an error outside of one request ends it."""
+
+    @abstractmethod
+    def generate(
+        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """The tokens so far, and whether they are all, again and again (where not streaming, once they are all).
+
+        The token that ends a turn is one of them. Closing the generator cancels the request. Raises RequestError where
+        the engine gives up.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """Gives back what it holds; waits."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps it running while the block, and what it hands on without a wait, go on."""
+        self.num_held += 1
+        try:
+            yield
+        finally:
+            self.num_held -= 1
+            asyncio.get_running_loop().call_soon(self._end_if_unused)
+
+    def retire(self) -> None:
+        """Another version answers from now on."""
+        self._retired = True
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self._retired and self.num_held == 0 and self._ending is None:
+            self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)

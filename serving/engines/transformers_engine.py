@@ -1,0 +1,114 @@
+"""Behind a chat replica: a version's continuous batching, from prompts to token ids as they come."""
+
+import asyncio
+import queue
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from serving.http.schemas import RequestError
+from tailorbird.data.chat_template import prompt_tokens
+
+if TYPE_CHECKING:
+    from tailorbird.models.loading import LoadedChat
+    from tailorbird.registry.versions import ModelVersion
+
+from serving.engines.base_chat import ChatEngine, Sampling
+
+WARM_UP_S = 120
+
+
+class Generator(ChatEngine):
+    """Transformers' continuous batching, whose forward passes run in a thread of their own over all requests in
+    flight."""
+
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
+        super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+        self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
+        self.max_length = _max_length(loaded.model.lm, self._manager)
+
+    @property
+    def running(self) -> bool:
+        return bool(self._manager.is_running())
+
+    def end(self) -> None:
+        self._manager.destroy()
+
+    async def generate(
+        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        request_id, news = uuid.uuid4().hex, asyncio.Event()
+        heard: list[Any] = []
+
+        def hear(output: Any) -> None:
+            heard[:] = [output]  # each holds all tokens: who reads slowly misses none
+            news.set()
+
+        self._drop_strays()
+        self._manager.register_result_handler(request_id, hear)
+        options = sampling._asdict() if sampling.temperature else {}
+        accepted = self._manager.add_request(
+            prompt, request_id=request_id, max_new_tokens=max_new_tokens, streaming=streaming, **options
+        )
+        if accepted is None:
+            raise RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
+        ended = False
+        try:
+            while not ended:
+                await news.wait()
+                news.clear()
+                output = heard[0]
+                ended = output.is_finished()
+                if output.error is not None:
+                    raise RequestError(500, "engine_failed", f"the engine gave up on the request: {output.error}")
+                yield list(output.generated_tokens), ended
+        finally:
+            if not ended:
+                self._manager.cancel_request(request_id)
+                self._manager.output_router.result_handlers.pop(request_id, None)
+
+    def _drop_strays(self) -> None:
+        """What the engine said to requests that were cancelled before it knew."""
+        with suppress(queue.Empty):
+            while True:
+                self._manager.output_router.output_queue.get_nowait()
+
+
+def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
+    """The engine, running, after a first answer that prepares kernels; RuntimeError where it gives none."""
+    import torch
+
+    from serving.engines.sampling import processors
+    from tailorbird.models.continuous_batching_attention import attend_apart
+    from tailorbird.models.generation import batching_config, greedy
+
+    attend_apart()
+    with torch.inference_mode():
+        lm: Any = loaded.model.lm
+        manager = lm.init_continuous_batching(
+            generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
+            continuous_batching_config=batching_config(
+                max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
+            ),
+        )
+        manager.logit_processor = processors()
+        manager.start()
+    prompting = loaded.prompting
+    conversation = (("user", "the first pass prepares kernels"),)
+    prompt = prompt_tokens(conversation, tokenizer=loaded.tokenizer, system=prompting.system, shots=prompting.shots)
+    manager.add_request(prompt, max_new_tokens=2)
+    output = manager.get_result(timeout=WARM_UP_S)
+    if output is None or output.error is not None:
+        manager.stop(hard_stop=True)
+        manager.destroy()
+        raise RuntimeError(f"the model gives no answer: {output.error if output else 'its engine stopped'}")
+    return manager
+
+
+def _max_length(lm: Any, manager: Any) -> int:
+    """Tokens that a prompt and its answer may have together: the model's positions, or what the cache holds."""
+    config = manager.continuous_batching_config
+    cached = int(config.num_blocks * config.page_size)
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return min(cached, positions) if positions else cached

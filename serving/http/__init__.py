@@ -1,0 +1,1 @@
+"""HTTP: routes, schemas, API keys, metrics."""

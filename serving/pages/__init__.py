@@ -1,0 +1,1 @@
+"""The pages to try a model in a browser."""

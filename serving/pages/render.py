@@ -1,0 +1,81 @@
+"""Renders the pages for people from `templates/`, and serves the OpenAPI document as JSON and as a page."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from serving.http.asgi import HTML, ID, JSON, Route
+from serving.http.openapi import openapi
+from tailorbird.config.serving import ServingSection
+
+
+@cache
+def rendered(template: str) -> bytes:
+    """Returns a page that needs no values, rendered once."""
+    return _templates().get_template(template).render().encode()
+
+
+def documented(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str, Route]:
+    """Returns the routes plus `/openapi.json` and `/docs`, which describe all of them."""
+
+    @cache
+    def document() -> dict[str, Any]:
+        return openapi(every, section=section)
+
+    async def as_json(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, json.dumps(document(), ensure_ascii=False).encode()
+
+    @cache
+    def page() -> bytes:
+        return docs_page(document())
+
+    async def as_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, page()
+
+    described = {
+        "/openapi.json": Route("GET", as_json, open=True),
+        "/docs": Route("GET", as_page, open=True, content_type=HTML),
+    }
+    every = {**routes, **described}
+    return every
+
+
+def docs_page(document: Mapping[str, Any]) -> bytes:
+    """Returns an OpenAPI document as a page without scripts."""
+    return _templates().get_template("docs.html").render(document=document).encode()
+
+
+@cache
+def _templates() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"]
+    )
+    made.filters |= {"prose": _prose, "curl": _curl}
+    made.tests["refusal"] = _is_refusal
+    return made
+
+
+def _is_refusal(answer: Mapping[str, Any]) -> bool:
+    return "ErrorBody" in answer["content"].get(JSON, {}).get("schema", {}).get("$ref", "")
+
+
+def _prose(text: str) -> Markup:
+    """Escapes a text and sets what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _curl(operation: Mapping[str, Any], path: str, method: str) -> str:
+    asked = operation.get("requestBody", {}).get("content", {}).get(JSON)
+    verb = "-X POST " if method == "post" and not asked else ""
+    parts = [f'curl -s {verb}"$URL{path.replace(ID, "$ID")}"']
+    parts += ['-H "Authorization: Bearer $KEY"'] if "security" in operation else []
+    parts += [f"-d {shlex.quote(json.dumps(asked['example']))}"] if asked else []
+    return " \\\n  ".join(parts)

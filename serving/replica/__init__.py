@@ -1,0 +1,1 @@
+"""Deployments: load versions, answer requests."""

@@ -1,0 +1,5 @@
+"""`python -m tailorbird`."""
+
+from tailorbird.cli.app import main
+
+main()

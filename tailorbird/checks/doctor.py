@@ -1,0 +1,312 @@
+"""`tailorbird doctor`: what is missing on this machine, and the command that mends it; imports nothing heavy."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.requirements import ALWAYS, Package, fits, found, requirements
+
+GIB = 1 << 30
+LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 6 * GIB, 10 * GIB, GIB, GIB
+STACK_PORTS, STACK_BLOCK = (11_000, 20_000), 256
+"""As `cluster.local.ports` has them, which cannot be imported here: where a stack looks for a block of free ports."""
+RAY_PORTS = {
+    6379: "Ray's GCS",
+    8000: "Serve's HTTP",
+    8265: "Ray's dashboard",
+    8404: "HAProxy's statistics",
+    9101: "HAProxy's metrics",
+    10001: "Ray's client",
+}
+"""Where a Ray listens that is started by hand; the embedded stack takes others."""
+EXTRAS = {
+    "stack": "the embedded stack of one machine and the demo's data",
+    "engines": "OpenVINO and ONNX Runtime for classifiers on CPU (promote --engine)",
+    "mlflow": "trials in MLflow (tuning.trackers)",
+    "tensorboard": "trials in TensorBoard (tuning.trackers)",
+    "gpu": "chat answers by vLLM on GPUs (serving.engine)",
+    "dev": "the tests and checks of this project",
+}
+"""What each optional group of packages is for."""
+SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
+
+State = Literal["ok", "note", "fault"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at: a `note` is worth knowing, a `fault` keeps the work from being done."""
+
+    name: str
+    state: State
+    text: str
+    todo: str = ""
+    """What to do about it."""
+
+    def shown(self) -> list[str]:
+        """For people."""
+        mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
+        return [f"{mark}  {self.name}: {self.text}"] + ([f"       -> {self.todo}"] if self.todo else [])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was looked at."""
+
+    python: str
+    wanted_python: str
+    python_fits: bool
+    packages: tuple[Package, ...]
+    extras: Mapping[str, tuple[Package, ...]]
+    """Packages of each optional group."""
+    memory_bytes: int
+    disk_bytes: int
+    """Free where the stack keeps its data."""
+    shm_bytes: int | None
+    """Size of /dev/shm; None where there is none."""
+    cores: int
+    programs: Mapping[str, str | None]
+    """Path of a program by its name; None where it is not there."""
+    listening: frozenset[int] | None
+    """Ports; None where that cannot be told."""
+    stack: str | None
+    """Where the embedded stack runs; None where none does."""
+    settings: frozenset[str]
+    """Names of the environment's variables that we, S3 or Ray read; values are not looked at."""
+    gpu: str | None
+    """What the driver calls the GPU; None where there is none."""
+    torch_sees_gpu: bool | None
+    """None where there is none to see, or torch does not say."""
+
+
+def check(machine: Machine) -> tuple[Line, ...]:
+    """What there is to say, in the order in which it is best mended."""
+    parts = (_python, _packages, _extras, _room, _programs, _ports, _stack, _environment, _gpu)
+    return tuple(line for part in parts for line in part(machine))
+
+
+def _python(machine: Machine) -> Iterator[Line]:
+    text = f"{machine.python}, wanted {machine.wanted_python}"
+    if machine.python_fits:
+        yield Line("Python", "ok", text)
+    else:
+        yield Line("Python", "fault", text, "make setup PYTHON=python3.11, or another that fits")
+
+
+def _packages(machine: Machine) -> Iterator[Line]:
+    wrong = [package for package in machine.packages if not package.fits]
+    if not wrong:
+        yield Line("packages", "ok", f"all {len(machine.packages)} are installed, at versions that fit")
+        return
+    told = "; ".join(f"{one.name} is {one.found or 'not installed'}, wanted {one.wanted or 'any'}" for one in wrong)
+    yield Line("packages", "fault", told, "pip install " + " ".join(f"'{one.line}'" for one in wrong))
+
+
+def _extras(machine: Machine) -> Iterator[Line]:
+    for name, packages in machine.extras.items():
+        purpose = EXTRAS.get(name, "see pyproject.toml")
+        missing = [one for one in packages if not one.fits]
+        if missing:
+            told = ", ".join(f"{one.name} {one.found}" if one.found else one.name for one in missing)
+            text = f"not whole ({told} missing or of another version); for {purpose}"
+            yield Line(f"extra {name}", "note", text, f"in the project's folder: pip install --editable '.[{name}]'")
+        else:
+            yield Line(f"extra {name}", "ok", f"installed; for {purpose}")
+
+
+def _room(machine: Machine) -> Iterator[Line]:
+    yield Line("cores", "ok", str(machine.cores))
+    memory = f"{machine.memory_bytes / GIB:.1f} GiB"
+    if machine.memory_bytes < LITTLE_MEMORY:
+        least = "a stack with two small training workers takes about 5 GiB"
+        yield Line("memory", "note", f"{memory}; {least}", "set training.num_workers to 1, or take a larger machine")
+    else:
+        yield Line("memory", "ok", memory)
+    disk = f"{machine.disk_bytes / GIB:.1f} GiB free"
+    if machine.disk_bytes < LITTLE_DISK:
+        state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
+        yield Line("disk", state, disk, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
+    else:
+        yield Line("disk", "ok", disk)
+    if machine.shm_bytes is not None and machine.shm_bytes < LITTLE_SHM:
+        text = f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's objects go to the disk, which is slow"
+        yield Line("shared memory", "note", text, "in a container, start it with --shm-size=2g")
+    elif machine.shm_bytes is not None:
+        yield Line("shared memory", "ok", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
+
+
+def _programs(machine: Machine) -> Iterator[Line]:
+    purposes = {
+        "git": "to have the code in versions",
+        "make": "for `make demo` and the other targets",
+        "chromium": "for the tests of the pages in a browser",
+    }
+    for name, path in machine.programs.items():
+        if path:
+            yield Line(name, "ok", path)
+        else:
+            text = f"not installed; {purposes.get(name, 'optional')}"
+            yield Line(name, "note", text, f"apt-get install {name}")
+
+
+def _ports(machine: Machine) -> Iterator[Line]:
+    if machine.listening is None:
+        yield Line("ports", "note", "which are taken cannot be told on this system")
+        return
+    first, last = STACK_PORTS
+    blocks = (range(base, base + STACK_BLOCK) for base in range(first, last, STACK_BLOCK))
+    if any(machine.listening.isdisjoint(block) for block in blocks):
+        yield Line("ports", "ok", f"{STACK_BLOCK} in a row are free for a stack")
+    else:
+        text = f"no {STACK_BLOCK} in a row are free between {first:,} and {last:,}, as the embedded stack wants"
+        yield Line("ports", "note", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
+    taken = sorted(machine.listening & RAY_PORTS.keys())
+    if taken:
+        told = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in taken)
+        text = f"taken: {told}. The embedded stack uses others; a Ray that is started by hand wants these"
+        yield Line("Ray's usual ports", "note", text)
+
+
+def _stack(machine: Machine) -> Iterator[Line]:
+    if machine.stack:
+        yield Line("stack", "ok", f"runs: {machine.stack}")
+    elif machine.settings & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}:
+        yield Line("stack", "ok", "none runs, and the environment names a Ray")
+    else:
+        yield Line("stack", "note", "none runs, and the environment names no Ray", "tailorbird stack up")
+
+
+def _environment(machine: Machine) -> Iterator[Line]:
+    names = machine.settings
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    if len(names & keys) == 1:
+        (missing,) = keys - names
+        text = f"{next(iter(names & keys))} is set and {missing} is not"
+        yield Line("S3", "fault", text, f"export {missing}=..., or unset both to use a role")
+    elif any(name.startswith("AWS_") for name in names):
+        told = ", ".join(sorted(name for name in names if name.startswith("AWS_")))
+        yield Line("S3", "ok", f"set: {told} (values not shown)")
+    else:
+        yield Line("S3", "ok", "nothing is set: the running stack's, or a role's, credentials are used")
+    told = ", ".join(sorted(name for name in names if not name.startswith("AWS_")))
+    yield Line("environment", "ok", f"set: {told} (values not shown)" if told else "nothing of Ray's or ours is set")
+
+
+def _gpu(machine: Machine) -> Iterator[Line]:
+    if machine.gpu is None:
+        yield Line("GPU", "ok", "none; training and serving run on CPU")
+    elif machine.torch_sees_gpu:
+        yield Line("GPU", "ok", f"{machine.gpu}, and torch sees it")
+    else:
+        todo = "pip install --force-reinstall torch from the index of the CUDA version that nvidia-smi shows"
+        yield Line("GPU", "note", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
+
+
+def look(folder: Path) -> Machine:
+    """This machine; `folder` is where the embedded stack keeps its data."""
+    wanted = requirements()
+    gpu = _gpu_name()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return Machine(
+        python=platform.python_version(),
+        wanted_python=wanted.python,
+        python_fits=fits(platform.python_version(), wanted.python),
+        packages=found(wanted.packages[ALWAYS], features=wanted.features),
+        extras={
+            name: found(packages, features=wanted.features)
+            for name, packages in wanted.packages.items()
+            if name != ALWAYS
+        },
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk_bytes=shutil.disk_usage(place).free,
+        shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        programs={name: shutil.which(name) for name in ("git", "make", "chromium")},
+        listening=_listening(),
+        stack=_running_stack(folder),
+        settings=frozenset(name for name in os.environ if SETTINGS.fullmatch(name)),
+        gpu=gpu,
+        torch_sees_gpu=_torch_sees_gpu() if gpu else None,
+    )
+
+
+def _listening() -> frozenset[int] | None:
+    """Ports on which something listens; Linux alone tells without further packages."""
+    ports: set[int] = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        except OSError:
+            if name == "tcp":
+                return None
+            continue
+        fields = (line.split() for line in lines)
+        ports |= {int(field[1].rpartition(":")[2], 16) for field in fields if field[3] == "0A"}
+    return frozenset(ports)
+
+
+def _running_stack(folder: Path) -> str | None:
+    """Where the folder's stack answers; None also where our own packages do not load, which is told elsewhere."""
+    try:
+        from cluster.local.stack import status
+
+        state = status(folder)
+    except Exception:  # whatever a broken package raises: that one is missing is what this page is for
+        return None
+    return f"S3 {state.s3_endpoint}, Ray {state.ray_address}" if state else None
+
+
+def _gpu_name() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "an NVIDIA GPU without its driver's programs" if Path("/dev/nvidia0").exists() else None
+    told = _output([program, "--query-gpu=name", "--format=csv,noheader"])
+    return ", ".join(told.split("\n")) if told else None
+
+
+def _torch_sees_gpu() -> bool | None:
+    told = _output([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"])
+    return None if told is None else told == "True"
+
+
+def _output(command: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def holds(lines: Sequence[Line]) -> bool:
+    """Whether none of them is a fault."""
+    return all(line.state != "fault" for line in lines)
+
+
+def told(lines: Sequence[Line]) -> dict[str, Any]:
+    """As plain JSON values."""
+    return {"holds": holds(lines), "lines": [asdict(line) for line in lines]}
+
+
+def shown(lines: Sequence[Line]) -> list[str]:
+    """For people."""
+    return [text for line in lines for text in line.shown()]
+
+
+def main() -> None:
+    """`python -m tailorbird.checks.doctor`, for where the command `tailorbird` does not even start."""
+    folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
+    lines = check(look(folder))
+    print(json.dumps(told(lines)) if "--json" in sys.argv else "\n".join(shown(lines)))
+    sys.exit(0 if holds(lines) else 1)
+
+
+if __name__ == "__main__":
+    main()

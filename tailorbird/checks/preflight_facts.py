@@ -1,0 +1,194 @@
+"""Before it costs anything: everything that `preflight` decides on is looked at here, and nothing is decided."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cluster import resources
+from cluster.connection import connect
+from cluster.node_probe import Asked, NodeLook, Written, look_from_nodes, try_to_write
+from cluster.requirements import ALWAYS, Requirements, requirements
+from cluster.resources import Holder, Node, NodeType, Versions
+from tailorbird.config.data import DataSection
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.loader import columns_of, rows_of
+from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.rows import DataError
+from tailorbird.models.base_model import stage_base_model
+from tailorbird.models.metadata import Outline, read_outline
+
+FOOTERS = 16
+"""Parquet files of a folder whose footers are read: the first and the last among them."""
+NUM_READERS = 8
+PATCH_COUNTS = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+"""Ray's variable, which says `minor` where another patch version of Python will do."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data URI, by the footers of its Parquet files."""
+
+    split: str
+    uri: str
+    num_rows: int = 0
+    """In the files that were looked at."""
+    num_files: int = 0
+    num_looked: int = 0
+    file: str | None = None
+    """One of them, for the nodes to read."""
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that let us in."""
+
+    nodes: tuple[Node, ...]
+    node_types: tuple[NodeType, ...] | None
+    """What an autoscaler may start; None where nobody tells."""
+    holders: tuple[Holder, ...] | None
+    """What holds CPUs and GPUs; None where the dashboard does not answer."""
+    looks: dict[str, NodeLook]
+    """By a node's id."""
+    silent: dict[str, str]
+    """Why a node gave no look, by its id."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was looked at."""
+
+    wanted: Requirements
+    here: Versions
+    theirs: Versions | None
+    """Of the cluster; None where they cannot be told."""
+    any_patch: bool
+    """Whether Ray was told that another patch version of Python will do."""
+    unreachable: str | None
+    """Why Ray could not be joined."""
+    cluster: Cluster | None
+    tables: tuple[Table, ...]
+    written: Written
+    """What came of writing in the registry from here."""
+    model: Outline | None
+    model_fault: str | None
+
+
+def look(recipe: Recipe) -> Found:
+    """At the cluster, from each of its nodes, at the data, the registry and the base model, which is staged if it is
+    not yet, as a run would do first."""
+    tables, written = look_at_tables(recipe), try_to_write(recipe.home)
+    model, model_fault = _or_fault(lambda: _model(recipe))
+    address = os.environ.get("RAY_ADDRESS", "")
+    here = resources.local_versions()
+    theirs = _versions(address)
+    cluster, unreachable = None, None
+    if may_join(here, theirs, any_patch=_any_patch()):
+        asked = Asked(
+            data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
+            home=recipe.home,
+            base_model=model.uri if model else None,
+            packages=tuple(name for name, _ in requirements().packages[ALWAYS]),
+        )
+        cluster, unreachable = _or_fault(lambda: look_at_cluster(asked))
+    return Found(
+        wanted=requirements(),
+        here=here,
+        theirs=theirs,
+        any_patch=_any_patch(),
+        unreachable=unreachable,
+        cluster=cluster,
+        tables=tables,
+        written=written,
+        model=model,
+        model_fault=model_fault,
+    )
+
+
+def may_join(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
+    """Whether Ray lets a driver of these versions in: the same Ray, and the same Python, to its patch or its minor."""
+    if theirs is None:
+        return True
+    parts = 2 if any_patch else 3
+    return here.ray == theirs.ray and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
+
+
+def look_at_cluster(asked: Asked) -> Cluster:
+    """Joins the cluster for a moment; raises SessionError where it cannot."""
+    with connect():
+        nodes = resources.live_nodes()
+        told, held = resources.told_node_types(), None
+        with suppress(Exception):  # whatever the dashboard or the way to it raises: work is done without it
+            held = resources.holders()
+        looks, silent = look_from_nodes(nodes, asked)
+    if told is None:
+        told = next((one.node_types for one in looks.values() if one.node_types), None)
+    return Cluster(nodes, told, held, looks, silent)
+
+
+def look_at_tables(recipe: Recipe) -> tuple[Table, ...]:
+    """Every data URI that the recipe names, several at a time."""
+    section = recipe.data
+    named = [("train", uri) for uri in section.train_uris]
+    named += [(name, uri) for name in ("validation", "test") if (uri := getattr(section, name)) is not None]
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return tuple(pool.map(lambda one: _table(*one, section=section, chat=recipe.task == "chat"), named))
+
+
+def _model(recipe: Recipe) -> Outline:
+    staged = stage_base_model(recipe.base_model, registry=recipe.registry)
+    return read_outline(staged, chat=recipe.task == "chat", system=recipe.data.system)
+
+
+def _table(split: str, uri: str, *, section: DataSection, chat: bool) -> Table:
+    columns = columns_of(section, chat=chat)
+    try:
+        files = parquet_files(uri)
+        looked = files if len(files) <= FOOTERS else [*files[: FOOTERS - 1], files[-1]]
+        num_rows = 0
+        for name in looked:
+            with open_parquet(name, columns=columns) as file:
+                num_rows += file.metadata.num_rows
+                _require_types(file.schema_arrow, columns, section=section, chat=chat, uri=name)
+    except ValueError as error:
+        return Table(split, uri, fault=str(error))
+    fault = None if num_rows or len(looked) < len(files) else f"{uri} has no rows; give a file with at least one row"
+    return Table(split, uri, num_rows, num_files=len(files), num_looked=len(looked), file=files[0], fault=fault)
+
+
+def _require_types(schema: pa.Schema, columns: list[str], *, section: DataSection, chat: bool, uri: str) -> None:
+    """Raises DataError where a column holds what no row can be made of; reads none."""
+    empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+    rows_of(empty, section=section, chat=chat, uri=uri)
+    if chat and section.messages:
+        kind = empty.schema.field(section.messages).type
+        turns = getattr(kind, "value_type", None)
+        named = {turns.field(place).name for place in range(turns.num_fields)} if turns is not None else set()
+        if not {"role", "content"} <= named:
+            raise DataError(
+                f"{uri}: column {section.messages!r} is {kind}, no lists of {{role, content}}; name another column"
+            )
+
+
+def _versions(address: str) -> Versions | None:
+    """What the cluster runs; None where it does not say: joining it tells why, in words of its own."""
+    with suppress(Exception):  # whatever Ray raises for a token, a name or an answer that is none
+        return resources.cluster_versions(address)
+    return None
+
+
+def _any_patch() -> bool:
+    return os.environ.get(PATCH_COUNTS) == "minor"
+
+
+def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What it gives, or the message of what the user can mend."""
+    try:
+        return act(), None
+    except (ValueError, OSError) as error:
+        return None, str(error)

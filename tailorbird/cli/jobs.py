@@ -1,0 +1,128 @@
+"""Commands for jobs on a cluster."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tailorbird import PROJECT_ROOT
+from tailorbird.cli.options import (
+    INTERRUPTED,
+    Address,
+    AsJson,
+    Follow,
+    JobId,
+    Overrides,
+    RecipePath,
+    fails_clearly,
+    print_result,
+    read_recipe,
+)
+
+jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
+
+
+@fails_clearly
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Follow = False,
+    again: Annotated[bool, typer.Option("--again", help="Start it even though it has succeeded.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """`run` as a job on a cluster, with the code that lies here; asked twice, one job runs.
+
+    Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
+    """
+    from cluster import jobs
+    from cluster.dashboard import use_dashboard
+
+    loaded = read_recipe(recipe, overrides)
+    use_dashboard(address)
+    asked = jobs.submit(loaded, root=PROJECT_ROOT, again=again)
+    if follow:
+        print(asked.line(), file=sys.stderr)
+        _follow(asked.job.id, as_json=as_json, value={"how": asked.how})
+    next_step = f"its log: tailorbird jobs logs {asked.job.id} --follow"
+    print_result(asked.job.to_dict() | {"how": asked.how}, as_json=as_json, lines=[asked.line(), next_step])
+
+
+@jobs_app.command("list")
+@fails_clearly
+def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """The jobs that were submitted to the cluster, the latest last, with their exit codes.
+
+    Example: tailorbird jobs list --json
+    """
+    from cluster import jobs
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.list_jobs()
+    lines = [job.line() for job in found] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
+    print_result({"jobs": [job.to_dict() for job in found]}, as_json=as_json, lines=lines)
+
+
+@jobs_app.command("status")
+@fails_clearly
+def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """A job as Ray tells of it.
+
+    Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
+    """
+    from cluster import jobs
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.read_job(job)
+    print_result(found.to_dict(), as_json=as_json, lines=[found.line(), found.message])
+
+
+@jobs_app.command()
+@fails_clearly
+def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: AsJson = False) -> None:
+    """What a job has said; with `--follow` what it says until its end, which becomes this command's.
+
+    Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
+    """
+    from cluster import jobs
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+    if follow:
+        _follow(job, as_json=as_json, value={})
+    text = jobs.read_log(jobs.read_job(job).id)
+    print_result({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
+
+
+@jobs_app.command("stop")
+@fails_clearly
+def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Ends a job; submitted again, it goes on from what is done.
+
+    Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
+    """
+    from cluster import jobs
+    from cluster.dashboard import use_dashboard
+
+    use_dashboard(address)
+    found = jobs.stop(job)
+    print_result(found.to_dict(), as_json=as_json, lines=[found.line()])
+
+
+def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
+    """Shows a job's log to its end and exits with the job's code; an interrupt leaves the job as it is."""
+    from cluster import jobs
+
+    stream = sys.stderr if as_json else sys.stdout
+    try:
+        job = jobs.follow(job_id, write=lambda text: print(text, end="", file=stream, flush=True))
+    except KeyboardInterrupt:
+        shows, ends = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
+        print(f"\n{job_id} goes on; `{shows}` shows it, `{ends}` ends it", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    code = job.exit_code
+    assert code is not None  # a job that is followed is over
+    print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])
+    raise typer.Exit(code)

@@ -1,0 +1,105 @@
+"""Commands for a service in operation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailorbird.cli.options import (
+    WANTED,
+    AsJson,
+    Overrides,
+    RecipePath,
+    connected_recipe,
+    fails_clearly,
+    print_result,
+    read_recipe,
+    write_text,
+)
+
+audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn by lot.")
+
+
+@fails_clearly
+def watch(
+    recipe: RecipePath,
+    day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="Where to put the gauges, for a node exporter.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Looks at what the champion answered: drift, labels, groups, a trial; 3 where the verdict should be made again.
+
+    Example: tailorbird watch recipes/icd10_demo.yaml
+    """
+    from datetime import UTC, date, datetime
+
+    from tailorbird.operate.watch import watch as look
+
+    with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
+        found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), show=show)
+    if metrics is not None:
+        write_text(metrics, found.gauges)
+    advice = found.advice
+    lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
+    lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []
+    lines += [f"{found.deleted} files older than watching.keep_days are deleted"] if found.deleted else []
+    value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": found.page, "deleted": found.deleted}
+    value |= {"trial": advice.trial.decision if advice.trial else None}
+    value |= {"reports": [one.model_dump(mode="json") for one in found.reports]}
+    print_result(value, as_json=as_json, lines=[*lines, f"page: {found.page}"])
+    if advice.reevaluate:
+        raise typer.Exit(WANTED)
+
+
+@fails_clearly
+def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Makes the champion's verdict again on audited rows; where it no longer holds, proposes the way back or takes it.
+
+    Example: tailorbird reevaluate recipes/icd10_demo.yaml watching.rollback=automatic
+    """
+    from tailorbird.operate.reevaluate import reevaluate as judge_again
+
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = judge_again(loaded, show=show)
+    value = {"evidence": done.uri, "verdict": done.verdict.to_dict(), "holds": done.holds}
+    value |= {"back_to": done.back_to, "champion": done.champion.uri, "proposed": done.proposed}
+    print_result(value, as_json=as_json, lines=done.lines(recipe))
+
+
+@audit_app.command("export")
+@fails_clearly
+def export_audit(
+    recipe: RecipePath,
+    to: Annotated[str, typer.Option(help="Where the Parquet goes, s3:// or file://.")],
+    days: Annotated[str, typer.Option(help="First and last day, YYYY-MM-DD:YYYY-MM-DD.")],
+    rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Draws answers by lot, for people to label: Parquet with an empty column `label`.
+
+    Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
+    """
+    from tailorbird.monitoring.label_audit import days_between
+    from tailorbird.operate.watch import draw_audit
+
+    num = draw_audit(read_recipe(recipe), days=days_between(days), num_rows=rows, to=to)
+    print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
+
+
+@audit_app.command("import")
+@fails_clearly
+def import_audit(
+    recipe: RecipePath,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
+    as_json: AsJson = False,
+) -> None:
+    """Keeps the labels that people gave; `watch` and `reevaluate` read them.
+
+    Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
+    """
+    from tailorbird.monitoring.label_audit import take_in
+    from tailorbird.operate.watch import champion_of
+
+    loaded = read_recipe(recipe)
+    kept, num = take_in(loaded, uri, classes=champion_of(loaded).classes)
+    print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])

@@ -1,0 +1,102 @@
+"""Options, output and errors that all commands share."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from tailorbird.config.loader import load_recipe, parse_recipe
+from tailorbird.config.recipe import Recipe
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or its URI.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
+RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="URL", help="Ray's dashboard, in place of RAY_API_SERVER_ADDRESS.")
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with the job's code.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `tailorbird jobs list` shows it.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME; by default .tailorbird."),
+]
+
+USER_ERROR, FAILURE, WANTED, INTERRUPTED = 2, 1, 3, 130
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+
+def fails_clearly(verb: Verb) -> Verb:
+    """Errors in what the user gave end with 2, failures of the work with 1, each with its message alone."""
+
+    @wraps(verb)
+    def wrapped(*arguments: Any, **named: Any) -> None:
+        try:
+            verb(*arguments, **named)
+        except typer.Exit:
+            raise  # an end with a code of its own, though typer makes it a RuntimeError
+        except ValueError as error:
+            _stop(error, code=USER_ERROR)
+        except Exception as error:
+            if not (isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))):
+                raise  # a bug of ours: its traceback is what helps
+            _stop(error, code=FAILURE)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@contextmanager
+def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
+    """The recipe, and a display of progress, on a connected Ray."""
+    from cluster.connection import connect
+    from cluster.progress import display
+
+    recipe = read_recipe(path, overrides)
+    with connect(), display(Console(stderr=as_json)) as show:
+        yield recipe, show
+
+
+def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+    changes = tuple(overrides or ())
+    if "://" not in path:
+        return load_recipe(path, overrides=changes)
+    from tailorbird import storage
+
+    return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; give a file, or - for standard input") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; name a file that can be written") from None
+
+
+def stack_folder(given: Path | None) -> Path:
+    from cluster.local.stack import default_folder
+
+    return given or default_folder()
+
+
+def print_result(value: dict[str, Any], *, as_json: bool, lines: list[str]) -> None:
+    for line in [json.dumps(value)] if as_json else lines:
+        print(line)
+
+
+def _stop(error: Exception, *, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,79 @@
+"""Commands that read the registry."""
+
+from typing import Annotated
+
+import typer
+
+from tailorbird.cli.options import FAILURE, AsJson, RecipePath, RunOrVersion, fails_clearly, print_result, read_recipe
+
+
+@fails_clearly
+def models(recipe: RecipePath, as_json: AsJson = False) -> None:
+    """The registered versions, and which is the champion.
+
+    Example: tailorbird models recipes/icd10_demo.yaml --json
+    """
+    from tailorbird.registry.champion import read_champion
+    from tailorbird.registry.versions import list_versions
+
+    home = read_recipe(recipe).home
+    found = read_champion(home)
+    champion, parity = (found[0].uri, found[0].parity) if found else (None, None)
+    versions = list_versions(home)
+    lines = [
+        f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
+        for version in versions
+    ]
+    lines += [f"champion: {parity.sentence()}"] if parity else []
+    value = {
+        "champion": champion,
+        "parity": parity.model_dump() if parity else None,
+        "versions": [version.model_dump() for version in versions],
+    }
+    print_result(
+        value, as_json=as_json, lines=lines or [f"no version under {home}; `tailorbird run {recipe}` makes one"]
+    )
+
+
+@fails_clearly
+def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
+    """Recomputes a verdict from the stored predictions, and checks every file's hash; 1 where it does not hold.
+
+    Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
+    """
+    from tailorbird.checks.verify import verify as find_faults
+
+    faults = find_faults(uri)
+    lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
+    print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
+    if faults:
+        raise typer.Exit(FAILURE)
+
+
+@fails_clearly
+def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
+    """Writes report.html and MODEL_CARD.md again from evidence.json.
+
+    Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7
+    """
+    from tailorbird.checks.verify import restore_pages
+
+    changed = restore_pages(uri)
+    lines = [f"{uri}/{name} is written again" for name in changed] or ["both pages are what evidence.json gives"]
+    print_result({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
+
+
+@fails_clearly
+def compare(
+    first: RunOrVersion,
+    second: Annotated[str, typer.Argument(metavar="URI", help="What it is compared with.")],
+    as_json: AsJson = False,
+) -> None:
+    """Two versions, or two runs' candidates, on the same test rows, from their stored predictions.
+
+    Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
+    """
+    from tailorbird.evaluation.report.version_comparison import compare_stored
+
+    found = compare_stored(first, second=second)
+    print_result(found.to_dict(), as_json=as_json, lines=found.lines())

@@ -1,0 +1,117 @@
+"""Commands from data to a verdict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailorbird.cli.options import (
+    FAILURE,
+    AsJson,
+    Overrides,
+    RecipePath,
+    connected_recipe,
+    fails_clearly,
+    print_result,
+    read_recipe,
+)
+
+
+@fails_clearly
+def init(
+    parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
+    output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
+    text: Annotated[str | None, typer.Option(help="Column with the text, if it is not to be guessed.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label, if it is not to be guessed.")] = None,
+    registry: Annotated[str, typer.Option(help="Where models and evidence go.")] = "s3://models",
+    base_model: Annotated[str | None, typer.Option(help="The pretrained model, in place of a small one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drafts a recipe with comments from what the rows look like.
+
+    Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
+    """
+    from tailorbird.init.inspect_data import Wishes
+    from tailorbird.init.recipe_writer import write_recipe
+
+    wishes = Wishes(text=text, label=label, registry=registry, base_model=base_model)
+    drafted = write_recipe(parquet, output, wishes=wishes, force=force)
+    following = f"read it, then: tailorbird preflight {output}; tailorbird run {output}"
+    value = {"recipe": str(output), "content": drafted.model_dump(mode="json")}
+    print_result(value, as_json=as_json, lines=[f"{output}: a {drafted.task} task, every value a guess", following])
+
+
+@fails_clearly
+def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What would go wrong in a run, before it costs anything; 1 where something would.
+
+    Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
+    """
+    from tailorbird.checks import preflight as checks
+    from tailorbird.checks.doctor import holds, shown, told
+
+    lines = checks.preflight(read_recipe(recipe, overrides))
+    print_result(told(lines), as_json=as_json, lines=shown(lines))
+    if not holds(lines):
+        raise typer.Exit(FAILURE)
+
+
+@fails_clearly
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The main job: data, baselines, sweep, seeds, verdict, registry. Goes on from what is done.
+
+    Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
+    """
+    from tailorbird.evaluation.report.console import verdict_lines
+    from tailorbird.pipeline import run as pipeline
+
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = pipeline.run(loaded, show=show)
+    value = {"run": done.run, "winner": done.winner, "verdict": done.verdict.to_dict()}
+    print_result(value, as_json=as_json, lines=[*verdict_lines(done.evidence), f"evidence: {done.run}/report.html"])
+
+
+@fails_clearly
+def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What the pretrained model can do untouched, on validation rows.
+
+    Example: tailorbird baseline recipes/icd10_demo.yaml
+    """
+    from tailorbird.pipeline import run as pipeline
+    from tailorbird.pipeline.prepare import prepare
+
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
+        rungs, incumbent = pipeline.climb_ladder(prepare(loaded, show=show), show=show)
+    print_result({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
+
+
+@fails_clearly
+def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Baselines and sweep, in one table; test rows stay unread by any model.
+
+    Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
+    """
+    from tailorbird.pipeline import run as pipeline
+
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
+        swept = pipeline.sweep_only(loaded, show=show)
+    lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
+    lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
+    print_result(swept.to_dict(), as_json=as_json, lines=lines)
+
+
+@fails_clearly
+def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The verdict of what is trained: like `run`, but refuses to train.
+
+    Example: tailorbird evaluate recipes/icd10_demo.yaml
+    """
+    from tailorbird.evaluation.report.console import verdict_lines
+    from tailorbird.pipeline import run as pipeline
+
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
+        done = pipeline.run(loaded, show=show, may_train=False)
+    print_result(
+        {"run": done.run, "verdict": done.verdict.to_dict()}, as_json=as_json, lines=verdict_lines(done.evidence)
+    )

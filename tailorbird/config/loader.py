@@ -1,0 +1,71 @@
+"""Read a recipe from YAML, with overrides."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    ValidationError,
+)
+
+from tailorbird.config.base import RecipeError
+from tailorbird.config.recipe import Recipe
+
+
+def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe file; `overrides` are `section.key=value`, the value written as YAML.
+
+    Raises RecipeError, one line a fault.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror or error}; give the path of a YAML file") from None
+    return parse_recipe(content, path=path, overrides=overrides)
+
+
+def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """A recipe file's content, which lay at `path`; as `load_recipe`."""
+    try:
+        content = yaml.safe_load(text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}:\n" + "\n".join(_fault(fault) for fault in error.errors())) from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML, with its overrides and every default: read again, it is the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"override {override!r}: {section!r} is not a section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+
+
+def _fault(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"  {place}: no such field; remove it or correct its name"
+    if fault["type"] == "missing":
+        return f"  {place}: this field is required"
+    given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+    return f"  {place}: {fault['msg'].removeprefix('Value error, ')}{given}"

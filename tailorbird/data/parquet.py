@@ -1,0 +1,153 @@
+"""Read columns of Parquet files with Arrow."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailorbird import storage
+from tailorbird.data.arrow_safety import made_by_code
+from tailorbird.data.rows import NO_GROUP, Conversation, DataError
+from tailorbird.storage import s3
+
+PART_BYTES = 1 << 20
+ROLES = ("system", "user", "assistant")
+
+
+def texts_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
+    """A column of texts of a table that begins at row `first` of `uri`; DataError for another type or a null."""
+    return read_strings(table, name, uri=uri, first=first, allowed="string")
+
+
+def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
+    """A group column as `Rows.groups` has it: a null is a group of its own; DataError for a type that names none."""
+    return read_strings(table, name, uri=uri, first=first, fill=NO_GROUP)
+
+
+def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
+    """A column of lists of `{role, content}` as conversations; DataError for what is none."""
+    found = []
+    for position, messages in enumerate(table.column(name).to_pylist(), start=first):
+        turns: list[Any] = messages if isinstance(messages, list) else [None]
+        for turn in turns:
+            known = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+            if not known:
+                raise DataError(
+                    f"{uri}: column {name!r} holds no conversation in row {position}; it takes a list of "
+                    f"{{role, content}}, role one of {', '.join(ROLES)}, content a text"
+                )
+        found.append(tuple((turn["role"], turn["content"]) for turn in turns))
+    return found
+
+
+def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
+    """The named columns of a Parquet file, or of every `*.parquet` under a folder in the order of their paths.
+
+    Only these columns are read from the store. Raises DataError, also when there is no row.
+    """
+    table = concat_tables([_read_file(name, columns=columns) for name in parquet_files(uri)], uri=uri)
+    if table.num_rows == 0:
+        raise DataError(f"{uri} has no rows; give a Parquet file or folder with at least one row")
+    return table
+
+
+def concat_tables(tables: list[pa.Table], *, uri: str) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{uri}: its files do not have the same column types ({error}); write them alike") from None
+
+
+def parquet_files(uri: str) -> list[str]:
+    """URIs of the Parquet files at or under `uri`, sorted; raises DataError when there are none."""
+    try:
+        files = storage.list_files(uri)
+    except s3.StorageError as error:
+        raise DataError(f"cannot read {uri}: {error}") from None
+    if files == [uri]:
+        return files
+    found = [name for name in files if name.endswith(".parquet")]
+    if not found:
+        raise DataError(
+            f"{uri} holds no .parquet file ({len(files)} others); give the URI of a Parquet file or of a folder of them"
+        )
+    return sorted(found)
+
+
+def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
+    with open_parquet(uri, columns=columns) as file:
+        return file.read(columns=list(columns))
+
+
+@contextmanager
+def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) -> Iterator[pq.ParquetFile]:
+    """One Parquet file that has these columns; `in_parts` where rows are read some at a time, in little memory and with
+    patience, or else it is read at once.
+
+    Raises DataError, also from within the block, where a column is not there, would be made by code, or the file cannot
+    be read.
+    """
+    reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
+    try:
+        filesystem, path = s3.filesystem(uri, patient=in_parts)
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source, **reading) as file:
+            names = file.schema_arrow.names
+            for column in columns:
+                if column not in names:
+                    raise DataError(
+                        f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
+                    )
+            for column in made_by_code(file.schema_arrow, columns=columns):
+                raise DataError(
+                    f"{uri}: column {column!r} is {file.schema_arrow.field(column).type}, whose values code would make;"
+                    " write it as plain text, numbers or lists of them"
+                )
+            yield file
+    except s3.StorageError as error:
+        raise DataError(f"cannot read {uri}: {error}") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{uri} is not a readable Parquet file ({_first_line(error)}); write it again as Parquet"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"cannot read {uri}: {_first_line(error)}; check that it is there, whole, and yours to read"
+        ) from None
+
+
+def read_strings(
+    table: pa.Table,
+    name: str,
+    *,
+    uri: str,
+    first: int,
+    allowed: str = "string, integer, boolean or date",
+    fill: str | None = None,
+) -> tuple[str, ...]:
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(test(kind) for test in _TYPES[allowed]):
+        raise DataError(
+            f"{uri}: column {name!r} is {column.type}, allowed: {allowed}; name another column or convert it"
+        )
+    if column.null_count and fill is None:
+        position = first + column.is_null().index(True).as_py()
+        part = f" from row {first} on" if first else ""
+        count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
+        raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
+    values = column.cast(kind).cast(pa.large_string()).to_pylist()
+    return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TYPES = {
+    "string": _TEXT,
+    "string or integer": (*_TEXT, pa.types.is_integer),
+    "string, integer, boolean or date": (*_TEXT, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
+}

@@ -1,0 +1,1 @@
+"""Look at unknown data: samples, roles of columns, lengths."""

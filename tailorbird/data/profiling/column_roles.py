@@ -1,0 +1,169 @@
+"""Before there is a recipe: which columns of a sample are what, each guess with its reason."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tailorbird.data.profiling.sample import Column, Sample
+from tailorbird.data.rows import DataError
+
+TEXTS = ("text", "sentence", "content", "body", "message", "utterance", "description", "abstract", "term", "question")
+LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "chapter", "sentiment", "decision")
+PROMPTS, ANSWERS = ("prompt", "question", "instruction", "input"), ("completion", "answer", "response", "output")
+GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "country", "source", "channel", "ethnicity")
+IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
+MOST_CLASSES, MOST_GROUP_VALUES, MOST_GROUPS = 1000, 20, 4
+LEAST_KEYS = 20
+"""Values that a column must have to part rows by."""
+ANSWER_WORDS = 2.0
+"""Words of a value, on average, from which a column of many values holds answers and no labels."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A column, and why it was taken."""
+
+    column: Column
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The column's."""
+        return self.column.name
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a sample's columns are: of a classification `text` and `label`, of a chat task the others."""
+
+    text: Named | None = None
+    label: Named | None = None
+    prompt: Named | None = None
+    completion: Named | None = None
+    messages: Named | None = None
+    groups: tuple[Named, ...] = ()
+    keys: tuple[Named, ...] = ()
+    """Columns that rows may be parted by, the likeliest first."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a chat task."""
+        return self.label is None
+
+
+def guess_columns(sample: Sample, *, text: str | None = None, label: str | None = None) -> Guess:
+    """The task and its columns; `text` and `label` are what the user says, and make it a classification.
+
+    Raises DataError where the sample shows neither conversations nor a text with a label.
+    """
+    guess = _task(sample, text=text, label=label)
+    taken = [one.name for one in (guess.text, guess.label, guess.prompt, guess.completion, guess.messages) if one]
+    rest = [column for column in sample.columns if column.name not in taken and column.kind != "messages"]
+    groups = [column for column in rest if _is_group(column)]
+    groups.sort(key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))
+    keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled)]
+    keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
+    return Guess(
+        text=guess.text,
+        label=guess.label,
+        prompt=guess.prompt,
+        completion=guess.completion,
+        messages=guess.messages,
+        groups=tuple(Named(column, f"{len(column.counts)} different values") for column in groups[:MOST_GROUPS]),
+        keys=tuple(Named(column, _rows_a_value(column)) for column in keys if column not in groups[:MOST_GROUPS]),
+    )
+
+
+def _task(sample: Sample, *, text: str | None, label: str | None) -> Guess:
+    if text is None and label is None:
+        messages = next((column for column in sample.columns if column.kind == "messages"), None)
+        if messages is not None:
+            return Guess(messages=Named(messages, "it holds lists of {role, content}"))
+        prompt, answer = _called(sample, PROMPTS), _called(sample, ANSWERS)
+        labelled = _called(sample, LABELS) is not None and _called(sample, TEXTS) is not None
+        if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
+            words = f"it is called so, and has {answer.mean_words:.0f} words a row"
+            return Guess(prompt=Named(prompt, "it is called so"), completion=Named(answer, words))
+    return Guess(text=(found := _text(sample, text)), label=_label(sample, label, text=found.name))
+
+
+def _text(sample: Sample, given: str | None) -> Named:
+    if given is not None:
+        return Named(_required(sample, given, kinds=("string",), option="--text"), "as you said")
+    called = _called(sample, TEXTS)
+    if called is not None:
+        return Named(called, "it is called so")
+    strings = [column for column in sample.columns if column.kind == "string" and column.mean_words > 1]
+    if not strings:
+        raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one by --text")
+    longest = max(strings, key=lambda column: column.mean_words)
+    return Named(longest, f"of all columns of strings it has the most words a row, {longest.mean_words:.0f}")
+
+
+def _label(sample: Sample, given: str | None, *, text: str) -> Named:
+    if given is not None:
+        return Named(_required(sample, given, kinds=("string", "integer"), option="--label"), "as you said")
+    most = min(MOST_CLASSES, sample.num_sampled // 2)
+    fitting = [
+        column
+        for column in sample.columns
+        if column.kind in ("string", "integer") and column.name != text and 2 <= len(column.counts) <= most
+    ]
+    called = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
+    if called is not None:
+        return Named(called, f"it is called so, and has {len(called.counts)} different values")
+    others = [column for column in fitting if not _is_called(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
+    if not others:
+        raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one by --label")
+    found = max(others, key=lambda column: len(column.counts))
+    why = (
+        f"of the columns with few values it has the most, {len(found.counts)}; look whether it is what you want to know"
+    )
+    return Named(found, why)
+
+
+def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -> Column:
+    column = sample.column(name)
+    if column is None or column.kind not in kinds:
+        kind = " or ".join(f"{one}s" for one in kinds)
+        raise DataError(f"{option} {name}: {sample.uri} has no such column of {kind}; it has {_all(sample)}")
+    return column
+
+
+def _called(sample: Sample, names: Sequence[str]) -> Column | None:
+    """The column of strings with the first of these names."""
+    strings = [column for column in sample.columns if column.kind == "string"]
+    return next((column for name in names for column in strings if column.name.lower() == name), None)
+
+
+def _is_called(column: Column, names: tuple[str, ...]) -> bool:
+    """Whether a part of the column's name is one of these, as in `patient_id`."""
+    return any(part.startswith(names) if len(part) > 3 else part in names for part in _parts(column.name))
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if part]
+
+
+def _is_group(column: Column) -> bool:
+    few = 2 <= len(column.counts) <= MOST_GROUP_VALUES
+    return few and column.kind in ("string", "boolean", "integer") and column.mean_words <= ANSWER_WORDS
+
+
+def _is_key(column: Column, *, num_rows: int) -> bool:
+    several = LEAST_KEYS <= len(column.counts) <= 0.95 * num_rows
+    known = _is_called(column, IDENTITIES) or len(column.counts) >= 0.1 * num_rows
+    return several and known and not column.num_null
+
+
+def _rows_a_value(column: Column) -> str:
+    return f"{len(column.counts):,} values, {sum(column.counts.values()) / len(column.counts):.1f} rows each"
+
+
+def _all(sample: Sample) -> str:
+    told = [
+        f"{column.name} ({column.kind}, {len(column.counts)} values)"
+        for column in sample.columns
+        if column.kind != "messages"
+    ]
+    return ", ".join((*told, *sample.left_out)) or "no columns"

@@ -1,0 +1,140 @@
+"""Before there is a recipe: a bounded look at Parquet, and what its columns are like."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.splits import normalise
+
+SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
+"""Rows, and bytes as Parquet counts them uncompressed, after which no further row group is read."""
+NEAR_EMPTY = 3
+"""Characters under which a text says nothing."""
+
+Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
+_KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
+    ("string", (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
+    ("integer", (pa.types.is_integer,)),
+    ("boolean", (pa.types.is_boolean,)),
+    ("date", (pa.types.is_date,)),
+)
+LISTS = (pa.types.is_list, pa.types.is_large_list)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sample, values as strings but for conversations."""
+
+    name: str
+    kind: Kind
+    values: tuple[Any, ...]
+    """Of each row; None where there is none."""
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Rows of each value."""
+        return Counter(value for value in self.values if value is not None)
+
+    @property
+    def num_null(self) -> int:
+        """Rows without a value."""
+        return sum(value is None for value in self.values)
+
+    @cached_property
+    def mean_words(self) -> float:
+        """Words of a value."""
+        texts = [value for value in self.values if value is not None]
+        return sum(len(text.split()) for text in texts) / max(1, len(texts))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a file or folder."""
+
+    uri: str
+    num_rows: int
+    """In all of it."""
+    num_sampled: int
+    columns: tuple[Column, ...]
+    """Those whose values a recipe can use, in the file's order."""
+    left_out: tuple[str, ...]
+    """The others, with their types."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row was read."""
+        return self.num_sampled == self.num_rows
+
+    def column(self, name: str) -> Column | None:
+        """By its name; None where there is none of it."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+def read_sample(uri: str) -> Sample:
+    """Of a Parquet file, or of the files of a folder in the order of their paths; raises DataError.
+
+    All footers are read, of the rows as many row groups as SAMPLE_ROWS and SAMPLE_BYTES allow.
+    """
+    parts: list[pa.Table] = []
+    num_rows, num_sampled, num_bytes = 0, 0, 0
+    left_out: tuple[str, ...] = ()
+    for name in parquet_files(uri):
+        with open_parquet(name, columns=(), in_parts=True) as file:
+            num_rows += file.metadata.num_rows
+            usable = [field.name for field in file.schema_arrow if kind_of(field.type) != "other"]
+            left_out = left_out or tuple(f"{f.name} ({f.type})" for f in file.schema_arrow if f.name not in usable)
+            for group in range(file.num_row_groups):
+                if parts and (num_sampled >= SAMPLE_ROWS or num_bytes >= SAMPLE_BYTES):
+                    break
+                parts.append(file.read_row_group(group, columns=usable))
+                num_sampled += parts[-1].num_rows
+                num_bytes += file.metadata.row_group(group).total_byte_size
+    table = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
+    columns = tuple(_column(table, name) for name in table.column_names)
+    return Sample(uri, num_rows, num_sampled, columns, left_out)
+
+
+def count_rows(uri: str) -> int:
+    """Rows of a Parquet file, or of the files of a folder, by their footers; raises DataError."""
+    total = 0
+    for name in parquet_files(uri):
+        with open_parquet(name, columns=(), in_parts=True) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def kind_of(type_: pa.DataType) -> Kind:
+    """What a column of a type can be for a recipe."""
+    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+    for kind, tests in _KINDS:
+        if any(test(plain) for test in tests):
+            return kind
+    if any(test(plain) for test in LISTS) and pa.types.is_struct(plain.value_type):
+        turns = plain.value_type
+        if {"role", "content"} <= {turns.field(place).name for place in range(turns.num_fields)}:
+            return "messages"
+    return "other"
+
+
+def _column(table: pa.Table, name: str) -> Column:
+    column = table.column(name)
+    kind = kind_of(column.type)
+    if kind != "messages":
+        plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        column = column.cast(plain).cast(pa.large_string())
+    return Column(name, kind, tuple(column.to_pylist()))
+
+
+def num_copies(texts: Sequence[str]) -> int:
+    """Rows whose text, normalised, stands in an earlier row."""
+    return len(texts) - len({normalise(text) for text in texts})
+
+
+def num_near_empty(texts: Sequence[str]) -> int:
+    """Rows whose text has under NEAR_EMPTY characters beside white space."""
+    return sum(len("".join(text.split())) < NEAR_EMPTY for text in texts)

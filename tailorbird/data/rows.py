@@ -1,0 +1,133 @@
+"""First in the way of the data: Parquet on S3 or disk, projected and checked against the recipe, becomes rows."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+Message = tuple[str, str]
+"""Role and content."""
+Conversation = tuple[Message, ...]
+
+SPLIT_NAMES = ("train", "validation", "test")
+NO_GROUP = "(none)"
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the URI or split, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split, column by column, all of one length.
+
+    `row_ids` are positions in the file or folder as written ("0", "1", ...), given before anything is dropped.
+    """
+
+    row_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    split_keys: tuple[str, ...] | None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conversations: tuple[Conversation, ...] | None = None
+    """Of a chat task, the turns before the answer. The answer is then the row's label, and its text these turns'."""
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
+        """The rows at `indices`, in that order."""
+        positions = [int(index) for index in indices]
+
+        def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(column[position] for position in positions)
+
+        return Rows(
+            row_ids=pick(self.row_ids),
+            texts=pick(self.texts),
+            labels=pick(self.labels),
+            split_keys=None if self.split_keys is None else pick(self.split_keys),
+            groups={name: pick(column) for name, column in self.groups.items()},
+            conversations=None if self.conversations is None else pick(self.conversations),
+        )
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Rows":
+        """From `dataclasses.asdict`, which may have been JSON in between."""
+
+        def column(values: Any) -> Any:
+            return None if values is None else tuple(values)
+
+        turns = value["conversations"]
+        return cls(
+            row_ids=column(value["row_ids"]),
+            texts=column(value["texts"]),
+            labels=column(value["labels"]),
+            split_keys=column(value["split_keys"]),
+            groups={name: column(values) for name, values in value["groups"].items()},
+            conversations=turns and tuple(tuple((role, content) for role, content in one) for one in turns),
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits; only the final evaluation reads `test`."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+    def items(self) -> Iterator[tuple[str, Rows]]:
+        """(name, rows) of each split, train first."""
+        return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, at least one, which have the same columns, one part after the other."""
+
+    def column(name: str) -> Any:
+        columns = [getattr(rows, name) for rows in parts]
+        return None if columns[0] is None else tuple(chain.from_iterable(columns))
+
+    names = [field.name for field in fields(Rows) if field.name != "groups"]
+    groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
+    return Rows(groups=groups, **{name: column(name) for name in names})
+
+
+def fingerprint(splits: Splits) -> dict[str, str]:
+    """sha256 of each split, by name, over its row ids, texts, labels, other columns and groups by name, in order."""
+    return {name: rows_sha256(rows) for name, rows in splits.items()}
+
+
+def digest_of(digests: Iterable[str]) -> str:
+    """sha256 of digests in their order: of rows that are read part by part."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def content_sha256(rows: Rows) -> str:
+    """sha256 of the texts with their labels alone, whatever their order and the columns a recipe names beside them."""
+    pairs = sorted(zip(rows.texts, rows.labels, strict=True))
+    return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
+
+
+def rows_sha256(rows: Rows) -> str:
+    """sha256 of rows, as in `fingerprint`."""
+    columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
+    columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
+    if rows.conversations is not None:
+        columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
+    columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
+    return _digest(columns)
+
+
+def _digest(columns: dict[str, tuple[str, ...]]) -> str:
+    digest = hashlib.sha256()
+    for row in (columns, *zip(*columns.values(), strict=True)):  # the names first: a group is no split key
+        for value in row:
+            encoded = value.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")
+    return digest.hexdigest()

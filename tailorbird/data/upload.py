@@ -1,0 +1,39 @@
+"""How a folder of Parquet files gets to where a recipe can name it: checked whole first, then uploaded."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailorbird import storage
+from tailorbird.data.rows import DataError
+
+
+def put_folder(folder: Path, uri_prefix: str) -> list[str]:
+    """Uploads every `*.parquet` under `folder` to the same path under `uri_prefix`; returns their URIs, sorted.
+
+    All files are checked before the first is uploaded. Raises DataError when there is none, or one is not Parquet or
+    has no rows; StorageError when the store refuses.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give a folder with Parquet files, for example train.parquet")
+    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    if not files:
+        raise DataError(
+            f"{folder} holds no *.parquet file; give a folder with Parquet files, for example train.parquet"
+        )
+    for path in files:
+        _check(path)
+    uris = {f"{uri_prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}": path for path in files}
+    for uri, path in uris.items():
+        storage.upload_file(path, uri)
+    return sorted(uris)
+
+
+def _check(path: Path) -> None:
+    try:
+        num_rows = pq.read_metadata(path).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({error}); write it again, or take it out") from None
+    if num_rows == 0:
+        raise DataError(f"{path} has no rows; write it again with rows, or take it out")

@@ -1,0 +1,1 @@
+"""Everything that works without fine-tuning."""

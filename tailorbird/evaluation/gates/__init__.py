@@ -1,0 +1,1 @@
+"""Gates: what a winner must also satisfy."""

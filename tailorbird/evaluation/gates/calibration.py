@@ -1,0 +1,143 @@
+"""Beside the verdict: the temperature fitted on validation, and whether a confidence says how often it is right."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from tailorbird.config.evaluation import CalibrationGate
+from tailorbird.evaluation.gates.base import Bound, Gate, at_most, gate
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
+from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics.bootstrap import at_least_unseen
+
+FloatArray = NDArray[np.float64]
+
+NUM_BINS = 15
+NUM_RESAMPLES = 2_000
+SEED = 2017
+TEMPERATURES = (0.01, 100.0)
+SLACK = 1e-6
+"""Softmax in fp32 may give a confidence this much over 1."""
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The temperature T under which softmax(logits [N, L] / T) gives the class numbers [N] the best likelihood.
+
+    Guo et al., On calibration of modern neural networks, ICML 2017. Kept within 0.01 and 100: where every row is right
+    the likelihood would take it to 0. The validation rows are meant; ValueError where the two do not fit each other.
+    """
+    values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 2 or truth.shape != values.shape[:1] or not truth.size:
+        raise ValueError(f"logits {values.shape} and labels {truth.shape}; give [N, L] and [N] of at least one row")
+    if not np.isfinite(values).all():
+        raise ValueError("logits must be finite; the model that gave them has diverged")
+    if truth.min() < 0 or truth.max() >= values.shape[1]:
+        raise ValueError(f"labels go from {truth.min()} to {truth.max()}; allowed: 0 to {values.shape[1] - 1}")
+    at_label = values[np.arange(len(truth)), truth]
+
+    def loss(log_temperature: float) -> float:
+        inverse = np.exp(-log_temperature)
+        return float(np.mean(logsumexp(values * inverse, axis=1) - at_label * inverse))
+
+    # The loss is convex in 1 / T, so it has one valley in log T.
+    low, high = np.log(TEMPERATURES)
+    return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
+
+
+def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error: |accuracy - mean confidence| of equally wide bins, weighted by their rows.
+
+    `correct` [N] is 0/1, `confidence` [N] within 0 and 1. Naeini, Cooper and Hauskrecht, AAAI 2015.
+    """
+    excess, bins = _excess(correct, confidence, num_bins)
+    return _ece_of(excess, bins, num_bins)
+
+
+def calibration_gate(candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGate, alpha: float) -> Gate:
+    """Whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
+
+    Both intervals are from the same 2,000 paired resamples of the rows, and reach as far down besides as chance alone
+    may have lifted an ECE (see `chance_in_ece`). Raises VerdictRefused where the two models did not predict the same
+    rows or a confidence is none.
+    """
+    align(candidate, incumbent)
+    n = len(candidate)
+    parts = [_excess_of(predictions) for predictions in (candidate, incumbent)]
+    ours, theirs = (_ece_of(excess, bins, NUM_BINS) for excess, bins in parts)
+    drawn = np.array(
+        [
+            [_ece_of(excess * weights, bins, NUM_BINS) for excess, bins in parts]
+            for weights in bootstrap.resampled(n, num_resamples=NUM_RESAMPLES, seed=SEED)
+        ]
+    )
+    low, high = _reflected(drawn[:, 0], estimate=ours, alpha=alpha)
+    low = min(low, ours - chance_in_ece(candidate, true_ece=limits.max_ece, alpha=alpha))
+    change = _reflected(drawn[:, 0] - drawn[:, 1], estimate=ours - theirs, alpha=alpha)
+
+    def bound(what: str, *, estimate: float, interval: tuple[float, float], limit: float) -> Bound:
+        wide = at_least_unseen(interval, estimate=estimate, n=n, alpha=alpha)
+        return at_most(limit, what=what, estimate=estimate, interval=wide, n=n)
+
+    what = "ECE after temperature"
+    bounds = (
+        bound(what, estimate=ours, interval=(low, high), limit=limits.max_ece),
+        bound(f"{what}, candidate minus incumbent", estimate=ours - theirs, interval=change, limit=limits.max_increase),
+    )
+    note = f"ECE in {NUM_BINS} equally wide bins: candidate {ours:.4f}, incumbent {theirs:.4f}"
+    return gate("calibration", bounds, note=note)
+
+
+def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) -> float:
+    """By how much, at most at level alpha / 2, chance lifts the ECE seen on these rows above a true one.
+
+    2,000 simulated tests in which each row is right with its confidence less the true ECE, or more by it where its bin
+    was seen to be underconfident. On 200 rows a true ECE of 0.05 is seen as one of 0.08 half of the time, and a
+    resampled interval alone takes it for proven larger in 7 of 100 tests.
+    """
+    excess, bins = _excess_of(predictions)
+    side = np.where(np.bincount(bins, weights=excess, minlength=NUM_BINS) < 0, 1.0, -1.0)[bins]
+    right = np.clip(predictions.calibrated + side * true_ece, 0.0, 1.0)
+    generator = np.random.default_rng(SEED)
+    seen = [
+        _ece_of(predictions.calibrated - (generator.random(len(right)) < right), bins, NUM_BINS)
+        for _ in range(NUM_RESAMPLES)
+    ]
+    return max(0.0, float(np.quantile(seen, 1 - alpha / 2)) - true_ece)
+
+
+def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple[float, float]:
+    """The basic bootstrap interval, reaching at least half the resamples' width to both sides of the estimate.
+
+    Chance adds to an ECE, and resampling adds it once more: a percentile interval of a perfectly calibrated model on
+    200 rows lies wholly above 0.05. Reflecting the resamples at the estimate takes that off in first order; where there
+    was little to take off it takes too much, hence the least width (without it a true ECE of 0.05 passed as one under
+    it in 12 of 100 tests of 1,000 rows).
+    """
+    low, high = (float(end) for end in np.quantile(resampled, [alpha / 2, 1 - alpha / 2]))
+    half = (high - low) / 2
+    return min(2 * estimate - high, estimate - half), max(2 * estimate - low, estimate + half)
+
+
+def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]:
+    right = np.array([a == b for a, b in zip(predictions.outputs, predictions.labels, strict=True)], dtype=np.float64)
+    try:
+        return _excess(right, predictions.calibrated, NUM_BINS)
+    except ValueError as error:
+        raise VerdictRefused(f"{predictions.model}: {error}") from None
+
+
+def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Confidence minus correctness [N], and the bin of each row [N]."""
+    if correct.shape != confidence.shape or not correct.size:
+        raise ValueError(f"{correct.shape} answers and {confidence.shape} confidences; give one a row, of some row")
+    bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
+    if bad.size:
+        raise ValueError(f"the confidence at position {bad[0]} is {confidence[bad[0]]}; allowed: 0 to 1")
+    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    return np.asarray(confidence - correct, dtype=np.float64), bins
+
+
+def _ece_of(excess: FloatArray, bins: NDArray[np.int64], num_bins: int) -> float:
+    # A bin's weight times the gap of its means is the size of its rows' summed excess, over all rows.
+    return float(np.abs(np.bincount(bins, weights=excess, minlength=num_bins)).sum() / len(excess))

@@ -1,0 +1,102 @@
+"""Beside the verdict: what both models cost to serve, and whether the gain pays for training and serving."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t
+
+from tailorbird.config.evaluation import CostSection
+from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
+from tailorbird.evaluation.statistics.paired import Comparison
+
+LEAST_ROUNDS = 5
+SECONDS_PER_HOUR = 3600
+MOST_SHRINK = 1000.0
+"""An interval that would have to shrink more, which takes a million times the rows, is decided by no number of them."""
+
+
+@dataclass(frozen=True)
+class CpuRounds:
+    """CPU-seconds per thousand rows of both models, one value of each per alternating round."""
+
+    incumbent: tuple[float, ...]
+    candidate: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.incumbent) != len(self.candidate) or len(self.incumbent) < LEAST_ROUNDS:
+            raise ValueError(
+                f"{len(self.incumbent)} rounds of the incumbent and {len(self.candidate)} of the candidate; "
+                f"measure both in the same rounds, {LEAST_ROUNDS} or more"
+            )
+        seconds = np.array([*self.incumbent, *self.candidate])
+        if not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise ValueError(f"CPU-seconds {sorted(seconds.tolist())} must be finite and above 0; measure on more rows")
+
+    @property
+    def saved(self) -> float:
+        """Mean CPU-seconds per thousand rows that the candidate takes less than the incumbent; negative if more."""
+        return float(np.mean(self.incumbent) - np.mean(self.candidate))
+
+
+def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
+    """Candidate's CPU-seconds over the incumbent's: geometric mean over the rounds, and its 1 - alpha interval.
+
+    Student's t on the logarithms of the rounds' ratios: what slows the machine for a round slows both its halves.
+    """
+    logs = np.log(rounds.candidate) - np.log(rounds.incumbent)
+    num_rounds = len(logs)
+    half = t.ppf(1 - alpha / 2, num_rounds - 1) * logs.std(ddof=1) / np.sqrt(num_rounds)
+    low, estimate, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    return float(estimate), (float(low), float(high))
+
+
+def net_benefit(gain: float, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> float:
+    """Money over the horizon at a gain in accuracy: worth of the gain, less training, plus what serving saves."""
+    worth, training, saved = _parts(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
+    return worth - training + saved
+
+
+def cost_gate(main: Comparison, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> Gate:
+    """Whether the net benefit over the horizon is above 0 at the lower end of the gain (passes), or not at the upper.
+
+    The gain is counted in correct answers, so `main` is the comparison by accuracy, and of a chat task by its metric,
+    a point of which is priced as one of correct answers. Raises ValueError for a training
+    time that is none.
+    """
+    if not (np.isfinite(training_cpu_s) and training_cpu_s >= 0):
+        raise ValueError(f"training took {training_cpu_s} CPU-seconds; give a finite time of 0 or more")
+    low, estimate, high = (
+        net_benefit(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
+        for gain in (main.interval[0], main.gain, main.interval[1])
+    )
+    if low > 0:
+        state = State.PASSES
+    elif high <= 0:
+        state = State.FAILS
+    else:
+        state = State.NOT_ASSESSABLE
+    n = main.counts.n
+    needed = None
+    shrink = (high - low) / 2 / abs(estimate) if estimate else np.inf
+    if state is State.NOT_ASSESSABLE and shrink < MOST_SHRINK:
+        needed = max(n + 1, round(n * shrink**2))  # an interval shrinks with the root of the rows
+    bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
+    worth, training, saved = _parts(main.gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
+    note = (
+        f"over {terms.horizon_months:g} months: gain {worth:+,.2f}, training {-training:+,.2f}, "
+        f"serving {saved:+,.2f} in the recipe's currency"
+    )
+    if main.gain != main.counts.gain:
+        note += "; the gain is not one of accuracy, and each point of it is priced as one of correct answers"
+    return gate("cost", (bound,), note=note)
+
+
+def _parts(gain: float, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> tuple[float, float, float]:
+    """Worth of the gain, cost of training, and saving in serving, in money."""
+    requests = terms.requests_per_month * terms.horizon_months
+    price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR
+    return (
+        gain * terms.value_of_correct * requests,
+        training_cpu_s * price_per_cpu_s,
+        rounds.saved / 1000 * requests * price_per_cpu_s,
+    )

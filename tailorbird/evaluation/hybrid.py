@@ -1,0 +1,95 @@
+"""Before test is read: who answers which row of a hybrid, chosen on validation."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailorbird.config.evaluation import HybridSection
+from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
+
+NUM_THRESHOLDS = 50
+
+
+def freeze_hybrid(
+    section: HybridSection, *, incumbent: Predictions, candidate: Predictions, metric: str
+) -> Routing | None:
+    """The routing that validation speaks for, or None where one of the two models would answer everything.
+
+    By group: the candidate answers the groups in which it is not worse than the incumbent. By confidence: the incumbent
+    answers as many of the rows it is surest of as it can without the hybrid scoring less than the candidate.
+    """
+    if section.by == "group":
+        assert section.column is not None  # the schema's rule
+        return _by_group(section.column, incumbent=incumbent, candidate=candidate)
+    return _by_confidence(incumbent=incumbent, candidate=candidate, metric=metric)
+
+
+def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions) -> Routing | None:
+    groups = np.array(incumbent.groups[column], dtype=object)
+    gains = candidate.scores - incumbent.scores
+    named = sorted(value for value in set(groups) if value != NO_GROUP)
+    kept = tuple(value for value in named if gains[groups == value].mean() >= 0)
+    if not kept or len(kept) == len(set(groups)):
+        return None
+    return Routing(by="group", column=column, values=kept, threshold=None)
+
+
+def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
+    labels = incumbent.labels
+    to_reach = score_of(metric, labels=labels, outputs=candidate.outputs)
+    for share in np.linspace(1, 0, NUM_THRESHOLDS, endpoint=False)[1:]:  # of rows that the incumbent would answer
+        threshold = float(np.quantile(incumbent.calibrated, 1 - share))
+        sure = incumbent.calibrated >= threshold
+        outputs = np.where(sure, np.array(incumbent.outputs, dtype=object), np.array(candidate.outputs, dtype=object))
+        if score_of(metric, labels=labels, outputs=outputs) >= to_reach:
+            return Routing(by="confidence", column=None, values=(), threshold=threshold)
+    return None
+
+
+def routed(routing: Routing, *, incumbent: Side, candidate: Side) -> Side:
+    """The hybrid's answers, row by row those of the model that the routing names."""
+    changed = {
+        name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
+        for name in incumbent.changed
+    }
+    return Side(_routed(routing, incumbent=incumbent.clean, candidate=candidate.clean), changed)
+
+
+def share_to_candidate(routing: Routing, table: Predictions) -> float:
+    """Share of the rows of the incumbent's table that the candidate answers."""
+    return float(_mask(routing, table).mean())
+
+
+def hybrid_cpu(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
+    """What the hybrid costs: by group each row is answered once, by confidence the incumbent answers every row."""
+    kept = 1 - share if routing.by == "group" else 1.0
+    both = tuple(kept * one + share * other for one, other in zip(cpu.incumbent, cpu.candidate, strict=True))
+    return replace(cpu, candidate=both)
+
+
+def _mask(routing: Routing, table: Predictions) -> np.ndarray:
+    groups = table.groups.get(routing.column) if routing.column is not None else None
+    return np.asarray(to_candidate(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
+
+
+def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions) -> Predictions:
+    mask = _mask(routing, incumbent)
+
+    def pick(name: str) -> NDArray[np.float64]:
+        return np.asarray(np.where(mask, getattr(candidate, name), getattr(incumbent, name)))
+
+    outputs = tuple(
+        ours if here else theirs for here, ours, theirs in zip(mask, candidate.outputs, incumbent.outputs, strict=True)
+    )
+    return replace(
+        incumbent,
+        model="hybrid",
+        outputs=outputs,
+        scores=pick("scores"),
+        confidences=pick("confidences"),
+        calibrated=pick("calibrated"),
+    )

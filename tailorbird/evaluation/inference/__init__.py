@@ -1,0 +1,1 @@
+"""Run models on evaluation rows."""

@@ -1,0 +1,55 @@
+"""What a chat model answers to rows, asked as its version is: the pass that training, evaluation and cost share."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tailorbird.data.chat_template import conversation_tokens, prompt_tokens
+from tailorbird.data.rows import Conversation, Rows
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tailorbird.registry.versions import Prompting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Answered(NamedTuple):
+    """One row's answer."""
+
+    text: str
+    confidence: float
+    """exp of the mean log-probability of its tokens."""
+
+
+def answer_rows(
+    model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
+) -> list[Answered]:
+    """The model's most likely answer to each row, in order; DataError where its chat template refuses one."""
+    prompts = [
+        prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+        for conversation in conversations(rows)
+    ]
+    end_id = int(tokenizer.eos_token_id)
+    found = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    return [Answered(_text(answer.tokens, tokenizer=tokenizer), answer.confidence) for answer in found]
+
+
+def reference_likelihoods(
+    model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
+) -> list[float]:
+    """Mean log-probability, in nats a token, that the model gives each row's reference answer."""
+    asked = [
+        conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+        for turns, answer in zip(conversations(rows), rows.labels, strict=True)
+    ]
+    return log_likelihoods(model, asked, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
+
+
+def conversations(rows: Rows) -> Sequence[Conversation]:
+    """The rows' conversations, which a chat task's rows have."""
+    assert rows.conversations is not None
+    return rows.conversations
+
+
+def _text(tokens: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

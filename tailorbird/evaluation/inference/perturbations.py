@@ -1,0 +1,248 @@
+"""Between reading and predicting: texts with a person's sex, age or name swapped, or with a slip of the keyboard."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from tailorbird.data.rows import Rows
+
+
+def _both_ways(*pairs: tuple[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({a: b for pair in pairs for a, b in (pair, pair[::-1])})
+
+
+SEXES = _both_ways(
+    ("man", "woman"), ("men", "women"), ("male", "female"), ("males", "females"), ("he", "she"),
+    ("himself", "herself"), ("boy", "girl"), ("boys", "girls"), ("husband", "wife"), ("husbands", "wives"),
+    ("father", "mother"), ("fathers", "mothers"), ("dad", "mum"), ("son", "daughter"), ("sons", "daughters"),
+    ("brother", "sister"), ("brothers", "sisters"), ("uncle", "aunt"), ("uncles", "aunts"), ("nephew", "niece"),
+    ("grandfather", "grandmother"), ("grandson", "granddaughter"), ("gentleman", "lady"), ("gentlemen", "ladies"),
+    ("boyfriend", "girlfriend"), ("widower", "widow"), ("stepfather", "stepmother"), ("sir", "madam"),
+)  # fmt: skip
+TITLES = MappingProxyType({"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"})
+
+# A text with one of these is about one sex whoever is named in it, and swapping would make nonsense of it.
+SEX_BOUND = re.compile(
+    r"\b(?:(?:non)?pregnan|obstet|gestation|matern|patern|puerper|(?:ante|pre|post|intra)?part(?:um|al\b)|(?:ante|pre|post)nat"
+    r"|lactat|breast-?fe|abort|miscarr|menstru|menarche|menopaus|birth|labou?r\b|deliver|uter(?:us|i)|ovar|ovulat"
+    r"|cervix|vagin|vulv|endometr|hysterect|fallopian|salping|eclamp|gyna?ec|prostat|test(?:is|es|ic)|peni(?:s|le)\b"
+    r"|scrot|sperm|semen\b|semin|erect|ejacul|orchi|epididym|vasectom|phimosis|foreskin|circumcis|genit|(?:in)?fertil"
+    r"|\w*hermaphrod|pelvi|newborn|neonat|infant|mother yaw)",
+    re.IGNORECASE,
+)
+
+AGES = _both_ways(
+    ("elderly", "young"), ("older", "younger"), ("child", "adult"), ("children", "adults"),
+    ("teenager", "pensioner"), ("teenagers", "pensioners"), ("paediatric", "geriatric"),
+)  # fmt: skip
+AGES = MappingProxyType({**AGES, "pediatric": "geriatric", "toddler": "adult", "toddlers": "adults"})
+GROWN = MappingProxyType({
+    "child": "adult", "children": "adults", "boy": "man", "boys": "men", "girl": "woman", "girls": "women",
+    "toddler": "adult", "teenager": "adult", "schoolboy": "man", "schoolgirl": "woman",
+})  # fmt: skip
+
+# Likewise about one time of life.
+AGE_BOUND = re.compile(
+    r"\b(?:newborn|neonat|perinat|infan|baby|babies|birth|congenital|pregnan|obstet|gestation|puerper|menarche|menopaus"
+    r"|juvenile|adolescen|pubert|senil|dementia|school|retire|bone age|orphan|custody|tapeworm"
+    r"|(?:day|week|month)s? old|adult (?:t-cell|respiratory))",
+    re.IGNORECASE,
+)
+STATED_AGE = re.compile(
+    r"(?<![\w.,/<>-])(\d{1,3})(?=[ -]years?[ -]olds?\b| ?y/?o\b)"
+    r"|(?<=\baged )(\d{1,3})(?![\w/%-]|[.,]\d| (?:to|and|or|months?|weeks?|days?)\b)",
+    re.IGNORECASE,
+)
+FULL_AGE, OLDEST, YEARS_MOVED, MIDDLE_AGE = 18, 120, 30, 50
+
+# Five women's and five men's given names of each of eight origins, none of them an English word or a disease's eponym
+# that we know of. Names keep their place from origin to origin, so that two people of a text keep two names.
+NAMES = (
+    (("Emily", "Megan", "Susan", "Deborah", "Jennifer"), ("Kevin", "Brian", "Stephen", "Andrew", "Matthew")),
+    (("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"), ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell")),
+    (("Xochitl", "Carmen", "Itzel", "Marisol", "Ximena"), ("Alejandro", "Javier", "Fernando", "Jorge", "Esteban")),
+    (("Fatima", "Aisha", "Layla", "Khadija", "Zainab"), ("Mohammed", "Ahmed", "Omar", "Youssef", "Hassan")),
+    (("Priya", "Lakshmi", "Ananya", "Deepika", "Sunita"), ("Rajesh", "Sanjay", "Vikram", "Arjun", "Suresh")),
+    (("Xiuying", "Meiling", "Yanfang", "Lihua", "Xiaoyan"), ("Weiguo", "Jianhua", "Zhiqiang", "Guoqiang", "Haoran")),
+    (("Agnieszka", "Katarzyna", "Svetlana", "Olga", "Zofia"), ("Krzysztof", "Wojciech", "Dmitri", "Sergei", "Pavel")),
+    (("Adaeze", "Ngozi", "Abena", "Funmilayo", "Wanjiru"), ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau")),
+)  # fmt: skip
+PLACES = {
+    name: (origin, sex, index)
+    for origin, sexes in enumerate(NAMES)
+    for sex, names in enumerate(sexes)
+    for index, name in enumerate(names)
+}
+
+# An article and the age, or the word that may be one for an age, behind it.
+ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
+
+# A word of its own: not part of "man-made" or "HER-2".
+WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
+EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE)
+LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
+
+
+def counterfactuals(rows: Rows) -> Rows:
+    """For each row whose text names a sex, an age or a given name, that row with it swapped, one row for each kind.
+
+    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; all else is kept. A row that names none gives none. It is
+    done by word lists, whole words only, so it misses wordings and cannot read: a text with a word of `SEX_BOUND` or
+    `AGE_BOUND` (pregnancy, prostate, newborn) is left out, since its sex or age is its matter, and what these lists do
+    not know is swapped all the same. English only.
+    """
+    kinds: dict[str, Callable[[str, str], str]] = {
+        "sex": lambda text, _: swap_sex(text),
+        "age": lambda text, _: swap_age(text),
+        "name": lambda text, row_id: swap_name(text, seed=row_id),
+    }
+    changes = [
+        (position, f"{row_id}|{kind}", changed)
+        for position, (row_id, text) in enumerate(zip(rows.row_ids, rows.texts, strict=True))
+        for kind, swap in kinds.items()
+        if (changed := swap(text, row_id)) != text
+    ]
+    return replace(
+        rows.take([position for position, _, _ in changes]),
+        row_ids=tuple(row_id for _, row_id, _ in changes),
+        texts=tuple(changed for _, _, changed in changes),
+    )
+
+
+def misspelt(rows: Rows) -> Rows:
+    """Each row with one slip of the keyboard: a typing error, the case or white space, by a hash of its row id.
+
+    Row ids are `row_id|noise`; every text changes. Texts differ by the row ids and the texts alone.
+    """
+    texts = tuple(misspell(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
+    return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
+
+
+def swap_sex(text: str) -> str:
+    """The text with each word for one sex turned into that for the other, and known names along with them."""
+    if SEX_BOUND.search(text):
+        return text
+
+    def swapped(match: re.Match[str]) -> str:
+        word = match.group()
+        if word in TITLES:
+            return TITLES[word]
+        if _is_acronym(word, text) or EPONYM.match(text, match.end()):
+            return word
+        # "her" is "him" or "his", and "his" is "her" or "hers": before a noun the one that owns.
+        owns = bool(
+            re.match(
+                r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w", text[match.end() :]
+            )
+        )
+        pronouns = {"her": "his" if owns else "him", "his": "her" if owns else "hers", "him": "her", "hers": "his"}
+        return _like(word, {**SEXES, **pronouns}.get(word.lower(), word))
+
+    changed = WORD.sub(swapped, text)
+    return changed if changed == text else _rename(changed, lambda origin, sex, index: NAMES[origin][1 - sex][index])
+
+
+def swap_age(text: str) -> str:
+    """The text with each age moved by 30 years, to another time of adult life; without an age, with its words swapped.
+
+    A child's age becomes an adult's, and then the words for a child with it.
+    """
+    if AGE_BOUND.search(text):
+        return text
+    ages = [int(age) for match in STATED_AGE.finditer(text) for age in match.groups() if age]
+
+    def moved(match: re.Match[str]) -> str:
+        age = int(match.group())
+        return match.group() if age > OLDEST else str(age + YEARS_MOVED if age < MIDDLE_AGE else age - YEARS_MOVED)
+
+    words = AGES if not ages else GROWN if min(ages) < FULL_AGE else {}
+    changed = STATED_AGE.sub(moved, text)
+    changed = WORD.sub(lambda match: _like(match.group(), words.get(match.group().lower(), match.group())), changed)
+    return text if changed == text else ARTICLE.sub(_article, changed)
+
+
+def swap_name(text: str, *, seed: str) -> str:
+    """The text with each given name that we know turned into one of another origin, chosen by the seed; sex is kept."""
+    shift = 1 + _hashed(seed, "name") % (len(NAMES) - 1)
+    return _rename(text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index])
+
+
+def misspell(text: str, *, seed: str) -> str:
+    """The text with one slip, chosen by the seed; where that slip cannot be had, with the next that can."""
+    slips = (_typing_error, _wrong_case, _white_space)
+    first = _hashed(seed, "slip") % len(slips)
+    for slip in slips[first:] + slips[:first]:
+        changed = slip(text, seed)
+        if changed != text:
+            return changed
+    raise AssertionError("white space can always be added")
+
+
+def _typing_error(text: str, seed: str) -> str:
+    """One longer word with two inner letters exchanged, or one lost or doubled; the first is seldom hit."""
+    words = list(LONG_WORD.finditer(text))
+    if not words:
+        return text
+    word = words[_hashed(seed, "word") % len(words)]
+    at = word.start() + 1 + _hashed(seed, "letter") % (len(word.group()) - 2)
+    here, after = text[at], text[at + 1]
+    slips = [here + here + after, after] + ([after + here] if here != after else [])
+    return text[:at] + slips[_hashed(seed, "error") % len(slips)] + text[at + 2 :]
+
+
+def _wrong_case(text: str, seed: str) -> str:
+    """The caps lock was on, or no shift was pressed."""
+    cases = [changed for changed in (text.upper(), text.lower()) if changed != text]
+    return cases[_hashed(seed, "case") % len(cases)] if cases else text
+
+
+def _white_space(text: str, seed: str) -> str:
+    """A blank too many: within the text, or around it."""
+    blanks = [match.start() for match in re.finditer(" ", text)]
+    if not blanks or _hashed(seed, "edge") % 4 == 0:
+        return f" {text} "
+    at = blanks[_hashed(seed, "blank") % len(blanks)]
+    return text[:at] + " " + text[at:]
+
+
+def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
+    """Every known name, capitalised as names are, by what `other` makes of its origin, sex and place."""
+
+    def renamed(match: re.Match[str]) -> str:
+        word = match.group()
+        name = word if word in PLACES else word.title() if text.isupper() else word
+        if name not in PLACES or EPONYM.match(text, match.end()):
+            return word
+        return _like(word, other(*PLACES[name])) if word.isupper() else other(*PLACES[name])
+
+    return WORD.sub(renamed, text)
+
+
+def _article(match: re.Match[str]) -> str:
+    """A young man, an elderly one; a 30-year-old, an 80-year-old."""
+    article, following = match.group(1), match.group(2).lower()
+    if following.isdecimal():
+        vowel = following[0] == "8" or following in ("11", "18")
+    elif following in AGES:
+        vowel = following[0] in "aeiou"
+    else:
+        return match.group()
+    return article[0] + (("N" if match.group(2).isupper() else "n") if vowel else "")
+
+
+def _is_acronym(word: str, text: str) -> bool:
+    """HE is hepatic encephalopathy in a text that does not shout."""
+    return len(word) <= 3 and word.isupper() and not text.isupper()
+
+
+def _like(word: str, other: str) -> str:
+    """`other` in the case of `word`."""
+    if word.isupper() and len(word) > 1:
+        return other.upper()
+    return other[:1].upper() + other[1:] if word[:1].isupper() else other
+
+
+def _hashed(seed: str, purpose: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}|{seed}".encode("utf-8", "surrogatepass")).digest()[:8], "big")

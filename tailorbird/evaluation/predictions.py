@@ -1,0 +1,178 @@
+"""What a model answered on each row of a split: the table that a verdict is computed, and later recomputed, from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+from collections.abc import Mapping
+
+GROUP_PREFIX = "group:"
+MEASURE_PREFIX = "measure:"
+CLUSTER = "cluster"
+ROW_METRICS = ("accuracy", "exact_match")
+"""What `scores` is the per-row score of."""
+COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
+
+
+class VerdictRefused(ValueError):
+    """Rule 1: the predictions cannot be compared, so there is no verdict; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One model's answers on one set of rows, in the rows' order, without their text."""
+
+    model: str
+    """What answered, for example `probe` or `full`."""
+    row_ids: tuple[str, ...]
+    """Row ids, unique in the set."""
+    labels: tuple[str, ...]
+    """True labels; of a chat task, sha256 of the reference answer's words."""
+    outputs: tuple[str, ...]
+    """Labels the model gave; of a chat task, sha256 of its answer's words."""
+    scores: NDArray[np.float64]
+    """[N] 1.0 where the output is the label, else 0.0."""
+    confidences: NDArray[np.float64]
+    """[N] highest class probability, before temperature; of a chat task, exp of the mean log-probability of a token."""
+    calibrated: NDArray[np.float64]
+    """[N] highest class probability after the model's temperature; a chat task has none and changes nothing."""
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group columns by name, one value a row."""
+    measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """[N] other per-row scores by name, of a chat task: `token_f1`, `rouge_l`, `log_likelihood`."""
+    clusters: tuple[str, ...] | None = None
+    """What rows that are not independent of each other share (a document, or the same text), by number."""
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "confidences", "calibrated"):
+            values = np.array(getattr(self, name), dtype=np.float64)
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "measures", {name: np.array(one, np.float64) for name, one in self.measures.items()})
+        columns = {
+            name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences", "calibrated")
+        }
+        columns |= {f"group {name}": len(values) for name, values in self.groups.items()}
+        columns |= {name: len(values) for name, values in self.measures.items()}
+        columns |= {} if self.clusters is None else {"clusters": len(self.clusters)}
+        for name, length in columns.items():
+            if length != len(self.row_ids):
+                raise ValueError(
+                    f"predictions of {self.model}: {length} {name} for {len(self.row_ids)} row ids; give one a row"
+                )
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def per_row(self, metric: str) -> NDArray[np.float64]:
+        """[N] each row's score by a metric that is a mean over rows; VerdictRefused where it was not measured."""
+        if metric in ROW_METRICS:
+            return self.scores
+        if metric not in self.measures:
+            allowed = ", ".join((ROW_METRICS[0], "macro_f1", *ROW_METRICS[1:], *self.measures))
+            raise VerdictRefused(f"{self.model}: its rows were not scored by {metric!r}; allowed: {allowed}")
+        return self.measures[metric]
+
+    def to_table(self) -> pa.Table:
+        """An Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, where there are any, `cluster`.
+
+        The model's name is in the schema's metadata.
+        """
+        import pyarrow as pa
+
+        columns = {
+            "row_id": pa.array(self.row_ids, pa.string()),
+            "label": pa.array(self.labels, pa.string()),
+            "output": pa.array(self.outputs, pa.string()),
+            "score": pa.array(self.scores),
+            "confidence": pa.array(self.confidences),
+            "calibrated": pa.array(self.calibrated),
+        }
+        columns |= {GROUP_PREFIX + name: pa.array(values, pa.string()) for name, values in self.groups.items()}
+        columns |= {MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()}
+        columns |= {} if self.clusters is None else {CLUSTER: pa.array(self.clusters, pa.string())}
+        return pa.table(columns).replace_schema_metadata({"model": self.model})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Predictions:
+        """Reads what `to_table` wrote; ValueError if columns are missing or foreign, or there is no model's name."""
+        given = table.column_names
+        missing = [name for name in COLUMNS if name not in given]
+        known = (GROUP_PREFIX, MEASURE_PREFIX)
+        foreign = [name for name in given if name not in (*COLUMNS, CLUSTER) and not name.startswith(known)]
+        model = (table.schema.metadata or {}).get(b"model")
+        if missing or foreign or model is None:
+            raise ValueError(
+                f"not a table of predictions: columns missing {missing}, foreign {foreign}, model's name "
+                f"{'missing' if model is None else 'there'}; give a table that Predictions.to_table wrote"
+            )
+        return cls(
+            model=model.decode(),
+            row_ids=tuple(table["row_id"].to_pylist()),
+            labels=tuple(table["label"].to_pylist()),
+            outputs=tuple(table["output"].to_pylist()),
+            scores=table["score"].to_numpy(),
+            confidences=table["confidence"].to_numpy(),
+            calibrated=table["calibrated"].to_numpy(),
+            groups={
+                name.removeprefix(GROUP_PREFIX): tuple(table[name].to_pylist())
+                for name in given
+                if name.startswith(GROUP_PREFIX)
+            },
+            measures={
+                name.removeprefix(MEASURE_PREFIX): table[name].to_numpy()
+                for name in given
+                if name.startswith(MEASURE_PREFIX)
+            },
+            clusters=tuple(table[CLUSTER].to_pylist()) if CLUSTER in given else None,
+        )
+
+
+def align(first: Predictions, *others: Predictions) -> None:
+    """Makes sure that all are predictions of the same rows, in the same order, with the same labels and finite scores.
+
+    Raises VerdictRefused, naming the two models and the first row at fault.
+    """
+    if not len(first):
+        raise VerdictRefused(f"{first.model} has predicted no row; predict the test rows first")
+    repeated = [row_id for row_id, count in Counter(first.row_ids).items() if count > 1]
+    if repeated:
+        raise VerdictRefused(f"{first.model} has row id {repeated[0]!r} more than once; a row counts once")
+    for predictions in (first, *others):
+        for what, values in {"score": predictions.scores, **predictions.measures}.items():
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                raise VerdictRefused(
+                    f"{predictions.model} has the {what} {values[bad[0]]} at row "
+                    f"{predictions.row_ids[bad[0]]!r}; scores must be finite"
+                )
+    for other in others:
+        pair = f"{first.model} and {other.model}"
+        if len(first) != len(other):
+            raise VerdictRefused(f"{pair} have predicted {len(first)} and {len(other)} rows; predict the same rows")
+        for what, ours, theirs in (
+            ("row ids", first.row_ids, other.row_ids),
+            ("labels", first.labels, other.labels),
+        ):
+            if ours != theirs:
+                at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+                raise VerdictRefused(
+                    f"{pair} differ in their {what}, first at position {at}: {ours[at]!r} and {theirs[at]!r}; "
+                    "predict the same rows in the same order"
+                )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's answers: on the test rows, and on the changed rows by the set's name."""
+
+    clean: Predictions
+    changed: Mapping[str, Predictions] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Evidence, report and model card."""

@@ -1,0 +1,168 @@
+"""The report's plots as inline SVG: each a pure function of its numbers, which the page shows beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tailorbird.evaluation.report.html_elements import text
+
+SQUARE = 240
+"""Side of a plot with two axes, in its own units; its texts are as large as the page's small print."""
+MARGIN = 34
+
+
+def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
+    """A bar from 0 to `value`, of 0 to 1, with its interval as a whisker."""
+    low, high = (100 * min(max(end, 0.0), 1.0) for end in interval)
+    return _strip(
+        f'<rect class="bar" x="0" y="3" width="{100 * min(max(value, 0.0), 1.0):.2f}" height="14"/>'
+        + _whisker(low, high=high, middle=10),
+        height=20,
+        label=label,
+    )
+
+
+def span(
+    estimate: float, *, interval: tuple[float, float], guides: Sequence[float], bounds: tuple[float, float]
+) -> str:
+    """An interval as a bar with its estimate as a line in it, on an axis over `bounds`; guides are dashed."""
+    left, right = bounds
+    scale = 100 / (right - left or 1.0)
+
+    def place(value: float) -> str:
+        return f"{min(max((value - left) * scale, 0.0), 100.0):.2f}"
+
+    low, high = interval
+    width = float(place(high)) - float(place(low))
+    dashed = "".join(f'<line class="guide" x1="{place(x)}" x2="{place(x)}" y1="0" y2="24"/>' for x in guides)
+    return _strip(
+        f'{dashed}<rect class="bar chosen" x="{place(low)}" y="7" width="{max(width, 0.3):.2f}" height="10"/>'
+        f'<line class="whisker" x1="{place(estimate)}" x2="{place(estimate)}" y1="3" y2="21"/>',
+        height=24,
+        label=f"{100 * estimate:.2f}, interval {100 * low:.2f} to {100 * high:.2f}",
+    )
+
+
+def around(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds all of the values with a margin."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low or 0.01)
+    return low - margin, high + margin
+
+
+def gain(value: float, *, interval: tuple[float, float], minimum: float) -> str:
+    """The gain with its interval on an axis that holds 0 and the minimum gain."""
+    low, high = interval
+    drawn = span(value, interval=interval, guides=(0.0, minimum), bounds=around((low, high, 0.0, minimum)))
+    return (
+        f"{drawn}<p class=soft>Bar: the interval, {100 * low:+.2f} to {100 * high:+.2f} points; line in it: the gain, "
+        f"{100 * value:+.2f}; dashed: 0 and the minimum gain, {100 * minimum:+.2f}.</p>"
+    )
+
+
+def outcomes(counts: Mapping[str, int]) -> str:
+    """The test rows as one bar, parted by who was right; the parts are named in the text under it."""
+    total, at, parts = sum(counts.values()), 0.0, []
+    shades = ("0.25", "1", "0.6", "0.1")  # the two in which the models differ stand out
+    for (name, count), shade in zip(counts.items(), shades, strict=True):
+        width = 100 * count / total
+        chosen = " chosen" if name == "only the candidate right" else ""
+        parts.append(
+            f'<rect class="bar{chosen}" opacity="{shade}" x="{at:.2f}" y="2" width="{width:.2f}" height="20">'
+            f"<title>{text(name)}: {count:,}</title></rect>"
+        )
+        at += width
+    label = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return _strip("".join(parts), height=24, label=label)
+
+
+def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Share right over mean confidence of each bin, a line a model; a dot's area grows with its rows.
+
+    `bins` by role, each `{confidence, accuracy, n}`; the candidate is drawn in the chosen colour, over the incumbent.
+    """
+    scale = SQUARE - 2 * MARGIN
+    drawn = [_axes("confidence", "share right", ends=((0.0, 1.0), (0.0, 1.0)))]
+    drawn.append(f'<line class="guide" x1="{MARGIN}" y1="{SQUARE - MARGIN}" x2="{SQUARE - MARGIN}" y2="{MARGIN}"/>')
+    for role, found in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
+        most = max((row["n"] for row in found), default=1)
+        dots = [
+            (MARGIN + scale * row["confidence"], SQUARE - MARGIN - scale * row["accuracy"], row["n"] / most)
+            for row in found
+        ]
+        drawn.append(_line(dots, chosen=role == "candidate"))
+    return _square("".join(drawn), label="reliability: share right over confidence; the numbers are in the table")
+
+
+def curve(points: Sequence[tuple[float, float]], *, chosen: bool = True, axes: tuple[str, str]) -> str:
+    """A line through (x, y) points in the order of x; the axes' ends are written beside them."""
+    ends = (around([x for x, _ in points]), around([y for _, y in points]))
+    scale = SQUARE - 2 * MARGIN
+    dots = [
+        (
+            MARGIN + scale * (x - ends[0][0]) / (ends[0][1] - ends[0][0]),
+            SQUARE - MARGIN - scale * (y - ends[1][0]) / (ends[1][1] - ends[1][0]),
+            0.4,
+        )
+        for x, y in sorted(points)
+    ]
+    shown = ((min(x for x, _ in points), max(x for x, _ in points)), ends[1])
+    return _square(
+        _axes(*axes, ends=shown) + _line(dots, chosen=chosen), label=f"{axes[1]} over {axes[0]}; see the table"
+    )
+
+
+def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
+    """A tick a measurement on an axis from 0 to `largest`."""
+    ticks = "".join(
+        f'<rect class="bar{" chosen" if chosen else ""}" x="{98.5 * value / (largest or 1.0):.2f}" y="3" width="1.2" '
+        'height="14"/>'
+        for value in values
+    )
+    return _strip(ticks, height=20, label=", ".join(f"{value:.4g}" for value in values))
+
+
+def _whisker(low: float, *, high: float, middle: int) -> str:
+    lines = ((low, high, middle, middle), (low, low, middle - 4, middle + 4), (high, high, middle - 4, middle + 4))
+    return "".join(
+        f'<line class="whisker" x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1}" y2="{y2}"/>' for x1, x2, y1, y2 in lines
+    )
+
+
+def _strip(content: str, *, height: int, label: str) -> str:
+    """A plot as wide as its place: 100 units across, stretched, and so without text in it."""
+    return (
+        f'<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" height="{height}" role="img" '
+        f'aria-label="{text(label)}">{content}</svg>'
+    )
+
+
+def _square(content: str, *, label: str) -> str:
+    return f'<svg class="square" viewBox="0 0 {SQUARE} {SQUARE}" role="img" aria-label="{text(label)}">{content}</svg>'
+
+
+def _line(dots: Sequence[tuple[float, float, float]], *, chosen: bool) -> str:
+    """(x, y, weight) in the plot's units as a line with a dot each."""
+    kind = " chosen" if chosen else ""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in dots)
+    return f'<polyline class="path{kind}" points="{path}"/>' + "".join(
+        f'<circle class="dot{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 4 * weight**0.5:.1f}"/>' for x, y, weight in dots
+    )
+
+
+def _axes(across: str, up: str, *, ends: tuple[tuple[float, float], tuple[float, float]]) -> str:
+    (left, right), (bottom, top) = ends
+    side, low, high = SQUARE - 2 * MARGIN, SQUARE - MARGIN, MARGIN
+
+    def label(x: float, y: float, *, shown: str, anchor: str = "middle", turned: bool = False) -> str:
+        turn = f' transform="rotate(-90 {x} {y})"' if turned else ""
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{text(shown)}</text>'
+
+    return (
+        f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}"/>'
+        + label(MARGIN, low + 14, shown=f"{left:,.4g}")
+        + label(SQUARE - MARGIN, low + 14, shown=f"{right:,.5g}")
+        + label(SQUARE / 2, low + 26, shown=across)
+        + label(MARGIN - 4, low, shown=f"{bottom:.2f}", anchor="end")
+        + label(MARGIN - 4, high + 8, shown=f"{top:.2f}", anchor="end")
+        + label(10, SQUARE / 2, shown=up, turned=True)
+    )

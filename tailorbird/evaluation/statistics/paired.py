@@ -1,0 +1,232 @@
+"""What two models' predictions say of each other: the paired statistics that a verdict rests on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
+from tailorbird.evaluation.statistics.bootstrap import Effect, at_least_unseen, macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.scoring import score_table
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairedCounts:
+    """Rows by who was right on them, the candidate or the other (incumbent or reference)."""
+
+    both_right: int
+    only_candidate_right: int
+    only_other_right: int
+    neither_right: int
+
+    def __post_init__(self) -> None:
+        if min(self.cells) < 0 or self.n == 0:
+            raise ValueError(f"paired counts are {self.cells}; give counts of 0 or more, of at least one row")
+
+    @property
+    def cells(self) -> tuple[int, int, int, int]:
+        """Both right, only the candidate, only the other, neither."""
+        return self.both_right, self.only_candidate_right, self.only_other_right, self.neither_right
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return sum(self.cells)
+
+    @property
+    def gain(self) -> float:
+        """Candidate's accuracy minus the other's, as one division, so that it compares exactly with a bound."""
+        return (self.only_candidate_right - self.only_other_right) / self.n
+
+    @property
+    def discordance(self) -> float:
+        """Share of rows on which exactly one of the two was right."""
+        return (self.only_candidate_right + self.only_other_right) / self.n
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The candidate against another model on the same rows, by one metric."""
+
+    counts: PairedCounts
+    """Rows by who was right, whatever the metric."""
+    candidate_score: float
+    other_score: float
+    gain: float
+    """Candidate's score minus the other's."""
+    interval: tuple[float, float]
+    """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles. Where rows
+    share documents, the wider of Newcombe's and the bootstrap's over documents at each end."""
+    p_value: float
+    """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
+    flips' for other means over rows. Where rows share documents, the larger of McNemar's and sign flips'
+    of documents."""
+    p_exact: float | None
+    """McNemar's exact p; None for a metric that is no share of rows."""
+    standard_error: float | None
+    """Of the gain, by bootstrap; None for a share of independent rows, whose formulas need the counts only."""
+    num_units: int
+    """What is independent: the rows, or the documents that they share."""
+
+
+def accuracy(scores: FloatArray) -> float:
+    """Mean of the 0/1 scores [N]."""
+    return float(np.mean(scores))
+
+
+def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Wilson's score interval, two-sided at level 1 - alpha, of an accuracy of num_right / n."""
+    if not 0 <= num_right <= n or n == 0:
+        raise ValueError(f"{num_right} right of {n} rows; give 0 <= num_right <= n and n >= 1")
+    low, high = proportion_confint(num_right, n, alpha=alpha, method="wilson")
+    return float(low), float(high)
+
+
+def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
+    """Counts from the two models' 0/1 scores [N] on the same rows."""
+    ours, theirs = candidate == 1, other == 1
+    return PairedCounts(
+        both_right=int(np.sum(ours & theirs)),
+        only_candidate_right=int(np.sum(ours & ~theirs)),
+        only_other_right=int(np.sum(~ours & theirs)),
+        neither_right=int(np.sum(~ours & ~theirs)),
+    )
+
+
+def mcnemar_exact(counts: PairedCounts) -> float:
+    """McNemar's exact two-sided p value (conditional binomial test on the discordant rows); 1 if there are none."""
+    table = [[counts.both_right, counts.only_candidate_right], [counts.only_other_right, counts.neither_right]]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def mcnemar_midp(counts: PairedCounts) -> float:
+    """McNemar's mid-p value: the exact one less the probability of the observed split.
+
+    Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
+    """
+    return float(midp_values(counts.only_candidate_right, only_other=counts.only_other_right))
+
+
+def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArray:
+    """`mcnemar_midp` of arrays of discordant counts, elementwise."""
+    ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_other, dtype=np.int64)
+    fewer, discordant = np.minimum(ours, theirs), ours + theirs
+    # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
+    at_most = bdtr(fewer.astype(np.float64), discordant, 0.5)
+    less = np.where(fewer > 0, bdtr(np.maximum(fewer - 1, 0).astype(np.float64), discordant, 0.5), 0.0)
+    return np.asarray(np.where(discordant == 0, 1.0, np.minimum(at_most + less, 1.0)), dtype=np.float64)
+
+
+def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
+
+    Newcombe, Statistics in Medicine 17:2635-2650 (1998): the Wilson limits of the two accuracies, combined by squaring
+    and adding with the correlation phi of the two models' being right; a positive numerator of phi is lessened by n/2.
+    """
+    low, high = newcombe_limits(np.asarray(counts.cells), alpha=alpha)
+    return float(low), float(high)
+
+
+def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
+    """`newcombe_paired_interval` of tables [..., 4], cells in PairedCounts' order: lower and upper limits [...]."""
+    both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
+    n = both + ours + theirs + neither
+    right, other_right = both + ours, both + theirs
+    low, high = proportion_confint(right, n, alpha=alpha, method="wilson")
+    other_low, other_high = proportion_confint(other_right, n, alpha=alpha, method="wilson")
+    numerator = both * neither - ours * theirs
+    numerator = np.where(numerator > 0, np.maximum(numerator - n / 2, 0.0), numerator)
+    variance = right * (n - right) * other_right * (n - other_right)
+    phi = np.where(variance > 0, numerator / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+    gain = (ours - theirs) / n
+    below = _square_and_add(right / n - low, other_high - other_right / n, phi)
+    above = _square_and_add(high - right / n, other_right / n - other_low, phi)
+    return np.maximum(gain - below, -1.0), np.minimum(gain + above, 1.0)
+
+
+def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Comparison:
+    """Everything the verdict reads of two models' predictions of the same rows, by one of the recipe's metrics.
+
+    Raises VerdictRefused where the rows are not the same, or were not scored by the metric.
+    """
+    align(candidate, other)
+    counts = paired_counts(candidate.scores, other=other.scores)
+    scores = score_table(metric, candidate), score_table(metric, other)
+    num_units = counts.n if candidate.clusters is None else len(set(candidate.clusters))
+    if metric in ROW_METRICS:
+        rows = Comparison(
+            counts,
+            *scores,
+            gain=counts.gain,
+            interval=newcombe_paired_interval(counts, alpha=alpha),
+            p_value=mcnemar_midp(counts),
+            p_exact=mcnemar_exact(counts),
+            standard_error=None,
+            num_units=num_units,
+        )
+        if candidate.clusters is None:
+            return rows
+        shared = mean_change(candidate.scores, other.scores, alpha=alpha, clusters=candidate.clusters)
+        return _no_surer(rows, than=shared)
+    if metric == "macro_f1":
+        effect = macro_f1_effect(candidate, other=other, alpha=alpha)
+    else:
+        pair = candidate.per_row(metric), other.per_row(metric)
+        effect = mean_change(*pair, alpha=alpha, clusters=candidate.clusters)
+    return Comparison(
+        counts,
+        *scores,
+        gain=effect.gain,
+        interval=effect.interval,
+        p_value=effect.p_value,
+        p_exact=None,
+        standard_error=effect.standard_error,
+        num_units=num_units,
+    )
+
+
+def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
+    """What rows say as if they were independent, where they are not: no surer than their documents."""
+    (low, high), counts = rows.interval, rows.counts
+    alone = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
+    return replace(
+        rows,
+        interval=(min(low, than.interval[0]), max(high, than.interval[1])),
+        p_value=max(rows.p_value, than.p_value),
+        standard_error=max(alone, than.standard_error),
+    )
+
+
+def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
+    """`bootstrap.mean_effect` of two models' per-row scores [N], its interval as wide as what no row shows could make.
+
+    A single row or cluster, which has no spread, leaves everything open.
+    """
+    units = len(ours) if clusters is None else len(set(clusters))
+    if units < 2:
+        return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
+    effect = mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
+    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=units, alpha=alpha))
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
+
+    statsmodels' own collects all garbage at each call, 0.3 s beside torch; a test holds this against it.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    return tuple(adjusted.tolist())
+
+
+def _square_and_add(first: FloatArray, second: FloatArray, phi: FloatArray) -> FloatArray:
+    return np.asarray(np.sqrt(np.maximum(first**2 - 2 * phi * first * second + second**2, 0.0)), dtype=np.float64)

@@ -1,0 +1,24 @@
+"""A model's score by the recipe's metric: what training and selection read, light enough for every worker to import."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.bootstrap import macro_f1
+
+
+def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
+    """A model's score by the recipe's metric, `accuracy` or `macro_f1`; labels and outputs [N], names or numbers."""
+    if metric == "macro_f1":
+        return macro_f1(list(labels), outputs=list(outputs))
+    return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
+
+
+def score_table(metric: str, table: Predictions) -> float:
+    """A model's score by any of the recipe's metrics."""
+    if metric == "macro_f1":
+        return macro_f1(table.labels, outputs=table.outputs)
+    return float(np.mean(table.per_row(metric)))

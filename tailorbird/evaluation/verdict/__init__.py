@@ -1,0 +1,1 @@
+"""The verdict: a pure decision on predictions."""

@@ -1,0 +1,205 @@
+"""Why a verdict is what it is: its reasons as sentences, none of which claims more than the interval gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tailorbird.evaluation.gates.base import Bound, Gate, State
+from tailorbird.evaluation.statistics.paired import Comparison
+from tailorbird.evaluation.statistics.power import RowsNeeded
+from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, ROUTABLE
+
+if TYPE_CHECKING:
+    from tailorbird.evaluation.verdict.types import HybridVerdict
+
+from tailorbird.evaluation.verdict.formatting import p_text, points, size
+
+
+@dataclass(frozen=True)
+class Told:
+    """What reasons are made of: everything the verdict was decided on."""
+
+    main: Comparison
+    reference: Comparison | None
+    question: Question
+    gates: tuple[Gate, ...]
+    needed: RowsNeeded
+    hybrid: HybridVerdict | None
+    ratio: tuple[float, float, float] | None
+    leaks: tuple[str, ...]
+
+
+def of_rule(rule: int, told: Told) -> tuple[str, ...]:
+    """The reasons of the rule that decided, most important first, and what was counted where it is not the rows."""
+    return *_of_rule(rule, told), *_documents(told.main)
+
+
+def _of_rule(rule: int, told: Told) -> tuple[str, ...]:
+    main, reference, question = told.main, told.reference, told.question
+    if rule == 2:
+        return tuple(f"leak: {leak}" for leak in told.leaks)
+    if rule == 3:
+        return *proven(main, reference=reference, question=question), *open_gates(told.gates)
+    if rule == 4:
+        return *proven(main, reference=reference, question=question), *failed_gates(told.gates), _mended(told.hybrid)
+    if rule == 5:
+        return *failed_gates(told.gates), *proven(main, reference=reference, question=question), *_no_hybrid(told)
+    if rule == 6:
+        return *open_gates(told.gates, regulated=True), *proven(main, reference=reference, question=question)
+    if rule == 7:
+        return *_cheaper(told), *open_gates(told.gates)
+    if rule == 8:
+        return *insufficient(main, needed=told.needed, question=question), *_worse_than_words(reference)
+    return stay(main, reference=reference, question=question)
+
+
+def proven(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
+    minimum, (low, _) = size(question.minimum_gain), main.interval
+    if low >= question.minimum_gain:
+        gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
+    else:
+        gain = (
+            f"a gain above 0 is proven and estimated at {points(main.gain)} points, not under the minimum of "
+            f"{minimum}; the interval begins at {points(low)}, so a smaller gain is not ruled out"
+        )
+    if reference is None:
+        return (gain,)
+    beaten = f"the bag-of-words reference is beaten by {points(reference.gain)} points"
+    return gain, f"{beaten} (interval from {points(reference.interval[0])})"
+
+
+def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) -> tuple[str, ...]:
+    (low, high), n = main.interval, main.counts.n
+    why = (
+        f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of "
+        f"{size(question.minimum_gain)}"
+    )
+    expected = size(question.expected_gain)
+    if needed.rows is None:
+        rows = f"rows needed: {needed.reason}"
+    elif needed.rows > n:
+        alike = "" if main.num_units == n else ", in documents as large as these"
+        rows = f"rows needed: about {needed.rows:,}{alike} for 80 % power at a gain of {expected}; this test has {n:,}"
+    else:
+        rows = (
+            f"rows needed: this test's {n:,} rows suffice for 80 % power at a gain of {expected} ({needed.rows:,} do); "
+            "a smaller gain may be there, and takes more rows: ask with a smaller expected_gain to see how many"
+        )
+    return why, rows, *_disagreement(main, question)
+
+
+def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
+    if reference is None or reference.interval[1] >= 0:
+        return ()
+    return (
+        f"the bag-of-words reference is better: {points(reference.gain)} points against it, interval to "
+        f"{points(reference.interval[1])}; more rows of the same kind will hardly change that",
+    )
+
+
+def stay(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
+    high, gain, minimum = main.interval[1], main.gain, size(question.minimum_gain)
+    reasons = []
+    if high < 0:
+        reasons.append(f"the candidate is worse: the interval ends at {points(high)} points")
+    elif high < question.minimum_gain:
+        reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)}")
+    elif gain < question.minimum_gain:
+        reasons.append(f"the gain of {points(gain)} points is under the minimum of {minimum}")
+    if reference is not None and reference.interval[0] <= 0:
+        reasons.append(
+            f"the bag-of-words reference is not beaten: {points(reference.gain)} points against it, "
+            f"interval {points(reference.interval[0])} to {points(reference.interval[1])}"
+        )
+    return *reasons, *_disagreement(main, question)
+
+
+def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
+    """A sentence a bound that fails."""
+    return tuple(
+        f"the gate {gate.name} fails: {_told(bound, money=gate.name == 'cost')}"
+        for gate in gates
+        for bound in gate.bounds
+        if bound.state is State.FAILS
+    )
+
+
+def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
+    """A sentence a gate that this test cannot assess: each open bound with the rows it takes."""
+    sentences = []
+    for gate in gates:
+        if gate.state is not State.NOT_ASSESSABLE:
+            continue
+        unit = "rows of that group" if gate.name == "groups" else "rows"
+        seen = [
+            _told(bound, money=gate.name == "cost")
+            + ("" if bound.rows_needed is None else f", where it takes about {bound.rows_needed:,} {unit}")
+            for bound in gate.bounds
+            if bound.state is State.NOT_ASSESSABLE
+        ]
+        end = ", and the recipe is regulated" if regulated else ""
+        sentences.append(f"the gate {gate.name} cannot be assessed on these rows: {'; '.join(seen) or gate.note}{end}")
+    return tuple(sentences)
+
+
+def _told(bound: Bound, *, money: bool) -> str:
+    scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
+    low, high = (format(scale * end, form) for end in bound.interval)
+    estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
+    return f"{bound.what} {estimate} ({low} to {high}{unit}), limit {limit}, n = {bound.n:,}"
+
+
+def _mended(hybrid: HybridVerdict | None) -> str:
+    assert hybrid is not None  # rule 4 holds with one only
+    return (
+        f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
+        f"{points(hybrid.gain)} points (interval from {points(hybrid.interval[0])}, Holm-adjusted "
+        f"{p_text(hybrid.p_holm)})"
+    )
+
+
+def _no_hybrid(told: Told) -> tuple[str, ...]:
+    if not {gate.name for gate in told.gates if gate.state is State.FAILS} <= ROUTABLE or told.question.hybrid is None:
+        return ()
+    if told.hybrid is None:
+        return (
+            "there was no hybrid to judge: on validation one of the two models would answer everything, or the "
+            "incumbent is a hybrid itself",
+        )
+    if not told.hybrid.proven:
+        return (
+            f"the hybrid's gain of {points(told.hybrid.gain)} points is not proven: interval from "
+            f"{points(told.hybrid.interval[0])}, {p_text(told.hybrid.p_holm)} by Holm beside the candidate's, against "
+            f"the bag-of-words reference from {points(told.hybrid.reference_interval[0])}",
+        )
+    stopped = (*failed_gates(told.hybrid.gates), *open_gates(told.hybrid.gates, regulated=told.question.regulated))
+    return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in stopped)
+
+
+def _cheaper(told: Told) -> tuple[str, ...]:
+    assert told.ratio is not None  # rule 7 holds with a measured cost only
+    return (
+        f"cost: the candidate takes {told.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
+        f"{told.ratio[2]:.2f})",
+        f"it is not much worse: the interval of its gain begins at {points(told.main.interval[0])} points, above "
+        f"{points(NOT_MUCH_WORSE)}",
+    )
+
+
+def _documents(main: Comparison) -> tuple[str, ...]:
+    n, units = main.counts.n, main.num_units
+    if units == n:
+        return ()
+    return (f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent",)
+
+
+def _disagreement(main: Comparison, question: Question) -> tuple[str, ...]:
+    low, high = main.interval
+    if (main.p_value < question.alpha) == (low > 0 or high < 0):
+        return ()
+    return (
+        f"p and interval disagree: {p_text(main.p_value)} against alpha = {question.alpha:g}, interval "
+        f"{points(low)} to {points(high)}",
+    )

@@ -1,0 +1,97 @@
+"""The outcome table: from what is known of candidate and hybrid to the one rule that decides."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tailorbird.evaluation.gates.base import State
+
+NOT_MUCH_WORSE = -0.01
+"""A cheaper candidate may replace the incumbent while its interval begins above this (rule 7)."""
+CHEAPER_RATIO = 0.9
+"""A candidate is cheaper when the upper end of its cost over the incumbent's lies under this (rule 7)."""
+ROUTABLE = frozenset({"groups", "cost"})
+"""The gates that a hybrid can mend: the others are about the model itself."""
+
+
+class Outcome(StrEnum):
+    """What to do."""
+
+    FINE_TUNE = "FINE_TUNE"
+    STAY = "STAY"
+    HYBRID = "HYBRID"
+    INSUFFICIENT_EVIDENCE = "INSUFFICIENT_EVIDENCE"
+
+
+# Rule 1 refuses: it raises VerdictRefused and gives no outcome.
+OUTCOME_OF_RULE = {
+    2: Outcome.INSUFFICIENT_EVIDENCE,
+    3: Outcome.FINE_TUNE,
+    4: Outcome.HYBRID,
+    5: Outcome.STAY,
+    6: Outcome.INSUFFICIENT_EVIDENCE,
+    7: Outcome.FINE_TUNE,
+    8: Outcome.INSUFFICIENT_EVIDENCE,
+    9: Outcome.STAY,
+}
+
+
+def winner(outcome: Outcome) -> str:
+    """The role that an outcome chooses: `candidate`, `hybrid` or `incumbent`."""
+    return {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(outcome, "incumbent")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the rules read."""
+
+    leaks: bool
+    """A value of `split_by`, or a text, stands in two splits."""
+    proven: bool
+    """The candidate's gain is proven."""
+    low: float
+    """Lower end of the gain's interval."""
+    high: float
+    """Upper end of the gain's interval."""
+    minimum_gain: float
+    regulated: bool = False
+    gates: Mapping[str, State] = field(default_factory=dict)
+    """Of the candidate, by name, the cost among them; those the recipe does not ask for are not in it."""
+    hybrid_proven: bool = False
+    """A hybrid was frozen and its gain is proven beside the candidate's, by Holm."""
+    hybrid_gates: Mapping[str, State] = field(default_factory=dict)
+    cheaper: bool = False
+    """The candidate costs less to serve, by the whole interval."""
+
+
+def rule_of(facts: Facts) -> int:
+    """The first row of the outcome table that holds, 2 to 9."""
+    failed = {name for name, state in facts.gates.items() if state is State.FAILS}
+    ranked = (
+        (2, facts.leaks),
+        (3, facts.proven and _pass(facts.gates, facts)),
+        (
+            4,
+            facts.proven
+            and bool(failed)
+            and failed <= ROUTABLE
+            and facts.hybrid_proven
+            and _pass(facts.hybrid_gates, facts),
+        ),
+        (5, facts.proven and bool(failed)),
+        (6, facts.proven),  # what is left: a gate not assessable, in a regulated recipe
+        (7, as_good_for_less(facts)),
+        (8, facts.low <= 0 and facts.high >= facts.minimum_gain),
+    )
+    return next((rule for rule, holds in ranked if holds), 9)
+
+
+def as_good_for_less(facts: Facts) -> bool:
+    """Cheaper, not much worse, and no gate against it."""
+    return facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)
+
+
+def _pass(gates: Mapping[str, State], facts: Facts) -> bool:
+    """Every gate passes; one that is not assessable passes too unless the recipe is regulated."""
+    allowed = {State.PASSES} if facts.regulated else {State.PASSES, State.NOT_ASSESSABLE}
+    return set(gates.values()) <= allowed

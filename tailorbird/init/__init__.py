@@ -1,0 +1,1 @@
+"""Draft a recipe from data."""

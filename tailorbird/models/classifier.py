@@ -1,0 +1,87 @@
+"""The one shape of a classifier (encoder, masked mean pooling, linear head) and its forward pass over many rows."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from tailorbird.data.tokenize import collate, length_batches
+from tailorbird.models.temperature import softened
+
+
+class Classifier(nn.Module):
+    """Token ids to class logits.
+
+    `encoder` is a transformers encoder whose output has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Mean of the last hidden states over the real tokens: [B, T], [B, T] -> [B, D]."""
+        hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return masked_mean(hidden, attention_mask)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L] in fp32."""
+        logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask).to(self.head.weight.dtype))
+        return logits.float()
+
+
+def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens: [B, T, D], [B, T] -> [B, D]."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def zero_head(num_features: int, num_classes: int) -> nn.Linear:
+    """A linear head to start from: every class equally likely."""
+    head = nn.Linear(num_features, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def embed_rows(
+    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
+) -> np.ndarray:
+    """Embeddings [N, D] in fp32, in the rows' order."""
+    return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
+
+
+def logits_rows(
+    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
+) -> np.ndarray:
+    """Logits [N, L] in fp32, in the rows' order: the pass that evaluation and serving share."""
+    return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis: what the model says before its temperature."""
+    return softened(logits, temperature=1.0)
+
+
+def _over_rows(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Classifier,
+    token_lists: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+) -> np.ndarray:
+    device = model.head.weight.device
+    if model.training:  # walking the modules at every call would cost each served request
+        model.eval()
+    lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
+    width = model.head.out_features if function == model.forward else model.head.in_features
+    result = np.empty((len(token_lists), width), dtype=np.float32)
+    with torch.inference_mode():
+        for rows in length_batches(lengths, batch_size=batch_size):
+            input_ids, attention_mask = collate([token_lists[row] for row in rows], pad_id=pad_id)
+            output = function(input_ids.to(device), attention_mask.to(device))
+            result[rows] = output.float().cpu().numpy()
+    return result

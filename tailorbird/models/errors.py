@@ -1,0 +1,5 @@
+"""Errors of models."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says which file and why."""

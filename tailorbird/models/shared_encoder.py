@@ -1,0 +1,141 @@
+"""One copy of a pretrained encoder for all versions that leave its weights as they are: heads and LoRA adapters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.models.classifier import Classifier, masked_mean
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import LoadedModel, checked_copy, default_device, load_encoder, load_head
+from tailorbird.models.lora import require_adapter, require_whole_adapter
+from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.node_cache import local_copy
+
+BARE = "__base__"
+"""PEFT's name for the rows of a batch that no adapter is for."""
+MIXED = "mixed"
+"""Stands for a pass with rows of several adapters, in place of the one that is active."""
+
+
+def adapter_of(loaded: LoadedModel[ModelVersion]) -> str:
+    """What the adapter of a version that was added is called in its shared encoder."""
+    model = loaded.model
+    assert isinstance(model, SharingClassifier)
+    return model.adapter
+
+
+class SharedEncoder:
+    """A pretrained encoder in a dtype, and over it the adapters of any number of versions.
+
+    What changes its layers (`add`, `remove`) and what runs them (`embed`) must be called on one thread.
+    """
+
+    def __init__(self, base_model: str, *, dtype: str, device: str | None = None) -> None:
+        folder = local_copy(base_model)
+        self.device = device or default_device()
+        self.tokenizer = load_tokenizer(folder)
+        encoder = load_encoder(folder).to(self.device, dtype=getattr(torch, dtype))
+        self._encoder: nn.Module = encoder.eval().requires_grad_(False)
+        self._adapted: Any = None
+        self._active = ""
+        self._num_added = 0
+
+    def add(self, version: ModelVersion) -> LoadedModel[ModelVersion]:
+        """The version, whose files have to be on this node or are fetched; ModelError as `models.load.load_weights`."""
+        folder = checked_copy(version.uri)
+        head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as `models.load.load_version`
+        name = BARE
+        if version.kind == "lora":
+            # Of each load its own: a version that comes back is not what leaves.
+            self._num_added += 1
+            name = f"{version.digest}-{self._num_added}"
+            self._add_adapter(name, folder / "adapter")
+        model = SharingClassifier(self, adapter=name, head=head).eval()
+        return LoadedModel(model, self.tokenizer, version.classes, version.max_length, version)
+
+    def _add_adapter(self, name: str, folder: Path) -> None:
+        """All of it or nothing: PEFT leaves what it has put into the layers before a weight that does not fit."""
+        from peft import PeftConfig, PeftModel
+
+        require_adapter(folder)
+        try:
+            if self._adapted is None:
+                config = PeftConfig.from_pretrained(folder)
+                config.inference_mode = True
+                self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
+            self._adapted.load_adapter(
+                folder, adapter_name=name, torch_device=self.device, autocast_adapter_dtype=False
+            )
+            self._adapted.eval()
+            require_whole_adapter(self._adapted, folder, name=name)
+        except Exception as error:
+            self._remove_adapter(name)
+            if isinstance(error, RuntimeError | SafetensorError):
+                first = " ".join(str(error).split("\n\t")[:2])
+                raise ModelError(f"the adapter in {folder} does not fit its base model: {first}") from None
+            raise
+        finally:
+            self._active = ""
+
+    def remove(self, loaded: LoadedModel[ModelVersion]) -> None:
+        """Forgets a version's adapter; it must not be asked any more."""
+        self._remove_adapter(adapter_of(loaded))
+
+    def _remove_adapter(self, name: str) -> None:
+        if self._adapted is None or name not in self._adapted.peft_config:
+            return
+        self._active = ""
+        if len(self._adapted.peft_config) == 1:
+            self._encoder, self._adapted = self._adapted.unload(), None
+        else:
+            self._adapted.delete_adapter(name)
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, adapters: Sequence[str]) -> torch.Tensor:
+        """Mean of the last hidden states over the real tokens, each row through its adapter: [B, T], [B, T] -> [B, D].
+
+        Raises KeyError for an adapter that is not there, which PEFT would leave out.
+        """
+        names = set(adapters)
+        known = {BARE} if self._adapted is None else {BARE, *self._adapted.peft_config}
+        if names - known:
+            raise KeyError(f"adapter {sorted(names - known)[0]} is not loaded")
+        rows = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._adapted is None:
+            hidden = self._encoder(**rows).last_hidden_state
+        elif len(names) > 1:
+            self._activate(MIXED)
+            hidden = self._adapted(**rows, adapter_names=list(adapters)).last_hidden_state
+        else:  # PEFT's path for mixed rows copies each layer's input
+            self._activate(*names)
+            hidden = self._adapted.base_model.model(**rows).last_hidden_state
+        return masked_mean(hidden, attention_mask)
+
+    def _activate(self, name: str) -> None:
+        """Makes an adapter the only one, or none: a walk through all layers, so only where it changes."""
+        if self._active == name:
+            return
+        if name == BARE:
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+        if name not in (BARE, MIXED):
+            self._adapted.set_adapter(name, inference_mode=True)
+        self._active = name
+
+
+class SharingClassifier(Classifier):
+    """A classifier whose encoder, with its adapter, is a shared one: the weights that are its own are its head's."""
+
+    def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.shared = shared
+        self.adapter = adapter
+        self.head = head
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.shared.embed(input_ids, attention_mask, adapters=[self.adapter] * len(input_ids))

@@ -1,0 +1,1 @@
+"""Watch a champion in service and evaluate it again."""

@@ -1,0 +1,289 @@
+"""The verdict made again while its champion serves: the same question, on newly labelled rows, and the way back."""
+
+import io
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.progress import Show
+from cluster.remote import remotely
+from tailorbird import storage
+from tailorbird.config.base import digest
+from tailorbird.config.loader import recipe_text
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.loader import columns_of
+from tailorbird.data.parquet import read_table
+from tailorbird.data.pii import redacted
+from tailorbird.data.rows import Rows, Splits, content_sha256
+from tailorbird.data.splits import normalise
+from tailorbird.evaluation.baselines.tfidf import predict_reference
+from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.inference.perturbations import counterfactuals, misspelt
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence_files import ROLES, case_of
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.protocol import Question, ask
+from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.monitoring.label_audit import audited_rows
+from tailorbird.pipeline.prepare import gather
+from tailorbird.registry.champion import Champion, champion_version
+from tailorbird.registry.test_set_ledger import look
+from tailorbird.registry.versions import ModelVersion, now, read_version
+from tailorbird.release.promotion import rollback, way_back
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ReevaluationError(ValueError):
+    """A verdict that cannot be made again; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Reevaluated:
+    """What the new verdict says of the champion."""
+
+    uri: str
+    """Where evidence and predictions lie."""
+    verdict: Verdict
+    holds: bool | None
+    """Whether the champion deserves its place; None where the rows do not tell."""
+    back_to: str
+    """URI of the version that serves, or would, where it does not."""
+    champion: Champion
+    """That serves now."""
+    proposed: str | None
+    """URI of the recipe that would train on the audited rows too, where the champion no longer holds."""
+
+    def sentence(self) -> str:
+        """For people."""
+        said = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
+        return f"the champion's verdict {said[self.holds]}: {self.verdict.sentence()}"
+
+    def lines(self, recipe: str) -> list[str]:
+        """The sentence, why, and what to do next."""
+        back = self.back_to.rsplit("/", 1)[-1]
+        then = []
+        if self.holds is False:
+            again = (
+                f"{back} serves again"
+                if self.champion.uri == self.back_to
+                else f"`tailorbird rollback {recipe} --reason ...`"
+            )
+            then = [f"{again}; to train on what is asked today: `tailorbird run {self.proposed}`"]
+        return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
+
+
+def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
+    """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
+    earlier re-evaluation saw, at a level that each re-evaluation of the champion lowers: asking often finds nothing by
+    chance.
+
+    The question is that of the run that chose the champion, and so is what the two cost, where these are the two that
+    it measured. Where the champion no longer holds (see `holds`), a recipe that would train on these rows too is left
+    beside the evidence, and is not run; with `watching.rollback: automatic` the version before serves again, by the
+    same conditional write as `tailorbird rollback`. Evidence lies under `<home>/reevaluations/<time>/`, the outcome in
+    `history/`. Raises ReevaluationError where less than `watching.min_labels` rows are left, PromotionRefused where
+    there is no champion, no way back, or another champion by the time it ends.
+    """
+    if recipe.task == "chat":
+        raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
+    champion, former = way_back(recipe.home)
+    versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
+    splits = gather(recipe).data.splits
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.home))
+    if len(rows) < recipe.watching.min_labels:
+        raise ReevaluationError(
+            f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
+            f"watching.min_labels asks for {recipe.watching.min_labels}; label more (`tailorbird audit export` draws "
+            "them), or ask for fewer"
+        )
+    show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
+    question, measured = asked_again(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
+    question = lowered(question, number=1 + _times_judged(recipe.home, champion.digest))
+    uri = f"{recipe.home}/reevaluations/{now().replace(':', '')}"
+    ledger = look(
+        recipe.home,
+        test_sha256=question.test_sha256,
+        candidate=champion.digest,
+        question=digest(question.to_dict()),
+        run=uri,
+    )
+    tables = _tables(recipe, {role: version.uri for role, version in versions.items()}, rows=rows, question=question)
+    if question.has_reference:
+        predict = remotely(predict_reference, recipe.training)
+        tables["reference"] = predict(rows, train=splits.train, validation=splits.validation, metric=question.metric)
+    evidence: dict[str, Any] = {
+        "question": question.to_dict(),
+        "data": {"sha256_test": question.test_sha256, "num_rows": len(rows), "leaks": [], "dropped": dropped},
+        "look": ledger.look,
+        "routing": None,
+        "measured": measured,
+        "versions": {role: {"uri": one.uri, "digest": one.digest} for role, one in versions.items()},
+        "champion": champion.model_dump(mode="json"),
+        "at": now(),
+    }
+    verdict = decide(case_of(evidence, tables), question=question)
+    upheld = holds(verdict)
+    expires = datetime.fromisoformat(evidence["at"]) + timedelta(days=question.valid_days)
+    evidence |= {"holds": upheld, "expires_at": expires.isoformat(timespec="seconds") if upheld else None}
+    _keep(recipe.home, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
+    proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
+    if upheld is False and recipe.watching.rollback == "automatic":
+        reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
+        champion = rollback(recipe.home, reason=reason, of=champion)
+    return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
+
+
+def holds(verdict: Verdict) -> bool | None:
+    """Whether a verdict, made again, upholds its champion; None where it leaves that open.
+
+    The verdict asks whether one should replace the other, and its STAY is also said of a champion that is proven
+    better than what would serve in its place, but by less than was asked for, or no better than a bag of words. It is
+    withdrawn where a gate fails, or where a gain that is worth it is out of reach and none is proven; not if it may
+    have been chosen for its cost, that is not known here, and it is not much worse.
+    """
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        return True
+    if any(gate.state is State.FAILS for gate in verdict.gates):
+        return False
+    low = verdict.interval[0]
+    as_good = verdict.cost_ratio is None and low > NOT_MUCH_WORSE
+    return False if verdict.outcome is Outcome.STAY and low <= 0 and not as_good else None
+
+
+def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
+    """Leaves a recipe that trains on these rows too under `uri`, and the rows under `<home>/audited/`; its URI.
+
+    They have the columns and types of the recipe's first training rows; what was stated that is no value of a group's
+    type is left out. A row shares its `split_by` with no other: its id, or a negative number in a column of numbers.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data, labelled = recipe.data, f"{recipe.home}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
+    schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False)).schema
+    given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
+    if data.split_by is not None:
+        numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
+        given[data.split_by] = numbers if pa.types.is_integer(schema.field(data.split_by).type) else rows.row_ids
+    columns = {name: _cast(given[name], to=schema.field(name).type) for name in schema.names}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    storage.write_bytes(labelled, sink.getvalue())
+    wider = data.model_copy(update={"train": (*data.train_uris, labelled)})
+    proposed = f"{uri}/recipe.yaml"
+    storage.write_bytes(proposed, recipe_text(recipe.model_copy(update={"data": wider})).encode())
+    return proposed
+
+
+def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
+    """Texts as values of a type, null where one is none."""
+    import pyarrow as pa
+
+    def scalar(value: str) -> Any:
+        try:
+            return pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
+        except pa.ArrowInvalid:
+            return None
+
+    return pa.array([scalar(value) for value in values], to)
+
+
+def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
+    """The rows whose text no split has, no row before and none that was `judged` (row ids); how many were dropped for
+    each. Texts are compared as the request log would keep them."""
+    seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
+    dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
+    kept = []
+    before = {_as_logged(text) for row_id, text in zip(rows.row_ids, rows.texts, strict=True) if row_id in judged}
+    for place, (row_id, text) in enumerate(zip(rows.row_ids, map(_as_logged, rows.texts), strict=True)):
+        where = next((name for name, texts in seen.items() if text in texts), "twice" if text in before else None)
+        where = "judged" if row_id in judged else where
+        before.add(text)
+        if where is None:
+            kept.append(place)
+        else:
+            dropped[where] += 1
+    return rows.take(np.array(kept, np.int64)), dropped
+
+
+def _as_logged(text: str) -> str:
+    return normalise(redacted(text))
+
+
+def _judged_rows(home: str) -> set[str]:
+    """Ids of the rows of every re-evaluation before."""
+    prefix, table = f"{home}/reevaluations", "/predictions/candidate.parquet"
+    found = [uri for uri in storage.list_files(prefix) if uri.endswith(table)] if storage.exists(prefix) else []
+    return {row_id for uri in found for row_id in load_predictions(uri).row_ids}
+
+
+def asked_again(
+    champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
+) -> tuple[Question, dict[str, Any]]:
+    """The question of the run that chose the champion, or else the recipe's, about these rows; and what that run
+    measured of the cost, where it compared the same two: neither changed, so neither did its cost."""
+    question = ask(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
+    measured: dict[str, Any] = {"cpu": None, "training_cpu_s": 0.0}
+    if champion.run and storage.exists(f"{champion.run}/question.json"):
+        former = Question.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
+        question = replace(former, test_sha256=question.test_sha256, num_test_rows=len(rows))
+        evidence = storage.read_json(f"{champion.run}/evidence.json")
+        digests = {role: evidence["versions"][role]["digest"] for role in ROLES}
+        if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
+            measured = evidence["measured"]
+    priced = question.cost if measured["cpu"] is not None else None
+    return replace(question, cost=priced, hybrid=None), measured
+
+
+def lowered(question: Question, *, number: int) -> Question:
+    """The question as the `number`-th re-evaluation of a champion asks it, from 1 on.
+
+    Its level is alpha / (number (number + 1)): however many there will be, these sum to alpha. In the first verdict a
+    group's point alone decides on `min_rows` rows, which keeps things as they are; here it would withdraw a champion
+    that harms nobody in one case of ten, so a group has to be proven worse.
+    """
+    groups = question.gates.groups
+    if groups is not None:
+        groups = groups.model_copy(update={"min_rows": question.num_test_rows + 1})
+    gates = question.gates.model_copy(update={"groups": groups})
+    return replace(question, alpha=question.alpha / (number * (number + 1)), gates=gates)
+
+
+def _times_judged(home: str, champion: str) -> int:
+    """How many re-evaluations were of the champion with this digest."""
+    prefix = f"{home}/reevaluations"
+    found = (
+        [uri for uri in storage.list_files(prefix) if uri.endswith("/evidence.json")] if storage.exists(prefix) else []
+    )
+    return sum(storage.read_json(uri)["versions"]["candidate"]["digest"] == champion for uri in found)
+
+
+def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: Question) -> dict[str, Predictions]:
+    """Both models' answers to the rows, and to the changed rows that gates ask for."""
+    predict, gates = remotely(predict_rows, recipe.training), question.gates
+    tables = {role: predict(uris[role], rows=rows) for role in ROLES}
+    for name, gate, change in (
+        ("counterfactual", gates.counterfactual, counterfactuals),
+        ("noise", gates.robustness, misspelt),
+    ):
+        if gate is not None:
+            changed = change(rows)
+            tables |= {f"{role}_{name}": predict(uris[role], rows=changed) for role in ROLES}
+    return tables
+
+
+def _keep(home: str, uri: str, evidence: dict[str, Any], *, tables: dict[str, Predictions]) -> None:
+    for name, table in tables.items():
+        save_predictions(f"{uri}/predictions/{name}.parquet", table)
+    storage.write_json(f"{uri}/evidence.json", evidence)
+    name = f"{evidence['at'].replace(':', '')}-reevaluation"
+    told = {name: evidence[name] for name in ("at", "versions", "holds", "verdict")} | {"reevaluation": uri}
+    storage.write_json(f"{home}/history/{name}.json", told)

@@ -1,0 +1,1 @@
+"""Model versions, the champion of each task, and the ledger of test set accesses."""

@@ -1,0 +1,1 @@
+"""Put versions into service and take them out."""

@@ -1,0 +1,114 @@
+"""The whole job on three nodes, of which one is lost while it sweeps, as a process of its own:
+`python -m tests.integration.cluster.job_on_nodes NAME`.
+
+S3 is the environment's, NAME the recipe's; the last line of the output is what became of it, as JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from tailorbird import storage
+from tailorbird.pipeline import run
+from tailorbird.storage import s3
+from tests.integration.small import REGISTRY, small_recipe, written
+from tests.integration.training.nodes import DATA, LIMIT_S, Watched, too_long, workers
+
+NUM_NODES, NUM_TRIALS, NUM_EPOCHS = 3, 3, 3
+ASKED = (
+    "training.method=lora",
+    "training.num_workers=1",  # a group on each node but the head
+    "training.batch_size=8",
+    f"training.epochs={NUM_EPOCHS}",
+    "training.checkpoint_interval_s=2",
+    f"tuning.num_trials={NUM_TRIALS}",
+    f"tuning.grace_epochs={NUM_EPOCHS}",
+)
+
+
+def journal(home: str) -> list[dict[str, Any]]:
+    """The trials of the home's sweep as they stand; none before it has begun."""
+    for path in written(home, mark="/journal.json"):
+        try:
+            trials: list[dict[str, Any]] = storage.read_json(f"s3://{path}")["trials"]
+            return trials
+        except s3.StorageError:  # read in parts, while the sweep wrote it anew
+            continue
+    return []
+
+
+def past_first_epoch(trials: list[dict[str, Any]]) -> list[str]:
+    """Names of the trials that are not over, and can be gone on with beyond their first epoch."""
+    return [trial["trial"] for trial in trials if not trial["outcome"] and epoch_kept(trial) >= 1]
+
+
+def epoch_kept(trial: dict[str, Any]) -> int:
+    """The epoch in which it would go on; 0 without a checkpoint, which is named by epoch, step and workers."""
+    _, _, name = (trial["checkpoint"] or "").rpartition("/")
+    return int(name.partition("-")[0] or 0)
+
+
+def taken(heard: Watched) -> Counter[str]:
+    """How often each trial was taken by a group."""
+    return Counter(event["trial"] for event in heard.of_kind("trial") if event["status"] == "training")
+
+
+def lose_a_node(cluster: Cluster, heard: Watched, *, home: str) -> dict[str, Any]:
+    """Once each group is past a trial's first epoch, one's node is gone; what was known then, and how it went on."""
+    nodes = {node.node_id: node for node in cluster.worker_nodes}
+    heard.until(lambda: len(past_first_epoch(journal(home))) == NUM_NODES - 1)
+    lost = next(node for node in workers("ALIVE") if node in nodes)
+    before, num_events = journal(home), len(heard.events)
+    at = time.monotonic()
+    cluster.remove_node(nodes[lost], allow_graceful=False)
+    heard.until(lambda: max(taken(heard).values()) > 1)
+    again = next(name for name, times in taken(heard).items() if times > 1)
+    retaken_s = time.monotonic() - at
+    heard.until(heard.over.is_set)
+    trained = [(event["trial"], event["epoch"]) for event in heard.events[num_events:] if event["event"] == "epoch"]
+    return {
+        "before": {trial["trial"]: len(trial["epochs"]) for trial in before},
+        "again": again,
+        "retaken_s": round(retaken_s, 1),
+        "ended_s": round(time.monotonic() - at, 1),
+        "trained": trained,
+    }
+
+
+def main(name: str) -> None:
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(variable, None)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT_S)
+    with tempfile.TemporaryDirectory() as folder:
+        caches = [{"TAILORBIRD_CACHE": f"{folder}/{number}"} for number in range(NUM_NODES)]  # no disk is shared
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": caches[0]})
+        try:
+            for cache in caches[1:]:
+                cluster.add_node(num_cpus=1, env_vars=cache)
+            os.environ["RAY_ADDRESS"] = cluster.address
+            ray.init(address=cluster.address, log_to_driver=False)
+            recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
+            heard = Watched()
+            heard.start(lambda: run.run(recipe, show=heard))
+            told = lose_a_node(cluster, heard, home=f"{REGISTRY}/{name}")
+            told["taken"] = dict(taken(heard))
+            told["trials"] = journal(f"{REGISTRY}/{name}")
+            told["outcome"], told["n"] = heard.value.verdict.outcome, heard.value.verdict.n
+            print(json.dumps(told), flush=True)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

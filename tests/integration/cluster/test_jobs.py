@@ -1,0 +1,217 @@
+"""A job that is submitted to the running cluster does what the command line does, once, and ends as it ends."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from typer.testing import CliRunner, Result
+
+from cluster import jobs
+from cluster.auth import SessionError, auth_headers
+from cluster.code_snapshot import code_sha256
+from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, Package, PackageError, pack, upload
+from cluster.local.stack import OWN_DASHBOARD, StackState
+from tailorbird import storage
+from tailorbird.cli.app import app
+from tailorbird.config.base import digest
+from tailorbird.config.loader import load_recipe
+from tailorbird.registry.versions import list_versions
+from tests.integration.small import REGISTRY, ROOT, recipe_file
+from tests.integration.training.relay import Relay
+
+RAY = Path(sys.executable).parent / "ray"
+TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
+LINES = [f"line {number}" for number in range(1, 7)]
+COUNTS_TO_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
+READS_WHAT_IS_SHIPPED = (
+    "python -c 'from pathlib import Path; from cluster.code import code_sha256; from recipes.schema import digest, "
+    f'load_recipe; print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(Path.cwd()))\''
+)
+
+
+@pytest.fixture
+def name(stack: StackState) -> Iterator[str]:
+    """A job's name that no other test uses; what still runs of it is stopped at the end."""
+    assert stack.dashboard_url
+    name = f"task-{uuid.uuid4().hex[:12]}"
+    yield name
+    for job in jobs.list_jobs():
+        if job.id.startswith(name):
+            jobs.stop(job.id)
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    """The project with the demo's recipe."""
+    return pack(ROOT, recipe=load_recipe(ROOT / "recipes" / "icd10_demo.yaml"))
+
+
+def _tailorbird(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments])
+
+
+def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_away(
+    stack: StackState, name: str, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = jobs.start(name, entrypoint=COUNTS_TO_7, package=package)
+    assert started.how == "started"
+    relay, heard = Relay(int(stack.dashboard_url.rsplit(":", 1)[1])), []
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        if "line 2" in text:
+            relay.cut()
+            threading.Timer(2.0, relay.open).start()
+
+    with monkeypatch.context() as patched:
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+            patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
+        job = jobs.follow(name, write=hear)
+    relay.cut()
+    assert (job.status, job.exit_code) == ("FAILED", 7)
+    assert [line for line in "".join(heard).splitlines() if line in LINES] == LINES
+
+    shown = _tailorbird("jobs", "logs", name, "--follow")
+    assert shown.exit_code == 7
+    assert [line for line in shown.stdout.splitlines() if line in LINES] == LINES
+    assert f"{name} " in shown.stdout.splitlines()[-1]
+    again = jobs.start(name, entrypoint="true", package=package)
+    assert (again.how, again.job.id) == ("started again", f"{name}-2")
+    assert "line 6" in jobs.read_log(name)
+    assert jobs.follow(again.job.id, write=str).exit_code == 0
+
+
+def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_never_ends_with_0(
+    stack: StackState, name: str, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.start(name, entrypoint="echo begun; sleep 300", package=package)
+    relay = Relay(int(stack.dashboard_url.rsplit(":", 1)[1]))
+    with monkeypatch.context() as patched:
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+            patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
+        with pytest.raises(SessionError, match="not reachable"):
+            jobs.follow(name, write=lambda text: relay.cut() if "begun" in text else None, blip_s=0.5)
+    assert jobs.read_job(name).status == "RUNNING"
+
+    command = [sys.executable, "-m", "tailorbird", "jobs", "logs", name, "--follow"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert any("begun" in line for line in following.stdout)
+        following.send_signal(signal.SIGINT)
+        _, told = following.communicate(timeout=60)
+    assert following.returncode == 130
+    assert f"{name} goes on" in told
+    assert f"tailorbird jobs stop {name}" in told
+    assert jobs.start(name, entrypoint="true", package=package).how == "running"
+
+    stopped = _tailorbird("jobs", "stop", name, "--json")
+    assert json.loads(stopped.stdout)["status"] == "STOPPED"
+    followed = _tailorbird("jobs", "logs", name, "--follow", "--json")
+    assert followed.exit_code == 143
+    assert json.loads(followed.stdout)["exit_code"] == 143
+    assert "begun" in followed.stderr
+    assert jobs.start(name, entrypoint="true", package=package).how == "started again"
+
+
+def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
+    name: str, package: Package, tmp_path: Path
+) -> None:
+    def ask(_: int) -> jobs.Submitted:
+        return jobs.start(name, entrypoint=READS_WHAT_IS_SHIPPED, package=package)
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = list(pool.map(ask, range(2)))
+    assert sorted(one.how for one in asked) == ["running", "started"]
+    assert {one.job.id for one in asked} == {name}
+    assert jobs.follow(name, write=str).exit_code == 0
+    with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
+        archive.extractall(tmp_path)
+    recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
+    assert f"{digest(recipe)} {code_sha256(tmp_path)}" in jobs.read_log(name).splitlines()
+
+    assert ask(0).how == "done"
+    anew = jobs.start(name, entrypoint="true", package=package, again=True)
+    assert anew.job.id == f"{name}-2"
+    listed = json.loads(_tailorbird("jobs", "list", "--json").stdout)["jobs"]
+    assert [job["id"] for job in listed if job["id"].startswith(name)] == [name, f"{name}-2"]
+    assert f"{name}-2" in _tailorbird("jobs", "list").stdout
+    assert json.loads(_tailorbird("jobs", "status", name, "--json").stdout)["exit_code"] == 0
+
+
+@pytest.mark.usefixtures("stack")
+def test_the_limit_of_a_package_is_ray_s_own() -> None:
+    assert LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
+    with pytest.raises(PackageError, match="413"):
+        upload(Package(bytes(LIMIT_BYTES + 1)))
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize("job_id", ["none-such", "", "../jobs", "01000000"])
+@pytest.mark.parametrize("verb", ["status", "logs", "stop"])
+def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id: str) -> None:
+    done = _tailorbird("jobs", verb, job_id)
+    assert done.exit_code == 2
+    assert f"no job {job_id!r} was submitted" in done.stderr
+    assert "; there " in done.stderr
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize(("token", "told"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")])
+def test_without_the_cluster_s_token_every_verb_says_what_to_set(
+    token: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    for command in (["submit", str(ROOT / "recipes" / "icd10_demo.yaml")], ["jobs", "list"], ["jobs", "logs", "some"]):
+        done = _tailorbird(*command)
+        assert done.exit_code == 2
+        assert told in done.stderr
+        assert "RAY_AUTH_TOKEN_PATH" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same_run(
+    stack: StackState, small_data: str, tmp_path: Path
+) -> None:
+    recipe = recipe_file(tmp_path, name="by-job", data=small_data)
+    done = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--follow", "--json")
+    home = f"{REGISTRY}/by-job"
+    versions = list_versions(home)
+    assert len(versions) >= 1
+    evidence = storage.read_json(f"{versions[-1].uri}/evidence.json")
+    assert evidence["verdict"]["n"] == 400
+    assert storage.exists(f"{evidence['run']}/report.html")
+    told = json.loads(done.stdout)
+    assert (told["status"], told["how"], told["exit_code"]) == ("SUCCEEDED", "started", 0)
+    assert f"{evidence['run']}/report.html" in done.stderr  # the job's own log
+
+    repeated = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--json")
+    assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", told["id"])
+    listing = requests.get(f"{stack.dashboard_url}/api/jobs/", headers=auth_headers(), timeout=60).text
+    assert told["id"] in listing
+    for secret in (stack.secret_key, stack.token):
+        assert secret not in listing + done.stderr + done.stdout + jobs.read_log(told["id"])
+
+    command = [str(RAY), "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json"]
+    command += ['{"excludes": [".venv", ".git", ".tailorbird", "shared"]}', "--"]
+    by_ray = _run(*command, sys.executable, "-m", "tailorbird", "run", str(recipe), *TINY, "--json")
+    assert f'"run": "{evidence["run"]}"' in by_ray.stdout
+    assert len(list_versions(home)) == len(versions)
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done

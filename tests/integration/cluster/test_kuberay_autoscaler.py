@@ -1,0 +1,120 @@
+"""The real autoscaler of KubeRay and a fake kubelet: nodes come for the work that waits, and go when it is done."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from cluster.connection import connect
+from cluster.local.stack import StackState
+from tailorbird import storage
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import TuningSection
+from tests.integration.cluster.fake_kubernetes import FakeKubernetes, serving
+from tests.integration.machines import Machines, tell, wait
+from tests.integration.small import REGISTRY, ROOT
+from tests.integration.training.test_sweep import NO_GOAL, RATES
+from tests.integration.training.test_training import training_task
+from training.trainer import finetune
+from tuning.sweep import sweep
+
+pytestmark = pytest.mark.long
+
+K8S = ROOT / "k8s"
+GPU_GROUP = "gpu-spot"
+IDLE_S = 10
+"""Minutes in the manifest, which here would be waited for."""
+SECTION = TrainingSection(
+    method="lora",
+    num_workers=2,
+    cpus_per_worker=3,  # of the four that a pod has
+    epochs=1,
+    batch_size=16,
+)
+
+ALONE = SECTION.model_copy(update={"num_workers": 1})
+
+
+def manifest() -> dict[str, Any]:
+    """The RayCluster that ships, with the group that the component spot-gpu adds to a job's."""
+    found: dict[str, Any] = yaml.safe_load((K8S / "base/cluster/raycluster.yaml").read_text())
+    added = yaml.safe_load((K8S / "components/spot-gpu/rayjob.yaml").read_text())[-1]["value"]
+    found["spec"]["workerGroupSpecs"].append(added)
+    found["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] = IDLE_S
+    found["metadata"]["namespace"] = "tailorbird"  # an overlay's to name
+    return found
+
+
+@pytest.fixture(scope="module")
+def kubernetes(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeKubernetes]:
+    """A head, the autoscaler beside it, and no other node yet."""
+    assert stack.s3_endpoint
+    folder = tmp_path_factory.mktemp("kubernetes")
+    machines = Machines(folder, environment={"AUTOSCALER_UPDATE_INTERVAL_S": "1"})
+    try:
+        fake = FakeKubernetes(manifest(), machines=machines)
+        with serving(fake, folder) as environment, machines.used():
+            named = (f"--cluster-name={fake.name}", f"--cluster-namespace={fake.namespace}")
+            machines.program(
+                *("autoscaler", "kuberay-autoscaler", *named, f"--gcs-address={machines.address}"),
+                environment=environment,
+            )
+            yield fake
+    finally:
+        machines.stop()
+
+
+def node_type() -> str:
+    return os.environ["RAY_NODE_TYPE_NAME"]
+
+
+def most(fake: FakeKubernetes, group: str) -> int:
+    """The most pods that a group had."""
+    return max((num for _, name, num in fake.history if name == group), default=0)
+
+
+def test_a_training_brings_the_nodes_it_takes_and_they_go_when_it_is_over(
+    kubernetes: FakeKubernetes, small_data: str
+) -> None:
+    task = training_task(small_data, num_rows=64)
+    with connect():
+        assert ray.cluster_resources().get("CPU", 0) == 0
+        at = time.monotonic()
+        trained = finetune(SECTION, task=task, uri=f"{REGISTRY}/autoscaled")
+    tell("up_s", [(moment - at, num) for moment, _, num in kubernetes.history])
+    tell("trained_s", time.monotonic() - at)
+    assert storage.exists(f"{trained.weights}/head.safetensors")
+    assert most(kubernetes, "cpu") == SECTION.max_workers
+    tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
+    assert kubernetes.manifest["spec"]["workerGroupSpecs"][0]["replicas"] == 0
+    assert most(kubernetes, GPU_GROUP) == 0
+
+
+def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_over(
+    kubernetes: FakeKubernetes, small_data: str
+) -> None:
+    task = training_task(small_data, num_rows=64)
+    at_once = 2
+    section = TuningSection(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
+    with connect():
+        at = time.monotonic()
+        result = sweep(section, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
+    tell("swept_s", time.monotonic() - at)
+    tell("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
+    assert len([row for row in result.rows if row.status == "completed"]) == section.num_trials
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
+    begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
+    assert begun, "the second trial's node did not come"
+    tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
+
+
+def test_work_that_wants_a_gpu_gets_a_node_of_the_group_that_has_one(kubernetes: FakeKubernetes) -> None:
+    with connect():
+        asked = ray.remote(num_gpus=1)(node_type).remote()
+        tell("up_s", wait(lambda: bool(ray.wait([asked], timeout=0)[0]), within_s=180))
+        assert ray.get(asked) == GPU_GROUP
+    tell("down_s", wait(lambda: not kubernetes.of(GPU_GROUP), within_s=180))

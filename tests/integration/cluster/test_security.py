@@ -1,0 +1,112 @@
+"""What Ray would unpickle, and what a run leaves and tells: nothing of the first, and no secret in the second."""
+
+import os
+import pickle
+import signal
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from cluster.connection import connect
+from cluster.local import stack as stacks
+from cluster.progress import Event, relayed
+from tailorbird import storage
+from tailorbird.config.training import TrainingSection
+from tailorbird.storage import s3
+from tests.integration.small import REGISTRY, SmallRun
+from tests.integration.told import leaks, secrets_of
+from tests.integration.training.test_training import a_worker, training_task
+from training.trainer import TrainingFailed, finetune
+from tuning.tuner import ErrorsAsText, keep_keys_here
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+class Sabotage(tune.Callback):  # type: ignore[misc]
+    """Puts the payload where Tune keeps the error of a trial that failed, which then goes to S3."""
+
+    def __init__(self, marker: Path) -> None:
+        self._content = pickle.dumps(Payload(marker))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        (Path(trial.local_path) / "error.pkl").write_bytes(self._content)
+
+
+def fail(_: dict[str, Any]) -> None:
+    raise ValueError("as it must")
+
+
+def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
+    stack: stacks.StackState, bucket: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "it-ran"
+    store, path = s3.filesystem(bucket)
+    keep_keys_here()
+    with connect():
+        tuner = tune.Tuner(
+            tune.with_resources(fail, {"CPU": 0, "memory": 128 << 20}),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=path,
+                storage_filesystem=store,
+                callbacks=[Sabotage(marker), ErrorsAsText()],
+                verbose=0,
+            ),
+        )
+        assert "as it must" in str(tuner.fit()[0].error)
+    assert not marker.exists()
+    left = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.list_files(bucket)}
+    assert {"tuner.pkl", "error.pkl"} <= set(left)
+    assert [name for name, content in left.items() if any(one in content for one in secrets_of(stack).values())] == []
+    assert leaks(stack, {}) == []
+    pickle.loads(left["error.pkl"])
+    assert marker.exists()  # so the payload lay there, and was live
+
+
+def test_a_run_leaves_no_secret_on_s3_and_tells_none(stack: stacks.StackState, small_run: SmallRun) -> None:
+    secrets = secrets_of(stack).values()
+    files = storage.list_files(small_run.recipe.home)
+    assert [uri for uri in files if any(secret in storage.read_bytes(uri) for secret in secrets)] == []
+    assert leaks(stack, {}) == []
+
+
+@pytest.mark.long
+def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
+    small_data: str, tmp_path: Path
+) -> None:
+    task = training_task(small_data, num_rows=200)
+    section = TrainingSection(epochs=50, batch_size=16, max_failures=0)
+    uri, marker = f"{REGISTRY}/training-{uuid.uuid4().hex}", tmp_path / "it-ran"
+    killed: list[int] = []
+
+    def show(event: Event) -> None:
+        # Until Train's controller has written down that there is a checkpoint, a training begins anew.
+        if not killed and event["event"] == "step" and storage.exists(f"{uri}/train/checkpoint_manager_snapshot.json"):
+            killed.append(a_worker())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with connect():
+        with relayed(show) as relay, pytest.raises(TrainingFailed, match="goes on from the last checkpoint"):
+            finetune(section, task=task, uri=uri, relay=relay)
+        states = [name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")]
+        assert states
+        for name in states:
+            storage.write_bytes(name, pickle.dumps(Payload(marker)))
+        with pytest.raises(TrainingFailed) as refused:
+            finetune(section, task=task, uri=uri)
+    told = str(refused.value)
+    assert any(f"checkpoint {name.partition('/step/')[0]} is not as a training left it" in told for name in states)
+    assert "optim_states.pt is no file of torch's" in told
+    assert told.endswith(f"delete {uri}/train, and run again: the training begins anew")
+    assert not marker.exists()

@@ -1,0 +1,132 @@
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from cluster import auth, connection, dashboard
+from cluster.local import stack as stacks
+from tailorbird import storage
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_up_returns_the_stack_that_runs_already(stack: stacks.StackState) -> None:
+    folder = Path(stack.token_path).parent
+    assert stacks.up(folder) == stack
+    assert stacks.status(folder) == stack
+
+
+def test_files_with_secrets_are_readable_by_their_owner_only(stack: stacks.StackState) -> None:
+    folder = Path(stack.token_path).parent
+    for name in ("stack.json", "keys.json", "ray_token"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+
+
+def test_s3_dashboard_and_serve_listen_on_loopback_only(stack: stacks.StackState) -> None:
+    ports = {int(url.rsplit(":", 1)[1]) for url in (stack.s3_endpoint, stack.dashboard_url)}
+    listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN and item.laddr]
+    assert {item.laddr.ip for item in listening if item.laddr and item.laddr.port in ports} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("path", ["/api/version", "/api/jobs/", "/api/serve/applications/"])
+def test_the_dashboard_refuses_who_has_no_token(stack: stacks.StackState, path: str) -> None:
+    assert requests.get(stack.dashboard_url + path, timeout=30).status_code == 401
+    wrong = {"Authorization": "Bearer wrong"}
+    assert requests.get(stack.dashboard_url + path, headers=wrong, timeout=30).status_code in (401, 403)
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_wrong_token_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    with pytest.raises(auth.SessionError, match="refuses the token"):
+        dashboard.request_dashboard("GET", "/api/version")
+
+
+def test_a_driver_connects_and_its_workers_reach_s3(stack: stacks.StackState, bucket: str) -> None:
+    import ray
+
+    def write(uri: str) -> dict[str, str]:
+        storage.write_bytes(uri, b"from a worker")
+        return dict(os.environ)
+
+    with connection.connect():
+        seen = ray.get(ray.remote(num_cpus=1)(write).remote(f"{bucket}/written"))
+        with connection.connect():
+            assert ray.is_initialized()
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+    assert storage.read_bytes(f"{bucket}/written") == b"from a worker"
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL"):
+        assert seen[name] == stack.environment()[name]
+
+
+def test_a_submitted_job_runs_this_python_and_finds_s3_and_ray(stack: stacks.StackState, tmp_path: Path) -> None:
+    (tmp_path / "entry.py").write_text(
+        "import os, sys, json, ray\n"
+        "ray.init(log_to_driver=False)\n"
+        "print('SEEN', json.dumps([sys.prefix, os.environ['AWS_ACCESS_KEY_ID'], ray.cluster_resources()['CPU']]))\n"
+    )
+    program = Path(sys.executable).parent / "ray"
+    command = [str(program), "job", "submit", "--working-dir", str(tmp_path), "--", "python", "entry.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = next(line for line in done.stdout.splitlines() if line.startswith("SEEN"))
+    assert json.loads(seen.removeprefix("SEEN ")) == [sys.prefix, stack.access_key, 2.0]
+
+
+def test_a_killed_stack_is_noticed_starts_again_with_its_data_and_ends_whole(
+    stack: stacks.StackState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = stacks.up(tmp_path, num_cpus=1)
+    try:
+        assert first.s3_endpoint != stack.s3_endpoint
+        _use(first, monkeypatch)
+        storage.write_bytes("s3://lake/kept", b"kept")
+        os.kill(first.pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(first.pid)], timeout=10)
+        assert stacks.status(tmp_path) is None
+        second = stacks.up(tmp_path, num_cpus=1)
+        assert (second.pid, second.access_key, second.token) != (first.pid, first.access_key, first.token)
+        assert (second.access_key, second.secret_key, second.token) == (first.access_key, first.secret_key, first.token)
+        _use(second, monkeypatch)
+        assert storage.read_bytes("s3://lake/kept") == b"kept"
+        family = psutil.Process(second.pid).children(recursive=True)
+        assert family
+    finally:
+        assert stacks.down(tmp_path)
+    assert not any(_runs(process) for process in family)
+    for state in (first, second):
+        assert not _processes_naming(state.temp_dir)
+        assert not Path(state.temp_dir).exists()
+    assert stacks.status(tmp_path) is None
+    assert not stacks.down(tmp_path)
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_a_stack_that_cannot_start_says_where_its_log_lies(tmp_path: Path) -> None:
+    (tmp_path / "s3").write_text("not a folder")
+    with pytest.raises(stacks.StackError, match=r"ended while starting[\s\S]*stack\.log[\s\S]*FileExistsError"):
+        stacks.up(tmp_path)
+    assert stacks.status(tmp_path) is None
+
+
+def _use(state: stacks.StackState, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in state.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _processes_naming(text: str) -> list[int]:
+    processes = psutil.process_iter(["cmdline"])
+    return [item.pid for item in processes if any(text in argument for argument in item.info["cmdline"] or ())]

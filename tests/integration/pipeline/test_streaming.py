@@ -1,0 +1,120 @@
+"""More training rows than memory is given: Ray Data encodes them once, workers stream them, a run goes its way."""
+
+import os
+import signal
+import uuid
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.connection import connect
+from cluster.local.stack import StackState
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.datasets import icd10
+from tailorbird.data.loader import read_rows
+from tailorbird.data.shards import Shards
+from tailorbird.data.tokenize import labels_of
+from tailorbird.data.tokenized import Encoding
+from tailorbird.pipeline import run as pipeline
+from tailorbird.pipeline.prepare import prepare
+from tests.integration.small import Heard, small_recipe, stages, write_data, write_table
+from tests.integration.training.test_faults import BATCH_SIZE, Struck, ends, run, section_of
+from tests.integration.training.test_training import a_worker
+from training.dataset import load_rows
+from training.task import TrainingTask
+
+IN_MEMORY = 120
+
+
+@pytest.fixture(scope="module")
+def data(stack: StackState) -> str:
+    """URI of the small recipe's rows, with training rows in three files, one of which stands in test."""
+    assert stack.s3_endpoint
+    prefix = f"s3://lake/streamed-{uuid.uuid4().hex}"
+    write_data(prefix)
+    train, test = (icd10.build()[name] for name in ("train", "test"))
+    spread = np.linspace(1, train.num_rows - 2, 400).astype(np.int64)  # rows lie by chapter
+    write_table(f"{prefix}/train/part-1.parquet", train.take(spread))
+    write_table(f"{prefix}/train/part-2.parquet", test.slice(0, 1))
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    asked = (
+        f"data.stream_above_rows={IN_MEMORY}",
+        "data.max_train_rows=null",
+        "tuning.num_trials=1",
+        "tuning.space={}",
+    )
+    return small_recipe(tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=asked)
+
+
+@pytest.fixture(scope="module")
+def few(recipe: Recipe, data: str) -> Recipe:
+    """The same on two of the files."""
+    files = (f"{data}/train/part-1.parquet", f"{data}/train/part-2.parquet")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": files})})
+
+
+@pytest.fixture(scope="module")
+def task(recipe: Recipe) -> TrainingTask:
+    """The streamed rows as a training gets them."""
+    with connect():
+        task = prepare(recipe, show=Heard()).task()
+    return replace(task, validation=task.validation.take(range(60)))
+
+
+def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
+    heard = Heard()
+    with connect():
+        done = pipeline.run(few, show=heard)
+    facts = done.evidence["data"]
+    assert facts["num_train"] == facts["trained_on"]
+    assert facts["train_copies_of_test"] >= 1
+    assert IN_MEMORY * 0.6 < facts["num_in_memory"] < IN_MEMORY * 1.6
+    assert any("streamed" in event["text"] for event in heard.of_kind("note"))
+    step = heard.of_kind("step")[-1]
+    assert step["num_steps"] == -(-facts["num_train"] // few.training.batch_size)
+    before = stages(few.home)
+    assert sum("/shards-" in name for name in before) == 1
+    with connect():
+        pipeline.run(few, show=Heard())
+    assert stages(few.home) == before
+
+
+def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTask) -> None:
+    assert isinstance(task.train, Shards)
+    held = read_rows(*recipe.data.train_uris, section=recipe.data)
+    found = task.train.read(task.train.chunks())
+    known = set(found.row_ids)
+    assert len(known) == len(task.train) == len(found) < len(held)
+    assert found.labels is not None
+    assert task.train.classes == labels_of(held.labels) == task.classes
+    labels = {row_id: label for row_id, label in zip(held.row_ids, held.labels, strict=True) if row_id in known}
+    assert labels == {row_id: task.classes[label] for row_id, label in zip(found.row_ids, found.labels, strict=True)}
+
+
+@pytest.mark.long
+def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
+    assert isinstance(task.train, Shards)
+    small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
+    sizes = load_rows(small.train, Encoding(64), tokenizer=None, classes=()).sizes(section_of(), epoch=0)
+    assert len(sizes) > 2
+    plain, begun = Heard(), sizes[0] // BATCH_SIZE
+    killed = Struck(lambda: os.kill(a_worker(), signal.SIGKILL), epoch=0, step=begun + 10)
+    run(section_of(epochs=1), small, heard=plain)
+    run(section_of(epochs=1, checkpoint_interval_s=4), small, heard=killed)
+    assert ends(killed) == ends(plain)
+
+
+def test_data_that_are_wrong_are_told_with_their_row(recipe: Recipe, data: str) -> None:
+    table = icd10.build()["train"].slice(0, 500)
+    texts = table["text"].to_pylist()
+    texts[7] = None
+    broken = f"{data}-broken/train.parquet"
+    write_table(broken, table.set_column(table.schema.get_field_index("text"), "text", [texts]))
+    asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
+    with connect(), pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"):
+        prepare(asked, show=Heard())

@@ -1,0 +1,266 @@
+"""A Parquet data set goes through a version on a real Ray, whole and once, by the command and over HTTP."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+
+from cluster.connection import connect
+from cluster.local import stack
+from serving.batch_jobs import runner, scoring
+from serving.batch_jobs.routes import _written
+from serving.deploy import application, rollout, serve_client
+from serving.engines.classify import Prediction, predict_hybrid
+from tailorbird import storage
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.datasets import icd10
+from tailorbird.models import loading
+from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
+from tailorbird.registry.versions import ModelVersion
+from tests.integration.serving.test_serving import ROOT, Service
+from tests.integration.small import recipe_file, write_table
+
+PREFIX = "s3://lake/batches"
+SECTION = ServingSection(batch_prefixes=(PREFIX, "s3://models"))
+GROUPS = ("f", None, "m")
+
+
+@pytest.fixture(scope="module")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    assert stack.serve_port
+    return Service("s3://models/score-test", tmp_path_factory.mktemp("versions"))
+
+
+@pytest.fixture(scope="module")
+def rows(stack: stack.StackState) -> pa.Table:
+    """Texts with ids of their own and a group, some of which are null."""
+    assert stack.s3_endpoint
+    texts = icd10.build()["train"]["text"].to_pylist()[:1000]
+    ids = [1000 + 7 * place for place in range(len(texts))]
+    return pa.table({"text": texts, "key": ids, "sex": [GROUPS[place % 3] for place in range(len(texts))]})
+
+
+def _input(rows: pa.Table, *, num_files: int) -> str:
+    """The rows in files of their own, each of several row groups."""
+    uri = f"{PREFIX}/in-{uuid.uuid4().hex}"
+    for number, places in enumerate(np.array_split(np.arange(len(rows)), num_files)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows.take(places), sink, row_group_size=70)
+        storage.write_bytes(f"{uri}/file-{number:02d}.parquet", sink.getvalue().to_pybytes())
+    return uri
+
+
+def _output() -> str:
+    return f"{PREFIX}/out-{uuid.uuid4().hex}"
+
+
+def _parts(output: str) -> dict[str, list[Any]]:
+    """When each part was written."""
+    if not storage.exists(output):
+        return {}
+    return {uri: storage.state(uri) for uri in storage.list_files(output) if "/part-" in uri}
+
+
+def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_once(
+    service: Service, rows: pa.Table, tmp_path: Path
+) -> None:
+    hybrid = service.register_hybrid(tmp_path, routing=Routing(by="group", column="sex", values=("f",)))
+    recipe = recipe_file(tmp_path, name="score-test", data="s3://lake/small")
+    uri, output = _input(rows, num_files=20), _output()
+    command = [sys.executable, "-m", "tailorbird", "score", str(recipe), "--input", uri, "--output", output]
+    command += ["--model", hybrid.version, "--id", "key", "--json"]
+    first = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not _parts(output) and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    time.sleep(1)  # what its workers had in hand is written or lost
+    before = _parts(output)
+    assert 0 < len(before) < 20
+    assert not storage.exists(f"{output}/{scoring.MANIFEST}")
+    again = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    told = json.loads(again.stdout)
+    assert (told["num_rows"], told["num_new"]) == (1000, 1000 - 50 * len(before))
+    after = _parts(output)
+    assert len(after) == 20
+    assert {uri: after[uri] for uri in before} == before
+    found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
+    assert found["id"].equals(rows["key"])
+    assert set(found["version"].to_pylist()) == {hybrid.version}
+    groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
+    assert (found["row"].to_pylist(), found["group"].to_pylist()) == (list(range(1000)), groups)
+    loaded = loading.load_served(hybrid.uri)
+    assert isinstance(loaded, loading.LoadedHybrid)
+    routed = to_candidate(loaded.routing, groups=groups)
+    assert found["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
+    expected: list[Prediction] = []
+    for places in np.array_split(np.arange(len(rows)), 20):  # in the same batches: bfloat16 rounds by the batch
+        asked = [(rows["text"][place].as_py(), groups[place]) for place in places.tolist()]
+        expected += predict_hybrid(loaded, asked, batch_size=SECTION.max_batch_size)
+    assert found["label"].to_pylist() == [prediction.label for prediction in expected]
+    assert np.allclose(found["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
+    manifest = storage.read_json(told["manifest"])
+    assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, hybrid.digest)
+    looks = [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]]
+    assert looks == storage.heads(storage.list_files(uri))
+
+    def again_by(version: ModelVersion) -> scoring.Scored:
+        batch = scoring.batch_of(version, input=uri, output=output, id_column="key")
+        return scoring.score(batch, SECTION, version=version, told=lambda _done, _total: None)
+
+    assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
+    with pytest.raises(scoring.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
+        again_by(service.first)
+    write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
+    with pytest.raises(scoring.BatchError, match="holds a batch with another inputs"):
+        again_by(hybrid)
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    """Of the first version, deployed where batches are open."""
+    yield rollout.deploy(SECTION, home=service.home, version=service.first)
+    rollout.undeploy(application.application_name(service.home))
+
+
+def _post(url: str, path: str, body: Any, *, status: int) -> Any:
+    answer = requests.post(f"{url}/v1/batches{path}", json=body, timeout=60)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def _until(url: str, batch_id: str, *statuses: str) -> Any:
+    def found() -> Any:
+        told = _patiently("GET", f"{url}/v1/batches/{batch_id}")
+        return told if told["status"] in statuses else None
+
+    return _awaited(found)
+
+
+def _patiently(method: str, address: str) -> Any:
+    """The answer, which comes within seconds where the replica was killed."""
+
+    def answer() -> Any:
+        with suppress(requests.ConnectionError):
+            found = requests.request(method, address, timeout=60)
+            return found.json() if found.status_code == 200 else None
+
+    return _awaited(answer)
+
+
+def _awaited(found: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 120
+    while True:
+        value = found()
+        if value is not None:
+            return value
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
+    service: Service, url: str, rows: pa.Table
+) -> None:
+    uri, output = _input(rows, num_files=60), _output()
+    body = {"input": uri, "output": f"{output}/", "id": "key"}
+    batch = _post(url, "", body, status=202)
+    assert (batch["status"], batch["version"], batch["column"]) == ("queued", service.first.version, "text")
+    assert _post(url, "", body, status=202)["id"] == batch["id"]
+    assert _post(url, "", body | {"id": "sex"}, status=409)["error"]["type"] == "other_columns"
+    _until(url, batch["id"], "running")
+    (replica,) = serve_client.serve_applications()["score-test"]["deployments"]["classifier"]["replicas"]
+    os.kill(replica["pid"], signal.SIGKILL)
+    done = _until(url, batch["id"], "completed", "failed")
+    assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
+    assert len(_parts(output)) == 60
+    assert storage.read_json(f"{output}/{scoring.MANIFEST}")["num_rows"] == 1000
+    assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
+
+
+def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
+    home, uri = "s3://models/score-closed", _input(rows, num_files=60)
+
+    def queued(output: str) -> str:
+        batch = scoring.batch_of(service.first, input=uri, output=output, id_column="key")
+        return _written(home, batch, service.first).id
+
+    def status(batch_id: str) -> Any:
+        found = runner.read_status(home, batch_id)
+        assert found is not None
+        return found[0]
+
+    def is_over(batch_id: str) -> Any:
+        return status(batch_id) if status(batch_id).status in ("completed", "failed") else None
+
+    with connect():
+        first = queued(_output())
+        runner.send_to_work(home, SECTION)
+        _awaited(lambda: status(first).status == "running" or None)
+        second = queued(_output())
+        runner.send_to_work(home, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        assert len(runner.desks(home)) == 2
+        assert _awaited(lambda: is_over(first)).status == "completed"  # which had begun
+        refused = _awaited(lambda: is_over(second))
+        assert (refused.status, "is under none of s3://lake/elsewhere" in refused.error) == ("failed", True)
+        _awaited(lambda: not runner.desks(home) or None)
+
+
+def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(url: str, rows: pa.Table) -> None:
+    body = {"input": _input(rows, num_files=60), "output": _output()}
+    batch = _post(url, "", body, status=202)
+    other = _post(url, "", body | {"output": _output()}, status=202)
+    assert batch["id"] != other["id"]
+    assert _post(url, f"/{other['id']}/cancel", None, status=200)["status"] == "cancelled"
+    _awaited(lambda: _parts(batch["output"]) or None)
+    assert _post(url, f"/{batch['id']}/cancel", None, status=200)["status"] == "cancelled"
+    time.sleep(3)
+    before = _parts(batch["output"])
+    time.sleep(1)
+    assert _parts(batch["output"]) == before
+    assert 0 < len(before) < 60
+    assert _post(url, "", body, status=202)["status"] == "queued"
+    assert _until(url, batch["id"], "completed", "failed")["status"] == "completed"
+    after = _parts(batch["output"])
+    assert (len(after), {part: after[part] for part in before}) == (60, before)
+    assert _parts(other["output"]) == {}
+
+
+def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
+    uri = _input(rows.slice(0, 10), num_files=1)
+    for body, status, said in (
+        ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
+        ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
+        ({"input": uri, "output": f"{service.home}/versions/mine"}, 403, "meets the registry of models"),
+        ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "no `..`"),
+        ({"input": uri, "output": f"{uri}/out"}, 422, "lie in each other"),
+        ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words'; it has text, key, sex"),
+        ({"input": uri, "output": _output(), "model": "other"}, 404, "no model 'other' here"),
+        ({"input": f"{PREFIX}/absent", "output": _output()}, 422, "is not there, or not ours to use"),
+        ({"input": uri, "output": PREFIX}, 422, "lie in each other"),
+        ({"input": uri, "output": _input(rows.slice(0, 1), num_files=1)}, 422, "is not empty and holds no batch"),
+        ({"input": 1, "output": _output()}, 422, "input: Input should be a valid string"),
+    ):
+        message = _post(url, "", body, status=status)["error"]["message"]
+        assert said in message, message
+        assert "127.0.0.1" not in message
+    for batch_id in ("0" * 24, "..", "x"):
+        assert requests.get(f"{url}/v1/batches/{batch_id}", timeout=60).status_code == 404
+    empty = _post(url, "", {"input": _input(rows.slice(0, 0), num_files=1), "output": _output()}, status=202)
+    failed = _until(url, empty["id"], "completed", "failed")
+    assert (failed["status"], "has no rows" in failed["error"]) == ("failed", True)

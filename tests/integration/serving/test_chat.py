@@ -1,0 +1,328 @@
+"""A registered chat version, deployed on a real Ray, answers OpenAI's own client as it does in memory.
+
+By `ray.serve.llm` where vLLM is installed, else by transformers.
+"""
+
+import html
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+import torch
+from safetensors.torch import save_file
+
+from cluster import code_snapshot
+from cluster.local import stack
+from serving.deploy import application, rollout, serve_client
+from tailorbird.config.serving import ServingSection
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.models import base_model, loading
+from tailorbird.models.generation import answer_prompts
+from tailorbird.registry import versions as registry
+from tests import small_chat
+from tests.browser import BROWSER, seen
+from tests.fuzz import fuzz
+from tests.unit.serving.http.test_openapi import fits
+
+ROOT = Path(__file__).parents[3]
+HOME = "s3://models/chat-serving-test"
+LIMIT = 24
+QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
+WIDTH = 128  # heads of 32, as small as vLLM takes them
+SECTION = ServingSection(
+    engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
+    max_batch_size=4,
+    max_queued_requests=8,
+    max_body_bytes=4096,
+    max_new_tokens=200,
+)
+
+
+class Service:
+    """What the tests share: two versions under one home, and a client of the one that is deployed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.code = code_snapshot.ship_code(HOME, ROOT)
+        small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
+        base = base_model.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
+        self.first = self._register(folder / "first", base=base, system="be brief")
+        self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
+        self.url = ""
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
+
+    def deploy(self, version: registry.ModelVersion) -> None:
+        self.url = rollout.deploy(SECTION, home=HOME, version=version)
+
+    def ask(self, question: str, **options: Any) -> Any:
+        return self.client.chat.completions.create(
+            model="champion", messages=[{"role": "user", "content": question}], **options
+        )
+
+    def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:
+        """What the version answers to the questions in memory, as it is evaluated."""
+        loaded = loading.load_chat_version(version.uri)
+        tokenizer, system = loaded.tokenizer, loaded.prompting.system
+        prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
+        end_id = int(tokenizer.eos_token_id)
+        found = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
+        return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in found]
+
+    def _register(self, folder: Path, *, base: str, system: str, seed: int | None = None) -> registry.ModelVersion:
+        folder.mkdir()
+        if seed is not None:
+            torch.manual_seed(seed)
+            lm = small_chat.language_model(width=WIDTH)
+            state = {name: torch.randn_like(weight) * 0.3 for name, weight in lm.named_parameters()}
+            save_file(state, folder / "model.safetensors")
+        config = registry.VersionConfig(
+            kind="zero_shot" if seed is None else "full",
+            classes=(),
+            base_model=base,
+            max_length=64,
+            dtype="float32",
+            code=self.code.uri,
+            recipe_hash="0" * 64,
+            created_at=registry.now(),
+            prompting=registry.Prompting(system=system, max_new_tokens=LIMIT),
+        )
+        registry.write_config(folder, config)
+        return registry.register(HOME, folder)
+
+
+@pytest.fixture(scope="module")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    assert stack.serve_port
+    found = Service(tmp_path_factory.mktemp("chat"))
+    found.deploy(found.first)
+    yield found
+    rollout.undeploy(application.application_name(HOME))
+
+
+def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
+    expected = service.expected(service.first)
+    with ThreadPoolExecutor(len(QUESTIONS)) as clients:
+        answers = list(clients.map(service.ask, QUESTIONS))
+    assert [answer.choices[0].message.content for answer in answers] == expected
+    answer = answers[0]
+    assert (answer.object, answer.model, answer.version) == (
+        "chat.completion",
+        "chat-serving-test",
+        service.first.version,
+    )
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.completion_tokens <= LIMIT
+
+
+@pytest.mark.long
+def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+    fuzz(service.url, folder=tmp_path)
+
+
+def test_a_stream_is_the_answer_in_parts(service: Service) -> None:
+    answer = service.ask(QUESTIONS[1])
+    chunks = list(service.ask(QUESTIONS[1], stream=True, stream_options={"include_usage": True}))
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    parts = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
+    assert "".join(parts) == answer.choices[0].message.content
+    assert sum(map(bool, parts)) > 1
+    assert chunks[-2].choices[0].finish_reason == answer.choices[0].finish_reason
+    assert chunks[-1].usage == answer.usage
+
+
+def test_a_stop_text_ends_whole_answers_and_streams_alike(service: Service) -> None:
+    text = service.ask(QUESTIONS[0]).choices[0].message.content
+    stop = text[5:8]
+    answer = service.ask(QUESTIONS[0], stop=[stop, "never"])
+    assert answer.choices[0].message.content == text[: text.index(stop)].strip()
+    assert answer.choices[0].finish_reason == "stop"
+    chunks = list(service.ask(QUESTIONS[0], stop=stop, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+
+
+def test_a_seed_gives_the_same_answer_again_and_temperature_another(service: Service) -> None:
+    def text(**options: Any) -> str:
+        return str(service.ask(QUESTIONS[0], temperature=1.5, top_p=0.95, **options).choices[0].message.content)
+
+    assert text(seed=3) == text(seed=3)
+    assert len({text(seed=seed) for seed in range(4)} | {text(), text()}) > 4
+
+
+def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
+    (model,) = service.client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("champion", "model", "tailorbird")
+    told = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"][0]
+    assert (told["digest"], told["kind"], told["classes"]) == (service.first.digest, "zero_shot", [])
+    assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+    assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
+
+
+def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> None:
+    asked: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
+    whole = service.client.completions.create(**asked)
+    assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
+    loaded = loading.load_chat_version(service.first.uri)
+    prompt = loaded.tokenizer(asked["prompt"])["input_ids"]
+    (said,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
+    text = loaded.tokenizer.decode([*prompt, *said.tokens], skip_special_tokens=True)
+    assert asked["prompt"] + whole.choices[0].text == text
+    parts = list(service.client.completions.create(**asked, stream=True))
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError) as caught:
+        service.client.completions.create(**asked | {"prompt": ["a", "b"]})
+    assert "prompt" in str(caught.value.param)
+
+
+def test_a_request_keeps_its_id(service: Service) -> None:
+    body = {"messages": [{"role": "user", "content": "abc"}]}
+    url = f"{service.url}/v1/chat/completions"
+    for more in ({}, {"stream": True}):
+        answer = requests.post(url, json=body | more, headers={"x-request-id": "mine"}, timeout=60)
+        assert answer.headers["x-request-id"] == "mine"
+        assert '"chatcmpl-mine"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "param"),
+    [
+        ({"temperature": 9}, openai.BadRequestError, "temperature"),
+        ({"n": 2}, openai.BadRequestError, "n"),
+        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature"),
+        ({"max_tokens": 201}, openai.BadRequestError, "max_tokens"),
+        ({"extra_body": {"model": "gpt-4"}}, openai.NotFoundError, "model"),
+        ({"extra_body": {"messages": [{"role": "user", "content": "a" * 300}]}}, openai.BadRequestError, "messages"),
+        ({"temperature": 9, "stream": True}, openai.BadRequestError, "temperature"),
+    ],
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
+)
+def test_what_is_refused_is_openais_exception_and_it_serves_on(
+    service: Service, options: dict[str, Any], error: type[openai.APIStatusError], param: str
+) -> None:
+    with pytest.raises(error) as caught:
+        service.ask("abc", **options)
+    assert caught.value.param == param
+    assert caught.value.message
+    assert service.ask("abc").choices[0].message.content
+
+
+def test_what_is_no_chat_request_is_refused_as_json(service: Service) -> None:
+    url = f"{service.url}/v1/chat/completions"
+    for answer, status, type in (
+        (requests.post(url, data=b"{", timeout=60), 400, "invalid_json"),
+        (requests.post(url, data=b"a" * 5000, timeout=60), 413, "body_too_large"),
+        (requests.get(url, timeout=60), 405, "wrong_method"),
+        (requests.post(f"{service.url}/v1/classify", json={"input": "a"}, timeout=60), 404, "unknown_route"),
+    ):
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["type"] == type
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_more_requests_than_it_takes_are_told_to_come_back(service: Service) -> None:
+    client = service.client  # one: to make it takes longer than an answer
+
+    def ask(number: int) -> openai.RateLimitError | None:
+        messages: Any = [{"role": "user", "content": f"abc {number}"}]
+        try:
+            client.chat.completions.create(model="champion", messages=messages, max_tokens=200, stop="never")
+        except openai.RateLimitError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(40) as clients:
+        refused = [error for error in clients.map(ask, range(40)) if error is not None]
+    assert 0 < len(refused) <= 40 - 12
+    assert (refused[0].code, refused[0].response.headers["retry-after"]) == ("rate_limit_exceeded", "2")
+    assert service.ask("abc").choices[0].message.content
+
+
+def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(service: Service) -> None:
+    expected = {
+        version.version: service.expected(version, max_new_tokens=180) for version in (service.first, service.second)
+    }
+    replicas = _replicas()
+    swapped: list[str] = []
+
+    def talk(place: int) -> list[str]:
+        """Streams until one begins after the swap; the versions that answered."""
+        told: list[str] = []
+        while True:
+            last = bool(swapped)
+            chunks = list(service.ask(QUESTIONS[place], stream=True, max_tokens=180))
+            assert len({chunk.model_extra["version"] for chunk in chunks}) == 1
+            told.append(chunks[0].model_extra["version"])
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            assert text == expected[told[-1]][place]
+            assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+            if last:
+                return told
+
+    with ThreadPoolExecutor(4) as clients:
+        talking = [clients.submit(talk, place) for place in range(4)]
+        try:
+            service.deploy(service.second)
+        finally:
+            swapped.append("done")
+        versions = [future.result() for future in talking]
+    try:
+        for told in versions:
+            assert (told[0], told[-1]) == (service.first.version, service.second.version)
+            assert told == sorted(told, key=[service.first.version, service.second.version].index)
+        assert _replicas() == replicas
+    finally:
+        service.deploy(service.first)
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
+    with pytest.raises(serve_client.VersionRefusedError, match=f"not {'0' * 64}"):
+        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
+    assert service.ask("abc").version == service.first.version
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path: Path) -> None:
+    answer = r'<li class="assistant"><span>(.*?)</span><span class="soft">(.*?)</span>'
+    shown = seen(tmp_path, f"{service.url}/#text=abc", "--window-size=390,900", until=answer)
+    said = re.search(answer, shown, re.DOTALL)
+    assert said is not None
+    assert f"{service.first.version} (zero_shot) answers" in shown
+    assert '<li class="user"><span>abc</span>' in shown
+    assert html.unescape(said[1]) == service.ask("abc").choices[0].message.content
+    assert said[2].startswith(service.first.version)
+
+
+def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+    document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
+    body = {"messages": [{"role": "user", "content": "abc"}]}
+    url = f"{service.url}/v1/chat/completions"
+    assert fits(document, "ChatAnswer", requests.post(url, json=body, timeout=60).json())
+    events = requests.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
+    for event in events[:-2]:
+        assert fits(document, "ChatChunk", json.loads(event.removeprefix("data: ")))
+    assert fits(document, "ErrorBody", requests.post(url, json={}, timeout=60).json())
+
+
+def test_a_client_that_hangs_up_makes_room(service: Service) -> None:
+    for _ in range(3):
+        streams = [service.ask("abc", stream=True, max_tokens=200) for _ in range(6)]
+        for stream in streams:
+            next(stream)
+            stream.close()
+    assert service.ask("abc").choices[0].message.content
+
+
+def _replicas() -> set[int]:
+    deployments = serve_client.serve_applications()[application.application_name(HOME)]["deployments"]
+    return {replica["pid"] for replica in deployments["chat"]["replicas"]}

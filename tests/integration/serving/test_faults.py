@@ -1,0 +1,328 @@
+"""What may happen to a service while clients ask: it answers on, or says that it is busy, and mends itself."""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import requests
+from ray._private.authentication_test_utils import reset_auth_token_state
+from ray._private.utils import get_system_memory, get_used_memory
+
+from cluster.connection import connect
+from cluster.local import stack
+from serving.deploy import rollout, serve_client
+from tailorbird import storage
+from tailorbird.config.serving import ServingSection
+from tailorbird.registry.versions import ModelVersion
+from tests.integration.load import Heard, asking
+from tests.integration.serving.test_serving import TEXTS, Service
+
+pytestmark = pytest.mark.slow
+
+NUM_REPLICAS = 2
+HOME = "s3://models/serving-faults"
+LOG = "s3://lake/serving-faults"
+BUSY = {429, 503}
+BEFORE_S, AFTER_S = 3.0, 3.0
+MENDED_S = 90.0
+
+
+class Faulty:
+    """A stack of this module's own, which its tests may break, and the service on it."""
+
+    def __init__(self, state: stack.StackState, service: Service) -> None:
+        self.state, self.service = state, service
+        section = ServingSection(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
+        self.section = section
+        self.url = rollout.deploy(section, home=HOME, version=service.first)
+
+    @property
+    def version(self) -> ModelVersion:
+        return self.service.first
+
+    def processes(self, pattern: str) -> list[psutil.Process]:
+        """Of the stack, those whose command line has the pattern."""
+        found = []
+        for process in psutil.Process(self.state.pid).children(recursive=True):
+            try:
+                if re.search(pattern, " ".join(process.cmdline())) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def replicas(self) -> list[psutil.Process]:
+        return self.processes("^ray::ServeReplica")
+
+    def is_whole(self) -> bool:
+        """As many replicas as there are to be, and each answers."""
+        pids = {process.pid for process in self.replicas()}
+        listed = (
+            serve_client.serve_applications().get("serving-faults", {}).get("deployments", {}).get("classifier", {})
+        )
+        running = {one["pid"] for one in listed.get("replicas", []) if one["state"] == "RUNNING"}
+        return len(running) == NUM_REPLICAS and running <= pids
+
+    def mended(self) -> None:
+        """Waits until nothing is missing."""
+        wait(self.is_whole, within_s=MENDED_S)
+        time.sleep(AFTER_S)  # under load, with all that it had before
+
+
+def wait(condition: Callable[[], bool], *, within_s: float) -> float:
+    """Seconds until the condition held."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < within_s, f"not within {within_s} s"
+        time.sleep(0.5)
+    return time.monotonic() - begun
+
+
+@contextmanager
+def own_stack(folder: Path, *, num_cpus: int, **more: str) -> Iterator[stack.StackState]:
+    """A stack, started in an environment with `more`, that this process uses while the block lasts."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    state = stack.up(folder / "stack", num_cpus=num_cpus)
+    try:
+        os.environ.update(state.environment())
+        os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
+        reset_auth_token_state()
+        (folder / "versions").mkdir()
+        yield state
+    finally:
+        stack.down(folder / "stack")
+        os.environ.clear()
+        os.environ.update(before)
+        reset_auth_token_state()
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    folder = tmp_path_factory.mktemp("faulty")
+    with own_stack(folder, num_cpus=NUM_REPLICAS) as state:
+        yield Faulty(state, Service(HOME, folder / "versions"))
+
+
+@pytest.fixture
+def heard(faulty: Faulty) -> Iterator[Heard]:
+    """Eight clients that ask while a test breaks something."""
+    faulty.mended()
+    with asking(faulty.url, TEXTS) as found:
+        time.sleep(BEFORE_S)
+        yield found
+
+
+def test_a_killed_replica_costs_no_request_and_comes_back(faulty: Faulty, heard: Heard) -> None:
+    for _ in range(2):
+        victim = faulty.replicas()[0]
+        victim.kill()
+        victim.wait(10)
+        faulty.mended()
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert len(heard.answers) > 100
+
+
+def test_rows_of_a_killed_replica_reach_the_log(faulty: Faulty) -> None:
+    faulty.mended()
+    with asking(faulty.url, TEXTS) as heard:
+        time.sleep(BEFORE_S)
+        for victim in faulty.replicas():
+            victim.kill()
+        faulty.mended()
+    asked = heard.ids(200)
+    assert len(asked) > 50
+
+    def logged() -> bool:
+        return asked <= set(_logged())
+
+    wait(logged, within_s=60)
+    rows = _logged()
+    assert len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS  # a client's last request, answered once more by another
+
+
+def test_a_killed_proxy_is_started_again(faulty: Faulty, heard: Heard) -> None:
+    for proxy in faulty.processes(r"haproxy.* -f "):
+        proxy.kill()
+    wait(lambda: bool(heard.statuses()[0]), within_s=5)
+    wait(lambda: set(heard.statuses(since=time.monotonic() - AFTER_S)) == {200}, within_s=MENDED_S)
+    assert heard.without_answer_s() < 20
+    assert set(heard.statuses()) <= {0, 200, 404, *BUSY}  # 404 while the new one has not been told of the application
+
+
+def test_a_killed_controller_costs_no_request(faulty: Faulty, heard: Heard) -> None:
+    (controller,) = faulty.processes("^ray::ServeController")
+    replicas = {one.pid for one in faulty.replicas()}
+    controller.kill()
+    controller.wait(10)
+    wait(lambda: bool(faulty.processes("^ray::ServeController")), within_s=60)
+    faulty.mended()
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert {one.pid for one in faulty.replicas()} == replicas
+
+
+def test_a_store_that_hangs_for_30_s_holds_up_no_answer_and_loses_no_row(faulty: Faulty) -> None:
+    faulty.mended()
+    store = psutil.Process(faulty.state.server_pids[0])
+    with asking(faulty.url, TEXTS) as heard:
+        time.sleep(BEFORE_S)
+        store.suspend()
+        try:
+            time.sleep(30)
+        finally:
+            store.resume()
+        time.sleep(AFTER_S)
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert heard.longest_s() < 5
+    wait(lambda: heard.ids(200) <= set(_logged()), within_s=90)
+
+
+def test_a_version_deleted_under_it_serves_on_and_a_replica_lost_meanwhile_comes_back_with_it(
+    faulty: Faulty, heard: Heard, tmp_path: Path
+) -> None:
+    uri = faulty.version.uri
+    storage.download_folder(uri, tmp_path / "kept")
+    storage.delete_folder(uri)
+    try:
+        faulty.replicas()[0].kill()
+        time.sleep(15)
+        assert not faulty.is_whole()
+    finally:
+        storage.upload_folder(tmp_path / "kept", uri)
+    faulty.mended()
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+
+
+def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Faulty, heard: Heard) -> None:
+    place = urlsplit(faulty.url)
+    assert place.hostname
+    assert place.port
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+    slow = [socket.create_connection((place.hostname, place.port)) for _ in range(300)]
+    try:
+        begun = time.monotonic()
+        for one in slow[40:]:
+            one.sendall(f"{head}content-length: 100\r\n\r\n".encode() + b'{"input": ')
+        for one in slow[:40]:  # more than HAProxy holds: these wait in a replica
+            one.sendall(f"{head}content-length: 100000\r\n\r\n".encode() + b'{"input": ["%s' % (b"a" * 50_000))
+        time.sleep(10)
+        with ThreadPoolExecutor(8) as dripping:
+            list(dripping.map(lambda one: one.sendall(b'"'), slow))
+        time.sleep(15)
+        told = []
+        for one in slow:
+            one.settimeout(5)
+            told.append(one.recv(64))
+        assert time.monotonic() - begun < 40
+        assert all(b" 408 " in answer for answer in told), {answer[:20] for answer in told}
+    finally:
+        for one in slow:
+            one.close()
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert heard.longest_s() < 5
+
+
+def test_clients_that_hang_up_cost_the_others_nothing(faulty: Faulty, heard: Heard) -> None:
+    place = urlsplit(faulty.url)
+    replicas = {one.pid for one in faulty.replicas()}
+    body = b'{"input": ["%s"]}' % b'", "'.join([b"Fracture of femur"] * 64)
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+
+    def ask_and_leave(_: int) -> None:
+        with socket.create_connection((place.hostname, place.port)) as one:
+            one.sendall(head + body)
+
+    with ThreadPoolExecutor(16) as leaving:
+        list(leaving.map(ask_and_leave, range(400)))
+    time.sleep(AFTER_S)
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert {one.pid for one in faulty.replicas()} == replicas
+
+
+def test_more_than_it_can_hold_is_refused_and_memory_stays_bounded(faulty: Faulty) -> None:
+    faulty.mended()
+    replicas = faulty.replicas()
+    before = sum(one.memory_info().rss for one in replicas)
+    largest = {"input": ["Fracture of femur, " * 200] * faulty.section.max_texts}  # nearly a MiB
+    statuses: list[int] = []
+
+    def ask(_: int) -> None:
+        answer = requests.post(f"{faulty.url}/v1/classify", json=largest, timeout=120)
+        statuses.append(answer.status_code)
+        if answer.status_code in BUSY:
+            assert int(answer.headers["retry-after"]) > 0
+
+    with asking(faulty.url, TEXTS, clients=2, timeout_s=120) as heard, ThreadPoolExecutor(24) as clients:
+        threading.Thread(target=lambda: list(clients.map(ask, range(24))), daemon=True).start()
+        peak = before
+        while len(statuses) < 24:
+            peak = max(peak, sum(one.memory_info().rss for one in replicas))
+            time.sleep(0.2)
+    assert {one.pid for one in faulty.replicas()} == {one.pid for one in replicas}
+    assert set(statuses) <= {200, *BUSY}
+    assert set(heard.statuses()) <= {200, *BUSY}
+    assert peak - before < 2 << 30
+
+
+def test_last_without_the_heads_dashboard_it_answers_on(faulty: Faulty, heard: Heard) -> None:
+    dashboards = faulty.processes(r"dashboard/dashboard\.py")
+    assert dashboards
+    for one in dashboards:
+        one.send_signal(signal.SIGTERM)
+    wait(lambda: not faulty.processes(r"dashboard/dashboard\.py"), within_s=30)
+    time.sleep(2 * AFTER_S)
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+
+
+def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_service_stays(tmp_path: Path) -> None:
+    total, used = get_system_memory(), get_used_memory()
+    # For the stack, a replica, and what the greedy one takes: more than the buffer that Ray frees below its threshold,
+    # since for that it would end others too, the newest first.
+    room = min(8 << 30, total // 3)
+    limit = {"RAY_memory_usage_threshold": f"{(used + room) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    limit["RAY_task_oom_retries"] = "0"
+    with own_stack(tmp_path, num_cpus=2, **limit):
+        service = Service("s3://models/serving-memory", tmp_path / "versions")
+        url = rollout.deploy(ServingSection(), home="s3://models/serving-memory", version=service.first)
+        with connect(), asking(url, TEXTS, clients=2) as heard:
+            # As what works beside a service is: Ray would rather end Serve's own actors than what cannot be repeated.
+            greedy = ray.remote(num_cpus=0, max_retries=1)(take).remote(room + (1 << 30))
+            with pytest.raises(ray.exceptions.OutOfMemoryError):
+                ray.get(greedy, timeout=90)
+            time.sleep(AFTER_S)
+    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+
+
+def take(num_bytes: int) -> None:
+    """Takes memory, a little at a time, and holds it for a while."""
+    held = []
+    for _ in range(num_bytes >> 26):
+        held.append(bytearray(os.urandom(1)) * (1 << 26))
+        time.sleep(0.05)
+    time.sleep(30)
+
+
+def _logged() -> list[str]:
+    """Request ids in the log."""
+    files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
+    tables: list[Any] = [pq.read_table(_buffer(uri), columns=["request_id"]) for uri in files]
+    return [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+
+
+def _buffer(uri: str) -> Any:
+    import pyarrow as pa
+
+    return pa.BufferReader(storage.read_bytes(uri))

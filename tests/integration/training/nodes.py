@@ -1,0 +1,167 @@
+"""A training on a cluster whose nodes come and go, as a process of its own:
+`python -m tests.integration.training.nodes KIND`.
+
+KIND is `removed`, `drained` or `elastic`. S3 is the environment's; the last line of the output is what was heard, as
+JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from cluster.progress import Event, relayed
+from tailorbird.config.training import TrainingSection
+from tests.integration.small import REGISTRY, Heard
+from tests.integration.training.test_training import training_task
+from training.trainer import finetune
+
+DATA = "s3://lake/small"
+NUM_ROWS = 320
+TICK_S = 0.5
+NOTICE_MS = 30_000
+RESIZE_EVERY_S, START_TIMEOUT_S = 10, 30
+"""Minutes by default, which here would be waited for at each change."""
+LIMIT_S = 560
+"""Before pytest's own limit, so that the nodes are stopped in any case."""
+
+
+class Watched(Heard):
+    """Hears of work that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group_sizes: list[int] = []
+        self.over = threading.Event()
+        self.failure: BaseException | None = None
+        self.value: Any = None
+
+    def start(self, work: Callable[[], Any]) -> None:
+        def run() -> None:
+            try:
+                self.value = work()
+            except BaseException as error:  # raised where it is waited for
+                self.failure = error
+            self.over.set()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits; raises what the work failed with, and where it ended before."""
+        while not holds():
+            ended = self.over.wait(TICK_S)
+            if self.failure is not None:
+                raise self.failure
+            assert not ended or holds(), "the work ended before"
+
+    def until_told(self, wanted: Callable[[Event], bool]) -> None:
+        """Until such an event comes after now."""
+        heard = len(self.events)
+        self.until(lambda: any(wanted(event) for event in self.events[heard:]))
+
+
+def too_long(*_: Any) -> None:
+    raise AssertionError(f"not over after {LIMIT_S} s")
+
+
+def workers(*states: str) -> list[str]:
+    """The node of each worker in one of the states; from GCS, since the state API wants a dashboard."""
+    actors = ray._private.state.actors().values()
+    found = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
+    return [actor["Address"]["NodeID"] for actor in found]
+
+
+def steps(heard: Heard, *, epoch: int) -> list[int]:
+    """What was said of an epoch's steps, by their numbers."""
+    return [event["step"] for event in heard.of_kind("step") if event["epoch"] == epoch]
+
+
+def second_epoch(event: Event) -> bool:
+    return bool(event["event"] == "step" and event["epoch"] == 1 and event["step"] >= 2)
+
+
+def removed(cluster: Cluster, heard: Watched) -> None:
+    """Three nodes for two workers; a worker's node is lost without a word."""
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
+    heard.until_told(second_epoch)
+    cluster.remove_node(nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False)
+    heard.until(heard.over.is_set)
+
+
+def drained(cluster: Cluster, heard: Watched) -> None:
+    """Three nodes for two workers; a worker's node is to go in 30 s, as a cloud takes back what it lent."""
+    nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
+    heard.until_told(second_epoch)
+    drain = ray._private.worker.global_worker.gcs_client.drain_node
+    node, deadline = next(node for node in workers("ALIVE") if node in nodes), int(time.time() * 1000) + NOTICE_MS
+    accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
+    assert accepted, reason
+    heard.until(heard.over.is_set)
+
+
+def elastic(cluster: Cluster, heard: Watched) -> None:
+    """One node, then two, then one again; each time training goes on."""
+    heard.until_told(second_epoch)
+    heard.group_sizes.append(len(workers("ALIVE")))
+    node = cluster.add_node(num_cpus=1)
+    for size in (2, 1):
+        heard.until(lambda size=size: len(workers("ALIVE")) == size)  # type: ignore[misc]
+        heard.until_told(lambda event: event["event"] == "epoch")
+        heard.group_sizes.append(len(workers("ALIVE")))
+        if size == 2:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+KINDS: dict[str, tuple[Callable[[Cluster, Watched], None], dict[str, Any]]] = {
+    "removed": (removed, {"epochs": 2, "num_workers": 2}),
+    "drained": (drained, {"epochs": 2, "num_workers": 2}),
+    "elastic": (elastic, {"epochs": 100, "num_workers": {"min": 1, "max": 2}}),
+}
+
+
+def main(kind: str) -> None:
+    change, fields = KINDS[kind]
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    section = TrainingSection.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT_S)
+    ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
+    cluster, heard = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
+    try:
+        os.environ |= {
+            "RAY_ADDRESS": cluster.address,
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
+        }
+        ray.init(address=cluster.address, log_to_driver=False)
+        with relayed(heard) as relay:
+            task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
+            heard.start(lambda: finetune(section, task=task, uri=uri, relay=relay))
+            change(cluster, heard)
+            started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
+        told = {
+            "ends": [(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")],
+            "group_sizes": heard.group_sizes,
+            "num_workers": started,
+            "steps": steps(heard, epoch=1),
+        }
+        print(json.dumps(told), flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

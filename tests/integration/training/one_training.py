@@ -1,0 +1,30 @@
+"""A training as a process of its own:
+`python -m tests.integration.training.one_training DATA URI`; run again, it goes on.
+
+Ray and S3 are the environment's; what it shows is printed as a line of JSON each.
+"""
+
+import json
+import sys
+
+from cluster.connection import connect
+from cluster.progress import Event, relayed
+from tailorbird.config.training import TrainingSection
+from tests.integration.training.test_training import training_task
+from training.trainer import finetune
+
+NUM_EPOCHS, NUM_ROWS = 5, 160
+SECTION = TrainingSection(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
+
+
+def show(event: Event) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main(data: str, uri: str) -> None:
+    with connect(), relayed(show) as relay:
+        finetune(SECTION, task=training_task(data, num_rows=NUM_ROWS), uri=uri, relay=relay)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

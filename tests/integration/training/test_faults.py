@@ -1,0 +1,271 @@
+"""Faults in the middle of a training: whatever fails, the epochs' losses are those of a run that nothing disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.util import state as ray_state
+
+from cluster.connection import connect
+from cluster.local import ports, supervisor
+from cluster.progress import Event, Show, relayed
+from tailorbird.config.training import TrainingSection
+from tests.integration.small import REGISTRY, ROOT, Heard, write_data
+from tests.integration.training.nodes import NUM_ROWS, steps
+from tests.integration.training.test_training import a_worker, training_task
+from training import trainer
+from training.task import TrainingTask
+from training.trainer import TrainingFailed, finetune
+
+BATCH_SIZE = 8
+DOWN_S = 20
+
+
+def section_of(**fields: Any) -> TrainingSection:
+    values = {"method": "lora", "epochs": 2, "batch_size": BATCH_SIZE, "learning_rate": 1e-3}
+    return TrainingSection.model_validate(values | fields)
+
+
+def ends(heard: Heard) -> set[tuple[int, float, float]]:
+    return {(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")}
+
+
+class Struck(Heard):
+    """Hears a training, and strikes once, at the first word of a step of an epoch from `step` on."""
+
+    def __init__(self, strike: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
+        super().__init__()
+        self.strike, self.epoch, self.step, self.struck = strike, epoch, step, False
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        due = event["event"] == "step" and event["epoch"] == self.epoch and event["step"] >= self.step
+        if due and not self.struck:
+            self.struck = True
+            self.strike()
+
+
+def run(section: TrainingSection, task: TrainingTask, *, heard: Show, uri: str | None = None) -> None:
+    with connect(), relayed(heard) as relay:
+        finetune(section, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    if isinstance(heard, Struck):
+        assert heard.struck
+
+
+def num_workers_started() -> int:
+    return len(ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000))
+
+
+@pytest.fixture(scope="module")
+def task(small_data: str) -> TrainingTask:
+    return training_task(small_data, num_rows=NUM_ROWS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(task: TrainingTask) -> set[tuple[int, float, float]]:
+    """What each epoch of such a training ends with."""
+    heard = Heard()
+    run(section_of(), task, heard=heard)
+    return ends(heard)
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_the_very_step_and_training_goes_on_from_it(
+    task: TrainingTask, undisturbed: set[tuple[int, float, float]]
+) -> None:
+    heard = Struck(lambda: os.kill(a_worker(), signal.SIGTERM))
+    with connect():
+        before = num_workers_started()
+        run(section_of(), task, heard=heard)
+        assert num_workers_started() == before + 2 * 2  # the notice was heeded: others went on
+    assert ends(heard) == undisturbed
+    told = steps(heard, epoch=1)
+    assert told == sorted(set(told))  # no step was computed twice: the only checkpoint before was the epoch's start
+
+
+@pytest.mark.slow
+def test_ray_46814_workers_killed_at_any_moment_leave_no_trace_in_the_losses(
+    task: TrainingTask, undisturbed: set[tuple[int, float, float]]
+) -> None:
+    seed = random.randrange(1 << 30)
+    chance, kills = random.Random(seed), 3
+    ticks = threading.Event()
+    heard = Heard()
+    num_steps = NUM_ROWS // BATCH_SIZE
+    due = [chance.randrange(int(1.6 * num_steps)) for _ in range(kills)]
+
+    def show(event: Event) -> None:
+        heard(event)
+        done = event["epoch"] * num_steps + event.get("step", 0)
+        if due and event["event"] == "step" and done > min(due):
+            ticks.wait(chance.random())  # so that it is within a step, a checkpoint or its upload
+            with suppress(IndexError, ProcessLookupError):  # the group of this step may be gone already
+                os.kill(a_worker(), signal.SIGKILL)
+                due.remove(min(due))
+
+    run(section_of(checkpoint_interval_s=1, max_failures=kills), task, heard=show)
+    assert due == [], f"seed {seed}"
+    assert ends(heard) == undisturbed, f"seed {seed}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Iterator["Server"]:
+    """An S3 server of this test's own, which the driver and the workers of its trainings use."""
+    assert stack.s3_endpoint
+    base, claim = ports.claim_ports()
+    own = Server(tmp_path, base=base)
+    given = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{base}", "TAILORBIRD_CACHE": str(tmp_path / "cache")}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trainer, "worker_environment", patched(given))
+    own.start()
+    yield own
+    own.kill()
+    own.over.set()
+    claim.close()
+
+
+def patched(given: dict[str, str]) -> Callable[[TrainingSection], dict[str, str]]:
+    environment = trainer.worker_environment
+    return lambda section: environment(section) | given
+
+
+class Server:
+    """A real S3 server that can be killed and started again on its port and data."""
+
+    def __init__(self, folder: Path, *, base: int) -> None:
+        self.folder, self.base, self.over = folder, base, threading.Event()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
+        self.process = supervisor._start_s3(self.folder, base=self.base, temp_dir=temp_dir)
+        while not (ports.listens(self.process.pid, self.base) and supervisor._has_buckets()):
+            assert self.process.poll() is None
+            threading.Event().wait(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def fail_a_while(self) -> None:
+        """Is away for 20 s; the caller goes on at once."""
+        self.kill()
+
+        def come_back() -> None:
+            threading.Event().wait(DOWN_S)
+            self.start()
+            self.over.wait()  # the kernel ends a server with the thread that started it
+
+        threading.Thread(target=come_back, daemon=True).start()
+
+
+@pytest.mark.long
+def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
+    undisturbed: set[tuple[int, float, float]], server: Server
+) -> None:
+    write_data("s3://lake/small")
+    task = training_task("s3://lake/small", num_rows=NUM_ROWS)
+    heard = Struck(server.fail_a_while)
+    # Ray Train's controller too has the settings of S3 from its environment.
+    with connect(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}}):
+        before = num_workers_started()
+        run(section_of(checkpoint_interval_s=5), task, heard=heard)
+        assert num_workers_started() == before + 2
+    assert ends(heard) == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 64 MB, on which the workers keep what is temporary."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    monkeypatch.setattr(trainer, "worker_environment", patched({"TMPDIR": str(folder)}))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_gone_on_from(
+    task: TrainingTask, small_disk: Path, undisturbed: set[tuple[int, float, float]]
+) -> None:
+    uri, filler, over = f"{REGISTRY}/training-{uuid.uuid4().hex}", small_disk / "filler", threading.Event()
+
+    def keep_full() -> None:
+        with filler.open("ab", buffering=0) as stream:
+            while not over.wait(0.02):
+                with suppress(OSError):  # it is full; a checkpoint that was begun gives back what it took
+                    stream.write(bytes(1 << 20))
+
+    def fill() -> None:
+        threading.Thread(target=keep_full, daemon=True).start()
+
+    heard = Struck(fill)
+    section = section_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
+    with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: .* left in {small_disk}"):
+        run(section, task, heard=heard, uri=uri)
+    over.set()
+    filler.unlink()
+    again = Heard()
+    run(section, task, heard=again, uri=uri)
+    assert steps(again, epoch=0) == []
+    assert ends(heard) | ends(again) == undisturbed
+
+
+def nodes(kind: str) -> dict[str, Any]:
+    """A training on nodes that come and go, in a process of its own: this one is connected to another Ray."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.training.nodes", kind],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    heard: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return heard
+
+
+@pytest.mark.long
+def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: set[tuple[int, float, float]]) -> None:
+    assert small_data == "s3://lake/small"
+    heard = nodes("removed")
+    assert {tuple(end) for end in heard["ends"]} == undisturbed
+    assert heard["num_workers"] > 2
+
+
+@pytest.mark.long
+def test_a_node_taken_back_with_notice_keeps_the_very_step(
+    small_data: str, undisturbed: set[tuple[int, float, float]]
+) -> None:
+    assert small_data == "s3://lake/small"
+    heard = nodes("drained")
+    assert {tuple(end) for end in heard["ends"]} == undisturbed
+    assert heard["num_workers"] == 2 * 2  # the notice was heeded: others went on
+    assert heard["steps"] == sorted(set(heard["steps"]))
+
+
+@pytest.mark.long
+def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -> None:
+    assert small_data == "s3://lake/small"
+    heard = nodes("elastic")
+    assert heard["group_sizes"] == [1, 2, 1]
+    epochs, losses, _ = zip(*heard["ends"], strict=True)
+    assert list(epochs) == sorted(epochs)  # it went on each time, and did not begin anew
+    assert set(epochs) == set(range(len(set(epochs))))
+    assert losses[-1] < losses[0]

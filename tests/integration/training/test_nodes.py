@@ -1,0 +1,194 @@
+"""Nodes that come and go: a job whose node is lost, a service whose node is lost, and a head that is lost under both.
+
+What a training makes of it is in test_faults.py. All nodes are on this machine: `machines` says how.
+"""
+
+import io
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.local import stack
+from cluster.progress import Event
+from serving.deploy import rollout, serve_client
+from tailorbird import storage
+from tailorbird.config.serving import ServingSection
+from tests.integration.cluster.job_on_nodes import NUM_TRIALS
+from tests.integration.load import Heard, asking
+from tests.integration.machines import Machine, Machines, joined, kill, redis_server, tell, wait
+from tests.integration.serving.test_serving import TEXTS, Service
+from tests.integration.small import REGISTRY, ROOT
+from tests.integration.training.one_training import NUM_EPOCHS
+
+pytestmark = pytest.mark.long
+
+NAME = "serving-on-nodes"
+HOME, LOG = f"s3://models/{NAME}", f"s3://lake/{NAME}"
+BUSY = {429, 503}
+SETTLED_S = 3.0
+MENDED_S = 180.0
+
+
+def test_the_whole_job_goes_on_where_a_node_is_lost_in_its_sweep(small_data: str) -> None:
+    name = "job-on-nodes"
+    assert small_data == "s3://lake/small"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.cluster.job_on_nodes", name], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    for figure in ("retaken_s", "ended_s"):
+        tell(figure, told[figure])
+    assert told["n"] == 400  # every test row was judged
+    assert len(told["trials"]) == NUM_TRIALS
+    assert all(trial["outcome"] and not trial["failure"] for trial in told["trials"])
+    assert told["taken"] == {trial["trial"]: 1 + (trial["trial"] == told["again"]) for trial in told["trials"]}
+    assert min(epoch for trial, epoch in told["trained"] if trial == told["again"]) >= 1  # it went on where it was
+
+
+class Site:
+    """A head that keeps what it knows in Redis, two nodes of one CPU, and a service with a replica on each."""
+
+    def __init__(self, machines: Machines, *, redis: str, password: str) -> None:
+        self.machines, self._redis, self._password = machines, redis, password
+        self.head = self.start_head("head")
+        self.left, self.right = (machines.worker(name, "--num-cpus=1") for name in ("left", "right"))
+        for node in (self.left, self.right):
+            wait(lambda node=node: joined(node), of=node)  # type: ignore[misc]
+
+    def start_head(self, name: str) -> Machine:
+        """A head with a disk of its own: what it knows of the cluster, it has from Redis."""
+        return self.machines.head(name, f"--redis-password={self._password}", RAY_REDIS_ADDRESS=self._redis)
+
+    def is_whole(self) -> bool:
+        """A replica runs on each of the two nodes, and no other is listed."""
+        listed = self.replicas()
+        alone = [
+            listed & {process.pid for process in stack.family(node.process.pid)} for node in (self.left, self.right)
+        ]
+        return len(listed) == 2 and all(len(pids) == 1 for pids in alone)
+
+    def replicas(self) -> set[int]:
+        """Their process ids, as Serve tells them."""
+        listed = serve_client.serve_applications().get(NAME, {}).get("deployments", {}).get("classifier", {})
+        return {one["pid"] for one in listed.get("replicas", []) if one["state"] == "RUNNING"}
+
+
+@pytest.fixture(scope="module")
+def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    assert stack.s3_endpoint
+    folder = tmp_path_factory.mktemp("site")
+    # As KubeRay has it where Redis is there: nodes wait for a head so long.
+    machines = Machines(folder, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "600"})
+    password = secrets.token_hex(16)
+    try:
+        with redis_server(folder / "redis", port=machines.redis_port, password=password) as address, machines.used():
+            found = Site(machines, redis=address, password=password)
+            (folder / "versions").mkdir()
+            service = Service(HOME, folder / "versions")
+            section = ServingSection(min_replicas=2, max_replicas=2, request_log=LOG)
+            rollout.deploy(section, home=HOME, version=service.first)
+            wait(found.is_whole, within_s=MENDED_S)
+            yield found
+            machines.stop()
+    finally:
+        machines.stop()
+
+
+def settled(heard: Heard) -> bool:
+    """Whether all that was asked in the last seconds was answered."""
+    return set(heard.statuses(since=time.monotonic() - SETTLED_S)) == {200}
+
+
+def logged() -> set[str]:
+    """Request ids in the log."""
+    files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
+    return {request_id for table in tables for request_id in table["request_id"].to_pylist()}
+
+
+def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site: Site) -> None:
+    with asking(site.head.proxy_url, TEXTS, clients=4) as heard:
+        wait(lambda: settled(heard))  # by their first answers: HAProxy may not know the replicas yet
+        at = time.monotonic()
+        kill(site.right)
+        wait(lambda: len(site.replicas()) == 1, within_s=MENDED_S)
+        tell("missed_s", time.monotonic() - at)
+        wait(lambda: settled(heard), within_s=MENDED_S)
+        at = time.monotonic()
+        site.right = site.machines.worker("right", "--num-cpus=1")
+        wait(site.is_whole, of=site.right, within_s=MENDED_S)
+        tell("back_s", time.monotonic() - at)
+        time.sleep(SETTLED_S)
+        assert settled(heard)
+    tell("statuses", dict(heard.statuses()))
+    tell("without_answer_s", heard.without_answer_s())
+    assert set(heard.statuses()) <= {200, *BUSY}, (heard.statuses(), heard.faults)
+    tell("logged_s", wait(lambda: heard.ids(200) <= logged(), within_s=MENDED_S))
+
+
+def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was_kept(
+    site: Site, small_data: str, tmp_path: Path
+) -> None:
+    third = site.machines.worker("third", "--num-cpus=1")
+    uri = f"{REGISTRY}/training-without-head"
+    driver, told = training(small_data, uri, log=tmp_path / "first.log")
+    replicas = site.replicas()
+    with (
+        asking(site.left.proxy_url, TEXTS, clients=2) as at_left,
+        asking(site.head.proxy_url, TEXTS, clients=2) as at_head,
+    ):
+        wait(lambda: settled(at_left) and settled(at_head))
+        wait(lambda: second_epoch(driver, told()), of=third, within_s=MENDED_S)
+        at = time.monotonic()
+        kill(site.head)
+        left = driver.wait(timeout=MENDED_S)
+        tell("driver_s", time.monotonic() - at)
+        alone = at_left.statuses(since=at)
+        at = time.monotonic()
+        site.head = site.start_head("head-again")
+        tell("head_s", time.monotonic() - at)
+        wait(lambda: settled(at_head), of=site.head, within_s=MENDED_S)
+        wait(site.is_whole, within_s=MENDED_S)
+        tell("whole_s", time.monotonic() - at)
+        time.sleep(SETTLED_S)
+    tell("at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s()))
+    tell("at the head", (dict(at_head.statuses()), at_head.without_answer_s()))
+    at = time.monotonic()
+    again, told_again = training(small_data, uri, log=tmp_path / "again.log")
+    assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()[-3000:]
+    tell("trained_s", time.monotonic() - at)
+    first, then = ([event["epoch"] for event in shown if event["event"] == "epoch"] for shown in (told(), told_again()))
+    tell("epochs", (first, then))
+    assert left != 0
+    assert then == list(range(then[0], NUM_EPOCHS))
+    assert 1 <= then[0] <= len(first)  # what was kept is not trained again
+    assert set(alone) == {200}  # with no head at all
+    assert set(at_left.statuses()) <= {200, *BUSY}, (at_left.statuses(), at_left.faults)
+    assert site.replicas() == replicas  # found again, and not started anew
+    wait(lambda: at_left.ids(200) | at_head.ids(200) <= logged(), within_s=MENDED_S)
+
+
+def training(data: str, uri: str, *, log: Path) -> tuple["subprocess.Popen[bytes]", Callable[[], list[Event]]]:
+    """`one_training` under way, and what it has shown so far."""
+    command = [sys.executable, "-m", "tests.integration.training.one_training", data, uri]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+
+    def told() -> list[Event]:
+        return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
+
+    return process, told
+
+
+def second_epoch(driver: "subprocess.Popen[bytes]", told: list[Event]) -> bool:
+    """Whether the first epoch is kept, and the next one trains."""
+    assert driver.poll() is None
+    return any(event["event"] == "step" and event["epoch"] == 1 for event in told)

@@ -1,0 +1,111 @@
+"""The sweep on real Tune and Train: it stops early, outlives a dead worker, and exports the best trial."""
+
+import os
+import signal
+import time
+import uuid
+
+import pytest
+import ray
+
+from cluster.connection import connect
+from cluster.progress import Event, relayed
+from cluster.remote import SETTLED_S
+from tailorbird import storage
+from tailorbird.config.training import TrainingSection
+from tailorbird.config.tuning import Distribution, TuningSection
+from tests.integration.machines import wait
+from tests.integration.small import REGISTRY, Heard
+from tests.integration.training.test_training import a_worker, training_task
+from training.trainer import START_TIMEOUT_S
+from tuning.futility import Goal
+from tuning.sweep import SweepResult, sweep
+
+NO_GOAL = Goal({}, 0.0, "")
+RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
+
+
+def a_uri() -> str:
+    return f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
+
+
+def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(small_data: str) -> None:
+    task = training_task(small_data, num_rows=64)
+    training = TrainingSection(epochs=4, batch_size=16, learning_rate=1e-6)
+    rungs = {"majority": 0.2, "probe": 0.99}
+    heard = Heard()
+    with connect(), relayed(heard) as relay:
+        section, goal = TuningSection(num_trials=2, grace_epochs=4), Goal(rungs, 0.99, "")
+        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
+    trials = [row for row in result.rows if row.status != "pretrained"]
+    assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
+    assert [len(row.scores) for row in trials] == [2, 2]
+    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == rungs
+    assert result.rows[0].trial == "probe"
+    assert result.selected == training
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
+    assert result.trained.score == max(row.score for row in trials)
+    assert SweepResult.from_dict(result.to_dict()) == result
+    assert len(heard.of_kind("epoch")) == 4
+
+
+def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_still_selects_one(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    training = TrainingSection(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
+    with connect():
+        section, goal = TuningSection(num_trials=12), Goal({"probe": 0.98}, 0.99, "")
+        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri())
+    trials = [row for row in result.rows if row.status != "pretrained"]
+    assert result.ended is not None
+    assert "0.990 is out of reach" in result.ended
+    completed = [row for row in trials if row.status == "completed"]
+    assert 4 <= len(completed) <= len(trials) < section.num_trials
+    assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
+    assert SweepResult.from_dict(result.to_dict()) == result
+
+
+def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    with connect():
+        num_cpus = int(ray.cluster_resources()["CPU"])
+        training = TrainingSection(num_workers=num_cpus, epochs=1, batch_size=16)
+        section, begun = TuningSection(num_trials=2, max_concurrent_trials=2), time.monotonic()
+        result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri())
+        assert time.monotonic() - begun < START_TIMEOUT_S / 2
+        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # nor is any room held for it
+        time.sleep(SETTLED_S)
+        assert ray.available_resources()["CPU"] == num_cpus
+    assert [row.status for row in result.rows] == ["completed", "completed"]
+
+
+@pytest.mark.slow
+def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_others_complete(small_data: str) -> None:
+    task = training_task(small_data, num_rows=32)
+    training = TrainingSection(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
+    section = TuningSection(num_trials=2, space=RATES, grace_epochs=4)
+    uri = a_uri()
+    killed: list[str] = []
+    undisturbed, heard = Heard(), Heard()
+
+    def show(event: Event) -> None:
+        heard(event)
+        if event["event"] == "step" and event["epoch"] == 1 and not killed:
+            killed.append(event["trial"])
+            os.kill(a_worker(), signal.SIGKILL)
+
+    with connect():
+        with relayed(undisturbed) as relay:
+            whole = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri(), relay=relay)
+        with relayed(show) as relay:
+            result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=uri, relay=relay)
+    assert [row.status for row in result.rows] == ["completed", "completed"]
+    assert len(killed) == 1
+    ends = [event["epoch"] for event in heard.of_kind("epoch") if event["trial"] == killed[0]]
+    assert ends.count(0) == 1  # it did not begin again
+    assert set(ends) == {0, 1, 2, 3}
+    # What is computed again comes out the same.
+    assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in whole.rows]
+    found = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
+    assert found[1] == found[0]
+    assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]

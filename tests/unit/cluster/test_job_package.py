@@ -1,0 +1,122 @@
+import io
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster.code_snapshot import PACKAGES, code_sha256
+from cluster.job_package import RECIPE_FILE, PackageError, pack, shipped_files
+from tailorbird.config.base import digest
+from tailorbird.config.loader import load_recipe, recipe_text
+from tailorbird.config.recipe import Recipe
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+TEMPLATE_GITIGNORE = "data/\nmodels/\n.env\n"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(RECIPES[0])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project's folder: our packages, a page, a file with secrets, and a template's .gitignore."""
+    for name in (*PACKAGES, "tailorbird/data", "tailorbird/models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f'"""{name}"""\n')
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "page.md").write_text("as committed\n")
+    (tmp_path / ".env").write_text("AWS_SECRET_ACCESS_KEY=x\n")
+    (tmp_path / ".gitignore").write_text(TEMPLATE_GITIGNORE)
+    return tmp_path
+
+
+def _git(root: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True)
+
+
+def _unpacked(content: bytes, folder: Path) -> Path:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.stem))
+def test_a_recipe_that_is_shipped_is_read_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    shipped = tmp_path / RECIPE_FILE
+    shipped.write_text(recipe_text(load_recipe(path)), encoding="utf-8")
+    assert digest(load_recipe(shipped)) == digest(load_recipe(path))
+
+
+def test_overrides_travel_in_the_shipped_recipe(root: Path, tmp_path: Path) -> None:
+    changed = load_recipe(RECIPES[0], overrides=("training.learning_rate=1e-5",))
+    folder = _unpacked(pack(root, recipe=changed).content, tmp_path / "shipped")
+    assert load_recipe(folder / RECIPE_FILE).training.learning_rate == 1e-5
+
+
+def test_what_git_tracks_is_shipped_as_it_lies_in_the_working_tree(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+    _git(root, "init", "-q")
+    (root / "gone.md").write_text("soon\n")
+    _git(root, "add", ".")
+    (root / "page.md").write_text("as it is now\n")
+    (root / "gone.md").unlink()
+    (root / "never-added.csv").write_text("text\n")
+    folder = _unpacked(pack(root, recipe=recipe).content, tmp_path / "shipped")
+    assert (folder / "page.md").read_text() == "as it is now\n"
+    assert not any((folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv"))
+
+
+def test_our_packages_are_shipped_whatever_gitignore_says(root: Path) -> None:
+    _git(root, "init", "-q")
+    _git(root, "add", ".")
+    assert {"tailorbird/data/__init__.py", "tailorbird/models/__init__.py"} <= set(shipped_files(root))
+
+
+def test_the_code_that_is_shipped_has_the_hash_of_the_code_here(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+    _git(root, "init", "-q")
+    _git(root, "add", ".")
+    (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
+    assert code_sha256(_unpacked(pack(root, recipe=recipe).content, tmp_path / "shipped")) == code_sha256(root)
+
+
+def test_without_a_git_checkout_the_running_code_is_shipped_alone(root: Path) -> None:
+    inner = (f"tailorbird/{name}/__init__.py" for name in ("data", "models"))
+    assert set(shipped_files(root)) == {"pyproject.toml", *(f"{name}/__init__.py" for name in PACKAGES), *inner}
+
+
+def test_a_checkout_that_git_cannot_read_is_an_error_not_a_smaller_package(root: Path) -> None:
+    _git(root, "init", "-q")
+    (root / ".git" / "index").write_bytes(b"no index at all, and long enough")
+    with pytest.raises(PackageError, match="git does not tell what it tracks"):
+        shipped_files(root)
+
+
+def test_the_same_files_make_the_same_package_and_others_another(root: Path, recipe: Recipe) -> None:
+    first = pack(root, recipe=recipe)
+    (root / "pyproject.toml").touch()
+    assert pack(root, recipe=recipe).uri == first.uri
+    (root / "pyproject.toml").write_text("[tool]\n")
+    assert pack(root, recipe=recipe).uri != first.uri
+
+
+def test_a_package_over_the_limit_is_refused_with_its_largest_files_named(root: Path, recipe: Recipe) -> None:
+    _git(root, "init", "-q")
+    for name, size in (("small.bin", 1), ("large.bin", 3)):
+        (root / name).write_bytes(os.urandom(size * 2**20))
+    _git(root, "add", ".")
+    with pytest.raises(
+        PackageError, match=r"over 2 MiB.*large\.bin \(3\.0 MiB\), small\.bin \(1\.0 MiB\), "
+    ) as refused:
+        pack(root, recipe=recipe, limit_bytes=2 * 2**20)
+    assert "git rm --cached" in str(refused.value)
+
+
+def test_what_only_lies_beside_the_code_does_not_count_against_the_limit(root: Path, recipe: Recipe) -> None:
+    _git(root, "init", "-q")
+    _git(root, "add", ".")
+    (root / "large.bin").write_bytes(os.urandom(3 * 2**20))
+    assert len(pack(root, recipe=recipe, limit_bytes=2 * 2**20).content) < 2**20

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import node_probe
+from cluster.node_probe import Asked, look, memory_bytes
+from cluster.resources import NodeType, Room
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return (tmp_path / "model").as_uri()
+
+
+def test_memory_is_that_of_the_machine_or_less() -> None:
+    total, free = memory_bytes()
+    assert 0 < free <= total
+
+
+def test_a_node_says_what_it_cannot_read(tmp_path: Path, model: str) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "good.parquet")
+    (tmp_path / "bad.parquet").write_text("text")
+    good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
+    found = look(Asked((good, bad, none), home="s3://", base_model=model, packages=("pytest", "no-such-package")))
+    assert found.unread.keys() == {bad, none}
+    assert "Parquet" in found.unread[bad]
+    assert found.packages["no-such-package"] is None
+    assert found.packages["pytest"] == pytest.__version__
+    assert found.written.fault is not None  # no store
+
+
+def test_a_model_that_lies_on_another_node_is_missed(tmp_path: Path) -> None:
+    gone = (tmp_path / "elsewhere").as_uri()
+    assert gone in look(Asked((), home="s3://", base_model=gone, packages=())).unread
+
+
+def test_the_head_of_a_ray_up_cluster_tells_its_node_types(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bootstrap.yaml"
+    path.write_text("{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 2}}}")
+    monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
+    assert look(Asked((), home="s3://", base_model=model, packages=())).node_types == (
+        NodeType("gpu", Room(8, 1), 2, max_of_all=4),
+    )

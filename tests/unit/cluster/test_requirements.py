@@ -1,0 +1,37 @@
+import tomllib
+from pathlib import Path
+
+from cluster.requirements import ALWAYS, Package, fits, found, requirements
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_what_is_asked_for_is_what_pyproject_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = requirements()
+    assert wanted.python == project["requires-python"]
+    assert len(wanted.packages[ALWAYS]) == len(project["dependencies"])
+    assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
+    assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
+    assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
+    assert {one.line for one in found(wanted.packages[ALWAYS], features=wanted.features)} == {*project["dependencies"]}
+
+
+def test_without_that_file_the_installed_distribution_is_asked(tmp_path: Path) -> None:
+    names = {name for name, _ in requirements(tmp_path).packages[ALWAYS]}
+    assert {"ray", "torch", "deepspeed"} <= names
+    assert names <= {name for name, _ in requirements().packages[ALWAYS]}
+    assert {"train", "serve", "tune"} <= set(requirements(tmp_path).features["ray"].strip("[]").split(","))
+
+
+def test_a_package_fits_by_its_version_alone() -> None:
+    assert Package("ray", ">=2.60,<2.61", "2.60.3").fits
+    assert not Package("ray", ">=2.60,<2.61", "2.61.0").fits
+    assert not Package("ray", "", None).fits
+    assert fits("2.13.0+cpu", ">=2.8,<2.14")
+
+
+def test_packages_are_found_by_their_metadata() -> None:
+    pytest_, absent = found([("pytest", ">=8"), ("no-such-package-of-anybody", "")], features={})
+    assert pytest_.fits
+    assert absent.found is None

@@ -1,0 +1,134 @@
+"""The demo's data as it is: built once from the real package, and checked for what the task promises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorbird.config.data import DataSection
+from tailorbird.data.datasets import icd10
+from tailorbird.data.loader import read_splits
+from tailorbird.data.parquet import read_table
+from tailorbird.data.quality import clean
+from tailorbird.data.rows import SPLIT_NAMES
+from tailorbird.data.splits import normalise
+
+COLUMNS = ["text", "code", "title", "chapter", "block", "category", "group"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+    prefix = tmp_path_factory.mktemp("icd10").as_uri()
+    return prefix, icd10.write(prefix)
+
+
+@pytest.fixture(scope="module")
+def section(written: tuple[str, dict[str, int]]) -> DataSection:
+    prefix, _ = written
+    return DataSection(
+        train=f"{prefix}/train",
+        validation=f"{prefix}/validation",
+        test=f"{prefix}/test",
+        label="chapter",
+        split_by="category",
+        groups=("group",),
+    )
+
+
+def of(written: tuple[str, dict[str, int]], name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(f"{written[0]}/{name}", columns=COLUMNS).to_pylist()
+    return rows
+
+
+def test_some_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
+    terms = {name: [row for row in of(written, name) if row["text"] != row["title"]] for name in SPLIT_NAMES}
+    total = sum(len(rows) for rows in terms.values())
+    assert 12_000 < total < 13_000
+    assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx([0.72, 0.11, 0.17], abs=0.015)
+
+
+def test_titles_of_short_codes_are_training_texts_and_no_others(written: tuple[str, dict[str, int]]) -> None:
+    held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in of(written, name)}
+    assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in of(written, name))
+    titles = [row for row in of(written, "train") if row["text"] == row["title"]]
+    assert 9_000 < len(titles) < 10_000
+    assert all(len(row["code"]) <= len("A00.0") for row in titles)
+    assert not held_out & {row["category"] for row in titles}
+    assert {"A51", "D46.B"} <= {row["code"] for row in titles}
+
+
+def test_every_split_shows_all_21_chapters_in_like_shares(section: DataSection) -> None:
+    splits = read_splits(section)
+    shares = []
+    for rows in (splits.train, splits.validation, splits.test):
+        assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
+        shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
+    # One category alone (L89, pressure ulcers) is 2 % of all rows, and is not parted.
+    assert all(abs(shares[0][label] - other[label]) < 0.04 for other in shares[1:] for label in other)
+
+
+def test_the_gates_find_nothing_to_drop_and_no_leak(section: DataSection) -> None:
+    splits = read_splits(section)
+    cleaned, report = clean(splits)
+    assert cleaned == splits
+    assert report.leaks == ()
+    assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
+
+
+def test_each_wording_stands_once(section: DataSection) -> None:
+    texts = [normalise(text) for _, rows in read_splits(section).items() for text in rows.texts]
+    assert len(texts) == len(set(texts))
+
+
+def test_columns_carry_code_title_and_category_beside_the_text(written: tuple[str, dict[str, int]]) -> None:
+    rows = [row for name in written[1] for row in of(written, name)]
+    [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
+    assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
+    assert row["block"] == "N10-N16"
+    assert row["chapter"] == "diseases of the genitourinary system"
+    assert all(row["category"] == row["code"][:3] and row["title"] for row in rows)
+
+
+def test_building_again_gives_the_same_bytes(written: tuple[str, dict[str, int]], tmp_path: Path) -> None:
+    icd10.write(tmp_path.as_uri() + "/")
+    first = Path(written[0].removeprefix("file://"))
+    for name in written[1]:
+        part = Path(name) / "part-0.parquet"
+        assert (tmp_path / part).read_bytes() == (first / part).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("Newborn affected by maternal hypertension", "newborn"),
+        ("Neonatal thrombocytopenia due to isoimmunization", "newborn"),
+        ("Pre-eclampsia, mild", "maternal"),
+        ("Obstructed LABOR due to breech presentation", "maternal"),
+        ("Juvenile dermatitis herpetiformis", "paediatric"),
+        ("Pediatric inflammatory multisystem syndrome", "paediatric"),
+        ("Prolapse of uterus NOS", "female"),
+        ("Endometriosis of the pelvic splanchnic nerves", "female"),
+        ("Carbuncle of male genital organ", "male"),
+        ("Atrophy of tunica vaginalis", "unstated"),
+        ("Pyelonephritis NOS", "unstated"),
+        ("Laboratory finding, abnormal", "unstated"),
+        ("Mental disorder of manner", "unstated"),
+    ],
+)
+def test_the_group_is_what_the_words_of_a_term_state(text: str, group: str) -> None:
+    assert icd10.group_of(text) == group
+
+
+def test_the_coders_codes_stand_in_train_and_two_of_their_wordings_do_not() -> None:
+    tables = icd10.build_coder()
+    rows = {name: table.to_pylist() for name, table in tables.items()}
+    assert len(rows["test"]) == 300
+    known = {row["code"] for row in rows["train"]}
+    assert len(known) > 200
+    for name in ("validation", "test"):
+        assert {row["code"] for row in rows[name]} <= known
+        assert not {normalise(row["prompt"]) for row in rows[name]} & {
+            normalise(row["prompt"]) for other in rows if other != name for row in rows[other]
+        }
+    assert all(row["completion"].startswith(f"{row['code']} ") for row in rows["test"])
+    assert tables["test"].equals(icd10.build_coder()["test"])

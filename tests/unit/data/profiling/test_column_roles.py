@@ -1,0 +1,101 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.data.profiling.column_roles import Guess, guess_columns
+from tailorbird.data.profiling.sample import Sample, read_sample
+from tailorbird.data.rows import DataError
+
+NUM = 400
+WORDS = [f"the {n}th customer asks for help with a thing" for n in range(NUM)]
+
+
+@pytest.fixture
+def sampled(tmp_path: Path) -> Any:
+    def make(**columns: Any) -> Sample:
+        pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+        return read_sample((tmp_path / "rows.parquet").as_uri())
+
+    return make
+
+
+def every(n: int) -> list[str]:
+    """`n` values in turn."""
+    return [f"value {place % n}" for place in range(NUM)]
+
+
+def names(guess: Guess) -> dict[str, str]:
+    """Name of each column that the task takes."""
+    parts = ("text", "label", "prompt", "completion", "messages")
+    return {part: one.name for part in parts if (one := getattr(guess, part)) is not None}
+
+
+def test_columns_that_are_called_so(sampled: Any) -> None:
+    guess = guess_columns(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
+    assert names(guess) == {"text": "text", "label": "label"}
+    assert not guess.is_chat
+
+
+def test_columns_that_are_called_otherwise(sampled: Any) -> None:
+    guess = guess_columns(sampled(note=WORDS, sex=every(2), queue=every(7)))
+    assert names(guess) == {"text": "note", "label": "queue"}
+    assert guess.label is not None
+    assert guess.label.why.startswith("of the columns with few values it has the most, 7")
+
+
+def test_columns_that_the_user_names(sampled: Any) -> None:
+    guess = guess_columns(
+        sampled(text=WORDS, summary=WORDS, label=every(3), team=every(5)), text="summary", label="team"
+    )
+    assert names(guess) == {"text": "summary", "label": "team"}
+
+
+def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in WORDS]
+    assert names(guess_columns(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
+    guess = guess_columns(sampled(question=WORDS, answer=WORDS, source=every(3)))
+    assert names(guess) == {"prompt": "question", "completion": "answer"}
+    assert guess.is_chat
+
+
+def test_an_answer_of_a_word_is_a_label(sampled: Any) -> None:
+    guess = guess_columns(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
+    assert names(guess) == {"text": "question", "label": "answer"}
+
+
+def test_columns_of_few_values_are_groups_the_known_ones_first(sampled: Any) -> None:
+    guess = guess_columns(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
+    assert [one.name for one in guess.groups] == ["language", "shift"]
+
+
+def test_columns_that_rows_share_are_keys_the_known_ones_first(sampled: Any) -> None:
+    columns = {"text": WORDS, "label": every(3), "batch": every(100), "patientId": every(150)}
+    guess = guess_columns(sampled(row=list(range(NUM)), **columns))
+    assert [one.name for one in guess.keys] == ["patientId", "batch"]
+    assert guess.keys[0].why == "150 values, 2.7 rows each"
+
+
+def test_a_key_has_no_nulls(sampled: Any) -> None:
+    keys = [None, *every(100)[1:]]
+    assert guess_columns(sampled(text=WORDS, label=every(3), patient=keys)).keys == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "said"),
+    [
+        ({"size": list(range(NUM))}, {}, r"no column looks like a text; it has size \(integer, 400 values\)"),
+        ({"text": WORDS, "vector": [0.5] * NUM}, {}, r"no column looks like a label.*vector \(double\).*--label"),
+        (
+            {"text": WORDS, "label": WORDS},
+            {"label": "topic"},
+            "--label topic.*has no such column of strings or integers",
+        ),
+        ({"text": WORDS, "n": [1] * NUM}, {"text": "n"}, "--text n.*has no such column of strings"),
+    ],
+)
+def test_what_cannot_be_guessed_is_refused(sampled: Any, columns: Any, named: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        guess_columns(sampled(**columns), **named)

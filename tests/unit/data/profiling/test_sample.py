@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.data.profiling import sample as profile
+from tailorbird.data.profiling.sample import count_rows, kind_of, num_copies, num_near_empty, read_sample
+
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+@pytest.mark.parametrize(
+    ("type_", "kind"),
+    [
+        (pa.string(), "string"),
+        (pa.dictionary(pa.int32(), pa.string()), "string"),
+        (pa.int16(), "integer"),
+        (pa.bool_(), "boolean"),
+        (pa.date32(), "date"),
+        (TURNS, "messages"),
+        (pa.list_(pa.string()), "other"),
+        (pa.list_(pa.struct([("role", pa.string())])), "other"),
+        (pa.float64(), "other"),
+        (pa.binary(), "other"),
+    ],
+)
+def test_what_a_type_can_be_for_a_recipe(type_: pa.DataType, kind: str) -> None:
+    assert kind_of(type_) == kind
+
+
+def test_a_sample_has_the_usable_columns_and_names_the_others(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a b", None], "n": [1, 1], "vector": [0.5, 0.5]}), tmp_path / "a.parquet")
+    sample = read_sample(tmp_path.as_uri())
+    assert [(column.name, column.values) for column in sample.columns] == [("text", ("a b", None)), ("n", ("1", "1"))]
+    assert sample.left_out == ("vector (double)",)
+    text = sample.column("text")
+    assert text is not None
+    assert (text.num_null, text.mean_words) == (1, 2.0)
+    assert sample.is_whole
+
+
+def test_no_more_row_groups_are_read_than_the_bound_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "SAMPLE_ROWS", 25)
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"n": list(range(40))}), tmp_path / f"{name}.parquet", row_group_size=10)
+    sample = read_sample(tmp_path.as_uri())
+    assert (sample.num_rows, sample.num_sampled, sample.is_whole) == (80, 30, False)
+    assert count_rows(tmp_path.as_uri()) == 80
+
+
+def test_copies_and_texts_that_say_nothing_are_counted() -> None:
+    assert num_copies(["A  b", "a b", "c"]) == 1
+    assert num_near_empty(["", " a ", "abc"]) == 2

@@ -1,0 +1,18 @@
+from tailorbird.data.profiling.token_lengths import MARKS, TURN_MARKS, conversation_lengths, text_lengths
+from tests.small_chat import tokenizer
+
+
+def test_words_are_reckoned_where_no_tokenizer_is_at_hand() -> None:
+    lengths = text_lengths(["one two three four five"] * 99 + ["one"], tokenizer=None)
+    assert (lengths.median, lengths.p99, lengths.counted) == (8 + MARKS, 8 + MARKS, False)
+    chat = conversation_lengths([(("user", "one two"), ("assistant", "one two three four five"))], tokenizer=None)
+    assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_MARKS, 9)
+
+
+def test_a_tokenizer_counts_what_a_training_would_see() -> None:
+    assert text_lengths(["abc", "abcde"], tokenizer=tokenizer()).p99 == 5
+    conversation = (("user", "abc"), ("assistant", "de"), ("user", "f"), ("assistant", "ghij"))
+    chat = conversation_lengths([conversation], tokenizer=tokenizer())
+    assert chat.counted
+    assert chat.answer_p99 == 5  # its end of turn too
+    assert chat.median == (1 + 3 + 1) + (1 + 2 + 1) + (1 + 1 + 1) + (1 + 4 + 1)

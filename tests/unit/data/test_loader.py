@@ -1,0 +1,324 @@
+"""Parquet files on disk, real ones and broken ones: what is read, and what a reader of the error would know to do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.config.data import DataSection
+from tailorbird.data.loader import read_conversations, read_rows, read_splits
+from tailorbird.data.parquet import read_table
+from tailorbird.data.rows import DataError, Rows, Splits, content_sha256, fingerprint
+from tailorbird.data.splits import normalise
+
+
+def put(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path.as_uri()
+
+
+def section(uri: str, **fields: Any) -> DataSection:
+    return DataSection(train=uri, **fields)
+
+
+def test_only_the_named_columns_are_read(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[1, 2], secret=["x", "y"])
+    assert read_table(uri, columns=["label", "text"]).column_names == ["label", "text"]
+
+
+def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> None:
+    put(tmp_path / "part-1.parquet", text=["c"], label=["z"])
+    put(tmp_path / "part-0.parquet", text=["a", "b"], label=["x", "y"])
+    (tmp_path / "_SUCCESS").write_text("")
+    rows = read_rows(tmp_path.as_uri(), section=section(tmp_path.as_uri()))
+    assert rows.texts == ("a", "b", "c")
+    assert rows.labels == ("x", "y", "z")
+    assert rows.row_ids == ("0", "1", "2")
+    assert rows.split_keys is None
+    assert rows.groups == {}
+
+
+def test_a_trailing_slash_names_the_same_folder(tmp_path: Path) -> None:
+    put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
+    assert read_table(tmp_path.as_uri() + "/", columns=["text"]).num_rows == 1
+
+
+def test_a_file_of_any_name_is_read_when_named(tmp_path: Path) -> None:
+    assert read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows == 1
+
+
+def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None])
+    rows = read_rows(uri, section=section(uri, split_by="patient", groups=("sex",)))
+    assert rows.labels == ("10", "9")
+    assert rows.split_keys == ("7", "8")
+    assert rows.groups == {"sex": ("f", "(none)")}
+
+
+def test_dictionary_and_large_strings_are_read_as_strings(tmp_path: Path) -> None:
+    uri = put(
+        tmp_path / "rows.parquet",
+        text=pa.array(["a", "b"], pa.large_string()),
+        label=pa.array(["x", "x"]).dictionary_encode(),
+    )
+    rows = read_rows(uri, section=section(uri))
+    assert (rows.texts, rows.labels) == (("a", "b"), ("x", "x"))
+
+
+def test_one_column_may_serve_as_label_key_and_group(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=["a"], label=["x"])
+    rows = read_rows(uri, section=section(uri, split_by="label", groups=("label",)))
+    assert rows.labels == rows.split_keys == rows.groups["label"] == ("x",)
+
+
+def test_a_missing_column_is_named_with_those_there(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=["a"], intent=["x"])
+    with pytest.raises(DataError, match=r"rows.parquet has no column 'label'; it has text, intent"):
+        read_rows(uri, section=section(uri))
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    uri = (tmp_path / "nothing").as_uri()
+    with pytest.raises(DataError, match="nothing"):
+        read_table(uri, columns=["text"])
+
+
+def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"holds no \.parquet file"):
+        read_table(tmp_path.as_uri(), columns=["text"])
+
+
+@pytest.mark.parametrize("content", [b"", b"text,label\na,b\n", b"PAR1 not really PAR1"])
+def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"rows.parquet is not a readable Parquet file"):
+        read_table(path.as_uri(), columns=["text"])
+
+
+def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    put(path, text=[f"text {number}" for number in range(1000)])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"rows.parquet"):
+        read_table(path.as_uri(), columns=["text"])
+
+
+def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    put(path, text=[f"text {number}" for number in range(1000)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10] + b"\xff" * 400 + whole[410:])
+    with pytest.raises(DataError, match=r"rows.parquet"):
+        read_table(path.as_uri(), columns=["text"])
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string()))
+    with pytest.raises(DataError, match="has no rows"):
+        read_rows(uri, section=section(uri))
+
+
+@pytest.mark.parametrize("column", ["text", "label", "patient"])
+def test_a_null_is_refused_with_its_column_and_first_row(tmp_path: Path, column: str) -> None:
+    columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"], "patient": ["1", "2", "3"]}
+    uri = put(tmp_path / "rows.parquet", **{**columns, column: ["a", None, None]})
+    with pytest.raises(DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"):
+        read_rows(uri, section=section(uri, split_by="patient"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "allowed"),
+    [
+        ("text", [1, 2], "string;"),
+        ("label", [0.5, 1.0], "string or integer"),
+        ("sex", [["f"], ["m"]], "boolean or date"),
+    ],
+)
+def test_a_column_of_another_type_is_refused(tmp_path: Path, column: str, values: list[Any], allowed: str) -> None:
+    columns: dict[str, list[Any]] = {"text": ["a", "b"], "label": ["x", "y"], "sex": ["f", "m"]}
+    uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
+    with pytest.raises(DataError, match=rf"column '{column}' is .*, allowed: .*{allowed}"):
+        read_rows(uri, section=section(uri, groups=("sex",)))
+
+
+def test_files_of_one_folder_with_other_types_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
+    put(tmp_path / "part-1.parquet", text=["b"], label=[1])
+    with pytest.raises(DataError, match="do not have the same column types"):
+        read_rows(tmp_path.as_uri(), section=section(tmp_path.as_uri()))
+
+
+def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path) -> None:
+    uris = {
+        name: put(tmp_path / f"{name}.parquet", text=[name, name + "!"], label=["x", "y"])
+        for name in ("train", "validation", "test")
+    }
+    splits = read_splits(DataSection(train=uris["train"], validation=uris["validation"], test=uris["test"]))
+    assert [(name, rows.texts[0], rows.row_ids) for name, rows in splits.items()] == [
+        (name, name, ("0", "1")) for name in uris
+    ]
+
+
+def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(600)]
+    patients = [number // 3 for number in range(600)]
+    uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y"] * 300, patient=patients)
+    splits = read_splits(section(uri, split_by="patient"))
+    keys = [set(rows.split_keys or ()) for _, rows in splits.items()]
+    assert not keys[0] & keys[1]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
+    found = {row_id: text for _, rows in splits.items() for row_id, text in zip(rows.row_ids, rows.texts, strict=True)}
+    assert found == {str(number): text for number, text in enumerate(texts)}
+    assert len(splits.train) > len(splits.test) > len(splits.validation) > 0
+    assert splits == read_splits(section(uri, split_by="patient"))
+
+
+def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(1000)]
+    patients = [number // 2 for number in range(1000)]
+    old = put(tmp_path / "old.parquet", text=texts[:900], label=["x", "y"] * 450, patient=patients[:900])
+    new = put(tmp_path / "new.parquet", text=texts[900:], label=["x", "y"] * 50, patient=patients[900:])
+    test = put(tmp_path / "test.parquet", text=["a", "b"], label=["x", "y"], patient=[5000, 5001])
+    share = 0.05
+    splits = read_splits(DataSection(train=(old, new), test=test, validation_share=share, split_by="patient"))
+    assert splits.test.texts == ("a", "b")
+    assert len(splits.validation) == pytest.approx(1000 * share, abs=20)
+    assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
+    found = {row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)}
+    assert found == {str(number): text for number, text in enumerate(texts)}
+
+
+def test_files_named_together_must_be_of_one_kind(tmp_path: Path) -> None:
+    one = put(tmp_path / "one.parquet", text=["a"], label=["x"])
+    other = put(tmp_path / "other.parquet", text=["b"], label=[1])
+    with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
+        read_splits(DataSection(train=(one, other)))
+
+
+def _named(rows: Rows) -> list[tuple[str, str]]:
+    return list(zip(rows.row_ids, rows.texts, strict=True))
+
+
+def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
+    texts = [f"Text {number % 100}" + " " * (number % 3) for number in range(300)]
+    uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y", "z"] * 100)
+    splits = read_splits(section(uri))
+    held = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
+    assert sum(len(texts) for texts in held) == len(set.union(*held)) == 100
+
+
+def test_rows_are_taken_in_the_order_asked() -> None:
+    rows = Rows(("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")})
+    assert rows.take([2, 0]) == Rows(("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")})
+    assert len(rows.take([])) == 0
+
+
+triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6)
+
+
+@given(one=triples, other=triples)
+def test_a_fingerprint_tells_any_two_splits_apart(
+    one: list[tuple[str, str, str]], other: list[tuple[str, str, str]]
+) -> None:
+    empty = Rows((), (), ())
+    prints = [fingerprint(Splits(train=_rows(held), validation=empty, test=empty)) for held in (one, other)]
+    assert (prints[0] == prints[1]) == (one == other)
+    assert set(prints[0]) == {"train", "validation", "test"}
+
+
+def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
+    plain = Rows(("0",), ("text",), ("label",))
+    given = [
+        plain,
+        replace(plain, split_keys=("x",)),
+        replace(plain, groups={"sex": ("x",)}),
+        replace(plain, groups={"ward": ("x",)}),
+    ]
+    empty = Rows((), (), ())
+    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in given}) == len(given)
+
+
+def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
+    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
+    same = [
+        replace(rows, groups={"sex": ("f", "m")}),
+        replace(rows, split_keys=("k", "l")),
+        rows.take([1, 0]),
+    ]
+    assert {content_sha256(given) for given in same} == {content_sha256(rows)}
+    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
+    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
+
+
+def _rows(held: list[tuple[str, str, str]]) -> Rows:
+    ids, texts, labels = (tuple(column) for column in zip(*held, strict=True)) if held else ((), (), ())
+    return Rows(ids, texts, labels)
+
+
+def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    return [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=False)]
+
+
+def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
+    rows = read_conversations(uri, section=section(uri, split_by="doc"))
+    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
+    assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
+    assert rows.take([1]).conversations == ((("user", "more"),),)
+
+
+def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
+    rows = read_conversations(uri, section=section(uri, messages="chat"))
+    assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
+    assert rows.labels == ("ciao",)
+    assert rows.texts == ("be kind\nhi\nhello\nbye",)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
+    ids=["no answer", "ends with a question", "blank", "an answer alone", "empty"],
+)
+def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
+    with pytest.raises(DataError, match="conversation in row 1 has no answer"):
+        read_conversations(uri, section=section(uri, messages="messages"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["plain text"], [turns("call", "done", roles="ut")], [None], [[{"role": "user", "content": None}]]],
+    ids=["text", "another role", "null", "null content"],
+)
+def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=column)
+    with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
+        read_conversations(uri, section=section(uri, messages="messages"))
+
+
+def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+    hashes = []
+    for roles in ("uua", "uaa"):
+        uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
+        rows = read_conversations(uri, section=section(uri, messages="messages"))
+        hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
+    assert hashes[0] != hashes[1]
+
+
+def test_validation_and_test_may_be_parts_that_are_the_same_at_every_run(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(50)], label=["x"] * 50)
+    data = section(uri, validation=uri, test=uri, max_validation_rows=7, max_test_rows=9)
+    first, second = read_splits(data), read_splits(data)
+    assert (len(first.train), len(first.validation), len(first.test)) == (50, 7, 9)
+    assert first.test == second.test

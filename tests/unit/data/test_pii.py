@@ -1,0 +1,82 @@
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.data.pii import redacted
+
+FOUND = ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "IP_ADDRESS", "PHONE_NUMBER", "US_SSN")
+SETS = os.environ.get("TAILORBIRD_DATA")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Write to ann.lee+x@mail.example.org today", "Write to [email] today"),
+        ("card 4454 7945 1139 0933, please", "card [number], please"),
+        ("call +44 (0)20 7946 0958 or 555-0199-22", "call [number] or [number]"),
+        ("IBAN GB29 NWBK 6016 1331 9268 19.", "IBAN [number]."),
+        ("SSN 078-05-1120", "SSN [number]"),
+        ("from 192.168.0.17 and 2001:db8::8a2e:370:7334", "from [address] and [address]"),
+        ("see https://example.org/u/7?id=3 now", "see [address] now"),
+        ("MRN1234567, NHS9434765919 and id_1234567", "MRN[number], NHS[number] and id_[number]"),
+        ("order 1234567abc", "order [number]abc"),
+        ("phone 020\u20137946\u20130958", "phone [number]"),
+        ("GB29\u00a0NWBK\u00a06016\u00a01331\u00a09268\u00a019", "[number]"),
+        (f"to {'a' * 70}@{'b' * 70}.example.org!", "to [email]!"),
+    ],
+)
+def test_what_leads_to_a_person_is_replaced_by_its_kind(text: str, left: str) -> None:
+    assert redacted(text) == left
+
+
+@pytest.mark.parametrize(
+    "between",
+    [" ", "-", ".", "\u00a0", "\u202f", "\u2011", "\u2013", " \u2013 ", " - ", "\n", "\r\n", ",", ", ", ";", "_"],
+)
+def test_a_card_is_found_whatever_stands_between_its_digits(between: str) -> None:
+    assert redacted(f"card {between.join(['4454', '7945', '1139', '0933'])} please") == "card [number] please"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Fracture of the 3rd metacarpal, 2 weeks ago, 75 mg twice",
+        "Type 2 diabetes since 1998, HbA1c 7.4 %",
+        "A 79 year old with E11.65 and I10",
+        "Order of 12.500 euros, 3-4 days late",
+        "at 10:30 to 11:45, 10:30:15",
+        "CD34 positive cells, HER2 negative",
+        "in 1998, 2003, 2011, at 10, 20, 30 mg",
+        "2003\u20132011",
+        "120\u2013140 mmHg",
+        "24,349 rows; S72.001A, T36.0X1A and O31.8X1",
+        "Na 140\nK 4.1\n37.2",
+    ],
+)
+def test_what_a_text_is_about_stays(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece", ["a.b", "a.b@", "1 ", "1-", "1, ", "12345,", "1\n", "1_a", "a:", "aa12 ", "a@a.", "a@", "x", "+("]
+)
+def test_a_text_that_is_made_to_be_slow_is_not(piece: str) -> None:
+    assert redacted(piece * 30_000 + "!").endswith("!")
+
+
+@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder with the set pii_presidio")
+def test_of_a_thousand_made_up_texts_nearly_every_number_and_address_is_found() -> None:
+    missed, there = Counter[str](), Counter[str]()
+    for split in ("train", "validation", "test"):
+        for row in pq.read_table(Path(str(SETS)) / "pii_presidio" / f"{split}.parquet").to_pylist():
+            left = redacted(row["text"])
+            for kind, start, end in json.loads(row["spans"]):
+                there[kind] += 1
+                missed[kind] += row["text"][start:end] in left
+    for kind in FOUND:
+        assert missed[kind] <= 0.05 * there[kind], f"{missed[kind]} of {there[kind]} {kind}"

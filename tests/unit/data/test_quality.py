@@ -1,0 +1,210 @@
+"""The gates on random splits: no copy is left, test stays as it is, and cleaning twice is cleaning once."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.quality import clean, leaks_between, take_training_rows
+from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.data.splits import normalise
+
+
+def rows(*pairs: tuple[str, str], keys: list[str] | None = None) -> Rows:
+    return Rows(
+        row_ids=tuple(str(number) for number in range(len(pairs))),
+        texts=tuple(text for text, _ in pairs),
+        labels=tuple(label for _, label in pairs),
+        split_keys=None if keys is None else tuple(keys),
+    )
+
+
+BASE = (("fever", "a"), ("cough", "b"))
+few_texts = st.sampled_from(["Pain", "pain ", "PAIN", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
+some_pairs = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
+
+
+@st.composite
+def any_splits(draw: st.DrawFn) -> Splits:
+    """Splits with many copies in which each split keeps a row of its own, so that cleaning always ends well."""
+    validation = (("only in validation", "a"), *draw(some_pairs))
+    return Splits(
+        train=rows(*BASE, *draw(some_pairs)),
+        validation=rows(*validation),
+        test=rows(("only in test", "b"), *draw(some_pairs)),
+    )
+
+
+@given(splits=any_splits())
+def test_after_cleaning_no_text_stands_in_two_splits(splits: Splits) -> None:
+    cleaned, report = clean(splits)
+    train, validation, test = ({normalise(text) for text in part.texts} for _, part in cleaned.items())
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    assert report.leaks == ()
+
+
+@given(splits=any_splits())
+def test_test_rows_are_untouched(splits: Splits) -> None:
+    cleaned, _ = clean(splits)
+    assert cleaned.test == splits.test
+
+
+@given(splits=any_splits())
+def test_cleaning_again_drops_nothing(splits: Splits) -> None:
+    cleaned, _ = clean(splits)
+    again, report = clean(cleaned)
+    assert again == cleaned
+    assert (report.train_copies_of_test, report.train_copies_of_validation, report.validation_copies_of_test) == (
+        0,
+        0,
+        0,
+    )
+
+
+@given(splits=any_splits())
+def test_every_dropped_row_is_counted_once(splits: Splits) -> None:
+    cleaned, report = clean(splits)
+    dropped = len(splits.train) - len(cleaned.train)
+    assert report.train_copies_of_test + report.train_copies_of_validation == dropped
+    assert report.validation_copies_of_test == len(splits.validation) - len(cleaned.validation)
+    assert (report.num_train, report.num_validation, report.num_test) == tuple(len(part) for _, part in cleaned.items())
+
+
+@given(splits=any_splits())
+def test_rows_that_stay_keep_their_ids_and_order(splits: Splits) -> None:
+    cleaned, _ = clean(splits)
+    kept = [int(row) for row in cleaned.train.row_ids]
+    assert kept == sorted(kept)
+    assert cleaned.train.texts == tuple(splits.train.texts[row] for row in kept)
+
+
+def test_a_copy_of_a_test_row_goes_from_train_and_validation() -> None:
+    splits = Splits(
+        train=rows(*BASE, ("Acute  pain", "a"), ("rash", "a")),
+        validation=rows(("RASH", "a"), ("acute pain", "a"), ("itch", "b")),
+        test=rows(("acute pain", "a"), ("acute pain", "a")),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned.train.row_ids == ("0", "1")
+    assert cleaned.validation.texts == ("RASH", "itch")
+    assert cleaned.test.texts == ("acute pain", "acute pain")
+    assert (report.train_copies_of_test, report.train_copies_of_validation, report.validation_copies_of_test) == (
+        1,
+        1,
+        1,
+    )
+
+
+def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
+    many = tuple((f"text {number}", "a") for number in range(12))
+    splits = Splits(
+        train=rows(*many, ("Fever", "a"), ("fever", "b"), (" ", "a")),
+        validation=rows(("cough", "a")),
+        test=rows(("burn", "b"), ("", "a")),
+    )
+    _, report = clean(splits)
+    assert report.conflicting_texts == 1
+    assert report.empty_texts == 2
+    assert report.rare_classes == ("b",)
+    assert report.num_classes == 2
+
+
+def test_near_duplicates_are_counted_in_test_and_validation_and_stay() -> None:
+    splits = Splits(
+        train=rows(
+            *BASE, ("kinking and stricture of the ureter", "a"), ("my card has not arrived yet, where is it", "b")
+        ),
+        validation=rows(("My card has not arrived yet, where is it?", "b"), ("itch", "a")),
+        test=rows(("kinking and strictures of the ureter", "a"), ("a stricture of another duct", "a"), ("ache", "b")),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned == splits
+    assert (report.near_duplicates_of_test, report.near_duplicates_looked_at) == (1, 3)
+    assert (report.near_duplicates_of_validation, report.near_duplicates_looked_at_in_validation) == (1, 2)
+
+
+def test_a_split_by_value_in_two_splits_is_a_leak_that_is_reported_not_dropped() -> None:
+    splits = Splits(
+        train=rows(*BASE, keys=["p1", "p2"]),
+        validation=rows(("rash", "a"), keys=["p3"]),
+        test=rows(("itch", "b"), ("burn", "b"), keys=["p2", "p4"]),
+    )
+    cleaned, report = clean(splits)
+    assert len(cleaned.train) == 2
+    assert report.leaks == ("1 split_by values stand in train and in test (sha256 3946ca64ff78…)",)
+
+
+def test_copies_left_between_splits_are_leaks() -> None:
+    splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("FEVER", "a"), ("Rash", "b")))
+    assert leaks_between(splits) == (
+        "1 texts stand in train and in test",
+        "1 texts stand in validation and in test",
+    )
+
+
+def test_the_report_is_plain_json() -> None:
+    _, report = clean(Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b"))))
+    value = report.to_dict()
+    assert json.loads(json.dumps(value)) == value
+    assert value["leaks"] == []
+
+
+@pytest.mark.parametrize("empty", ["train", "validation", "test"])
+def test_an_empty_split_is_refused_by_name(empty: str) -> None:
+    parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b")), empty: rows()}
+    with pytest.raises(DataError, match=f"the {empty} split has no rows"):
+        clean(Splits(**parts))
+
+
+def test_a_split_emptied_by_dropping_copies_is_refused_and_says_why() -> None:
+    splits = Splits(train=rows(*BASE), validation=rows(("itch", "a")), test=rows(("Itch", "a")))
+    with pytest.raises(DataError, match="the validation split has no rows after exact copies"):
+        clean(splits)
+
+
+def test_one_class_only_is_refused() -> None:
+    splits = Splits(train=rows(("fever", "a")), validation=rows(("rash", "a")), test=rows(("itch", "a")))
+    with pytest.raises(DataError, match="one class only, 'a'"):
+        clean(splits)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_label_that_train_never_shows_is_refused(name: str) -> None:
+    parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b"))}
+    parts[name] = rows(("burn", "c"), ("cold", "c"), ("ache", "a"))
+    with pytest.raises(DataError, match=f"{name} has 2 rows with labels that train never shows: 'c'"):
+        clean(Splits(**parts))
+
+
+def test_a_label_left_without_training_rows_by_dropping_copies_is_refused() -> None:
+    splits = Splits(
+        train=rows(*BASE, ("itch", "c")), validation=rows(("rash", "a")), test=rows(("itch", "c"), ("burn", "c"))
+    )
+    with pytest.raises(DataError, match="never shows: 'c'"):
+        clean(splits)
+
+
+@given(size=st.integers(3, 40), seed=st.integers(0, 1000))
+def test_a_part_of_the_training_rows_keeps_every_class_and_the_other_splits(size: int, seed: int) -> None:
+    many = [(f"text {number}", "abc"[number % 17 % 3]) for number in range(30)]
+    splits = Splits(train=rows(*many), validation=rows(("rash", "a")), test=rows(("itch", "b")))
+    part = take_training_rows(splits, size=size, seed=seed)
+    assert len(part.train) == min(size, 30)
+    assert set(part.train.labels) == {"a", "b", "c"}
+    assert set(part.train.row_ids) <= set(splits.train.row_ids)
+    assert (part.validation, part.test) == (splits.validation, splits.test)
+    assert part == take_training_rows(splits, size=size, seed=seed)
+
+
+def test_no_size_keeps_all_training_rows() -> None:
+    splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b")))
+    assert take_training_rows(splits, size=None, seed=0) is splits
+
+
+def test_a_part_too_small_for_the_classes_names_the_field() -> None:
+    splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b")))
+    with pytest.raises(DataError, match="max_train_rows 1 is too small"):
+        take_training_rows(splits, size=1, seed=0)

@@ -1,0 +1,130 @@
+"""A split is a function of key and seed: it holds for every set of keys, not for the examples that were thought of."""
+
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.splits import normalise, split_by_key, stratified_split, subsample, subsample_of_classes
+
+FRACTIONS = (0.72, 0.11, 0.17)
+keys_of_rows = st.lists(st.text(max_size=8), max_size=60)
+seeds = st.integers(min_value=0, max_value=2**31)
+
+
+@given(keys=keys_of_rows, seed=seeds)
+def test_rows_of_one_key_are_never_parted(keys: list[str], seed: int) -> None:
+    parts = split_by_key(keys + keys, fractions=FRACTIONS, seed=seed)
+    part_of = dict(zip(keys, parts, strict=False))
+    assert parts.shape == (2 * len(keys),)
+    assert [part_of[key] for key in keys + keys] == parts.tolist()
+    assert set(parts.tolist()) <= {0, 1, 2}
+
+
+@given(keys=keys_of_rows, seed=seeds, shuffle=st.randoms(use_true_random=False))
+def test_order_and_company_of_rows_do_not_matter(keys: list[str], seed: int, shuffle: Random) -> None:
+    part_of = dict(zip(keys, split_by_key(keys, fractions=FRACTIONS, seed=seed).tolist(), strict=True))
+    shuffled = [*keys, "one more"]
+    shuffle.shuffle(shuffled)
+    again = dict(zip(shuffled, split_by_key(shuffled, fractions=FRACTIONS, seed=seed).tolist(), strict=True))
+    assert {key: again[key] for key in part_of} == part_of
+
+
+@given(seed=seeds)
+def test_shares_come_close_to_the_fractions(seed: int) -> None:
+    keys = [f"patient {number}" for number in range(4000)]
+    parts = split_by_key(keys, fractions=FRACTIONS, seed=seed)
+    shares = np.bincount(parts, minlength=3) / len(keys)
+    assert np.abs(shares - FRACTIONS).max() < 0.045  # six standard deviations of the share of 4,000 draws
+
+
+def test_another_seed_draws_another_split() -> None:
+    keys = [str(number) for number in range(200)]
+    one, other = (split_by_key(keys, fractions=FRACTIONS, seed=seed) for seed in (0, 1))
+    assert (one != other).any()
+
+
+def test_the_split_of_a_key_is_the_same_on_every_machine_and_in_every_version() -> None:
+    keys = ["A00", "B20", "C34", "D50", "E11", "F32", "G40", "H25", "I10", "J45"]
+    assert split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0).tolist() == [2, 0, 0, 2, 0, 0, 1, 1, 0, 2]
+
+
+def test_a_share_of_nothing_gets_no_row() -> None:
+    keys = [str(number) for number in range(300)]
+    assert set(split_by_key(keys, fractions=(0.5, 0.0, 0.5), seed=3).tolist()) == {0, 2}
+    assert set(split_by_key(keys, fractions=(1.0, 0.0, 0.0), seed=3).tolist()) == {0}
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (0.1, 0.1, 0.1)])
+def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_by_key(["a"], fractions=fractions, seed=0)
+
+
+@given(n=st.integers(0, 200), size=st.integers(0, 250), seed=seeds)
+def test_a_subsample_is_sorted_distinct_rows_of_the_size_asked(n: int, size: int, seed: int) -> None:
+    rows = subsample(n, size=size, seed=seed)
+    assert rows.dtype == np.int64
+    assert len(rows) == min(n, size)
+    assert (np.diff(rows) > 0).all()
+    assert not len(rows) or (rows[0] >= 0 and rows[-1] < n)
+    assert (rows == subsample(n, size=size, seed=seed)).all()
+
+
+def test_a_smaller_subsample_of_the_same_seed_is_part_of_a_larger_one() -> None:
+    assert set(subsample(100, size=20, seed=5).tolist()) <= set(subsample(100, size=60, seed=5).tolist())
+
+
+def test_a_negative_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        subsample(3, size=-1, seed=0)
+
+
+@given(labels=st.lists(st.sampled_from("abcd"), min_size=4, max_size=80), extra=st.integers(0, 90), seed=seeds)
+def test_a_subsample_of_classes_keeps_every_class(labels: list[str], extra: int, seed: int) -> None:
+    size = len(set(labels)) + extra
+    rows = subsample_of_classes(labels, size=size, seed=seed)
+    assert len(rows) == min(size, len(labels))
+    assert (np.diff(rows) > 0).all()
+    assert {labels[row] for row in rows} == set(labels)
+
+
+def test_a_subsample_too_small_for_the_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="all 3 classes"):
+        subsample_of_classes(["a", "b", "c", "c"], size=2, seed=0)
+
+
+def test_a_stratified_split_keeps_keys_whole_and_spreads_the_labels() -> None:
+    keys = [f"key {number // 3}" for number in range(1800)]
+    labels = [("x", "y", "z")[number // 3 % 3] for number in range(1800)]
+    parts = stratified_split(keys, labels=labels, folds=(13, 2, 3), seed=0)
+    assert len({(key, part) for key, part in zip(keys, parts.tolist(), strict=True)}) == len(set(keys))
+    assert np.abs(np.bincount(parts) - [1300, 200, 300]).max() <= 12
+    for part in range(3):
+        counts = Counter(label for label, own in zip(labels, parts.tolist(), strict=True) if own == part)
+        assert max(counts.values()) - min(counts.values()) <= 12
+
+
+def test_a_stratified_split_of_fewer_keys_than_folds_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 distinct keys"):
+        stratified_split(["a", "b"], labels=["x", "y"], folds=(1, 1, 1), seed=0)
+
+
+@given(text=st.text(max_size=40))
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Chest  pain\n", "chest pain"), ("STRASSE", "straße"), ("ﬁbrosis", "Fibrosis"), ("café", "cafe\u0301")],
+)
+def test_texts_that_differ_in_case_blanks_or_encoding_are_the_same(one: str, other: str) -> None:
+    assert normalise(one) == normalise(other)
+
+
+def test_texts_that_differ_in_a_letter_are_not_the_same() -> None:
+    assert normalise("ileum") != normalise("ilium")

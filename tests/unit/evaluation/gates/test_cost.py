@@ -1,0 +1,160 @@
+"""Money by hand, the ratio of two models' CPU time, and the three states of the cost gate."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.config.evaluation import CostSection
+from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
+from tailorbird.evaluation.statistics.paired import (
+    Comparison,
+    PairedCounts,
+    mcnemar_exact,
+    mcnemar_midp,
+    newcombe_paired_interval,
+)
+
+SAME = CpuRounds(incumbent=(2.0,) * 5, candidate=(2.0,) * 5)
+TERMS = CostSection(value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36)
+
+
+def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int = 20) -> Comparison:
+    """A gain of 4 points if left as it is."""
+    neither = n // 10
+    both = n - only_candidate - only_incumbent - neither
+    counts = PairedCounts(both, only_candidate, only_incumbent, neither)
+    return Comparison(
+        counts=counts,
+        candidate_score=(both + only_candidate) / n,
+        other_score=(both + only_incumbent) / n,
+        gain=counts.gain,
+        interval=newcombe_paired_interval(counts),
+        p_value=mcnemar_midp(counts),
+        p_exact=mcnemar_exact(counts),
+        standard_error=None,
+        num_units=n,
+    )
+
+
+def state(main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0) -> State:
+    """State of the gate under TERMS."""
+    return cost_gate(main, terms=TERMS, rounds=rounds, training_cpu_s=training_cpu_s).state
+
+
+def test_the_net_benefit_is_worth_less_training_plus_what_serving_saves() -> None:
+    dearer = CpuRounds(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
+    # 4 points of 12,000 rows at 0.5 is 240; two CPU-hours 0.72; 500 s more a thousand rows, 6,000 s, 0.60.
+    net = net_benefit(0.04, terms=TERMS, rounds=dearer, training_cpu_s=7200)
+    assert net == pytest.approx(240 - 0.72 - 0.60)
+    cheaper = CpuRounds(incumbent=dearer.candidate, candidate=dearer.incumbent)
+    assert net_benefit(0.04, terms=TERMS, rounds=cheaper, training_cpu_s=7200) == pytest.approx(240 - 0.72 + 0.60)
+
+
+def test_the_gate_shows_money_at_both_ends_of_the_gain_and_at_its_point() -> None:
+    main = comparison()
+    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=360_000)
+    bound = gate.bounds[0]
+    assert bound.estimate == pytest.approx(6000 * 0.04 - 36)
+    assert bound.interval == pytest.approx((6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36))
+    assert (bound.limit, bound.n) == (0, 1000)
+    assert gate.note == "over 12 months: gain +240.00, training -36.00, serving +0.00 in the recipe's currency"
+
+
+def test_it_passes_if_the_lower_end_pays_and_fails_if_the_upper_does_not() -> None:
+    main = comparison()
+    low, high = (6000 * end for end in main.interval)
+    for worth, training, expected in [
+        (low, low - 1, State.PASSES),
+        (low, low + 1, State.NOT_ASSESSABLE),
+        (high, high - 1, State.NOT_ASSESSABLE),
+        (high, high + 1, State.FAILS),
+    ]:
+        assert worth > 1
+        assert state(main, training_cpu_s=training * 10_000) is expected  # 0.36 an hour is 1 for 10,000 s
+
+
+def test_a_benefit_of_nothing_at_the_upper_end_fails() -> None:
+    equal = replace(comparison(), interval=(-0.01, 0.0))
+    assert state(equal) is State.FAILS
+
+
+def test_a_worse_candidate_may_pay_by_what_serving_it_saves() -> None:
+    worse = comparison(only_candidate=20, only_incumbent=22)
+    slow = CpuRounds(incumbent=(200_000.0,) * 5, candidate=(2.0,) * 5)
+    assert state(worse, rounds=slow) is State.PASSES
+
+
+def test_undecided_tells_the_rows_that_would_decide_if_the_estimate_stands() -> None:
+    main = comparison()
+    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=2_000_000)  # costs 200 of a worth of 240
+    half = (main.interval[1] - main.interval[0]) / 2 * 6000
+    assert gate.bounds[0].rows_needed == round(1000 * (half / 40) ** 2)
+
+
+def test_a_gain_in_another_metric_is_said_to_be_priced_as_accuracy() -> None:
+    main = comparison()
+    other = replace(main, gain=0.05)
+    assert "not one of accuracy" in cost_gate(other, terms=TERMS, rounds=SAME, training_cpu_s=0).note
+    assert "not one of accuracy" not in cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=0).note
+
+
+@pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
+def test_a_training_time_that_is_none_is_refused(training: float) -> None:
+    with pytest.raises(ValueError, match="CPU-seconds"):
+        state(comparison(), training_cpu_s=training)
+
+
+@pytest.mark.parametrize(
+    ("incumbent", "candidate"),
+    [
+        ((1.0,) * 4, (1.0,) * 4),
+        ((1.0,) * 5, (1.0,) * 6),
+        ((1.0,) * 5, (1.0, 1, 1, 1, 0)),
+        ((math.nan,) * 5, (1.0,) * 5),
+    ],
+)
+def test_rounds_are_five_or_more_paired_and_took_some_time(
+    incumbent: tuple[float, ...], candidate: tuple[float, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
+        CpuRounds(incumbent=incumbent, candidate=candidate)
+
+
+def test_the_ratio_is_by_round_so_that_a_slow_round_does_not_blur_it() -> None:
+    rounds = CpuRounds(incumbent=(2.0, 4.0, 8.0, 2.0, 3.0), candidate=(1.0, 2.0, 4.0, 1.0, 1.5))
+    estimate, interval = cost_ratio(rounds)
+    assert estimate == pytest.approx(0.5)
+    assert interval == pytest.approx((0.5, 0.5))
+
+
+def test_the_ratios_interval_is_students_t_on_logarithms() -> None:
+    rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)))
+    estimate, (low, high) = cost_ratio(rounds)
+    half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
+    assert estimate == pytest.approx(1)
+    assert (low, high) == pytest.approx((math.exp(-half), math.exp(half)), rel=1e-4)
+    wider = cost_ratio(rounds, alpha=0.01)[1]
+    assert wider[0] < low < high < wider[1]
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(0, 300),
+    st.floats(1e-300, 1e300),
+    st.floats(0, 1e300),
+    st.floats(1e-3, 1e3),
+)
+def test_any_prices_and_counts_give_one_state_by_the_whole_interval(
+    ours: int, theirs: int, value: float, training: float, seconds: float
+) -> None:
+    main = comparison(700, only_candidate=ours, only_incumbent=theirs)
+    terms = TERMS.model_copy(update={"value_of_correct": value})
+    rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=(seconds,) * 5)
+    gate = cost_gate(main, terms=terms, rounds=rounds, training_cpu_s=training)
+    low, high = gate.bounds[0].interval
+    assert (gate.state is State.PASSES) == (low > 0)
+    assert (gate.state is State.FAILS) == (high <= 0)

@@ -1,0 +1,77 @@
+"""Both models are measured in this process, in turns, on a tiny encoder; no test looks at how long it took."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference import cpu_time
+from tailorbird.registry.versions import VersionConfig, write_config
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
+
+
+@pytest.fixture
+def uris(tmp_path: Path) -> dict[str, str]:
+    """Two heads, of 2 and of 3 classes, over one tiny random BERT."""
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(base)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(base)
+    for role, classes in (("incumbent", ("a", "b")), ("candidate", ("a", "b", "c"))):
+        folder = tmp_path / role
+        folder.mkdir()
+        save_file(
+            {"weight": torch.zeros(len(classes), 8), "bias": torch.zeros(len(classes))}, folder / "head.safetensors"
+        )
+        version = VersionConfig(
+            kind="probe", classes=classes, base_model=f"file://{base}", max_length=8, dtype="float32", code="",
+            recipe_hash="", created_at="",
+        )  # fmt: skip
+        write_config(folder, version)
+    return {role: f"file://{tmp_path / role}" for role in ("candidate", "incumbent")}
+
+
+def rows_of(texts: list[str]) -> Rows:
+    return Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
+
+
+def test_both_models_answer_really_and_give_a_time_for_each_round(uris: dict[str, str]) -> None:
+    rounds = cpu_time.measure(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
+    assert len(rounds.incumbent) == len(rounds.candidate) == 6
+    assert min(rounds.incumbent + rounds.candidate) > 0
+
+
+def test_after_a_warm_up_who_begins_takes_turns_and_times_are_of_a_thousand_rows(
+    uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[str] = []
+
+    def counted(uri: str, rows: Rows) -> float:
+        answered.append(uri.rpartition("/")[2])
+        return len(answered) * len(rows) / 1000
+
+    monkeypatch.setattr(cpu_time, "_answerer", lambda uri: uri)
+    monkeypatch.setattr(cpu_time, "_cpu_s", counted)
+    rounds = cpu_time.measure(uris, rows=rows_of(["heart"] * 7), num_rounds=5)
+    assert "".join(role[0] for role in answered) == "ic" + "icciicciic"
+    assert rounds.incumbent == pytest.approx((3, 6, 7, 10, 11))
+    assert rounds.candidate == pytest.approx((4, 5, 8, 9, 12))
+
+
+@pytest.mark.parametrize(
+    ("roles", "texts", "num_rounds"),
+    [(("incumbent",), ["a"], 5), (("incumbent", "candidate"), [], 5), (("incumbent", "candidate"), ["a"], 4)],
+)
+def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(
+    roles: tuple[str, ...], texts: list[str], num_rounds: int
+) -> None:
+    with pytest.raises(ValueError, match="5 rounds or more"):
+        cpu_time.measure(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)

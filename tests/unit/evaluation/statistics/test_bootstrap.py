@@ -1,0 +1,266 @@
+"""Resampled effects against scikit-learn and scipy, their own symmetries, and their promises on simulated truths."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.statistics.bootstrap import (
+    Effect,
+    macro_f1,
+    macro_f1_effect,
+    mean_effect,
+    multinomial_counts,
+    resampled,
+    two_sided,
+)
+
+letters = st.sampled_from("abcd")
+answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)
+
+
+def predictions(outputs: np.ndarray, *, labels: np.ndarray) -> Predictions:
+    right, ids = (labels == outputs).astype(np.float64), tuple(map(str, range(len(labels))))
+    truth, answer = (tuple(map(str, values.tolist())) for values in (labels, outputs))
+    return Predictions("model", ids, truth, answer, right, *2 * (np.full(len(labels), 0.5),))
+
+
+def answers(n: int, *, accuracies: tuple[float, float], seed: int) -> tuple[Predictions, Predictions]:
+    """Two models of three uneven classes; who is wrong gives a class at random."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(["a", "b", "c"], n, p=[0.6, 0.3, 0.1])
+    first, second = (
+        predictions(np.where(generator.random(n) < share, labels, generator.choice(["a", "b", "c"], n)), labels=labels)
+        for share in accuracies
+    )
+    return first, second
+
+
+def effect_of(rows: list[tuple[str, str, str]], *, alpha: float = 0.05) -> Effect:
+    labels, ours, theirs = (np.array(column) for column in zip(*rows, strict=True))
+    return macro_f1_effect(predictions(ours, labels=labels), other=predictions(theirs, labels=labels), alpha=alpha)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 400)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
+def test_macro_f1_is_scikit_learns_over_the_classes_that_occur_in_the_labels(rows: list[tuple[str, str]]) -> None:
+    labels, outputs = zip(*rows, strict=True)
+    expected = f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
+    assert macro_f1(labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_f1_refuses_no_rows() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        macro_f1([], outputs=[])
+
+
+@settings(deadline=None, max_examples=15)
+@given(answered)
+def test_the_gain_is_the_difference_of_the_two_scores(rows: list[tuple[str, str, str]]) -> None:
+    labels, ours, theirs = zip(*rows, strict=True)
+    expected = macro_f1(labels, outputs=ours) - macro_f1(labels, outputs=theirs)
+    assert effect_of(rows).gain == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=15)
+@given(answered)
+def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(rows: list[tuple[str, str, str]]) -> None:
+    effect, swapped = effect_of(rows), effect_of([(label, theirs, ours) for label, ours, theirs in rows])
+    assert swapped.gain == -effect.gain
+    assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
+    assert swapped.p_value == effect.p_value
+    assert swapped.standard_error == pytest.approx(effect.standard_error)
+
+
+def test_what_is_drawn_once_is_drawn_again() -> None:
+    first, second = answers(200, accuracies=(0.8, 0.7), seed=0)
+    assert macro_f1_effect(first, other=second, alpha=0.05) == macro_f1_effect(first, other=second, alpha=0.05)
+    scores = first.scores, second.scores
+    again = [mean_effect(scores[0], other_scores=scores[1], alpha=0.05) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_a_model_against_itself_has_no_gain_and_p_is_one() -> None:
+    model, _ = answers(200, accuracies=(0.8, 0.7), seed=0)
+    assert mean_effect(model.scores, other_scores=model.scores, alpha=0.05) == Effect(0.0, (0.0, 0.0), 1.0, 0.0)
+    same = macro_f1_effect(model, other=model, alpha=0.05)
+    assert (same.gain, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
+
+
+def test_few_rows_on_which_two_models_agree_rule_no_gain_in_macro_f1_out() -> None:
+    agreed = {n: answers(n, accuracies=(0.8, 0.7), seed=0)[0] for n in (10, 4000)}
+    intervals = {n: macro_f1_effect(model, other=model, alpha=0.05).interval for n, model in agreed.items()}
+    assert intervals[10] == pytest.approx((-0.3085, 0.3085), abs=1e-4)  # Clopper and Pearson's limit at 0 of 10
+    assert intervals[4000] == pytest.approx((-0.00092, 0.00092), abs=1e-5)
+
+
+def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
+    first, second = answers(300, accuracies=(0.8, 0.7), seed=1)
+    (low, high), (wider_low, wider_high) = (
+        macro_f1_effect(first, other=second, alpha=alpha).interval for alpha in (0.05, 0.01)
+    )
+    assert wider_low < low < macro_f1_effect(first, other=second, alpha=0.05).gain < high < wider_high
+
+
+def test_macro_f1s_interval_is_what_rows_drawn_one_by_one_and_scikit_learn_give() -> None:
+    first, second = answers(120, accuracies=(0.8, 0.65), seed=2)
+    labels, ours, theirs = (np.array(values) for values in (first.labels, first.outputs, second.outputs))
+
+    def gain(rows: np.ndarray) -> float:
+        drawn = labels[rows]
+        scores = [
+            f1_score(drawn, outputs[rows], labels=np.unique(drawn), average="macro", zero_division=0)
+            for outputs in (ours, theirs)
+        ]
+        return float(scores[0] - scores[1])
+
+    generator = np.random.default_rng(3)
+    gains = np.array([gain(generator.integers(0, 120, 120)) for _ in range(500)])
+    effect = macro_f1_effect(first, other=second, alpha=0.05)
+    # Five hundred draws place a 2.5 % point to about 0.12 standard errors.
+    assert effect.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.35 * effect.standard_error)
+    assert effect.standard_error == pytest.approx(np.std(gains), rel=0.12)
+    assert effect.p_value == pytest.approx(two_sided(gains), abs=0.03)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_macro_f1s_interval_holds_the_truth_as_often_as_it_says_and_equal_models_are_rarely_found_apart() -> None:
+    population = [np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)]
+    labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
+    truth = macro_f1(labels.tolist(), outputs=population[0].tolist()) - macro_f1(
+        labels.tolist(), outputs=population[1].tolist()
+    )
+    generator, held, apart = np.random.default_rng(5), 0, 0
+    for seed in range(200):
+        rows = generator.integers(0, 50_000, 400)
+        ours, theirs = (predictions(outputs[rows], labels=labels[rows]) for outputs in population)
+        low, high = macro_f1_effect(ours, other=theirs, alpha=0.1).interval
+        held += low <= truth <= high
+        equal = answers(400, accuracies=(0.75, 0.75), seed=1_000 + seed)
+        apart += macro_f1_effect(equal[0], other=equal[1], alpha=0.1).p_value < 0.1
+    # 200 tests: three standard errors of a rate of 0.1 are 0.064.
+    assert held / 200 >= 0.9 - 0.064
+    assert apart / 200 <= 0.1 + 0.064
+
+
+@pytest.mark.parametrize("counts", [[400, 90, 10], [1] * 40, [3, 200, 1, 15, 16, 5]])
+def test_cells_are_drawn_from_the_multinomial(counts: list[int]) -> None:
+    given_counts, n = np.array(counts), sum(counts)
+    drawn = np.concatenate(list(multinomial_counts(given_counts, num_resamples=20_000, seed=0)))
+    assert drawn.shape == (20_000, len(counts))
+    assert (drawn.sum(axis=1) == n).all()
+    shares = given_counts / n
+    covariance = n * (np.diag(shares) - np.outer(shares, shares))
+    assert drawn.mean(axis=0) == pytest.approx(given_counts, abs=5 * np.sqrt(covariance.max() / 20_000))
+    assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05 * covariance.max())
+
+
+def test_chunks_of_resamples_hold_few_elements_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 1_000)
+    chunks = [len(weights) for weights in multinomial_counts(np.full(300, 2), num_resamples=10, seed=0)]
+    assert chunks == [3, 3, 3, 1]
+
+
+def test_resampled_rows_are_as_many_as_there_are_and_differ_from_draw_to_draw() -> None:
+    weights = np.array(list(resampled(50, num_resamples=2_000, seed=0)))
+    assert weights.shape == (2_000, 50)
+    assert (weights.sum(axis=1) == 50).all()
+    assert weights.var() == pytest.approx(1 - 1 / 50, rel=0.03)
+    assert len({tuple(row) for row in weights.tolist()}) == 2_000
+
+
+def test_p_counts_one_more_than_was_drawn_and_ties_on_both_sides() -> None:
+    assert two_sided(np.array([0.1] * 99)) == 2 / 100
+    assert two_sided(np.array([0.1] * 90 + [-0.1] * 9)) == pytest.approx(2 * 10 / 100)
+    assert two_sided(np.zeros(99)) == 1
+
+
+def test_a_means_interval_is_scipys_percentile_bootstrap() -> None:
+    generator = np.random.default_rng(6)
+    ours, theirs = generator.random(80), generator.random(80) * 0.9
+    effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
+    expected = stats.bootstrap(
+        (ours - theirs,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(7)
+    )
+    assert effect.gain == pytest.approx(np.mean(ours - theirs))
+    assert effect.interval == pytest.approx(expected.confidence_interval, abs=0.1 * effect.standard_error)
+    assert effect.standard_error == pytest.approx(expected.standard_error, rel=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
+def test_a_means_p_is_scipys_exact_sign_flip(shift: float) -> None:
+    generator = np.random.default_rng(8)
+    ours, theirs = generator.random(12) + shift, generator.random(12)
+    exact = stats.permutation_test((ours - theirs,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    # 10,000 flips: three standard errors of a p of a half are 0.015.
+    assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(exact.pvalue, abs=0.015)
+
+
+def test_a_cluster_is_flipped_as_a_whole() -> None:
+    generator = np.random.default_rng(9)
+    documents = np.repeat(np.arange(10), generator.integers(1, 6, 10))
+    ours, theirs = generator.random(len(documents)) + 0.1, generator.random(len(documents))
+    names = [f"document {number}" for number in documents]
+    sums = np.bincount(documents, weights=ours - theirs)
+    exact = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    effect = mean_effect(ours, other_scores=theirs, alpha=0.05, clusters=names)
+    assert effect.p_value == pytest.approx(exact.pvalue, abs=0.015)
+    assert effect.gain == pytest.approx(np.mean(ours - theirs))
+
+
+def test_rows_repeated_in_clusters_tell_no_more_than_the_rows_themselves() -> None:
+    generator = np.random.default_rng(10)
+    ours, theirs = generator.random(60) + 0.05, generator.random(60)
+    alone = mean_effect(ours, other_scores=theirs, alpha=0.05)
+    repeated = np.repeat(ours, 20), np.repeat(theirs, 20)
+    names = [str(number) for number in np.repeat(np.arange(60), 20)]
+    clustered = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05, clusters=names)
+    blind = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05)
+    assert clustered.interval == pytest.approx(alone.interval, abs=1e-9)
+    assert clustered.p_value == alone.p_value
+    assert blind.standard_error < alone.standard_error / 4
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=60))
+def test_swapping_flips_a_means_effect_and_p_is_a_probability(rows: list[tuple[int, int]]) -> None:
+    ours, theirs = np.array(rows, dtype=np.float64).T / 4
+    effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
+    swapped = mean_effect(theirs, other_scores=ours, alpha=0.05)
+    assert (swapped.gain, swapped.p_value) == (-effect.gain, effect.p_value)
+    assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
+    assert 0 < effect.p_value <= 1
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_equal_means_are_found_apart_at_most_at_alpha() -> None:
+    generator = np.random.default_rng(11)
+    samples = generator.standard_normal((400, 2, 60))
+    found = [mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05 for ours, theirs in samples]
+    # 400 tests: three standard errors of a rate of 0.05 are 0.033.
+    assert 0.05 - 0.033 <= np.mean(found) <= 0.05 + 0.033
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "clusters", "message"),
+    [
+        ([0.1, 0.2], [0.1], None, "two finite ones for each row"),
+        ([0.1, np.nan], [0.1, 0.2], None, "two finite ones for each row"),
+        ([0.1], [0.2], None, "at least 2 rows"),
+        ([0.1, 0.2], [0.1, 0.1], ["one", "one"], "at least 2 clusters"),
+        ([0.1, 0.2], [0.1, 0.1], ["one"], "give one a row"),
+    ],
+)
+def test_a_mean_refuses_scores_that_have_no_effect_to_give(
+    ours: list[float], theirs: list[float], clusters: list[str] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05, clusters=clusters)

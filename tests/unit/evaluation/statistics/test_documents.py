@@ -1,0 +1,165 @@
+"""Rows that share a document are no more evidence than their documents, whatever the metric, the gate or the size."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tailorbird.config.evaluation import GroupsGate
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.gates.subgroups import groups_gate
+from tailorbird.evaluation.inference.predict import predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.bootstrap import macro_f1, macro_f1_effect
+from tailorbird.evaluation.statistics.paired import Comparison, compare
+from tailorbird.evaluation.statistics.power import sized
+
+LABELS = ("a", "b", "c", "d")
+
+
+def table(right: np.ndarray, *, documents: np.ndarray | None, seed: int = 0) -> Predictions:
+    """A model that is right on these rows [N]; wrong answers are the next class."""
+    labels = np.random.default_rng(seed).integers(0, len(LABELS), len(right))
+    outputs = np.where(right, labels, (labels + 1) % len(LABELS))
+    ones = np.ones(len(right))
+    return Predictions(
+        model="full",
+        row_ids=tuple(str(row) for row in range(len(right))),
+        labels=tuple(LABELS[label] for label in labels),
+        outputs=tuple(LABELS[output] for output in outputs),
+        scores=right.astype(np.float64),
+        confidences=ones,
+        calibrated=ones,
+        groups={"sex": tuple("f" if row % 2 else "m" for row in range(len(right)))},
+        clusters=None if documents is None else tuple(str(document) for document in documents),
+    )
+
+
+def equal_models(seed: int, *, documents: np.ndarray) -> tuple[Predictions, Predictions]:
+    """Two models, each right on 7 rows of 10: on half of a document's rows alike, on the others by their own luck."""
+    generator = np.random.default_rng(seed)
+
+    def right() -> np.ndarray:
+        of_document = generator.random(documents.max() + 1)[documents]
+        alone = generator.random(len(documents))
+        return np.where(generator.random(len(documents)) < 0.5, of_document, alone) < 0.7
+
+    return table(right(), documents=documents), table(right(), documents=documents)
+
+
+def proven(found: Comparison) -> bool:
+    return found.p_value < 0.05 and found.interval[0] > 0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_equal_models_are_told_apart_no_more_often_than_alpha_though_rows_share_documents(metric: str) -> None:
+    documents = np.repeat(np.arange(50), 10)
+    pairs = [equal_models(seed, documents=documents) for seed in range(100)]
+    by_rows = [compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
+    found = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
+    assert sum(map(proven, by_rows)) >= 6  # of one side alone, where 2.5 would be by alpha
+    assert sum(map(proven, found)) <= 4
+    assert all(
+        of.interval[0] <= rows.interval[0] for of, rows in zip(found, by_rows, strict=True) if metric == "accuracy"
+    )
+
+
+def test_ten_copies_of_a_test_prove_no_more_than_the_test() -> None:
+    right = np.arange(100) < np.array([[80], [73]])
+    ours, theirs = (table(one, documents=None) for one in right)
+    once = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
+    copied = [table(np.tile(one, 10), documents=np.tile(np.arange(100), 10)) for one in right]
+    found = compare(copied[0], other=copied[1], metric="accuracy", alpha=0.05)
+    unaware = [replace(one, clusters=None) for one in copied]
+    assert compare(unaware[0], other=unaware[1], metric="accuracy", alpha=0.05).p_value < 1e-4
+    assert found.p_value == pytest.approx(once.p_value, abs=0.01)
+    assert found.interval == pytest.approx(once.interval, abs=0.02)
+
+
+def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_rows_share() -> None:
+    def of(texts: tuple[str, ...], split_keys: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+        n = len(texts)
+        rows = Rows(row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys)
+        ones = np.ones(n)
+        return predictions("probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones).clusters
+
+    assert of(("One text", "another")) is None
+    assert of(("One text", "another", "one  TEXT")) == ("0", "1", "0")
+    assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == ("0", "1", "1")
+
+
+def test_macro_f1_of_documents_is_a_bootstrap_of_whole_documents() -> None:
+    documents = np.repeat(np.arange(40), 5)
+    ours, theirs = equal_models(3, documents=documents)
+    found = macro_f1_effect(ours, other=theirs, alpha=0.05)
+    generator, gains = np.random.default_rng(0), []
+    for _ in range(2_000):
+        rows = np.concatenate([np.flatnonzero(documents == one) for one in generator.integers(0, 40, 40)])
+        labels = [ours.labels[row] for row in rows]
+        scores = [macro_f1(labels, outputs=[one.outputs[row] for row in rows]) for one in (ours, theirs)]
+        gains.append(scores[0] - scores[1])
+    assert found.standard_error == pytest.approx(np.std(gains), rel=0.1)
+    assert found.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.02)
+
+
+@pytest.mark.parametrize(("num_rows", "shown"), [(1, False), (5, False), (6, True)])
+def test_macro_f1_of_so_few_rows_that_no_signs_reach_alpha_proves_nothing(num_rows: int, shown: bool) -> None:
+    ours, theirs = (table(np.full(num_rows, right), documents=None) for right in (True, False))
+    found = compare(ours, other=theirs, metric="macro_f1", alpha=0.05)
+    assert (found.p_value < 0.05) is shown
+    assert -1 <= found.interval[0] <= found.gain <= found.interval[1] <= 1
+
+
+def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_large() -> None:
+    documents = np.repeat(np.arange(20), 20)
+    generator = np.random.default_rng(1)
+    ours, theirs = (table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2))
+    of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
+    by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
+    few, many = (sized(one, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for one in (of_documents, by_rows))
+    assert of_documents.num_units == 20
+    assert few.power_at_expected_gain < 0.2 < 0.7 < many.power_at_expected_gain
+    assert few.minimum_detectable_effect > 3 * many.minimum_detectable_effect
+    assert few.needed.rows is not None
+    assert many.needed.rows is not None
+    assert few.needed.rows > 10 * many.needed.rows
+    assert few.needed.rows % 20 == 0
+
+
+def test_five_documents_prove_nothing_and_promise_nothing() -> None:
+    documents = np.repeat(np.arange(5), 40)
+    ours, theirs = (table(np.full(200, right), documents=documents) for right in (True, False))
+    found = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
+    assert found.p_value > 0.05
+    size = sized(found, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
+    assert (size.power_at_expected_gain, size.minimum_detectable_effect) == (0.0, 1.0)
+
+
+def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
+    documents = np.repeat(np.arange(40), 10)
+    limits = GroupsGate(max_loss=0.5, min_rows=100)  # the proof alone
+    told = {True: 0, False: 0}
+    for seed in range(60):
+        ours, theirs = equal_models(seed, documents=documents)
+        groups = {"site": tuple("north" if document % 2 else "south" for document in documents)}
+        for shared in told:
+            pair = [replace(one, groups=groups, clusters=one.clusters if shared else None) for one in (ours, theirs)]
+            gate = groups_gate(pair[0], incumbent=pair[1], limits=limits, alpha=0.05)
+            told[shared] += "proven worse after Holm over 2 groups: none" not in gate.note
+    assert told[False] >= 5
+    assert told[True] <= 3
+
+
+def test_rows_that_a_group_needs_are_enough_for_it() -> None:
+    limits = GroupsGate(max_loss=0.03, min_rows=1_000)
+
+    def bound(num_documents: int) -> tuple[str, int | None]:
+        same = table(np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2))
+        same = replace(same, groups={"sex": ("f",) * len(same)})
+        (found,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
+        return str(found.state), found.rows_needed
+
+    state, needed = bound(100)
+    assert state == "not assessable"
+    assert needed is not None
+    assert bound(-(-needed // 2)) == ("passes", None)

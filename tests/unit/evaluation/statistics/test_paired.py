@@ -1,0 +1,218 @@
+"""Paired statistics against published examples, other implementations, and their own symmetries."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.statistics.paired import (
+    PairedCounts,
+    accuracy,
+    compare,
+    holm,
+    mcnemar_exact,
+    mcnemar_midp,
+    midp_values,
+    newcombe_limits,
+    newcombe_paired_interval,
+    paired_counts,
+    wilson_interval,
+)
+
+cells = st.tuples(*[st.integers(0, 3000)] * 4)
+
+
+def predictions(outputs: str, *, labels: str) -> Predictions:
+    """One row a letter."""
+    right = np.array([output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64)
+    ids = tuple(str(number) for number in range(len(labels)))
+    return Predictions("model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),))
+
+
+def swapped(counts: PairedCounts) -> PairedCounts:
+    return PairedCounts(counts.both_right, counts.only_other_right, counts.only_candidate_right, counts.neither_right)
+
+
+@pytest.mark.parametrize(
+    ("table", "limits"),
+    [
+        # Newcombe (1998), method 10.
+        ((36, 12, 2, 0), (0.0569, 0.3404)),
+        ((18, 12, 2, 18), (0.0562, 0.3290)),
+        ((53, 0, 0, 1), (-0.0729, 0.0729)),
+        ((0, 30, 0, 0), (0.8395, 1.0)),
+        # Altman and others, Statistics with Confidence (2000), table 6.2: 0.01 to 0.23.
+        ((14, 5, 0, 22), (0.01, 0.23)),
+        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
+        ((59, 6, 16, 80), (-0.1186, -0.0046)),
+        ((1, 1, 7, 12), (-0.507, -0.026)),
+    ],
+)
+def test_newcombe_interval_gives_the_published_limits(
+    table: tuple[int, int, int, int], limits: tuple[float, float]
+) -> None:
+    digits = max(len(str(limit).split(".")[1]) for limit in limits)
+    assert newcombe_paired_interval(PairedCounts(*table)) == pytest.approx(limits, abs=0.51 * 10**-digits)
+
+
+@pytest.mark.parametrize(
+    ("discordant", "exact", "midp"),
+    [
+        # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
+        ((1, 7), 0.070, 0.039),
+        ((6, 16), 0.052, 0.035),
+        # Armitage and Berry (1994), page 127: exact 0.0129; the mid-p is its half-weighted tail.
+        ((12, 2), 0.0129, 0.0074),
+    ],
+)
+def test_mcnemar_gives_the_published_p_values(discordant: tuple[int, int], exact: float, midp: float) -> None:
+    counts = PairedCounts(20, *discordant, 16)
+    assert mcnemar_exact(counts) == pytest.approx(exact, abs=0.0006)
+    assert mcnemar_midp(counts) == pytest.approx(midp, abs=0.0006)
+
+
+@pytest.mark.parametrize("table", [(54, 0, 0, 0), (0, 0, 0, 54), (30, 0, 0, 24)])
+def test_models_that_never_differ_give_no_gain_and_an_interval_with_a_width(
+    table: tuple[int, int, int, int],
+) -> None:
+    counts = PairedCounts(*table)
+    low, high = newcombe_paired_interval(counts)
+    assert (counts.gain, mcnemar_midp(counts), mcnemar_exact(counts)) == (0, 1, 1)
+    assert low < 0 < high
+    assert low == pytest.approx(-high)
+
+
+def test_total_disagreement_stays_within_minus_one_and_one() -> None:
+    low, high = newcombe_paired_interval(PairedCounts(0, 20, 0, 0))
+    assert low < 1 == high
+
+
+@settings(deadline=None)
+@given(cells)
+def test_the_interval_holds_the_gain_and_lies_within_minus_one_and_one(table: tuple[int, int, int, int]) -> None:
+    assume(sum(table))
+    counts = PairedCounts(*table)
+    low, high = newcombe_paired_interval(counts)
+    assert -1 <= low <= counts.gain <= high <= 1
+
+
+@settings(deadline=None)
+@given(cells)
+def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(table: tuple[int, int, int, int]) -> None:
+    assume(sum(table))
+    counts = PairedCounts(*table)
+    low, high = newcombe_paired_interval(counts)
+    assert newcombe_paired_interval(swapped(counts)) == pytest.approx((-high, -low), abs=1e-12)
+    assert swapped(counts).gain == -counts.gain
+    assert mcnemar_midp(swapped(counts)) == mcnemar_midp(counts)
+
+
+@settings(deadline=None)
+@given(cells)
+def test_a_smaller_alpha_gives_a_wider_interval(table: tuple[int, int, int, int]) -> None:
+    assume(sum(table))
+    low, high = newcombe_paired_interval(PairedCounts(*table), alpha=0.05)
+    wider_low, wider_high = newcombe_paired_interval(PairedCounts(*table), alpha=0.01)
+    assert wider_low <= low
+    assert high <= wider_high
+
+
+@settings(deadline=None)
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_midp_is_the_exact_p_less_the_probability_of_what_was_seen(ours: int, theirs: int) -> None:
+    assume(ours + theirs)
+    counts = PairedCounts(1, ours, theirs, 1)
+    exact = binomtest(ours, ours + theirs, 0.5).pvalue
+    assert mcnemar_exact(counts) == pytest.approx(exact)
+    assert 0 < mcnemar_midp(counts) <= mcnemar_exact(counts) <= 1
+    if ours == theirs:
+        assert mcnemar_midp(counts) == pytest.approx(1)
+
+
+def test_arrays_of_tables_give_what_single_tables_give() -> None:
+    tables = np.random.default_rng(0).integers(0, 300, size=(200, 4))
+    lows, highs = newcombe_limits(tables)
+    p_values = midp_values(tables[:, 1], only_other=tables[:, 2])
+    for table, low, high, p_value in zip(tables.tolist(), lows, highs, p_values, strict=True):
+        counts = PairedCounts(*table)
+        assert newcombe_paired_interval(counts) == (low, high)
+        assert mcnemar_midp(counts) == p_value
+
+
+def test_accuracy_and_paired_counts_are_counted_from_scores() -> None:
+    candidate, other = np.array([1.0, 1, 1, 0, 0]), np.array([1.0, 0, 0, 1, 0])
+    assert accuracy(candidate) == 0.6
+    assert paired_counts(candidate, other=other) == PairedCounts(1, 2, 1, 1)
+
+
+def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
+    candidate, other = predictions("aabaa", labels="aabbb"), predictions("abbba", labels="aabbb")
+    comparison = compare(candidate, other=other, metric="accuracy", alpha=0.1)
+    counts = PairedCounts(both_right=2, only_candidate_right=1, only_other_right=1, neither_right=1)
+    assert comparison.counts == counts
+    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (0.6, 0.6, counts.gain)
+    assert comparison.interval == newcombe_paired_interval(counts, alpha=0.1)
+    assert (comparison.p_value, comparison.p_exact) == (mcnemar_midp(counts), mcnemar_exact(counts))
+    assert comparison.standard_error is None
+
+
+def test_macro_f1_is_compared_by_bootstrap_beside_the_same_counts() -> None:
+    labels = "aab" * 40
+    candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
+    comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
+    assert comparison.counts == PairedCounts(80, 40, 0, 0)
+    assert (comparison.candidate_score, comparison.other_score) == pytest.approx((1, 0.4))  # a: 2 * 80 / (80 + 120)
+    assert comparison.gain == pytest.approx(0.6)
+    assert comparison.interval[0] < 0.6 < comparison.interval[1]
+    assert (comparison.p_value, comparison.p_exact) == (2 / 10_001, None)
+    assert comparison.standard_error is not None
+    assert 0 < comparison.standard_error < 0.1
+
+
+def test_only_the_same_rows_are_compared_and_only_by_a_known_metric() -> None:
+    with pytest.raises(VerdictRefused, match="labels"):
+        compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
+    with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
+        compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge", alpha=0.05)
+
+
+def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order_given() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.7, 0.6]) == (1, 1)
+    assert holm([]) == ()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_makes_a_p_value_smaller_and_never_more_than_bonferroni(p_values: list[float]) -> None:
+    for adjusted, p_value in zip(holm(p_values), p_values, strict=True):
+        assert p_value <= adjusted <= min(1, len(p_values) * p_value) + 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_holm_is_statsmodels_(size: int) -> None:
+    p_values = np.random.default_rng(size).random(size).round(1)  # ties among them
+    assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-15)
+
+
+def test_wilson_interval_is_statsmodels_and_holds_the_accuracy() -> None:
+    low, high = wilson_interval(741, n=1000)
+    assert (low, high) == pytest.approx(proportion_confint(741, 1000, method="wilson"))
+    assert low < 0.741 < high
+    assert wilson_interval(0, n=10)[0] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("num_right", "n"), [(11, 10), (-1, 10), (0, 0)])
+def test_wilson_interval_refuses_impossible_counts(num_right: int, n: int) -> None:
+    with pytest.raises(ValueError, match="num_right"):
+        wilson_interval(num_right, n=n)
+
+
+@pytest.mark.parametrize("table", [(0, 0, 0, 0), (5, -1, 2, 1)])
+def test_paired_counts_refuse_no_rows_and_negative_counts(table: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        PairedCounts(*table)

@@ -1,0 +1,69 @@
+"""Scores of answers in words, against values worked out by hand and a plain algorithm."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.evaluation.statistics.text_metrics import (
+    TEXT_METRICS,
+    exact_match,
+    per_row,
+    rouge_l,
+    token_f1,
+    words,
+    words_sha256,
+)
+
+
+def test_words_are_compared_without_case_punctuation_and_form() -> None:
+    assert words("J67.0  Farmer's LUNG, (acute) ﬁne; well-known.") == [
+        "j67.0", "farmer", "s", "lung", "acute", "fine", "well-known",
+    ]  # fmt: skip
+    assert words("日本 語!") == ["日本", "語"]
+
+
+def test_an_exact_match_has_the_same_words_in_the_same_order() -> None:
+    assert exact_match("Farmer lung.", "farmer  LUNG") == 1
+    assert exact_match("lung farmer", "farmer lung") == 0
+    assert exact_match("N13.5", "N135") == 0
+
+
+def test_token_f1_counts_each_word_as_often_as_it_occurs() -> None:
+    assert token_f1("a a b", "a b b") == pytest.approx(2 / 3)
+    assert token_f1("the cat sat", "the cat") == pytest.approx(0.8)
+    assert token_f1("", "") == 1
+    assert token_f1("", "a") == token_f1("b", "a") == 0
+
+
+def test_rouge_l_of_lins_example() -> None:
+    reference = "police killed the gunman"
+    assert rouge_l("police kill the gunman", reference) == pytest.approx(0.75)
+    assert rouge_l("the gunman kill police", reference) == pytest.approx(0.5)
+
+
+TEXTS = st.text("ab c", max_size=40)
+
+
+@given(TEXTS, TEXTS)
+def test_rouge_l_is_that_of_the_plain_algorithm(answer: str, reference: str) -> None:
+    ours, theirs = words(answer), words(reference)
+    table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
+    for i, one in enumerate(ours):
+        for j, other in enumerate(theirs):
+            table[i + 1][j + 1] = table[i][j] + 1 if one == other else max(table[i][j + 1], table[i + 1][j])
+    wanted = 2 * table[-1][-1] / (len(ours) + len(theirs)) if ours or theirs else 1.0
+    assert rouge_l(answer, reference) == pytest.approx(wanted)
+
+
+@given(TEXTS, TEXTS)
+def test_every_score_is_a_share_the_same_both_ways_and_1_of_equals(answer: str, reference: str) -> None:
+    for score in TEXT_METRICS.values():
+        assert 0 <= score(answer, reference) <= 1
+        assert score(answer, reference) == score(reference, answer)
+        assert score(answer, answer) == 1
+    assert rouge_l(answer, reference) <= token_f1(answer, reference)
+    assert (words_sha256(answer) == words_sha256(reference)) == (exact_match(answer, reference) == 1)
+
+
+def test_rows_are_scored_one_by_one() -> None:
+    assert per_row("exact_match", outputs=["a", "b"], references=["a", "c"]).tolist() == [1, 0]

@@ -1,0 +1,153 @@
+"""A verdict on answers in words: by a mean score of rows that share documents, with no bag of words to beat."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tailorbird.config.evaluation import GroupsGate
+from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.subgroups import groups_gate
+from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.report.console import verdict_lines
+from tailorbird.evaluation.report.html import to_html
+from tailorbird.evaluation.report.model_card import scores_of, to_model_card
+from tailorbird.evaluation.statistics.bootstrap import mean_effect
+from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+from tests.unit.evaluation.simulated import (
+    SHA,
+    Simulation,
+    case_of_tables,
+    evidence_of,
+    question_of,
+    tables_of,
+)
+
+PRICES = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12, "price_per_cpu_hour": 0.36}
+BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, chat=True)
+EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, chat=True, gates=False)
+
+
+def verdict_of(simulation: Simulation) -> Verdict:
+    return decide(case_of_tables(simulation, tables_of(simulation)), question=question_of(simulation))
+
+
+def test_a_proven_gain_in_token_f1_is_fine_tuned_without_a_reference() -> None:
+    verdict = verdict_of(replace(BETTER, gates=False))
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert (verdict.reference_score, verdict.reference_interval) == (None, None)
+    assert verdict.metric == "token_f1"
+    assert verdict.second_metric["metric"] == "exact_match"
+    assert "bag-of-words" not in " ".join(verdict.reasons)
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+def test_the_interval_is_the_bootstraps_over_documents_and_p_that_of_sign_flips() -> None:
+    tables = tables_of(BETTER)
+    ours, theirs = tables["candidate"], tables["incumbent"]
+    wanted = mean_effect(
+        ours.measures["token_f1"], other_scores=theirs.measures["token_f1"], alpha=0.05, clusters=ours.clusters
+    )
+    found = compare(ours, other=theirs, metric="token_f1", alpha=0.05)
+    assert (found.gain, found.interval, found.p_value) == (wanted.gain, wanted.interval, wanted.p_value)
+    assert found.candidate_score == pytest.approx(ours.measures["token_f1"].mean())
+    alone = compare(replace(ours, clusters=None), other=theirs, metric="token_f1", alpha=0.05)
+    assert alone.interval != found.interval
+
+
+def test_a_model_against_its_equal_is_not_fine_tuned() -> None:
+    assert verdict_of(EQUAL).outcome is not Outcome.FINE_TUNE
+
+
+def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
+    tables = tables_of(EQUAL)
+    case = Case(
+        incumbent=case_of_tables(EQUAL, tables).incumbent, candidate=case_of_tables(EQUAL, tables).incumbent,
+        reference=None, test_sha256=SHA,
+    )  # fmt: skip
+    verdict = decide(case, question=question_of(EQUAL))
+    assert verdict.interval[0] < 0 < verdict.interval[1]
+
+
+def test_groups_of_a_chat_task_are_read_by_its_metric() -> None:
+    tables = tables_of(replace(BETTER, by_group={"female": 0.1}))
+    gate = groups_gate(
+        tables["candidate"], incumbent=tables["incumbent"], limits=GroupsGate(), alpha=0.05, metric="token_f1"
+    )
+    states = {bound.what: str(bound.state) for bound in gate.bounds}
+    assert states["change in sex = female"] == "fails"
+    assert states["change in sex = male"] == "passes"
+    members = np.array(tables["candidate"].groups["sex"]) == "female"
+    change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[members]
+    assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(change.mean())
+    assert "scores differ by" in gate.note
+
+
+def test_a_gain_in_words_is_priced_by_its_own_metric() -> None:
+    """Answers that share more words with the reference, of which as few as before are the same word for word."""
+    simulation = replace(BETTER, evaluation={"cost": PRICES})
+    tables = tables_of(simulation)
+    never = {
+        name: replace(table, outputs=("",) * len(table), scores=np.zeros(len(table))) for name, table in tables.items()
+    }
+    cpu = CpuRounds((2.0,) * 5, (2.0,) * 5)
+    case = replace(case_of_tables(simulation, never), cpu=cpu)
+    verdict = decide(case, question=question_of(simulation))
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]
+    assert str(cost.state) == "passes"
+    worth = verdict.gain * PRICES["value_of_correct"] * PRICES["requests_per_month"] * PRICES["horizon_months"]
+    assert f"gain {worth:+,.2f}" in cost.note
+    assert "is not one of accuracy" in cost.note
+
+
+def test_a_group_of_one_row_is_not_assessable() -> None:
+    tables = tables_of(BETTER)
+    lone = ("lone", *("rest",) * (len(tables["candidate"]) - 1))
+    ours, theirs = (replace(tables[role], groups={"g": lone}) for role in ("candidate", "incumbent"))
+    gate = groups_gate(ours, incumbent=theirs, limits=GroupsGate(), alpha=0.05, metric="token_f1")
+    assert {bound.what: str(bound.state) for bound in gate.bounds}["change in g = lone"] == "not assessable"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rule_1_refuses_a_measure_that_is_not_finite(value: float) -> None:
+    tables = tables_of(EQUAL)
+    broken = tables["candidate"].measures["token_f1"].copy()
+    broken[3] = value
+    measures = tables["candidate"].measures | {"token_f1": broken}
+    tables["candidate"] = replace(tables["candidate"], measures=measures)
+    with pytest.raises(VerdictRefused, match=r"token_f1 (nan|inf) at row 'r3'"):
+        decide(case_of_tables(EQUAL, tables), question=question_of(EQUAL))
+
+
+def test_rows_that_were_not_scored_by_the_metric_are_refused() -> None:
+    tables = tables_of(EQUAL)
+    tables["candidate"] = replace(tables["candidate"], measures={})
+    with pytest.raises(VerdictRefused, match="not scored by 'token_f1'"):
+        decide(case_of_tables(EQUAL, tables), question=question_of(EQUAL))
+
+
+def test_a_table_of_answers_goes_through_parquet_whole() -> None:
+    table = tables_of(BETTER)["candidate"]
+    again = Predictions.from_table(table.to_table())
+    assert again.clusters == table.clusters
+    assert set(again.measures) == {"token_f1", "rouge_l", "log_likelihood"}
+    for name, values in table.measures.items():
+        np.testing.assert_array_equal(again.measures[name], values)
+
+
+def test_page_card_and_terminal_tell_of_a_chat_task() -> None:
+    evidence = evidence_of(BETTER)
+    page, card = to_html(evidence), to_model_card(evidence)
+    assert "token F1" in page
+    assert "log likelihood of the reference" in page
+    assert "bag-of-words" not in page
+    assert "Reliability" not in page
+    assert "text-generation" in card
+    assert "its classes" not in card
+    assert scores_of(evidence, role="candidate").keys() == {"token_f1", "exact_match"}
+    assert any(line.startswith("full (candidate)") for line in verdict_lines(evidence))

@@ -1,0 +1,348 @@
+"""Every row of the outcome table, its order, its wording, and what holds of every verdict."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailorbird.config.evaluation import EvaluationSection
+from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.predictions import Predictions, Side, VerdictRefused
+from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.protocol import Question, ask
+from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+
+SHA = "ab" * 32
+
+
+def predictions(model: str, right: np.ndarray) -> Predictions:
+    """Of one row for each entry, whose label is `yes`, right where the entry is true."""
+    return Predictions(
+        model=model,
+        row_ids=tuple(str(i) for i in range(len(right))),
+        labels=("yes",) * len(right),
+        outputs=tuple("yes" if hit else "no" for hit in right),
+        scores=right.astype(np.float64),
+        confidences=np.full(len(right), 0.5),
+        calibrated=np.full(len(right), 0.5),
+    )
+
+
+def models(both: int, only_candidate: int, only_incumbent: int, neither: int) -> tuple[Predictions, Predictions]:
+    cells = np.repeat([0, 1, 2, 3], [both, only_candidate, only_incumbent, neither])
+    return predictions("probe", (cells == 0) | (cells == 2)), predictions("full", (cells == 0) | (cells == 1))
+
+
+def case_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> Case:
+    """Of incumbent, candidate and, where given, the reference."""
+    incumbent, candidate, *reference = tables
+    return Case(Side(incumbent), Side(candidate), reference[0] if reference else None, test_sha256, leaks)
+
+
+def verdict_of(
+    *table: int, reference: Predictions | None = None, leaks: tuple[str, ...] = (), **question: float
+) -> Verdict:
+    beside = reference or predictions("tfidf", np.zeros(sum(table), dtype=bool))
+    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, sum(table))
+    return decide(case_of(*models(*table), beside, leaks=leaks), question=replace(asked, **question))  # type: ignore[arg-type]
+
+
+def test_rule_1_refuses_changed_test_rows() -> None:
+    incumbent, candidate = models(50, 20, 10, 20)
+    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, 100)
+
+    def answer(question: Question, test_sha256: str) -> Verdict:
+        return decide(case_of(incumbent, candidate, incumbent, test_sha256=test_sha256), question=question)
+
+    with pytest.raises(VerdictRefused, match="the test rows changed"):
+        answer(asked, "cd" * 32)
+    with pytest.raises(VerdictRefused, match="100 rows were predicted, the question asks about 99"):
+        answer(replace(asked, num_test_rows=99), SHA)
+
+
+@pytest.mark.parametrize("which", ["incumbent", "candidate", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row_ids": tuple(str(i) for i in reversed(range(100)))}, "row ids"),
+        ({"labels": ("no",) * 100}, "labels|score"),
+        ({"scores": np.full(100, np.nan)}, "finite"),
+        ({"scores": np.full(100, 0.5)}, "1 where the output is the label"),
+    ],
+)
+def test_rule_1_refuses_misaligned_and_unusable_predictions(
+    which: str, change: dict[str, object], message: str
+) -> None:
+    incumbent, candidate = models(50, 20, 10, 20)
+    given_models = {"incumbent": incumbent, "candidate": candidate, "reference": replace(incumbent, model="tfidf")}
+    given_models[which] = replace(given_models[which], **change)  # type: ignore[arg-type]
+    with pytest.raises(VerdictRefused, match=message):
+        decide(case_of(*given_models.values()), question=Question("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+
+
+def test_a_refusal_is_an_error_of_the_user() -> None:
+    assert issubclass(VerdictRefused, ValueError)
+
+
+def test_a_classification_without_its_reference_is_an_error() -> None:
+    incumbent, candidate = models(50, 20, 10, 20)
+    with pytest.raises(ValueError, match="needs the TF-IDF reference"):
+        decide(case_of(incumbent, candidate), question=Question("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+
+
+def test_rule_2_a_leak_leaves_no_verdict_however_large_the_gain() -> None:
+    verdict = verdict_of(500, 400, 0, 100, leaks=("category 'A01' stands in train and test",))
+    assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 2)
+    assert verdict.reasons == ("leak: category 'A01' stands in train and test",)
+
+
+def test_rule_3_a_proven_gain_is_fine_tuned() -> None:
+    verdict = verdict_of(1300, 290, 120, 441)
+    assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.FINE_TUNE, 3, True)
+    assert verdict.reasons[0].startswith("a gain of at least 1 point is proven")
+    assert verdict.interval[0] >= 0.01
+
+
+def test_rule_3_claims_no_more_than_the_interval_gives() -> None:
+    verdict = verdict_of(1400, 130, 90, 531)
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert 0 < verdict.interval[0] < 0.01 <= verdict.gain
+    assert "at least" not in " ".join(verdict.reasons)
+    assert "a smaller gain is not ruled out" in verdict.reasons[0]
+
+
+def test_rule_8_says_how_many_rows_it_would_take() -> None:
+    verdict = verdict_of(200, 30, 25, 45)
+    assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 8)
+    assert verdict.rows_needed is not None
+    assert verdict.rows_needed > verdict.n
+    assert f"about {verdict.rows_needed:,}" in verdict.reasons[1]
+
+
+def test_rule_8_with_rows_enough_for_the_expected_gain_says_so() -> None:
+    verdict = verdict_of(1400, 120, 108, 523, expected_gain=0.06)
+    assert (verdict.rule, verdict.proven) == (8, False)
+    assert "a smaller gain may be there" in verdict.reasons[1]
+
+
+def test_rule_8_does_not_send_for_rows_where_a_bag_of_words_is_better() -> None:
+    words = predictions("tfidf", np.arange(100) < 95)
+    verdict = verdict_of(50, 21, 18, 11, reference=words)
+    assert verdict.rule == 8
+    assert "the bag-of-words reference is better: -24.00 points against it" in verdict.reasons[-1]
+    assert "reference" not in " ".join(verdict_of(50, 21, 18, 11).reasons)
+
+
+def test_rule_8_says_when_no_number_of_rows_is_enough() -> None:
+    verdict = verdict_of(200, 30, 25, 45, expected_gain=0.01)
+    assert (verdict.rule, verdict.rows_needed) == (8, None)
+    assert "no number of rows gives 80 % power" in verdict.reasons[1]
+
+
+def test_rule_9_stays_when_the_minimum_gain_is_ruled_out() -> None:
+    verdict = verdict_of(9000, 100, 100, 800)
+    assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
+    assert "is ruled out" in verdict.reasons[0]
+
+
+def test_rule_9_stays_when_the_candidate_is_worse() -> None:
+    verdict = verdict_of(700, 20, 120, 160)
+    assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
+    assert "the candidate is worse" in verdict.reasons[0]
+
+
+def test_rule_9_stays_when_a_real_gain_is_under_the_minimum() -> None:
+    verdict = verdict_of(9000, 120, 60, 820)
+    assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
+    assert verdict.interval[0] > 0
+    assert verdict_of(9000, 120, 60, 820, minimum_gain=0.006).outcome is Outcome.FINE_TUNE
+    under = verdict_of(9000, 120, 60, 820, minimum_gain=0.007)
+    assert under.interval[1] >= 0.007
+    assert under.reasons == ("the gain of +0.60 points is under the minimum of 0.7 points",)
+
+
+def test_rule_9_stays_when_bag_of_words_is_not_beaten() -> None:
+    table = (1300, 290, 120, 441)
+    as_good = replace(models(*table)[1], model="tfidf")
+    verdict = verdict_of(*table, reference=as_good)
+    assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.STAY, 9, False)
+    assert "the bag-of-words reference is not beaten" in verdict.reasons[0]
+    assert (verdict.reference_gain, verdict.reference_p_value) == (0, 1)
+
+
+def test_rule_9_stays_when_the_interval_is_over_0_but_p_is_not_under_alpha() -> None:
+    verdict = verdict_of(100, 46, 29, 100)
+    assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
+    assert verdict.interval[0] > 0
+    assert verdict.p_value >= 0.05
+    assert [reason[:27] for reason in verdict.reasons] == ["p and interval disagree: p "]
+
+
+def test_rule_8_tells_when_p_is_under_alpha_but_the_interval_holds_0() -> None:
+    verdict = verdict_of(1400, 28, 15, 600, minimum_gain=0.005)
+    assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 8)
+    assert verdict.p_value < 0.05
+    assert "p and interval disagree" in verdict.reasons[-1]
+
+
+def test_a_gain_that_is_exactly_the_minimum_counts_as_reaching_it() -> None:
+    for n, minimum in [(2150, 0.02), (3000, 0.01), (700, 0.03), (10_000, 0.07)]:
+        verdict = verdict_of(n - round(n * minimum) - 10, round(n * minimum), 0, 10, minimum_gain=minimum)
+        assert verdict.gain >= minimum
+        assert verdict.outcome is Outcome.FINE_TUNE
+
+
+def test_equal_models_are_never_fine_tuned() -> None:
+    assert verdict_of(20, 0, 0, 10).outcome is Outcome.INSUFFICIENT_EVIDENCE
+    large = verdict_of(3000, 0, 0, 1000)
+    assert (large.outcome, large.p_value, large.gain) == (Outcome.STAY, 1, 0)
+    assert large.minimum_detectable_effect > 0
+
+
+def test_the_sentence_has_outcome_gain_interval_p_n_and_rule() -> None:
+    assert verdict_of(1300, 290, 120, 441).sentence() == (
+        "FINE_TUNE: +7.90 points (95 % interval +6.08 to +9.72, p < 0.0001, n = 2,151), by rule 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0316, "+3.16"), (-0.01, "-1.00"), (0.0, "+0.00"), (0.00001, "+0.001"), (-0.00002, "-0.002")]
+)
+def test_points_never_show_a_difference_as_none(share: float, text: str) -> None:
+    assert points(share) == text
+
+
+def test_no_verdict_without_rows_reasons_or_a_rule_that_gives_its_outcome() -> None:
+    verdict = verdict_of(1300, 290, 120, 441)
+    for change in ({"n": 0}, {"reasons": ()}, {"rule": 9}, {"rule": 1}):
+        with pytest.raises(ValueError, match=r"verdict needs|does not give"):
+            replace(verdict, **change)
+
+
+def test_a_changed_record_is_not_read() -> None:
+    record = verdict_of(1300, 290, 120, 441).to_dict()
+    for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"p_value": float("nan")}):
+        with pytest.raises(ValueError, match=r"not a (Verdict|valid Outcome)|PERHAPS"):
+            Verdict.from_dict(record | change)
+    del record["n"]
+    with pytest.raises(ValueError, match="missing \\['n'\\]"):
+        Verdict.from_dict(record)
+
+
+def test_the_question_comes_from_the_recipe_and_goes_through_json() -> None:
+    question = ask(EvaluationSection(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
+    assert (question.minimum_gain, question.expected_gain, question.alpha) == (0.015, 0.03, 0.05)
+    assert Question.from_dict(json.loads(json.dumps(question.to_dict()))) == question
+    assert ask(EvaluationSection(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
+
+
+@pytest.mark.parametrize(
+    "change", [{"metric": "f1"}, {"minimum_gain": -0.1}, {"expected_gain": 1.0}, {"alpha": 0.0}, {"num_test_rows": 0}]
+)
+def test_a_question_that_cannot_be_asked_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(Question("accuracy", 0.01, 0.02, 0.05, SHA, 10), **change)  # type: ignore[arg-type]
+
+
+def test_the_decision_needs_neither_ray_nor_torch() -> None:
+    code = "import sys, evaluation.verdict; print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
+
+
+@settings(max_examples=30, deadline=None)
+@given(tables, st.integers(0, 60), st.sampled_from([0.0, 0.01, 0.1]), st.booleans(), st.randoms())
+def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
+    table: tuple[int, int, int, int],
+    reference_right: int,
+    minimum_gain: float,
+    leaky: bool,
+    random: "np.random.Generator",
+) -> None:
+    n = sum(table)
+    incumbent, candidate = models(*table)
+    reference = predictions("tfidf", np.arange(n) < reference_right)
+    question = Question("accuracy", minimum_gain, 2 * minimum_gain, 0.05, SHA, n)
+    leaks = ("a leak",) if leaky else ()
+    verdict = decide(case_of(incumbent, candidate, reference, leaks=leaks), question=question)
+
+    assert verdict.outcome is OUTCOME_OF_RULE[verdict.rule]
+    assert verdict.interval[0] <= verdict.gain <= verdict.interval[1]
+    assert verdict.reference_interval is not None
+    assert verdict.proven == (
+        verdict.p_value < 0.05
+        and verdict.interval[0] > 0
+        and verdict.gain >= minimum_gain
+        and verdict.reference_interval[0] > 0
+    )
+    assert (verdict.outcome is Outcome.FINE_TUNE) == (verdict.proven and not leaky)
+    words = " ".join(verdict.reasons)
+    assert "of at least" not in words or verdict.interval[0] >= minimum_gain
+    for part in (str(verdict.outcome), "interval", f"n = {n:,}", f"rule {verdict.rule}"):
+        assert part in verdict.sentence()
+
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+
+    order = list(range(n))
+    random.shuffle(order)
+    shuffled = [reordered(table, order) for table in (incumbent, candidate, reference)]
+    again = decide(case_of(*shuffled, leaks=leaks), question=question)
+    # Resamples are drawn in the rows' order, so the metric for the record may err a little otherwise.
+    assert replace(again, second_metric=verdict.second_metric) == verdict
+
+    swapped = decide(case_of(candidate, incumbent, reference, leaks=leaks), question=question)
+    assert swapped.gain == -verdict.gain
+    assert swapped.interval == pytest.approx((-verdict.interval[1], -verdict.interval[0]), abs=1e-12)
+    assert swapped.p_value == verdict.p_value
+    assert not (swapped.proven and verdict.proven)
+
+
+def reordered(given_predictions: Predictions, order: list[int]) -> Predictions:
+    return replace(
+        given_predictions,
+        row_ids=tuple(given_predictions.row_ids[i] for i in order),
+        labels=tuple(given_predictions.labels[i] for i in order),
+        outputs=tuple(given_predictions.outputs[i] for i in order),
+        scores=given_predictions.scores[order],
+        confidences=given_predictions.confidences[order],
+        calibrated=given_predictions.calibrated[order],
+    )
+
+
+def test_a_model_against_its_equal_is_fine_tuned_at_most_at_alpha() -> None:
+    generator = np.random.default_rng(11)
+    outcomes = []
+    for _ in range(80):
+        cells = generator.multinomial(400, [0.6, 0.08, 0.08, 0.24])
+        outcomes.append(verdict_of(*(int(count) for count in cells)).outcome)
+    # At a rate of alpha / 2 = 0.025, more than 8 of 80 have a chance of 1 in 5,000.
+    assert outcomes.count(Outcome.FINE_TUNE) <= 8
+
+
+def test_a_verdict_is_a_plain_value() -> None:
+    first, second = verdict_of(200, 30, 25, 45), verdict_of(200, 30, 25, 45)
+    assert first == second
+    assert asdict(first) == asdict(second)
+
+
+def test_the_cost_ratios_interval_is_at_the_questions_level() -> None:
+    cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
+    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, 100)
+    incumbent, candidate = models(50, 20, 10, 20)
+    case = replace(case_of(incumbent, candidate, incumbent), cpu=cpu)
+    ratios = [decide(case, question=replace(asked, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
+    assert ratios[0] is not None
+    assert ratios[1] is not None
+    assert ratios[0][0] == ratios[1][0]
+    assert ratios[1][2] > ratios[0][2]

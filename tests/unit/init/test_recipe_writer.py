@@ -1,0 +1,183 @@
+"""A recipe drafted from Parquet loads, and its rows pass what a run asks of them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.loader import read_splits
+from tailorbird.data.quality import clean
+from tailorbird.init.inspect_data import Wishes, expected_gain, find_places
+from tailorbird.init.recipe_writer import DraftError, write_recipe
+
+SETS = os.environ.get("TAILORBIRD_DATA")
+LARGE = {"banking77": 2000, "medical_abstracts": 300}
+"""Rows of each split that are taken of a set, spread over it: near-duplicates of all would take ten seconds."""
+WORDS = ("ache", "back", "chest", "cough", "dizzy", "ear", "fall", "fever", "head", "knee", "leg", "neck", "rash")
+
+
+@pytest.fixture(autouse=True)
+def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tokenizer is at hand where the environment names no S3."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
+    """Notes of patients, several each: words drawn at random, no two alike."""
+    chance = np.random.default_rng(seed)
+    texts = [" ".join([*chance.choice(WORDS, size=chance.integers(3, 9)), str(seed), str(row)]) for row in range(num)]
+    return {
+        "note": texts,
+        "ward": [("surgery", "medicine", "eyes")[row % 3] for row in range(num)],
+        "sex": [("f", "m")[row % 2] for row in range(num)],
+        "patient_id": [f"{seed}-{row // 4}" for row in range(num)],
+    }
+
+
+def drafted(source: Path, *, wishes: Wishes | None = None) -> tuple[Recipe, str]:
+    path = source.parent / "out" / "my_task.yaml"
+    recipe = write_recipe(str(source), path, wishes=wishes or Wishes(), force=True)
+    return recipe, " ".join(path.read_text().replace("#", "").split())
+
+
+def test_a_classification_in_one_file_is_parted_by_the_patients(tmp_path: Path) -> None:
+    pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "notes.parquet")
+    recipe, text = drafted(tmp_path / "notes.parquet")
+    data = recipe.data
+    assert (recipe.task, data.text, data.label, data.split_by) == ("classification", "note", "ward", "patient_id")
+    assert data.groups == ("sex",)
+    assert data.train == (tmp_path / "notes.parquet").as_uri()
+    assert "tailorbird data put" in text
+    assert "3 classes with their rows: 'surgery' 200" in text
+    assert "no tokenizer was at hand" in text
+    assert "tailorbird preflight RECIPE" in text
+    assert data.max_length % 8 == 0
+    _, report = clean(read_splits(data))
+    assert not report.leaks
+    assert f"Checked as a run does: {report.num_train} rows train" in text
+
+
+def test_named_splits_are_taken_and_a_key_that_leaks_is_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "rows"
+    source.mkdir()
+    for split, seed in (("train", 1), ("validation", 2), ("test", 3)):
+        table = notes(400 if split == "train" else 120, seed=seed)
+        table["patient_id"] = [f"patient {row // 4}" for row in range(len(table["note"]))]
+        pq.write_table(pa.table(table), source / f"{split}.parquet")
+    recipe, text = drafted(source)
+    assert recipe.data.test == (source / "test.parquet").as_uri()
+    assert recipe.data.split_by is None
+    assert "patient_id does not part them: 30 split_by values stand in train and in validation" in text
+    assert "About 120 rows judge" in text
+
+
+@pytest.mark.parametrize("as_messages", [True, False])
+def test_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
+    told = notes(300, seed=1)
+    answers = [" ".join(reversed(text.split())) for text in told["note"]]
+    columns: dict[str, Any] = {"prompt": told["note"], "completion": answers}
+    if as_messages:
+        pairs = zip(told["note"], answers, strict=True)
+        turns = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs]
+        columns = {"turns": turns}
+    pq.write_table(pa.table(columns), tmp_path / "talk.parquet")
+    recipe, text = drafted(tmp_path / "talk.parquet")
+    assert recipe.task == "chat"
+    assert recipe.data.messages == ("turns" if as_messages else None)
+    assert recipe.evaluation.metric in ("token_f1", "rouge_l")
+    assert recipe.data.max_new_tokens >= 8
+    assert "300 conversations end with an answer" in text
+    clean(read_splits(recipe.data, chat=True))
+
+
+def test_what_a_run_would_refuse_is_said_first(tmp_path: Path) -> None:
+    columns = notes(300, seed=1)
+    columns["note"][5] = None
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    _, text = drafted(tmp_path / "rows.parquet")
+    assert "MEND THIS FIRST, a run refuses these rows" in text
+    assert "column 'note' is null in 1 of 300 rows" in text
+
+
+def test_of_large_data_a_part_is_read_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 150)
+    pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "rows.parquet", row_group_size=100)
+    recipe, text = drafted(tmp_path / "rows.parquet")
+    assert "the first 200 of 600 rows" in text
+    assert "they were not checked as a run does" in text
+    assert recipe.data.split_by == "patient_id"
+
+
+def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine")
+    with pytest.raises(DraftError, match=r"mine\.yaml is there already.*--force"):
+        write_recipe(str(tmp_path), path, wishes=Wishes())
+    assert path.read_text() == "name: mine"
+
+
+def test_splits_are_found_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
+    def written(*names: str) -> Any:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"n": [1]}), folder / name)
+        uri = folder.as_uri()
+        found = find_places(uri)
+        short = [one and one.removeprefix(uri).lstrip("/") for one in (*found.train, found.validation, found.test)]
+        return tuple(short)
+
+    assert written("train.parquet", "validation.parquet", "test.parquet") == (
+        *("train.parquet", "validation.parquet", "test.parquet"),
+    )
+    assert written("train/0.parquet", "train/1.parquet", "test/0.parquet") == ("train", None, "test")
+    assert written("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
+        *("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
+    )
+    assert written("part-0.parquet", "part-1.parquet") == ("", None, None)
+    assert written("test.parquet") == ("", None, None)
+    with pytest.raises(ValueError, match="test is 2 files; put them in a folder test/"):
+        written("train.parquet", "test-0.parquet", "test-1.parquet")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_more_test_rows_find_smaller_gains(chat: bool) -> None:
+    gains = [expected_gain(num, chat=chat) for num in (30, 300, 3_000, 30_000)]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] > 0.1
+    assert gains[-1] <= 0.01
+
+
+@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder of data sets")
+@pytest.mark.parametrize("name", ["banking77", "medical_abstracts", "medquad_sft", "hatecheck"])
+def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) -> None:
+    assert SETS is not None
+    source, path = tmp_path / name, tmp_path / f"{name}.yaml"
+    source.mkdir()
+    for file in (Path(SETS) / name).glob("*.parquet"):
+        table = pq.read_table(file)
+        num_rows = min(table.num_rows, LARGE.get(name, table.num_rows))
+        table = table.take(np.linspace(0, table.num_rows - 1, num_rows).astype(np.int64))
+        pq.write_table(table, source / file.name)
+    recipe = write_recipe(str(source), path, wishes=Wishes())
+    assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
+    assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
+    text = " ".join(path.read_text().replace("#", "").split())
+    assert "Checked as a run does" in text
+    assert "MEND THIS FIRST" not in text
+    assert "leak" not in text
+
+
+@pytest.mark.parametrize("place", ["a file/recipe.yaml", "a folder"])
+def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(place: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(DraftError, match=r"name a file that can be written by --output"):
+        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / place, wishes=Wishes(), force=True)

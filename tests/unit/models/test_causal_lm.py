@@ -1,0 +1,117 @@
+"""A tiny language model with random weights: packed rows, likelihoods and answers are those of plain passes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
+from tailorbird.data.packing import packed
+from tailorbird.models.causal_lm import ChatModel, as_tensors
+from tailorbird.models.errors import ModelError
+from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tailorbird.models.loading import load_chat_weights, put_weights
+from tailorbird.models.lora import add_adapter
+from tests.small_chat import language_model, model_of, tokenizer
+
+TOKENIZER, LM = tokenizer(), language_model()
+MODEL = ChatModel(LM).eval()
+QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
+
+
+def rows() -> list[Tokens]:
+    return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+
+
+def logits_of(some: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
+    found = packed(some, pad_id=0)
+    with torch.no_grad():
+        return MODEL(*as_tensors(found, device="cpu")), found.target_owners
+
+
+def test_packed_conversations_never_see_one_another() -> None:
+    together, owners = logits_of(rows())
+    for place, row in enumerate(rows()):
+        alone, _ = logits_of([row])
+        torch.testing.assert_close(together[torch.from_numpy(owners == place)], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
+    found = log_likelihoods(MODEL, rows(), pad_id=0)
+    for row, value in zip(rows(), found, strict=True):
+        with torch.no_grad():
+            told = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
+        wanted = [float(told[at - 1, row.ids[at]]) for at in np.flatnonzero(row.said)]
+        assert value == pytest.approx(np.mean(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.1}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),  # transformers attends eagerly there, and adds its masks
+        ("gpt_oss", {"num_local_experts": 4}),
+    ],
+)
+def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_masked(
+    kind: str, fields: dict[str, Any]
+) -> None:
+    lm, some = model_of(kind, **fields), packed(rows(), pad_id=0)
+    with torch.no_grad():
+        found = ChatModel(lm)(*as_tensors(some, device="cpu"))
+        alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.said[1:])] for row in rows()]
+    for place, wanted in enumerate(alone):
+        torch.testing.assert_close(found[torch.from_numpy(some.target_owners == place)], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
+    prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    for prompt, answer in zip(
+        prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
+    ):
+        ids, said = list(prompt), list[int]()
+        while len(said) < 12 and ids[-1] != TOKENIZER.eos_token_id:
+            with torch.no_grad():
+                said.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(said[-1])
+        assert answer.finished == (said[-1] == TOKENIZER.eos_token_id)
+        assert answer.tokens == (said[:-1] if answer.finished else said)
+        assert 0 < answer.confidence <= 1
+
+
+def test_weights_that_lack_one_are_refused(tmp_path: Path) -> None:
+    state = {name: value.detach().clone() for name, value in LM.named_parameters()}
+    state.pop("model.norm.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"1 weights are missing or foreign, model\.norm\.weight"):
+        load_chat_weights(tmp_path, lm=language_model(), kind="full")
+
+
+def test_tied_weights_stay_tied_when_they_are_put_in() -> None:
+    lm = language_model()
+    put_weights(lm, {name: value.detach() + 1 for name, value in LM.named_parameters()})
+    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+    torch.testing.assert_close(lm.lm_head.weight, LM.lm_head.weight + 1)
+
+
+def test_peft_2892_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    adapted = add_adapter(language_model(), r=2, alpha=4, dropout=0.0)
+    adapted.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = load_file(file)
+    state.pop(sorted(state)[0])
+    save_file(state, file)
+    with pytest.raises(ModelError, match="lacks 1 weights"):
+        load_chat_weights(tmp_path, lm=language_model(), kind="lora")
+
+
+def test_an_adapter_for_another_base_model_is_refused(tmp_path: Path) -> None:
+    add_adapter(language_model(width=64), r=2, alpha=4, dropout=0.0).save_pretrained(  # type: ignore[operator]
+        tmp_path / "adapter"
+    )
+    with pytest.raises(ModelError, match="do not fit their base model"):
+        load_chat_weights(tmp_path, lm=language_model(), kind="lora")

@@ -1,0 +1,213 @@
+"""A version's own files over the pretrained encoder give back the model that was trained."""
+
+import copy
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from tailorbird.models.classifier import Classifier, logits_rows
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import load_encoder, load_weights, without_pooler
+from tailorbird.models.lora import add_adapter
+
+ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with a tiny random BERT."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def train_a_little(model: Classifier) -> None:
+    """Moves every trainable parameter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    model.eval()
+
+
+def test_full_weights_come_back_whole(base: Path, tmp_path: Path) -> None:
+    model = Classifier(load_encoder(base), torch.nn.Linear(16, 3))
+    train_a_little(model)
+    folder = tmp_path / "full"
+    folder.mkdir()
+    save_file(model.encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(model.head.state_dict(), folder / "head.safetensors")
+    loaded = load_weights(folder, encoder=load_encoder(base), kind="full").eval()
+    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-6)
+
+
+def test_an_adapter_comes_back_merged_into_the_encoder(base: Path, tmp_path: Path) -> None:
+    plain = load_encoder(base)
+    adapted = add_adapter(copy.deepcopy(plain), r=4, alpha=8, dropout=0.5)
+    model = Classifier(adapted, torch.nn.Linear(16, 3))
+    train_a_little(model)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    save_file(model.head.state_dict(), folder / "head.safetensors")
+    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    assert sum(value.numel() for value in get_peft_model_state_dict(adapted).values()) > 0
+    loaded = load_weights(folder, encoder=load_encoder(base), kind="lora").eval()
+    assert {name for name, _ in loaded.encoder.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5)
+
+
+def an_adapter(base: Path, folder: Path) -> Path:
+    """A version's folder with a head and an adapter of the model at `base`."""
+    folder.mkdir()
+    save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
+    adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
+    adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    return folder / "adapter" / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_peft_2892_an_adapter_that_lacks_weights_is_refused(base: Path, tmp_path: Path, kept: int) -> None:
+    file = an_adapter(base, tmp_path / "lora")
+    save_file(dict(sorted(load_file(file).items())[:kept]), file)
+    with pytest.raises(ModelError, match=rf"lacks {2 * 12 - kept} weights, .*lora_"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
+
+
+def test_an_adapter_of_another_base_model_is_refused(base: Path, tmp_path: Path) -> None:
+    an_adapter(base, tmp_path / "lora")
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(ModelError, match=r"do not fit their base model: .*size mismatch"):
+        load_weights(tmp_path / "lora", encoder=without_pooler(BertModel(config)), kind="lora")
+
+
+def test_weights_cut_short_are_refused(base: Path, tmp_path: Path) -> None:
+    file = an_adapter(base, tmp_path / "lora")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="do not fit their base model"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
+
+
+def test_an_adapter_leaves_the_encoder_frozen(base: Path) -> None:
+    adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
+    trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+
+
+def test_the_encoder_is_loaded_without_its_pooler_in_the_dtype_asked_for(base: Path) -> None:
+    encoder = load_encoder(base, dtype=torch.bfloat16)
+    assert encoder.pooler is None
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
+    assert without_pooler(torch.nn.Linear(1, 1)) is not None
+
+
+def test_attention_dropout_is_the_models_own_or_what_training_asks_for(base: Path) -> None:
+    def shares(encoder: torch.nn.Module) -> set[float]:
+        return {module.p for name, module in encoder.named_modules() if name.endswith("attention.self.dropout")}
+
+    assert shares(load_encoder(base)) == {0.1}
+    assert shares(load_encoder(base, attention_dropout=0.0)) == {0.0}
+
+
+def test_attention_dropout_of_a_model_without_any_is_refused(base: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "fnet"}')
+    with pytest.raises(ModelError, match=r"a fnet model has no attention dropout to set; leave training"):
+        load_encoder(base, attention_dropout=0.0)
+
+
+def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: Path) -> None:
+    state = BertModel.from_pretrained(base).state_dict()
+    (base / "model.safetensors").unlink()
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+        load_encoder(base)
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"])
+def test_a_base_model_of_pickles_is_refused_and_beside_safetensors_not_looked_at(
+    base: Path, tmp_path: Path, file: str
+) -> None:
+    torch.save({"weight": Payload(tmp_path / "it-ran")}, base / file)
+    load_encoder(base)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+        load_encoder(base)
+    index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": file}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"names '{file}', which is no safetensors file beside it"):
+        load_encoder(base)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("file", ["adapter/adapter_model.bin", "head.bin"])
+def test_a_version_of_pickles_is_refused_by_name(base: Path, tmp_path: Path, file: str) -> None:
+    an_adapter(base, tmp_path / "lora")
+    pickled = tmp_path / "lora" / file
+    pickled.with_suffix(".safetensors").unlink()
+    torch.save({"weight": Payload(tmp_path / "it-ran")}, pickled)
+    with pytest.raises(ModelError, match=f"{pickled.stem}.safetensors.* in no other format"):
+        load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("file", ["encoder.safetensors", "head.safetensors"])
+def test_a_pickle_that_calls_itself_safetensors_is_refused(base: Path, tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    save_file(load_encoder(base).state_dict(), folder / "encoder.safetensors")
+    save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
+    (folder / file).write_bytes(pickle.dumps(Payload(tmp_path / "it-ran")))
+    with pytest.raises((ModelError, SafetensorError)):
+        load_weights(folder, encoder=load_encoder(base), kind="full")
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "unheard-of"])
+def test_code_that_a_base_model_brings_is_not_run(base: Path, tmp_path: Path, model_type: str) -> None:
+    code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\nclass Theirs: ...\n"
+    (base / "theirs.py").write_text(code)
+    config = json.loads((base / "config.json").read_bytes())
+    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}}
+    (base / "config.json").write_text(json.dumps(config))
+    if model_type == "bert":
+        assert type(load_encoder(base)) is BertModel  # transformers' own class
+    else:
+        with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
+            load_encoder(base)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"attn_implementation": "owner/kernel"},
+        {"text_config": {"_attn_implementation": {"": "owner/kernel:function"}}},
+    ],
+)
+def test_a_base_model_that_asks_for_code_of_the_hub_is_refused(base: Path, asked: dict[str, Any]) -> None:
+    config = json.loads((base / "config.json").read_bytes())
+    (base / "config.json").write_text(json.dumps(config | asked))
+    with pytest.raises(ModelError, match=r"config.json asks for code from elsewhere, 'owner/kernel"):
+        load_encoder(base)

@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, BertConfig, BertModel
+
+from tailorbird.data.rows import DataError
+from tailorbird.models.loading import load_encoder
+from tailorbird.models.lora import add_adapter
+from tailorbird.models.metadata import OutlineError, longest_row, read_outline, require_length, shape_of
+from tests import small_chat
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(tmp_path)
+    small_chat.tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
+    outline = read_outline(encoder.as_uri(), chat=False)
+    loaded = load_encoder(encoder)
+    assert outline.shape.num_parameters == sum(one.numel() for one in loaded.parameters())
+    assert (outline.kind, outline.is_encoder_decoder, outline.longest) == ("bert", False, 512)
+    assert outline.num_stored >= outline.shape.num_parameters  # the pooler is stored too
+    assert (outline.shape.hidden, outline.shape.intermediate, outline.shape.gated) == (16, 32, False)
+    assert outline.shape.attention_dropout == 0.1
+
+
+def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
+    shape = read_outline(encoder.as_uri(), chat=False).shape
+    adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
+    assert 4 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
+    model = small_chat.language_model()
+    shape = shape_of(model)
+    assert shape.gated
+    adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
+    assert 2 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
+    small_chat.save(tmp_path)
+    outline = read_outline(tmp_path.as_uri(), chat=True)
+    assert (outline.is_causal, outline.template, outline.longest) == (True, None, 256)
+    assert outline.num_stored == outline.shape.num_parameters
+    small_chat.tokenizer(None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    told = read_outline(tmp_path.as_uri(), chat=True).template
+    assert told is not None
+    assert "chat template" in told
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused(encoder: Path) -> None:
+    require_length(encoder.as_uri(), max_length=512, chat=False)
+    with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
+        require_length(encoder.as_uri(), max_length=513, chat=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "longest"),
+    [
+        ("mistral", {"sliding_window": 64}, 64),
+        ("gemma3_text", {"sliding_window": 64}, 64),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 4096),
+        ("phi3", {"sliding_window": None}, 4096),
+        ("modernbert", {"local_attention": 64}, 4096),
+    ],
+)
+def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
+    kind: str, fields: dict[str, Any], longest: int
+) -> None:
+    config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
+    assert longest_row(config, chat=kind != "modernbert") == longest
+    assert longest_row(config, chat=False) == 4096
+
+
+def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
+    (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(OutlineError, match=r"transformers makes no model of its config\.json"):
+        read_outline(encoder.as_uri(), chat=False)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(encoder: Path) -> None:
+    (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
+    with pytest.raises(OutlineError, match=r"model\.safetensors is no safetensors file"):
+        read_outline(encoder.as_uri(), chat=False)

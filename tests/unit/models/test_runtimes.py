@@ -1,0 +1,137 @@
+"""A version exported for another engine answers as torch does: of any batch, and of texts with padding."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
+from tailorbird.models.export import export_version, write_graph
+from tailorbird.models.loading import LoadedModel, load_artifact, load_encoder
+from tailorbird.models.runtimes import ENCODER_FILE, EngineError, load_exported
+from tailorbird.registry.versions import ModelVersion, VersionConfig, read_version, register, shares_base
+
+ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random BERT and a tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+    """A registered full fine-tune."""
+    folder, home = tmp_path_factory.mktemp("judged"), tmp_path_factory.mktemp("registry") / "toy"
+    encoder = load_encoder(base)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
+    config = VersionConfig(
+        kind="full",
+        classes=("a", "b", "c"),
+        base_model=base.as_uri(),
+        max_length=32,
+        dtype="float32",
+        code="s3://models/toy/code/c.zip",
+        recipe_hash="0" * 64,
+        created_at="2026-05-01T12:00:00+00:00",
+        temperature=1.5,
+    )
+    (folder / "config.json").write_text(config.model_dump_json())
+    return register(home.as_uri(), folder)
+
+
+def exported(judged: ModelVersion, target: str, folder: Path) -> LoadedModel[VersionConfig]:
+    uri = (folder / target).as_uri()
+    export_version(judged.uri, target=target, code="s3://models/toy/code/later.zip", to=uri)
+    return load_artifact(uri)
+
+
+def logits_of(loaded: LoadedModel[VersionConfig], rows: list[list[int]]) -> np.ndarray:
+    return logits_rows(loaded.model, rows, pad_id=0, batch_size=4)
+
+
+def test_openvino_gives_the_logits_and_embeddings_of_torch(judged: ModelVersion, tmp_path: Path) -> None:
+    torch_s, openvino_s = load_artifact(judged.uri), exported(judged, "openvino", tmp_path)
+    if openvino_s.version.dtype == "bfloat16":
+        pytest.skip("this machine computes in bfloat16, and so does the export")
+    np.testing.assert_allclose(logits_of(openvino_s, ROWS), logits_of(torch_s, ROWS), atol=1e-4)
+    ours, theirs = (embed_rows(loaded.model, ROWS, pad_id=0) for loaded in (openvino_s, torch_s))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_int8_gives_nearly_the_logits_of_torch_and_a_smaller_file(judged: ModelVersion, tmp_path: Path) -> None:
+    torch_s, int8 = load_artifact(judged.uri), exported(judged, "onnxruntime-int8", tmp_path)
+    ours, theirs = logits_of(int8, ROWS), logits_of(torch_s, ROWS)
+    assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
+    write_graph(torch_s.model, tmp_path / "whole.onnx", max_length=32)
+    assert (tmp_path / "onnxruntime-int8" / ENCODER_FILE).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
+def test_an_exported_version_is_registered_with_what_it_was_made_of(
+    judged: ModelVersion, tmp_path: Path, target: str
+) -> None:
+    exported(judged, target, tmp_path)
+    version = register((tmp_path / "toy").as_uri(), tmp_path / target)
+    assert version.version.startswith(f"full-{target}-")
+    assert version.exported_from is not None
+    assert (version.engine, version.exported_from.digest) == (target, judged.digest)
+    assert (version.classes, version.temperature, version.max_length) == (judged.classes, 1.5, 32)
+    assert version.code == "s3://models/toy/code/later.zip"
+    assert not shares_base(version)
+    assert sorted(json.loads((tmp_path / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
+
+
+def test_bfloat16_is_not_exported_where_the_machine_does_not_compute_in_it(
+    judged: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(EngineError, match="does not compute in bfloat16"):
+        exported(judged, "torch-bfloat16", tmp_path)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    loaded = exported(judged, "torch-bfloat16", tmp_path)
+    assert (loaded.version.engine, loaded.version.dtype) == ("torch", "bfloat16")
+    assert next(loaded.model.encoder.parameters()).dtype == torch.bfloat16
+    uri = register((tmp_path / "toy").as_uri(), tmp_path / "torch-bfloat16").uri
+    assert read_version(uri).version.startswith("full-torch-bfloat16-")
+    with pytest.raises(EngineError, match="was exported itself; export "):
+        export_version(uri, target="torch-bfloat16", code="", to=(tmp_path / "again").as_uri())
+
+
+@pytest.mark.parametrize(("engine", "package"), [("openvino", "openvino"), ("onnxruntime-int8", "onnxruntime")])
+def test_a_missing_engine_and_a_damaged_file_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str
+) -> None:
+    (tmp_path / ENCODER_FILE).write_bytes(b"no graph")
+    head = torch.nn.Linear(2, 2)
+    with pytest.raises(EngineError, match=r"does not take .*export it again"):
+        load_exported(tmp_path, head=head, engine=engine, dtype="float32")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EngineError, match=r"pip install --editable '\.\[engines\]'"):
+        load_exported(tmp_path, head=head, engine=engine, dtype="float32")
+
+
+def test_without_the_packages_of_the_export_it_says_what_to_install(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Classifier(load_encoder(base), torch.nn.Linear(32, 3)).eval()
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(EngineError, match=r"not exported without onnxscript .* pip install"):
+        write_graph(model, tmp_path / "graph.onnx", max_length=32)

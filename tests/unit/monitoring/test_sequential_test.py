@@ -1,0 +1,109 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.stats import beta
+
+from tailorbird.monitoring.sequential_test import SHAPE, Decision, Pairs, judge_trial, log_wealth, pairs_needed
+
+ALPHA = 0.05
+
+
+def pairs(wins: int, losses: int) -> Pairs:
+    return Pairs(wins, losses, wins + losses)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 1), (1, 3), (40, 20), (20, 40)])
+def test_wealth_is_the_integral_that_it_is_said_to_be(wins: int, losses: int) -> None:
+    def bet(p: float) -> float:
+        return float(2 * beta.pdf(p, SHAPE, SHAPE) * (2 * p) ** wins * (2 * (1 - p)) ** losses)
+
+    assert math.exp(log_wealth(wins, losses)) == pytest.approx(quad(bet, 0.5, 1)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 2), (2, 9), (300, 280)])
+def test_a_fair_game_leaves_the_bettor_what_he_had_on_average(wins: int, losses: int) -> None:
+    now = math.exp(log_wealth(wins, losses))
+    won, lost = math.exp(log_wealth(wins + 1, losses)), math.exp(log_wealth(wins, losses + 1))
+    assert (won + lost) / 2 == pytest.approx(now)
+
+
+def test_looking_after_every_pair_raises_a_false_alarm_in_at_most_alpha_of_the_runs() -> None:
+    chance = np.random.default_rng(1979)
+    alarms, runs, length = 0, 400, 300
+    least = [
+        next((w for w in range(n + 1) if log_wealth(w, n - w) >= -math.log(ALPHA)), n + 1) for n in range(1, length + 1)
+    ]
+    for _ in range(runs):
+        wins = np.cumsum(chance.random(length) < 0.5)
+        alarms += bool((wins >= np.array(least)).any())
+    assert alarms / runs < ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
+
+
+def test_the_pairs_told_beforehand_suffice_eight_times_in_ten() -> None:
+    chance, needed = np.random.default_rng(7), pairs_needed(0.6, alpha=ALPHA)
+    assert 200 < needed < 300
+    found = 0
+    for _ in range(500):
+        wins = np.cumsum(chance.random(needed) < 0.6)
+        found += any(log_wealth(int(w), n - int(w)) >= -math.log(ALPHA) for n, w in enumerate(wins, 1))
+    assert found / 500 == pytest.approx(0.8, abs=0.06)
+
+
+def test_a_trial_is_promoted_stopped_or_gone_on_with() -> None:
+    assert judge_trial(pairs(60, 20), groups={}, alpha=ALPHA).decision is Decision.PROMOTE
+    stopped = judge_trial(pairs(20, 60), groups={}, alpha=ALPHA)
+    assert (stopped.decision, stopped.reason) == (
+        Decision.STOP,
+        "proven worse: of 80 pairs that differ the trial alone is right in 20 (alpha 0.05)",
+    )
+    going = judge_trial(pairs(30, 25), groups={}, alpha=ALPHA)
+    assert going.decision is Decision.GO_ON
+    assert "60 to 40 would be found with about 276 " in going.reason
+
+
+def test_one_group_that_is_proven_worse_stops_a_trial_that_is_better_overall() -> None:
+    groups = {"sex = female": pairs(2, 30), "sex = male": pairs(90, 5)}
+    found = judge_trial(pairs(92, 35), groups=groups, alpha=ALPHA)
+    assert found.decision is Decision.STOP
+    assert found.reason == "proven worse in sex = female (alpha 0.01667, one of 3 questions)"
+
+
+def test_overall_and_groups_are_one_family_of_which_each_question_has_its_part_of_alpha() -> None:
+    worse = pairs(3, 17)
+    assert judge_trial(worse, groups={}, alpha=ALPHA).decision is Decision.STOP
+    unseen = {f"ward = {number}": pairs(0, 0) for number in range(20)}
+    assert judge_trial(worse, groups=unseen, alpha=ALPHA).decision is Decision.GO_ON
+    in_one = {"ward = 0": pairs(2, 17)}
+    assert judge_trial(pairs(50, 50), groups=in_one, alpha=ALPHA).decision is Decision.STOP
+    assert judge_trial(pairs(50, 50), groups=unseen | in_one, alpha=ALPHA).decision is Decision.GO_ON
+
+
+def test_a_fair_trial_in_fair_groups_is_stopped_in_at_most_alpha_of_the_runs() -> None:
+    chance, runs, stopped = np.random.default_rng(11), 200, 0
+    for _ in range(runs):
+        groups = chance.random((60, 2)) < 0.5  # a pair of each group in turn
+        for num in range(5, 61, 5):
+            wins = groups[:num].sum(0)
+            told = {name: pairs(int(win), num - int(win)) for name, win in zip("ab", wins, strict=True)}
+            if (
+                judge_trial(pairs(int(wins.sum()), 2 * num - int(wins.sum())), groups=told, alpha=0.2).decision
+                == "stop"
+            ):
+                stopped += 1
+                break
+    assert stopped / runs <= 0.2
+
+
+@pytest.mark.parametrize("counts", [(-1, 0, 0), (2, 2, 3)])
+def test_counts_that_cannot_be_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        Pairs(*counts)
+
+
+def test_what_is_no_advantage_needs_no_number_of_pairs() -> None:
+    with pytest.raises(ValueError, match=r"allowed: over 0\.5"):
+        pairs_needed(0.5, alpha=ALPHA)
+    with pytest.raises(ValueError, match="expect a larger one"):
+        pairs_needed(0.501, alpha=ALPHA)

@@ -1,0 +1,260 @@
+"""A recipe rendered for a door is that recipe again, on a cluster that has room for it."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.dashboard.modules.job.common import JobSubmitRequest
+
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.release.manifests import DOORS, MOST_CHARACTERS, RUN, SERVICE, RenderError, render
+from tests.k8s.crds import needs_crds, validator
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
+
+FILE = ROOT / "recipes" / "icd10_chapters.yaml"
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(FILE, overrides=overrides)
+
+
+def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(render(recipe(*overrides), to=to, base=text_of(part)).text))
+
+
+def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    (job,) = of_kind(documents, "RayJob")
+    return {
+        one["groupName"]: (one["replicas"], one["minReplicas"], one["maxReplicas"])
+        for one in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
+
+
+@pytest.mark.parametrize("overrides", [(), ("training.seed=3", "name=another", "data.max_train_rows=99")])
+@pytest.mark.parametrize(
+    ("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("prove", "prod/promote"), ("watch", "prod/watch")]
+)
+def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
+    to: str, part: str, overrides: tuple[str, ...]
+) -> None:
+    documents = rendered(to, *overrides, part=part)
+    (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
+    if to == "rayjob":
+        pod, command = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], owner["spec"]["entrypoint"]
+    else:
+        of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
+        pod = of_job["template"]["spec"]
+        command = " ".join(pod["containers"][0]["command"])
+    (volume,) = (one for one in pod["volumes"] if one["name"] == "recipe")
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "recipe")
+    (config,) = (one for one in documents if one["metadata"]["name"] == volume["configMap"]["name"])
+    assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
+    ((file, text),) = config["data"].items()
+    assert command.endswith(f"{mount['mountPath']}/{file}")
+    assert Recipe.model_validate(yaml.safe_load(text)) == recipe(*overrides)
+
+
+def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -> None:
+    asked = recipe("training.seed=3")
+    body = json.loads(render(asked, to="submit").text)
+    JobSubmitRequest(**body)
+    (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
+    assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == asked
+    # The same command in the same shell, but that what it reads is rendered and not run.
+    command = body["entrypoint"].replace("tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit")
+    command = command.replace("python", sys.executable)
+    again = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(again.stdout) == body
+
+
+def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
+    after = rendered("rayjob")
+    (job,) = of_kind(after, "RayJob")
+    name = job["metadata"]["name"]
+    text = text_of("prod/job").replace(f"{RUN}: run\n", f"{RUN}: {name}\n")
+    before = list(yaml.safe_load_all(text.replace("name: within-training\n", f"name: within-training-{name}\n")))
+    (given,) = of_kind(before, "RayJob")
+    assert [one for one in after if one["kind"] != "RayJob"][1:] == [one for one in before if one["kind"] != "RayJob"]
+    volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    given["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
+    for own, other in zip(*(one["spec"]["rayClusterSpec"]["workerGroupSpecs"] for one in (job, given)), strict=True):
+        other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
+    given["spec"]["entrypoint"] = job["spec"]["entrypoint"]
+    given["metadata"]["name"] = name
+    assert job == given
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpu", "gpu"),
+    [
+        ((), (1, 1, 1), (0, 0, 4)),  # two workers of a core in a pod of four
+        (("training.num_workers=8",), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
+        (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
+        (("training.num_workers={min: 1, max: 5}", "training.batch_size=60"), (1, 1, 2), (0, 0, 4)),
+        (("tuning.max_concurrent_trials=3", "training.cpus_per_worker=2"), (1, 1, 3), (0, 0, 4)),
+        (("tuning.max_concurrent_trials=8", "tuning.num_trials=4", "training.cpus_per_worker=2"), (1, 1, 4), (0, 0, 4)),
+        (("training.num_workers=4", "training.gpus_per_worker=1"), (0, 0, 1), (4, 4, 4)),
+        (("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"), (0, 0, 1), (1, 1, 2)),
+    ],
+)
+def test_a_training_has_pods_for_all_its_workers_of_the_group_that_fits(
+    overrides: tuple[str, ...], cpu: tuple[int, int, int], gpu: tuple[int, int, int]
+) -> None:
+    assert groups(rendered("rayjob", *overrides)) == {"cpu": cpu, "gpu-spot": gpu}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (("training.cpus_per_worker=5",), "prod/job"),
+        (("training.gpus_per_worker=1",), "dev/job"),
+        (("training.gpus_per_worker=1", "training.cpus_per_worker=9"), "prod/job"),
+    ],
+)
+def test_what_no_pod_can_hold_is_refused_with_what_there_is(overrides: tuple[str, ...], part: str) -> None:
+    with pytest.raises(RenderError, match=r"no group of workers has pods with \d cores and \d GPUs.*groups: cpu"):
+        rendered("rayjob", *overrides, part=part)
+
+
+def test_the_same_recipe_on_the_same_image_has_the_same_name_and_another_has_another() -> None:
+    names = [
+        of_kind(documents, "RayJob")[0]["metadata"]["name"]
+        for documents in (
+            rendered("rayjob"),
+            rendered("rayjob"),
+            rendered("rayjob", "training.seed=1"),
+            rendered("rayjob", part="dev/job"),
+        )
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize("name", ["1st", "a" * 63, "9-" + "b" * 61, "trailing-"])
+def test_whatever_the_recipe_is_called_the_operator_takes_the_resource(name: str) -> None:
+    (job,) = of_kind(rendered("rayjob", f"name={name}"), "RayJob")
+    assert len(job["metadata"]["name"]) <= MOST_CHARACTERS
+    assert faults(job) == []
+
+
+def test_long_names_that_begin_alike_stay_apart() -> None:
+    renamed = [rendered("promote", f"name={'a' * 60}{end}", part="prod/promote") for end in "bc"]
+    assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in renamed}) == 2
+
+
+@pytest.mark.parametrize("part", ["dev/job", "staging/job", "prod/job"])
+def test_kuberay_takes_what_is_rendered(part: str) -> None:
+    (job,) = of_kind(rendered("rayjob", "training.num_workers=8", part=part), "RayJob")
+    assert faults(job) == []
+    validator(needs_crds(), "RayJob").validate(job)
+
+
+@pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve")])
+def test_a_client_is_told_what_to_do_and_where_the_service_of_the_recipe_is(to: str, verb: str) -> None:
+    (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
+    assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:4] == ["python", "-m", "tailorbird", verb]
+    told = {one["name"]: one.get("value") for one in container["env"]}
+    assert told["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
+    assert told["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve is told comes from a registry, which is tested with a real S3."""
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("part", ["staging/service", "prod/service"])
+def test_the_probe_asks_the_service_that_is_rendered(part: str) -> None:
+    documents = rendered("rayservice", "name=9-lives", part=part)
+    (service,), (probe,) = of_kind(documents, "RayService"), of_kind(documents, "Probe")
+    metadata = service["metadata"]
+    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # as the operator calls it, seen from elsewhere
+    assert metadata["name"] == "t-9-lives"
+    assert probe["spec"]["targets"]["staticConfig"]["static"] == [f"http://{host}:8000/readyz"]
+
+
+@pytest.mark.usefixtures("served")
+def test_no_probe_keeps_a_replica_up_that_may_go() -> None:
+    done = render(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
+    assert of_kind(list(yaml.safe_load_all(done.text)), "Probe") == []
+    assert "it would keep a replica up" in done.notes[0]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_probe_that_would_not_find_its_service_is_refused() -> None:
+    with pytest.raises(RenderError, match="--base names none"):
+        render(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")])
+def test_two_of_one_namespace_are_told_apart_by_every_budget_policy_and_spread_of_their_own(to: str, part: str) -> None:
+    ours, theirs = (rendered(to, f"name={name}", part=part) for name in ("ours", "theirs"))
+    label = SERVICE if to == "rayservice" else RUN
+    kinds = ("PodDisruptionBudget", "NetworkPolicy")
+    selectors = {
+        one["metadata"]["name"]: one["spec"].get("podSelector") or one["spec"]["selector"]
+        for one in of_kind(ours, *kinds)
+        if label in json.dumps(one)
+    }
+    owned = {"within-serving", "serving-workers", "serving-head"} if to == "rayservice" else {"within-training"}
+    own_name = of_kind(ours, "RayService", "RayJob")[0]["metadata"]["name"]
+    assert set(selectors) == {f"{name}-{own_name}" for name in owned}
+    assert not set(selectors) & {one["metadata"]["name"] for one in of_kind(theirs, *kinds)}
+    spread = [one["labelSelector"] for pod in pods_of(ours) for one in pod.spec.get("topologySpreadConstraints", [])]
+    assert bool(spread) is (to == "rayservice")
+    for selector in (*selectors.values(), *spread):
+        assert any(matches(selector, pod.labels) for pod in pods_of(ours))
+        assert not any(matches(selector, pod.labels) for pod in pods_of(theirs))
+    for policy in of_kind(ours, "NetworkPolicy"):
+        if policy["metadata"]["name"] in selectors:
+            (peer,) = policy["spec"]["ingress"][0]["from"]
+            assert not any(matches(peer["podSelector"], pod.labels) for pod in pods_of(theirs))
+
+
+def test_what_a_training_leaves_behind_is_found_by_its_label() -> None:
+    documents = rendered("rayjob")
+    (name,) = {one["metadata"]["name"] for one in of_kind(documents, "RayJob")}
+    labelled = [one["kind"] for one in documents if one["metadata"].get("labels", {}).get(RUN) == name]
+    assert sorted(labelled) == ["ConfigMap", "NetworkPolicy", "RayJob"]
+
+
+def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
+    (config, job) = yaml.safe_load_all(render(recipe(), to="rayjob").text)
+    assert (config["kind"], job["kind"], faults(job)) == ("ConfigMap", "RayJob", [])
+
+
+@pytest.mark.parametrize(
+    ("to", "base", "told"),
+    [
+        ("helm", None, f"is one of {', '.join(DOORS)}"),
+        ("submit", "a: b", "has no --base"),
+        ("rayjob", "a: [", "is not YAML"),
+        ("rayjob", "kind: Job", "0 documents of kind RayJob"),
+        ("rayjob", "kind: RayJob\n---\nkind: RayJob", "2 documents of kind RayJob"),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, told: str) -> None:
+    with pytest.raises(RenderError, match=re.escape(told)):
+        render(recipe(), to=to, base=base)
+
+
+def test_where_there_is_no_template_the_message_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tailorbird.release.manifests.K8S", tmp_path)
+    with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
+        render(recipe(), to="rayjob")

@@ -1,0 +1,47 @@
+"""Which version a recipe's trial names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tailorbird.registry.versions import RegistryError
+from tailorbird.release.promotion import PromotionRefused, trial_version
+
+CONFIG = {
+    "kind": "full",
+    "classes": ["a", "b"],
+    "base_model": "s3://models/_base/m",
+    "max_length": 32,
+    "dtype": "float32",
+    "code": "s3://models/toy/code/c.zip",
+    "recipe_hash": "0" * 64,
+    "created_at": "2026-05-01T12:00:00+00:00",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> str:
+    folder = tmp_path / "toy" / "versions" / "full-1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "manifest.json").write_text("{}")
+    return (tmp_path / "toy").as_uri()
+
+
+def test_a_version_goes_by_its_name_or_its_uri(home: str) -> None:
+    for name in ("full-1", f"{home}/versions/full-1", f"{home}/versions/full-1/"):
+        assert trial_version(name, home=home).version == "full-1"
+
+
+@pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])
+def test_what_is_no_version_of_the_task_is_refused(home: str, name: str) -> None:
+    with pytest.raises(PromotionRefused, match="`tailorbird models` lists them"):
+        trial_version(name, home=home)
+
+
+def test_a_version_that_is_not_there_and_a_candidate_without_a_run_are_said_to_be_missing(home: str) -> None:
+    with pytest.raises(RegistryError, match="no whole model version"):
+        trial_version("full-2", home=home)
+    with pytest.raises(PromotionRefused, match="no run is finished"):
+        trial_version("candidate", home=home)

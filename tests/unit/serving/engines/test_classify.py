@@ -1,0 +1,152 @@
+"""What a hybrid answers is what the part that the rule names answers alone."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
+
+from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts, scores_by_class
+from serving.http.schemas import parse_request
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.models.classifier import Classifier
+from tailorbird.models.loading import LoadedHybrid, LoadedModel, without_pooler
+from tailorbird.registry.routing import Routing, to_candidate
+from tailorbird.registry.versions import ModelVersion, hybrid_config
+from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+
+TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
+BY_GROUP = Routing(by="group", column="sex", values=("f",))
+BATCH = 4
+
+
+def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float) -> LoadedModel[ModelVersion]:
+    """A small random model."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = Classifier(without_pooler(BertModel(config)), torch.nn.Linear(16, len(classes))).eval()
+    version = ModelVersion(
+        kind="probe",
+        classes=classes,
+        base_model="s3://none",
+        max_length=16,
+        dtype="float32",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at="2026-01-01T00:00:00+00:00",
+        temperature=temperature,
+        name="task",
+        version=f"probe-{seed}",
+        uri=f"s3://probe-{seed}",
+        digest=str(seed),
+    )
+    return LoadedModel(model, tokenizer, classes, 16, version)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
+    """By group, of two models that do not know the same classes."""
+    tokenizer = load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
+    incumbent = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
+    candidate = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
+    config = hybrid_config(candidate.version, incumbent=incumbent.version, routing=BY_GROUP)
+    version = ModelVersion(**config.model_dump(), name="task", version="hybrid-1", uri="s3://hybrid-1", digest="3")
+    return LoadedHybrid(incumbent, candidate, BY_GROUP, version.classes, version)
+
+
+def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return hybrid_rows(routing, parse_request(json.dumps(body).encode(), max_texts=100))
+
+
+def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:
+    """Every row was answered by the part that `routed` names, as that part answers alone."""
+    texts = [text for text, _ in rows]
+    alone = {
+        "incumbent": predict_texts(loaded.incumbent, texts, batch_size=BATCH),
+        "candidate": predict_texts(loaded.candidate, texts, batch_size=BATCH),
+    }
+    found = predict_hybrid(loaded, rows, batch_size=BATCH)
+    assert [p.answered_by for p in found] == ["candidate" if to else "incumbent" for to in routed]
+    for number, prediction in enumerate(found):
+        assert prediction.answered_by is not None
+        expected = alone[prediction.answered_by][number]
+        assert prediction.label == expected.label
+        assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+        np.testing.assert_allclose(prediction.scores, expected.scores, atol=1e-5)
+
+
+given_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m", "(none)", None])), max_size=12)
+
+
+@given(given_rows)
+@settings(max_examples=30, deadline=None)
+def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
+    hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
+) -> None:
+    check(hybrid, rows, to_candidate(BY_GROUP, groups=[value for _, value in rows]))
+
+
+@given(given_rows, st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
+    hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
+) -> None:
+    loaded = replace(hybrid, routing=Routing(by="confidence", threshold=threshold))
+    sure = predict_texts(hybrid.incumbent, [text for text, _ in rows], batch_size=BATCH)
+    check(loaded, rows, to_candidate(loaded.routing, confidences=[prediction.score for prediction in sure]))
+
+
+def test_confidences_are_split_where_the_threshold_lies_between_them(hybrid: LoadedHybrid) -> None:
+    scores = sorted(prediction.score for prediction in predict_texts(hybrid.incumbent, TEXTS, batch_size=BATCH))
+    loaded = replace(hybrid, routing=Routing(by="confidence", threshold=(scores[2] + scores[3]) / 2))
+    found = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
+    assert sorted(str(prediction.answered_by) for prediction in found) == ["candidate"] * 3 + ["incumbent"] * 3
+
+
+def test_temperature_changes_the_score_and_no_label(hybrid: LoadedHybrid) -> None:
+    warm = hybrid.incumbent
+    plain = replace(warm, version=warm.version.model_copy(update={"temperature": 1.0}))
+    flat = replace(warm, version=warm.version.model_copy(update={"temperature": 1e9}))
+    labels = [[p.label for p in predict_texts(loaded, TEXTS, batch_size=BATCH)] for loaded in (warm, plain, flat)]
+    assert labels[0] == labels[1] == labels[2]
+    for sure, less in zip(*(predict_texts(m, TEXTS, batch_size=BATCH) for m in (warm, plain)), strict=True):
+        assert sure.score > less.score
+        assert sure.score == pytest.approx(less.scores.max() ** 2 / (less.scores**2).sum(), abs=1e-5)
+
+
+def test_a_class_that_the_part_does_not_know_has_probability_zero(hybrid: LoadedHybrid) -> None:
+    first, second = predict_hybrid(hybrid, [("fever", "m"), ("fever", "f")], batch_size=BATCH)
+    by_incumbent, by_candidate = scores_by_class(hybrid, first), scores_by_class(hybrid, second)
+    assert set(by_incumbent) == set(by_candidate) == {"a", "b", "c", "d"}
+    assert (by_incumbent["d"], by_candidate["c"]) == (0.0, 0.0)
+    assert by_incumbent[first.label] == first.score
+    assert by_candidate[second.label] == second.score
+    alone = predict_texts(hybrid.candidate, ["fever"], batch_size=BATCH)[0]
+    assert set(scores_by_class(hybrid.candidate, alone)) == {"a", "b", "d"}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "values"),
+    [
+        (None, [None, None]),
+        ({}, [None, None]),
+        ({"sex": "f", "age": "9"}, ["f", "f"]),
+        ([{"sex": "f"}, {"age": "9"}], ["f", None]),
+    ],
+)
+def test_each_text_gets_the_value_that_routes_it(attributes: Any, values: list[str | None]) -> None:
+    rows = rows_of(BY_GROUP, {"input": ["one", "two"], "attributes": attributes})
+    assert rows == list(zip(["one", "two"], values, strict=True))
+
+
+def test_by_confidence_no_attribute_is_looked_at() -> None:
+    assert rows_of(Routing(by="confidence", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}) == [
+        ("one", None)
+    ]

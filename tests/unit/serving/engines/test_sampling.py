@@ -1,0 +1,73 @@
+"""Which token is drawn: by temperature, top_p and a number, and of all requests of a pass each by its own."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from serving.engines.sampling import LIKELY, Sampler, draw
+
+LOGITS = torch.log(torch.tensor([0.5, 0.125, 0.25, 0.125]))
+
+
+def shares(*, temperature: float, top_p: float) -> list[float]:
+    """How often each token is drawn by numbers that are spread evenly."""
+    chances = (np.arange(4000) + 0.5) / 4000
+    drawn = [draw(LOGITS, temperature=temperature, top_p=top_p, chance=float(chance)) for chance in chances]
+    return [drawn.count(token) / len(drawn) for token in range(4)]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    np.testing.assert_allclose(shares(temperature=1.0, top_p=1.0), [0.5, 0.125, 0.25, 0.125], atol=1e-3)
+
+
+def test_a_temperature_sharpens_or_flattens() -> None:
+    squares = np.array([0.5, 0.125, 0.25, 0.125]) ** 2
+    np.testing.assert_allclose(shares(temperature=0.5, top_p=1.0), squares / squares.sum(), atol=1e-3)
+    assert shares(temperature=0.001, top_p=1.0) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
+    np.testing.assert_allclose(shares(temperature=1.0, top_p=0.7), [2 / 3, 0, 1 / 3, 0], atol=1e-3)
+    assert shares(temperature=1.0, top_p=0.01) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_top_p_may_reach_far_into_a_large_vocabulary() -> None:
+    flat = torch.zeros(4 * LIKELY)
+    drawn = {draw(flat, temperature=1.0, top_p=0.5, chance=(place + 0.5) / len(flat)) for place in range(len(flat))}
+    assert len(drawn) == 2 * LIKELY
+
+
+def test_the_ends_of_chance_are_tokens_that_may_be_drawn() -> None:
+    logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf])
+    assert draw(logits, temperature=1.0, top_p=1.0, chance=0.0) == 1
+    assert draw(logits, temperature=1.0, top_p=1.0, chance=float(np.nextafter(1.0, 0.0))) == 2
+
+
+def passed(*asked: dict[str, Any]) -> list[int]:
+    """The argmax of each row after a pass in which every row has the same scores."""
+    sampler = Sampler()
+    states = [
+        SimpleNamespace(
+            state=SimpleNamespace(logit_processor_kwargs=one, initial_tokens=[0] * 5, generated_tokens=[0] * row)
+        )
+        for row, one in enumerate(asked)
+    ]
+    args = sampler.prepare_tensor_args(states)
+    assert args.shape == (len(asked),)
+    scores: torch.Tensor = sampler(LOGITS.repeat(len(asked), 1), args)
+    return scores.argmax(-1).tolist()
+
+
+def test_of_a_pass_only_requests_with_a_temperature_are_drawn() -> None:
+    asked = {"temperature": 2.0, "top_p": 1.0}
+    found = [passed({}, asked | {"seed": seed}, {}) for seed in range(40)]
+    assert {(first, last) for first, _, last in found} == {(0, 0)}
+    assert {drawn for _, drawn, _ in found} == {0, 1, 2, 3}
+
+
+def test_a_seed_draws_the_same_again_and_another_at_each_position() -> None:
+    asked = {"temperature": 2.0, "top_p": 1.0, "seed": 7}
+    assert passed(*[asked] * 12) == passed(*[asked] * 12)
+    assert len(set(passed(*[asked] * 12))) > 1

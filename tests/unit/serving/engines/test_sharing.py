@@ -1,0 +1,184 @@
+"""Versions over one copy of their base model answer as each does alone, mixed in one batch or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from serving.engines.classify import Prediction, predict_sharing, predict_texts
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import LoadedModel, load_encoder, load_weights
+from tailorbird.models.lora import add_adapter
+from tailorbird.models.shared_encoder import SharedEncoder
+from tailorbird.registry.versions import Kind, ModelVersion, shares_base
+from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+
+TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
+KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora"}
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT with its tokenizer."""
+    folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
+    """A probe and two adapters, of different classes and lengths."""
+    return {name: a_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
+
+
+def a_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
+    generator = torch.Generator().manual_seed(ord(name))
+    classes = ("x", "y", name)
+    head = torch.nn.Linear(16, len(classes))
+    if KINDS[name] == "lora":
+        adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+        adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    save_file(head.state_dict(), folder / "head.safetensors")
+    return ModelVersion(
+        kind=KINDS[name],
+        classes=classes,
+        base_model=base.as_uri(),
+        max_length=4 if name == "b" else 16,
+        dtype="float32",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at="2026-01-01T00:00:00+00:00",
+        temperature=1.5,
+        name="task",
+        version=f"{KINDS[name]}-{name}",
+        uri=folder.as_uri(),
+        digest=name * 8,
+    )
+
+
+@dataclass
+class Shared:
+    encoder: SharedEncoder
+    loaded: dict[str, LoadedModel[ModelVersion]]
+
+
+@pytest.fixture
+def shared(base: Path, versions: dict[str, ModelVersion]) -> Shared:
+    encoder = SharedEncoder(base.as_uri(), dtype="float32")
+    return Shared(encoder, {name: encoder.add(version) for name, version in versions.items()})
+
+
+def alone(version: ModelVersion, base: Path) -> list[Prediction]:
+    """What the version answers from weights of its own, its adapter merged into them."""
+    folder = Path(version.uri.removeprefix("file://"))
+    model = load_weights(folder, encoder=load_encoder(base), kind=version.kind).eval()
+    tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
+    loaded = LoadedModel(model, tokenizer, version.classes, version.max_length, version)
+    return predict_texts(loaded, TEXTS, batch_size=BATCH)
+
+
+def same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
+    np.testing.assert_allclose([p.scores for p in found], [p.scores for p in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_each_answers_as_from_weights_of_its_own(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
+) -> None:
+    rows = [(shared.loaded[name], text) for text in TEXTS]
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+
+
+def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path
+) -> None:
+    rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
+    found = predict_sharing(shared.encoder, rows, batch_size=BATCH)
+    for place, name in enumerate(KINDS):
+        same(found[place :: len(KINDS)], alone(versions[name], base))
+
+
+def test_the_base_weights_are_there_once(shared: Shared) -> None:
+    models = [loaded.model for loaded in shared.loaded.values()]
+    assert all({name for name, _ in model.named_parameters()} == {"head.weight", "head.bias"} for model in models)
+
+
+def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path
+) -> None:
+    for gone, left in (("b", ("a", "c")), ("c", ("a",))):
+        shared.encoder.remove(shared.loaded[gone])
+        with pytest.raises(KeyError, match=f"adapter {versions[gone].digest}-. is not loaded"):
+            predict_sharing(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
+        for name in left:
+            rows = [(shared.loaded[name], text) for text in TEXTS]
+            same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+    assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
+    again = shared.encoder.add(versions["b"])
+    same(
+        predict_sharing(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
+    )
+
+
+def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path, tmp_path: Path
+) -> None:
+    broken = a_version(base, tmp_path, name="b").model_copy(update={"digest": "broken"})
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(dict(sorted(load_file(file).items())[:5]), file)
+    with pytest.raises(ModelError, match="lacks 19 weights"):
+        shared.encoder.add(broken)
+    rows = [(shared.loaded["c"], text) for text in TEXTS]
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
+
+
+@pytest.mark.parametrize("before", ["a", "ac"])
+def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
+    versions: dict[str, ModelVersion], base: Path, tmp_path: Path, before: str
+) -> None:
+    encoder = SharedEncoder(base.as_uri(), dtype="float32")
+    loaded = {name: encoder.add(versions[name]) for name in before}
+    broken = a_version(base, tmp_path, name="b")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    last = sorted(weights)[-1]
+    save_file(weights | {last: torch.ones(3, 4)}, file)
+    with pytest.raises(ModelError, match="does not fit its base model"):
+        encoder.add(broken)
+    for name, model in loaded.items():
+        rows = [(model, text) for text in TEXTS]
+        same(predict_sharing(encoder, rows, batch_size=BATCH), alone(versions[name], base))
+
+
+def test_a_version_that_comes_back_before_it_has_left_answers_on(
+    shared: Shared, versions: dict[str, ModelVersion], base: Path
+) -> None:
+    again = shared.encoder.add(versions["b"])
+    both = [(one, text) for text in TEXTS for one in (shared.loaded["b"], again)]
+    found = predict_sharing(shared.encoder, both, batch_size=BATCH)
+    same(found[::2], alone(versions["b"], base))
+    shared.encoder.remove(shared.loaded["b"])
+    rows = [(again, text) for text in TEXTS]
+    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
+
+
+def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:
+    assert shares_base(versions["a"])
+    assert not shares_base(versions["a"].model_copy(update={"kind": "full"}))
+    assert not shares_base(versions["a"].model_copy(update={"kind": "hybrid"}))

@@ -1,0 +1,175 @@
+"""vLLM behind a chat replica, over a tiny model with random weights; without vLLM, what is said of its absence."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from serving.engines import vllm_engine
+from serving.engines.base_chat import Sampling
+from serving.engines.vllm_engine import EngineMissing, VllmEngine, start
+from serving.http.schemas import RequestError
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts
+from tailorbird.registry.versions import Prompting
+from tests.small_chat import language_model
+from tests.unit.serving.engines.test_transformers_engine import (
+    GREEDY,
+    LIMIT,
+    PROMPTS,
+    TOKENIZER,
+    ends_what_it_began,
+    tokens,
+)
+
+needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+ROOT = Path(__file__).parents[4]
+WIDTH = 128  # heads of 32, as small as vLLM takes them
+
+
+def loaded() -> Any:
+    return SimpleNamespace(
+        model=ChatModel(language_model(width=WIDTH)),
+        tokenizer=TOKENIZER,
+        prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
+        version=SimpleNamespace(version="v", dtype="float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """Every call of one engine is from one."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def in_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  it runs
+    found = start(loaded(), max_batch_size=8)
+    yield found
+    found.end()
+
+
+def unfinished(server: Any) -> bool:
+    """Whether vLLM still works on a request; it has no public word for that."""
+    return bool(server._server.engine._engine_client.output_processor.has_unfinished_requests())
+
+
+async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any) -> list[list[list[int]]]:
+    return list(await asyncio.gather(*[tokens(engine, prompt, **options) for prompt in prompts]))
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("vllm")), reason="vLLM is installed")
+def test_without_vllm_it_is_said_what_to_install() -> None:
+    with pytest.raises(EngineMissing, match=r"pip install --editable '\.\[gpu\]'"):
+        start(loaded(), max_batch_size=8)
+
+
+@needs_vllm
+def test_without_a_temperature_the_answers_are_those_that_are_evaluated(
+    engine: VllmEngine, loop: asyncio.Runner
+) -> None:
+    lm = language_model(width=WIDTH)
+    expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
+    for streaming in (True, False):
+        found = loop.run(together(engine, PROMPTS, streaming=streaming))
+        for states, answer in zip(found, expected, strict=True):
+            assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
+            assert (states[-1][-1] == engine.end_id) == answer.finished
+            assert len(states) == 1 or streaming
+            assert all(states[-1][: len(state)] == state for state in states)
+    assert engine.max_length == 256
+
+
+@needs_vllm
+def test_a_seed_draws_the_same_answer_alone_and_among_others(engine: VllmEngine, loop: asyncio.Runner) -> None:
+    warm = Sampling(temperature=1.5, top_p=0.9, seed=2**64 - 5)
+    alone = loop.run(tokens(engine, PROMPTS[1], sampling=warm))[-1]
+    found = loop.run(together(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[2]], sampling=warm))
+    assert found[1][-1] == alone
+    assert loop.run(tokens(engine, PROMPTS[1], sampling=warm._replace(seed=1)))[-1] != alone
+
+
+@needs_vllm
+def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, loop: asyncio.Runner) -> None:
+    async def hang_up() -> None:
+        asked = engine.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
+        async with aclosing(asked):
+            await anext(asked)
+        await tokens(engine, PROMPTS[1])
+
+    loop.run(hang_up())
+    assert not ray.get(engine._server.__ray_call__.remote(unfinished))
+
+
+@needs_vllm
+@pytest.mark.usefixtures("in_ray")
+def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runner) -> None:
+    loop.run(ends_what_it_began(lambda: start(loaded(), max_batch_size=8)))
+
+
+def shared_memory() -> set[str]:
+    """Names of what processes share."""
+    return {file.name for file in Path("/dev/shm").glob("psm_*")}
+
+
+def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, which Ray hands over
+    """Ids of the engine's."""
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+@needs_vllm
+@pytest.mark.usefixtures("in_ray")
+def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio.Runner) -> None:
+    found = start(loaded(), max_batch_size=8)
+    pids = ray.get(found._server.__ray_call__.remote(processes))
+    assert pids
+    assert found.running
+
+    async def ask() -> None:
+        asking = asyncio.create_task(tokens(found, PROMPTS[0]))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RequestError) as caught:
+            await asking
+        assert caught.value.status in (500, 503)  # the server has seen that its engine is dead, or only that it failed
+        while found.running:
+            await asyncio.sleep(0.1)
+        with pytest.raises(RequestError) as caught:
+            await tokens(found, PROMPTS[1])
+        assert caught.value.status == 503
+
+    loop.run(ask())
+    before = shared_memory()
+    again = start(loaded(), max_batch_size=8)
+    pids = ray.get(again._server.__ray_call__.remote(processes))
+    assert shared_memory() - before
+    again.end()
+    assert not shared_memory() - before
+    ended, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert not left, ended
+
+
+def test_a_third_version_on_a_gpu_is_refused_and_comes_in_once_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "END_S", 0)
+    monkeypatch.setattr(vllm_engine, "_living", {"one", "two"})
+    with pytest.raises(RuntimeError, match="a GPU holds 2 versions"):
+        vllm_engine._require_room()
+    vllm_engine._living.discard("one")
+    vllm_engine._require_room()

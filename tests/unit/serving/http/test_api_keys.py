@@ -1,0 +1,174 @@
+"""Who may ask: keys are stored by their hashes, read again while a replica runs, and limited one by one."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.http import api_keys
+from serving.http.api_keys import Door, KeysError, admit_this_machine, new_key, read_keys
+from serving.http.schemas import RequestError
+from tailorbird.storage.s3 import StorageError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def stored(folder: Path, *lines: str) -> str:
+    path = folder / "keys"
+    path.write_text("# who may ask\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return path.as_uri()
+
+
+def admitted(door: Door, authorization: str) -> str:
+    return door.admit({"authorization": authorization})
+
+
+def refused(door: Door, authorization: str) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        admitted(door, authorization)
+    return caught.value
+
+
+def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
+    key, line = new_key("app")
+    door = Door(stored(tmp_path, line.to_line()))
+    assert admitted(door, f"Bearer {key}") == "app"
+    assert admitted(door, f"bearer  {key} ") == "app"
+    assert key not in line.to_line()
+    assert refused(door, f"Bearer {line.sha256}").status == 401
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer", "Bearer ", "Basic {key}", "{key}", "Bearer {key}x", "Bearer ü"]
+)
+def test_whatever_is_no_key_is_a_401_that_says_how_to_give_one(tmp_path: Path, authorization: str) -> None:
+    key, line = new_key("app")
+    error = refused(Door(stored(tmp_path, line.to_line())), authorization.format(key=key))
+    assert (error.status, error.code) == (401, "invalid_api_key")
+    assert "Authorization: Bearer" in error.message
+    assert key not in error.message
+    assert error.headers == {"www-authenticate": "Bearer"}
+
+
+def test_keys_are_made_at_random() -> None:
+    assert len({new_key("app")[0] for _ in range(100)}) == 100
+
+
+def test_keys_are_changed_while_it_runs(tmp_path: Path) -> None:
+    (old, old_line), (new, new_line) = new_key("app"), new_key("app")
+    door = Door(stored(tmp_path, old_line.to_line()))
+    assert refused(door, f"Bearer {new}").status == 401
+    stored(tmp_path, old_line.to_line(), f"{new_line.to_line()} # from monday on")
+    door.reload()
+    assert {admitted(door, f"Bearer {key}") for key in (old, new)} == {"app"}
+    stored(tmp_path, new_line.to_line())
+    door.reload()
+    assert refused(door, f"Bearer {old}").status == 401
+
+
+@pytest.mark.parametrize("lines", [None, [], ["nonsense"]])
+def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
+    tmp_path: Path, lines: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (leaked, line), (good, other) = new_key("app"), new_key("other")
+    door = Door(stored(tmp_path, line.to_line()))
+    if lines is None:
+        (tmp_path / "keys").unlink()
+    else:
+        stored(tmp_path, *lines)
+    for _ in range(2):
+        door.reload()
+    assert refused(door, f"Bearer {leaked}").status == 401
+    assert len([record for record in caplog.records if "could not be read again" in record.message]) == 1
+    stored(tmp_path, "nonsense", other.to_line())
+    door.reload()
+    assert admitted(door, f"Bearer {good}") == "other"
+
+
+def test_while_the_store_does_not_answer_the_keys_read_last_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_: str) -> bool:
+        raise StorageError("no answer")
+
+    key, line = new_key("app")
+    door = Door(stored(tmp_path, line.to_line()))
+    monkeypatch.setattr(api_keys, "exists", away)
+    door.reload()
+    assert admitted(door, f"Bearer {key}") == "app"
+    assert "those read last stay: no answer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "friend"),
+    [
+        ("127.0.0.1:8000", "", True),
+        ("localhost:8000", "http://localhost:8000", True),
+        ("[::1]:8000", "", True),
+        ("127.0.0.1:8000", "https://evil.example", False),
+        ("127.0.0.1:8000", "null", False),
+        ("127.0.0.1:8000", "http://127.0.0.1:9000", False),
+        ("evil.example:8000", "http://evil.example:8000", False),
+        ("", "", False),
+    ],
+)
+def test_without_keys_no_page_of_somebody_elses_may_ask(host: str, origin: str, friend: bool) -> None:
+    headers = {"host": host, "origin": origin}
+    if friend:
+        admit_this_machine(headers)
+        return
+    with pytest.raises(RequestError, match="without API keys only this machine may ask") as caught:
+        admit_this_machine(headers)
+    assert caught.value.status == 403
+
+
+def test_the_environment_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, line = new_key("app", per_minute=3)
+    monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
+    assert read_keys("env://SOME_KEYS") == (line,)
+    assert admitted(Door("env://SOME_KEYS"), f"Bearer {key}") == "app"
+    with pytest.raises(KeysError, match=r"has no OTHER_KEYS, which the recipe's serving section names"):
+        read_keys("env://OTHER_KEYS")
+
+
+def test_faults_name_the_line_and_do_not_show_it(tmp_path: Path) -> None:
+    key, line = new_key("app")
+    with pytest.raises(KeysError, match="line 4: must be `name sha256") as caught:
+        read_keys(stored(tmp_path, line.to_line(), f"app {key}"))
+    assert key not in str(caught.value)
+    with pytest.raises(KeysError, match="holds no key"):
+        read_keys(stored(tmp_path))
+    with pytest.raises(KeysError, match="line 4: the key stands there twice"):
+        read_keys(stored(tmp_path, line.to_line(), f"other {line.sha256}"))
+
+
+@pytest.mark.parametrize(("name", "per_minute"), [("", None), ("two words", None), ("a#b", None), ("app", 0)])
+def test_what_could_not_be_read_again_is_not_made(name: str, per_minute: int | None) -> None:
+    with pytest.raises(KeysError, match="cannot be stored"):
+        new_key(name, per_minute=per_minute)
+
+
+def test_a_limit_is_of_one_key_and_fills_evenly(tmp_path: Path) -> None:
+    (slow, slow_line), (free, free_line) = new_key("slow", per_minute=6), new_key("free")
+    clock = Clock()
+    door = Door(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
+    for _ in range(6):
+        admitted(door, f"Bearer {slow}")
+    error = refused(door, f"Bearer {slow}")
+    assert (error.status, error.code) == (429, "rate_limit_exceeded")
+    assert "slow may ask 6 times a minute" in error.message
+    waited = int((error.headers or {})["retry-after"])
+    for _ in range(20):
+        admitted(door, f"Bearer {free}")
+    clock.s += waited
+    admitted(door, f"Bearer {slow}")
+    assert refused(door, f"Bearer {slow}").status == 429
+    clock.s += 3600
+    for _ in range(6):
+        admitted(door, f"Bearer {slow}")
+    assert refused(door, f"Bearer {slow}").status == 429

@@ -1,0 +1,257 @@
+"""The ASGI surface: routes, refusals, and the bound on a body."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+from starlette.types import Message, Scope
+
+from serving.http import asgi
+from serving.http.asgi import Events, Route, asker, http_app, path_id
+from serving.http.schemas import RequestError
+
+MAX_BODY_BYTES = 100
+
+
+async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
+    if body == b"refuse":
+        raise RequestError(422, "invalid_request", "refused")
+    if body == b"break":
+        raise RuntimeError("secret detail")
+    found = {"bytes": len(body), "id": request_id} | ({"asker": asker.get()} if body == b"who" else {})
+    found |= {"path_id": path_id.get()} if path_id.get() else {}
+    return 200, json.dumps(found).encode()
+
+
+def _admit(headers: Mapping[str, str]) -> str:
+    if headers["authorization"] != "Bearer good":
+        raise RequestError(401, "invalid_api_key", "give a key")
+    return "app"
+
+
+def _ask(
+    method: str,
+    path: str,
+    *,
+    chunks: tuple[bytes, ...] = (b"",),
+    declared: int | None = None,
+    authorization: bytes | None = None,
+) -> tuple[int, Any, Any]:
+    app = http_app(
+        {
+            "/echo": Route("POST", _echo),
+            "/up": Route("GET", _echo, open=True),
+            "/things/{id}": Route("GET", _echo),
+            "/things/{id}/end": Route("POST", _echo),
+        },
+        max_body_bytes=MAX_BODY_BYTES,
+        admit=_admit if authorization is not None else lambda _: None,
+    )
+    headers = [(b"x-request-id", b"r-1"), (b"authorization", authorization or b"")]
+    if declared is not None:
+        headers.append((b"content-length", str(declared).encode()))
+    scope: Scope = {
+        "type": "http",
+        "method": method,
+        "path": f"/prefix{path}",
+        "root_path": "/prefix",
+        "headers": headers,
+    }
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": number + 1 < len(chunks)}
+        for number, chunk in enumerate(chunks)
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    start_headers = dict(sent[0]["headers"])
+    assert start_headers[b"content-type"] == b"application/json"
+    assert start_headers[b"content-length"] == str(len(sent[1]["body"])).encode()
+    return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
+
+
+def test_a_door_is_at_each_route_but_the_open_ones() -> None:
+    assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
+    assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["asker"] == "app"
+    status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
+    assert (status, content["error"]["type"]) == (401, "invalid_api_key")
+    assert _ask("POST", "/echo", authorization=b"")[0] == 401
+    assert _ask("GET", "/up", authorization=b"")[0] == 200
+
+
+def test_a_body_in_parts_is_put_together() -> None:
+    assert _ask("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
+
+
+def test_a_body_that_does_not_come_to_its_end_is_a_408_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "BODY_S", 0.01)
+    sent: list[Message] = []
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = http_app({"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
+    asyncio.run(app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send))
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
+    assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
+
+
+@pytest.mark.parametrize("declared", [None, 101])
+def test_a_body_over_the_bound_is_a_413_whether_or_not_it_says_so(declared: int | None) -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
+    assert (status, body["error"]["type"]) == (413, "body_too_large")
+
+
+def test_an_unknown_route_is_a_404_that_lists_the_routes() -> None:
+    status, body, _ = _ask("GET", "/nowhere")
+    assert status == 404
+    assert "/echo, /things/{id}, /things/{id}/end, /up" in body["error"]["message"]
+
+
+def test_a_wrong_method_is_a_405_that_names_the_right_one() -> None:
+    status, body, headers = _ask("GET", "/echo")
+    assert (status, headers[b"allow"]) == (405, b"POST")
+    assert "POST" in body["error"]["message"]
+
+
+def test_a_refusal_keeps_its_status() -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"refuse",))
+    assert (status, body["error"]["message"]) == (422, "refused")
+
+
+def test_a_bug_is_a_500_that_tells_the_request_and_no_detail() -> None:
+    status, body, _ = _ask("POST", "/echo", chunks=(b"break",))
+    assert status == 500
+    assert "r-1" in body["error"]["message"]
+    assert "secret" not in body["error"]["message"]
+
+
+class Streaming:
+    """A route that streams letters, told to break or to wait for ever, and remembers how it ended."""
+
+    def __init__(self, *, breaks: bool = False, waits: bool = False) -> None:
+        self.breaks, self.waits = breaks, waits
+        self.waiting = asyncio.Event()
+        self.closed = False
+
+    async def answer(self, _body: bytes, _request_id: str) -> tuple[int, Events]:
+        return 200, self._events()
+
+    async def _events(self) -> Events:
+        try:
+            if self.breaks:
+                raise RequestError(503, "engine_stopped", "no engine", headers={"retry-after": "2"})
+            for letter in (b"a", b"b"):
+                yield letter
+            if self.waits:
+                self.waiting.set()
+                await asyncio.Event().wait()
+        finally:
+            self.closed = True
+
+
+def _stream(streaming: Streaming) -> list[Message]:
+    """What is sent to a client, which hangs up when the stream waits."""
+    sent: list[Message] = []
+
+    async def ask() -> None:
+        messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+        async def receive() -> Message:
+            found = next(messages, None)
+            if found is None:
+                await streaming.waiting.wait()
+                return {"type": "http.disconnect"}
+            return found
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        routes = {"/s": Route("POST", streaming.answer, watched=True)}
+        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
+        await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    return sent
+
+
+def test_a_stream_is_sent_event_by_event() -> None:
+    start, *bodies = _stream(Streaming())
+    assert (start["status"], dict(start["headers"])[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
+    assert [(body["body"], body.get("more_body", False)) for body in bodies] == [
+        (b"a", True),
+        (b"b", True),
+        (b"", False),
+    ]
+
+
+def test_a_stream_that_fails_before_its_first_event_is_refused_as_any_request() -> None:
+    start, body = _stream(Streaming(breaks=True))
+    assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"2")
+    assert json.loads(body["body"])["error"]["type"] == "engine_stopped"
+
+
+def test_a_client_that_hangs_up_ends_the_stream() -> None:
+    streaming = Streaming(waits=True)
+    sent = _stream(streaming)
+    assert streaming.closed
+    assert all(message.get("more_body", True) for message in sent)
+
+
+def test_the_lifespan_protocol_is_followed() -> None:
+    messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    async def hook(name: str) -> None:
+        sent.append(name)
+
+    app = http_app(
+        {},
+        max_body_bytes=1,
+        admit=lambda _: None,
+        on_startup=partial(hook, "up"),
+        on_shutdown=partial(hook, "down"),
+    )
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    assert sent == ["up", "lifespan.startup.complete", "down", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/things/7", 200),
+        ("POST", "/things/7/end", 200),
+        ("POST", "/things/7", 405),
+        ("GET", "/things/", 404),
+        ("POST", "/things//end", 404),
+        ("GET", "/things/7/8", 404),
+        ("GET", "/echo/7", 404),
+    ],
+)
+def test_a_path_with_an_id_is_found_by_its_other_parts(method: str, path: str, status: int) -> None:
+    found, content, _ = _ask(method, path)
+    assert found == status
+    if status == 200:
+        assert content["path_id"] == "7"

@@ -1,0 +1,196 @@
+"""What a chat request may be, what is said about one that cannot be honoured, and the shapes of answers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from serving.http.chat_schemas import CHAT, COMPLETION, LAST_EVENT, Usage, parse_chat, parse_completion, usage_event
+from serving.http.schemas import RequestError
+
+ASKED = [{"role": "user", "content": "Fear of flying"}]
+HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+
+
+def parsed(**fields: Any) -> Any:
+    return parse_chat(json.dumps({"messages": ASKED} | fields).encode())
+
+
+def test_what_is_left_out_or_null_is_the_default() -> None:
+    for request in (
+        parsed(),
+        parsed(temperature=None, top_p=None, stop=None, stream=None, seed=None, max_tokens=None, stream_options=None),
+    ):
+        assert (request.model, request.conversation) == ("champion", (("user", "Fear of flying"),))
+        assert not request.stream
+        assert (request.stops, request.limit, request.seed, request.temperature) == ((), None, None, None)
+
+
+def test_a_content_may_come_in_parts_of_text() -> None:
+    parts = [{"type": "text", "text": "Fear "}, {"type": "text", "text": "of flying"}]
+    assert parsed(messages=[{"role": "user", "content": parts}]).conversation == (("user", "Fear of flying"),)
+
+
+def test_an_answer_of_openai_may_be_sent_back_as_a_turn() -> None:
+    said: dict[str, Any] = {
+        "role": "assistant",
+        "content": "F40.243",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
+    turns = [{"role": "system", "content": "Code."}, *ASKED, said, {"role": "user", "name": "Ann", "content": "Sure?"}]
+    assert [role for role, _ in parsed(messages=turns).conversation] == ["system", "user", "assistant", "user"]
+
+
+def test_one_stop_text_or_up_to_four() -> None:
+    assert parsed(stop="\n").stops == ("\n",)
+    assert parsed(stop=["a", "b"]).stops == ("a", "b")
+
+
+def test_the_newer_name_of_max_tokens_goes_first() -> None:
+    assert parsed(max_tokens=5).limit == 5
+    assert parsed(max_tokens=5, max_completion_tokens=6).limit == 6
+
+
+def test_fields_that_change_nothing_are_taken() -> None:
+    parsed(user="u", metadata={"a": "b"}, store=False, n=1, presence_penalty=0, frequency_penalty=0.0, logprobs=False)
+    parsed(response_format={"type": "text"}, tools=[], tool_choice="none", logit_bias={}, reasoning_effort=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "named"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hello"}, "messages", "valid array"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "a text, or a list of parts"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "Jane Doe"}}]}]},
+            "messages.0.content",
+            "a text, or a list of parts",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'user' or 'assistant'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "the last must be the user's"),
+        ({"messages": [*ASKED, {"role": "system", "content": "x"}]}, "messages", "not the system's"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "a role and a content",
+        ),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temperature": "warm"}, "temperature", "valid number"),
+        ({"temperature": float("nan")}, "temperature", ""),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": "8"}, "max_tokens", "valid integer"),
+        ({"stop": []}, "stop", "1 to 4 texts"),
+        ({"stop": ["a"] * 5}, "stop", "1 to 4 texts"),
+        ({"stop": ""}, "stop", "none of them empty"),
+        ({"stop": 3}, "stop", "a text or a list"),
+        ({"seed": "x"}, "seed", "valid integer"),
+        ({"stream": "yes"}, "stream", "valid boolean"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only with stream: true"),
+        ({"n": 2}, "n", "only 1 is taken"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is taken"),
+        ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"} is taken'),
+        ({"tools": [{"type": "function"}]}, "tools", "only [] is taken"),
+        ({"temprature": 1}, "temprature", "no such field"),
+    ],
+)
+def test_what_cannot_be_honoured_is_a_400_that_names_the_field(fields: Any, param: str, named: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parsed(**fields)
+    error = caught.value
+    assert (error.status, error.type, error.param) == (400, "invalid_request", param)
+    assert error.message.startswith(f"{param}: ")
+    assert named in error.message
+    assert "Jane" not in error.message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe"])
+def test_what_is_no_json_is_a_400(body: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_chat(body)
+    assert (caught.value.status, caught.value.type) == (400, "invalid_json")
+
+
+def test_an_answer_has_openais_shape_and_our_version() -> None:
+    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(CHAT.whole(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
+    assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
+        "id": "chatcmpl-r",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "m",
+        "version": "v",
+    }
+    message = answer["choices"][0].pop("message")
+    assert (message["role"], message["content"]) == ("assistant", "é")
+    assert answer["choices"] == [{"index": 0, "logprobs": None, "finish_reason": "stop"}]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+def test_a_completion_has_openais_shape_too() -> None:
+    head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(COMPLETION.whole(head, text="é", finish_reason="length", usage=Usage(3, 4)))
+    assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
+    assert answer["choices"] == [{"index": 0, "text": "é", "logprobs": None, "finish_reason": "length"}]
+    assert COMPLETION.first(head) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "messages": []}, "messages"),
+        ({"prompt": "a", "temperature": 3}, "temperature"),
+    ],
+)
+def test_a_completion_that_cannot_be_honoured_names_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_completion(json.dumps(fields).encode())
+    assert caught.value.status == 400
+    assert str(caught.value.param).startswith(param)
+
+
+def test_a_completion_takes_what_asks_for_nothing() -> None:
+    body = {"prompt": "a", "echo": False, "best_of": 1, "n": 1, "suffix": None, "logprobs": None, "stop": ["x"]}
+    assert parse_completion(json.dumps(body).encode()).stops == ("x",)
+
+
+def test_an_event_is_one_line_of_data_whatever_the_text() -> None:
+    event = CHAT.piece(HEAD, text="a\n\nb\r")
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"\n\n")
+    assert b"\n" not in event[:-2]
+    assert b"\r" not in event
+    assert json.loads(event[6:])["choices"][0]["delta"] == {"content": "a\n\nb\r"}
+
+
+def test_tokens_are_counted_in_an_event_without_choices_and_the_last_event_is_done() -> None:
+    counted = json.loads(usage_event(HEAD, usage=Usage(1, 2))[6:])
+    assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 3)
+    assert LAST_EVENT == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "subject"),
+    [
+        ({}, None),
+        ({"user": "u"}, "u"),
+        ({"user": "u", "safety_identifier": "s"}, "s"),
+        ({"user": 7}, None),
+        ({"safety_identifier": "s" * 257}, None),
+    ],
+)
+def test_whom_a_conversation_is_about_is_taken_where_it_can_be_kept_and_never_refused(
+    fields: dict[str, Any], subject: str | None
+) -> None:
+    assert parsed(**fields).subject == subject

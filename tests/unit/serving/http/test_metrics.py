@@ -1,0 +1,190 @@
+"""A request is counted by what answered it and how; Ray is told sums, and of gauges also what is over."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.http import metrics
+from serving.http.asgi import Endpoint, Route
+from serving.http.metrics import (
+    FIRST_TOKEN_SECONDS,
+    IN_PROGRESS,
+    LOG_DROPPED,
+    REQUEST_SECONDS,
+    REQUESTS,
+    SERVING,
+    TEXTS,
+    Instruments,
+    Meter,
+    Metric,
+    metered,
+    note_failure,
+    note_version,
+)
+
+ROOT = Path(__file__).parents[4]
+
+
+class Version:
+    name, version = "task", "full-1"
+
+
+class Told(Instruments):
+    """Hears what Ray would be told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, float, dict[str, str]]] = []
+
+    def of(self, metric: Metric) -> Any:
+        def hear(value: float, *, tags: dict[str, str]) -> None:
+            self.heard.append((metric.name, value, tags))
+
+        return type("", (), {"inc": staticmethod(hear), "observe": staticmethod(hear), "set": staticmethod(hear)})
+
+
+def _start(status: int) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": []}
+
+
+def _body(*, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": b"a", "more_body": more}
+
+
+def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, breaks: bool = False) -> Meter:
+    """What is counted of one request that is answered with these messages."""
+    meter = Meter()
+
+    async def answer_nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, b""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["path"] == "/prefix/v1/x":  # as Starlette tells it
+            scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _: None)
+        assert meter.in_progress == 1
+        note_version(Version())  # type: ignore[arg-type]
+
+        async def answer() -> None:
+            for message in sent:
+                await send(message)
+            if failed is not None:
+                note_failure(failed)
+
+        await asyncio.create_task(answer())  # as one that a client's hanging up cancels
+        if breaks:
+            raise OSError("gone")
+
+    async def ask() -> None:
+        async def nothing(_message: Message | None = None) -> Any: ...
+
+        scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
+        await metered(app, meter=meter)(scope, nothing, nothing)
+
+    if breaks:
+        with pytest.raises(OSError, match="gone"):
+            asyncio.run(ask())
+    else:
+        asyncio.run(ask())
+    assert meter.in_progress == 0
+    return meter
+
+
+def _heard(meter: Meter) -> list[tuple[str, float, dict[str, str]]]:
+    told = Told()
+    meter.export(told, meter._counts, {})
+    return told.heard
+
+
+ASKED = {"route": "/v1/x", "model": "task", "version": "full-1"}
+
+
+def test_an_answer_is_counted_by_route_version_and_status_and_timed_where_it_was_one() -> None:
+    (name, by, tags), (timed, seconds, asked) = _heard(_counted(_start(200), _body()))
+    assert (name, by, tags) == (REQUESTS.name, 1, ASKED | {"status": "200"})
+    assert (timed, asked) == (REQUEST_SECONDS.name, ASKED)
+    assert seconds > 0
+    ((name, by, tags),) = _heard(_counted(_start(422), _body()))
+    assert (name, by, tags) == (REQUESTS.name, 1, ASKED | {"status": "422"})
+
+
+def test_a_stream_has_a_first_token_and_one_that_breaks_off_is_no_200() -> None:
+    events = (_start(200), _body(more=True), _body(more=True))
+    heard = {name: tags for name, _, tags in _heard(_counted(*events, _body()))}
+    assert heard == {
+        FIRST_TOKEN_SECONDS.name: ASKED,
+        REQUESTS.name: ASKED | {"status": "200"},
+        REQUEST_SECONDS.name: ASKED,
+    }
+    for status, meter in (
+        ("500", _counted(*events, _body(), failed=500)),
+        ("499", _counted(*events)),
+        ("499", _counted(*events, breaks=True)),
+        ("499", _counted()),
+    ):
+        heard = {name: tags for name, _, tags in _heard(meter)}
+        assert heard[REQUESTS.name]["status"] == status
+        assert REQUEST_SECONDS.name not in heard
+
+
+def test_a_path_that_there_is_not_is_no_label() -> None:
+    assert _heard(_counted(_start(404), _body(), path="/v1/made-up"))[0][2]["route"] == "other"
+
+
+def test_a_counter_is_told_its_sum_once_and_of_a_total_what_is_new() -> None:
+    meter = Meter()
+    for _ in range(3):
+        meter.count(TEXTS, "task", "full-1", by=2)
+    meter.count(TEXTS, "task", "full-2", by=0)
+    for total in (0, 5, 5, 7):
+        meter.count_to(LOG_DROPPED, "answers", total=total)
+    assert _heard(meter) == [
+        (TEXTS.name, 6, {"model": "task", "version": "full-1"}),
+        (LOG_DROPPED.name, 7, {"kind": "answers"}),
+    ]
+
+
+def test_it_is_told_again_and_again_and_a_version_that_serves_no_more_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)
+    meter, told, versions = Meter(), Told(), ["full-1", "full-2"]
+
+    async def export() -> None:
+        rounds = asyncio.Event()
+
+        def gauges() -> dict[tuple[Metric, tuple[str, ...]], float]:
+            if not versions:
+                rounds.set()
+                return {}
+            meter.count(TEXTS, "task", versions[0])
+            return {(SERVING, ("task", versions.pop(0), "champion")): 1.0, (IN_PROGRESS, ()): meter.in_progress}
+
+        exporting = asyncio.create_task(meter.keep_exporting(gauges, to_ray=lambda: told))
+        await rounds.wait()
+        exporting.cancel()
+
+    asyncio.run(export())
+    serving = [(tags["version"], value) for name, value, tags in told.heard if name == SERVING.name]
+    assert serving[:3] in ([("full-1", 1), ("full-1", 0), ("full-2", 1)], [("full-1", 1), ("full-2", 1), ("full-1", 0)])
+    assert [(value, tags["version"]) for name, value, tags in told.heard if name == TEXTS.name] == [
+        (1, "full-1"),
+        (1, "full-2"),
+    ]
+
+
+def test_each_query_that_an_operator_is_told_asks_for_a_metric_and_labels_that_there_are() -> None:
+    known = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
+    by_histogram = {
+        f"{name}_{end}": one for name, one in known.items() if one.buckets for end in ("bucket", "sum", "count")
+    }
+    given_by_ray = {"application", "deployment", "replica", "le"}
+    told = (ROOT / "docs" / "operations.md").read_text()
+    asked = re.findall(r"(ray_tailorbird_\w+)(?:\{([^}]*)\})?", told)
+    assert len(asked) > 8
+    for name, chosen in asked:
+        metric = (known | by_histogram)[name]
+        assert not metric.buckets or name in by_histogram, name
+        assert set(re.findall(r"(\w+)=", chosen)) <= {*metric.labels, *given_by_ray}, (name, chosen)
+    for by, of in re.findall(r"by \(([\w, ]+)\) \(?(?:rate\()?(ray_tailorbird_\w+)", told):
+        assert set(by.split(", ")) <= {*(known | by_histogram)[of].labels, *given_by_ray}, (by, of)

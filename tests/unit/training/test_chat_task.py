@@ -1,0 +1,189 @@
+"""A chat task in the loop, in one process on a tiny language model: what is learned, exported and refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.tokenized import Encoding
+from tailorbird.models.errors import ModelError
+from tailorbird.registry.versions import Prompting
+from tests.small_chat import language_model, model_of, save, tokenizer
+from tests.unit.training.small import reports_of, section_of
+from training import checkpoint
+from training.chat_task import ChatMaterial, load_chat_task
+from training.dataset import load_rows
+from training.deepspeed_engine import stop_engine
+from training.export import export_weights
+from training.loop import Progress, new_engine, train
+from training.task import Diverged, TrainingTask
+
+NUM_ROWS = 22
+PROMPTING = Prompting(system=None, max_new_tokens=8)
+
+
+def rows_of(num: int = NUM_ROWS) -> Rows:
+    """Letters, and as an answer the same letter as often as it stands there; of many lengths."""
+    texts = tuple("abcdefgh"[place % 8] * (1 + place % 5) for place in range(num))
+    ids = tuple(str(place) for place in range(num))
+    return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
+
+
+def task_of(base_model: str = "", **fields: Any) -> TrainingTask:
+    values: dict[str, Any] = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
+    return TrainingTask(base_model=base_model, classes=(), prompting=PROMPTING, **values | fields)
+
+
+def material_of() -> ChatMaterial:
+    encoding = Encoding(max_length=64, chat=True)
+    train = load_rows(rows_of(), encoding, tokenizer=tokenizer(), classes=())
+    return ChatMaterial(language_model(), tokenizer(), task_of(), train)
+
+
+def test_a_chat_model_learns_to_answer() -> None:
+    reports = reports_of(material_of(), epochs=60, learning_rate=1e-2)
+    assert reports[-1].loss < 0.2 < 1 < reports[0].loss
+    assert reports[-1].score > 0.8 > reports[0].score  # by its own answers to the validation rows
+    assert max(report.padding_share for report in reports) < 0.05
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
+    tmp_path: Path, stage: int, method: str
+) -> None:
+    material, section = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
+    engine = new_engine(section, material)
+    train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    export_weights(engine, section, material=material, folder=tmp_path)  # which compares them
+    stop_engine(engine)
+    file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
+    assert (tmp_path / file).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 8}, {"gradient_checkpointing": True}],
+    ids=str,
+)
+def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[str, Any]) -> None:
+    plain = [report.loss for report in reports_of(material_of())]
+    assert plain[-1] < plain[0]
+    assert [report.loss for report in reports_of(material_of(), **fields)] == pytest.approx(plain, rel=0.01)
+
+
+def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
+    plain, section, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
+    engine = new_engine(section, material)
+
+    class Stop(Exception):
+        pass
+
+    def on_save(progress: Progress, engine: Any) -> None:
+        if (progress.epoch, progress.step) == (1, 1):
+            checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(
+            engine,
+            section,
+            material=material,
+            on_step=lambda _: None,
+            on_epoch=lambda *_: True,
+            on_save=on_save,
+        )
+    stop_engine(engine)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    report = train(
+        engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
+    )
+    stop_engine(engine)
+    assert report.loss == plain[-1].loss
+    assert report.score == plain[-1].score
+
+
+def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
+    plain, section, material = reports_of(material_of(), **fields)[-1], section_of(**fields), material_of()
+    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any) -> float:
+        raise Killed
+
+    def save(progress: Progress, engine: Any) -> None:
+        checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+
+    engine = new_engine(section, material)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatMaterial, "score", killed)
+        with pytest.raises(Killed):
+            train(engine, section, material=material, on_save=save, **listeners)
+    stop_engine(engine)
+    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    assert progress.step == 3
+    report = train(engine, section, material=material, progress=progress, **listeners)
+    stop_engine(engine)
+    assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
+
+
+def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
+    material, section = (
+        material_of(),
+        section_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
+    )
+    engine = new_engine(section, material)
+    with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
+        train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    stop_engine(engine)
+
+
+def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
+    save(tmp_path)
+    material = load_chat_task(task_of(tmp_path.as_uri(), max_length=9))
+    window = material.train.some()
+    assert window.lengths.max() == 9
+    assert window.lengths.tolist() == [len(tokens) for tokens in window.tokens(range(len(window)))]
+    assert material.weight(window, np.array([0])) == 2  # `a` and the end of the turn
+    assert torch.isfinite(material.logits(material.build(section_of()), device="cpu")).all()
+
+
+def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(DataError, match=r"of 12 training conversations nothing of an answer.*\(rows 2, 3, 4, 7, 8\)"):
+        load_chat_task(task_of(tmp_path.as_uri(), max_length=6))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
+        ("jamba", {}),
+        ("bloom", {}),  # which takes no mask of four dimensions
+    ],
+)
+def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    save(tmp_path, model_of(kind, **fields))
+    with pytest.raises(ModelError, match=f"of the kind {kind} cannot be trained for a chat task here"):
+        load_chat_task(task_of(tmp_path.as_uri()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8.0}), ("gemma3_text", {})],
+)
+def test_a_model_that_tells_them_apart_is_taken(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+    save(tmp_path, model_of(kind, **fields))
+    load_chat_task(task_of(tmp_path.as_uri()))

@@ -1,0 +1,68 @@
+"""What a failed training says: the cause in words and what to do, from what Ray Train raises."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+from tailorbird.storage.s3 import StorageError
+from training.errors import DiskFull, scratch, why
+from training.preemption import Interrupted
+
+URI = "s3://models/task/train"
+
+
+def died(text: str) -> Exception:
+    error = ActorDiedError()
+    error.error_msg = text
+    wrapped: Exception = WorkerHealthCheckFailedError("Failed to check worker", failure=error)
+    return wrapped
+
+
+def raised(error: Exception) -> Exception:
+    wrapped: Exception = UserExceptionWithTraceback(error, "Traceback (most recent call last): ...")
+    return wrapped
+
+
+def group(*failures: Exception) -> WorkerGroupError:
+    return WorkerGroupError("long", dict(enumerate(failures)))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (group(died("The actor died.\nThe actor died because its node has died. Node Id: 7f")), "its node was lost"),
+        (group(died("x\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file.")), "SIGKILL .* dmesg"),
+        (group(died("Task was killed due to the node running low on memory.")), "out of memory; set training.gradient"),
+        (group(raised(StorageError("s3://a cannot be reached"))), "worker 0: s3://a cannot be reached"),
+        (group(raised(Interrupted("the worker got SIGTERM"))), "worker 0: the worker got SIGTERM"),
+        (group(raised(ZeroDivisionError("by zero"))), "worker 0: ZeroDivisionError: by zero"),
+        (
+            ControllerError(OSError("AWS Error NETWORK_CONNECTION during PutObject: curlCode: 7")),
+            f"{URI}: .* cannot be reached; check AWS_ENDPOINT_URL",
+        ),
+    ],
+)
+def test_the_cause_is_told_with_what_to_do(error: Exception, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(why(error, uri=URI))
+
+
+def test_a_dead_worker_is_told_of_and_not_the_connections_it_took_along() -> None:
+    error = group(raised(RuntimeError("Connection closed by peer")), died("Worker exit detail: End of file."))
+    assert "Connection closed" not in why(error, uri=URI)
+    assert why(error, uri=URI).startswith("worker 1: ")
+
+
+def test_a_full_disk_is_named() -> None:
+    where = tempfile.gettempdir()
+    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {where} "), scratch():
+        Path("/dev/full").write_bytes(b"weights")
+
+
+def test_what_fails_where_there_is_room_is_told_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), scratch():
+        raise ZeroDivisionError

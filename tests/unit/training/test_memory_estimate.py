@@ -1,0 +1,163 @@
+"""The arithmetic of a worker's memory, and how near it comes to what a real training takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tailorbird.config.training import TrainingSection
+from tailorbird.models.shape import ModelShape
+from training.memory_estimate import Batch, activation_bytes, worker_memory
+from training.trainer import worker_environment
+
+ROOT = Path(__file__).parents[3]
+MINILM = ModelShape(
+    num_parameters=22_565_376,
+    num_linear=10_616_832,
+    num_linear_ends=41_472,
+    hidden=384,
+    intermediate=1536,
+    num_layers=6,
+    num_heads=12,
+    vocabulary=30_522,
+    attention_dropout=0.1,
+)
+FACTOR = 1.5
+"""The estimate is at most so many times what is measured, and at least what is measured divided by this."""
+MIB = 1 << 20
+
+
+def section(**fields: Any) -> TrainingSection:
+    return TrainingSection.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
+
+
+def parts(*, num_workers: int = 4, batch: Batch | None = None, **fields: Any) -> dict[str, int]:
+    told = worker_memory(section(**fields), shape=MINILM, batch=batch or Batch(64), num_workers=num_workers)
+    return told.host | {f"device {name}": size for name, size in told.device.items()}
+
+
+def test_each_stage_shards_one_thing_more() -> None:
+    number = MINILM.num_parameters
+    none, states, gradients, weights = (parts(zero_stage=stage) for stage in (0, 1, 2, 3))
+    assert (none["weights"], none["gradients"], none["optimizer states"]) == (4 * number, 4 * number, 8 * number)
+    assert states["optimizer states"] == 8 * number // 4
+    assert states["their copy of the weights"] == 4 * number // 4
+    assert gradients["gradients"] == 4 * number // 4
+    assert weights["weights"] == 4 * number // 4 + 4 * number  # and all of its weights are in use at once
+
+
+def test_stage_3_holds_no_whole_copy_of_a_large_model() -> None:
+    large = ModelShape(
+        num_parameters=70_000_000_000,
+        num_linear=0,
+        num_linear_ends=0,
+        hidden=8192,
+        intermediate=28_672,
+        num_layers=80,
+        num_heads=64,
+        vocabulary=128_000,
+        gated=True,
+    )
+    asked = section(zero_stage=3, gpus_per_worker=1)
+    told = worker_memory(asked, shape=large, batch=Batch(64), num_workers=64).device
+    assert told["weights"] < 4 * large.num_parameters / 10
+
+
+def test_an_adapter_needs_states_for_itself_alone() -> None:
+    full, lora = parts(), parts(method="lora", lora_r=16)
+    learned = 16 * MINILM.num_linear_ends
+    assert lora["gradients"] == 4 * learned
+    assert lora["optimizer states"] == 8 * learned
+    assert lora["weights"] == full["weights"] + 4 * learned
+
+
+def test_fewer_rows_at_once_take_less() -> None:
+    def kept(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
+        return activation_bytes(section(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
+
+    whole = kept(batch_size=64)
+    assert kept(batch_size=64, gradient_accumulation_steps=4) == whole // 4
+    assert kept(batch_size=64, num_workers=2) == 2 * whole
+    assert kept(batch_size=64, gradient_checkpointing=True) < whole / 2
+    assert kept(batch_size=64, length=128) > 2 * whole  # attention weights grow with the square
+    assert kept(batch_size=64, length=128, attention_dropout=0.0) < kept(batch_size=64, length=128)
+
+
+def test_a_chat_model_s_vocabulary_counts() -> None:
+    both = [
+        activation_bytes(section(), shape=MINILM, batch=Batch(64, chat=chat), num_workers=4) for chat in (False, True)
+    ]
+    assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
+
+
+def test_on_a_gpu_what_is_offloaded_waits_in_the_node_s_memory() -> None:
+    stayed = parts(zero_stage=3, gpus_per_worker=1)
+    moved = parts(zero_stage=3, gpus_per_worker=1, offload="parameters")
+    assert "device optimizer states" in stayed
+    assert "device activations" in moved
+    assert moved["optimizer states"] == stayed["device optimizer states"]
+    assert moved["weights"] == stayed["device weights"]
+    assert "device weights" not in moved
+
+
+MEASURED = """
+import json, os, resource, sys, tempfile
+from pathlib import Path
+import numpy as np, torch, torch.distributed as dist
+import training.trainer
+from transformers import BertConfig, BertModel
+from data.encoded import Encoded
+from data.read import Rows
+from models.load import without_pooler
+from recipes.schema import TrainingSection
+from training.classification import ClassifierMaterial
+from training.export import export_weights
+from training.loop import new_engine, train
+from training.material import TrainingTask
+from training.windows import HeldRows
+
+section, length = TrainingSection.model_validate_json(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+os.environ["LOCAL_RANK"] = "0"
+folder = Path(tempfile.mkdtemp())
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+num = section.batch_size
+tokens = np.random.default_rng(0).integers(5, 5000, size=(num, length)).tolist()
+names, labels = tuple(map(str, range(num))), np.arange(num) % 3
+rows = Rows(names, names, tuple(map(str, labels)))
+material = ClassifierMaterial(
+    encoder=without_pooler(BertModel(BertConfig(**shape))),
+    task=TrainingTask("", train=rows, validation=rows.take([0]), classes=("0", "1", "2"), max_length=length),
+    train=HeldRows(Encoded.of_lists(tokens, row_ids=names, labels=labels)),
+    validation_tokens=tokens[:1],
+    validation_labels=labels[:1],
+    pad_id=0,
+)
+engine = new_engine(section, material)
+train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+export_weights(engine, section, material=material, folder=folder / "weights")
+print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
+os._exit(0)
+"""
+
+
+def test_the_estimate_is_near_the_peak_of_a_real_training() -> None:
+    """A full fine-tuning of MiniLM's shape: two steps, validation and export, in a process as a worker's is."""
+    asked, length = section(num_workers=1, zero_stage=1, batch_size=16, epochs=2), 64
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, asked.model_dump_json(), str(length)],
+        cwd=ROOT,
+        env=dict(os.environ) | worker_environment(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
+    told = worker_memory(asked, shape=MINILM, batch=Batch(length), num_workers=1)
+    ratio = told.host_bytes / peak
+    print(f"estimate {told.host_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")
+    assert 1 / FACTOR < ratio < FACTOR, (told.host, peak)

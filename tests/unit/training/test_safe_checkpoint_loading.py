@@ -1,0 +1,150 @@
+"""A checkpoint with code in it: refused by whatever way a training that resumes would have read it, and not run."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tailorbird.config.training import TrainingSection
+from tests.unit.training.small import section_of, small_material
+from training import checkpoint
+from training.classification_task import ClassifierMaterial
+from training.deepspeed_engine import stop_engine
+from training.loop import Progress, new_engine, train
+from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, fault_in, tensors_only
+
+URI = "s3://models/task/runs/1/train/checkpoint"
+MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
+OPTIMIZER = "step/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+READ = [(0, MODEL[0]), (1, MODEL[1]), (1, OPTIMIZER), (3, MODEL[3]), (3, OPTIMIZER)]
+"""ZeRO stage, and a file that its resume reads."""
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def inside_the_state(file: Path, payload: Payload) -> None:
+    torch.save(torch.load(file, weights_only=False) | {"more": payload}, file)
+
+
+def in_the_format_before_zip(file: Path, payload: Payload) -> None:
+    torch.save({"more": payload}, file, _use_new_zipfile_serialization=False)
+
+
+def as_a_plain_pickle(file: Path, payload: Payload) -> None:
+    file.write_bytes(pickle.dumps(payload))
+
+
+PUT: list[Callable[[Path, Payload], None]] = [inside_the_state, in_the_format_before_zip, as_a_plain_pickle]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A checkpoint of each stage."""
+    folders = {}
+    for stage in MODEL:
+        folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
+        material, section = material_and_section(stage)
+        engine = new_engine(section, material)
+        told: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+        train(engine, section, material=material, **told)
+        checkpoint.save(engine, section, folder=folders[stage], progress=Progress(epoch=1))
+        stop_engine(engine)
+    return folders
+
+
+def material_and_section(stage: int) -> tuple[ClassifierMaterial, TrainingSection]:
+    return small_material(dropout=0.0), section_of(zero_stage=stage, epochs=1)
+
+
+def resume(folder: Path, *, stage: int) -> None:
+    material, section = material_and_section(stage)
+    engine, _ = checkpoint.resume(section, material, folder=folder, uri=URI)
+    stop_engine(engine)
+
+
+@pytest.mark.parametrize("put", PUT)
+@pytest.mark.parametrize(("stage", "name"), READ)
+def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
+    kept: dict[int, Path], tmp_path: Path, stage: int, name: str, put: Callable[[Path, Payload], None]
+) -> None:
+    folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
+    put(folder / name, Payload(marker))
+    with pytest.raises(UnusableCheckpoint, match=rf"checkpoint {URI} .*{name}.* find out who else may write there"):
+        resume(folder, stage=stage)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("stage", "name"), READ)
+def test_deepspeeds_own_reading_runs_nothing_either(
+    kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
+) -> None:
+    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)  # as if it were changed after the look
+    folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
+    inside_the_state(folder / name, Payload(marker))
+    with pytest.raises(pickle.UnpicklingError):
+        resume(folder, stage=stage)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", [MODEL[1], OPTIMIZER])
+def test_neither_does_what_makes_shards_of_two_workers_one(
+    kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)
+    folder, marker = shutil.copytree(kept[1], tmp_path / "copy"), tmp_path / "it-ran"
+    shutil.copy(folder / "progress-0.json", folder / "progress-1.json")
+    inside_the_state(folder / name, Payload(marker))
+    with pytest.raises(pickle.UnpicklingError):
+        resume(folder, stage=1)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("put", PUT)
+def test_the_payload_runs_where_nothing_holds_it(
+    kept: dict[int, Path], tmp_path: Path, put: Callable[[Path, Payload], None]
+) -> None:
+    file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
+    shutil.copy(kept[1] / OPTIMIZER, file)
+    put(file, Payload(marker))
+    torch.load(file, weights_only=False) if put is not as_a_plain_pickle else pickle.loads(file.read_bytes())
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("stage", list(MODEL))
+def test_what_a_training_writes_names_nothing_foreign(kept: dict[int, Path], stage: int) -> None:
+    assert fault_in(kept[stage]) is None
+
+
+def test_a_file_that_is_cut_off_is_refused_by_name(kept: dict[int, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(kept[1], tmp_path / "copy")
+    content = (folder / OPTIMIZER).read_bytes()
+    (folder / OPTIMIZER).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} is no file of torch's"):
+        resume(folder, stage=1)
+
+
+def test_no_variable_of_the_environment_opens_the_door_and_each_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FORBID, "1")
+    monkeypatch.delenv(FORCE, raising=False)
+    file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
+    in_the_format_before_zip(file, Payload(marker))
+    with tensors_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=False)
+    assert not marker.exists()
+    assert os.environ.get(FORBID) == "1"
+    assert FORCE not in os.environ

@@ -1,0 +1,186 @@
+"""A trial is stopped when its hopeful end lies under the goal, a sweep when no other can be expected to reach it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuning.futility import Scores, can_still_reach, hopeful_end, out_of_reach, set_goal
+
+RECORDED = (
+    # ICD-10-CM chapters and Banking77, fully fine-tuned MiniLM, on their test rows.
+    ((0.709, 0.711, 0.741, 0.736), 2151, 0.692),
+    ((0.907, 0.932, 0.942), 3080, 0.927),
+    # A sweep over learning rates from 1e-5 to 1e-3 on 512 ICD-10-CM terms; eight trials.
+    ((0.4062, 0.6406, 0.6406), 256, 0.605),
+    ((0.4531, 0.6172, 0.6133), 256, 0.605),
+    ((0.4492, 0.6016, 0.6133), 256, 0.605),
+    ((0.3555, 0.5508, 0.5938), 256, 0.605),
+    ((0.3516, 0.5312, 0.5625), 256, 0.605),
+    ((0.2500, 0.3125, 0.3555), 256, 0.605),
+    ((0.3516, 0.3047, 0.2812), 256, 0.605),
+    ((0.3477, 0.2891, 0.2695), 256, 0.605),
+    # The same on 384 terms for four epochs.
+    ((0.4844, 0.5820, 0.6016, 0.6016), 256, 0.578),
+    ((0.3750, 0.5508, 0.5977, 0.5977), 256, 0.578),
+    ((0.3594, 0.5547, 0.6094, 0.5938), 256, 0.578),
+    ((0.3750, 0.5078, 0.5352, 0.5586), 256, 0.578),
+    ((0.3633, 0.4961, 0.5234, 0.5547), 256, 0.578),
+    ((0.1758, 0.1172, 0.2695, 0.2812), 256, 0.578),
+    ((0.2891, 0.2422, 0.2070, 0.1953), 256, 0.578),
+    ((0.2812, 0.2266, 0.1719, 0.1641), 256, 0.578),
+)
+"""Scores after each epoch of trainings run to their end, the rows behind each score, and the best pretrained rung."""
+scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
+
+
+def goes_on(scores: list[float], *, left: int, to_beat: float, num_rows: int = 1000) -> bool:
+    return can_still_reach(Scores(scores, left), to_beat=to_beat, num_rows=num_rows)
+
+
+def test_after_one_epoch_the_slope_is_unknown_and_it_goes_on() -> None:
+    assert goes_on([0.0], left=9, to_beat=1.0)
+    assert goes_on([], left=9, to_beat=1.0)
+
+
+def test_a_finished_trial_is_not_stopped() -> None:
+    assert goes_on([0.1, 0.1], left=0, to_beat=0.9)
+
+
+def test_a_flat_trial_far_under_the_goal_is_stopped() -> None:
+    assert not goes_on([0.5, 0.5], left=3, to_beat=0.7)
+
+
+def test_a_falling_trial_gets_no_credit_for_its_slope() -> None:
+    assert not goes_on([0.6, 0.5], left=3, to_beat=0.7)
+    assert goes_on([0.6, 0.5], left=3, to_beat=0.5)
+
+
+def test_a_rising_trial_goes_on_as_long_as_its_slope_can_carry_it() -> None:
+    assert goes_on([0.5, 0.6], left=2, to_beat=0.79, num_rows=100_000)
+    assert not goes_on([0.5, 0.6], left=1, to_beat=0.79, num_rows=100_000)
+
+
+def test_on_few_rows_the_doubt_is_larger_than_on_many() -> None:
+    assert goes_on([0.5, 0.5], left=1, to_beat=0.55, num_rows=100)
+    assert not goes_on([0.5, 0.5], left=1, to_beat=0.55, num_rows=10_000)
+
+
+@given(scores=scores, left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
+def test_what_has_reached_the_goal_goes_on_and_a_lower_bar_never_stops_more(
+    scores: list[float], left: int, to_beat: float, num_rows: int
+) -> None:
+    if scores[-1] >= to_beat:
+        assert goes_on(scores, left=left, to_beat=to_beat, num_rows=num_rows)
+    if goes_on(scores, left=left, to_beat=to_beat, num_rows=num_rows):
+        assert goes_on(scores, left=left, to_beat=to_beat / 2, num_rows=num_rows)
+
+
+def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) -> int | None:
+    """The epoch after which the rule would have ended a training, None if it lets it run to its end."""
+    for num in range(1, len(curve)):
+        if not goes_on(list(curve[:num]), left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
+            return num
+    return None
+
+
+@pytest.mark.parametrize(("curve", "num_rows", "rung"), RECORDED)
+def test_no_recorded_training_is_stopped_whose_end_lies_over_a_goal_by_more_than_a_fifth_of_a_point(
+    curve: tuple[float, ...], num_rows: int, rung: float
+) -> None:
+    goals = [goal / 1000 for goal in range(round(1000 * rung), 1001)]
+    lost = [curve[-1] - goal for goal in goals if stopped_after(curve, to_beat=goal, num_rows=num_rows)]
+    assert max(lost) <= 0.002
+
+
+def test_of_a_recorded_sweep_the_trials_that_never_come_near_the_goal_are_stopped_after_two_epochs() -> None:
+    ends = [stopped_after(curve, to_beat=0.615, num_rows=num_rows) for curve, num_rows, _ in RECORDED[2:10]]
+    assert ends == [None, None, None, None, None, 2, 2, 2]
+
+
+@pytest.mark.parametrize("to_beat", [0.5, 0.62, 0.66, 0.7, 0.8, 0.95])
+def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_would_reach_the_goal(
+    to_beat: float,
+) -> None:
+    trials = [Scores(curve, 0) for curve, *_ in RECORDED[2:10]]
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        order = [trials[index] for index in generator.permutation(len(trials))]
+        assert not ended_wrongly(order, to_beat=to_beat, num_rows=256)
+
+
+def rung(kind: str, score: float, *, servable: bool = True) -> dict[str, object]:
+    return {"kind": kind, "validation": score, "servable": servable}
+
+
+def test_the_goal_is_the_best_rung_that_serves_and_the_minimum_gain() -> None:
+    goal = set_goal(
+        [rung("majority", 0.1, servable=False), rung("probe", 0.7), rung("centroid", 0.6)], minimum_gain=0.02
+    )
+    assert goal.to_beat == pytest.approx(0.72)
+    assert goal.text == "0.720 (probe and 0.02)"
+    assert goal.rungs == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
+
+
+def test_a_reference_that_cannot_serve_is_the_goal_only_where_it_lies_higher_still() -> None:
+    rungs = [rung("probe", 0.7), rung("tf_idf", 0.705, servable=False)]
+    assert set_goal(rungs, minimum_gain=0.01).text == "0.710 (probe and 0.01)"
+    assert set_goal([rungs[0], rung("tf_idf", 0.75, servable=False)], minimum_gain=0.01).text == "0.750 (tf_idf)"
+
+
+def finished(*ends: float) -> list[Scores]:
+    return [Scores([end], 0) for end in ends]
+
+
+def why(trials: list[Scores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
+    return out_of_reach(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
+
+
+def test_a_sweep_whose_trials_all_end_alike_and_far_under_the_goal_ends() -> None:
+    told = why(finished(0.5, 0.51, 0.5, 0.52), to_beat=0.8)
+    assert told is not None
+    assert told.startswith("0.800 is out of reach: 4 trials end at 0.551 at most, and the best of 4 others under 0.")
+
+
+def test_three_trials_say_too_little() -> None:
+    assert why(finished(0.5, 0.5, 0.5), to_beat=0.8) is None
+
+
+def test_trials_that_lie_far_apart_let_the_sweep_go_on() -> None:
+    assert why(finished(0.1, 0.3, 0.5, 0.7), to_beat=0.8) is None
+
+
+def test_one_trial_that_can_still_reach_the_goal_keeps_the_sweep_going() -> None:
+    assert why([*finished(0.5, 0.5, 0.5, 0.5), Scores([0.5, 0.65], 2)], to_beat=0.8) is None
+
+
+def test_a_trial_after_one_epoch_of_several_is_counted_among_those_to_come() -> None:
+    assert "4 others" in (why([*finished(0.5, 0.5, 0.5, 0.5), Scores([0.5], 2)], to_beat=0.8) or "")
+
+
+def test_a_sweep_whose_trials_have_all_run_has_nothing_to_end() -> None:
+    assert why(finished(0.5, 0.5, 0.5, 0.5), to_beat=0.8, num_trials=4) is None
+
+
+@pytest.mark.parametrize("deviations", [1.0, 1.5, 2.0, 3.0])
+def test_of_sweeps_whose_trials_are_alike_at_most_one_in_twenty_is_ended_wrongly(deviations: float) -> None:
+    sweeps = np.random.default_rng(0).normal(0.6, 0.03, size=(1000, 8))
+    to_beat = 0.6 + deviations * 0.03 + 0.03  # the doubt about each score adds 0.03 to every end
+    wrong = sum(ended_wrongly(finished(*ends), to_beat=to_beat, num_rows=1000) for ends in sweeps)
+    assert wrong / len(sweeps) <= 0.05
+
+
+def ended_wrongly(trials: list[Scores], *, to_beat: float, num_rows: int) -> bool:
+    """Whether a sweep that looks after each trial is ended, and one of the trials it leaves out would have reached."""
+    for num in range(1, len(trials)):
+        if why(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
+            return any((hopeful_end(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
+    return False
+
+
+def test_the_decision_needs_neither_ray_nor_torch() -> None:
+    code = "import sys, tuning.stopping, recipes.schema; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,113 @@
+"""A learning curve finds the law that made it, is unsure where few rows or few sizes leave it so, and says so."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuning.learning_curve import Curve, curve_sizes, fit_curve
+
+SIZES = (500, 1000, 2000, 4000, 8000)
+
+
+def law(size: int) -> float:
+    """A score of 0.7 at 8,000 rows and 0.9 at the end."""
+    return 0.9 - 0.2 * math.sqrt(8000 / size)
+
+
+def test_scores_on_a_power_law_lead_where_the_law_leads() -> None:
+    curve = fit_curve(SIZES, [law(size) for size in SIZES], num_validation=100_000)
+    assert curve.at_double == pytest.approx(law(16000), abs=1e-4)
+    low, high = curve.interval
+    assert low < curve.at_double < high
+    assert high - low < 0.02
+    assert "twice the data (16,000 rows)" in curve.sentence
+    assert f"about {law(16000):.3f}" in curve.sentence
+    assert curve.sentence.endswith("more data should help")
+    assert "not certain" not in curve.sentence
+
+
+def test_few_validation_rows_make_it_unsure() -> None:
+    scores = [law(size) for size in SIZES]
+    many, few = (fit_curve(SIZES, scores, num_validation=rows) for rows in (20_000, 200))
+    assert few.interval[1] - few.interval[0] > 3 * (many.interval[1] - many.interval[0])
+    assert few.sentence.endswith("whether more data would help is not certain")
+
+
+@pytest.mark.parametrize("scores", [(0.7,) * 5, (0.72, 0.71, 0.7, 0.69, 0.68)])
+def test_scores_that_do_not_rise_promise_nothing(scores: tuple[float, ...]) -> None:
+    curve = fit_curve(SIZES, scores, num_validation=1000)
+    assert curve.at_double == pytest.approx(0.7, abs=0.01)
+    assert curve.sentence.endswith("whether more data would help is not certain")
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_scores_at_an_end_stay_in_range_and_leave_doubt(score: float) -> None:
+    curve = fit_curve(SIZES[2:], [score] * 3, num_validation=50)
+    low, high = curve.interval
+    assert 0 <= low <= curve.at_double <= high <= 1
+    assert high - low > 0.001
+
+
+def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
+    curve = fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
+    assert curve == fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
+    assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scores", "rows", "said"),
+    [
+        ((1, 2), (0.1, 0.2), 10, "at least 3"),
+        ((1, 2, 3), (0.1, 0.2), 10, "3 sizes and 2 scores"),
+        ((1, 3, 3), (0.1, 0.2, 0.3), 10, "do not ascend"),
+        ((0, 2, 3), (0.1, 0.2, 0.3), 10, "do not ascend"),
+        ((1, 2, 3), (0.1, 0.2, 1.3), 10, "between 0 and 1"),
+        ((1, 2, 3), (0.1, 0.2, float("nan")), 10, "between 0 and 1"),
+        ((1, 2, 3), (0.1, 0.2, 0.3), 0, "num_validation is 0"),
+    ],
+)
+def test_what_is_no_curve_is_refused(sizes: tuple[int, ...], scores: tuple[float, ...], rows: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit_curve(sizes, scores, num_validation=rows)
+
+
+def test_sizes_halve_down_to_a_sixteenth() -> None:
+    assert curve_sizes(8000, 22) == SIZES
+    assert curve_sizes(8000, 22, num_sizes=3) == SIZES[2:]
+
+
+def test_sizes_under_the_number_of_classes_are_left_out() -> None:
+    assert curve_sizes(100, 12) == (12, 25, 50, 100)
+    assert curve_sizes(88, 22) == (22, 44, 88)
+
+
+def test_too_few_rows_for_three_sizes_say_how_many_it_takes() -> None:
+    with pytest.raises(
+        ValueError, match=r"87 training rows of 22 classes .* at least 88 rows, or set tuning\.learning"
+    ):
+        curve_sizes(87, 22)
+    with pytest.raises(ValueError, match="num_sizes is 2"):
+        curve_sizes(8000, 22, num_sizes=2)
+
+
+@given(num_rows=st.integers(4, 100_000), num_classes=st.integers(1, 200))
+def test_sizes_ascend_to_all_rows_and_hold_every_class(num_rows: int, num_classes: int) -> None:
+    if num_rows < 4 * num_classes:
+        with pytest.raises(ValueError, match="learning curve needs"):
+            curve_sizes(num_rows, num_classes)
+        return
+    sizes = curve_sizes(num_rows, num_classes)
+    assert sizes == tuple(sorted(set(sizes)))
+    assert 3 <= len(sizes) <= 5
+    assert sizes[-1] == num_rows
+    assert sizes[0] >= num_classes
+
+
+def test_the_curve_needs_neither_ray_nor_torch() -> None:
+    code = "import sys, tuning.curve; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

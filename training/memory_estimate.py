@@ -1,0 +1,107 @@
+"""Beside training.zero: how much memory a worker takes, as arithmetic, so that it can be told before it is needed."""
+
+from dataclasses import dataclass
+
+from tailorbird.config.training import TrainingSection
+from tailorbird.models.shape import ModelShape
+
+FP32, BF16 = 4, 2
+RUNTIME_BYTES = 800 << 20
+"""A worker's process before it holds a model: Python with Ray, torch, transformers and DeepSpeed, and its rows."""
+DEVICE_RUNTIME_BYTES = 1 << 30
+"""The same of a GPU: CUDA's context, kernels and the allocator's rounding. Untried: no GPU was at hand."""
+LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
+"""DeepSpeed's defaults: whole parameters that stage 3 keeps at once, and gradients that it reduces at once."""
+PACKED_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker computes at once, and how."""
+
+    max_length: int
+    chat: bool = False
+    autocast: bool = False
+    """Whether it computes in bfloat16 where that does no harm."""
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """Bytes that a worker takes at its worst moment, by what they are for."""
+
+    host: dict[str, int]
+    device: dict[str, int]
+    """Of its GPU; empty where it trains on CPU."""
+
+    @property
+    def host_bytes(self) -> int:
+        """In all, in the node's memory."""
+        return sum(self.host.values())
+
+    @property
+    def device_bytes(self) -> int:
+        """In all, in the GPU's memory."""
+        return sum(self.device.values())
+
+
+def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
+    """What one of `num_workers` workers takes, at most about; on CPU everything is in the node's memory.
+
+    Weights, gradients and AdamW's two moments are fp32: 4 + 4 + 8 bytes a parameter, of which ZeRO shards the last at
+    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). Beside them its
+    optimizers keep a copy of their shard of the weights, and gradients in buffers while they are reduced. Activations
+    are counted per layer and token as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer
+    Models, 2022, equation 2), see `activation_bytes`. What this code adds: the pristine weights that each trial starts
+    from, and the whole weights twice while they are exported and compared, when activations are free again.
+    """
+    on_gpu, shards = section.gpus_per_worker > 0, num_workers
+    learned = shape.num_parameters if section.method == "full" else section.lora_r * shape.num_linear_ends
+    weights = FP32 * (shape.num_parameters + (0 if section.method == "full" else learned))
+    gradients, states = FP32 * learned, 2 * FP32 * learned
+    parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
+    if section.zero_stage >= 1:
+        parts["optimizer states"] = states // shards
+        parts["their copy of the weights"] = gradients // shards
+        parts["gradients on their way"] = 2 * FP32 * min(learned, BUCKET_PARAMETERS) + gradients // shards
+    if section.zero_stage >= 2:
+        parts["gradients"] = gradients // shards
+    if section.zero_stage == 3:
+        parts["weights"] = weights // shards + FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
+    if batch.autocast:
+        parts["weights in bfloat16"] = BF16 * shape.num_linear
+    parts["activations"] = activation_bytes(section, shape=shape, batch=batch, num_workers=num_workers)
+    exported = (2 if section.method == "full" else 1) * FP32 * shape.num_parameters
+    host = {"process": RUNTIME_BYTES, "pristine weights": FP32 * shape.num_parameters}
+    if not on_gpu:
+        step_only = parts["activations"] + parts.get("weights in bfloat16", 0)
+        return WorkerMemory(host | parts | {"export": max(0, exported - step_only)}, {})
+    away = ["optimizer states", "their copy of the weights"] if section.offload != "none" else []
+    away += ["weights"] if section.offload == "parameters" else []
+    host |= {name: parts.pop(name) for name in away if name in parts} | {"export": exported}
+    if section.offload == "parameters":
+        parts["weights in use"] = FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
+    return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | parts)
+
+
+def activation_bytes(section: TrainingSection, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
+    """What a forward pass keeps for the backward pass, of the rows that a worker computes at once, in bytes.
+
+    All rows are taken to be `max_length` tokens long. A layer keeps, of each token, so many numbers of 4 bytes (in
+    autocast some have 2, beside which others have a copy): with a plain feed-forward part 12 hidden + 2 intermediate,
+    with a gated one 16 hidden + 4 intermediate. Attention keeps its weights (three numbers for each head and each token
+    attended to) where it drops some of them on CPU; else it computes them again. A chat model keeps three numbers for
+    each token and each word of the vocabulary.
+    """
+    rows = -(-section.batch_size // (num_workers * section.gradient_accumulation_steps))
+    tokens, width = rows * batch.max_length, batch.max_length
+    if batch.chat:
+        width = max(width, PACKED_TOKENS)
+    layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
+    dropout = shape.attention_dropout if section.attention_dropout is None else section.attention_dropout
+    if dropout > 0 and section.gpus_per_worker == 0:
+        layer += 3 * shape.num_heads * width
+    layers = (shape.num_layers + 1) * layer
+    if section.gradient_checkpointing:
+        layers = shape.num_layers * shape.hidden + 2 * layer
+    words = 3 * shape.vocabulary if batch.chat else 0
+    return FP32 * tokens * (layers + words)
