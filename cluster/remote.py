@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.connection import LOCAL
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 
 SETTLED_S = 2.0
 
 
-def remotely(function: Callable[..., Any], training: TrainingSection) -> Callable[..., Any]:
+def remotely(function: Callable[..., Any], training: TrainingConfig) -> Callable[..., Any]:
     """The function as a Ray task on a node with a worker's CPUs and GPUs; a call waits for its value."""
     import ray
 
@@ -27,7 +27,7 @@ def remotely(function: Callable[..., Any], training: TrainingSection) -> Callabl
     return call
 
 
-def room_asked(training: TrainingSection, *, has: Mapping[str, float] | None) -> dict[str, float]:
+def room_asked(training: TrainingConfig, *, has: Mapping[str, float] | None) -> dict[str, float]:
     """CPUs and GPUs that a task asks for: a worker's, but no more than a Ray `has` that will never have more.
 
     None stands for a Ray to which nodes may come. A Ray in a pod of its own has one node, and a task that asks for more

@@ -9,7 +9,7 @@ from ray.serve import Application
 from serving.autoscaling import deployment_options
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 
 class BuildArgs(BaseModel):
@@ -19,15 +19,15 @@ class BuildArgs(BaseModel):
 
     home: str
     """`<registry>/<name>`."""
-    serving: ServingSection = ServingSection()
+    serving: ServingConfig = ServingConfig()
     task: Literal["classification", "chat"] = "classification"
     """The recipe's."""
 
 
 def build(args: BuildArgs) -> Application:
     """One ingress deployment that holds the model itself: a second hop would cost more than a forward pass."""
-    section = args.serving
+    config = args.serving
     replica = Chat if args.task == "chat" else Classifier
-    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(section, task=args.task))
-    application: Application = deployment.bind(args.home, section.model_dump())
+    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(config, task=args.task))
+    application: Application = deployment.bind(args.home, config.model_dump())
     return application

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.packing import packed
 from tailorbird.data.tokenize import load_tokenizer
@@ -51,33 +51,33 @@ class ChatMaterial:
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
         return float(window.num_said(rows))
 
-    def build(self, section: TrainingSection) -> ChatModel:
+    def build(self, config: TrainingConfig) -> ChatModel:
         lm = copy.deepcopy(self.lm)
-        if section.method == "lora":
-            lm = add_adapter(lm, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
-        if section.gradient_checkpointing:
+        if config.method == "lora":
+            lm = add_adapter(lm, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        if config.gradient_checkpointing:
             checkpoint_activations(lm)
         return ChatModel(lm).to(default_device())
 
     def loss(
-        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
         some = packed(window.conversations(rows), pad_id=self._pad_id)
         logits = engine(*as_tensors(some, device=engine.device))
         targets = torch.from_numpy(some.targets).to(engine.device)
-        total = cross_entropy(logits, targets, reduction="sum", label_smoothing=section.label_smoothing)
+        total = cross_entropy(logits, targets, reduction="sum", label_smoothing=config.label_smoothing)
         return total, some.input_ids.size
 
-    def score(self, engine: Any, section: TrainingSection) -> float:
+    def score(self, engine: Any, config: TrainingConfig) -> float:
         """By the weights as they would be exported, in the dtype that evaluation and serving use, and by its code.
 
         Answers are made by each rank alone, so at stage 3 no rank waits for another between two tokens.
         """
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
-        state = full_state(engine, section, everywhere=True)
+        state = full_state(engine, config, everywhere=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.write(state, model=engine.module, section=section, folder=Path(folder))
-            plain = self.load(Path(folder), section=section)
+            self.write(state, model=engine.module, config=config, folder=Path(folder))
+            plain = self.load(Path(folder), config=config)
         plain.to(default_device(), dtype=inference_dtype()).eval()
         mine = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         assert self.task.prompting is not None
@@ -96,16 +96,16 @@ class ChatMaterial:
         found: torch.Tensor = model(*as_tensors(packed(rows, pad_id=self._pad_id), device=device))
         return found
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
+    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """`model.safetensors` or `adapter/`."""
         weights = {name.removeprefix("lm."): value for name, value in state.items()}
-        if section.method == "lora":
+        if config.method == "lora":
             write_adapter(model.lm, weights, folder=folder / "adapter")
         else:
             save_file(weights, folder / "model.safetensors")
 
-    def load(self, folder: Path, *, section: TrainingSection) -> ChatModel:
-        return load_chat_weights(folder, lm=copy.deepcopy(self.lm), kind=section.method)
+    def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
+        return load_chat_weights(folder, lm=copy.deepcopy(self.lm), kind=config.method)
 
     @property
     def _pad_id(self) -> int:

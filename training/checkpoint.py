@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from training.deepspeed_engine import import_deepspeed
 from training.errors import scratch
 from training.loop import EpochReport, Progress, new_engine
@@ -22,14 +22,14 @@ from training.task import Material, means_over_ranks
 TAG = "step"
 
 
-def save(engine: Any, section: TrainingSection, *, folder: Path, progress: Progress) -> None:
+def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progress) -> None:
     """Writes this rank's part; every rank must call it, each with a folder of its own."""
-    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=section.method == "lora")
+    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=config.method == "lora")
     (folder / f"progress-{dist.get_rank()}.json").write_text(json.dumps(asdict(progress)))
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(section: TrainingSection, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+def resume(config: TrainingConfig, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     """An engine as a checkpoint left it, and how far this rank was; `folder` is this rank's copy of `uri`.
 
     With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
@@ -38,7 +38,7 @@ def resume(section: TrainingSection, material: Material, *, folder: Path, uri: s
     """
     _require_ours(folder, uri=uri)
     with tensors_only():
-        return _resumed(section, material, folder=folder, uri=uri)
+        return _resumed(config, material, folder=folder, uri=uri)
 
 
 def _require_ours(folder: Path, *, uri: str) -> None:
@@ -50,16 +50,16 @@ def _require_ours(folder: Path, *, uri: str) -> None:
         )
 
 
-def _resumed(section: TrainingSection, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+def _resumed(config: TrainingConfig, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     num_ranks = len(list(folder.glob("progress-*.json")))
-    if num_ranks == dist.get_world_size() or section.zero_stage == 0:  # stage 0 has no shards
-        engine = new_engine(section, material)
-        _restore(engine, section, folder=folder, uri=uri)
+    if num_ranks == dist.get_world_size() or config.zero_stage == 0:  # stage 0 has no shards
+        engine = new_engine(config, material)
+        _restore(engine, config, folder=folder, uri=uri)
     else:
-        engine = new_engine(_universal(section), material)
+        engine = new_engine(_universal(config), material)
         with scratch() as joined:
             _join_shards(folder / TAG, joined / TAG)
-            _restore(engine, section, folder=joined, uri=uri)
+            _restore(engine, config, folder=joined, uri=uri)
     if num_ranks == dist.get_world_size():
         states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
         torch.set_rng_state(states["cpu"])
@@ -68,10 +68,10 @@ def _resumed(section: TrainingSection, material: Material, *, folder: Path, uri:
     return engine, _progress(folder, num_ranks=num_ranks)
 
 
-def _restore(engine: Any, section: TrainingSection, *, folder: Path, uri: str) -> None:
-    optimizer = engine.optimizer.optimizer if section.zero_stage else engine.optimizer
+def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> None:
+    optimizer = engine.optimizer.optimizer if config.zero_stage else engine.optimizer
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=section.method != "lora")
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
     if path is None:
         raise UnusableCheckpoint(f"checkpoint {uri} holds no state")
     # At stage 3 a universal checkpoint gives every group the first one's rate and decay, and all one count of steps.
@@ -92,9 +92,9 @@ def _progress(folder: Path, *, num_ranks: int) -> Progress:
     return Progress(**state | {"last": last})
 
 
-def _universal(section: TrainingSection) -> TrainingSection:
-    options = section.deepspeed.get("checkpoint", {}) | {"load_universal": True}
-    return section.model_copy(update={"deepspeed": section.deepspeed | {"checkpoint": options}})
+def _universal(config: TrainingConfig) -> TrainingConfig:
+    options = config.deepspeed.get("checkpoint", {}) | {"load_universal": True}
+    return config.model_copy(update={"deepspeed": config.deepspeed | {"checkpoint": options}})
 
 
 def _join_shards(shards: Path, joined: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenize import collate, label_indices, length_batches, load_tokenizer
 from tailorbird.data.tokenized import Encoded, Encoding
 from tailorbird.evaluation.statistics.scoring import score_of
@@ -40,31 +40,31 @@ class ClassifierMaterial:
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:  # noqa: ARG002  chat needs the window
         return float(len(rows))
 
-    def build(self, section: TrainingSection) -> Classifier:
+    def build(self, config: TrainingConfig) -> Classifier:
         """The pristine encoder, with an adapter for `lora`, and a head of zeros.
 
         A probe's head to start from was tried and ended 1.6 points lower on ICD-10-CM's validation rows.
         """
         encoder = copy.deepcopy(self.encoder)
         num_features = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        if section.method == "lora":
-            encoder = add_adapter(encoder, r=section.lora_r, alpha=section.lora_alpha, dropout=section.lora_dropout)
-        if section.gradient_checkpointing:
+        if config.method == "lora":
+            encoder = add_adapter(encoder, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        if config.gradient_checkpointing:
             checkpoint_activations(encoder)
         head = zero_head(num_features, len(self.task.classes))
         return Classifier(encoder, head).to(default_device())
 
     def loss(
-        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
         input_ids, attention_mask = collate(window.tokens(rows), pad_id=self.pad_id)
         logits = engine(input_ids.to(engine.device), attention_mask.to(engine.device))
         assert window.labels is not None
         truth = torch.from_numpy(window.labels[rows]).to(engine.device)
-        total = cross_entropy(logits, truth, reduction="sum", label_smoothing=section.label_smoothing)
+        total = cross_entropy(logits, truth, reduction="sum", label_smoothing=config.label_smoothing)
         return total, input_ids.numel()
 
-    def score(self, engine: Any, section: TrainingSection) -> float:  # noqa: ARG002  chat needs the section
+    def score(self, engine: Any, config: TrainingConfig) -> float:  # noqa: ARG002  chat needs the section
         """The ranks make equally many forward passes."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(tokens) for tokens in self.validation_tokens])
@@ -91,20 +91,20 @@ class ClassifierMaterial:
         found: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
         return found
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
+    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """`head.safetensors`, and `encoder.safetensors` or `adapter/`."""
         head, encoder = (
             {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             for prefix in ("head.", "encoder.")
         )
         save_file(head, folder / "head.safetensors")
-        if section.method == "lora":
+        if config.method == "lora":
             write_adapter(model.encoder, encoder, folder=folder / "adapter")
         else:
             save_file(encoder, folder / "encoder.safetensors")
 
-    def load(self, folder: Path, *, section: TrainingSection) -> Classifier:
-        return load_weights(folder, encoder=copy.deepcopy(self.encoder), kind=section.method)
+    def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
+        return load_weights(folder, encoder=copy.deepcopy(self.encoder), kind=config.method)
 
 
 def load_classification(task: TrainingTask, *, attention_dropout: float | None = None) -> ClassifierMaterial:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.shards import Shards, window_chunks
 from tailorbird.data.tokenized import Encoded, Encoding, encode_rows
@@ -25,10 +25,10 @@ class TrainingRows(Protocol):
     def __len__(self) -> int:
         """Rows of an epoch."""
 
-    def sizes(self, section: TrainingSection, *, epoch: int) -> list[int]:
+    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:
         """Rows of each window of an epoch."""
 
-    def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
+    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
         """One window."""
 
     def some(self) -> Encoded:
@@ -44,10 +44,10 @@ class HeldRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def sizes(self, section: TrainingSection, *, epoch: int) -> list[int]:  # noqa: ARG002  it is always the same
+    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:  # noqa: ARG002  it is always the same
         return [len(self.rows)]
 
-    def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:  # noqa: ARG002
+    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:  # noqa: ARG002
         return self.rows
 
     def some(self) -> Encoded:
@@ -67,15 +67,15 @@ class StreamedRows:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def _windows(self, section: TrainingSection, *, epoch: int) -> list[NDArray[np.int64]]:
-        rows = max(self.shards.window_rows, section.batch_size * SORTED_BATCHES)
-        return list(window_chunks(len(self._chunks), rows=rows, seed=section.seed, epoch=epoch))
+    def _windows(self, config: TrainingConfig, *, epoch: int) -> list[NDArray[np.int64]]:
+        rows = max(self.shards.window_rows, config.batch_size * SORTED_BATCHES)
+        return list(window_chunks(len(self._chunks), rows=rows, seed=config.seed, epoch=epoch))
 
-    def sizes(self, section: TrainingSection, *, epoch: int) -> list[int]:
-        return [int(self._chunks[window, 2].sum()) for window in self._windows(section, epoch=epoch)]
+    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:
+        return [int(self._chunks[window, 2].sum()) for window in self._windows(config, epoch=epoch)]
 
-    def window(self, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
-        return self.shards.read(self._chunks[self._windows(section, epoch=epoch)[number]])
+    def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
+        return self.shards.read(self._chunks[self._windows(config, epoch=epoch)[number]])
 
     def some(self) -> Encoded:
         return self.shards.read(self._chunks[:1])
@@ -90,25 +90,25 @@ def load_rows(
     return HeldRows(encode_rows(train, encoding, tokenizer=tokenizer, classes=classes))
 
 
-def num_steps(rows: TrainingRows, section: TrainingSection, *, epoch: int) -> int:
+def num_steps(rows: TrainingRows, config: TrainingConfig, *, epoch: int) -> int:
     """Steps of an epoch."""
-    return sum(num_batches(size, batch_size=section.batch_size) for size in rows.sizes(section, epoch=epoch))
+    return sum(num_batches(size, batch_size=config.batch_size) for size in rows.sizes(config, epoch=epoch))
 
 
 def steps(
-    rows: TrainingRows, section: TrainingSection, *, epoch: int, start: int
+    rows: TrainingRows, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[tuple[Encoded, NDArray[np.int64]]]:
     """From step `start` of an epoch on, the window of each step and its batch's places in it.
 
     The next window is read while one is trained on; windows before `start` are not read.
     """
-    sizes, begun, first = rows.sizes(section, epoch=epoch), 0, 0
-    while first < len(sizes) and begun + (done := num_batches(sizes[first], batch_size=section.batch_size)) <= start:
+    sizes, begun, first = rows.sizes(config, epoch=epoch), 0, 0
+    while first < len(sizes) and begun + (done := num_batches(sizes[first], batch_size=config.batch_size)) <= start:
         begun, first = begun + done, first + 1
     with ThreadPoolExecutor(1) as reader:
 
         def read(number: int) -> Encoded:
-            return rows.window(section, epoch=epoch, number=number)
+            return rows.window(config, epoch=epoch, number=number)
 
         coming = reader.submit(read, first) if first < len(sizes) else None
         for number in range(first, len(sizes)):
@@ -116,7 +116,7 @@ def steps(
             window = coming.result()
             coming = reader.submit(read, number + 1) if number + 1 < len(sizes) else None
             batches = epoch_batches(
-                window.lengths, batch_size=section.batch_size, seed=section.seed, epoch=epoch, window=number
+                window.lengths, batch_size=config.batch_size, seed=config.seed, epoch=epoch, window=number
             )
             for batch in batches[max(0, start - begun) :]:
                 yield window, batch

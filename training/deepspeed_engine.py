@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 
 
-def deepspeed_config(section: TrainingSection, *, num_workers: int, autocast: bool) -> dict[str, Any]:
+def deepspeed_config(section: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
     """The configuration DeepSpeed gets; parameters stay fp32, and with `autocast` are computed with in bf16.
 
     The section's `deepspeed` is laid over it, key by key.
@@ -66,7 +66,7 @@ def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[
     return factor
 
 
-def parameter_groups(model: nn.Module, section: TrainingSection) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, section: TrainingConfig) -> list[dict[str, Any]]:
     """Trainable parameters: the base model's matrices (decayed), its vectors, and a new head at its own rate."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
@@ -96,7 +96,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def start_engine(model: nn.Module, section: TrainingSection, *, num_steps: int, autocast: bool) -> Any:
+def start_engine(model: nn.Module, section: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
     """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
     from torch.optim.lr_scheduler import LambdaLR
 

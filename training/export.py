@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from training.deepspeed_engine import import_deepspeed
 from training.task import Material
 
@@ -19,25 +19,25 @@ class UnusableWeights(ValueError):
     """A training that left weights that are empty, not finite, or not those of the trained model when loaded again."""
 
 
-def full_state(engine: Any, section: TrainingSection, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
+def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
     """The trained parameters, whole, on rank 0; elsewhere too if asked, else empty. Every rank must call it."""
     deepspeed = import_deepspeed()
     module = engine.module
-    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad or section.method == "full"]
+    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad or config.method == "full"]
     state: dict[str, torch.Tensor] = {}
-    with deepspeed.zero.GatheredParameters([p for _, p in wanted], enabled=section.zero_stage == 3):
+    with deepspeed.zero.GatheredParameters([p for _, p in wanted], enabled=config.zero_stage == 3):
         if everywhere or dist.get_rank() == 0:
             state = {name: p.detach().float().cpu().clone() for name, p in wanted}
     return state
 
 
-def export_weights(engine: Any, section: TrainingSection, *, material: Material, folder: Path) -> None:
+def export_weights(engine: Any, config: TrainingConfig, *, material: Material, folder: Path) -> None:
     """Writes the trained weights as the task's artifact on rank 0; every rank must call it.
 
     The files are loaded again over the pristine base model, and must answer as the engine's model does. Raises
     UnusableWeights, on rank 0, if they do not, if a weight is not finite or an adapter is empty.
     """
-    state = full_state(engine, section)
+    state = full_state(engine, config)
     trained = _logits(engine.module, material, device=engine.device)
     if dist.get_rank() != 0:
         return
@@ -46,8 +46,8 @@ def export_weights(engine: Any, section: TrainingSection, *, material: Material,
         raise UnusableWeights(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        material.write(state, model=engine.module, section=section, folder=folder)
-        loaded = material.load(folder, section=section).to(engine.device)
+        material.write(state, model=engine.module, config=config, folder=folder)
+        loaded = material.load(folder, config=config).to(engine.device)
     except ValueError as error:  # ModelError among them
         raise UnusableWeights(str(error)) from None
     difference = float((_logits(loaded, material, device=engine.device) - trained).abs().max())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.loading import inference_dtype
 from training import preemption
 from training.batch_sampler import micro_batches, rank_rows
@@ -83,17 +83,17 @@ def load_material(task: TrainingTask, *, attention_dropout: float | None = None)
     return load(task, attention_dropout=attention_dropout)
 
 
-def new_engine(section: TrainingSection, material: Material) -> Any:
+def new_engine(config: TrainingConfig, material: Material) -> Any:
     """Seeds this process and starts an engine on a fresh model."""
-    torch.manual_seed(section.seed * 1000 + dist.get_rank())
-    in_all = sum(num_steps(material.train, section, epoch=epoch) for epoch in range(section.epochs))
+    torch.manual_seed(config.seed * 1000 + dist.get_rank())
+    in_all = sum(num_steps(material.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    return start_engine(material.build(section), section, num_steps=in_all, autocast=autocast)
+    return start_engine(material.build(config), config, num_steps=in_all, autocast=autocast)
 
 
 def train(
     engine: Any,
-    section: TrainingSection,
+    config: TrainingConfig,
     *,
     material: Material,
     on_step: OnStep,
@@ -107,8 +107,8 @@ def train(
     a rank is told to go. Raises Diverged.
     """
     progress = progress or Progress()
-    while progress.epoch < section.epochs:
-        report = _epoch(engine, section, material=material, progress=progress, on_step=on_step, on_save=on_save)
+    while progress.epoch < config.epochs:
+        report = _epoch(engine, config, material=material, progress=progress, on_step=on_step, on_save=on_save)
         progress = Progress(epoch=progress.epoch + 1, last=report)
         if not on_epoch(report, engine):
             break
@@ -118,7 +118,7 @@ def train(
 
 def _epoch(
     engine: Any,
-    section: TrainingSection,
+    config: TrainingConfig,
     *,
     material: Material,
     progress: Progress,
@@ -126,26 +126,26 @@ def _epoch(
     on_save: OnSave | None,
 ) -> EpochReport:
     """The steps of an epoch that `progress`, which it moves on, has not done."""
-    epoch, start, in_all = progress.epoch, progress.step, num_steps(material.train, section, epoch=progress.epoch)
+    epoch, start, in_all = progress.epoch, progress.step, num_steps(material.train, config, epoch=progress.epoch)
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     said = saved = time.perf_counter()
     seen, seconds = 0, 0.0
-    for step, (window, batch) in enumerate(steps(material.train, section, epoch=epoch, start=start), start=start):
+    for step, (window, batch) in enumerate(steps(material.train, config, epoch=epoch, start=start), start=start):
         begun = time.perf_counter()
         mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
         step_loss, share = 0.0, material.weight(window, batch) / num_ranks  # the ranks' mean is then the batch's mean
-        for rows in micro_batches(mine, num=section.gradient_accumulation_steps):
+        for rows in micro_batches(mine, num=config.gradient_accumulation_steps):
             # A rank without a row in a last small batch computes one with weight 0.
             some = rows if len(rows) else np.zeros(1, dtype=np.int64)
             weight = (1.0 if len(rows) else 0.0) / share
-            total, size = material.loss(engine, section, window, some)
+            total, size = material.loss(engine, config, window, some)
             loss = total * weight
-            engine.backward(loss * section.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
+            engine.backward(loss * config.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
             engine.step()  # counts the parts; weights move after the last
             step_loss += float(loss.detach())
             progress.padded += size
         now = time.perf_counter()
-        late = rank == 0 and now - saved > section.checkpoint_interval_s
+        late = rank == 0 and now - saved > config.checkpoint_interval_s
         if step + 1 == in_all:  # an epoch's end is kept with its report, for which answers in words take minutes
             late = material.task.prompting is not None
         due = late or preemption.given() is not None
@@ -164,7 +164,7 @@ def _epoch(
             on_save(progress, engine)
             saved = time.perf_counter()
     try:
-        score = material.score(engine, section)
+        score = material.score(engine, config)
     except Diverged as error:
         raise Diverged(f"training diverged in epoch {epoch + 1}: {error}; lower training.learning_rate") from None
     return EpochReport(

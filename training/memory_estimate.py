@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 
 FP32, BF16 = 4, 2
@@ -44,7 +44,7 @@ class WorkerMemory:
         return sum(self.device.values())
 
 
-def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
+def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
     """What one of `num_workers` workers takes, at most about; on CPU everything is in the node's memory.
 
     Weights, gradients and AdamW's two moments are fp32: 4 + 4 + 8 bytes a parameter, of which ZeRO shards the last at
@@ -54,36 +54,36 @@ def worker_memory(section: TrainingSection, *, shape: ModelShape, batch: Batch, 
     Models, 2022, equation 2), see `activation_bytes`. What this code adds: the pristine weights that each trial starts
     from, and the whole weights twice while they are exported and compared, when activations are free again.
     """
-    on_gpu, shards = section.gpus_per_worker > 0, num_workers
-    learned = shape.num_parameters if section.method == "full" else section.lora_r * shape.num_linear_ends
-    weights = FP32 * (shape.num_parameters + (0 if section.method == "full" else learned))
+    on_gpu, shards = config.gpus_per_worker > 0, num_workers
+    learned = shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
+    weights = FP32 * (shape.num_parameters + (0 if config.method == "full" else learned))
     gradients, states = FP32 * learned, 2 * FP32 * learned
     parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
-    if section.zero_stage >= 1:
+    if config.zero_stage >= 1:
         parts["optimizer states"] = states // shards
         parts["their copy of the weights"] = gradients // shards
         parts["gradients on their way"] = 2 * FP32 * min(learned, BUCKET_PARAMETERS) + gradients // shards
-    if section.zero_stage >= 2:
+    if config.zero_stage >= 2:
         parts["gradients"] = gradients // shards
-    if section.zero_stage == 3:
+    if config.zero_stage == 3:
         parts["weights"] = weights // shards + FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
     if batch.autocast:
         parts["weights in bfloat16"] = BF16 * shape.num_linear
-    parts["activations"] = activation_bytes(section, shape=shape, batch=batch, num_workers=num_workers)
-    exported = (2 if section.method == "full" else 1) * FP32 * shape.num_parameters
+    parts["activations"] = activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    exported = (2 if config.method == "full" else 1) * FP32 * shape.num_parameters
     host = {"process": RUNTIME_BYTES, "pristine weights": FP32 * shape.num_parameters}
     if not on_gpu:
         step_only = parts["activations"] + parts.get("weights in bfloat16", 0)
         return WorkerMemory(host | parts | {"export": max(0, exported - step_only)}, {})
-    away = ["optimizer states", "their copy of the weights"] if section.offload != "none" else []
-    away += ["weights"] if section.offload == "parameters" else []
+    away = ["optimizer states", "their copy of the weights"] if config.offload != "none" else []
+    away += ["weights"] if config.offload == "parameters" else []
     host |= {name: parts.pop(name) for name in away if name in parts} | {"export": exported}
-    if section.offload == "parameters":
+    if config.offload == "parameters":
         parts["weights in use"] = FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
     return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | parts)
 
 
-def activation_bytes(section: TrainingSection, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
+def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
     """What a forward pass keeps for the backward pass, of the rows that a worker computes at once, in bytes.
 
     All rows are taken to be `max_length` tokens long. A layer keeps, of each token, so many numbers of 4 bytes (in
@@ -92,16 +92,16 @@ def activation_bytes(section: TrainingSection, *, shape: ModelShape, batch: Batc
     attended to) where it drops some of them on CPU; else it computes them again. A chat model keeps three numbers for
     each token and each word of the vocabulary.
     """
-    rows = -(-section.batch_size // (num_workers * section.gradient_accumulation_steps))
+    rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
     tokens, width = rows * batch.max_length, batch.max_length
     if batch.chat:
         width = max(width, PACKED_TOKENS)
     layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
-    dropout = shape.attention_dropout if section.attention_dropout is None else section.attention_dropout
-    if dropout > 0 and section.gpus_per_worker == 0:
+    dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
+    if dropout > 0 and config.gpus_per_worker == 0:
         layer += 3 * shape.num_heads * width
     layers = (shape.num_layers + 1) * layer
-    if section.gradient_checkpointing:
+    if config.gradient_checkpointing:
         layers = shape.num_layers * shape.hidden + 2 * layer
     words = 3 * shape.vocabulary if batch.chat else 0
     return FP32 * tokens * (layers + words)

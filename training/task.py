@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.shards import Shards
 from tailorbird.data.tokenized import Encoded
@@ -58,24 +58,24 @@ class Material(Protocol):
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
         """What the loss of these rows of a window is the mean over: rows, or tokens that the assistant said."""
 
-    def build(self, section: TrainingSection) -> nn.Module:
+    def build(self, config: TrainingConfig) -> nn.Module:
         """A fresh model to train, on this process's device."""
 
     def loss(
-        self, engine: Any, section: TrainingSection, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
         """The summed loss of these rows of a window, and the tokens computed, padding among them."""
 
-    def score(self, engine: Any, section: TrainingSection) -> float:
+    def score(self, engine: Any, config: TrainingConfig) -> float:
         """The task's metric on the validation rows; the ranks share them. Raises Diverged."""
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         """In fp32, of a few rows: what exported weights are compared by."""
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, section: TrainingSection, folder: Path) -> None:
+    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """The trained weights, whole, as an artifact's files."""
 
-    def load(self, folder: Path, *, section: TrainingSection) -> nn.Module:
+    def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
         """What `write` wrote over the pristine base model; ModelError if it is unusable."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, require_no_way_out, upload_folder
 from tailorbird.storage.s3 import PATIENT_ATTEMPTS, explained, filesystem
 from training import checkpoint, preemption
@@ -50,7 +50,7 @@ class Trained:
         return asdict(self)
 
 
-def finetune(section: TrainingSection, *, task: TrainingTask, uri: str, relay: Any = None) -> Trained:
+def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: Any = None) -> Trained:
     """Trains one configuration with one seed and exports it to `uri`/weights; checkpoints lie under `uri`/train.
 
     `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
@@ -78,7 +78,7 @@ def new_trainer(
     function: Callable[[dict[str, Any]], Any],
     config: dict[str, Any],
     *,
-    section: TrainingSection,
+    section: TrainingConfig,
     uri: str,
     callbacks: Sequence[Any] = (),
 ) -> Any:
@@ -117,7 +117,7 @@ def new_trainer(
     )
 
 
-def worker_environment(section: TrainingSection) -> dict[str, str]:
+def worker_environment(section: TrainingConfig) -> dict[str, str]:
     """Environment of a worker: a torch thread a CPU, patience with S3, and a malloc that keeps what a step frees.
 
     By default glibc gives large blocks back at once and gets them again page by page: 100,000 page faults a step, a
@@ -145,7 +145,7 @@ def teller(relay: Any, **labels: Any) -> OnStep:
 
 
 def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
-    section: TrainingSection = config["section"]
+    section: TrainingConfig = config["section"]
     task: TrainingTask = ray.get(config["task"])
     preemption.heed()
     material = load_material(task, attention_dropout=section.attention_dropout)
@@ -195,7 +195,7 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _begin(section: TrainingSection, material: Material, *, uri: str) -> tuple[Any, Progress]:
+def _begin(section: TrainingConfig, material: Material, *, uri: str) -> tuple[Any, Progress]:
     """An engine at its first step, or where the last checkpoint is, and how far that is."""
     saved = ray.train.get_checkpoint()
     if saved is None:
@@ -207,7 +207,7 @@ def _begin(section: TrainingSection, material: Material, *, uri: str) -> tuple[A
         return checkpoint.resume(section, material, folder=Path(folder), uri=source)
 
 
-def _saving(section: TrainingSection, *, uri: str) -> OnSave:
+def _saving(section: TrainingConfig, *, uri: str) -> OnSave:
     """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns; raises Interrupted then,
     if this worker was told to go."""
 

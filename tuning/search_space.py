@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import Distribution, TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import Distribution, TuningConfig
 
 
-def tune_space(section: TuningSection) -> dict[str, Any]:
+def tune_space(config: TuningConfig) -> dict[str, Any]:
     """One Ray Tune sampler a field."""
     from ray import tune
 
@@ -18,17 +18,17 @@ def tune_space(section: TuningSection) -> dict[str, Any]:
         assert distribution.log_uniform is not None  # the schema wants exactly one
         return tune.loguniform(*distribution.log_uniform)
 
-    return {name: sampler(distribution) for name, distribution in section.space.items()}
+    return {name: sampler(distribution) for name, distribution in config.space.items()}
 
 
-def trial_section(training: TrainingSection, config: dict[str, Any]) -> TrainingSection:
+def trial_section(training: TrainingConfig, config: dict[str, Any]) -> TrainingConfig:
     """The training section with a trial's values; raises ValidationError (a ValueError) if one is not allowed."""
-    return TrainingSection.model_validate(training.model_dump() | config)
+    return TrainingConfig.model_validate(training.model_dump() | config)
 
 
-def max_epochs(training: TrainingSection, section: TuningSection) -> int:
+def max_epochs(training: TrainingConfig, config: TuningConfig) -> int:
     """The most epochs a trial may run."""
-    distribution = section.space.get("epochs")
+    distribution = config.space.get("epochs")
     if distribution is None:
         return training.epochs
     return max(int(value) for value in distribution.choice or distribution.uniform or distribution.log_uniform or ())

@@ -11,8 +11,8 @@ import ray
 from ray.train import UserCallback, WorkerGroupError
 
 from cluster.remote import on_this_node
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import delete_folder, exists, read_json, write_json
 from training.errors import why
 from training.task import TrainingTask
@@ -48,7 +48,7 @@ class SweepResult:
     """The table, best first, and the trial selected on validation."""
 
     rows: tuple[TrialRow, ...]
-    selected: TrainingSection
+    selected: TrainingConfig
     trained: Trained
     ended: str | None = None
     """Why the sweep ended before all trials had run, if it did."""
@@ -64,12 +64,12 @@ class SweepResult:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "SweepResult":
         rows = tuple(TrialRow(**row | {"scores": tuple(row["scores"])}) for row in value["rows"])
-        selected, trained = TrainingSection.model_validate(value["selected"]), Trained(**value["trained"])
+        selected, trained = TrainingConfig.model_validate(value["selected"]), Trained(**value["trained"])
         return cls(rows, selected, trained, value["ended"])
 
 
 def sweep(
-    section: TuningSection, *, training: TrainingSection, task: TrainingTask, goal: Goal, uri: str, relay: Any = None
+    section: TuningConfig, *, training: TrainingConfig, task: TrainingTask, goal: Goal, uri: str, relay: Any = None
 ) -> SweepResult:
     """Runs the trials and selects one on validation; everything it leaves lies under `uri`.
 
@@ -162,7 +162,7 @@ class _PutBack(UserCallback):  # type: ignore[misc]
 
 def _run_group(config: dict[str, Any]) -> str | None:
     """One group's whole life; the value is the error it ended with, if any."""
-    section: TrainingSection = config["section"]
+    section: TrainingConfig = config["section"]
     group, desk = config["group"], config["desk"]
     heard = _PutBack(desk, group, uri=config["uri"])
     trainer = new_trainer(
@@ -176,7 +176,7 @@ def _run_group(config: dict[str, Any]) -> str | None:
 
 
 def _result(
-    journal: Journal, *, training: TrainingSection, goal: Goal, num_rows: int, errors: Sequence[str], uri: str
+    journal: Journal, *, training: TrainingConfig, goal: Goal, num_rows: int, errors: Sequence[str], uri: str
 ) -> SweepResult:
     records = [Record.from_dict(value) for value in journal["trials"]]
     rows = [TrialRow(kind, {}, score, (), 0.0, "pretrained") for kind, score in goal.rungs.items()]

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tuning.search_space import trial_section
 
 
@@ -14,7 +14,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU: the worker group has them all
 
-    def setup(self, config: dict[str, Any], desk: Any = None, training: TrainingSection | None = None) -> None:
+    def setup(self, config: dict[str, Any], desk: Any = None, training: TrainingConfig | None = None) -> None:
         assert training is not None
         self._desk, self._training = desk, training
         self._begin(config)

@@ -8,8 +8,8 @@ import ray
 from ray import tune
 
 from cluster.remote import on_this_node
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage.s3 import filesystem
 from tuning.experiment_tracking import tracker_callbacks
 from tuning.futility import Goal, Scores, can_still_reach, out_of_reach
@@ -58,9 +58,9 @@ def keep_keys_here() -> None:
 
 
 def new_tuner(
-    section: TuningSection,
+    config: TuningConfig,
     *,
-    training: TrainingSection,
+    training: TrainingConfig,
     stopper: GoalStopper,
     desk: Any,
     known: Sequence[Record],
@@ -75,21 +75,21 @@ def new_tuner(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's would write, asked or not, if it can
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, it would return as if all trials had run
     keep_keys_here()
-    longest = max_epochs(training, section)
+    longest = max_epochs(training, config)
     resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
     store, path = filesystem(uri, patient=True)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), resources),
-        param_space=tune_space(section),
+        param_space=tune_space(config),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            num_samples=section.num_trials,
-            search_alg=_search(section, known=known, seed=training.seed, max_concurrent=at_once),
+            num_samples=config.num_trials,
+            search_alg=_search(config, known=known, seed=training.seed, max_concurrent=at_once),
             scheduler=ASHAScheduler(
                 max_t=longest,
-                grace_period=min(section.grace_epochs, longest),
-                reduction_factor=section.reduction_factor,
+                grace_period=min(config.grace_epochs, longest),
+                reduction_factor=config.reduction_factor,
             ),
             reuse_actors=True,
         ),
@@ -99,14 +99,14 @@ def new_tuner(
             storage_filesystem=store,
             stop=stopper,
             # Tune misses its own JSON at the end.
-            callbacks=[ErrorsAsText(), JsonLoggerCallback(), *tracker_callbacks(section, uri=uri)],
+            callbacks=[ErrorsAsText(), JsonLoggerCallback(), *tracker_callbacks(config, uri=uri)],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
 
 
-def groups_that_fit(training: TrainingSection) -> int:
+def groups_that_fit(training: TrainingConfig) -> int:
     """Worker groups that the cluster holds at once (at least one: the autoscaler may bring more nodes)."""
     have = ray.cluster_resources()
     by_cpu = int(have.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
@@ -115,7 +115,7 @@ def groups_that_fit(training: TrainingSection) -> int:
     return max(1, by_cpu)
 
 
-def _search(section: TuningSection, *, known: Sequence[Record], seed: int, max_concurrent: int) -> Any:
+def _search(config: TuningConfig, *, known: Sequence[Record], seed: int, max_concurrent: int) -> Any:
     """Optuna, or random search; without a space there is nothing to search and every trial is the same.
 
     The same seed would draw anew what is known already, so each known trial moves it on.
@@ -125,9 +125,9 @@ def _search(section: TuningSection, *, known: Sequence[Record], seed: int, max_c
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    points = [record.config for record in known] if section.space else []
+    points = [record.config for record in known] if config.space else []
     seed += len(points)
-    if section.search == "optuna" and section.space:
+    if config.search == "optuna" and config.space:
         search = OptunaSearch(seed=seed, points_to_evaluate=points)
         return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
     return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent)

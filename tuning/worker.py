@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch.distributed as dist
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, download_folder, upload_folder
 from training import checkpoint, preemption
 from training.deepspeed_engine import stop_engine
@@ -28,7 +28,7 @@ machine of two cores)."""
 
 def group_worker(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
-    section: TrainingSection = config["section"]
+    section: TrainingConfig = config["section"]
     preemption.heed()
     material = load_material(ray.get(config["task"]), attention_dropout=section.attention_dropout)
     gc.freeze()  # what all trials share is not walked when a trial's engine is collected
@@ -97,7 +97,7 @@ def _give_up(name: str, message: str, *, checkpoints: str, config: dict[str, Any
         delete_folder(checkpoints)
 
 
-def _begin(section: TrainingSection, material: Material, *, saved: str | None) -> tuple[Any, Progress]:
+def _begin(section: TrainingConfig, material: Material, *, saved: str | None) -> tuple[Any, Progress]:
     """An engine at its first step, or where the checkpoint is, and how far that is."""
     if saved is None:
         return new_engine(section, material), Progress()
@@ -108,7 +108,7 @@ def _begin(section: TrainingSection, material: Material, *, saved: str | None) -
 
 
 def _saving(
-    section: TrainingSection, *, desk: Any, name: str, uri: str
+    section: TrainingConfig, *, desk: Any, name: str, uri: str
 ) -> tuple[Callable[[Progress, Any], None], Callable[[], bool]]:
     """What writes the trial's checkpoint, and what tells whether one is worth it at an epoch's end.
 
@@ -141,7 +141,7 @@ def _saving(
     return save, is_worth_it
 
 
-def _export(engine: Any, section: TrainingSection, *, material: Material, weights: str) -> bool:
+def _export(engine: Any, section: TrainingConfig, *, material: Material, weights: str) -> bool:
     """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
     with scratch() as folder:
         try:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.rounds import finish, medians, show, take_turns
-from tailorbird.config.evaluation import GatesSection
+from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.predictions import Predictions, Side
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import Case
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
-    question = Question(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesSection())
+    question = Question(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesConfig())
 
     def seconds() -> dict[str, float]:
         begun = time.process_time()

@@ -32,7 +32,7 @@ from benchmarks.serving.serving_overhead import (
     wrk_script,
 )
 from serving.deploy import rollout
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 
 HOME = "s3://models/adapters"
@@ -53,7 +53,7 @@ def main() -> None:
             random_adapter(folder / f"adapter-{number}", home=HOME, like=champion, seed=number)
             for number in range(NUM_ADAPTERS)
         ]
-        url = rollout.deploy(ServingSection(versions=NUM_ADAPTERS), home=HOME, version=champion, others=adapters)
+        url = rollout.deploy(ServingConfig(versions=NUM_ADAPTERS), home=HOME, version=champion, others=adapters)
         names = [adapter.version for adapter in adapters]
         for name in names:
             answer = requests.post(f"{url}/v1/classify", json={"input": texts[0], "model": name}, timeout=60)

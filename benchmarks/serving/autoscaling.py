@@ -25,10 +25,10 @@ import requests
 from benchmarks.rounds import finish, show
 from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import application, rollout, serve_client
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 HOME = "s3://models/autoscaling"
-SECTION = ServingSection(min_replicas=0, max_replicas=3, target_ongoing_requests=4, downscale_to_zero_delay_s=10)
+SECTION = ServingConfig(min_replicas=0, max_replicas=3, target_ongoing_requests=4, downscale_to_zero_delay_s=10)
 BURST, MANY, WATCH_S, LIMIT_S = 24, 12, 15, 180
 BOUNDS = {"failed": "<= 0", "most_after_cold_start": "<= 1"}
 

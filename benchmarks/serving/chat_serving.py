@@ -37,7 +37,7 @@ from cluster import code_snapshot
 from serving.deploy import rollout
 from serving.engines.base_chat import Sampling
 from serving.engines.transformers_engine import Generator
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
 from tailorbird.models import base_model, loading
@@ -66,7 +66,7 @@ def main() -> None:
             home = f"{HOME}-{engine}"
             version = _version(Path(temporary) / engine, home=home)
             urls[engine] = rollout.deploy(
-                ServingSection(cpus_per_replica=cores, engine=engine), home=home, version=version
+                ServingConfig(cpus_per_replica=cores, engine=engine), home=home, version=version
             )
         loaded = loading.load_chat_version(version.uri)
         base = node_cache.local_copy(version.base_model)

@@ -35,7 +35,7 @@ from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.engines.classify import predict_texts
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
@@ -87,7 +87,7 @@ class Heard:
 def main() -> None:
     """Prints each change, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
-        recipe = recipe_named("promotion-under-load", serving=ServingSection())
+        recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), home=recipe.home)
         conclude(recipe, versions[0], run="first", champion=None)
         promote(recipe.home)
@@ -154,7 +154,7 @@ def _changes(home: str) -> Iterator[tuple[str, float, float]]:
             time.sleep(AFTER_S)
 
 
-def recipe_named(name: str, *, serving: ServingSection) -> Recipe:
+def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
     """Over the ICD-10-CM terms, which it writes."""
     icd10.write(DATA)
     return Recipe.model_validate(

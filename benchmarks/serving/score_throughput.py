@@ -30,7 +30,7 @@ from benchmarks.rounds import finish, medians, show, take_turns
 from cluster import code_snapshot
 from serving.batch_jobs.scoring import batch_of, score
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
 from tailorbird.registry import versions
@@ -98,7 +98,7 @@ def _score(version: versions.ModelVersion) -> Mapping[str, float]:
     output = f"s3://lake/score-throughput/out-{time.monotonic_ns()}"
     batch = batch_of(version, input=INPUT, output=output)
     begin = time.perf_counter()
-    done = score(batch, ServingSection(), version=version, told=lambda _done, _total: None)
+    done = score(batch, ServingConfig(), version=version, told=lambda _done, _total: None)
     return {"rows_per_s": NUM_ROWS / done.busy_s, "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin)}
 
 

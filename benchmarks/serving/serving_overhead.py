@@ -43,7 +43,7 @@ from benchmarks.rounds import finish, medians, show, skip
 from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import rollout
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.models import base_model, loading, lora
@@ -224,8 +224,8 @@ def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVer
     if engine != "torch":
         export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
         version = versions.register(HOME, folder / "exported")
-    section = ServingSection(min_replicas=cores, max_replicas=cores)
-    return plain, version, rollout.deploy(section, home=HOME, version=version)
+    config = ServingConfig(min_replicas=cores, max_replicas=cores)
+    return plain, version, rollout.deploy(config, home=HOME, version=version)
 
 
 def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:

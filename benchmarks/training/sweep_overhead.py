@@ -18,15 +18,15 @@ from typing import Any
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import Distribution, TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import Distribution, TuningConfig
 from training.task import TrainingTask
 from tuning.futility import Goal
 
 NUM_ROWS, NUM_TRIALS, NUM_ROUNDS = 128, 8, 2
 BATCH_SIZE = 32
-TUNING = TuningSection(num_trials=NUM_TRIALS, space={"learning_rate": Distribution(log_uniform=(5e-5, 5e-4))})
-TRAINING = TrainingSection(zero_stage=1, num_workers=2, epochs=1, batch_size=BATCH_SIZE)
+TUNING = TuningConfig(num_trials=NUM_TRIALS, space={"learning_rate": Distribution(log_uniform=(5e-5, 5e-4))})
+TRAINING = TrainingConfig(zero_stage=1, num_workers=2, epochs=1, batch_size=BATCH_SIZE)
 BOUNDS = {"seconds_beside_steps_a_trial": "<= 4.0"}
 
 

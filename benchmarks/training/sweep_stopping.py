@@ -18,16 +18,16 @@ from typing import Any
 
 from benchmarks.material import MAX_LENGTH, icd10_task, own_stack
 from benchmarks.rounds import finish, show
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import Distribution, TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import Distribution, TuningConfig
 from training.task import TrainingTask
 from tuning.futility import Goal, set_goal
 
 NUM_ROWS, NUM_TRIALS, EPOCHS = 256, 8, 4
 MINIMUM_GAIN = 0.01
-TRAINING = TrainingSection(zero_stage=1, num_workers=2, epochs=EPOCHS, batch_size=32)
+TRAINING = TrainingConfig(zero_stage=1, num_workers=2, epochs=EPOCHS, batch_size=32)
 SPACE = {"learning_rate": Distribution(log_uniform=(1e-5, 1e-3))}
-STOPPING = TuningSection(num_trials=NUM_TRIALS, search="random", space=SPACE)
+STOPPING = TuningConfig(num_trials=NUM_TRIALS, search="random", space=SPACE)
 TO_THE_END = STOPPING.model_copy(update={"grace_epochs": EPOCHS})
 """ASHA waits until the last epoch, and with no goal nothing else stops."""
 BOUNDS = {"cost_ratio": "<= 0.6"}
@@ -71,11 +71,11 @@ def _goal(task: TrainingTask) -> Goal:
     return set_goal([rung.to_dict() for rung in ladder.rungs], minimum_gain=MINIMUM_GAIN)
 
 
-def _sweep(section: TuningSection, *, task: TrainingTask, goal: Goal, uri: str) -> dict[str, Any]:
+def _sweep(config: TuningConfig, *, task: TrainingTask, goal: Goal, uri: str) -> dict[str, Any]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
     begun = time.time()
-    result = sweep(section, training=TRAINING, task=task, goal=goal, uri=uri)
+    result = sweep(config, training=TRAINING, task=task, goal=goal, uri=uri)
     seconds = time.time() - begun
     trials = [row for row in result.rows if row.status != "pretrained"]
     for row in trials:

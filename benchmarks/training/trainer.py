@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.loading import inference_dtype
 
 HAS_BF16 = inference_dtype() == torch.bfloat16
@@ -19,18 +19,18 @@ RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 """What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
 
 
-def be_a_worker(section: TrainingSection) -> None:
+def be_a_worker(config: TrainingConfig) -> None:
     """Begins this process anew with the environment of a worker of ours, unless it has done so: all variants are
     measured in it. glibc reads what its malloc is told at a process's start alone, and a step's time hangs on that."""
     if os.environ.pop(BEGUN_ANEW, None) is None:
         from training.trainer import worker_environment  # Ray reads how to authenticate when imported: not before that
 
-        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(section) | {BEGUN_ANEW: "1"})
+        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(config) | {BEGUN_ANEW: "1"})
     del os.environ["GLIBC_TUNABLES"]  # this process has it; what it starts is no worker
 
 
 def run_trainer(
-    model: Any, rows: Sequence[dict[str, Any]], *, collator: Any, section: TrainingSection, bf16: bool
+    model: Any, rows: Sequence[dict[str, Any]], *, collator: Any, config: TrainingConfig, bf16: bool
 ) -> tuple[float, float]:
     """CPU-seconds and seconds of the training steps, with the section's batch size and epochs; nothing is saved."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -45,8 +45,8 @@ def run_trainer(
     clock = Clock()
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=section.batch_size,
-        num_train_epochs=section.epochs,
+        per_device_train_batch_size=config.batch_size,
+        num_train_epochs=config.epochs,
         use_cpu=True,
         bf16=bf16,
         save_strategy="no",

@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.models.loading import inference_dtype
 from tailorbird.storage.node_cache import local_copy
@@ -40,7 +40,7 @@ from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, StepReport, new_engine, train
 
 NUM_ROWS, NUM_ROUNDS = 640, 5
-SECTION = TrainingSection(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
+SECTION = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
 BOUNDS = {
     "cpu_rate_to_bare": ">= 1.0",
     "cpu_rate_to_bare_fused": ">= 0.75",
@@ -110,7 +110,7 @@ def _rank_variables() -> Iterator[None]:
 
 
 def _ours(material: ClassifierMaterial, *, zero_stage: int = 0) -> dict[str, float]:
-    section = SECTION.model_copy(update={"zero_stage": zero_stage})
+    config = SECTION.model_copy(update={"zero_stage": zero_stage})
     ended: list[tuple[float, float]] = []
 
     def on_step(report: StepReport) -> None:
@@ -121,9 +121,9 @@ def _ours(material: ClassifierMaterial, *, zero_stage: int = 0) -> dict[str, flo
         return True
 
     with _rank_variables():
-        engine = new_engine(section, material)
+        engine = new_engine(config, material)
         cpu, wall = time.process_time(), time.perf_counter()
-        train(engine, section, material=material, on_step=on_step, on_epoch=on_epoch)
+        train(engine, config, material=material, on_step=on_step, on_epoch=on_epoch)
         stop_engine(engine)
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
@@ -159,7 +159,7 @@ def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, f
         {"input_ids": tokens, "labels": int(label)}
         for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
     ]
-    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), section=SECTION, bf16=bf16))
+    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), config=SECTION, bf16=bf16))
 
 
 def _through_ray(task: Any) -> dict[str, float]:

@@ -13,7 +13,7 @@ from serving.batch_jobs.scoring import BatchError, batch_of, check
 from serving.http.asgi import Route, path_id
 from serving.http.schemas import BatchRequest, BatchStatus, RequestError, parse_batch
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
 from tailorbird.storage import s3
 
@@ -35,10 +35,10 @@ class _Engine(Protocol):
 class Batches:
     """A replica's routes of batches; `engine_of` gives what a request's `model` names."""
 
-    def __init__(self, engine_of: Callable[[str], _Engine], *, home: str, section: ServingSection) -> None:
+    def __init__(self, engine_of: Callable[[str], _Engine], *, home: str, config: ServingConfig) -> None:
         self._engine_of = engine_of
         self._home = home
-        self._section = section
+        self._section = config
         self._working: asyncio.Task[None] | None = None
         self._asked = False
 
@@ -124,7 +124,7 @@ class Batches:
         return _written(self._home, batch, version)
 
     def _require_allowed(self, uri: str, name: str) -> None:
-        refused = refusal_of(uri, home=self._home, section=self._section)
+        refused = refusal_of(uri, home=self._home, config=self._section)
         if refused is not None:
             raise RequestError(403, "prefix_not_allowed", f"{name}: {refused}", param=name)
 

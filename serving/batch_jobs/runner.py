@@ -17,7 +17,7 @@ from serving.deploy.application import application_name
 from serving.http.schemas import BatchStatus
 from serving.version_checks import require_shipped_code
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
 from tailorbird.storage import s3
 
@@ -38,14 +38,14 @@ def status_uri(home: str, batch_id: str) -> str:
     return f"{home}/batches/{batch_id}.json"
 
 
-def refusal_of(uri: str, *, home: str, section: ServingSection) -> str | None:
+def refusal_of(uri: str, *, home: str, config: ServingConfig) -> str | None:
     """Why no batch may read or write at a place; None where it may."""
     registry = home.rpartition("/")[0]
-    for place, what in ((registry, "registry of models"), (section.request_log, "request log")):
+    for place, what in ((registry, "registry of models"), (config.request_log, "request log")):
         if place is not None and (inside(uri, place.rstrip("/")) or inside(place.rstrip("/"), uri)):
             return f"{uri} meets the {what}, which no batch reads or writes; give another prefix"
-    if not any(inside(uri, prefix) for prefix in section.batch_prefixes):
-        return f"{uri} is under none of {', '.join(section.batch_prefixes)} (the recipe's serving.batch_prefixes)"
+    if not any(inside(uri, prefix) for prefix in config.batch_prefixes):
+        return f"{uri} is under none of {', '.join(config.batch_prefixes)} (the recipe's serving.batch_prefixes)"
     return None
 
 
@@ -86,7 +86,7 @@ def unfinished(home: str) -> list[BatchStatus]:
     return sorted(left, key=lambda status: (status.created_at, status.id))
 
 
-def send_to_work(home: str, section: ServingSection) -> Any:
+def send_to_work(home: str, config: ServingConfig) -> Any:
     """Sees to it that the application's desk is there and works; it survives who asks. `ended` takes what is given.
 
     One by other code or with another section leaves after the batch that it does, and this one goes on from there.
@@ -94,7 +94,7 @@ def send_to_work(home: str, section: ServingSection) -> Any:
     import ray
 
     code = ray.get_runtime_context().runtime_env.get("working_dir")
-    mark = hashlib.sha256(json.dumps([code, section.model_dump(mode="json")]).encode()).hexdigest()[:MARK_CHARS]
+    mark = hashlib.sha256(json.dumps([code, config.model_dump(mode="json")]).encode()).hexdigest()[:MARK_CHARS]
     name = f"batches-{application_name(home)}"
     desk = (
         ray.remote(Desk)
@@ -107,7 +107,7 @@ def send_to_work(home: str, section: ServingSection) -> Any:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        .remote(home, section.model_dump(), desks(home) - {f"{name}-{mark}"})
+        .remote(home, config.model_dump(), desks(home) - {f"{name}-{mark}"})
     )
     return desk.work.remote()
 
@@ -135,10 +135,10 @@ class Desk:
     `before` are the desks that were there when it was made: it begins when they have left.
     """
 
-    def __init__(self, home: str, section: dict[str, Any], before: set[str]) -> None:
+    def __init__(self, home: str, config: dict[str, Any], before: set[str]) -> None:
         require_shipped_code()
         self._home = home
-        self._section = section
+        self._section = config
         self._before = before
 
     def work(self) -> None:
@@ -173,7 +173,7 @@ class Desk:
             change(self._home, batch_id, lambda found: _if_running(found, status="failed", error=error))
 
 
-def run(home: str, batch_id: str, section: dict[str, Any]) -> str | None:
+def run(home: str, batch_id: str, config: dict[str, Any]) -> str | None:
     """Scores a batch and keeps its state; returns why it failed."""
     from tailorbird.registry.versions import RegistryError, read_version
 
@@ -187,9 +187,9 @@ def run(home: str, batch_id: str, section: dict[str, Any]) -> str | None:
             raise GaveUp
 
     batch = Batch(asked.input, asked.output, asked.version_uri, asked.digest, asked.column, asked.id_column)
-    serving = ServingSection.model_validate(section)
+    serving = ServingConfig.model_validate(config)
     for uri in (batch.input, batch.output):  # a state on S3 may be anybody's, and prefixes may be others by now
-        refused = refusal_of(uri, home=home, section=serving)
+        refused = refusal_of(uri, home=home, config=serving)
         if refused is not None:
             return refused
     try:

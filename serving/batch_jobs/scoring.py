@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from serving.batch_jobs.worker import Batch, Part, Scorer, as_row, columns_of
 from serving.http.schemas import CHAMPION, PRETRAINED
 from tailorbird import storage
-from tailorbird.config.data import DataSection
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.data import DataConfig
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.storage import s3
 
@@ -97,7 +97,7 @@ def batch_of(
             raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix, with no empty part and no `..`")
     if inside(uris["input"], uris["output"]) or inside(uris["output"], uris["input"]):
         raise BatchError(f"{uris['input']} and {uris['output']} lie in each other; give the output a place of its own")
-    default = DataSection.model_fields["text" if version.prompting is None else "prompt"].default
+    default = DataConfig.model_fields["text" if version.prompting is None else "prompt"].default
     return Batch(**uris, version_uri=version.uri, digest=version.digest, column=column or default, id_column=id_column)
 
 
@@ -122,7 +122,7 @@ def check(batch: Batch, *, version: "ModelVersion") -> None:
         _refuse_other(batch, asked["batch"], asdict(batch))
 
 
-def score(batch: Batch, section: ServingSection, *, version: "ModelVersion", told: Told) -> Scored:
+def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told: Told) -> Scored:
     """Scores the input on the connected Ray: one row out for each row in, by the same pass that serving answers with.
 
     Begun again after it was interrupted, it does the parts that are missing; the manifest is written last. Memory is
@@ -143,7 +143,7 @@ def score(batch: Batch, section: ServingSection, *, version: "ModelVersion", tol
         return Scored(manifest, total, len(parts), 0, 0.0)
     done: dict[int, dict[str, Any]] = {}
     num_done = 0
-    with closing(_run(parts, batch, section)) as running:
+    with closing(_run(parts, batch, config)) as running:
         for one in running:
             if "refused" in one:
                 raise (s3.StorageError if one["by_store"] else BatchError)(one["refused"])
@@ -257,24 +257,24 @@ def _refuse_other(batch: Batch, found: dict[str, Any], asked: dict[str, Any]) ->
         )
 
 
-def _run(parts: Sequence[Part], batch: Batch, section: ServingSection) -> Generator[dict[str, Any], None, None]:
+def _run(parts: Sequence[Part], batch: Batch, config: ServingConfig) -> Generator[dict[str, Any], None, None]:
     """What the workers tell of each part, as it comes."""
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cores = int(ray.cluster_resources().get("CPU", 1)) // section.cpus_per_replica
-    workers = max(1, min(len(parts), cores, section.max_batch_workers or cores))
+    cores = int(ray.cluster_resources().get("CPU", 1)) // config.cpus_per_replica
+    workers = max(1, min(len(parts), cores, config.max_batch_workers or cores))
     # From one on: what serves on the same cores is not waited for.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
     )
     dataset = ray.data.from_items([as_row(part) for part in parts], override_num_blocks=len(parts)).map(
         Scorer,
-        fn_constructor_args=(asdict(batch), section.model_dump()),
+        fn_constructor_args=(asdict(batch), config.model_dump()),
         compute=pool,
-        num_cpus=section.cpus_per_replica,
-        num_gpus=section.gpus_per_replica,
+        num_cpus=config.cpus_per_replica,
+        num_gpus=config.gpus_per_replica,
         max_restarts=RESTARTS,  # Ray Data's own is without end: a row that kills its worker would
         max_task_retries=RESTARTS,
     )

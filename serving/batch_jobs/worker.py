@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from serving.engines.classify import predict_hybrid, predict_texts
 from serving.version_checks import require_digest
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import conversations_of, groups_of, open_parquet, texts_of
 from tailorbird.data.rows import DataError
 from tailorbird.storage import s3
@@ -75,9 +75,9 @@ def columns_of(batch: Batch, version: "ModelVersion") -> list[str]:
 class Scorer:
     """Used as an actor of Ray Data: holds the version, loaded at the first part that is not there yet."""
 
-    def __init__(self, batch: dict[str, Any], section: dict[str, Any]) -> None:
+    def __init__(self, batch: dict[str, Any], config: dict[str, Any]) -> None:
         self._batch = Batch(**batch)
-        self._section = ServingSection.model_validate(section)
+        self._section = ServingConfig.model_validate(config)
         self._loaded: Loaded | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.http.schemas import PRETRAINED
 from serving.replica.experiment import TRIAL
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion, Part
@@ -26,7 +26,7 @@ def task_of(version: "ModelVersion") -> str:
 
 
 def application_of(
-    section: ServingSection,
+    section: ServingConfig,
     *,
     home: str,
     version: "ModelVersion",
@@ -91,9 +91,9 @@ def application_name(home: str) -> str:
     return home.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _build_args(section: ServingSection, *, home: str, task: str) -> dict[str, Any]:
+def _build_args(config: ServingConfig, *, home: str, task: str) -> dict[str, Any]:
     """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
-    fields = section.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
     args = {"home": home, "serving": fields}
     return args if task == "classification" else args | {"task": task}
 

@@ -10,7 +10,7 @@ import requests
 from cluster.code_snapshot import shipped_sha256
 from serving.http.schemas import PRETRAINED, config_id
 from serving.replica.experiment import TRIAL
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.storage import read_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ FAILED_HOLDS_S = 5
 
 
 def deploy(
-    section: ServingSection,
+    config: ServingConfig,
     *,
     home: str,
     version: "ModelVersion",
@@ -69,10 +69,10 @@ def deploy(
     name = application_name(home)
     instance = serve_instance()
     before = instance["applications"]
-    if section.api_keys is None and not section.guarded:
+    if config.api_keys is None and not config.guarded:
         refuse_open_door(instance)
     application = application_of(
-        section, home=home, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
+        config, home=home, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
     ) | {"route_prefix": route_prefix(name, before)}
     base_url = _apply(application, declared=declared_applications(before))
     if trial is not None:

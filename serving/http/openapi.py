@@ -32,7 +32,7 @@ from serving.http.schemas import (
     Ready,
     Up,
 )
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 NO_EFFECT = "x-no-effect"
 """Marks fields that OpenAI's clients may send, and that change nothing."""
@@ -130,7 +130,7 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def openapi(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str, Any]:
+def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Any]:
     """The document of these routes; every one has to be among `OPERATIONS`."""
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"serving.openapi.OPERATIONS does not tell of {missing}"
@@ -144,24 +144,24 @@ def openapi(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str
         },
         "servers": [{"url": ".", "description": "Where this document is"}],
         "paths": {
-            path: {route.method.lower(): _operation(path, route, section=section)} for path, route in routes.items()
+            path: {route.method.lower(): _operation(path, route, config=config)} for path, route in routes.items()
         },
-        "components": {"schemas": _schemas(routes, section=section)},
+        "components": {"schemas": _schemas(routes, config=config)},
     }
-    if section.api_keys is not None:
+    if config.api_keys is not None:
         told = "A key made by `tailorbird key`."
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": told}}
     return document
 
 
-def _operation(path: str, route: Route, *, section: ServingSection) -> dict[str, Any]:
+def _operation(path: str, route: Route, *, config: ServingConfig) -> dict[str, Any]:
     operation = OPERATIONS[path]
     found: dict[str, Any] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_") or "page",
         "summary": operation.summary,
         "responses": {
             **_answers(operation, content_type=route.content_type),
-            **{str(status): _refusal(status, section=section) for status in _refusals(operation, route, section)},
+            **{str(status): _refusal(status, config=config) for status in _refusals(operation, route, config)},
         },
     }
     if ID in path:
@@ -171,9 +171,9 @@ def _operation(path: str, route: Route, *, section: ServingSection) -> dict[str,
         ]
     if operation.request is not None:
         content = {JSON: {"schema": _ref(operation.request), "example": dict(operation.example)}}
-        told = f"At most {section.max_body_bytes} bytes."
+        told = f"At most {config.max_body_bytes} bytes."
         found["requestBody"] = {"required": True, "description": told, "content": content}
-    if section.api_keys is not None and not route.open:
+    if config.api_keys is not None and not route.open:
         found["security"] = [{"key": []}]
     return found
 
@@ -192,30 +192,30 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
     return answers
 
 
-def _refusals(operation: Operation, route: Route, section: ServingSection) -> list[int]:
+def _refusals(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
     found = {*operation.refusals, 429, 500, 503}
     if route.method == "POST":
         found |= {400, 408, 413}
-    if section.api_keys is not None and not route.open:
+    if config.api_keys is not None and not route.open:
         found.add(401)
-    elif not section.guarded and not route.open:
+    elif not config.guarded and not route.open:
         found.add(403)
     return sorted(found)
 
 
-def _refusal(status: int, *, section: ServingSection) -> dict[str, Any]:
+def _refusal(status: int, *, config: ServingConfig) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": _ref(ErrorBody)}}
     if status in (429, 503):
         content["text/plain"] = {"schema": {"type": "string", "description": "Where Ray Serve itself refuses it."}}
     if status == 408:
         content["text/html"] = {"schema": {"type": "string", "description": "Where the proxy itself refuses it."}}
-    found = {"description": REFUSALS[status].format(max_body_bytes=section.max_body_bytes), "content": content}
+    found = {"description": REFUSALS[status].format(max_body_bytes=config.max_body_bytes), "content": content}
     if status == 429:
         found["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return found
 
 
-def _schemas(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str, Any]:
+def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Any]:
     """Of every type on the wire, with the bounds that the recipe sets."""
     models: dict[type[BaseModel], None] = {ErrorBody: None}
     for path in routes:
@@ -228,7 +228,7 @@ def _schemas(routes: Mapping[str, Route], *, section: ServingSection) -> dict[st
         for place in fields if name in schemas else ():
             for kind in schemas[name]["properties"][place]["anyOf"]:
                 if kind.get("type") == "array":
-                    kind |= {"minItems": 1, "maxItems": section.max_texts}
+                    kind |= {"minItems": 1, "maxItems": config.max_texts}
     for name, neutral in (("ChatRequest", NEUTRAL), ("CompletionRequest", TEXT_NEUTRAL)):
         if name in schemas:
             _close(schemas[name], neutral=neutral)

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from serving.http.asgi import HTML, ID, JSON, Route
 from serving.http.openapi import openapi
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 
 @cache
@@ -22,12 +22,12 @@ def rendered(template: str) -> bytes:
     return _templates().get_template(template).render().encode()
 
 
-def documented(routes: Mapping[str, Route], *, section: ServingSection) -> dict[str, Route]:
+def documented(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
     """Returns the routes plus `/openapi.json` and `/docs`, which describe all of them."""
 
     @cache
     def document() -> dict[str, Any]:
-        return openapi(every, section=section)
+        return openapi(every, config=config)
 
     async def as_json(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, json.dumps(document(), ensure_ascii=False).encode()

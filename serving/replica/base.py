@@ -27,7 +27,7 @@ from serving.request_log.log import RequestLog
 from serving.request_log.schema import Feedback
 from serving.request_log.write_ahead_log import journal_folder
 from serving.request_log.writer import utc_now
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
@@ -62,20 +62,20 @@ class Replica(Generic[EngineT]):
         self,
         load: Callable[[str, str], EngineT],
         *,
-        section: ServingSection,
+        config: ServingConfig,
         retire: Callable[[EngineT], None] = lambda _former: None,
         meter: Meter | None = None,
     ) -> None:
         sys.setswitchinterval(SWITCH_S)
         self._load = load
         self._retire = retire
-        self._section = section
+        self._section = config
         self.meter = meter or Meter()
-        self._door = Door(section.api_keys) if section.api_keys is not None else None
+        self._door = Door(config.api_keys) if config.api_keys is not None else None
         self.log: RequestLog | None = None
-        if section.request_log:
-            key = read_subject_key(section.subject_key) if section.subject_key else None
-            uri, texts = section.request_log, section.log_texts
+        if config.request_log:
+            key = read_subject_key(config.subject_key) if config.subject_key else None
+            uri, texts = config.request_log, config.log_texts
             self.log = RequestLog(uri, subject_key=key, texts=texts, journal=journal_folder())
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
@@ -222,7 +222,7 @@ class Replica(Generic[EngineT]):
     def asgi_app(self, routes: dict[str, Route], *, on_startup: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
         app = http_app(
-            documented(routes | self._routes(), section=self._section),
+            documented(routes | self._routes(), config=self._section),
             max_body_bytes=self._section.max_body_bytes,
             admit=self._admit,
             on_startup=on_startup,

@@ -37,7 +37,7 @@ from serving.replica.experiment import Arm
 from serving.request_log.schema import Entry
 from serving.request_log.writer import utc_now
 from serving.version_checks import require_digest, require_shipped_code
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError
 
@@ -89,15 +89,15 @@ class Grown(NamedTuple):
 class Chat:
     """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
 
-    def __init__(self, home: str, section: dict[str, Any]) -> None:
+    def __init__(self, home: str, config: dict[str, Any]) -> None:
         import torch
 
         require_shipped_code()
         self._home = home
-        self._section = ServingSection.model_validate(section)
+        self._section = ServingConfig.model_validate(config)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._replica = Replica(partial(_load, section=self._section), section=self._section, retire=ChatEngine.retire)
+        self._replica = Replica(partial(_load, config=self._section), config=self._section, retire=ChatEngine.retire)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -105,7 +105,7 @@ class Chat:
             "/v1/completions": Route("POST", self._complete, watched=True),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
+        batches = Batches(self._replica.engine_of, home=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -316,13 +316,13 @@ async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: b
             tell(last)
 
 
-def _load(uri: str, digest: str, *, section: ServingSection) -> ChatEngine:
-    if section.engine == "vllm":
+def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
+    if config.engine == "vllm":
         from serving.engines.vllm_engine import load_engine
 
-        return load_engine(uri, digest, max_batch_size=section.max_batch_size, num_gpus=section.gpus_per_replica)
+        return load_engine(uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
     from tailorbird.models.loading import load_chat_version
 
     loaded = load_chat_version(uri)
     require_digest(loaded.version, digest=digest)
-    return Generator(loaded, max_batch_size=section.max_batch_size)
+    return Generator(loaded, max_batch_size=config.max_batch_size)

@@ -20,7 +20,7 @@ from serving.request_log.log import RequestLog
 from serving.request_log.schema import Entry
 from serving.request_log.writer import utc_now
 from serving.version_checks import require_shipped_code
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 # Texts of a shadow in one pass: what a request that comes meanwhile has to wait for.
 SHADOW_TEXTS = 4
@@ -42,18 +42,18 @@ class Asked(NamedTuple):
 class Classifier:
     """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
 
-    def __init__(self, home: str, section: dict[str, Any]) -> None:
+    def __init__(self, home: str, config: dict[str, Any]) -> None:
         import torch
 
         require_shipped_code()
         self._home = home
-        self._section = ServingSection.model_validate(section)
+        self._section = ServingConfig.model_validate(config)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
         shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size, meter=meter)
-        self._replica = Replica(shelf.load, section=self._section, meter=meter, retire=shelf.retire)
+        self._replica = Replica(shelf.load, config=self._section, meter=meter, retire=shelf.retire)
         self._shadows = Shadows(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -62,7 +62,7 @@ class Classifier:
             "/v1/compare": Route("POST", self._compare),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, home=self._home, section=self._section)
+        batches = Batches(self._replica.engine_of, home=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:

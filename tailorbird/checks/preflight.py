@@ -10,7 +10,7 @@ from cluster.resources import MANY, Holder, Room, workers_of_types, workers_that
 from tailorbird.checks.doctor import GIB, Line
 from tailorbird.checks.preflight_facts import Cluster, Found, look, may_join
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from training.memory_estimate import Batch, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95
@@ -135,9 +135,9 @@ def model_lines(recipe: Recipe, found: Found) -> Iterator[Line]:
 
 def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[Line]:
     """Whether there is room for the workers, each on one node: in all, and now."""
-    section = recipe.training
-    worker = Room(section.cpus_per_worker, section.gpus_per_worker)
-    least, most = section.min_workers, section.max_workers
+    config = recipe.training
+    worker = Room(config.cpus_per_worker, config.gpus_per_worker)
+    least, most = config.min_workers, config.max_workers
     have = workers_that_fit((node.has for node in cluster.nodes), worker)
     scaled = max(have, workers_of_types(cluster.node_types, worker)) if cluster.node_types else have
     asked = f"{_count(least, 'worker') if least == most else f'{least} to {most} workers'} of {_room(worker)}"
@@ -229,12 +229,12 @@ def memory_lines(recipe: Recipe, found: Found, cluster: Cluster) -> Iterator[Lin
     if found.model is None:
         yield Line("memory", "fault", "not estimated: the base model could not be read", "mend what stands above")
         return
-    section, total = recipe.training, sum(node.has.cpus for node in cluster.nodes)
-    worker = Room(section.cpus_per_worker, section.gpus_per_worker)
-    fit = max(1, int(total) // (section.max_workers * section.cpus_per_worker))
-    most = recipe.tuning.trials_at_once(room=fit) * section.max_workers
+    config, total = recipe.training, sum(node.has.cpus for node in cluster.nodes)
+    worker = Room(config.cpus_per_worker, config.gpus_per_worker)
+    fit = max(1, int(total) // (config.max_workers * config.cpus_per_worker))
+    most = recipe.tuning.trials_at_once(room=fit) * config.max_workers
     looked = [(node, cluster.looks[node.id]) for node in cluster.nodes if node.id in cluster.looks]
-    autocast = any(one.bfloat16 for _, one in looked) or section.gpus_per_worker > 0
+    autocast = any(one.bfloat16 for _, one in looked) or config.gpus_per_worker > 0
     needed = worst_memory(recipe, found, autocast=autocast)
     told = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)
     short = []
@@ -270,19 +270,19 @@ def worst_memory(recipe: Recipe, found: Found, *, autocast: bool) -> WorkerMemor
     assert found.model is not None
     batch = Batch(recipe.data.max_length, chat=recipe.task == "chat", autocast=autocast)
     estimates = [
-        worker_memory(section, shape=found.model.shape, batch=batch, num_workers=section.min_workers)
-        for section in tried_sections(recipe)
+        worker_memory(config, shape=found.model.shape, batch=batch, num_workers=config.min_workers)
+        for config in tried_sections(recipe)
     ]
     return max(estimates, key=lambda one: (one.device_bytes, one.host_bytes))
 
 
-def tried_sections(recipe: Recipe) -> list[TrainingSection]:
+def tried_sections(recipe: Recipe) -> list[TrainingConfig]:
     """The training section with each combination of what the sweep may set and memory hangs on."""
     space = recipe.tuning.space
     varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
     plain = recipe.training.model_dump()
     drawn = product(*varied.values())
-    return [TrainingSection.model_validate(plain | dict(zip(varied, one, strict=True))) for one in drawn]
+    return [TrainingConfig.model_validate(plain | dict(zip(varied, one, strict=True))) for one in drawn]
 
 
 def _room(room: Room) -> str:

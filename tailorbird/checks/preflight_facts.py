@@ -14,7 +14,7 @@ from cluster.connection import connect
 from cluster.node_probe import Asked, NodeLook, Written, look_from_nodes, try_to_write
 from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Versions
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import columns_of, rows_of
 from tailorbird.data.parquet import open_parquet, parquet_files
@@ -133,11 +133,11 @@ def look_at_cluster(asked: Asked) -> Cluster:
 
 def look_at_tables(recipe: Recipe) -> tuple[Table, ...]:
     """Every data URI that the recipe names, several at a time."""
-    section = recipe.data
-    named = [("train", uri) for uri in section.train_uris]
-    named += [(name, uri) for name in ("validation", "test") if (uri := getattr(section, name)) is not None]
+    config = recipe.data
+    named = [("train", uri) for uri in config.train_uris]
+    named += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return tuple(pool.map(lambda one: _table(*one, section=section, chat=recipe.task == "chat"), named))
+        return tuple(pool.map(lambda one: _table(*one, config=config, chat=recipe.task == "chat"), named))
 
 
 def _model(recipe: Recipe) -> Outline:
@@ -145,8 +145,8 @@ def _model(recipe: Recipe) -> Outline:
     return read_outline(staged, chat=recipe.task == "chat", system=recipe.data.system)
 
 
-def _table(split: str, uri: str, *, section: DataSection, chat: bool) -> Table:
-    columns = columns_of(section, chat=chat)
+def _table(split: str, uri: str, *, config: DataConfig, chat: bool) -> Table:
+    columns = columns_of(config, chat=chat)
     try:
         files = parquet_files(uri)
         looked = files if len(files) <= FOOTERS else [*files[: FOOTERS - 1], files[-1]]
@@ -154,24 +154,24 @@ def _table(split: str, uri: str, *, section: DataSection, chat: bool) -> Table:
         for name in looked:
             with open_parquet(name, columns=columns) as file:
                 num_rows += file.metadata.num_rows
-                _require_types(file.schema_arrow, columns, section=section, chat=chat, uri=name)
+                _require_types(file.schema_arrow, columns, config=config, chat=chat, uri=name)
     except ValueError as error:
         return Table(split, uri, fault=str(error))
     fault = None if num_rows or len(looked) < len(files) else f"{uri} has no rows; give a file with at least one row"
     return Table(split, uri, num_rows, num_files=len(files), num_looked=len(looked), file=files[0], fault=fault)
 
 
-def _require_types(schema: pa.Schema, columns: list[str], *, section: DataSection, chat: bool, uri: str) -> None:
+def _require_types(schema: pa.Schema, columns: list[str], *, config: DataConfig, chat: bool, uri: str) -> None:
     """Raises DataError where a column holds what no row can be made of; reads none."""
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-    rows_of(empty, section=section, chat=chat, uri=uri)
-    if chat and section.messages:
-        kind = empty.schema.field(section.messages).type
+    rows_of(empty, config=config, chat=chat, uri=uri)
+    if chat and config.messages:
+        kind = empty.schema.field(config.messages).type
         turns = getattr(kind, "value_type", None)
         named = {turns.field(place).name for place in range(turns.num_fields)} if turns is not None else set()
         if not {"role", "content"} <= named:
             raise DataError(
-                f"{uri}: column {section.messages!r} is {kind}, no lists of {{role, content}}; name another column"
+                f"{uri}: column {config.messages!r} is {kind}, no lists of {{role, content}}; name another column"
             )
 
 

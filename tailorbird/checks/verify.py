@@ -13,7 +13,7 @@ from pyarrow import ArrowException
 from cluster.code_snapshot import code_sha256, shipped_sha256
 from tailorbird import PROJECT_ROOT, storage
 from tailorbird.config.base import digest as digest_of
-from tailorbird.config.evaluation import EvaluationSection
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.hybrid import freeze_hybrid
 from tailorbird.evaluation.prediction_store import load_predictions
@@ -209,11 +209,9 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
     for part in sorted(({*ASKED, "asked_by"} & set(told)) - {"asked"}):
         yield from _differences(said.get(part), told[part], at=part, other="question.json says")
     # A question that was eased afterwards, in both files.
-    section = EvaluationSection.model_validate(asked["recipe"]["evaluation"])
+    config = EvaluationConfig.model_validate(asked["recipe"]["evaluation"])
     rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
-    yield from _differences(
-        evidence["question"], ask(section, **rows).to_dict(), at="question", other="the recipe asks"
-    )
+    yield from _differences(evidence["question"], ask(config, **rows).to_dict(), at="question", other="the recipe asks")
     frozen = _json(f"{uri}/routing.json")
     if isinstance(frozen, dict):
         yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")
@@ -223,7 +221,7 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
 
 def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Who answers what in a hybrid, against what the answers to the validation rows speak for."""
-    section = EvaluationSection.model_validate(evidence["recipe"]["evaluation"]).hybrid
+    config = EvaluationConfig.model_validate(evidence["recipe"]["evaluation"]).hybrid
     answers = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
     if len(answers) < len(ROLES):
         return  # named among the files already
@@ -231,8 +229,8 @@ def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
     for table in answers.values():
         refuse_wrong_scores(table)
     found = None
-    if section is not None and evidence["versions"]["incumbent"]["kind"] != "hybrid":
-        routing = freeze_hybrid(section, **answers, metric=evidence["question"]["metric"])
+    if config is not None and evidence["versions"]["incumbent"]["kind"] != "hybrid":
+        routing = freeze_hybrid(config, **answers, metric=evidence["question"]["metric"])
         found = json.loads(json.dumps(asdict(routing))) if routing else None
     yield from _differences(evidence["routing"], found, at="routing", other="the validation rows give")
 

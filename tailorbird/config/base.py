@@ -18,7 +18,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be read; the message names the field, what was given and what is allowed."""
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Frozen, closed to unknown fields; a field's docstring is its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -8,10 +8,10 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import STORES, Section, with_scheme
+from tailorbird.config.base import STORES, ConfigSection, with_scheme
 
 
-class DataSection(Section):
+class DataConfig(ConfigSection):
     train: str | tuple[str, ...]
     """URI of the training rows, or several: a Parquet file or a folder of them, `s3://` or `file://`."""
     validation: str | None = None

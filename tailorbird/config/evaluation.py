@@ -7,50 +7,50 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import Section
+from tailorbird.config.base import ConfigSection
 
 
-class CalibrationGate(Section):
+class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
     """Largest expected calibration error of the candidate, after its temperature."""
     max_increase: float = Field(default=0.02, ge=0, lt=1)
     """How much larger than the incumbent's it may be."""
 
 
-class GroupsGate(Section):
+class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """A group may lose less than this share of accuracy."""
     min_rows: int = Field(default=100, ge=1)
     """Rows from which a group's point estimate alone can fail the gate."""
 
 
-class CounterfactualGate(Section):
+class CounterfactualGateConfig(ConfigSection):
     max_increase: float = Field(default=0.01, ge=0, lt=1)
     """How much more often than the incumbent's the candidate's answer may turn with a name, sex or age."""
 
 
-class RobustnessGate(Section):
+class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
     """How much more accuracy than the incumbent the candidate may lose to typing errors, case and white space."""
 
 
-class GatesSection(Section):
+class GatesConfig(ConfigSection):
     """What a better model must not break; `null` does not ask for a gate."""
 
-    calibration: CalibrationGate | None = CalibrationGate()
+    calibration: CalibrationGateConfig | None = CalibrationGateConfig()
     """Confidence says how often the answer is right."""
-    groups: GroupsGate | None = GroupsGate()
+    groups: SubgroupGateConfig | None = SubgroupGateConfig()
     """No group of `data.groups` is served worse."""
-    counterfactual: CounterfactualGate | None = CounterfactualGate()
+    counterfactual: CounterfactualGateConfig | None = CounterfactualGateConfig()
     """Answers do not turn with a person's name, sex or age."""
-    robustness: RobustnessGate | None = RobustnessGate()
+    robustness: RobustnessGateConfig | None = RobustnessGateConfig()
     """Answers survive typing errors, case and white space."""
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
 
 
-class CostSection(Section):
+class CostConfig(ConfigSection):
     value_of_correct: float = Field(gt=0)
     """What one more correct answer is worth, in the recipe's currency."""
     requests_per_month: float = Field(gt=0)
@@ -61,7 +61,7 @@ class CostSection(Section):
     """Price of an hour of one CPU core, of training and of serving."""
 
 
-class HybridSection(Section):
+class HybridConfig(ConfigSection):
     by: Literal["group", "confidence"]
     """Who answers a row is told by its group, or by the incumbent's confidence."""
     column: str | None = None
@@ -81,7 +81,7 @@ TASK_METRICS = {
 """What a verdict on a task may compare."""
 
 
-class EvaluationSection(Section):
+class EvaluationConfig(ConfigSection):
     metric: Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l"] = "accuracy"
     """What the verdict compares: for classification `accuracy` or `macro_f1`, for chat `exact_match`, `token_f1` or
     `rouge_l`."""
@@ -93,11 +93,11 @@ class EvaluationSection(Section):
     """Two-sided level of the test and of the interval."""
     regulated: bool = False
     """Whether a gate that cannot be assessed stops a change of model (and says how many rows it would take)."""
-    gates: GatesSection = GatesSection()
+    gates: GatesConfig = GatesConfig()
     """What a better model must not break."""
-    cost: CostSection | None = None
+    cost: CostConfig | None = None
     """Prices, if the gain must pay for itself."""
-    hybrid: HybridSection | None = None
+    hybrid: HybridConfig | None = None
     """Whether, and how, both models may serve where only groups or cost speak against the candidate."""
     centroid_shots: int = Field(default=10, ge=1)
     """Training examples a class, k, of the centroid baseline."""

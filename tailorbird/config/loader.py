@@ -51,10 +51,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r} is not of the form section.key=value")
     *sections, last = key.split(".")
     place = content
-    for section in sections:
-        place = place.setdefault(section, {})
+    for config in sections:
+        place = place.setdefault(config, {})
         if not isinstance(place, dict):
-            raise RecipeError(f"override {override!r}: {section!r} is not a section")
+            raise RecipeError(f"override {override!r}: {config!r} is not a section")
     try:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:

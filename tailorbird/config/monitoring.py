@@ -7,10 +7,10 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import Section
+from tailorbird.config.base import ConfigSection
 
 
-class WatchingSection(Section):
+class MonitoringConfig(ConfigSection):
     window_days: int = Field(default=7, ge=1)
     """Days of the request log that are looked at together, the last ones that are over."""
     label_days: int = Field(default=30, ge=0)

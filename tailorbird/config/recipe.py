@@ -10,37 +10,37 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import MODEL_STORES, Section, with_scheme
-from tailorbird.config.data import DataSection
-from tailorbird.config.evaluation import CLASSIFICATION_GATES, TASK_METRICS, EvaluationSection
-from tailorbird.config.monitoring import WatchingSection
-from tailorbird.config.serving import ServingSection
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
+from tailorbird.config.data import DataConfig
+from tailorbird.config.evaluation import CLASSIFICATION_GATES, TASK_METRICS, EvaluationConfig
+from tailorbird.config.monitoring import MonitoringConfig
+from tailorbird.config.serving import ServingConfig
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 
 
-class Recipe(Section):
+class Recipe(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the task; its models, runs and champion lie under `<registry>/<name>/`."""
     task: Literal["classification", "chat"] = "classification"
     """Kind of task: a label for a text, or an answer in words to a conversation."""
     base_model: str
     """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
-    data: DataSection
+    data: DataConfig
     """Where the rows are."""
-    training: TrainingSection = TrainingSection()
+    training: TrainingConfig = TrainingConfig()
     """How a model is fine-tuned."""
-    tuning: TuningSection = TuningSection()
+    tuning: TuningConfig = TuningConfig()
     """Which configurations are tried."""
-    evaluation: EvaluationSection = EvaluationSection()
+    evaluation: EvaluationConfig = EvaluationConfig()
     """What the verdict asks."""
     license: str | None = None
     """Licence of the models made, for their cards, by its SPDX id in lower case (`apache-2.0`)."""
     registry: str
     """URI under which models and evidence are kept, `s3://`."""
-    serving: ServingSection = ServingSection()
+    serving: ServingConfig = ServingConfig()
     """How the champion is served."""
-    watching: WatchingSection = WatchingSection()
+    watching: MonitoringConfig = MonitoringConfig()
     """How the champion is watched while it serves."""
 
     @field_validator("base_model")
@@ -116,7 +116,7 @@ class Recipe(Section):
         tried += [dict(zip(bound, some, strict=True)) for some in product(*(values[name] for name in bound))]
         for given in tried:
             try:
-                TrainingSection.model_validate(self.training.model_dump() | given)
+                TrainingConfig.model_validate(self.training.model_dump() | given)
             except ValidationError as error:
                 told = error.errors()[0]["msg"].removeprefix("Value error, ")
                 which = " with ".join(f"{name} {value!r}" for name, value in given.items())

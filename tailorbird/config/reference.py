@@ -6,7 +6,7 @@ from typing import Annotated, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tailorbird.config.base import Section
+from tailorbird.config.base import ConfigSection
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tuning import Distribution
 
@@ -27,18 +27,18 @@ def reference() -> str:
 
 def _tables(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
     """A table of the model's own fields, then those of its sections, each named by its whole path."""
-    inner = {name: section for name, field in model.model_fields.items() if (section := _section(field))}
+    inner = {name: config for name, field in model.model_fields.items() if (config := _section(field))}
     own = {name: field for name, field in model.model_fields.items() if name not in inner or prefix}
     parts = [_table(title, own)]
-    for name, section in inner.items():
-        parts += _tables(f"`{prefix}{name}`", model=section, prefix=f"{prefix}{name}.")
+    for name, config in inner.items():
+        parts += _tables(f"`{prefix}{name}`", model=config, prefix=f"{prefix}{name}.")
     return parts
 
 
-def _section(field: FieldInfo) -> type[Section] | None:
+def _section(field: FieldInfo) -> type[ConfigSection] | None:
     for choice in (field.annotation, *get_args(field.annotation)):
         kind = get_args(choice)[0] if get_origin(choice) is Annotated else choice
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, ConfigSection):
             return kind
     return None
 
@@ -65,7 +65,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, Section):
+    if isinstance(value, ConfigSection):
         return "its defaults"
     return "" if value is None or value in ({}, ()) else f"`{value}`"
 

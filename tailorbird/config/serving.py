@@ -9,10 +9,10 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import SECRETS, STORES, Section, with_scheme
+from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 
 
-class TrialSection(Section):
+class ExperimentConfig(ConfigSection):
     """Another version beside the champion: exactly one of `canary` and `shadow`."""
 
     version: str = Field(min_length=1)
@@ -31,7 +31,7 @@ class TrialSection(Section):
         return self
 
 
-class ServingSection(Section):
+class ServingConfig(ConfigSection):
     min_replicas: int = Field(default=1, ge=0)
     """Replicas kept when idle; with 0 the first request after a quiet time waits until a replica has loaded."""
     max_replicas: int = Field(default=1, ge=1)
@@ -91,7 +91,7 @@ class ServingSection(Section):
     max_batch_workers: int | None = Field(default=None, ge=1)
     """Workers of one batch at most, each with `cpus_per_replica` cores; without it, as many as the cluster has cores
     for."""
-    trial: TrialSection | None = None
+    trial: ExperimentConfig | None = None
     """Another version that answers a share of the requests, or is shown them; it is a second model in each replica's
     memory. Changed by `tailorbird serve` while requests are answered."""
 

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import Section
+from tailorbird.config.base import ConfigSection
 
 DEEPSPEED_FIELDS = {
     "train_batch_size": "batch_size",
@@ -26,7 +26,7 @@ DEEPSPEED_FIELDS = {
 """DeepSpeed's name of what a field of the training section says."""
 
 
-class WorkerRange(Section):
+class WorkerRange(ConfigSection):
     min: int = Field(ge=1)
     """Workers to begin with, or to go on with, where the cluster has no more."""
     max: int = Field(ge=1)
@@ -48,7 +48,7 @@ NumWorkers = Annotated[
 ]
 
 
-class TrainingSection(Section):
+class TrainingConfig(ConfigSection):
     method: Literal["lora", "full"] = "full"
     """What is learned: adapters and head, or every weight."""
     zero_stage: Literal[0, 1, 2, 3] = 1

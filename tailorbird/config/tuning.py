@@ -8,11 +8,11 @@ from pydantic import (
     model_validator,
 )
 
-from tailorbird.config.base import Section
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.base import ConfigSection
+from tailorbird.config.training import TrainingConfig
 
 
-class Distribution(Section):
+class Distribution(ConfigSection):
     """Where a trial's value comes from: exactly one of the fields."""
 
     choice: tuple[Any, ...] | None = None
@@ -36,7 +36,7 @@ class Distribution(Section):
         return self
 
 
-class TuningSection(Section):
+class TuningConfig(ConfigSection):
     num_trials: int = Field(default=8, ge=1)
     """Configurations tried."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
@@ -67,7 +67,7 @@ class TuningSection(Section):
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
         fixed |= {"average_seeds"}
         fixed |= {"attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}  # the same for a whole group
-        allowed = sorted(set(TrainingSection.model_fields) - fixed)
+        allowed = sorted(set(TrainingConfig.model_fields) - fixed)
         for name in space:
             if name not in allowed:
                 raise ValueError(f"{name!r} cannot be tuned; allowed: {', '.join(allowed)}")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import columns_of, read_later, read_splits, rows_of
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows
@@ -72,7 +72,7 @@ class Piece:
 class Job:
     """What every task needs besides its piece."""
 
-    section: DataSection
+    config: DataConfig
     encoding: Encoding
     base_model: str
     uri: str
@@ -84,46 +84,44 @@ class Job:
     """Values of `split_by` in either."""
 
 
-def held(section: DataSection, *, chat: bool, seed: int) -> Gathered | None:
+def held(config: DataConfig, *, chat: bool, seed: int) -> Gathered | None:
     """A recipe's rows, read and checked; None where there are more training rows than memory is to hold.
 
     Raises DataError as `read_splits`, `clean` and `take_training_rows`.
     """
-    if sum(piece.num_rows for piece in _pieces(section)) > section.stream_above_rows:
+    if sum(piece.num_rows for piece in _pieces(config)) > config.stream_above_rows:
         return None
-    splits, report = clean(read_splits(section, chat=chat))
-    splits = take_training_rows(splits, size=section.max_train_rows, seed=seed)
+    splits, report = clean(read_splits(config, chat=chat))
+    splits = take_training_rows(splits, size=config.max_train_rows, seed=seed)
     return Gathered(splits, report, fingerprint(splits))
 
 
-def streamed(
-    section: DataSection, encoding: Encoding, *, base_model: str, home: str, inputs: dict[str, Any]
-) -> Gathered:
+def streamed(config: DataConfig, encoding: Encoding, *, base_model: str, home: str, inputs: dict[str, Any]) -> Gathered:
     """A recipe's rows, checked, where `held` gives none: training rows are encoded once, into shards.
 
     A stage under `home` that hangs on `inputs` and the files as they lie there. Memory is bounded: a task has a few
     thousand rows in hand, this process those that it keeps. Rows whose text stands in validation or test are dropped,
     as `checks.clean` does. Raises DataError as that, and where the recipe names no validation or test.
     """
-    _refuse(section)
-    pieces = list(_pieces(section))
-    validation, test = read_later(section, chat=encoding.chat)
+    _refuse(config)
+    pieces = list(_pieces(config))
+    validation, test = read_later(config, chat=encoding.chat)
     later = {"validation": validation, "test": test}
 
     def compute(uri: str) -> dict[str, Any]:
         job = Job(
-            section=section,
+            config=config,
             encoding=encoding,
             base_model=base_model,
             uri=uri,
-            share=section.stream_above_rows / sum(piece.num_rows for piece in pieces),
+            share=config.stream_above_rows / sum(piece.num_rows for piece in pieces),
             texts={name: frozenset(map(normalise, rows.texts)) for name, rows in later.items()},
             keys=frozenset(key for rows in later.values() for key in rows.split_keys or ()),
         )
         return {"uri": uri, "told": _run(pieces, job)}
 
     asked = {
-        "data": section.model_dump(mode="json"),
+        "data": config.model_dump(mode="json"),
         "encoding": asdict(encoding),
         "files": [storage.state(uri) for uri in dict.fromkeys(piece.uri for piece in pieces)],
         "later": {name: rows_sha256(rows) for name, rows in later.items()},
@@ -155,28 +153,28 @@ def streamed(
     return Gathered(splits, whole, hashes, shards, held_sha256=rows_sha256(splits.train))
 
 
-def _refuse(section: DataSection) -> None:
-    told = f"train has more than data.stream_above_rows {section.stream_above_rows:,} rows and is streamed: "
+def _refuse(config: DataConfig) -> None:
+    told = f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is streamed: "
     raised = ", or raise stream_above_rows if every worker's memory holds them all"
-    if section.validation is None or section.test is None:
+    if config.validation is None or config.test is None:
         raise DataError(f"{told}name data.validation and data.test too{raised}")
-    if section.max_train_rows is not None:
+    if config.max_train_rows is not None:
         raise DataError(f"{told}leave out data.max_train_rows{raised}")
 
 
-def _row_groups(section: DataSection) -> Iterator[tuple[str, int]]:
+def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
     """URI of the file and rows of each row group of the training rows, in order."""
-    for uri in section.train_uris:
+    for uri in config.train_uris:
         for file in parquet_files(uri):
             with open_parquet(file, columns=(), in_parts=True) as parquet:
                 for group in range(parquet.num_row_groups):
                     yield file, parquet.metadata.row_group(group).num_rows
 
 
-def _pieces(section: DataSection) -> Iterator[Piece]:
+def _pieces(config: DataConfig) -> Iterator[Piece]:
     """Row groups one after the other until they make a shard; a row group is never cut."""
     number = first = 0
-    for file, groups in groupby(_row_groups(section), key=lambda group: group[0]):
+    for file, groups in groupby(_row_groups(config), key=lambda group: group[0]):
         held: list[int] = []
         start = size = 0
         for group, (_, num_rows) in enumerate(groups):
@@ -270,15 +268,15 @@ def write_piece(piece: Piece, job: Job, tokenizer: Any) -> dict[str, Any]:
 
 
 def _batches(piece: Piece, job: Job) -> Iterator[Rows]:
-    section, chat = job.section, job.encoding.chat
-    columns = columns_of(section, chat=chat)
+    config, chat = job.config, job.encoding.chat
+    columns = columns_of(config, chat=chat)
     done = 0
     with open_parquet(piece.uri, columns=columns, in_parts=True) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(piece.groups), columns=columns):
             table = pa.Table.from_batches([batch])
             rows = rows_of(
                 table,
-                section=section,
+                config=config,
                 chat=chat,
                 uri=piece.uri,
                 first=piece.start + done,  # what is wrong is told by its place in the file

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridSection
+from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import Predictions, Side
 from tailorbird.evaluation.statistics.scoring import score_of
@@ -15,16 +15,16 @@ NUM_THRESHOLDS = 50
 
 
 def freeze_hybrid(
-    section: HybridSection, *, incumbent: Predictions, candidate: Predictions, metric: str
+    config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str
 ) -> Routing | None:
     """The routing that validation speaks for, or None where one of the two models would answer everything.
 
     By group: the candidate answers the groups in which it is not worse than the incumbent. By confidence: the incumbent
     answers as many of the rows it is surest of as it can without the hybrid scoring less than the candidate.
     """
-    if section.by == "group":
-        assert section.column is not None  # the schema's rule
-        return _by_group(section.column, incumbent=incumbent, candidate=candidate)
+    if config.by == "group":
+        assert config.column is not None  # the schema's rule
+        return _by_group(config.column, incumbent=incumbent, candidate=candidate)
     return _by_confidence(incumbent=incumbent, candidate=candidate, metric=metric)
 
 

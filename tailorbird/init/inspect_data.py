@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.profiling.column_roles import Guess, guess_columns
@@ -162,11 +162,11 @@ def expected_gain(num_test: int, *, chat: bool) -> float:
     return 0.5
 
 
-def data_section(seen: Seen, *, split_by: str | None) -> DataSection:
+def data_section(seen: Seen, *, split_by: str | None) -> DataConfig:
     """The recipe's data section, but for what does not change how rows are read."""
     guess, places = seen.guess, seen.places
     columns = {name: one.name for name in COLUMNS if (one := getattr(guess, name)) is not None}
-    return DataSection(
+    return DataConfig(
         train=places.train[0] if len(places.train) == 1 else places.train,
         validation=places.validation,
         test=places.test,

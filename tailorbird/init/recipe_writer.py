@@ -88,12 +88,12 @@ def _head(seen: Seen, *, name: str, registry: str) -> Iterator[str]:
 
 
 def _data(seen: Seen, tried: Tried) -> Iterator[str]:
-    guess, section = seen.guess, data_section(seen, split_by=tried.split_by)
+    guess, config = seen.guess, data_section(seen, split_by=tried.split_by)
     yield "data:"
     if seen.places.test is None:
         yield "  # No test rows are named, so 72 % train, 11 % choose and 17 % judge, drawn by split_by or by text."
     for name in ("train", "validation", "test"):
-        value = getattr(section, name)
+        value = getattr(config, name)
         if value is not None:
             yield f"  {name}: {_yaml(list(value) if isinstance(value, tuple) else value)}"
     for name in ("text", "label", "prompt", "completion", "messages"):
@@ -109,7 +109,7 @@ def _data(seen: Seen, tried: Tried) -> Iterator[str]:
     else:
         yield "  # No column looks like a group (2 to 20 values), by which results would be read and protected."
     yield from _length(seen)
-    if seen.num_train > section.stream_above_rows and section.test is None:
+    if seen.num_train > config.stream_above_rows and config.test is None:
         yield "  # More rows than are held in memory by default, and of more the test rows must be named."
         yield f"  stream_above_rows: {seen.num_train}"
     if tried.fault is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from cluster.progress import Show
 from cluster.remote import remotely
 from tailorbird import storage
-from tailorbird.config.evaluation import CounterfactualGate, GroupsGate
+from tailorbird.config.evaluation import CounterfactualGateConfig, SubgroupGateConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.base import Gate
@@ -127,10 +127,10 @@ class _Window:
         self.recipe, self.days, self.serving, self.reference, self.day = recipe, days, serving, reference, day
         self.first = day - timedelta(days=recipe.watching.window_days - 1)
         self.trial = serving.trial.digest if serving.trial else None
-        section = recipe.watching.model_dump(mode="json", exclude={"rollback", "keep_days"})
+        config = recipe.watching.model_dump(mode="json", exclude={"rollback", "keep_days"})
         answers = files_between(days.answers, self.first, day)
         told = files_between(days.feedback, self.first, day + timedelta(days=recipe.watching.label_days))
-        self.answers = _sha256([*answers, serving.champion.digest, reference.made_at, section, recipe.data.groups])
+        self.answers = _sha256([*answers, serving.champion.digest, reference.made_at, config, recipe.data.groups])
         self.told = _sha256([*told, *days.audits, self.trial])
 
     def kept(self, made: Report | None) -> Report | None:
@@ -168,7 +168,7 @@ class _Window:
         if not traffic.num_of(CHAMPION, champion.digest):
             return without_traffic(**fields, notes=seen["notes"])
         asked: dict[str, Any] = {"columns": self.recipe.data.groups, "before": self.reference.before(), "alpha": alpha}
-        asked["limits"] = self.recipe.evaluation.gates.groups or GroupsGate()
+        asked["limits"] = self.recipe.evaluation.gates.groups or SubgroupGateConfig()
         return Report(
             **fields,
             **seen,
@@ -212,7 +212,7 @@ class _Window:
         """The counterfactual gate on some texts of the traffic, whose right answer nobody needs to know."""
         pretrained, limits = (
             self.serving.pretrained,
-            self.recipe.evaluation.gates.counterfactual or CounterfactualGate(),
+            self.recipe.evaluation.gates.counterfactual or CounterfactualGateConfig(),
         )
         texts = [text for text in sample.texts if text is not None][:FLIPPED_TEXTS]
         if pretrained is None or not texts:
@@ -235,7 +235,7 @@ class _Window:
             return None
         day = microseconds(self.day)
         of_day = outcomes.where((outcomes.at >= day) & (outcomes.at < day + DAY_US))
-        columns, section = self.recipe.data.groups, self.recipe.evaluation
+        columns, config = self.recipe.data.groups, self.recipe.evaluation
         fixed = fixed_groups(self.reference.before(), columns=columns)
         pairs, by_group, _ = trial_pairs(of_day, columns=columns, fixed=fixed)
         _, names, tables = trial_pairs(outcomes, columns=columns, fixed=fixed)
@@ -243,7 +243,7 @@ class _Window:
             digest=self.serving.trial.digest,
             pairs=pairs,
             groups=by_group,
-            reading=trial_groups(names, tables, limits=section.gates.groups or GroupsGate(), alpha=section.alpha),
+            reading=trial_groups(names, tables, limits=config.gates.groups or SubgroupGateConfig(), alpha=config.alpha),
             by_order=paired_by_order(of_day),
             by_feedback=trial_pairs(by_feedback(of_day), columns=columns, fixed=fixed)[0],
         )

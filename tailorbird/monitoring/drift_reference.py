@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.remote import remotely
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.arrow_safety import made_by_code
 from tailorbird.data.loader import read_later, read_splits
@@ -93,11 +93,11 @@ def read_reference(home: str, version: ModelVersion) -> Reference:
     return Reference(told["digest"], told["made_at"], asked, right, groups)
 
 
-def validation_rows(section: DataSection) -> Rows:
+def validation_rows(config: DataConfig) -> Rows:
     """The rows that a champion is chosen on."""
-    if section.validation is not None and section.test is not None:
-        return read_later(section, chat=False)[0]
-    return read_splits(section).validation
+    if config.validation is not None and config.test is not None:
+        return read_later(config, chat=False)[0]
+    return read_splits(config).validation
 
 
 def made(uri: str, *, rows: Rows, made_at: str) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.gates.subgroups import group_bound, proven_harmed
 from tailorbird.evaluation.statistics.paired import PairedCounts, holm, wilson_interval
@@ -97,7 +97,12 @@ def groups_of(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str
 
 
 def groups_now(
-    outcomes: Outcomes, *, columns: Sequence[str], before: Mapping[str, Before], limits: GroupsGate, alpha: float
+    outcomes: Outcomes,
+    *,
+    columns: Sequence[str],
+    before: Mapping[str, Before],
+    limits: SubgroupGateConfig,
+    alpha: float,
 ) -> Gate:
     """Whether a group is served worse than on the rows that the champion was chosen on; other rows, so not paired.
 
@@ -157,7 +162,7 @@ def paired_by_order(outcomes: Outcomes) -> bool:
 
 
 def trial_groups(
-    pairs: Mapping[str, Pairs], tables: Sequence[PairedCounts], *, limits: GroupsGate, alpha: float
+    pairs: Mapping[str, Pairs], tables: Sequence[PairedCounts], *, limits: SubgroupGateConfig, alpha: float
 ) -> Gate:
     """The verdict's own reading of the groups that have pairs, on the trial's audited ones."""
     if not tables:
@@ -214,7 +219,7 @@ def _interval(now: Before, than: Before, *, alpha: float) -> tuple[float, float]
     return float(low), float(high)
 
 
-def _bound(name: str, *, now: Before, than: Before, harmed: bool, limits: GroupsGate, alpha: float) -> Bound:
+def _bound(name: str, *, now: Before, than: Before, harmed: bool, limits: SubgroupGateConfig, alpha: float) -> Bound:
     change, interval = now.right / now.n - than.right / than.n, _interval(now, than, alpha=alpha)
     unharmed = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
     state = State.FAILS if harmed else unharmed

@@ -101,11 +101,11 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
 
 def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
     """Who answers what in a hybrid, fixed on validation before test is read; None where there is to be none."""
-    section = prepared.question.hybrid
-    if section is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
+    config = prepared.question.hybrid
+    if config is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
         return None
     answers = {role: _answers(prepared, models[role], set_name=VALIDATION) for role in ROLES}
-    routing = freeze_hybrid(section, **answers, metric=prepared.question.metric)
+    routing = freeze_hybrid(config, **answers, metric=prepared.question.metric)
     value = {"routing": asdict(routing) if routing else None}
     frozen: dict[str, Any] | None = freeze(f"{prepared.run}/routing.json", value)["routing"]
     return frozen

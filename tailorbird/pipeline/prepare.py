@@ -56,10 +56,10 @@ class Prepared:
     @property
     def prompting(self) -> Prompting | None:
         """How the model of a chat task is asked, but for examples in the prompt; None of a classification."""
-        section = self.recipe.data
+        config = self.recipe.data
         if self.recipe.task != "chat":
             return None
-        return Prompting(system=section.system, max_new_tokens=section.max_new_tokens)
+        return Prompting(system=config.system, max_new_tokens=config.max_new_tokens)
 
     @property
     def asked_of_training(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.progress import Show, relayed
 from cluster.remote import note_shortage, remotely
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.chat import climb_chat
 from tailorbird.evaluation.baselines.classification import climb
 from tailorbird.evaluation.inference.predict import calibrate, predict_rows
@@ -133,16 +133,16 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
             write_prompt(prepared, one.rung.kind, one.prompting, uri=f"{uri}/{one.rung.kind}")
         return [one.rung.to_dict() | {"uri": f"{uri}/{one.rung.kind}"} for one in found]
 
-    section, seed = recipe.evaluation, recipe.training.seed
-    examples = {"shots": section.prompt_shots, "draws": section.prompt_draws, "seed": seed}
-    asked: dict[str, Any] = {"max_length": recipe.data.max_length, "shots": section.centroid_shots, "seed": seed}
+    config, seed = recipe.evaluation, recipe.training.seed
+    examples = {"shots": config.prompt_shots, "draws": config.prompt_draws, "seed": seed}
+    asked: dict[str, Any] = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "seed": seed}
     if prepared.prompting is not None:
         asked = examples | {"prompting": prepared.prompting.model_dump(mode="json")}
     rungs: list[dict[str, Any]] = once(
         recipe.home,
         "ladder",
         compute=classifiers if prepared.prompting is None else prompts,
-        inputs=prepared.key(**asked, metric=section.metric),
+        inputs=prepared.key(**asked, metric=config.metric),
     )
     if prepared.champion is not None:
         rungs = [_champion_rung(prepared, prepared.champion), *rungs]  # first: a tie is the champion's
@@ -163,8 +163,8 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
 
     def compute(uri: str) -> dict[str, Any]:
         _require(relay, what="sweep", command="sweep")
-        task, section = prepared.task(), recipe.tuning
-        return sweep(section, training=recipe.training, task=task, goal=goal, uri=uri, relay=relay).to_dict()
+        task, config = prepared.task(), recipe.tuning
+        return sweep(config, training=recipe.training, task=task, goal=goal, uri=uri, relay=relay).to_dict()
 
     value = once(
         recipe.home,
@@ -190,9 +190,9 @@ def train_seeds(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
     """The selected trial, and the same configuration trained with the further seeds that the recipe asks for."""
     trained = [swept.trained]
     for number in range(1, prepared.recipe.training.num_seeds):
-        section = swept.selected.model_copy(update={"seed": prepared.recipe.training.seed + number})
-        show({"event": "stage", "text": f"seed {section.seed}: the selected configuration once more"})
-        trained.append(_train_once(prepared, section, name=f"seed-{section.seed}", relay=relay))
+        config = swept.selected.model_copy(update={"seed": prepared.recipe.training.seed + number})
+        show({"event": "stage", "text": f"seed {config.seed}: the selected configuration once more"})
+        trained.append(_train_once(prepared, config, name=f"seed-{config.seed}", relay=relay))
     return trained
 
 
@@ -210,7 +210,7 @@ def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: An
     return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(prepared.splits.validation))
 
 
-def average_seeds(prepared: Prepared, selected: TrainingSection, seeds: list[Trained], *, show: Show) -> Model | None:
+def average_seeds(prepared: Prepared, selected: TrainingConfig, seeds: list[Trained], *, show: Show) -> Model | None:
     """The mean of the seeds' weights with its score on validation, where the recipe lets it run and it can be made."""
     training, metric = prepared.recipe.training, prepared.recipe.evaluation.metric
     if not training.average_seeds or selected.method != "full" or len(seeds) < 2:
@@ -237,7 +237,7 @@ def best_on_validation(seeds: list[Trained], averaged: Model | None, *, method: 
 
 
 def choose_candidate(
-    prepared: Prepared, selected: TrainingSection, seeds: list[Trained], averaged: Model | None
+    prepared: Prepared, selected: TrainingConfig, seeds: list[Trained], averaged: Model | None
 ) -> Model:
     """`best_on_validation` as a loadable artifact, with the temperature that validation gives it."""
     candidate = best_on_validation(seeds, averaged, method=selected.method)
@@ -254,21 +254,21 @@ def choose_candidate(
     return candidate
 
 
-def training_cpu_seconds(training: TrainingSection, swept: SweepResult, seeds: list[Trained]) -> float:
+def training_cpu_seconds(training: TrainingConfig, swept: SweepResult, seeds: list[Trained]) -> float:
     """CPU-seconds inside training steps of every trial and further seed."""
     seconds = sum(row.seconds for row in swept.rows) + sum(seed.step_seconds for seed in seeds[1:])
     return seconds * training.max_workers * training.cpus_per_worker
 
 
 def _train_once(
-    prepared: Prepared, section: TrainingSection, *, name: str, relay: Any, num_train_rows: int | None = None
+    prepared: Prepared, config: TrainingConfig, *, name: str, relay: Any, num_train_rows: int | None = None
 ) -> Trained:
     def compute(uri: str) -> dict[str, Any]:
         _require(relay, what=f"training {name}", command="run")
-        return finetune(section, task=prepared.task(num_train_rows=num_train_rows), uri=uri, relay=relay).to_dict()
+        return finetune(config, task=prepared.task(num_train_rows=num_train_rows), uri=uri, relay=relay).to_dict()
 
     inputs = prepared.key(
-        training=section.model_dump(mode="json", exclude=NOT_OF_RESULTS),
+        training=config.model_dump(mode="json", exclude=NOT_OF_RESULTS),
         **prepared.asked_of_training,
     )
     if num_train_rows is not None:

@@ -19,8 +19,8 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingSection
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.serving import ServingConfig
+from tailorbird.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from tailorbird.registry.champion import Champion
@@ -74,13 +74,13 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     cluster = job["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
     name = _once(recipe, image=head["containers"][0]["image"])
-    section: TrainingSection = recipe.training
+    config: TrainingConfig = recipe.training
     _size(
         cluster["workerGroupSpecs"],
-        cpus=section.cpus_per_worker,
-        gpus=section.gpus_per_worker,
-        fewest=section.min_workers,
-        most=section.max_workers * recipe.tuning.trials_at_once(room=1),
+        cpus=config.cpus_per_worker,
+        gpus=config.gpus_per_worker,
+        fewest=config.min_workers,
+        most=config.max_workers * recipe.tuning.trials_at_once(room=1),
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
@@ -200,19 +200,19 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     found = read_champion(recipe.home)
     if found is None:
         raise RenderError(f"{recipe.home} has no champion; `tailorbird promote RECIPE` makes one")
-    champion, section = found[0], recipe.serving
-    _refuse_open_door(section, url=url)
+    champion, config = found[0], recipe.serving
+    _refuse_open_door(config, url=url)
     version = champion_version(champion)
     require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
-    beside = beside_champion(section, home=recipe.home, champion=champion, version=version)
-    application = application_of(section, home=recipe.home, version=version, **beside)
+    beside = beside_champion(config, home=recipe.home, champion=champion, version=version)
+    application = application_of(config, home=recipe.home, version=version, **beside)
     return instance_of([application], url=url), _unproven(champion)
 
 
-def _refuse_open_door(section: ServingSection, *, url: str) -> None:
+def _refuse_open_door(config: ServingConfig, *, url: str) -> None:
     """As `serving.deploy` refuses it of a Serve that runs."""
     host = instance_of([], url=url)["http_options"]["host"]
-    if section.api_keys is None and not section.guarded and host not in LOCAL:
+    if config.api_keys is None and not config.guarded and host not in LOCAL:
         raise RenderError(
             "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "
             "makes a key; or, where a gateway keeps strangers out, set serving.guarded=true"

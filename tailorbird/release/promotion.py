@@ -12,7 +12,7 @@ from cluster.progress import Show
 from serving.deploy.application import application_name
 from serving.deploy.rollout import deploy, move, rehearsed, undeploy
 from serving.deploy.serve_client import DeployError
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.evaluation.verdict.rules import Outcome, winner
 from tailorbird.evaluation.verdict.runtime_equivalence import RECORD
@@ -160,7 +160,7 @@ def _way_back(home: str) -> tuple[Champion, Former, str]:
     return champion, former, etag
 
 
-def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVersion]:
+def serve_champion(config: ServingConfig, *, home: str) -> tuple[str, ModelVersion]:
     """Deploys the champion, with the pretrained model and the trial of the recipe beside it, and returns its base URL
     and version.
 
@@ -173,11 +173,11 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     if found is None:
         raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    more = beside_champion(section, home=home, champion=champion, version=version)
+    more = beside_champion(config, home=home, champion=champion, version=version)
     trial = more["trial"]
 
     def deployed(**fields: Any) -> str:
-        return deploy(section, home=home, version=version, **more | fields)
+        return deploy(config, home=home, version=version, **more | fields)
 
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return deployed(), version
@@ -196,13 +196,13 @@ def serve_champion(section: ServingSection, *, home: str) -> tuple[str, ModelVer
     return deployed() if trial is not None else url, version
 
 
-def beside_champion(section: ServingSection, *, home: str, champion: Champion, version: ModelVersion) -> dict[str, Any]:
+def beside_champion(config: ServingConfig, *, home: str, champion: Champion, version: ModelVersion) -> dict[str, Any]:
     """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
     PromotionRefused or RegistryError where there is no version to try."""
-    trial = trial_version(section.trial.version, home=home) if section.trial else None
+    trial = trial_version(config.trial.version, home=home) if config.trial else None
     if trial is not None and weights_digest(trial) == weights_digest(version):
         trial = None
-    others = over_same_base(version, home=home, most=section.versions)
+    others = over_same_base(version, home=home, most=config.versions)
     return {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial, "others": others}
 
 

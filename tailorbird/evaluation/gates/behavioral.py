@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import CounterfactualGate, RobustnessGate
+from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
 from tailorbird.evaluation.gates.base import Gate, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics import bootstrap
@@ -17,7 +17,9 @@ Tables = tuple[Predictions, Predictions]
 """A model's predictions of the clean rows, and of the changed ones; `row_id|kind` is a change of row `row_id`."""
 
 
-def counterfactual_gate(*, candidate: Tables, incumbent: Tables, limits: CounterfactualGate, alpha: float) -> Gate:
+def counterfactual_gate(
+    *, candidate: Tables, incumbent: Tables, limits: CounterfactualGateConfig, alpha: float
+) -> Gate:
     """Whether the candidate's answer turns with a person's name, sex or age much more often than the incumbent's.
 
     A row's answer turns where that to one of its changed texts is not the same model's answer to the row as it was; a
@@ -50,7 +52,7 @@ def counterfactual_gate(*, candidate: Tables, incumbent: Tables, limits: Counter
     )
 
 
-def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessGate, alpha: float) -> Gate:
+def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessGateConfig, alpha: float) -> Gate:
     """Whether typing errors, case and white space cost the candidate much more of its score than the incumbent.
 
     A row's drop is its clean score less its changed one; the mean difference of the drops has a paired bootstrap

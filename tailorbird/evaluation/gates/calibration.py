@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from tailorbird.config.evaluation import CalibrationGate
+from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics import bootstrap
@@ -54,7 +54,9 @@ def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -
     return _ece_of(excess, bins, num_bins)
 
 
-def calibration_gate(candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGate, alpha: float) -> Gate:
+def calibration_gate(
+    candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
+) -> Gate:
     """Whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
 
     Both intervals are from the same 2,000 paired resamples of the rows, and reach as far down besides as chance alone

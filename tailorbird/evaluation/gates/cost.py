@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from tailorbird.config.evaluation import CostSection
+from tailorbird.config.evaluation import CostConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.statistics.paired import Comparison
 
@@ -50,13 +50,13 @@ def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[
     return float(estimate), (float(low), float(high))
 
 
-def net_benefit(gain: float, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> float:
+def net_benefit(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> float:
     """Money over the horizon at a gain in accuracy: worth of the gain, less training, plus what serving saves."""
     worth, training, saved = _parts(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
     return worth - training + saved
 
 
-def cost_gate(main: Comparison, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> Gate:
+def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> Gate:
     """Whether the net benefit over the horizon is above 0 at the lower end of the gain (passes), or not at the upper.
 
     The gain is counted in correct answers, so `main` is the comparison by accuracy, and of a chat task by its metric,
@@ -91,7 +91,7 @@ def cost_gate(main: Comparison, *, terms: CostSection, rounds: CpuRounds, traini
     return gate("cost", (bound,), note=note)
 
 
-def _parts(gain: float, *, terms: CostSection, rounds: CpuRounds, training_cpu_s: float) -> tuple[float, float, float]:
+def _parts(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> tuple[float, float, float]:
     """Worth of the gain, cost of training, and saving in serving, in money."""
     requests = terms.requests_per_month * terms.horizon_months
     price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR

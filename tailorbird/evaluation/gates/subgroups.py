@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.bootstrap import Effect
@@ -67,7 +67,12 @@ Change = PairedCounts | MeanChange
 
 
 def groups_gate(
-    candidate: Predictions, *, incumbent: Predictions, limits: GroupsGate, alpha: float, metric: str = "accuracy"
+    candidate: Predictions,
+    *,
+    incumbent: Predictions,
+    limits: SubgroupGateConfig,
+    alpha: float,
+    metric: str = "accuracy",
 ) -> Gate:
     """The paired change in the metric in each value of each group column, a missing value's group included.
 
@@ -131,7 +136,7 @@ def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
     return harmed
 
 
-def group_bound(name: str, *, counts: Change, harmed: bool, limits: GroupsGate, alpha: float) -> Bound:
+def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGateConfig, alpha: float) -> Bound:
     """One group's state by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
     interval = _interval(counts, alpha=alpha)
     needed = None

@@ -10,10 +10,10 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from tailorbird.config.base import digest
-from tailorbird.config.evaluation import TASK_METRICS, CostSection, EvaluationSection, GatesSection, HybridSection
+from tailorbird.config.evaluation import TASK_METRICS, CostConfig, EvaluationConfig, GatesConfig, HybridConfig
 
 METRICS = tuple(metric for metrics in TASK_METRICS.values() for metric in metrics)
-NO_GATES = GatesSection(calibration=None, groups=None, counterfactual=None, robustness=None)
+NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robustness=None)
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Question:
     """Number of test rows."""
     regulated: bool = False
     """Whether a gate that cannot be assessed stops a change of model."""
-    gates: GatesSection = field(default=NO_GATES)
+    gates: GatesConfig = field(default=NO_GATES)
     """What a better model must not break."""
-    cost: CostSection | None = None
+    cost: CostConfig | None = None
     """Prices, if the gain must pay for itself."""
-    hybrid: HybridSection | None = None
+    hybrid: HybridConfig | None = None
     """Whether, and how, both models may serve."""
     valid_days: int = 365
     """Days after the look at the test rows after which the verdict may no longer promote a model."""
@@ -71,32 +71,32 @@ class Question:
     def from_dict(cls, value: dict[str, Any]) -> Self:
         """Reads `to_dict`'s value; ValueError for fields that are missing or unknown."""
         check_fields(cls, value)
-        sections: dict[str, type[BaseModel]] = {"gates": GatesSection, "cost": CostSection, "hybrid": HybridSection}
+        sections: dict[str, type[BaseModel]] = {"gates": GatesConfig, "cost": CostConfig, "hybrid": HybridConfig}
         read = {name: kind.model_validate(value[name]) for name, kind in sections.items() if value[name] is not None}
         return cls(**value | read)
 
 
-def ask(section: EvaluationSection, *, test_sha256: str, num_test_rows: int) -> Question:
+def ask(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> Question:
     """A recipe's question about these test rows; expected_gain defaults to twice minimum_gain."""
-    expected = section.expected_gain
+    expected = config.expected_gain
     return Question(
-        metric=section.metric,
-        minimum_gain=section.minimum_gain,
-        expected_gain=min(2 * section.minimum_gain, 0.99) if expected is None else expected,
-        alpha=section.alpha,
+        metric=config.metric,
+        minimum_gain=config.minimum_gain,
+        expected_gain=min(2 * config.minimum_gain, 0.99) if expected is None else expected,
+        alpha=config.alpha,
         test_sha256=test_sha256,
         num_test_rows=num_test_rows,
-        regulated=section.regulated,
-        gates=section.gates,
-        cost=section.cost,
-        hybrid=section.hybrid,
-        valid_days=section.valid_days,
+        regulated=config.regulated,
+        gates=config.gates,
+        cost=config.cost,
+        hybrid=config.hybrid,
+        valid_days=config.valid_days,
     )
 
 
 def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe, as JSON, without what no run is named by: it may go on under another way of serving or watching."""
-    return {name: section for name, section in recipe.items() if name not in ("serving", "watching")}
+    return {name: config for name, config in recipe.items() if name not in ("serving", "watching")}
 
 
 def asked_digest(asked: Mapping[str, Any]) -> str:

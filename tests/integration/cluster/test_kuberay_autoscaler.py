@@ -12,8 +12,8 @@ import yaml
 from cluster.connection import connect
 from cluster.local.stack import StackState
 from tailorbird import storage
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 from tests.integration.cluster.fake_kubernetes import FakeKubernetes, serving
 from tests.integration.machines import Machines, tell, wait
 from tests.integration.small import REGISTRY, ROOT
@@ -28,7 +28,7 @@ K8S = ROOT / "k8s"
 GPU_GROUP = "gpu-spot"
 IDLE_S = 10
 """Minutes in the manifest, which here would be waited for."""
-SECTION = TrainingSection(
+SECTION = TrainingConfig(
     method="lora",
     num_workers=2,
     cpus_per_worker=3,  # of the four that a pod has
@@ -99,13 +99,13 @@ def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_o
 ) -> None:
     task = training_task(small_data, num_rows=64)
     at_once = 2
-    section = TuningSection(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
+    config = TuningConfig(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
     with connect():
         at = time.monotonic()
-        result = sweep(section, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
+        result = sweep(config, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
     tell("swept_s", time.monotonic() - at)
     tell("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
-    assert len([row for row in result.rows if row.status == "completed"]) == section.num_trials
+    assert len([row for row in result.rows if row.status == "completed"]) == config.num_trials
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
     assert begun, "the second trial's node did not come"

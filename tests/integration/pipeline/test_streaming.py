@@ -86,7 +86,7 @@ def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
 
 def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTask) -> None:
     assert isinstance(task.train, Shards)
-    held = read_rows(*recipe.data.train_uris, section=recipe.data)
+    held = read_rows(*recipe.data.train_uris, config=recipe.data)
     found = task.train.read(task.train.chunks())
     known = set(found.row_ids)
     assert len(known) == len(task.train) == len(found) < len(held)

@@ -25,7 +25,7 @@ from serving.batch_jobs.routes import _written
 from serving.deploy import application, rollout, serve_client
 from serving.engines.classify import Prediction, predict_hybrid
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
 from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
@@ -34,7 +34,7 @@ from tests.integration.serving.test_serving import ROOT, Service
 from tests.integration.small import recipe_file, write_table
 
 PREFIX = "s3://lake/batches"
-SECTION = ServingSection(batch_prefixes=(PREFIX, "s3://models"))
+SECTION = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
 GROUPS = ("f", None, "m")
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import application, rollout, serve_client
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models import base_model, loading
 from tailorbird.models.generation import answer_prompts
@@ -36,7 +36,7 @@ HOME = "s3://models/chat-serving-test"
 LIMIT = 24
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 WIDTH = 128  # heads of 32, as small as vLLM takes them
-SECTION = ServingSection(
+SECTION = ServingConfig(
     engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
     max_batch_size=4,
     max_queued_requests=8,

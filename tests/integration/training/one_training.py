@@ -9,12 +9,12 @@ import sys
 
 from cluster.connection import connect
 from cluster.progress import Event, relayed
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tests.integration.training.test_training import training_task
 from training.trainer import finetune
 
 NUM_EPOCHS, NUM_ROWS = 5, 160
-SECTION = TrainingSection(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
+SECTION = TrainingConfig(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
 
 
 def show(event: Event) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from cluster.connection import connect
 from tailorbird import storage
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import Distribution, TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import Distribution, TuningConfig
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task
 from tuning.futility import Goal
@@ -26,14 +26,14 @@ def test_mlflow_and_tensorboard_have_each_trial(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     space = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
-    section = TuningSection.model_validate(
+    config = TuningConfig.model_validate(
         {"num_trials": 2, "space": space, "trackers": ["mlflow", "tensorboard"], "grace_epochs": 2}
     )
-    training = TrainingSection(num_workers=1, epochs=2, batch_size=16)
+    training = TrainingConfig(num_workers=1, epochs=2, batch_size=16)
     uri = f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
     with connect():
         task = training_task(small_data, num_rows=32)
-        result = sweep(section, training=training, task=task, goal=Goal({}, 0.0, ""), uri=uri)
+        result = sweep(config, training=training, task=task, goal=Goal({}, 0.0, ""), uri=uri)
     client = MlflowClient()
     experiment = client.get_experiment_by_name(uri)
     assert experiment is not None

@@ -20,7 +20,7 @@ from ray.util import state as ray_state
 from cluster.connection import connect
 from cluster.local import ports, supervisor
 from cluster.progress import Event, Show, relayed
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tests.integration.small import REGISTRY, ROOT, Heard, write_data
 from tests.integration.training.nodes import NUM_ROWS, steps
 from tests.integration.training.test_training import a_worker, training_task
@@ -32,9 +32,9 @@ BATCH_SIZE = 8
 DOWN_S = 20
 
 
-def section_of(**fields: Any) -> TrainingSection:
+def section_of(**fields: Any) -> TrainingConfig:
     values = {"method": "lora", "epochs": 2, "batch_size": BATCH_SIZE, "learning_rate": 1e-3}
-    return TrainingSection.model_validate(values | fields)
+    return TrainingConfig.model_validate(values | fields)
 
 
 def ends(heard: Heard) -> set[tuple[int, float, float]]:
@@ -56,9 +56,9 @@ class Struck(Heard):
             self.strike()
 
 
-def run(section: TrainingSection, task: TrainingTask, *, heard: Show, uri: str | None = None) -> None:
+def run(config: TrainingConfig, task: TrainingTask, *, heard: Show, uri: str | None = None) -> None:
     with connect(), relayed(heard) as relay:
-        finetune(section, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+        finetune(config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
     if isinstance(heard, Struck):
         assert heard.struck
 
@@ -136,9 +136,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Itera
     claim.close()
 
 
-def patched(given: dict[str, str]) -> Callable[[TrainingSection], dict[str, str]]:
+def patched(given: dict[str, str]) -> Callable[[TrainingConfig], dict[str, str]]:
     environment = trainer.worker_environment
-    return lambda section: environment(section) | given
+    return lambda config: environment(config) | given
 
 
 class Server:
@@ -216,13 +216,13 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_go
         threading.Thread(target=keep_full, daemon=True).start()
 
     heard = Struck(fill)
-    section = section_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
+    config = section_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
     with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: .* left in {small_disk}"):
-        run(section, task, heard=heard, uri=uri)
+        run(config, task, heard=heard, uri=uri)
     over.set()
     filler.unlink()
     again = Heard()
-    run(section, task, heard=again, uri=uri)
+    run(config, task, heard=again, uri=uri)
     assert steps(again, epoch=0) == []
     assert ends(heard) | ends(again) == undisturbed
 

@@ -19,7 +19,7 @@ from cluster.local import stack
 from cluster.progress import Event
 from serving.deploy import rollout, serve_client
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
 from tests.integration.load import Heard, asking
 from tests.integration.machines import Machine, Machines, joined, kill, redis_server, tell, wait
@@ -93,8 +93,8 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
             found = Site(machines, redis=address, password=password)
             (folder / "versions").mkdir()
             service = Service(HOME, folder / "versions")
-            section = ServingSection(min_replicas=2, max_replicas=2, request_log=LOG)
-            rollout.deploy(section, home=HOME, version=service.first)
+            config = ServingConfig(min_replicas=2, max_replicas=2, request_log=LOG)
+            rollout.deploy(config, home=HOME, version=service.first)
             wait(found.is_whole, within_s=MENDED_S)
             yield found
             machines.stop()

@@ -12,8 +12,8 @@ from cluster.connection import connect
 from cluster.progress import Event, relayed
 from cluster.remote import SETTLED_S
 from tailorbird import storage
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import Distribution, TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import Distribution, TuningConfig
 from tests.integration.machines import wait
 from tests.integration.small import REGISTRY, Heard
 from tests.integration.training.test_training import a_worker, training_task
@@ -31,12 +31,12 @@ def a_uri() -> str:
 
 def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
-    training = TrainingSection(epochs=4, batch_size=16, learning_rate=1e-6)
+    training = TrainingConfig(epochs=4, batch_size=16, learning_rate=1e-6)
     rungs = {"majority": 0.2, "probe": 0.99}
     heard = Heard()
     with connect(), relayed(heard) as relay:
-        section, goal = TuningSection(num_trials=2, grace_epochs=4), Goal(rungs, 0.99, "")
-        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
+        config, goal = TuningConfig(num_trials=2, grace_epochs=4), Goal(rungs, 0.99, "")
+        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
     assert [len(row.scores) for row in trials] == [2, 2]
@@ -51,15 +51,15 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
 
 def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_still_selects_one(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
-    training = TrainingSection(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
+    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():
-        section, goal = TuningSection(num_trials=12), Goal({"probe": 0.98}, 0.99, "")
-        result = sweep(section, training=training, task=task, goal=goal, uri=a_uri())
+        config, goal = TuningConfig(num_trials=12), Goal({"probe": 0.98}, 0.99, "")
+        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri())
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert result.ended is not None
     assert "0.990 is out of reach" in result.ended
     completed = [row for row in trials if row.status == "completed"]
-    assert 4 <= len(completed) <= len(trials) < section.num_trials
+    assert 4 <= len(completed) <= len(trials) < config.num_trials
     assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert SweepResult.from_dict(result.to_dict()) == result
@@ -69,9 +69,9 @@ def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_dat
     task = training_task(small_data, num_rows=32)
     with connect():
         num_cpus = int(ray.cluster_resources()["CPU"])
-        training = TrainingSection(num_workers=num_cpus, epochs=1, batch_size=16)
-        section, begun = TuningSection(num_trials=2, max_concurrent_trials=2), time.monotonic()
-        result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri())
+        training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
+        config, begun = TuningConfig(num_trials=2, max_concurrent_trials=2), time.monotonic()
+        result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri())
         assert time.monotonic() - begun < START_TIMEOUT_S / 2
         wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # nor is any room held for it
         time.sleep(SETTLED_S)
@@ -82,8 +82,8 @@ def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_dat
 @pytest.mark.slow
 def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_others_complete(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
-    training = TrainingSection(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
-    section = TuningSection(num_trials=2, space=RATES, grace_epochs=4)
+    training = TrainingConfig(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
+    config = TuningConfig(num_trials=2, space=RATES, grace_epochs=4)
     uri = a_uri()
     killed: list[str] = []
     undisturbed, heard = Heard(), Heard()
@@ -96,9 +96,9 @@ def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_o
 
     with connect():
         with relayed(undisturbed) as relay:
-            whole = sweep(section, training=training, task=task, goal=NO_GOAL, uri=a_uri(), relay=relay)
+            whole = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri(), relay=relay)
         with relayed(show) as relay:
-            result = sweep(section, training=training, task=task, goal=NO_GOAL, uri=uri, relay=relay)
+            result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=uri, relay=relay)
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1
     ends = [event["epoch"] for event in heard.of_kind("epoch") if event["trial"] == killed[0]]

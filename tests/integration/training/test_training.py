@@ -12,8 +12,8 @@ from ray.util import state as ray_state
 from cluster.connection import connect
 from cluster.progress import Event, relayed
 from tailorbird import storage
-from tailorbird.config.data import DataSection
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.data import DataConfig
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.splits import subsample_of_classes
 from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
@@ -27,10 +27,10 @@ from training.trainer import Trained, TrainingFailed, finetune
 
 
 def training_task(data: str, *, num_rows: int) -> TrainingTask:
-    section = DataSection.model_validate(content("any", data)["data"])
-    train = read_rows(*section.train_uris, section=section)
+    config = DataConfig.model_validate(content("any", data)["data"])
+    train = read_rows(*config.train_uris, config=config)
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
-    validation = read_rows(section.validation or "", section=section).take(range(60))
+    validation = read_rows(config.validation or "", config=config).take(range(60))
     return TrainingTask(
         base_model=stage_base_model(BASE_MODEL, registry=REGISTRY),
         train=train,
@@ -52,11 +52,11 @@ def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> n
 def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_data: str) -> None:
     """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
     task = training_task(small_data, num_rows=64)
-    section = TrainingSection(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
+    config = TrainingConfig(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
     heard = Heard()
     with connect(), relayed(heard) as relay:
         uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
-        trained = finetune(section, task=task, uri=uri, relay=relay)
+        trained = finetune(config, task=task, uri=uri, relay=relay)
     losses = [event["loss"] for event in heard.of_kind("step")]
     assert losses
     assert np.isfinite(losses).all()
@@ -72,21 +72,21 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
 
 def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
-    section = TrainingSection(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
+    config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
     heard = Heard()
     with (
         connect(),
         relayed(heard) as relay,
         pytest.raises(TrainingFailed, match="diverged: the loss is nan in epoch 1"),
     ):
-        finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+        finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
     assert [event["step"] for event in heard.of_kind("step")] in ([], [1])  # nothing was tried twice
 
 
 @pytest.mark.long
 def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small_data: str) -> None:
     task = training_task(small_data, num_rows=800)
-    section = TrainingSection(epochs=2, batch_size=32, checkpoint_interval_s=3)
+    config = TrainingConfig(epochs=2, batch_size=32, checkpoint_interval_s=3)
     killed: list[int] = []
     undisturbed, heard = Heard(), Heard()
 
@@ -98,9 +98,9 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
 
     with connect():
         with relayed(undisturbed) as relay:
-            finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+            finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
         with relayed(show) as relay:
-            trained = finetune(section, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+            trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
     assert len(killed) == 1
     assert trained.epochs == 2
     # It may go on from a checkpoint before the newest one; whatever is computed again comes out the same.

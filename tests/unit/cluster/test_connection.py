@@ -10,7 +10,7 @@ import pytest
 from cluster import auth, connection, dashboard
 from cluster import remote as remote_module
 from cluster.local import stack
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 
 NAMES = (
     *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_PROFILE", "RAY_ADDRESS"),
@@ -218,8 +218,8 @@ def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_d
 def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
     has: dict[str, float] | None, cpus: float, gpus: float
 ) -> None:
-    section = TrainingSection(cpus_per_worker=4, gpus_per_worker=1)
-    assert remote_module.room_asked(section, has=has) == {"num_cpus": cpus, "num_gpus": gpus}
+    config = TrainingConfig(cpus_per_worker=4, gpus_per_worker=1)
+    assert remote_module.room_asked(config, has=has) == {"num_cpus": cpus, "num_gpus": gpus}
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
@@ -240,7 +240,7 @@ def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr("ray.remote", lambda _: Task())
     monkeypatch.setattr("ray.get", lambda value: value)
-    assert remote_module.remotely(lambda: None, TrainingSection(cpus_per_worker=4))() == "value"
+    assert remote_module.remotely(lambda: None, TrainingConfig(cpus_per_worker=4))() == "value"
     assert asked == [{"num_cpus": cpus, "num_gpus": 0.0}]
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tailorbird.config.base import RecipeError, digest
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution
 
 SHIPPED = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
@@ -46,7 +46,7 @@ def test_the_demo_is_judged_on_the_same_rows_and_question_as_the_default() -> No
 
 def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
-    assert recipe.training == TrainingSection()
+    assert recipe.training == TrainingConfig()
     assert recipe.data.validation is None
     assert recipe.task == "classification"
 
@@ -149,8 +149,8 @@ def test_a_fault_is_one_line_that_names_field_given_and_allowed(
     content = minimal()
     *sections, last = place.split(".")
     inner = content
-    for section in sections:
-        inner = inner.setdefault(section, {})
+    for config in sections:
+        inner = inner.setdefault(config, {})
     inner[last] = value
     with pytest.raises(RecipeError, match=said) as caught:
         load_recipe(written(tmp_path, content))
@@ -230,9 +230,9 @@ def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, sa
 def test_every_field_has_a_docstring_for_the_reference_page() -> None:
     pending: list[Any] = [Recipe, Distribution]
     while pending:
-        section = pending.pop()
-        for name, field in section.model_fields.items():
-            assert field.description, f"{section.__name__}.{name}"
+        config = pending.pop()
+        for name, field in config.model_fields.items():
+            assert field.description, f"{config.__name__}.{name}"
             if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
                 pending.append(field.annotation)
 

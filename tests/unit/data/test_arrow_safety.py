@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data  # noqa: F401  registers the type, as in every process that works with it
 
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.arrow_safety import made_by_code
 from tailorbird.data.loader import read_conversations, read_rows
 from tailorbird.data.rows import DataError
@@ -49,7 +49,7 @@ def test_a_conversation_that_is_a_pickle_is_refused_and_not_looked_at(tmp_path: 
     said = [{"role": "user", "content": pickle.dumps(Payload(marker))}, {"role": "assistant", "content": b""}]
     uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": said})
     with pytest.raises(DataError, match=r"column 'messages' is list<.*whose values code would make; write it as plain"):
-        read_conversations(uri, section=DataSection(train=uri, messages="messages"))
+        read_conversations(uri, config=DataConfig(train=uri, messages="messages"))
     assert not marker.exists()
     with pytest.raises(EOFError):  # the second content is no pickle
         pq.read_table(tmp_path / "rows.parquet").column("messages").to_pylist()
@@ -63,7 +63,7 @@ def test_so_is_a_text_a_label_or_a_group(tmp_path: Path, name: str) -> None:
     row = dict.fromkeys(("text", "label", "patient"), "a") | {name: pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", fields, row)
     with pytest.raises(DataError, match=f"column {name!r} is .*whose values code would make"):
-        read_rows(uri, section=DataSection(train=uri, groups=("patient",)))
+        read_rows(uri, config=DataConfig(train=uri, groups=("patient",)))
     assert not marker.exists()
 
 
@@ -71,7 +71,7 @@ def test_a_column_that_no_recipe_names_is_not_read_at_all(tmp_path: Path) -> Non
     marker = tmp_path / "it-ran"
     row = {"text": "a", "label": "b", "other": pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", [*map(plain, ("text", "label")), pickled("other")], row)
-    assert read_rows(uri, section=DataSection(train=uri)).texts == ("a",)
+    assert read_rows(uri, config=DataConfig(train=uri)).texts == ("a",)
     assert not marker.exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_conversations, read_rows, read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.rows import DataError, Rows, Splits, content_sha256, fingerprint
@@ -23,8 +23,8 @@ def put(path: Path, **columns: Any) -> str:
     return path.as_uri()
 
 
-def section(uri: str, **fields: Any) -> DataSection:
-    return DataSection(train=uri, **fields)
+def section(uri: str, **fields: Any) -> DataConfig:
+    return DataConfig(train=uri, **fields)
 
 
 def test_only_the_named_columns_are_read(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> 
     put(tmp_path / "part-1.parquet", text=["c"], label=["z"])
     put(tmp_path / "part-0.parquet", text=["a", "b"], label=["x", "y"])
     (tmp_path / "_SUCCESS").write_text("")
-    rows = read_rows(tmp_path.as_uri(), section=section(tmp_path.as_uri()))
+    rows = read_rows(tmp_path.as_uri(), config=section(tmp_path.as_uri()))
     assert rows.texts == ("a", "b", "c")
     assert rows.labels == ("x", "y", "z")
     assert rows.row_ids == ("0", "1", "2")
@@ -55,7 +55,7 @@ def test_a_file_of_any_name_is_read_when_named(tmp_path: Path) -> None:
 
 def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None])
-    rows = read_rows(uri, section=section(uri, split_by="patient", groups=("sex",)))
+    rows = read_rows(uri, config=section(uri, split_by="patient", groups=("sex",)))
     assert rows.labels == ("10", "9")
     assert rows.split_keys == ("7", "8")
     assert rows.groups == {"sex": ("f", "(none)")}
@@ -67,20 +67,20 @@ def test_dictionary_and_large_strings_are_read_as_strings(tmp_path: Path) -> Non
         text=pa.array(["a", "b"], pa.large_string()),
         label=pa.array(["x", "x"]).dictionary_encode(),
     )
-    rows = read_rows(uri, section=section(uri))
+    rows = read_rows(uri, config=section(uri))
     assert (rows.texts, rows.labels) == (("a", "b"), ("x", "x"))
 
 
 def test_one_column_may_serve_as_label_key_and_group(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], label=["x"])
-    rows = read_rows(uri, section=section(uri, split_by="label", groups=("label",)))
+    rows = read_rows(uri, config=section(uri, split_by="label", groups=("label",)))
     assert rows.labels == rows.split_keys == rows.groups["label"] == ("x",)
 
 
 def test_a_missing_column_is_named_with_those_there(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"rows.parquet has no column 'label'; it has text, intent"):
-        read_rows(uri, section=section(uri))
+        read_rows(uri, config=section(uri))
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string()))
     with pytest.raises(DataError, match="has no rows"):
-        read_rows(uri, section=section(uri))
+        read_rows(uri, config=section(uri))
 
 
 @pytest.mark.parametrize("column", ["text", "label", "patient"])
@@ -131,7 +131,7 @@ def test_a_null_is_refused_with_its_column_and_first_row(tmp_path: Path, column:
     columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"], "patient": ["1", "2", "3"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: ["a", None, None]})
     with pytest.raises(DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"):
-        read_rows(uri, section=section(uri, split_by="patient"))
+        read_rows(uri, config=section(uri, split_by="patient"))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, column: str, values
     columns: dict[str, list[Any]] = {"text": ["a", "b"], "label": ["x", "y"], "sex": ["f", "m"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
     with pytest.raises(DataError, match=rf"column '{column}' is .*, allowed: .*{allowed}"):
-        read_rows(uri, section=section(uri, groups=("sex",)))
+        read_rows(uri, config=section(uri, groups=("sex",)))
 
 
 def test_files_of_one_folder_with_other_types_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
     put(tmp_path / "part-1.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match="do not have the same column types"):
-        read_rows(tmp_path.as_uri(), section=section(tmp_path.as_uri()))
+        read_rows(tmp_path.as_uri(), config=section(tmp_path.as_uri()))
 
 
 def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path)
         name: put(tmp_path / f"{name}.parquet", text=[name, name + "!"], label=["x", "y"])
         for name in ("train", "validation", "test")
     }
-    splits = read_splits(DataSection(train=uris["train"], validation=uris["validation"], test=uris["test"]))
+    splits = read_splits(DataConfig(train=uris["train"], validation=uris["validation"], test=uris["test"]))
     assert [(name, rows.texts[0], rows.row_ids) for name, rows in splits.items()] == [
         (name, name, ("0", "1")) for name in uris
     ]
@@ -189,7 +189,7 @@ def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: 
     new = put(tmp_path / "new.parquet", text=texts[900:], label=["x", "y"] * 50, patient=patients[900:])
     test = put(tmp_path / "test.parquet", text=["a", "b"], label=["x", "y"], patient=[5000, 5001])
     share = 0.05
-    splits = read_splits(DataSection(train=(old, new), test=test, validation_share=share, split_by="patient"))
+    splits = read_splits(DataConfig(train=(old, new), test=test, validation_share=share, split_by="patient"))
     assert splits.test.texts == ("a", "b")
     assert len(splits.validation) == pytest.approx(1000 * share, abs=20)
     assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
@@ -201,7 +201,7 @@ def test_files_named_together_must_be_of_one_kind(tmp_path: Path) -> None:
     one = put(tmp_path / "one.parquet", text=["a"], label=["x"])
     other = put(tmp_path / "other.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
-        read_splits(DataSection(train=(one, other)))
+        read_splits(DataConfig(train=(one, other)))
 
 
 def _named(rows: Rows) -> list[tuple[str, str]]:
@@ -271,7 +271,7 @@ def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
 
 def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
-    rows = read_conversations(uri, section=section(uri, split_by="doc"))
+    rows = read_conversations(uri, config=section(uri, split_by="doc"))
     assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
     assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
     assert rows.take([1]).conversations == ((("user", "more"),),)
@@ -279,7 +279,7 @@ def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) 
 
 def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
-    rows = read_conversations(uri, section=section(uri, messages="chat"))
+    rows = read_conversations(uri, config=section(uri, messages="chat"))
     assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
     assert rows.labels == ("ciao",)
     assert rows.texts == ("be kind\nhi\nhello\nbye",)
@@ -293,7 +293,7 @@ def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
 def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
     with pytest.raises(DataError, match="conversation in row 1 has no answer"):
-        read_conversations(uri, section=section(uri, messages="messages"))
+        read_conversations(uri, config=section(uri, messages="messages"))
 
 
 @pytest.mark.parametrize(
@@ -304,14 +304,14 @@ def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: 
 def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=column)
     with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
-        read_conversations(uri, section=section(uri, messages="messages"))
+        read_conversations(uri, config=section(uri, messages="messages"))
 
 
 def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
     hashes = []
     for roles in ("uua", "uaa"):
         uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
-        rows = read_conversations(uri, section=section(uri, messages="messages"))
+        rows = read_conversations(uri, config=section(uri, messages="messages"))
         hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
     assert hashes[0] != hashes[1]
 

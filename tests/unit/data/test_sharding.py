@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird import storage
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data import sharding
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
@@ -39,9 +39,9 @@ def texts_of(num: int) -> list[str]:
 
 
 @pytest.fixture
-def section(tmp_path: Path) -> DataSection:
+def section(tmp_path: Path) -> DataConfig:
     train = [*texts_of(1000), "Copied  test", "copied validation", " "]
-    return DataSection(
+    return DataConfig(
         train=write(tmp_path, train),
         validation=write(
             tmp_path, ["copied validation", "validation b", "copied test"], name="validation", key=["k1", "v", "w"]
@@ -52,9 +52,9 @@ def section(tmp_path: Path) -> DataSection:
     )
 
 
-def job_of(section: DataSection, folder: Path, **fields: object) -> Job:
+def job_of(config: DataConfig, folder: Path, **fields: object) -> Job:
     values = {
-        "section": section,
+        "section": config,
         "encoding": Encoding(max_length=16),
         "base_model": "",
         "uri": (folder / "shards").as_uri(),
@@ -65,20 +65,20 @@ def job_of(section: DataSection, folder: Path, **fields: object) -> Job:
     return Job(**values | fields)  # type: ignore[arg-type]
 
 
-def test_row_groups_are_put_together_and_never_cut(section: DataSection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_put_together_and_never_cut(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "SHARD_ROWS", 250)
-    pieces = list(sharding._pieces(section))
+    pieces = list(sharding._pieces(config))
     assert [piece.groups for piece in pieces] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
     assert [piece.first for piece in pieces] == [piece.start for piece in pieces] == [0, 300, 600, 900]
     assert [piece.num_rows for piece in pieces] == [300, 300, 300, 103]
 
 
 def test_a_piece_is_written_without_copies_and_told_of(
-    section: DataSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharding, "BATCH_ROWS", 64)
-    (piece,) = sharding._pieces(section)
-    told = write_piece(piece, job_of(section, tmp_path), tokenizer())
+    (piece,) = sharding._pieces(config)
+    told = write_piece(piece, job_of(config, tmp_path), tokenizer())
     assert told["num_rows"] == 1001
     assert told["copies"] == {"test": 1, "validation": 1}
     assert told["num_empty"] == 1
@@ -87,7 +87,7 @@ def test_a_piece_is_written_without_copies_and_told_of(
     shards = Shards((tmp_path / "shards").as_uri(), (1001,), ("a", "b"))
     found = shards.read(shards.chunks())
     assert found.row_ids == (*(str(place) for place in range(1000)), "1002")
-    whole = read_splits(section).train
+    whole = read_splits(config).train
     assert found.tokens(range(50)) == Encoding(16).tokens(whole.take(range(50)), tokenizer=tokenizer())[0]
     kept = sharding._held(shards.uri, num_files=1)
     assert 150 < len(kept) < 260
@@ -98,9 +98,9 @@ def test_a_piece_is_written_without_copies_and_told_of(
 def test_every_class_has_a_row_in_memory(tmp_path: Path) -> None:
     labels = [f"c{place}" for place in range(40)] * 3
     uri = write(tmp_path, texts_of(120), label=labels)
-    section = DataSection(train=uri)
-    (piece,) = sharding._pieces(section)
-    told = write_piece(piece, job_of(section, tmp_path, share=0.01), tokenizer())
+    config = DataConfig(train=uri)
+    (piece,) = sharding._pieces(config)
+    told = write_piece(piece, job_of(config, tmp_path, share=0.01), tokenizer())
     kept = sharding._held((tmp_path / "shards").as_uri(), num_files=1)
     assert set(kept.labels) == set(labels) == set(told["labels"])
     assert len(kept) < 60
@@ -110,35 +110,33 @@ def test_what_is_wrong_is_told_with_its_row_in_its_file(tmp_path: Path, monkeypa
     monkeypatch.setattr(sharding, "BATCH_ROWS", 64)
     texts: list[str | None] = [*texts_of(150), None]
     first, second = write(tmp_path, texts_of(70), name="a"), write(tmp_path, texts_of(151), name="b", text=texts)
-    section = DataSection(train=(first, second))
-    one, other = sharding._pieces(section)
+    config = DataConfig(train=(first, second))
+    one, other = sharding._pieces(config)
     assert (other.first, other.start) == (70, 0)
-    write_piece(one, job_of(section, tmp_path), tokenizer())
+    write_piece(one, job_of(config, tmp_path), tokenizer())
     told = r"b\.parquet: column 'text' is null in 1 of 23 rows from row 128 on \(first: row 150\)"
     with pytest.raises(DataError, match=told):
-        write_piece(other, job_of(section, tmp_path), tokenizer())
+        write_piece(other, job_of(config, tmp_path), tokenizer())
     assert not (tmp_path / "shards" / "000001.arrow").exists()
     assert not (tmp_path / "shards" / "000001.json").exists()
 
 
 def test_a_piece_that_an_interrupted_run_wrote_is_not_written_again(
-    section: DataSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (piece,) = sharding._pieces(section)
-    told = write_piece(piece, job_of(section, tmp_path), tokenizer())
+    (piece,) = sharding._pieces(config)
+    told = write_piece(piece, job_of(config, tmp_path), tokenizer())
     monkeypatch.setattr(sharding, "_batches", lambda *_: pytest.fail("it is read again"))
-    assert write_piece(piece, job_of(section, tmp_path), tokenizer()) == json.loads(json.dumps(told))
+    assert write_piece(piece, job_of(config, tmp_path), tokenizer()) == json.loads(json.dumps(told))
 
 
 def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
     table = pa.table({"prompt": ["a b", "c"] * 20, "completion": ["d", "e f"] * 20})
     pq.write_table(table, tmp_path / "train.parquet")
-    section = DataSection(train=(tmp_path / "train.parquet").as_uri())
+    config = DataConfig(train=(tmp_path / "train.parquet").as_uri())
     encoding = Encoding(16, chat=True)
-    (piece,) = sharding._pieces(section)
-    job = job_of(
-        section, tmp_path, encoding=encoding, share=1.0, texts={"test": frozenset(), "validation": frozenset()}
-    )
+    (piece,) = sharding._pieces(config)
+    job = job_of(config, tmp_path, encoding=encoding, share=1.0, texts={"test": frozenset(), "validation": frozenset()})
     told = write_piece(piece, job, tokenizer())
     assert (told["num_rows"], told["labels"]) == (40, {})
     shards = Shards(job.uri, (40,), ())
@@ -153,13 +151,13 @@ def test_conversations_are_written_with_what_was_said(tmp_path: Path) -> None:
     assert found.num_said(range(40)) == wanted.said.sum() > 40
 
 
-def test_under_the_size_rows_are_held_in_memory(section: DataSection) -> None:
-    asked = section.model_copy(update={"stream_above_rows": 1003, "max_train_rows": 100})
+def test_under_the_size_rows_are_held_in_memory(config: DataConfig) -> None:
+    asked = config.model_copy(update={"stream_above_rows": 1003, "max_train_rows": 100})
     found = held(asked, chat=False, seed=0)
     assert found is not None
     assert found.shards is None
     assert found.num_train == len(found.splits.train) == 100
-    assert found.report == clean(read_splits(section))[1]
+    assert found.report == clean(read_splits(config))[1]
 
 
 @pytest.mark.parametrize(
@@ -170,14 +168,14 @@ def test_under_the_size_rows_are_held_in_memory(section: DataSection) -> None:
         ({"max_train_rows": 10}, "leave out data.max_train_rows"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(section: DataSection, fields: dict[str, object], said: str) -> None:
-    asked = section.model_copy(update=fields)
+def test_what_cannot_be_streamed_is_refused(config: DataConfig, fields: dict[str, object], said: str) -> None:
+    asked = config.model_copy(update=fields)
     with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed: {said}"):
         streamed(asked, Encoding(16), base_model="", home="", inputs={})
 
 
 def test_streamed_rows_are_told_of_as_held_ones(
-    section: DataSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tasks run here one after the other; Ray Data runs them in the integration test."""
     told: list[dict[str, object]] = []
@@ -190,9 +188,9 @@ def test_streamed_rows_are_told_of_as_held_ones(
     monkeypatch.setattr(sharding, "SHARD_ROWS", 250)
     monkeypatch.setattr(sharding, "_run", run)
     home = (tmp_path / "home").as_uri()
-    found = streamed(section, Encoding(16), base_model="", home=home, inputs={})
-    assert held(section, chat=False, seed=0) is None
-    held_splits, in_memory = clean(read_splits(section))
+    found = streamed(config, Encoding(16), base_model="", home=home, inputs={})
+    assert held(config, chat=False, seed=0) is None
+    held_splits, in_memory = clean(read_splits(config))
     assert found.shards is not None
     assert found.num_train == len(found.shards) == in_memory.num_train == 1001
     assert found.shards.sizes == (300, 300, 300, 101)
@@ -205,10 +203,10 @@ def test_streamed_rows_are_told_of_as_held_ones(
     }
     assert found.hashes.keys() == {"train", "validation", "test"}
     assert found.splits.validation == held_splits.validation
-    streamed(section, Encoding(16), base_model="", home=home, inputs={})
+    streamed(config, Encoding(16), base_model="", home=home, inputs={})
     assert len(told) == 4  # found again
-    storage.write_bytes(str(section.train), storage.read_bytes(str(section.train)))
-    streamed(section, Encoding(16), base_model="", home=home, inputs={})
+    storage.write_bytes(str(config.train), storage.read_bytes(str(config.train)))
+    streamed(config, Encoding(16), base_model="", home=home, inputs={})
     assert len(told) == 8  # the file was written anew
 
 

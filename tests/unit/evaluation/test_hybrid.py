@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tailorbird.config.evaluation import HybridSection
+from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.hybrid import freeze_hybrid
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.routing import NO_GROUP
 
-BY_CONFIDENCE = HybridSection(by="confidence")
-BY_SEX = HybridSection(by="group", column="sex")
+BY_CONFIDENCE = HybridConfig(by="confidence")
+BY_SEX = HybridConfig(by="group", column="sex")
 
 
 def answers(right: NDArray[np.bool_], *, sure: NDArray[np.float64], sex: tuple[str, ...] = ()) -> Predictions:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.gates.base import State
 from tailorbird.monitoring.log_reader import ARMS, Outcomes, Sample, Traffic, Watched, read_labels, read_traffic
@@ -25,7 +25,7 @@ from tailorbird.monitoring.quality import (
 )
 from tailorbird.monitoring.sequential_test import Decision, Pairs, judge_trial
 
-LIMITS, ALPHA = GroupsGate(), 0.05
+LIMITS, ALPHA = SubgroupGateConfig(), 0.05
 SEXES = ("sex = f", "sex = m")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird import storage
-from tailorbird.config.evaluation import GatesSection
+from tailorbird.config.evaluation import GatesConfig
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
@@ -22,7 +22,7 @@ from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.operate.reevaluate import fresh_rows, holds, lowered, propose_training
 from tests.unit.evaluation.verdict.test_decide import SHA, case_of, predictions, verdict_of
 
-ONLY_GROUPS = GatesSection(calibration=None, counterfactual=None, robustness=None)
+ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
 QUESTION = Question("accuracy", 0.01, 0.02, 0.05, SHA, 1_000, gates=ONLY_GROUPS)
 
 AUDITED = Rows(

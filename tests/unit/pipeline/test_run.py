@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.pipeline import run
 from tailorbird.pipeline.artifacts import Model
@@ -66,15 +66,15 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
         value = {"weights": name, "score": 0.5, "epochs": 1, "rows_per_second": 1, "padding_share": 0}
         trained = value | {"step_seconds": 1}
         stages[name] = inputs
-        selected = TrainingSection(batch_size=16).model_dump()
+        selected = TrainingConfig(batch_size=16).model_dump()
         return {"rows": [], "selected": selected, "trained": trained, "ended": None} if name == "sweep" else trained
 
-    seeds: list[TrainingSection] = []
+    seeds: list[TrainingConfig] = []
     finish = run._train_once
 
-    def note(prepared: Any, section: TrainingSection, **named: Any) -> Trained:
-        seeds.append(section)
-        return finish(prepared, section, **named)
+    def note(prepared: Any, config: TrainingConfig, **named: Any) -> Trained:
+        seeds.append(config)
+        return finish(prepared, config, **named)
 
     for name, put in {"once": once, "note_shortage": lambda *_, **__: None, "_train_once": note}.items():
         monkeypatch.setattr(run, name, put)
@@ -82,8 +82,8 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
     for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
         recipe = SimpleNamespace(
             home="s3://m/x",
-            training=TrainingSection.model_validate(training | changed),
-            tuning=TuningSection(),
+            training=TrainingConfig.model_validate(training | changed),
+            tuning=TuningConfig(),
             evaluation=SimpleNamespace(minimum_gain=0.01),
         )
         prepared: Any = SimpleNamespace(recipe=recipe, asked_of_training={}, key=lambda **inputs: inputs)

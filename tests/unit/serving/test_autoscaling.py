@@ -9,14 +9,14 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serving.autoscaling import deployment_options
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 TICK_S = 0.1
 LOADS_IN_S = 10.0
 
 
 def replicas(
-    monkeypatch: pytest.MonkeyPatch, section: ServingSection, *, in_flight: Callable[[float], float], seconds: float
+    monkeypatch: pytest.MonkeyPatch, section: ServingConfig, *, in_flight: Callable[[float], float], seconds: float
 ) -> list[int]:
     """How many replicas are wanted at each tick, from none at first; each answers `LOADS_IN_S` after it was wanted."""
     config: AutoscalingConfig = deployment_options(section, task="classification")["autoscaling_config"]
@@ -60,7 +60,7 @@ def cold_start(seconds: float) -> float:
 
 
 def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = ServingSection(min_replicas=0, max_replicas=4)
+    section = ServingConfig(min_replicas=0, max_replicas=4)
     assert max(replicas(monkeypatch, section, in_flight=cold_start, seconds=40)) == 1
     hasty = section.model_copy(update={"upscale_delay_s": 1.0})  # less than it takes to forget
     assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
@@ -68,14 +68,14 @@ def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pyte
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_what_serve_itself_refuses_is_told_when_to_come_back(task: str) -> None:
-    told = deployment_options(ServingSection(), task=task)["backpressure_config"]
+    told = deployment_options(ServingConfig(), task=task)["backpressure_config"]
     assert (told.status_code, told.retry_after_s) == (429, 2)
 
 
 def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    section = ServingSection(min_replicas=0, max_replicas=4)
+    section = ServingConfig(min_replicas=0, max_replicas=4)
 
     def load(seconds: float) -> float:
         return 1.0 if seconds < 20 else 96.0 if seconds < 60 else 0.0

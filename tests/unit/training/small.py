@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import Encoded
 from tailorbird.models.loading import without_pooler
@@ -54,18 +54,18 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
 
 def reports_of(material: Material, **fields: Any) -> list[EpochReport]:
     """What a training says after each epoch."""
-    section, reports = section_of(**fields), []
-    engine = new_engine(section, material)
+    config, reports = section_of(**fields), []
+    engine = new_engine(config, material)
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
         reports.append(report)
         return True
 
-    train(engine, section, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    train(engine, config, material=material, on_step=lambda _: None, on_epoch=on_epoch)
     stop_engine(engine)
     return reports
 
 
-def section_of(**fields: Any) -> TrainingSection:
+def section_of(**fields: Any) -> TrainingConfig:
     values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-2}
-    return TrainingSection.model_validate(values | fields)
+    return TrainingConfig.model_validate(values | fields)

@@ -55,10 +55,10 @@ def test_a_chat_model_learns_to_answer() -> None:
 def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     tmp_path: Path, stage: int, method: str
 ) -> None:
-    material, section = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
-    engine = new_engine(section, material)
-    train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    export_weights(engine, section, material=material, folder=tmp_path)  # which compares them
+    material, config = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
+    engine = new_engine(config, material)
+    train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    export_weights(engine, config, material=material, folder=tmp_path)  # which compares them
     stop_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
@@ -77,30 +77,30 @@ def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[s
 
 def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
-    plain, section, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
-    engine = new_engine(section, material)
+    plain, config, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
+    engine = new_engine(config, material)
 
     class Stop(Exception):
         pass
 
     def on_save(progress: Progress, engine: Any) -> None:
         if (progress.epoch, progress.step) == (1, 1):
-            checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+            checkpoint.save(engine, config, folder=tmp_path, progress=progress)
             raise Stop
 
     with pytest.raises(Stop):
         train(
             engine,
-            section,
+            config,
             material=material,
             on_step=lambda _: None,
             on_epoch=lambda *_: True,
             on_save=on_save,
         )
     stop_engine(engine)
-    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     report = train(
-        engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
+        engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
     )
     stop_engine(engine)
     assert report.loss == plain[-1].loss
@@ -111,7 +111,7 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
-    plain, section, material = reports_of(material_of(), **fields)[-1], section_of(**fields), material_of()
+    plain, config, material = reports_of(material_of(), **fields)[-1], section_of(**fields), material_of()
     listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
 
     class Killed(Exception):
@@ -121,29 +121,29 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
         raise Killed
 
     def save(progress: Progress, engine: Any) -> None:
-        checkpoint.save(engine, section, folder=tmp_path, progress=progress)
+        checkpoint.save(engine, config, folder=tmp_path, progress=progress)
 
-    engine = new_engine(section, material)
+    engine = new_engine(config, material)
     with monkeypatch.context() as patch:
         patch.setattr(ChatMaterial, "score", killed)
         with pytest.raises(Killed):
-            train(engine, section, material=material, on_save=save, **listeners)
+            train(engine, config, material=material, on_save=save, **listeners)
     stop_engine(engine)
-    engine, progress = checkpoint.resume(section, material, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 3
-    report = train(engine, section, material=material, progress=progress, **listeners)
+    report = train(engine, config, material=material, progress=progress, **listeners)
     stop_engine(engine)
     assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
 
 
 def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
-    material, section = (
+    material, config = (
         material_of(),
         section_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
     )
-    engine = new_engine(section, material)
+    engine = new_engine(config, material)
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
-        train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+        train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
     stop_engine(engine)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.data.shards import Shards, ShardWriter
 from tailorbird.data.tokenized import Encoded
 from tests.unit.training.small import reports_of, rows_of, section_of, small_material
@@ -56,9 +56,9 @@ def test_only_the_windows_from_a_step_on_are_read(streamed: StreamedRows, monkey
     read: list[int] = []
     window = StreamedRows.window
 
-    def counted(self: StreamedRows, section: TrainingSection, *, epoch: int, number: int) -> Encoded:
+    def counted(self: StreamedRows, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
         read.append(number)
-        return window(self, section, epoch=epoch, number=number)
+        return window(self, config, epoch=epoch, number=number)
 
     monkeypatch.setattr(StreamedRows, "window", counted)
     sizes = streamed.sizes(SECTION, epoch=0)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.classifier import Classifier
 from training.deepspeed_engine import deepspeed_config, learning_rate_factor, parameter_groups
 
@@ -34,7 +34,7 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int) -> None:
-    section = TrainingSection.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
+    section = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
     config = deepspeed_config(section, num_workers=3, autocast=True)
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 8
@@ -45,7 +45,7 @@ def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int
 
 def test_a_workers_share_of_a_step_comes_in_parts() -> None:
     config = deepspeed_config(
-        TrainingSection(batch_size=24, gradient_accumulation_steps=3), num_workers=2, autocast=False
+        TrainingConfig(batch_size=24, gradient_accumulation_steps=3), num_workers=2, autocast=False
     )
     assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (24, 4)
     assert config["gradient_accumulation_steps"] == 3
@@ -53,7 +53,7 @@ def test_a_workers_share_of_a_step_comes_in_parts() -> None:
 
 def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
     def zero(offload: str) -> dict[str, object]:
-        section = TrainingSection.model_validate({"zero_stage": 3, "offload": offload})
+        section = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
         found: dict[str, object] = deepspeed_config(section, num_workers=2, autocast=False)["zero_optimization"]
         return {name: value for name, value in found.items() if name.startswith("offload")}
 
@@ -65,17 +65,17 @@ def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
 def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     plain, changed = (
-        deepspeed_config(TrainingSection(deepspeed=given), num_workers=2, autocast=True) for given in ({}, options)
+        deepspeed_config(TrainingConfig(deepspeed=given), num_workers=2, autocast=True) for given in ({}, options)
     )
     assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
     assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
 
 
 def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
-    on_gpus = deepspeed_config(TrainingSection(gpus_per_worker=1), num_workers=2, autocast=True)
+    on_gpus = deepspeed_config(TrainingConfig(gpus_per_worker=1), num_workers=2, autocast=True)
     assert on_gpus["zero_optimization"] == {"stage": 1}
     assert on_gpus["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    on_cpus = deepspeed_config(TrainingSection(), num_workers=2, autocast=True)
+    on_cpus = deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)
     assert on_cpus["zero_optimization"] == {"stage": 1, "reduce_scatter": False}
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
@@ -85,7 +85,7 @@ def test_matrices_decay_vectors_do_not_and_the_head_learns_faster() -> None:
     frozen = encoder[2].weight
     frozen.requires_grad_(False)
     model = Classifier(encoder, nn.Linear(4, 2))
-    section = TrainingSection(learning_rate=1e-3, head_multiplier=5, weight_decay=0.1)
+    section = TrainingConfig(learning_rate=1e-3, head_multiplier=5, weight_decay=0.1)
     matrices, vectors, head = parameter_groups(model, section)
     assert [p.ndim for p in matrices["params"]] == [2]
     assert {p.ndim for p in vectors["params"]} == {1}

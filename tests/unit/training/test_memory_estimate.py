@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.memory_estimate import Batch, activation_bytes, worker_memory
 from training.trainer import worker_environment
@@ -29,8 +29,8 @@ FACTOR = 1.5
 MIB = 1 << 20
 
 
-def section(**fields: Any) -> TrainingSection:
-    return TrainingSection.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
+def section(**fields: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
 
 
 def parts(*, num_workers: int = 4, batch: Batch | None = None, **fields: Any) -> dict[str, int]:

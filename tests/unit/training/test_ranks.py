@@ -60,7 +60,7 @@ def go_on(folder: Path, stage: int, method: str) -> None:
 def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     """Rank 0 writes the last report."""
     material = small_material(dropout=0.0)
-    section = section_of(
+    config = section_of(
         num_workers=dist.get_world_size(),
         zero_stage=stage,
         method=method,
@@ -73,17 +73,17 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
         if not resumed and (progress.epoch, progress.step) == KEPT:
             own = folder / f"rank-{dist.get_rank()}"
             own.mkdir()
-            checkpoint.save(engine, section, folder=own, progress=progress)
+            checkpoint.save(engine, config, folder=own, progress=progress)
 
     with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
         if resumed:
             merged = folder / "merged"
-            engine, progress = checkpoint.resume(section, material, folder=merged, uri=merged.as_uri())
+            engine, progress = checkpoint.resume(config, material, folder=merged, uri=merged.as_uri())
         else:
-            engine, progress = loop.new_engine(section, material), loop.Progress()
+            engine, progress = loop.new_engine(config, material), loop.Progress()
     last = loop.train(
         engine,
-        section,
+        config,
         material=material,
         on_step=lambda _: None,
         on_epoch=lambda *_: True,
@@ -116,10 +116,10 @@ def test_deepspeed_3810_a_training_goes_on_with_another_number_of_workers(
 def export(folder: Path, stage: int, method: str) -> None:
     """A training and its weights, which `export_weights` loads again and compares with the engine's model."""
     material = small_material(dropout=0.0)
-    section = section_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
-    engine = loop.new_engine(section, material)
-    loop.train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    export_weights(engine, section, material=material, folder=folder)
+    config = section_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
+    engine = loop.new_engine(config, material)
+    loop.train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+    export_weights(engine, config, material=material, folder=folder)
     stop_engine(engine)
 
 

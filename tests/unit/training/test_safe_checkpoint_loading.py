@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tailorbird.config.training import TrainingSection
+from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import section_of, small_material
 from training import checkpoint
 from training.classification_task import ClassifierMaterial
@@ -56,22 +56,22 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {}
     for stage in MODEL:
         folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
-        material, section = material_and_section(stage)
-        engine = new_engine(section, material)
+        material, config = material_and_section(stage)
+        engine = new_engine(config, material)
         told: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
-        train(engine, section, material=material, **told)
-        checkpoint.save(engine, section, folder=folders[stage], progress=Progress(epoch=1))
+        train(engine, config, material=material, **told)
+        checkpoint.save(engine, config, folder=folders[stage], progress=Progress(epoch=1))
         stop_engine(engine)
     return folders
 
 
-def material_and_section(stage: int) -> tuple[ClassifierMaterial, TrainingSection]:
+def material_and_section(stage: int) -> tuple[ClassifierMaterial, TrainingConfig]:
     return small_material(dropout=0.0), section_of(zero_stage=stage, epochs=1)
 
 
 def resume(folder: Path, *, stage: int) -> None:
-    material, section = material_and_section(stage)
-    engine, _ = checkpoint.resume(section, material, folder=folder, uri=URI)
+    material, config = material_and_section(stage)
+    engine, _ = checkpoint.resume(config, material, folder=folder, uri=URI)
     stop_engine(engine)
 
 

@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 
 from tailorbird import storage
-from tailorbird.config.training import TrainingSection
-from tailorbird.config.tuning import TuningSection
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
 from tuning.sweep import _keeper, _PutBack
 from tuning.tuner import new_tuner
@@ -41,5 +41,5 @@ def test_a_sweep_s_journal_and_tune_s_own_files_wait_for_s3_as_workers_do(monkey
     asked: Any = {"stopper": None, "desk": None, "known": (), "at_once": 1, "uri": "s3://models/sweep"}
     monkeypatch.setattr("tuning.tuner.on_this_node", dict)
     with pytest.raises(OSError, match="models/sweep"):
-        new_tuner(TuningSection(), training=TrainingSection(), **asked)
+        new_tuner(TuningConfig(), training=TrainingConfig(), **asked)
     assert attempts == [s3.PATIENT_ATTEMPTS] * 2

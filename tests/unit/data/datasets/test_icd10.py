@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailorbird.config.data import DataSection
+from tailorbird.config.data import DataConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
@@ -23,9 +23,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, in
 
 
 @pytest.fixture(scope="module")
-def section(written: tuple[str, dict[str, int]]) -> DataSection:
+def section(written: tuple[str, dict[str, int]]) -> DataConfig:
     prefix, _ = written
-    return DataSection(
+    return DataConfig(
         train=f"{prefix}/train",
         validation=f"{prefix}/validation",
         test=f"{prefix}/test",
@@ -57,8 +57,8 @@ def test_titles_of_short_codes_are_training_texts_and_no_others(written: tuple[s
     assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
-def test_every_split_shows_all_21_chapters_in_like_shares(section: DataSection) -> None:
-    splits = read_splits(section)
+def test_every_split_shows_all_21_chapters_in_like_shares(config: DataConfig) -> None:
+    splits = read_splits(config)
     shares = []
     for rows in (splits.train, splits.validation, splits.test):
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
@@ -67,16 +67,16 @@ def test_every_split_shows_all_21_chapters_in_like_shares(section: DataSection) 
     assert all(abs(shares[0][label] - other[label]) < 0.04 for other in shares[1:] for label in other)
 
 
-def test_the_gates_find_nothing_to_drop_and_no_leak(section: DataSection) -> None:
-    splits = read_splits(section)
+def test_the_gates_find_nothing_to_drop_and_no_leak(config: DataConfig) -> None:
+    splits = read_splits(config)
     cleaned, report = clean(splits)
     assert cleaned == splits
     assert report.leaks == ()
     assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
 
 
-def test_each_wording_stands_once(section: DataSection) -> None:
-    texts = [normalise(text) for _, rows in read_splits(section).items() for text in rows.texts]
+def test_each_wording_stands_once(config: DataConfig) -> None:
+    texts = [normalise(text) for _, rows in read_splits(config).items() for text in rows.texts]
     assert len(texts) == len(set(texts))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import CounterfactualGate, RobustnessGate
+from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
@@ -28,13 +28,13 @@ def both(clean: str, changed: str, kinds: tuple[str, ...] = ("sex",)) -> Tables:
 
 def flips(candidate: Tables, incumbent: Tables) -> Gate:
     """The gate on at most one point more."""
-    limits = CounterfactualGate(max_increase=0.01)
+    limits = CounterfactualGateConfig(max_increase=0.01)
     return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=0.05)
 
 
 def drops(candidate: Tables, incumbent: Tables) -> Gate:
     """The gate on at most two points more."""
-    limits = RobustnessGate(max_extra_drop=0.02)
+    limits = RobustnessGateConfig(max_extra_drop=0.02)
     return robustness_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=0.05)
 
 

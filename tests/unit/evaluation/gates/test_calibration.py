@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import CalibrationGate
+from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.calibration import TEMPERATURES, calibration_gate, chance_in_ece, ece, fit_temperature
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 
-LIMITS = CalibrationGate(max_ece=0.05, max_increase=0.02)
+LIMITS = CalibrationGateConfig(max_ece=0.05, max_increase=0.02)
 
 
 def simulated(n: int, *, over: float = 0.0, seed: int = 0, model: str = "full") -> Predictions:
@@ -94,7 +94,7 @@ def test_a_perfectly_calibrated_model_passes_on_many_rows_and_is_not_failed_on_f
 def test_a_badly_overconfident_model_fails_and_so_does_one_worse_than_its_incumbent_alone() -> None:
     honest = simulated(3_000, seed=1, model="probe")
     assert states(simulated(3_000, over=0.15), honest) == [State.FAILS, State.FAILS]
-    lenient = CalibrationGate(max_ece=0.5, max_increase=0.02)
+    lenient = CalibrationGateConfig(max_ece=0.5, max_increase=0.02)
     gate = calibration_gate(simulated(3_000, over=0.1), incumbent=honest, limits=lenient, alpha=0.05)
     assert [bound.state for bound in gate.bounds] == [State.PASSES, State.FAILS]
     assert gate.state is State.FAILS

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import CostSection
+from tailorbird.config.evaluation import CostConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
 from tailorbird.evaluation.statistics.paired import (
@@ -19,7 +19,7 @@ from tailorbird.evaluation.statistics.paired import (
 )
 
 SAME = CpuRounds(incumbent=(2.0,) * 5, candidate=(2.0,) * 5)
-TERMS = CostSection(value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36)
+TERMS = CostConfig(value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36)
 
 
 def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int = 20) -> Comparison:

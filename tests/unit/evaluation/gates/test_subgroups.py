@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.subgroups import gap, groups_gate, proven_harmed
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.paired import PairedCounts, mcnemar_midp, newcombe_paired_interval
 
-LIMITS = GroupsGate(max_loss=0.03, min_rows=100)
+LIMITS = SubgroupGateConfig(max_loss=0.03, min_rows=100)
 UNHARMED = (1400, 100, 100, 400)
 
 
-def judged(groups: dict[str, tuple[int, int, int, int]], *, limits: GroupsGate = LIMITS) -> Gate:
+def judged(groups: dict[str, tuple[int, int, int, int]], *, limits: SubgroupGateConfig = LIMITS) -> Gate:
     """The gate on one column with these paired counts (both right, only candidate, only incumbent, neither)."""
     candidate, incumbent = tables({"sex": groups})
     return groups_gate(candidate, incumbent=incumbent, limits=limits, alpha=0.05)
@@ -169,7 +169,7 @@ def test_the_note_tells_each_columns_gap_and_a_single_group_has_none() -> None:
 def test_any_groups_give_each_one_state(rows: list[tuple[bool, bool, str]], max_loss: float) -> None:
     names = {"sex": tuple(row[2] for row in rows)}
     ours, theirs = (table([float(row[which]) for row in rows], names) for which in (0, 1))
-    gate = groups_gate(ours, incumbent=theirs, limits=GroupsGate(max_loss=max_loss), alpha=0.05)
+    gate = groups_gate(ours, incumbent=theirs, limits=SubgroupGateConfig(max_loss=max_loss), alpha=0.05)
     assert len(gate.bounds) == len(set(names["sex"]))
     assert sum(bound.n for bound in gate.bounds) == len(rows)
     for bound in gate.bounds:

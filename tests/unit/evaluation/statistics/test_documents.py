@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.predict import predictions
@@ -137,7 +137,7 @@ def test_five_documents_prove_nothing_and_promise_nothing() -> None:
 
 def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
     documents = np.repeat(np.arange(40), 10)
-    limits = GroupsGate(max_loss=0.5, min_rows=100)  # the proof alone
+    limits = SubgroupGateConfig(max_loss=0.5, min_rows=100)  # the proof alone
     told = {True: 0, False: 0}
     for seed in range(60):
         ours, theirs = equal_models(seed, documents=documents)
@@ -151,7 +151,7 @@ def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
 
 
 def test_rows_that_a_group_needs_are_enough_for_it() -> None:
-    limits = GroupsGate(max_loss=0.03, min_rows=1_000)
+    limits = SubgroupGateConfig(max_loss=0.03, min_rows=1_000)
 
     def bound(num_documents: int) -> tuple[str, int | None]:
         same = table(np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.config.evaluation import GroupsGate
+from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
@@ -76,7 +76,7 @@ def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
 def test_groups_of_a_chat_task_are_read_by_its_metric() -> None:
     tables = tables_of(replace(BETTER, by_group={"female": 0.1}))
     gate = groups_gate(
-        tables["candidate"], incumbent=tables["incumbent"], limits=GroupsGate(), alpha=0.05, metric="token_f1"
+        tables["candidate"], incumbent=tables["incumbent"], limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1"
     )
     states = {bound.what: str(bound.state) for bound in gate.bounds}
     assert states["change in sex = female"] == "fails"
@@ -109,7 +109,7 @@ def test_a_group_of_one_row_is_not_assessable() -> None:
     tables = tables_of(BETTER)
     lone = ("lone", *("rest",) * (len(tables["candidate"]) - 1))
     ours, theirs = (replace(tables[role], groups={"g": lone}) for role in ("candidate", "incumbent"))
-    gate = groups_gate(ours, incumbent=theirs, limits=GroupsGate(), alpha=0.05, metric="token_f1")
+    gate = groups_gate(ours, incumbent=theirs, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1")
     assert {bound.what: str(bound.state) for bound in gate.bounds}["change in g = lone"] == "not assessable"
 
 

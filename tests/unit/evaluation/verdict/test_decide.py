@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.evaluation import EvaluationSection
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import Predictions, Side, VerdictRefused
 from tailorbird.evaluation.verdict.decide import decide
@@ -238,10 +238,10 @@ def test_a_changed_record_is_not_read() -> None:
 
 
 def test_the_question_comes_from_the_recipe_and_goes_through_json() -> None:
-    question = ask(EvaluationSection(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
+    question = ask(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
     assert (question.minimum_gain, question.expected_gain, question.alpha) == (0.015, 0.03, 0.05)
     assert Question.from_dict(json.loads(json.dumps(question.to_dict()))) == question
-    assert ask(EvaluationSection(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
+    assert ask(EvaluationConfig(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
 
 
 @pytest.mark.parametrize(

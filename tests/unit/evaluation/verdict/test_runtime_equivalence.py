@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tailorbird.config.evaluation import CalibrationGate, GatesSection
+from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import Side, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import Case
@@ -55,11 +55,11 @@ def test_few_rows_rule_no_loss_out() -> None:
 
 def test_a_gate_that_fails_or_in_a_regulated_recipe_is_open_stops_it() -> None:
     none = {"groups": None, "counterfactual": None, "robustness": None}
-    strict = GatesSection(calibration=CalibrationGate(max_ece=0.05, max_increase=0.02), **none)
+    strict = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.05, max_increase=0.02), **none)
     found = accepted(1500, 2, 3, 495, gates=strict)  # confidences of 0.5 where three of four are right
     assert not found.accepted
     assert any(reason.startswith("the gate calibration fails") for reason in found.reasons)
-    near = GatesSection(calibration=CalibrationGate(max_ece=0.25, max_increase=0.02), **none)
+    near = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.25, max_increase=0.02), **none)
     assert accepted(1500, 2, 3, 495, gates=near).accepted
     found = accepted(1500, 2, 3, 495, gates=near, regulated=True)
     assert not found.accepted

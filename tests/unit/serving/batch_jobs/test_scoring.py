@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from serving.batch_jobs.scoring import PART_BYTES, BatchError, Input, _read_bytes, batch_of, inside, parts_of
 from serving.batch_jobs.worker import Batch, Part, score_part
 from tailorbird import storage
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.rows import DataError
@@ -121,9 +121,9 @@ def test_the_column_is_that_of_the_versions_task() -> None:
 
 
 def test_prefixes_for_batches_are_on_s3() -> None:
-    assert ServingSection(batch_prefixes=("s3://lake/a/",)).batch_prefixes == ("s3://lake/a",)
+    assert ServingConfig(batch_prefixes=("s3://lake/a/",)).batch_prefixes == ("s3://lake/a",)
     with pytest.raises(ValidationError, match="s3://"):
-        ServingSection(batch_prefixes=("file:///lake",))
+        ServingConfig(batch_prefixes=("file:///lake",))
 
 
 @pytest.fixture(scope="module")

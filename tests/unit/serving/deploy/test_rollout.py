@@ -15,7 +15,7 @@ from serving.deploy import rollout, serve_client
 from serving.deploy.application import _build_args, application_of, task_of
 from serving.deploy.rollout import require_unchanged
 from serving.deploy.serve_client import DeployError, OverwrittenError, TrialError, refuse_open_door
-from tailorbird.config.serving import ServingSection, TrialSection
+from tailorbird.config.serving import ExperimentConfig, ServingConfig
 from tailorbird.registry import versions
 from tailorbird.registry.versions import Prompting
 
@@ -32,28 +32,28 @@ def test_a_version_with_a_prompting_is_a_chat_version() -> None:
 
 
 def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
-    section = ServingSection(max_replicas=2, max_texts=8)
-    sent = _build_args(section, home="s3://models/a", task="classification")
+    config = ServingConfig(max_replicas=2, max_texts=8)
+    sent = _build_args(config, home="s3://models/a", task="classification")
     assert sent == {"home": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
-    assert BuildArgs.model_validate(sent).serving == section
-    assert BuildArgs.model_validate(_build_args(section, home="s3://models/a", task="chat")).task == "chat"
+    assert BuildArgs.model_validate(sent).serving == config
+    assert BuildArgs.model_validate(_build_args(config, home="s3://models/a", task="chat")).task == "chat"
 
 
 def test_a_trial_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
-    trial = TrialSection(version="full-1", canary=0.1)
-    sent = _build_args(ServingSection(trial=trial), home="s3://models/a", task="classification")
+    trial = ExperimentConfig(version="full-1", canary=0.1)
+    sent = _build_args(ServingConfig(trial=trial), home="s3://models/a", task="classification")
     assert sent == {"home": "s3://models/a", "serving": {}}
 
 
 def test_a_change_of_the_trial_leaves_as_many_replicas_as_there_are() -> None:
-    config = deployment_options(ServingSection(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
+    config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
     assert (config.min_replicas, config.max_replicas) == (0, 3)
     assert config.initial_replicas is None  # to which Serve would go back at each change of `user_config`
 
 
 @pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
 def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(task: str, max_ongoing: int) -> None:
-    assert deployment_options(ServingSection(), task=task)["max_ongoing_requests"] == max_ongoing
+    assert deployment_options(ServingConfig(), task=task)["max_ongoing_requests"] == max_ongoing
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     serve = FakeServe(monkeypatch)
     monkeypatch.setattr(versions, "over_same_base", lambda *_args, **_options: [])
     for name in ("t", "other"):
-        told = application_of(ServingSection(), home=f"s3://models/{name}", version=registered("full-1"))
+        told = application_of(ServingConfig(), home=f"s3://models/{name}", version=registered("full-1"))
         serve.applications[name] = told | {"route_prefix": f"/{name}"}
     return serve
 
@@ -170,14 +170,14 @@ def test_what_somebody_puts_back_who_changes_another_task_is_put_again(monkeypat
 
 def test_what_somebody_else_makes_of_the_same_task_is_left_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    theirs = application_of(ServingSection(), home="s3://models/t", version=registered("full-3"))
+    theirs = application_of(ServingConfig(), home="s3://models/t", version=registered("full-3"))
     serve.after_put = [lambda: serve.applications.update(t=theirs)]
     with pytest.raises(OverwrittenError, match="somebody else changed or removed t meanwhile"):
         moved("t")
     assert serve.config("t")["digest"] == "d-full-3"
 
 
-TRIED = ServingSection(trial=TrialSection(version="full-2", canary=0.1))
+TRIED = ServingConfig(trial=ExperimentConfig(version="full-2", canary=0.1))
 
 
 def test_a_version_by_other_code_is_not_tried_in_the_champions_replicas() -> None:
@@ -201,7 +201,7 @@ def test_the_former_champion_answers_beside_the_new_one_where_both_are_over_one_
         return [former, other]
 
     monkeypatch.setattr(versions, "over_same_base", over_same_base)
-    told = application_of(ServingSection(versions=3), home="s3://models/t", version=former, others=[other])
+    told = application_of(ServingConfig(versions=3), home="s3://models/t", version=former, others=[other])
     serve.applications["t"] = told
     rollout.move("s3://models/t", version=version, pretrained=None, verdict=None)
     assert asked == [("lora-3", "s3://models/t", 3)]
@@ -233,10 +233,10 @@ def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion
 def test_vllms_servers_share_what_their_replica_holds_and_a_gpu_is_theirs(
     num_gpus: Literal[0, 1], bundle: dict[str, float]
 ) -> None:
-    section = ServingSection(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
-    options = deployment_options(section, task="chat")
+    config = ServingConfig(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
+    options = deployment_options(config, task="chat")
     assert options["placement_group_bundles"] == [bundle]
     assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (2, 0)
-    own = deployment_options(section.model_copy(update={"engine": "transformers"}), task="chat")
+    own = deployment_options(config.model_copy(update={"engine": "transformers"}), task="chat")
     assert "placement_group_bundles" not in own
     assert own["ray_actor_options"]["num_gpus"] == num_gpus

@@ -15,20 +15,20 @@ from serving.pages.render import docs_page, documented
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
-SECTION = ServingSection(max_texts=2)
+SECTION = ServingConfig(max_texts=2)
 SERVICES = [Classifier, Chat]
 
 
-def _app(service: type, section: ServingSection = SECTION) -> ASGIApp:
+def _app(service: type, config: ServingConfig = SECTION) -> ASGIApp:
     """The service's application, before it has loaded a version."""
 
     def load(_uri: str, _digest: str) -> Any:
         raise AssertionError
 
     made: Any = object.__new__(service)
-    made._home, made._section, made._replica = "s3://models/task", section, Replica(load, section=section)
+    made._home, made._section, made._replica = "s3://models/task", config, Replica(load, config=config)
     app: ASGIApp = made.__serve_build_asgi_app__()
     return app
 
@@ -52,8 +52,8 @@ def _ask(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes],
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
 
 
-def _document(service: type, section: ServingSection = SECTION) -> dict[str, Any]:
-    status, _, body = _ask(_app(service, section), "GET", "/openapi.json")
+def _document(service: type, config: ServingConfig = SECTION) -> dict[str, Any]:
+    status, _, body = _ask(_app(service, config), "GET", "/openapi.json")
     assert status == 200
     found: dict[str, Any] = json.loads(body)
     return found
@@ -86,7 +86,7 @@ def test_a_route_that_nothing_is_told_of_is_our_bug() -> None:
     async def nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b""
 
-    routes = documented({"/v1/new": Route("GET", nothing)}, section=SECTION)
+    routes = documented({"/v1/new": Route("GET", nothing)}, config=SECTION)
     with pytest.raises(AssertionError, match=r"does not tell of \['/v1/new'\]"):
         asyncio.run(routes["/openapi.json"].answer(b"", ""))  # type: ignore[arg-type]
 
@@ -129,7 +129,7 @@ def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
 
 def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYS", f"app {'0' * 64}")
-    document = _document(Classifier, ServingSection(api_keys="env://KEYS"))
+    document = _document(Classifier, ServingConfig(api_keys="env://KEYS"))
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     told = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in told.items() if "security" in operation} == {

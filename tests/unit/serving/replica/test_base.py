@@ -12,7 +12,7 @@ from serving.http.schemas import RequestError, config_id
 from serving.replica import base as replicas
 from serving.replica.base import Replica, refuse_unkept_subject
 from serving.request_log.log import RequestLog
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 
 
 class Loads:
@@ -32,7 +32,7 @@ class Loads:
 
     def replica(self) -> Replica[Any]:
         return Replica(
-            self.load, section=ServingSection(), retire=lambda former: self.retired.append(former.version.version)
+            self.load, config=ServingConfig(), retire=lambda former: self.retired.append(former.version.version)
         )
 
 
@@ -208,7 +208,7 @@ def test_what_is_absent_is_tried_again_until_it_is_there_and_said_once(
             num_tried += uri == "probe"
             return loads.load("bad" if uri == "probe" and num_tried < 4 else uri, digest)
 
-        replica: Replica[Any] = Replica(load, section=ServingSection())
+        replica: Replica[Any] = Replica(load, config=ServingConfig())
         await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("probe")}})
         await replica.reconfigure(asked("bad"))  # which is refused: what served before goes on
         await settled(replica)

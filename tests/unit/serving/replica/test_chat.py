@@ -19,7 +19,7 @@ from serving.http.schemas import RequestError
 from serving.replica import chat
 from serving.replica.base import Replica
 from serving.replica.chat import Chat, Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
-from tailorbird.config.serving import ServingSection
+from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
 
@@ -221,10 +221,10 @@ def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
 
     monkeypatch.setattr(chat, "_chat_prompt", slow)
     monkeypatch.setattr(chat, "_text_prompt", slow)
-    replica: Any = Replica(lambda _uri, _digest: engine, section=ServingSection())
+    replica: Any = Replica(lambda _uri, _digest: engine, config=ServingConfig())
     replica._engines = {"champion": engine}
     service: Any = object.__new__(Chat)
-    service._replica, service._section = replica, ServingSection()
+    service._replica, service._section = replica, ServingConfig()
     answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
 
     async def ask() -> int:
