@@ -25,7 +25,7 @@ class CodeVersion:
     uri: str
 
 
-def ship_code(home: str, root: Path) -> CodeVersion:
+def ship_code(task_uri: str, root: Path) -> CodeVersion:
     """Puts the project's runtime files, as they lie under `root`, at `<home>/code/<sha256>.zip`, once.
 
     Only our own files count, so a git checkout and a submitted job's working folder give the same sha256. The zip has
@@ -33,7 +33,7 @@ def ship_code(home: str, root: Path) -> CodeVersion:
     """
     files = runtime_files(root)
     sha256 = code_sha256(root)
-    uri = f"{home.rstrip('/')}/code/{sha256}.zip"
+    uri = f"{task_uri.rstrip('/')}/code/{sha256}.zip"
     if not storage.exists(uri):
         storage.write_bytes(uri, _zip(root, files))
     return CodeVersion(sha256=sha256, uri=uri)

@@ -34,7 +34,7 @@ class Asked:
 
     data: tuple[str, ...]
     """A Parquet file of each data URI."""
-    home: str
+    task_uri: str
     """URI under which it must be able to write."""
     base_model: str | None
     """URI of the model's folder; None where there is none to look for."""
@@ -118,7 +118,7 @@ def look(asked: Asked) -> NodeLook:
         versions=local_versions(),
         packages={name: installed_version(name) for name in asked.packages},
         unread=unread,
-        written=try_to_write(asked.home),
+        written=try_to_write(asked.task_uri),
         memory_bytes=total,
         free_bytes=free,
         gpu_bytes=_gpu_bytes(),
@@ -129,9 +129,9 @@ def look(asked: Asked) -> NodeLook:
     )
 
 
-def try_to_write(home: str) -> Written:
-    """Writes a small object under `home`, tries what a promotion rests on, reads it back and deletes it."""
-    uri = f"{home}/preflight/{uuid.uuid4().hex}"
+def try_to_write(task_uri: str) -> Written:
+    """Writes a small object under `task_uri`, tries what a promotion rests on, reads it back and deletes it."""
+    uri = f"{task_uri}/preflight/{uuid.uuid4().hex}"
     try:
         etag = storage.write_if_match(uri, b"one", etag=None)
         try:

@@ -17,7 +17,7 @@ class BuildArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: str
+    task_uri: str
     """`<registry>/<name>`."""
     serving: ServingConfig = ServingConfig()
     task: Literal["classification", "chat"] = "classification"
@@ -29,5 +29,5 @@ def build(args: BuildArgs) -> Application:
     config = args.serving
     replica = Chat if args.task == "chat" else Classifier
     deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(config, task=args.task))
-    application: Application = deployment.bind(args.home, config.model_dump())
+    application: Application = deployment.bind(args.task_uri, config.model_dump())
     return application

@@ -62,9 +62,9 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
         done = run.run(recipe, show=show)
         # Run again after the code changed, the demo looks at its test rows once more, and says so with the champion.
         override = None if done.verdict.confirmatory else "the demo was run again"
-        champion = promote(recipe.home, version=done.winner, override=override)
+        champion = promote(recipe.task_uri, version=done.winner, override=override)
         show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
-        url, _ = serve_champion(recipe.serving, home=recipe.home)
+        url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
     console.print()
     for line in verdict_lines(done.evidence):
         console.print(line, markup=False, soft_wrap=True)

@@ -48,12 +48,12 @@ def main() -> None:
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         folder = Path(temporary)
-        champion = random_version(folder / "champion", home=HOME)
+        champion = random_version(folder / "champion", task_uri=HOME)
         adapters = [
-            random_adapter(folder / f"adapter-{number}", home=HOME, like=champion, seed=number)
+            random_adapter(folder / f"adapter-{number}", task_uri=HOME, like=champion, seed=number)
             for number in range(NUM_ADAPTERS)
         ]
-        url = rollout.deploy(ServingConfig(versions=NUM_ADAPTERS), home=HOME, version=champion, others=adapters)
+        url = rollout.deploy(ServingConfig(versions=NUM_ADAPTERS), task_uri=HOME, version=champion, others=adapters)
         names = [adapter.version for adapter in adapters]
         for name in names:
             answer = requests.post(f"{url}/v1/classify", json={"input": texts[0], "model": name}, timeout=60)

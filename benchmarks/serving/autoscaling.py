@@ -37,8 +37,8 @@ def main() -> None:
     """Prints the table, then one line of JSON."""
     num_cpus = SECTION.max_replicas + 1
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), num_cpus):
-        version = random_version(Path(temporary) / "version", home=HOME)
-        figures, statuses = measure(rollout.deploy(SECTION, home=HOME, version=version))
+        version = random_version(Path(temporary) / "version", task_uri=HOME)
+        figures, statuses = measure(rollout.deploy(SECTION, task_uri=HOME, version=version))
     print(f"answers: {dict(statuses)}")
     show("Seconds until the replicas follow the load", {"autoscaling": figures})
     finish("autoscaling", figures, bounds=BOUNDS)

@@ -63,10 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores * 2):
         urls: dict[str, str] = {}
         for engine in engines:
-            home = f"{HOME}-{engine}"
-            version = _version(Path(temporary) / engine, home=home)
+            task_uri = f"{HOME}-{engine}"
+            version = _version(Path(temporary) / engine, task_uri=task_uri)
             urls[engine] = rollout.deploy(
-                ServingConfig(cpus_per_replica=cores, engine=engine), home=home, version=version
+                ServingConfig(cpus_per_replica=cores, engine=engine), task_uri=task_uri, version=version
             )
         loaded = loading.load_chat_version(version.uri)
         base = node_cache.local_copy(version.base_model)
@@ -166,7 +166,7 @@ class _Asker:
         return {"tokens/s": self._num_tokens([text for text, _ in found]) / took, "first token s": median(firsts)}
 
 
-def _version(folder: Path, *, home: str) -> versions.ModelVersion:
+def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
     """The pretrained model, asked as it is."""
     folder.mkdir()
     config = versions.VersionConfig(
@@ -175,13 +175,13 @@ def _version(folder: Path, *, home: str) -> versions.ModelVersion:
         base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
         max_length=256,
         dtype=loading.dtype_name(),
-        code=code_snapshot.ship_code(home, ROOT).uri,
+        code=code_snapshot.ship_code(task_uri, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
         prompting=versions.Prompting(system=None, max_new_tokens=MAX_TOKENS),
     )
     versions.write_config(folder, config)
-    return versions.register(home, folder)
+    return versions.register(task_uri, folder)
 
 
 def _of_server(command: list[str], model: str, ask: _Asker) -> Figures:

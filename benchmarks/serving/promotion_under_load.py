@@ -88,14 +88,14 @@ def main() -> None:
     """Prints each change, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
-        versions = two_versions(Path(temporary), home=recipe.home)
+        versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
         conclude(recipe, versions[0], run="first", champion=None)
-        promote(recipe.home)
-        url, _ = serve_champion(recipe.serving, home=recipe.home)
+        promote(recipe.task_uri)
+        url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
         conclude(recipe, versions[1], run="second", champion=versions[0])
         with clients(Path(temporary), url, versions) as collect:
             time.sleep(WARM_S)
-            changes = list(_changes(recipe.home))
+            changes = list(_changes(recipe.task_uri))
             heard = collect()
     rows = {}
     for number, (name, begin, end) in enumerate(changes, 1):
@@ -139,11 +139,11 @@ def _show_failures(heard: Heard, changes: list[tuple[str, float, float]]) -> Non
         )
 
 
-def _changes(home: str) -> Iterator[tuple[str, float, float]]:
+def _changes(task_uri: str) -> Iterator[tuple[str, float, float]]:
     """Each change's name, begin and end; before each it is quiet."""
     calls: dict[str, Callable[[], Any]] = {
-        "promote": lambda: promote(home, override="again"),
-        "rollback": lambda: rollback(home, reason="again"),
+        "promote": lambda: promote(task_uri, override="again"),
+        "rollback": lambda: rollback(task_uri, reason="again"),
     }
     for _ in range(NUM_CYCLES):
         for name, call in calls.items():
@@ -172,10 +172,10 @@ def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
     )
 
 
-def two_versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
+def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
     """Two full versions over the same weights: the second knows each class by the name of the next."""
     base = base_model.stage_base_model(MODEL, registry="s3://models")
-    local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(home, ROOT)
+    local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(task_uri, ROOT)
     tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
     classes = tuple(sorted(set(icd10.build()["test"]["chapter"].to_pylist())))
     model = classifier.Classifier(encoder, nn.Linear(WIDTH, 1))
@@ -200,7 +200,7 @@ def two_versions(folder: Path, *, home: str) -> list[registry.ModelVersion]:
             created_at=registry.now(),
         )
         registry.write_config(place, config)
-        made.append(registry.register(home, place))
+        made.append(registry.register(task_uri, place))
     return made
 
 
@@ -209,7 +209,7 @@ def conclude(
 ) -> None:
     """Leaves a finished run whose verdict chose the version, with its answers to the test rows."""
     rows: Rows = read_test(recipe.data, chat=False)
-    place = f"{recipe.home}/runs/{run}"
+    place = f"{recipe.task_uri}/runs/{run}"
     save_predictions(f"{place}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
     other = champion or version
     evidence = {

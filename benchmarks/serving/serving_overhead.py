@@ -185,9 +185,9 @@ def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
         stack.down(folder / "stack")
 
 
-def random_version(folder: Path, *, home: str, seed: int = 0, dtype: Any = None) -> versions.ModelVersion:
-    """Registers MiniLM with a head of random numbers under `home`, in `folder` first, which it makes."""
-    shipped = code_snapshot.ship_code(home, ROOT)
+def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = None) -> versions.ModelVersion:
+    """Registers MiniLM with a head of random numbers under `task_uri`, in `folder` first, which it makes."""
+    shipped = code_snapshot.ship_code(task_uri, ROOT)
     folder.mkdir()
     weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
     save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
@@ -202,10 +202,10 @@ def random_version(folder: Path, *, home: str, seed: int = 0, dtype: Any = None)
         created_at=versions.now(),
     )
     versions.write_config(folder, config)
-    return versions.register(home, folder)
+    return versions.register(task_uri, folder)
 
 
-def random_adapter(folder: Path, *, home: str, like: versions.ModelVersion, seed: int) -> versions.ModelVersion:
+def random_adapter(folder: Path, *, task_uri: str, like: versions.ModelVersion, seed: int) -> versions.ModelVersion:
     """Registers a LoRA adapter and a head of random numbers over `like`'s base model, in `folder` first."""
     torch.manual_seed(seed)
     folder.mkdir()
@@ -214,18 +214,18 @@ def random_adapter(folder: Path, *, home: str, like: versions.ModelVersion, seed
     save_file(torch.nn.Linear(WIDTH, len(like.classes)).state_dict(), folder / "head.safetensors")
     fields = like.model_dump(include=set(versions.VersionConfig.model_fields))
     versions.write_config(folder, versions.VersionConfig(**fields | {"kind": "lora", "created_at": versions.now()}))
-    return versions.register(home, folder)
+    return versions.register(task_uri, folder)
 
 
 def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVersion, versions.ModelVersion, str]:
     """The version in fp32 for the plain application; the version of the engine, and where it is served."""
-    plain = random_version(folder / "plain", home=HOME, dtype="float32")
-    version = random_version(folder / "version", home=HOME)
+    plain = random_version(folder / "plain", task_uri=HOME, dtype="float32")
+    version = random_version(folder / "version", task_uri=HOME)
     if engine != "torch":
         export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
         version = versions.register(HOME, folder / "exported")
     config = ServingConfig(min_replicas=cores, max_replicas=cores)
-    return plain, version, rollout.deploy(config, home=HOME, version=version)
+    return plain, version, rollout.deploy(config, task_uri=HOME, version=version)
 
 
 def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:

@@ -36,7 +36,7 @@ BOUNDS = {"failed": "<= 0", "paced_p50_shadow_to_off": "<= 1.25", "busy_p99_shad
 def main() -> None:
     """Prints the rounds, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), 2):
-        versions = [random_version(Path(temporary) / f"version-{seed}", home=HOME, seed=seed) for seed in (0, 1)]
+        versions = [random_version(Path(temporary) / f"version-{seed}", task_uri=HOME, seed=seed) for seed in (0, 1)]
         log = Path(temporary) / "requests"
         variants: dict[str, Callable[[], Figures]] = {
             name: partial(measure, versions, share=share, log=log) for name, share in SHARES.items()
@@ -61,7 +61,7 @@ def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path)
     """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
     trial = {"version": versions[1].version, **share} if share else None
     config = ServingConfig.model_validate({"request_log": log.as_uri(), "trial": trial})
-    url = rollout.deploy(config, home=HOME, version=versions[0], trial=versions[1] if share else None)
+    url = rollout.deploy(config, task_uri=HOME, version=versions[0], trial=versions[1] if share else None)
     figures: dict[str, float] = {"failed": 0}
     for name, (num_clients, pause_s) in LOADS.items():
         with ThreadPoolExecutor(num_clients) as clients:

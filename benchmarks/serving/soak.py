@@ -54,15 +54,15 @@ def main(minutes: float) -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as pid:
         folder = Path(temporary)
         recipe = recipe_named("soak", serving=SECTION)
-        versions = two_versions(folder, home=recipe.home)
+        versions = two_versions(folder, task_uri=recipe.task_uri)
         conclude(recipe, versions[0], run="first", champion=None)
-        promote(recipe.home)
-        url, _ = serve_champion(recipe.serving, home=recipe.home)
+        promote(recipe.task_uri)
+        url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
         conclude(recipe, versions[1], run="second", champion=versions[0])
         with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
             begun = time.monotonic()
-            num_changes = _keep_changing(recipe.home, versions[0], folder=folder, until=begun + 60 * minutes)
+            num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=begun + 60 * minutes)
             ended = time.monotonic()
             heard = collect()
         answered = set(heard.request_id[heard.status == 200].tolist())
@@ -89,18 +89,18 @@ def main(minutes: float) -> None:
     finish("soak", measured, bounds=BOUNDS)
 
 
-def _keep_changing(home: str, like: registry.ModelVersion, *, folder: Path, until: float) -> int:
+def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, until: float) -> int:
     """Every minute an adapter and another champion; how many changes that were."""
     num = 0
     while time.monotonic() + 60 <= until:
         begun = time.monotonic()
-        random_adapter(folder / f"adapter-{num}", home=home, like=like, seed=num)
-        serve_champion(SECTION, home=home)
+        random_adapter(folder / f"adapter-{num}", task_uri=task_uri, like=like, seed=num)
+        serve_champion(SECTION, task_uri=task_uri)
         time.sleep(max(0.0, begun + 30 - time.monotonic()))
         if num % 2 == 0:
-            promote(home, override="again")
+            promote(task_uri, override="again")
         else:
-            rollback(home, reason="again")
+            rollback(task_uri, reason="again")
         num += 1
         time.sleep(max(0.0, begun + 60 - time.monotonic()))
     return 2 * num

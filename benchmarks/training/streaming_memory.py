@@ -112,7 +112,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = streamed(config, Encoding(64), base_model=base_model, home=f"{uri}/home", inputs={})
+            gathered = streamed(config, Encoding(64), base_model=base_model, task_uri=f"{uri}/home", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {

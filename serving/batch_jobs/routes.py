@@ -35,9 +35,9 @@ class _Engine(Protocol):
 class Batches:
     """A replica's routes of batches; `engine_of` gives what a request's `model` names."""
 
-    def __init__(self, engine_of: Callable[[str], _Engine], *, home: str, config: ServingConfig) -> None:
+    def __init__(self, engine_of: Callable[[str], _Engine], *, task_uri: str, config: ServingConfig) -> None:
         self._engine_of = engine_of
-        self._home = home
+        self._home = task_uri
         self._section = config
         self._working: asyncio.Task[None] | None = None
         self._asked = False
@@ -124,7 +124,7 @@ class Batches:
         return _written(self._home, batch, version)
 
     def _require_allowed(self, uri: str, name: str) -> None:
-        refused = refusal_of(uri, home=self._home, config=self._section)
+        refused = refusal_of(uri, task_uri=self._home, config=self._section)
         if refused is not None:
             raise RequestError(403, "prefix_not_allowed", f"{name}: {refused}", param=name)
 
@@ -135,7 +135,7 @@ def id_of(batch: "Batch") -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:ID_CHARS]
 
 
-def _written(home: str, batch: "Batch", version: "ModelVersion") -> BatchStatus:
+def _written(task_uri: str, batch: "Batch", version: "ModelVersion") -> BatchStatus:
     from tailorbird.registry.versions import now
 
     at = now()
@@ -154,9 +154,9 @@ def _written(home: str, batch: "Batch", version: "ModelVersion") -> BatchStatus:
         updated_at=at,
     )
     try:
-        storage.write_if_match(status_uri(home, status.id), status.model_dump_json().encode(), etag=None)
+        storage.write_if_match(status_uri(task_uri, status.id), status.model_dump_json().encode(), etag=None)
     except s3.Conflict:
-        return change(home, status.id, lambda found: _again(found, batch))
+        return change(task_uri, status.id, lambda found: _again(found, batch))
     return status
 
 

@@ -33,14 +33,14 @@ class GaveUp(Exception):
     """The batch is no longer to run."""
 
 
-def status_uri(home: str, batch_id: str) -> str:
+def status_uri(task_uri: str, batch_id: str) -> str:
     """Where a batch's state lies."""
-    return f"{home}/batches/{batch_id}.json"
+    return f"{task_uri}/batches/{batch_id}.json"
 
 
-def refusal_of(uri: str, *, home: str, config: ServingConfig) -> str | None:
+def refusal_of(uri: str, *, task_uri: str, config: ServingConfig) -> str | None:
     """Why no batch may read or write at a place; None where it may."""
-    registry = home.rpartition("/")[0]
+    registry = task_uri.rpartition("/")[0]
     for place, what in ((registry, "registry of models"), (config.request_log, "request log")):
         if place is not None and (inside(uri, place.rstrip("/")) or inside(place.rstrip("/"), uri)):
             return f"{uri} meets the {what}, which no batch reads or writes; give another prefix"
@@ -49,18 +49,18 @@ def refusal_of(uri: str, *, home: str, config: ServingConfig) -> str | None:
     return None
 
 
-def read_status(home: str, batch_id: str) -> tuple[BatchStatus, str] | None:
+def read_status(task_uri: str, batch_id: str) -> tuple[BatchStatus, str] | None:
     """A batch's state, and the ETag to change it with; None where there is none."""
-    found = storage.read_versioned(status_uri(home, batch_id))
+    found = storage.read_versioned(status_uri(task_uri, batch_id))
     return None if found is None else (BatchStatus.model_validate_json(found[0]), found[1])
 
 
-def change(home: str, batch_id: str, decide: Callable[[BatchStatus], dict[str, Any] | None]) -> BatchStatus:
+def change(task_uri: str, batch_id: str, decide: Callable[[BatchStatus], dict[str, Any] | None]) -> BatchStatus:
     """Changes what `decide` says of the state as it is now, None for nothing; returns the state that stands then."""
     from tailorbird.registry.versions import now
 
     while True:
-        found = read_status(home, batch_id)
+        found = read_status(task_uri, batch_id)
         assert found is not None, f"{batch_id} is changed by whoever has read it"
         status, etag = found
         fields = decide(status)
@@ -68,16 +68,16 @@ def change(home: str, batch_id: str, decide: Callable[[BatchStatus], dict[str, A
             return status
         wanted = status.model_copy(update=fields | {"updated_at": now()})
         with suppress(s3.Conflict):
-            storage.write_if_match(status_uri(home, batch_id), wanted.model_dump_json().encode(), etag=etag)
+            storage.write_if_match(status_uri(task_uri, batch_id), wanted.model_dump_json().encode(), etag=etag)
             return wanted
 
 
-def unfinished(home: str) -> list[BatchStatus]:
+def unfinished(task_uri: str) -> list[BatchStatus]:
     """Batches that wait or were interrupted, the oldest first."""
-    if not storage.exists(f"{home}/batches"):
+    if not storage.exists(f"{task_uri}/batches"):
         return []
     found = []
-    for uri in storage.list_files(f"{home}/batches"):
+    for uri in storage.list_files(f"{task_uri}/batches"):
         try:
             found.append(BatchStatus.model_validate_json(storage.read_bytes(uri)))
         except ValidationError as error:  # of other code, or no batch at all: it must not stop the others
@@ -86,7 +86,7 @@ def unfinished(home: str) -> list[BatchStatus]:
     return sorted(left, key=lambda status: (status.created_at, status.id))
 
 
-def send_to_work(home: str, config: ServingConfig) -> Any:
+def send_to_work(task_uri: str, config: ServingConfig) -> Any:
     """Sees to it that the application's desk is there and works; it survives who asks. `ended` takes what is given.
 
     One by other code or with another section leaves after the batch that it does, and this one goes on from there.
@@ -95,7 +95,7 @@ def send_to_work(home: str, config: ServingConfig) -> Any:
 
     code = ray.get_runtime_context().runtime_env.get("working_dir")
     mark = hashlib.sha256(json.dumps([code, config.model_dump(mode="json")]).encode()).hexdigest()[:MARK_CHARS]
-    name = f"batches-{application_name(home)}"
+    name = f"batches-{application_name(task_uri)}"
     desk = (
         ray.remote(Desk)
         .options(
@@ -107,16 +107,16 @@ def send_to_work(home: str, config: ServingConfig) -> Any:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        .remote(home, config.model_dump(), desks(home) - {f"{name}-{mark}"})
+        .remote(task_uri, config.model_dump(), desks(task_uri) - {f"{name}-{mark}"})
     )
     return desk.work.remote()
 
 
-def desks(home: str) -> set[str]:
+def desks(task_uri: str) -> set[str]:
     """Names of the application's desks that live: one, but while another takes over."""
     from ray.util import list_named_actors
 
-    ours = re.compile(rf"batches-{re.escape(application_name(home))}(-[0-9a-f]{{{MARK_CHARS}}})?")
+    ours = re.compile(rf"batches-{re.escape(application_name(task_uri))}(-[0-9a-f]{{{MARK_CHARS}}})?")
     living = [one["name"] for one in list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE]
     return {name for name in living if ours.fullmatch(name)}
 
@@ -135,9 +135,9 @@ class Desk:
     `before` are the desks that were there when it was made: it begins when they have left.
     """
 
-    def __init__(self, home: str, config: dict[str, Any], before: set[str]) -> None:
+    def __init__(self, task_uri: str, config: dict[str, Any], before: set[str]) -> None:
         require_shipped_code()
-        self._home = home
+        self._home = task_uri
         self._section = config
         self._before = before
 
@@ -173,23 +173,23 @@ class Desk:
             change(self._home, batch_id, lambda found: _if_running(found, status="failed", error=error))
 
 
-def run(home: str, batch_id: str, config: dict[str, Any]) -> str | None:
+def run(task_uri: str, batch_id: str, config: dict[str, Any]) -> str | None:
     """Scores a batch and keeps its state; returns why it failed."""
     from tailorbird.registry.versions import RegistryError, read_version
 
-    found = read_status(home, batch_id)
+    found = read_status(task_uri, batch_id)
     assert found is not None
     asked = found[0]
 
     def told(done: int, total: int) -> None:
-        status = change(home, batch_id, lambda found: _if_running(found, rows_done=done, rows_total=total))
+        status = change(task_uri, batch_id, lambda found: _if_running(found, rows_done=done, rows_total=total))
         if status.status != "running":
             raise GaveUp
 
     batch = Batch(asked.input, asked.output, asked.version_uri, asked.digest, asked.column, asked.id_column)
     serving = ServingConfig.model_validate(config)
     for uri in (batch.input, batch.output):  # a state on S3 may be anybody's, and prefixes may be others by now
-        refused = refusal_of(uri, home=home, config=serving)
+        refused = refusal_of(uri, task_uri=task_uri, config=serving)
         if refused is not None:
             return refused
     try:
@@ -202,7 +202,7 @@ def run(home: str, batch_id: str, config: dict[str, Any]) -> str | None:
             return str(error)
         _log.exception("batch %s failed", batch_id)
         return "the store or the registry failed; the cluster's log says how. Ask for the same batch again to go on"
-    change(home, batch_id, lambda found: _if_running(found, status="completed"))
+    change(task_uri, batch_id, lambda found: _if_running(found, status="completed"))
     return None
 
 

@@ -68,16 +68,16 @@ class Scored:
         return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{kept}, {self.num_parts} parts{rate}"
 
 
-def named_version(home: str, model: str) -> "ModelVersion":
+def named_version(task_uri: str, model: str) -> "ModelVersion":
     """The version that `champion`, `pretrained`, a name or a URI stands for; RegistryError where there is none."""
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.registry.versions import RegistryError, read_version
 
     if model not in (CHAMPION, PRETRAINED):
-        return read_version(model if "://" in model else f"{home}/versions/{model}")
-    found = read_champion(home)
+        return read_version(model if "://" in model else f"{task_uri}/versions/{model}")
+    found = read_champion(task_uri)
     if found is None:
-        raise RegistryError(f"{home} has no champion; `tailorbird promote RECIPE` makes one, or name a version")
+        raise RegistryError(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one, or name a version")
     champion = found[0]
     if model == CHAMPION:
         return champion_version(champion)

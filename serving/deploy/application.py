@@ -28,7 +28,7 @@ def task_of(version: "ModelVersion") -> str:
 def application_of(
     section: ServingConfig,
     *,
-    home: str,
+    task_uri: str,
     version: "ModelVersion",
     pretrained: "ModelVersion | Part | None" = None,
     verdict: str | None = None,
@@ -56,11 +56,11 @@ def application_of(
             )
         config[TRIAL] = version_name(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)
     return {
-        "name": application_name(home),
+        "name": application_name(task_uri),
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
         "runtime_env": {"working_dir": version.code},
-        "args": _build_args(section, home=home, task=task),
+        "args": _build_args(section, task_uri=task_uri, task=task),
         "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
     }
 
@@ -86,15 +86,15 @@ def version_name(version: "ModelVersion | Part") -> dict[str, str]:
     return {"version_uri": version.uri, "digest": version.digest}
 
 
-def application_name(home: str) -> str:
+def application_name(task_uri: str) -> str:
     """The Serve application of a task's home, `<registry>/<name>`: its name."""
-    return home.rstrip("/").rsplit("/", 1)[-1]
+    return task_uri.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _build_args(config: ServingConfig, *, home: str, task: str) -> dict[str, Any]:
+def _build_args(config: ServingConfig, *, task_uri: str, task: str) -> dict[str, Any]:
     """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
     fields = config.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
-    args = {"home": home, "serving": fields}
+    args = {"home": task_uri, "serving": fields}
     return args if task == "classification" else args | {"task": task}
 
 

@@ -50,7 +50,7 @@ FAILED_HOLDS_S = 5
 def deploy(
     config: ServingConfig,
     *,
-    home: str,
+    task_uri: str,
     version: "ModelVersion",
     pretrained: "ModelVersion | Part | None" = None,
     verdict: str | None = None,
@@ -66,13 +66,13 @@ def deploy(
     or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
     DeployError (TrialError where all but the trial is as asked), or SessionError where Ray is not reachable.
     """
-    name = application_name(home)
+    name = application_name(task_uri)
     instance = serve_instance()
     before = instance["applications"]
     if config.api_keys is None and not config.guarded:
         refuse_open_door(instance)
     application = application_of(
-        config, home=home, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
+        config, task_uri=task_uri, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
     ) | {"route_prefix": route_prefix(name, before)}
     base_url = _apply(application, declared=declared_applications(before))
     if trial is not None:
@@ -84,7 +84,7 @@ def deploy(
 
 
 @contextmanager
-def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
+def rehearsed(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]:
     """The base URL at which the version answers, while the block lasts, whoever asks for it by its name; None where the
     task is not served.
 
@@ -92,7 +92,7 @@ def rehearsed(home: str, *, version: "ModelVersion") -> Iterator[str | None]:
     an application of its own for the time, so there must be room for one. Where the block ends well, it stays loaded
     for `move`, or else what was there before is put back. Raises as `deploy`.
     """
-    name, declared = application_name(home), declared_applications(serve_applications())
+    name, declared = application_name(task_uri), declared_applications(serve_applications())
     former = declared.get(name)
     if former is None:
         yield None
@@ -137,7 +137,7 @@ def _withdraw(name: str, *, version: "ModelVersion") -> None:
 
 
 def move(
-    home: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
+    task_uri: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
 ) -> str | None:
     """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`:
     beside it the versions that are for its base model and code, the former champion among them.
@@ -147,13 +147,13 @@ def move(
     from tailorbird.registry.versions import over_same_base, weights_digest
 
     declared = declared_applications(serve_applications())
-    former = declared.get(application_name(home))
+    former = declared.get(application_name(task_uri))
     if former is None:
         return None
     config = former["deployments"][0]["user_config"]
     alike = former.get("runtime_env") == {"working_dir": version.code}
     most = config["versions"]  # by the section of then
-    beside = {other.version: version_name(other) for other in over_same_base(version, home=home, most=most)}
+    beside = {other.version: version_name(other) for other in over_same_base(version, task_uri=task_uri, most=most)}
     if config["with_pretrained"] and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = version_name(pretrained)
     changed = with_config(former, config | version_name(version) | {"verdict": verdict, "beside": beside})

@@ -89,11 +89,11 @@ class Grown(NamedTuple):
 class Chat:
     """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
 
-    def __init__(self, home: str, config: dict[str, Any]) -> None:
+    def __init__(self, task_uri: str, config: dict[str, Any]) -> None:
         import torch
 
         require_shipped_code()
-        self._home = home
+        self._home = task_uri
         self._section = ServingConfig.model_validate(config)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -105,7 +105,7 @@ class Chat:
             "/v1/completions": Route("POST", self._complete, watched=True),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, home=self._home, config=self._section)
+        batches = Batches(self._replica.engine_of, task_uri=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:

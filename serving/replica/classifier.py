@@ -42,11 +42,11 @@ class Asked(NamedTuple):
 class Classifier:
     """Serve deployment. `user_config` names the version: `{"version_uri": ..., "digest": ...}`."""
 
-    def __init__(self, home: str, config: dict[str, Any]) -> None:
+    def __init__(self, task_uri: str, config: dict[str, Any]) -> None:
         import torch
 
         require_shipped_code()
-        self._home = home
+        self._home = task_uri
         self._section = ServingConfig.model_validate(config)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -62,7 +62,7 @@ class Classifier:
             "/v1/compare": Route("POST", self._compare),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, home=self._home, config=self._section)
+        batches = Batches(self._replica.engine_of, task_uri=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:

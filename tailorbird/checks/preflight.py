@@ -98,10 +98,10 @@ def _registry(name: str, written: Written, *, recipe: Recipe) -> Iterator[Line]:
         if not honoured
     ]
     if ignored:
-        text = f"{recipe.home}: the store does not honour {' and '.join(ignored)}, so two promotions could both win"
+        text = f"{recipe.task_uri}: the store does not honour {' and '.join(ignored)}, so two promotions could both win"
         yield Line(name, "fault", text, "take a store with conditional writes, as AWS S3 and SeaweedFS have them")
     else:
-        yield Line(name, "ok", f"{recipe.home} can be written, read and deleted, and conditional writes hold")
+        yield Line(name, "ok", f"{recipe.task_uri} can be written, read and deleted, and conditional writes hold")
 
 
 def model_lines(recipe: Recipe, found: Found) -> Iterator[Line]:

@@ -82,7 +82,7 @@ class Found:
 def look(recipe: Recipe) -> Found:
     """At the cluster, from each of its nodes, at the data, the registry and the base model, which is staged if it is
     not yet, as a run would do first."""
-    tables, written = look_at_tables(recipe), try_to_write(recipe.home)
+    tables, written = look_at_tables(recipe), try_to_write(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
     address = os.environ.get("RAY_ADDRESS", "")
     here = resources.local_versions()
@@ -91,7 +91,7 @@ def look(recipe: Recipe) -> Found:
     if may_join(here, theirs, any_patch=_any_patch()):
         asked = Asked(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
-            home=recipe.home,
+            task_uri=recipe.task_uri,
             base_model=model.uri if model else None,
             packages=tuple(name for name, _ in requirements().packages[ALWAYS]),
         )

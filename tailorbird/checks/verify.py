@@ -259,8 +259,8 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
 
 def _look_faults(evidence: Mapping[str, Any]) -> Iterator[str]:
     """The look at test, and when the verdict expires, against the ledger of looks."""
-    stated, home = evidence["ledger"], evidence["run"].rpartition("/runs/")[0]
-    looks = read_looks(home, stated["test_rows"])
+    stated, task_uri = evidence["ledger"], evidence["run"].rpartition("/runs/")[0]
+    looks = read_looks(task_uri, stated["test_rows"])
     found = next(
         (one for one in looks if (one.candidate, one.question) == (stated["candidate"], stated["question"])), None
     )

@@ -16,10 +16,10 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     from tailorbird.registry.champion import read_champion
     from tailorbird.registry.versions import list_versions
 
-    home = read_recipe(recipe).home
-    found = read_champion(home)
+    task_uri = read_recipe(recipe).task_uri
+    found = read_champion(task_uri)
     champion, parity = (found[0].uri, found[0].parity) if found else (None, None)
-    versions = list_versions(home)
+    versions = list_versions(task_uri)
     lines = [
         f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
         for version in versions
@@ -31,7 +31,7 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
         "versions": [version.model_dump() for version in versions],
     }
     print_result(
-        value, as_json=as_json, lines=lines or [f"no version under {home}; `tailorbird run {recipe}` makes one"]
+        value, as_json=as_json, lines=lines or [f"no version under {task_uri}; `tailorbird run {recipe}` makes one"]
     )
 
 

@@ -41,10 +41,10 @@ def promote(
     from tailorbird.release.promotion import promote as promote_version
 
     if engine is None:  # which takes no Ray where the task is not served
-        champion = promote_version(read_recipe(recipe).home, version=version, override=override)
+        champion = promote_version(read_recipe(recipe).task_uri, version=version, override=override)
     else:
         with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
-            champion = promote_version(loaded.home, version=version, override=override, engine=engine, show=show)
+            champion = promote_version(loaded.task_uri, version=version, override=override, engine=engine, show=show)
     asked = champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
     print_result(
         champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", asked]
@@ -63,7 +63,7 @@ def rollback(
     """
     from tailorbird.release.promotion import rollback as roll_back
 
-    champion = roll_back(read_recipe(recipe).home, reason=reason)
+    champion = roll_back(read_recipe(recipe).task_uri, reason=reason)
     print_result(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
 
 
@@ -79,7 +79,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     from tailorbird.release.promotion import serve_champion
 
     loaded = read_recipe(recipe, overrides)
-    url, version = serve_champion(loaded.serving, home=loaded.home)
+    url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
     trial, tried = None, []
     if loaded.serving.trial:
         trial = on_trial(url)
@@ -117,7 +117,7 @@ def score(
     from serving.batch_jobs.scoring import score as score_batch
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
-        version = named_version(loaded.home, model)
+        version = named_version(loaded.task_uri, model)
         asked = column or loaded.asked_column
         batch = batch_of(version, input=input, output=output, column=asked, id_column=id_column)
         done = score_batch(batch, loaded.serving, version=version, told=shown(show))

@@ -130,6 +130,6 @@ class Recipe(ConfigSection):
         return self.data.text if self.task == "classification" else chat
 
     @property
-    def home(self) -> str:
+    def task_uri(self) -> str:
         """URI under which everything of this task lies."""
         return f"{self.registry}/{self.name}"

@@ -96,10 +96,12 @@ def held(config: DataConfig, *, chat: bool, seed: int) -> Gathered | None:
     return Gathered(splits, report, fingerprint(splits))
 
 
-def streamed(config: DataConfig, encoding: Encoding, *, base_model: str, home: str, inputs: dict[str, Any]) -> Gathered:
+def streamed(
+    config: DataConfig, encoding: Encoding, *, base_model: str, task_uri: str, inputs: dict[str, Any]
+) -> Gathered:
     """A recipe's rows, checked, where `held` gives none: training rows are encoded once, into shards.
 
-    A stage under `home` that hangs on `inputs` and the files as they lie there. Memory is bounded: a task has a few
+    A stage under `task_uri` that hangs on `inputs` and the files as they lie there. Memory is bounded: a task has a few
     thousand rows in hand, this process those that it keeps. Rows whose text stands in validation or test are dropped,
     as `checks.clean` does. Raises DataError as that, and where the recipe names no validation or test.
     """
@@ -126,7 +128,7 @@ def streamed(config: DataConfig, encoding: Encoding, *, base_model: str, home: s
         "files": [storage.state(uri) for uri in dict.fromkeys(piece.uri for piece in pieces)],
         "later": {name: rows_sha256(rows) for name, rows in later.items()},
     }
-    found = once(home, "shards", inputs=inputs | asked, compute=compute)
+    found = once(task_uri, "shards", inputs=inputs | asked, compute=compute)
     uri, told = found["uri"], found["told"]
     sizes = tuple(part["num_rows"] for part in told)
     if not sum(sizes):

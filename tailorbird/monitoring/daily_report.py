@@ -74,11 +74,13 @@ def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[
             if recipe.task != "classification"
             else "nothing can be watched without a log: give serving.request_log a prefix, and serve again"
         )
-    reference = read_reference(recipe.home, serving.champion)
+    reference = read_reference(recipe.task_uri, serving.champion)
     trial = serving.trial.digest if serving.trial else None
     watched = Watched(serving.champion.digest, trial, recipe.data.groups)
-    log_days = Days(log.rstrip("/"), watched, audits=audits_of(recipe.home), each=on_cluster)
-    made = {day: _read_report(recipe.home, day) for day in _days(log_days.answers, since=serving.since, before=today)}
+    log_days = Days(log.rstrip("/"), watched, audits=audits_of(recipe.task_uri), each=on_cluster)
+    made = {
+        day: _read_report(recipe.task_uri, day) for day in _days(log_days.answers, since=serving.since, before=today)
+    }
     length, wait = recipe.watching.window_days, recipe.watching.label_days
     reports = []
     for day, report in made.items():
@@ -86,14 +88,14 @@ def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[
         if report is None or report.digest != serving.champion.digest or not over:
             log_days.since = min(log_days.since, day - timedelta(days=length - 1))
             window = _Window(recipe, log_days, serving, reference, day)
-            report = window.kept(report) or _put(recipe.home, window.report(report), former=report, show=show)
+            report = window.kept(report) or _put(recipe.task_uri, window.report(report), former=report, show=show)
         reports.append(report)
     return reports
 
 
-def read_reports(home: str) -> list[Report]:
+def read_reports(task_uri: str) -> list[Report]:
     """All that were made, in order."""
-    prefix = f"{home}/monitoring"
+    prefix = f"{task_uri}/monitoring"
     found = storage.list_files(prefix) if storage.exists(prefix) else []
     return [Report.model_validate_json(storage.read_bytes(uri)) for uri in sorted(found) if uri.endswith(".json")]
 
@@ -103,13 +105,13 @@ def _days(answered: Iterable[str], *, since: date, before: date) -> Iterator[dat
     return span(min((day for day in map(date.fromisoformat, answered) if day >= since), default=since), before - DAY)
 
 
-def _read_report(home: str, day: date) -> Report | None:
-    uri = f"{home}/monitoring/{day}.json"
+def _read_report(task_uri: str, day: date) -> Report | None:
+    uri = f"{task_uri}/monitoring/{day}.json"
     return Report.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
-def _put(home: str, report: Report, *, former: Report | None, show: Show) -> Report:
-    storage.write_bytes(f"{home}/monitoring/{report.day}.json", report.to_json())
+def _put(task_uri: str, report: Report, *, former: Report | None, show: Show) -> Report:
+    storage.write_bytes(f"{task_uri}/monitoring/{report.day}.json", report.to_json())
     if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
         show({"event": "note", "text": f"{report.day}: {_told(report)}"})
     return report
@@ -271,9 +273,9 @@ def on_cluster(function: Callable[[list[str]], Traffic], parts: Iterable[list[st
         yield pickle.loads(row["read"])  # what our own task made a moment ago
 
 
-def audits_of(home: str) -> list[str]:
+def audits_of(task_uri: str) -> list[str]:
     """Files with labels that were given to texts drawn by lot, in the order in which they were taken in."""
-    prefix = f"{home}/audits"
+    prefix = f"{task_uri}/audits"
     found = storage.list_files(prefix) if storage.exists(prefix) else []
     return sorted((uri for uri in found if uri.endswith(".parquet")), key=lambda uri: (number_of(uri), uri))
 

@@ -52,14 +52,14 @@ class Reference:
         return found
 
 
-def reference_uri(home: str, digest: str) -> str:
+def reference_uri(task_uri: str, digest: str) -> str:
     """Where a version's reference lies. Embeddings can be turned back into words: it is as personal as the rows are."""
-    return f"{home}/references/{digest}.parquet"
+    return f"{task_uri}/references/{digest}.parquet"
 
 
 def remember(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
     """Makes the version's reference from the recipe's validation rows, on the cluster, where there is none; its URI."""
-    uri = reference_uri(recipe.home, version.digest)
+    uri = reference_uri(recipe.task_uri, version.digest)
     if not storage.exists(uri):
         rows = validation_rows(recipe.data)
         if len(rows) > MOST_ROWS:
@@ -69,12 +69,12 @@ def remember(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
     return uri
 
 
-def read_reference(home: str, version: ModelVersion) -> Reference:
+def read_reference(task_uri: str, version: ModelVersion) -> Reference:
     """What `remember` made of the version; raises ReferenceMissing where it did not."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    uri = reference_uri(home, version.digest)
+    uri = reference_uri(task_uri, version.digest)
     if not storage.exists(uri):
         raise ReferenceMissing(f"{uri} is not there; `tailorbird watch RECIPE` makes it of validation rows")
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))

@@ -64,7 +64,7 @@ def export(
     log = _log_of(recipe)
     if num_rows < 1:
         raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
-    audited = {key for uri in audits_of(recipe.home) for key in _keys(read_columns(uri, COLUMNS)).tolist()}
+    audited = {key for uri in audits_of(recipe.task_uri) for key in _keys(read_columns(uri, COLUMNS)).tolist()}
     arms = {(CHAMPION, digest), (CANARY, trial)}
     drawn: dict[int, dict[str, Any]] = {}
     largest: list[int] = []  # a heap of the drawn keys, negative: the first is the one to give up
@@ -110,10 +110,10 @@ def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, i
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
     digest = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
-    newest = next(reversed(audits_of(recipe.home)), "")
+    newest = next(reversed(audits_of(recipe.task_uri)), "")
     if newest.endswith(f"{digest}.parquet"):
         return newest, len(rows)
-    kept = f"{recipe.home}/audits/{number_of(newest) + 1:06d}-{digest}.parquet"
+    kept = f"{recipe.task_uri}/audits/{number_of(newest) + 1:06d}-{digest}.parquet"
     storage.write_bytes(kept, sink.getvalue())
     return kept, len(rows)
 
@@ -121,7 +121,7 @@ def take_in(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, i
 def audited_rows(recipe: Recipe) -> Rows:
     """Every audited text with its label, the later word on one that was labelled twice; groups by its attributes."""
     found: dict[int, dict[str, Any]] = {}
-    for uri in audits_of(recipe.home):
+    for uri in audits_of(recipe.task_uri):
         for row in read_columns(uri, COLUMNS).to_pylist():
             if row["text"]:
                 found[key_of(row["request_id"], row["row"])] = row

@@ -94,10 +94,10 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     """
     if recipe.task == "chat":
         raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
-    champion, former = way_back(recipe.home)
+    champion, former = way_back(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = gather(recipe).data.splits
-    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.home))
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.task_uri))
     if len(rows) < recipe.watching.min_labels:
         raise ReevaluationError(
             f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
@@ -106,10 +106,10 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
         )
     show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
     question, measured = asked_again(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
-    question = lowered(question, number=1 + _times_judged(recipe.home, champion.digest))
-    uri = f"{recipe.home}/reevaluations/{now().replace(':', '')}"
+    question = lowered(question, number=1 + _times_judged(recipe.task_uri, champion.digest))
+    uri = f"{recipe.task_uri}/reevaluations/{now().replace(':', '')}"
     ledger = look(
-        recipe.home,
+        recipe.task_uri,
         test_sha256=question.test_sha256,
         candidate=champion.digest,
         question=digest(question.to_dict()),
@@ -133,11 +133,11 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     upheld = holds(verdict)
     expires = datetime.fromisoformat(evidence["at"]) + timedelta(days=question.valid_days)
     evidence |= {"holds": upheld, "expires_at": expires.isoformat(timespec="seconds") if upheld else None}
-    _keep(recipe.home, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
+    _keep(recipe.task_uri, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
     if upheld is False and recipe.watching.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
-        champion = rollback(recipe.home, reason=reason, of=champion)
+        champion = rollback(recipe.task_uri, reason=reason, of=champion)
     return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
 
 
@@ -167,7 +167,7 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data, labelled = recipe.data, f"{recipe.home}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
+    data, labelled = recipe.data, f"{recipe.task_uri}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
     schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False)).schema
     given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
     if data.split_by is not None:
@@ -218,9 +218,9 @@ def _as_logged(text: str) -> str:
     return normalise(redacted(text))
 
 
-def _judged_rows(home: str) -> set[str]:
+def _judged_rows(task_uri: str) -> set[str]:
     """Ids of the rows of every re-evaluation before."""
-    prefix, table = f"{home}/reevaluations", "/predictions/candidate.parquet"
+    prefix, table = f"{task_uri}/reevaluations", "/predictions/candidate.parquet"
     found = [uri for uri in storage.list_files(prefix) if uri.endswith(table)] if storage.exists(prefix) else []
     return {row_id for uri in found for row_id in load_predictions(uri).row_ids}
 
@@ -257,9 +257,9 @@ def lowered(question: Question, *, number: int) -> Question:
     return replace(question, alpha=question.alpha / (number * (number + 1)), gates=gates)
 
 
-def _times_judged(home: str, champion: str) -> int:
+def _times_judged(task_uri: str, champion: str) -> int:
     """How many re-evaluations were of the champion with this digest."""
-    prefix = f"{home}/reevaluations"
+    prefix = f"{task_uri}/reevaluations"
     found = (
         [uri for uri in storage.list_files(prefix) if uri.endswith("/evidence.json")] if storage.exists(prefix) else []
     )
@@ -280,10 +280,10 @@ def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: Quest
     return tables
 
 
-def _keep(home: str, uri: str, evidence: dict[str, Any], *, tables: dict[str, Predictions]) -> None:
+def _keep(task_uri: str, uri: str, evidence: dict[str, Any], *, tables: dict[str, Predictions]) -> None:
     for name, table in tables.items():
         save_predictions(f"{uri}/predictions/{name}.parquet", table)
     storage.write_json(f"{uri}/evidence.json", evidence)
     name = f"{evidence['at'].replace(':', '')}-reevaluation"
     told = {name: evidence[name] for name in ("at", "versions", "holds", "verdict")} | {"reevaluation": uri}
-    storage.write_json(f"{home}/history/{name}.json", told)
+    storage.write_json(f"{task_uri}/history/{name}.json", told)

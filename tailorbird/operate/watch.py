@@ -51,8 +51,8 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
     watch_log(
         recipe, Serving(version, pretrained, trial, date.fromisoformat(champion.since[:10])), today=today, show=show
     )
-    again, since = _reevaluations(recipe.home, champion=champion), champion.since[:10]
-    reports = [one for one in read_reports(recipe.home) if one.digest == version.digest and one.day >= since]
+    again, since = _reevaluations(recipe.task_uri, champion=champion), champion.since[:10]
+    reports = [one for one in read_reports(recipe.task_uri) if one.digest == version.digest and one.day >= since]
     advice = advise(
         reports,
         expires=_expires(champion, reevaluations=again),
@@ -61,9 +61,9 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
         alpha=recipe.evaluation.alpha,
         since=again[-1]["at"] if again else None,
     )
-    uri, told = f"{recipe.home}/monitoring/monitoring.html", gauges(recipe.name, reports, advice=advice)
+    uri, told = f"{recipe.task_uri}/monitoring/monitoring.html", gauges(recipe.name, reports, advice=advice)
     storage.write_bytes(uri, page(recipe.name, reports, advice=advice).encode())
-    storage.write_bytes(f"{recipe.home}/monitoring/metrics.prom", told.encode())
+    storage.write_bytes(f"{recipe.task_uri}/monitoring/metrics.prom", told.encode())
     return Watched(reports, advice, uri, told, forget(recipe, today=today))
 
 
@@ -95,22 +95,22 @@ def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) 
 
 
 def _champion(recipe: Recipe) -> Champion:
-    found = read_champion(recipe.home)
+    found = read_champion(recipe.task_uri)
     if found is None:
-        raise WatchError(f"{recipe.home} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one")
+        raise WatchError(f"{recipe.task_uri} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one")
     return found[0]
 
 
 def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
     if recipe.serving.trial is None:
         return None
-    version = trial_version(recipe.serving.trial.version, home=recipe.home)
+    version = trial_version(recipe.serving.trial.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
 
 
-def _reevaluations(home: str, *, champion: Champion) -> list[dict[str, Any]]:
+def _reevaluations(task_uri: str, *, champion: Champion) -> list[dict[str, Any]]:
     """Evidence of each time that this champion's verdict was made again since it serves, in order."""
-    prefix = f"{home}/reevaluations"
+    prefix = f"{task_uri}/reevaluations"
     files = storage.list_files(prefix) if storage.exists(prefix) else []
     told = [storage.read_json(uri) for uri in sorted(files) if uri.endswith("/evidence.json")]
     ours = (champion.digest, champion.since)

@@ -73,7 +73,7 @@ def registered(prepared: Prepared, model: Model) -> ModelVersion:
     """The model as a version; the champion that serves already is one."""
     if "/versions/" in model.uri:
         return read_version(model.uri)
-    return register(prepared.recipe.home, local_copy(model.uri))
+    return register(prepared.recipe.task_uri, local_copy(model.uri))
 
 
 def registered_hybrid(
@@ -83,7 +83,7 @@ def registered_hybrid(
     config = hybrid_config(candidate, incumbent=incumbent, routing=as_routing(routing))
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder), config)
-        return register(prepared.recipe.home, Path(folder))
+        return register(prepared.recipe.task_uri, Path(folder))
 
 
 def _config(prepared: Prepared, kind: Kind, *, temperature: float) -> VersionConfig:

@@ -75,11 +75,11 @@ def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any]
         }
     )
     content = content_sha256(test)  # the same rows under other data.groups or split_by are no fresh ones
-    others = num_other_sets(prepared.recipe.home, content)
+    others = num_other_sets(prepared.recipe.task_uri, content)
     if others:
         show({"event": "note", "text": f"{others} other sets of test rows were looked at under this recipe's name"})
     looked = look(
-        prepared.recipe.home,
+        prepared.recipe.task_uri,
         test_sha256=content,
         candidate=models["candidate"].uri,
         question=digest(prepared.question.to_dict()),
@@ -133,7 +133,7 @@ def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, A
         return asdict(remotely(measure, prepared.recipe.training)(uris, rows=rows))
 
     inputs = prepared.key(models=uris, test=prepared.hashes["test"])
-    return dict(once(prepared.recipe.home, "cost", inputs=inputs, compute=compute))
+    return dict(once(prepared.recipe.task_uri, "cost", inputs=inputs, compute=compute))
 
 
 def data_facts(prepared: Prepared) -> dict[str, Any]:
@@ -239,4 +239,4 @@ def _kept(prepared: Prepared, predict: Callable[[], Predictions], *, model: str,
     inputs = prepared.key(model=model, set=set_name)
     if set_name != VALIDATION:
         inputs["test"] = prepared.hashes["test"]
-    return load_predictions(once(prepared.recipe.home, "answers", inputs=inputs, compute=compute))
+    return load_predictions(once(prepared.recipe.task_uri, "answers", inputs=inputs, compute=compute))

@@ -108,12 +108,12 @@ def gather(recipe: Recipe) -> Material:
     base_model = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(base_model, max_length=recipe.data.max_length, chat=chat)
     base_files = model_files(base_model)
-    code = ship_code(recipe.home, PROJECT_ROOT)
+    code = ship_code(recipe.task_uri, PROJECT_ROOT)
     data = data or streamed(
         recipe.data,
         Encoding(recipe.data.max_length, chat=chat, system=recipe.data.system if chat else None),
         base_model=base_model,
-        home=recipe.home,
+        task_uri=recipe.task_uri,
         inputs={"code": code.sha256, "base_model": {"uri": base_model, "files": base_files}},
     )
     return Material(data, base_model, base_files, code)
@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
     if gathered.shards is not None:
         text = f"training rows are streamed; rungs and some checks see a random {len(splits.train):,} of them"
         show({"event": "note", "text": text})
-    champion = read_champion(recipe.home)
+    champion = read_champion(recipe.task_uri)
     if champion is not None:
         champion_version(champion[0])  # refused here, before anything is judged against what was tampered with
     named = {
@@ -142,7 +142,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         "base_model": {"uri": base_model, "files": base_files},
     }
     asked = asked_digest(named)
-    uri = _run_uri(recipe.home, asked, champion=champion[0] if champion else None)
+    uri = _run_uri(recipe.task_uri, asked, champion=champion[0] if champion else None)
     question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
     frozen = freeze(
         f"{uri}/question.json",
@@ -185,10 +185,10 @@ def current_user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _run_uri(home: str, asked: str, *, champion: Champion | None) -> str:
+def _run_uri(task_uri: str, asked: str, *, champion: Champion | None) -> str:
     """The run's place: by what is asked and who serves; the run that made today's champion is found again as it was."""
     if champion is not None and champion.run:
         question = f"{champion.run}/question.json"
         if storage.exists(question) and storage.read_json(question)["asked"] == asked:
             return champion.run
-    return f"{home}/runs/{run_name(asked, champion=champion.uri if champion else None)}"
+    return f"{task_uri}/runs/{run_name(asked, champion=champion.uri if champion else None)}"

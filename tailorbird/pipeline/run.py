@@ -97,7 +97,7 @@ def require_trainable(prepared: Prepared) -> None:
         remotely(try_chat_task, training)(prepared.task(), attention_dropout=training.attention_dropout)
 
     inputs = prepared.key(**prepared.asked_of_training, attention_dropout=training.attention_dropout)
-    once(prepared.recipe.home, "trainable", inputs=inputs, compute=compute)
+    once(prepared.recipe.task_uri, "trainable", inputs=inputs, compute=compute)
 
 
 def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]], Model]:
@@ -139,7 +139,7 @@ def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]
     if prepared.prompting is not None:
         asked = examples | {"prompting": prepared.prompting.model_dump(mode="json")}
     rungs: list[dict[str, Any]] = once(
-        recipe.home,
+        recipe.task_uri,
         "ladder",
         compute=classifiers if prepared.prompting is None else prompts,
         inputs=prepared.key(**asked, metric=config.metric),
@@ -167,7 +167,7 @@ def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show,
         return sweep(config, training=recipe.training, task=task, goal=goal, uri=uri, relay=relay).to_dict()
 
     value = once(
-        recipe.home,
+        recipe.task_uri,
         "sweep",
         compute=compute,
         inputs=prepared.key(
@@ -223,7 +223,9 @@ def average_seeds(prepared: Prepared, selected: TrainingConfig, seeds: list[Trai
         table = remotely(predict_rows, training)(f"{uri}/weights", rows=prepared.splits.validation)
         return {"weights": f"{uri}/weights", "score": score_table(metric, table)}
 
-    found = once(prepared.recipe.home, "average", inputs=prepared.key(weights=weights, metric=metric), compute=compute)
+    found = once(
+        prepared.recipe.task_uri, "average", inputs=prepared.key(weights=weights, metric=metric), compute=compute
+    )
     show({"event": "note", "text": f"the mean of {len(seeds)} seeds' weights: validation {found['score']:.3f}"})
     return Model(selected.method, found["weights"], found["score"])
 
@@ -249,7 +251,9 @@ def choose_candidate(
         found: float = remotely(calibrate, prepared.recipe.training)(candidate.uri, rows=prepared.splits.validation)
         return found
 
-    temperature = once(prepared.recipe.home, "temperature", inputs=prepared.key(model=candidate.uri), compute=compute)
+    temperature = once(
+        prepared.recipe.task_uri, "temperature", inputs=prepared.key(model=candidate.uri), compute=compute
+    )
     make_loadable(prepared, selected.method, uri=candidate.uri, temperature=temperature)
     return candidate
 
@@ -273,7 +277,7 @@ def _train_once(
     )
     if num_train_rows is not None:
         inputs["num_train_rows"] = num_train_rows
-    return Trained(**once(prepared.recipe.home, name, inputs=inputs, compute=compute))
+    return Trained(**once(prepared.recipe.task_uri, name, inputs=inputs, compute=compute))
 
 
 def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
@@ -290,7 +294,7 @@ def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
         return score_table(metric, table)
 
     inputs = prepared.key(champion=champion.digest, metric=metric)
-    score = once(prepared.recipe.home, "champion", inputs=inputs, compute=compute)
+    score = once(prepared.recipe.task_uri, "champion", inputs=inputs, compute=compute)
     return {
         "kind": CHAMPION,
         "validation": score,

@@ -55,9 +55,9 @@ class Champion(Former):
     """Digests of those."""
 
 
-def read_champion(home: str) -> tuple[Champion, str] | None:
+def read_champion(task_uri: str) -> tuple[Champion, str] | None:
     """The champion and the ETag to change it with; None where nothing serves yet."""
-    found = read_versioned(f"{home}/champion.json")
+    found = read_versioned(f"{task_uri}/champion.json")
     if found is None:
         return None
     content, etag = found
@@ -75,7 +75,9 @@ def champion_version(champion: Champion) -> ModelVersion:
     return version
 
 
-def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any) -> Champion:
+def set_champion(
+    task_uri: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any
+) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
     `more` are further fields of `Champion`. Raises storage.Conflict where somebody changed it. Every change is kept
@@ -83,12 +85,12 @@ def set_champion(home: str, version: ModelVersion, *, etag: str | None, reason: 
     """
     named: dict[str, Any] = {"version": version.version, "uri": version.uri, "digest": version.digest}
     champion = Champion(**named, reason=reason, run=run, since=now(), **more)
-    change_champion(home, champion, etag=etag)
+    change_champion(task_uri, champion, etag=etag)
     return champion
 
 
-def change_champion(home: str, champion: Champion, *, etag: str | None) -> None:
+def change_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
     """Writes the champion as it is given, on the terms of `set_champion`."""
-    write_if_match(f"{home}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
+    write_if_match(f"{task_uri}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
-    write_json(f"{home}/history/{name}.json", champion.model_dump(mode="json"))
+    write_json(f"{task_uri}/history/{name}.json", champion.model_dump(mode="json"))

@@ -28,10 +28,10 @@ class Look:
     """When, ISO 8601."""
 
 
-def look(home: str, *, test_sha256: str, candidate: str, question: str, run: str) -> Look:
+def look(task_uri: str, *, test_sha256: str, candidate: str, question: str, run: str) -> Look:
     """Enters this look at the test set; candidate and question again are no new look, and give the entry of then.
 
-    `home` is `<registry>/<name>`; `test_sha256` is `data.read.content_sha256` of the test rows; `candidate` names
+    `task_uri` is `<registry>/<name>`; `test_sha256` is `data.read.content_sha256` of the test rows; `candidate` names
     weights, so that the same weights by another engine keep their number; `question` is the digest of what is asked of
     them: who has seen the answer and asks anew, with another minimum gain or without a gate, looks once more. To be
     called before the candidate's first prediction: a run that dies after it has looked.
@@ -39,7 +39,7 @@ def look(home: str, *, test_sha256: str, candidate: str, question: str, run: str
     """
     if not candidate:
         raise ValueError("candidate is empty; give what names its weights by their content, as a digest")
-    uri = _uri(home, test_sha256)
+    uri = _uri(task_uri, test_sha256)
     for _ in range(NUM_ATTEMPTS):
         found = read_versioned(uri)
         looks = _entries(uri, found[0]) if found else []
@@ -59,22 +59,22 @@ def look(home: str, *, test_sha256: str, candidate: str, question: str, run: str
     )
 
 
-def read_looks(home: str, test_sha256: str) -> list[Look]:
+def read_looks(task_uri: str, test_sha256: str) -> list[Look]:
     """Every look at the test set, first to last; none before the first."""
-    uri = _uri(home, test_sha256)
+    uri = _uri(task_uri, test_sha256)
     return _entries(uri, read_bytes(uri)) if exists(uri) else []
 
 
-def num_other_sets(home: str, test_sha256: str) -> int:
-    """How many other sets of test rows were looked at under `home`: fresh rows, or the same ones changed."""
-    ledgers = list_files(f"{home}/looks") if exists(f"{home}/looks") else []
-    return sum(uri != _uri(home, test_sha256) for uri in ledgers)
+def num_other_sets(task_uri: str, test_sha256: str) -> int:
+    """How many other sets of test rows were looked at under `task_uri`: fresh rows, or the same ones changed."""
+    ledgers = list_files(f"{task_uri}/looks") if exists(f"{task_uri}/looks") else []
+    return sum(uri != _uri(task_uri, test_sha256) for uri in ledgers)
 
 
-def _uri(home: str, test_sha256: str) -> str:
+def _uri(task_uri: str, test_sha256: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", test_sha256):
         raise ValueError(f"test_sha256 is {test_sha256!r}; give the 64 hexadecimal digits of the test rows' sha256")
-    return f"{home}/looks/{test_sha256}.json"
+    return f"{task_uri}/looks/{test_sha256}.json"
 
 
 def _entries(uri: str, content: bytes) -> list[Look]:

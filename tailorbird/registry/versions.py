@@ -90,6 +90,11 @@ class VersionConfig(Frozen):
     exported_from: Part | None = None
     """The version with the same weights that a verdict was about; None of that version itself."""
 
+    @property
+    def task(self) -> Literal["classification", "chat"]:
+        """What the version answers with: a class, or text."""
+        return "classification" if self.prompting is None else "chat"
+
     @model_validator(mode="after")
     def _parts_of_hybrids(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
@@ -100,7 +105,7 @@ class VersionConfig(Frozen):
     def _exported_are_single_classifiers(self) -> Self:
         if self.exported_from is None and self.engine != "torch":
             raise ValueError(f"a version for the engine {self.engine} names in `exported_from` what it was made of")
-        if self.exported_from is not None and (self.hybrid or self.prompting):
+        if self.exported_from is not None and (self.hybrid or self.task == "chat"):
             raise ValueError("only a single classifier is exported for another engine, no hybrid and no chat model")
         return self
 
@@ -146,11 +151,11 @@ def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: 
     )
 
 
-def register(home: str, folder: Path) -> ModelVersion:
+def register(task_uri: str, folder: Path) -> ModelVersion:
     """Uploads a version's folder; the manifest, written last, makes it whole. The same files give the same version, and
     what of it was lost or changed on S3 is written again.
 
-    `home` is `<registry>/<name>`. Raises RegistryError for a folder without config, or without weights unless it is a
+    `task_uri` is `<registry>/<name>`. Raises RegistryError for a folder without config, or without weights unless it is a
     hybrid's, whose parts must be there as it names them.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -161,7 +166,7 @@ def register(home: str, folder: Path) -> ModelVersion:
         read_parts(config.hybrid)
     else:
         needed = [CHAT_WEIGHTS.get(config.kind)]
-        if config.prompting is None:
+        if config.task == "classification":
             needed = ["head.safetensors", CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
         missing = [name for name in needed if name is not None and name not in files]
         if missing:
@@ -172,7 +177,7 @@ def register(home: str, folder: Path) -> ModelVersion:
         sort_keys=True,
     ).encode()
     digest = hashlib.sha256(manifest).hexdigest()
-    uri = f"{home}/versions/{_named(config)}-{digest[:12]}"
+    uri = f"{task_uri}/versions/{_named(config)}-{digest[:12]}"
     if exists(f"{uri}/manifest.json"):
         for name, path in files.items():
             if not (exists(f"{uri}/{name}") and sha256_object(f"{uri}/{name}") == sha256_file(path)):
@@ -203,8 +208,8 @@ def read_version(uri: str) -> ModelVersion:
         config = json.loads(read_bytes(f"{uri}/config.json"))
     except StorageError as error:
         raise RegistryError(f"no whole model version at {uri}: {error}; `tailorbird models` lists them") from None
-    home, _, version = uri.partition("/versions/")
-    name = home.rsplit("/", 1)[-1]
+    task_uri, _, version = uri.partition("/versions/")
+    name = task_uri.rsplit("/", 1)[-1]
     digest = hashlib.sha256(manifest).hexdigest()
     return ModelVersion(**config, name=name, version=version, uri=uri, digest=digest)
 
@@ -245,26 +250,26 @@ def weights_digest(version: ModelVersion) -> str:
     return version.exported_from.digest if version.exported_from else version.digest
 
 
-def list_versions(home: str) -> list[ModelVersion]:
+def list_versions(task_uri: str) -> list[ModelVersion]:
     """Every whole version, oldest first."""
-    return sorted((read_version(uri) for uri in version_uris(home)), key=lambda version: version.created_at)
+    return sorted((read_version(uri) for uri in version_uris(task_uri)), key=lambda version: version.created_at)
 
 
-def version_uris(home: str) -> list[str]:
+def version_uris(task_uri: str) -> list[str]:
     """Where whole versions lie."""
-    if not exists(f"{home}/versions"):
+    if not exists(f"{task_uri}/versions"):
         return []
-    found = list_files(f"{home}/versions")
+    found = list_files(f"{task_uri}/versions")
     return [uri.removesuffix("/manifest.json") for uri in found if uri.endswith("/manifest.json")]
 
 
 def shares_base(config: VersionConfig) -> bool:
     """Whether a classifier answers over the pretrained weights as they came: it is a head, or an adapter with one, that
     torch runs."""
-    return config.prompting is None and config.engine == "torch" and config.kind in (*UNTOUCHED, "lora")
+    return config.task == "classification" and config.engine == "torch" and config.kind in (*UNTOUCHED, "lora")
 
 
-def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[ModelVersion]:
+def over_same_base(version: ModelVersion, *, task_uri: str, most: int) -> list[ModelVersion]:
     """The newest other versions, `most` of them, that are a head or an adapter over the version's base model, made for
     the same code, so that one process can hold them all with one copy of it."""
 
@@ -274,7 +279,7 @@ def over_same_base(version: ModelVersion, *, home: str, most: int) -> list[Model
     if not most:
         return []
     others = []
-    for uri in version_uris(home):
+    for uri in version_uris(task_uri):
         try:
             other = read_version(uri)
         except ValueError:  # damaged, or of newer code: it is no reason not to serve the champion

@@ -41,7 +41,7 @@ class Tried(NamedTuple):
 
 
 def choose_engine(
-    judged: ModelVersion, *, evidence: dict[str, Any], engine: str, home: str, show: Show
+    judged: ModelVersion, *, evidence: dict[str, Any], engine: str, task_uri: str, show: Show
 ) -> ModelVersion:
     """The version to promote in the judged one's place: of one engine, or with `auto` the cheapest that is accepted,
     which may be the judged version itself.
@@ -59,7 +59,7 @@ def choose_engine(
     if why_not:
         show({"event": "stage", "text": f"engine: torch, as judged; {judged.version} {why_not}"})
         return judged
-    trial = _Trial(judged, evidence=evidence, home=home, show=show)
+    trial = _Trial(judged, evidence=evidence, task_uri=task_uri, show=show)
     tried = []
     for name in TARGETS if engine == AUTO else (engine,):
         try:
@@ -79,14 +79,14 @@ def choose_engine(
         return judged
     best = min(accepted, key=lambda one: float(one.record["found"]["cost_ratio"][0]))
     show({"event": "stage", "text": f"engine: {best.engine}"})
-    return _registered(best, home=home)
+    return _registered(best, task_uri=task_uri)
 
 
 def _only_torch(judged: ModelVersion, *, evidence: dict[str, Any]) -> str | None:
     """Why there is no other engine for it; None where there may be."""
     recipe = Recipe.model_validate(evidence["recipe"])
-    if judged.prompting or judged.hybrid:
-        return f"is a {'chat model' if judged.prompting else 'hybrid'}, which torch alone runs here"
+    if judged.task == "chat" or judged.hybrid:
+        return f"is a {'chat model' if judged.task == 'chat' else 'hybrid'}, which torch alone runs here"
     if recipe.serving.gpus_per_replica:
         return "is served on a GPU (serving.gpus_per_replica), where the engines for CPU have no place"
     return None
@@ -95,12 +95,12 @@ def _only_torch(judged: ModelVersion, *, evidence: dict[str, Any]) -> str | None
 class _Trial:
     """A judged version, its answers to the test rows, and what other engines make of it."""
 
-    def __init__(self, judged: ModelVersion, *, evidence: dict[str, Any], home: str, show: Show) -> None:
-        self._judged, self._evidence, self._home, self._show = judged, evidence, home, show
+    def __init__(self, judged: ModelVersion, *, evidence: dict[str, Any], task_uri: str, show: Show) -> None:
+        self._judged, self._evidence, self._home, self._show = judged, evidence, task_uri, show
         self._recipe = Recipe.model_validate(evidence["recipe"])
         self._on_cpu = self._recipe.training.model_copy(update={"gpus_per_worker": 0})
         self._question = Question.from_dict(evidence["question"])
-        self._code = ship_code(home, PROJECT_ROOT)
+        self._code = ship_code(task_uri, PROJECT_ROOT)
         self._role = next(role for role, one in evidence["versions"].items() if one["uri"] == judged.uri)
         self._test = read_test(self._recipe.data, chat=False)
         if rows_sha256(self._test) != evidence["data"]["sha256_test"]:
@@ -179,9 +179,9 @@ class _Trial:
         return {ours: load_predictions(f"{kept}/{theirs}.parquet") for ours, theirs in names.items()}
 
 
-def _registered(tried: Tried, *, home: str) -> ModelVersion:
+def _registered(tried: Tried, *, task_uri: str) -> ModelVersion:
     """The artifact as a version, its record and tables beside it."""
-    version = register(home, local_copy(f"{tried.uri}/model"))
+    version = register(task_uri, local_copy(f"{tried.uri}/model"))
     if not storage.exists(f"{version.uri}/{MANIFEST}"):
         files = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{tried.uri}/predictions")]
         write_evidence(version.uri, {name: storage.read_bytes(f"{tried.uri}/{name}") for name in (RECORD, *files)})

@@ -197,15 +197,15 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.release.promotion import beside_champion  # takes seconds, and no other door needs it
 
-    found = read_champion(recipe.home)
+    found = read_champion(recipe.task_uri)
     if found is None:
-        raise RenderError(f"{recipe.home} has no champion; `tailorbird promote RECIPE` makes one")
+        raise RenderError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
     champion, config = found[0], recipe.serving
     _refuse_open_door(config, url=url)
     version = champion_version(champion)
     require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
-    beside = beside_champion(config, home=recipe.home, champion=champion, version=version)
-    application = application_of(config, home=recipe.home, version=version, **beside)
+    beside = beside_champion(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    application = application_of(config, task_uri=recipe.task_uri, version=version, **beside)
     return instance_of([application], url=url), _unproven(champion)
 
 

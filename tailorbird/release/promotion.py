@@ -43,7 +43,7 @@ class PromotionRefused(ValueError):
 
 
 def promote(
-    home: str,
+    task_uri: str,
     *,
     version: str | None = None,
     override: str | None = None,
@@ -65,16 +65,16 @@ def promote(
     """
     if override is not None and not override.strip():
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
-    found = read_champion(home)  # before the decision: a change after this moment makes the write fail
-    evidence = _verdict_for(home, version=version.rstrip("/") if version else None)
+    found = read_champion(task_uri)  # before the decision: a change after this moment makes the write fail
+    evidence = _verdict_for(task_uri, version=version.rstrip("/") if version else None)
     judged = read_version(_winner(evidence)["uri"])
     if judged.digest != _winner(evidence)["digest"]:
         raise PromotionRefused(f"{judged.uri} is not what was judged: its digest changed; run the recipe again")
-    weights, of_weights = _as_judged(judged, evidence=evidence, home=home)
+    weights, of_weights = _as_judged(judged, evidence=evidence, task_uri=task_uri)
     former = found[0] if found else None
     serves = former is not None and _weights_of(former) == weights.digest
     if former is not None and serves and engine is None:
-        return _stays(home, former)
+        return _stays(task_uri, former)
     if former is not None and not serves:
         _refuse_other_comparison(evidence, champion=former)
     if former is not None and serves:
@@ -87,9 +87,9 @@ def promote(
     if engine is None:
         chosen = judged
     else:
-        chosen = choose_engine(weights, evidence=of_weights, engine=engine, home=home, show=show)
+        chosen = choose_engine(weights, evidence=of_weights, engine=engine, task_uri=task_uri, show=show)
     if former is not None and former.digest == chosen.digest:
-        return _stays(home, former)
+        return _stays(task_uri, former)
     if former is not None and chosen.digest in former.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; {SAY_WHY}")
     if chosen.exported_from is not None:
@@ -98,18 +98,18 @@ def promote(
     if former is not None:
         left = tuple(digest for digest in former.rolled_back if digest not in (chosen.digest, weights.digest))
         fields |= {"before": (*former.before, _former(former)), "rolled_back": left}
-    with _rehearsed(home, version=chosen) as url:
+    with _rehearsed(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
             told = evidence if chosen.digest == judged.digest else of_weights
             parity = prove(sample_of(told, place=told["run"], version=chosen), url=url, version=chosen)
         etag = found[1] if found else None
-        champion = _set(home, chosen, etag=etag, reason=reason, parity=parity, **fields)
-    _move(home, chosen, champion=champion)
+        champion = _set(task_uri, chosen, etag=etag, reason=reason, parity=parity, **fields)
+    _move(task_uri, chosen, champion=champion)
     return champion
 
 
-def rollback(home: str, *, reason: str, of: Champion | None = None) -> Champion:
+def rollback(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
     """Makes the version that served before the champion the champion again; before the first one that was the incumbent
     of its verdict. Where the task is served, the service moves along.
 
@@ -119,7 +119,7 @@ def rollback(home: str, *, reason: str, of: Champion | None = None) -> Champion:
     """
     if not reason.strip():
         raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
-    champion, former, etag = _way_back(home)
+    champion, former, etag = _way_back(task_uri)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(f"nothing is done: {champion.version} serves by now, the reason is about {of.version}")
     version = read_version(former.uri)
@@ -128,7 +128,7 @@ def rollback(home: str, *, reason: str, of: Champion | None = None) -> Champion:
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
         gone.append(weights)  # not the engine alone is left, but what it runs
     back = _set(
-        home,
+        task_uri,
         version,
         etag=etag,
         reason=f"{WAY_BACK} {champion.version}: {reason.strip()}",
@@ -139,20 +139,20 @@ def rollback(home: str, *, reason: str, of: Champion | None = None) -> Champion:
         before=champion.before[:-1],
         rolled_back=(*champion.rolled_back, *gone),
     )
-    _move(home, version, champion=back)
+    _move(task_uri, version, champion=back)
     return back
 
 
-def way_back(home: str) -> tuple[Champion, Former]:
+def way_back(task_uri: str) -> tuple[Champion, Former]:
     """The champion, and what a rollback would make the champion; PromotionRefused where there is none of either."""
-    champion, former, _ = _way_back(home)
+    champion, former, _ = _way_back(task_uri)
     return champion, former
 
 
-def _way_back(home: str) -> tuple[Champion, Former, str]:
-    found = read_champion(home)
+def _way_back(task_uri: str) -> tuple[Champion, Former, str]:
+    found = read_champion(task_uri)
     if found is None:
-        raise PromotionRefused(f"{home} has no champion, so there is nothing to go back from")
+        raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to go back from")
     champion, etag = found
     former = champion.before[-1] if champion.before else _incumbent_of(champion)
     if read_version(former.uri).digest != former.digest:
@@ -160,7 +160,7 @@ def _way_back(home: str) -> tuple[Champion, Former, str]:
     return champion, former, etag
 
 
-def serve_champion(config: ServingConfig, *, home: str) -> tuple[str, ModelVersion]:
+def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelVersion]:
     """Deploys the champion, with the pretrained model and the trial of the recipe beside it, and returns its base URL
     and version.
 
@@ -169,70 +169,74 @@ def serve_champion(config: ServingConfig, *, home: str) -> tuple[str, ModelVersi
     none: the recipe may go on naming it. Raises PromotionRefused where there is no champion, RegistryError where it was
     changed or there is no version to try, ParityRefused as `promote`, DeployError as `deploy`.
     """
-    found = read_champion(home)
+    found = read_champion(task_uri)
     if found is None:
-        raise PromotionRefused(f"{home} has no champion; `tailorbird promote RECIPE` makes one")
+        raise PromotionRefused(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    more = beside_champion(config, home=home, champion=champion, version=version)
+    more = beside_champion(config, task_uri=task_uri, champion=champion, version=version)
     trial = more["trial"]
 
     def deployed(**fields: Any) -> str:
-        return deploy(config, home=home, version=version, **more | fields)
+        return deploy(config, task_uri=task_uri, version=version, **more | fields)
 
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return deployed(), version
     place = champion.run or champion.uri
     asked = sample_of(_whole(place), place=place, version=version)
-    with rehearsed(home, version=version) as url:
+    with rehearsed(task_uri, version=version) as url:
         parity = None if url is None else prove(asked, url=url, version=version)
     url = deployed(trial=None)  # nothing is tried beside a champion that is not proven
     if parity is None:
         try:
             parity = prove(asked, url=url, version=version)
         except ValueError:
-            undeploy(application_name(home))
+            undeploy(application_name(task_uri))
             raise
-    _note(home, champion.model_copy(update={"parity": parity}), etag=found[1])
+    _note(task_uri, champion.model_copy(update={"parity": parity}), etag=found[1])
     return deployed() if trial is not None else url, version
 
 
-def beside_champion(config: ServingConfig, *, home: str, champion: Champion, version: ModelVersion) -> dict[str, Any]:
+def beside_champion(
+    config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
+) -> dict[str, Any]:
     """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
     PromotionRefused or RegistryError where there is no version to try."""
-    trial = trial_version(config.trial.version, home=home) if config.trial else None
+    trial = trial_version(config.trial.version, task_uri=task_uri) if config.trial else None
     if trial is not None and weights_digest(trial) == weights_digest(version):
         trial = None
-    others = over_same_base(version, home=home, most=config.versions)
+    others = over_same_base(version, task_uri=task_uri, most=config.versions)
     return {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial, "others": others}
 
 
-def _rehearsed(home: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
-    return rehearsed(home, version=version) if has_dashboard() else nullcontext()
+def _rehearsed(task_uri: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
+    return rehearsed(task_uri, version=version) if has_dashboard() else nullcontext()
 
 
-def _move(home: str, version: ModelVersion, *, champion: Champion) -> None:
+def _move(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
     """The service, where there is one, to its new champion."""
     if not has_dashboard():
         return
     try:
-        move(home, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+        move(task_uri, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
     except (DeployError, SessionError) as error:
         told = f"{version.version} is the champion now, but the service stays with what it had: {error}"
         raise DeployError(f"{told}; `tailorbird serve RECIPE` tries again") from None
 
 
-def _note(home: str, champion: Champion, *, etag: str) -> None:
+def _note(task_uri: str, champion: Champion, *, etag: str) -> None:
     """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
     with suppress(Conflict):
-        change_champion(home, champion, etag=etag)
+        change_champion(task_uri, champion, etag=etag)
 
 
-def _as_judged(version: ModelVersion, *, evidence: dict[str, Any], home: str) -> tuple[ModelVersion, dict[str, Any]]:
+def _as_judged(
+    version: ModelVersion, *, evidence: dict[str, Any], task_uri: str
+) -> tuple[ModelVersion, dict[str, Any]]:
     """The version that torch runs, of whatever engine's, and the evidence of the run that judged it."""
     if version.exported_from is None:
         return version, evidence
     uri = version.exported_from.uri
-    return read_version(uri), _verdict_for(home, version=uri)
+    return read_version(uri), _verdict_for(task_uri, version=uri)
 
 
 def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
@@ -245,10 +249,10 @@ def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stays(home: str, champion: Champion) -> Champion:
+def _stays(task_uri: str, champion: Champion) -> Champion:
     """The champion as it is, and the service, which may not have followed, along with it."""
     if champion.parity is not None:
-        _move(home, champion_version(champion), champion=champion)
+        _move(task_uri, champion_version(champion), champion=champion)
     return champion
 
 
@@ -259,11 +263,11 @@ def _weights_of(champion: Champion) -> str | None:
     return None
 
 
-def trial_version(name: str, *, home: str) -> ModelVersion:
+def trial_version(name: str, *, task_uri: str) -> ModelVersion:
     """What a recipe's `serving.trial.version` names; PromotionRefused or RegistryError where there is none."""
-    versions = f"{home}/versions/"
+    versions = f"{task_uri}/versions/"
     if name == "candidate":
-        winner = _winner(_verdict_for(home, version=None))
+        winner = _winner(_verdict_for(task_uri, version=None))
         version = read_version(winner["uri"])
         if version.digest != winner["digest"]:
             raise PromotionRefused(f"{version.uri} is not what was judged: its digest changed; run the recipe again")
@@ -300,19 +304,19 @@ def _refuse_other_comparison(evidence: dict[str, Any], *, champion: Champion) ->
     )
 
 
-def _set(home: str, version: ModelVersion, **fields: Any) -> Champion:
+def _set(task_uri: str, version: ModelVersion, **fields: Any) -> Champion:
     try:
-        return set_champion(home, version, **fields)
+        return set_champion(task_uri, version, **fields)
     except Conflict:
         raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
 
 
-def _verdict_for(home: str, *, version: str | None) -> dict[str, Any]:
+def _verdict_for(task_uri: str, *, version: str | None) -> dict[str, Any]:
     """The latest run's evidence, or the latest that chose `version`; raises PromotionRefused where there is none."""
-    runs = list_files(f"{home}/runs") if exists(f"{home}/runs") else []
+    runs = list_files(f"{task_uri}/runs") if exists(f"{task_uri}/runs") else []
     finished = [_whole(uri.removesuffix(f"/{MANIFEST}")) for uri in runs if uri.endswith(f"/{MANIFEST}")]
     if not finished:
-        raise PromotionRefused(f"no run is finished under {home}; `tailorbird run RECIPE` makes one")
+        raise PromotionRefused(f"no run is finished under {task_uri}; `tailorbird run RECIPE` makes one")
     chosen = [evidence for evidence in finished if version in (None, _winner(evidence)["uri"])]
     if not chosen:
         winners = ", ".join(sorted({_winner(evidence)["uri"] for evidence in finished}))

@@ -90,18 +90,18 @@ def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Po
     )
 
 
-def stages(home: str) -> dict[str, bytes]:
+def stages(task_uri: str) -> dict[str, bytes]:
     """The finished stages under a home: content of each `done.json` by its URI."""
     try:
-        files = storage.list_files(f"{home}/stages")
+        files = storage.list_files(f"{task_uri}/stages")
     except s3.StorageError:
         return {}
     return {uri: storage.read_bytes(uri) for uri in files if uri.endswith("/done.json")}
 
 
-def written(home: str, *, mark: str = "/done.json") -> dict[str, str]:
+def written(task_uri: str, *, mark: str = "/done.json") -> dict[str, str]:
     """When each object of a home's stages whose URI ends with `mark` was written: it changes if written again."""
-    store, path = s3.filesystem(f"{home}/stages")
+    store, path = s3.filesystem(f"{task_uri}/stages")
     infos = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}
 

@@ -104,11 +104,11 @@ READ_ONLY = [
 @pytest.mark.parametrize(("pod", "container"), READ_ONLY)
 def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_be(pod: Pod, container: Any) -> None:
     """Ray writes the token of a cluster that it starts into ~/.ray, whether one was asked for or not."""
-    home = next(one["value"] for one in container["env"] if one["name"] == "HOME")
+    home_dir = next(one["value"] for one in container["env"] if one["name"] == "HOME")
     volumes = {one["name"]: one for one in pod.spec["volumes"]}
     places = {one["mountPath"]: one for one in container["volumeMounts"] if not one.get("readOnly")}
-    assert "emptyDir" in volumes[places[home]["name"]]
-    assert {"/tmp", home} <= set(places)
+    assert "emptyDir" in volumes[places[home_dir]["name"]]
+    assert {"/tmp", home_dir} <= set(places)
 
 
 def test_a_pod_whose_ray_is_its_own_is_among_these() -> None:

@@ -35,9 +35,9 @@ ASKED = (
 )
 
 
-def journal(home: str) -> list[dict[str, Any]]:
+def journal(task_uri: str) -> list[dict[str, Any]]:
     """The trials of the home's sweep as they stand; none before it has begun."""
-    for path in written(home, mark="/journal.json"):
+    for path in written(task_uri, mark="/journal.json"):
         try:
             trials: list[dict[str, Any]] = storage.read_json(f"s3://{path}")["trials"]
             return trials
@@ -62,12 +62,12 @@ def taken(heard: Watched) -> Counter[str]:
     return Counter(event["trial"] for event in heard.of_kind("trial") if event["status"] == "training")
 
 
-def lose_a_node(cluster: Cluster, heard: Watched, *, home: str) -> dict[str, Any]:
+def lose_a_node(cluster: Cluster, heard: Watched, *, task_uri: str) -> dict[str, Any]:
     """Once each group is past a trial's first epoch, one's node is gone; what was known then, and how it went on."""
     nodes = {node.node_id: node for node in cluster.worker_nodes}
-    heard.until(lambda: len(past_first_epoch(journal(home))) == NUM_NODES - 1)
+    heard.until(lambda: len(past_first_epoch(journal(task_uri))) == NUM_NODES - 1)
     lost = next(node for node in workers("ALIVE") if node in nodes)
-    before, num_events = journal(home), len(heard.events)
+    before, num_events = journal(task_uri), len(heard.events)
     at = time.monotonic()
     cluster.remove_node(nodes[lost], allow_graceful=False)
     heard.until(lambda: max(taken(heard).values()) > 1)
@@ -100,7 +100,7 @@ def main(name: str) -> None:
             recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
             heard = Watched()
             heard.start(lambda: run.run(recipe, show=heard))
-            told = lose_a_node(cluster, heard, home=f"{REGISTRY}/{name}")
+            told = lose_a_node(cluster, heard, task_uri=f"{REGISTRY}/{name}")
             told["taken"] = dict(taken(heard))
             told["trials"] = journal(f"{REGISTRY}/{name}")
             told["outcome"], told["n"] = heard.value.verdict.outcome, heard.value.verdict.n

@@ -187,8 +187,8 @@ def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same
 ) -> None:
     recipe = recipe_file(tmp_path, name="by-job", data=small_data)
     done = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--follow", "--json")
-    home = f"{REGISTRY}/by-job"
-    versions = list_versions(home)
+    task_uri = f"{REGISTRY}/by-job"
+    versions = list_versions(task_uri)
     assert len(versions) >= 1
     evidence = storage.read_json(f"{versions[-1].uri}/evidence.json")
     assert evidence["verdict"]["n"] == 400
@@ -208,7 +208,7 @@ def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same
     command += ['{"excludes": [".venv", ".git", ".tailorbird", "shared"]}', "--"]
     by_ray = _run(*command, sys.executable, "-m", "tailorbird", "run", str(recipe), *TINY, "--json")
     assert f'"run": "{evidence["run"]}"' in by_ray.stdout
-    assert len(list_versions(home)) == len(versions)
+    assert len(list_versions(task_uri)) == len(versions)
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -76,7 +76,7 @@ def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
 
 def test_a_run_leaves_no_secret_on_s3_and_tells_none(stack: stacks.StackState, small_run: SmallRun) -> None:
     secrets = secrets_of(stack).values()
-    files = storage.list_files(small_run.recipe.home)
+    files = storage.list_files(small_run.recipe.task_uri)
     assert [uri for uri in files if any(secret in storage.read_bytes(uri) for secret in secrets)] == []
     assert leaks(stack, {}) == []
 

@@ -91,13 +91,13 @@ def test_the_evidence_holds_and_has_no_text_of_the_rows(chat_run: SmallRun) -> N
 
 
 def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: SmallRun) -> None:
-    champion = promote(chat_run.recipe.home)
+    champion = promote(chat_run.recipe.task_uri)
     version = read_version(champion.uri)
     assert version.prompting is not None
     assert (version.kind, version.classes, version.prompting.system) == ("full", (), "s")
     loaded = load_chat_version(version.uri)
     assert loaded.version.digest == version.digest
-    incumbent = next(one for one in list_versions(chat_run.recipe.home) if one.kind != "full")
+    incumbent = next(one for one in list_versions(chat_run.recipe.task_uri) if one.kind != "full")
     assert incumbent.prompting is not None
     assert len(incumbent.prompting.shots) == (4 if incumbent.kind == "few_shot" else 0)
     with connect():
@@ -110,7 +110,7 @@ def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: Smal
 
 
 def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp_path: Path) -> None:
-    champion = promote(chat_run.recipe.home)
+    champion = promote(chat_run.recipe.task_uri)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
     told = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
@@ -124,7 +124,7 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
         shown = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
         assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in shown
     finally:
-        undeploy(application_name(chat_run.recipe.home))
+        undeploy(application_name(chat_run.recipe.task_uri))
 
 
 def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) -> None:

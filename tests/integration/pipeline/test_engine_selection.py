@@ -133,7 +133,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 
     recipe = Recipe.model_validate(_evidence()["recipe"])
     try:
-        url, served = serve_champion(recipe.serving, home=HOME)
+        url, served = serve_champion(recipe.serving, task_uri=HOME)
         assert served == version
         found = champion_module.read_champion(HOME)
         assert found is not None
@@ -166,7 +166,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: versions.ModelVersion) -> None:
     heard = Heard()
     with connect():
-        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", home=HOME, show=heard)
+        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", task_uri=HOME, show=heard)
     records = {
         uri.split("/stages/")[1].split("/")[0]: storage.read_json(uri)
         for uri in storage.list_files(f"{HOME}/stages")
@@ -187,12 +187,12 @@ def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_ar
 ) -> None:
     evidence = _evidence()
     with connect():
-        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", home=HOME, show=Heard())
+        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", task_uri=HOME, show=Heard())
         with pytest.raises(EngineError, match="no engine 'tensorrt'; there are auto, torch, "):
-            choose_engine(judged, evidence=evidence, engine="tensorrt", home=HOME, show=Heard())
+            choose_engine(judged, evidence=evidence, engine="tensorrt", task_uri=HOME, show=Heard())
         changed = evidence | {"data": {"sha256_test": "0" * 64}}
         with pytest.raises(DataError, match="test rows changed"):
-            choose_engine(judged, evidence=changed, engine="openvino", home=HOME, show=Heard())
+            choose_engine(judged, evidence=changed, engine="openvino", task_uri=HOME, show=Heard())
     kept = storage.read_bytes(f"{version.uri}/{RECORD}")
     record = json.loads(kept)
     record["found"]["gain"] += 0.01

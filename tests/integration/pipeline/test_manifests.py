@@ -51,9 +51,9 @@ def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
     """The champion, which has answered no test rows yet."""
     folder = version_folder(tmp_path / "chosen", value=1)
     config = VersionConfig.model_validate_json((folder / "config.json").read_text())
-    write_config(folder, config.model_copy(update={"code": ship_code(recipe.home, ROOT).uri}))
-    version = register(recipe.home, folder)
-    set_champion(recipe.home, version, etag=None, reason="FINE_TUNE by rule 3", run="")
+    write_config(folder, config.model_copy(update={"code": ship_code(recipe.task_uri, ROOT).uri}))
+    version = register(recipe.task_uri, folder)
+    set_champion(recipe.task_uri, version, etag=None, reason="FINE_TUNE by rule 3", run="")
     return version
 
 
@@ -87,7 +87,7 @@ def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_o
     ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]
     arguments = BuildArgs.model_validate(application["args"])
-    assert (arguments.home, arguments.task) == (recipe.home, recipe.task)
+    assert (arguments.task_uri, arguments.task) == (recipe.task_uri, recipe.task)
     started, asked = (deployment_options(one, task=recipe.task) for one in (arguments.serving, recipe.serving))
     assert started == asked
     ours = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
@@ -122,9 +122,11 @@ def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_whichever_door(
 
 
 def test_who_answers_beside_the_champion_is_told_as_a_deploy_tells_it(recipe: Recipe, chosen: ModelVersion) -> None:
-    untouched = Part(uri=f"{recipe.home}/versions/pretrained", digest="1" * 64)
-    champion, etag = read_champion(recipe.home) or pytest.fail("there is one")
-    change_champion(recipe.home, champion.model_copy(update={"pretrained": untouched, "verdict": "better"}), etag=etag)
+    untouched = Part(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
+    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
+    change_champion(
+        recipe.task_uri, champion.model_copy(update={"pretrained": untouched, "verdict": "better"}), etag=etag
+    )
     serving = SERVING.model_copy(update={"pretrained": True})
     config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
     told = config["applications"][0]["deployments"][0]["user_config"]
@@ -139,9 +141,9 @@ def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_word_about_it(
     (note,) = render(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
-    champion, etag = read_champion(recipe.home) or pytest.fail("there is one")
+    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
     asked = Parity(asked=64, same=64, at=now())
-    change_champion(recipe.home, champion.model_copy(update={"parity": asked}), etag=etag)
+    change_champion(recipe.task_uri, champion.model_copy(update={"parity": asked}), etag=etag)
     assert render(recipe, to="rayservice").notes == ()
 
 

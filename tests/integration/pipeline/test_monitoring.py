@@ -95,7 +95,7 @@ class Task:
         self.path = folder / "watching.yaml"
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
-        self.code = code_snapshot.ship_code(self.recipe.home, ROOT).uri
+        self.code = code_snapshot.ship_code(self.recipe.task_uri, ROOT).uri
         self.base = base_model.stage_base_model(BASE_MODEL, registry=REGISTRY)
         both = [*train, *rows_of(FOREIGN, part=0)]
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
@@ -103,14 +103,14 @@ class Task:
         part = registry.Part(uri=self.pretrained.uri, digest=self.pretrained.digest)
         former = champion.Former(uri=part.uri, digest=part.digest, run="", pretrained=part)
         champion.set_champion(
-            self.recipe.home, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
+            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
         )
         content["serving"]["trial"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
         self.url = rollout.deploy(
             self.recipe.serving,
-            home=self.recipe.home,
+            task_uri=self.recipe.task_uri,
             version=self.champion,
             pretrained=self.pretrained,
             trial=self.pretrained,
@@ -146,7 +146,7 @@ class Task:
             created_at=registry.now(),
         )
         registry.write_config(folder, config)
-        return registry.register(self.recipe.home, folder)
+        return registry.register(self.recipe.task_uri, folder)
 
     def ask(self, rows: Rows) -> list[str]:
         """Request ids of the answers."""
@@ -239,7 +239,7 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     assert set(train.labels[-done.verdict.n :]) & set(FOREIGN)
     kept = storage.read_json(f"{done.uri}/evidence.json")
     assert kept["verdict"]["n"] == kept["data"]["num_rows"] >= 200
-    assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.home}/history"))
+    assert any("reevaluation" in uri for uri in storage.list_files(f"{task.recipe.task_uri}/history"))
     _nothing_personal_is_left(task.recipe, texts=[text for text, _ in (*clean, *foreign)])
 
 
@@ -301,7 +301,7 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
     written = [
         uri
         for folder in ("monitoring", "reevaluations", "history", "references")
-        for uri in storage.list_files(f"{recipe.home}/{folder}")
+        for uri in storage.list_files(f"{recipe.task_uri}/{folder}")
     ]
     assert len(written) >= 5
     for uri in written:

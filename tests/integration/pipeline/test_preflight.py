@@ -62,7 +62,7 @@ def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
     assert "bert" in told["base model: ok"]
     assert "conditional writes hold" in told["registry: ok"]
     with pytest.raises(s3.StorageError, match="is not there"):
-        storage.list_files(load_recipe(recipe).home)
+        storage.list_files(load_recipe(recipe).task_uri)
 
 
 def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:

@@ -21,11 +21,11 @@ TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "tra
 WAIT_S = 240
 
 
-def kill_after(stage: str, process: subprocess.Popen[str], *, home: str, log: Path) -> None:
+def kill_after(stage: str, process: subprocess.Popen[str], *, task_uri: str, log: Path) -> None:
     """Kills the process as soon as the stage's value lies on S3."""
     ticks = threading.Event()
     for _ in range(4 * WAIT_S):
-        if any(f"/{stage}-" in path for path in written(home)):
+        if any(f"/{stage}-" in path for path in written(task_uri)):
             break
         assert process.poll() is None, log.read_text()
         ticks.wait(0.25)
@@ -35,18 +35,18 @@ def kill_after(stage: str, process: subprocess.Popen[str], *, home: str, log: Pa
 
 def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: str, tmp_path: Path) -> None:
     name = "resumed"
-    home = f"{REGISTRY}/{name}"
+    task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
     process = start_run(path, *TINY)
-    kill_after("ladder", process, home=home, log=path.with_suffix(".log"))
-    left = written(home)
+    kill_after("ladder", process, task_uri=task_uri, log=path.with_suffix(".log"))
+    left = written(task_uri)
     assert [key.rsplit("/", 2)[1].split("-")[0] for key in left] == ["ladder"]
     recipe = load_recipe(path, overrides=TINY)
     heard = Heard()
     with connect():
         done = pipeline.run(recipe, show=heard)
-    assert left.items() <= written(home).items()
-    names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(home))
+    assert left.items() <= written(task_uri).items()
+    names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri))
     # Both models on test, on validation and on two changed sets, and the reference on test.
     assert names == [*9 * ["answers"], "cost", "ladder", "sweep", "temperature"]
     assert storage.exists(f"{done.run}/evidence.json")
@@ -62,37 +62,37 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     assert [renewed.evidence[name] for name in ("look", "expires_at")] == [1, done.evidence["expires_at"]]
     assert (asked_anew.evidence["look"], asked_anew.verdict.confirmatory) == (2, False)
     with pytest.raises(PromotionRefused, match="not confirmatory"):
-        promote(home)
+        promote(task_uri)
     assert [verify(run.run) for run in (done, renewed, asked_anew)] == [(), (), ()]
 
 
 @pytest.mark.long
 def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_path: Path) -> None:
     name = "seeds"
-    home = f"{REGISTRY}/{name}"
+    task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
     overrides = (*TINY, "training.num_seeds=2")
-    kill_after("sweep", start_run(path, *overrides), home=home, log=path.with_suffix(".log"))
-    left = written(home)
+    kill_after("sweep", start_run(path, *overrides), task_uri=task_uri, log=path.with_suffix(".log"))
+    left = written(task_uri)
     with connect():
         done = pipeline.run(load_recipe(path, overrides=overrides), show=Heard())
-    assert left.items() <= written(home).items()
-    names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(home)}
+    assert left.items() <= written(task_uri).items()
+    names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
     assert names == {"ladder", "sweep", "seed", "average", "temperature", "answers", "cost"}
     assert [seed["seed"] for seed in done.evidence["seeds"]] == [0, 1]
     mean, seeds = done.evidence["averaged"], [seed["validation"] for seed in done.evidence["seeds"]]
     assert mean["chosen"] == (mean["validation"] >= max(seeds))
     candidate = next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")
     assert candidate["validation"] == max(mean["validation"], *seeds)
-    ledger = storage.read_json(f"{home}/looks/{done.evidence['ledger']['test_rows']}.json")
+    ledger = storage.read_json(f"{task_uri}/looks/{done.evidence['ledger']['test_rows']}.json")
     assert ("/average-" in ledger[-1]["candidate"]) == mean["chosen"]
 
 
 def test_the_champion_that_serves_is_a_rung_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
-    promote(small_run.recipe.home)
-    champion = read_champion(small_run.recipe.home)
+    promote(small_run.recipe.task_uri)
+    champion = read_champion(small_run.recipe.task_uri)
     assert champion is not None
     recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
     with connect():
@@ -109,4 +109,4 @@ def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
     with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep"):
         pipeline.run(recipe, show=Heard(), may_train=False)
-    assert not storage.exists(f"{recipe.home}/versions")
+    assert not storage.exists(f"{recipe.task_uri}/versions")

@@ -43,11 +43,11 @@ ROLES = ("incumbent", "candidate", "reference")
 @pytest.fixture(scope="module")
 def champion_url(small_run: SmallRun) -> Iterator[str]:
     """Address of the run's winner, promoted and served."""
-    home = small_run.recipe.home
-    champion = promote(home)
+    task_uri = small_run.recipe.task_uri
+    champion = promote(task_uri)
     version = read_version(champion.uri)
-    yield deploy(small_run.recipe.serving, home=home, version=version)
-    undeploy(application_name(home))
+    yield deploy(small_run.recipe.serving, task_uri=task_uri, version=version)
+    undeploy(application_name(task_uri))
 
 
 def predictions(run: str) -> dict[str, Predictions]:
@@ -119,7 +119,7 @@ def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(sm
 
 def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -> None:
     winner = read_version(small_run.done.winner)
-    assert winner.uri in {version.uri for version in list_versions(small_run.recipe.home)}
+    assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)}
     manifest = storage.read_json(f"{winner.uri}/manifest.json")
     for name, entry in manifest.items():
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
@@ -132,7 +132,7 @@ def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -
 
 
 def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRun) -> None:
-    before = written(small_run.recipe.home), stages(small_run.recipe.home)
+    before = written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)
     heard = Heard()
     with connection.connect():
         again = pipeline.run(small_run.recipe, show=heard)
@@ -141,14 +141,14 @@ def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRu
         small_run.done.verdict,
         small_run.done.winner,
     )
-    assert (written(small_run.recipe.home), stages(small_run.recipe.home)) == before
+    assert (written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)) == before
     assert heard.of_kind("epoch") == []
 
 
 def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_predictions_say(
     small_run: SmallRun, champion_url: str
 ) -> None:
-    found = read_champion(small_run.recipe.home)
+    found = read_champion(small_run.recipe.task_uri)
     assert found is not None
     assert found[0].uri == small_run.done.winner
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
@@ -165,9 +165,9 @@ def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_p
 
 def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
     prepared = prepare(small_run.recipe, show=Heard())
-    serving = read_champion(small_run.recipe.home)
+    serving = read_champion(small_run.recipe.task_uri)
     assert serving is not None
-    prepared = replace(prepared, run=f"{small_run.recipe.home}/runs/won", champion=serving[0].uri)
+    prepared = replace(prepared, run=f"{small_run.recipe.task_uri}/runs/won", champion=serving[0].uri)
     evidence = small_run.done.evidence
     tables = load_tables(small_run.done.run)
     won = won_verdict(prepared, small_run)
@@ -179,13 +179,13 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
         )
         for role in ("incumbent", "candidate")
     }
-    sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
-    ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
+    sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/sweep-" in uri)
+    ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/ladder-" in uri)
     kept = ("data", "look", "ledger", "routing", "measured", "curve", "averaged")
     parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
     done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
     refuse_what_answers_otherwise(small_run, done, url=champion_url)
-    champion = promote(small_run.recipe.home, version=done.winner)
+    champion = promote(small_run.recipe.task_uri, version=done.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", done.winner)
     assert "FINE_TUNE by rule 3" in champion.reason
@@ -195,7 +195,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     former = (read_version(done.evidence["versions"]["incumbent"]["uri"]).version, champion.pretrained.digest)
     pretrained = ("pretrained", champion.pretrained.digest)  # the same, as it happens
     assert served_at(champion_url) == [("champion", champion.digest), former, pretrained]
-    url = deploy(small_run.recipe.serving, home=small_run.recipe.home, version=version)
+    url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
     rows = prepared.splits.test
     asked = list(range(0, len(rows), 8))
@@ -208,7 +208,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
 
 def refuse_what_answers_otherwise(small_run: SmallRun, done: Done, *, url: str) -> None:
     """As if the candidate had been evaluated with other weights: it does not become the champion, the former serves."""
-    before, serves = read_champion(small_run.recipe.home), served_at(url)
+    before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
     uri = f"{done.run}/predictions/candidate.parquet"
     content = storage.read_bytes(uri)
     save_predictions(uri, load_tables(done.run)["incumbent"])
@@ -216,10 +216,10 @@ def refuse_what_answers_otherwise(small_run: SmallRun, done: Done, *, url: str) 
         with pytest.raises(
             ParityRefused, match=r"answers \d+ of 64 test rows otherwise .*\n  row \d+, .*: evaluated .*, served"
         ):
-            promote(small_run.recipe.home, version=done.winner)
+            promote(small_run.recipe.task_uri, version=done.winner)
     finally:
         storage.write_bytes(uri, content)
-    assert read_champion(small_run.recipe.home) == before
+    assert read_champion(small_run.recipe.task_uri) == before
     assert requests.post(f"{url}/v1/classify", json={"input": "Cholera"}, timeout=60).status_code == 200
     assert served_at(url) == serves
 
@@ -256,12 +256,12 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_candidate < 1
         kept = ("data", "look", "ledger", "measured", "curve", "averaged")
-        sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/sweep-" in uri)
-        ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.home) if "/ladder-" in uri)
+        sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/sweep-" in uri)
+        ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/ladder-" in uri)
         parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables, "routing": routing}
         won = replace(decided, outcome=Outcome.HYBRID, rule=4)
         done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
-        champion = promote(recipe.home, version=done.winner)
+        champion = promote(recipe.task_uri, version=done.winner)
         version = read_version(champion.uri)
         assert (version.kind, champion.uri) == ("hybrid", done.winner)
         answered = predict_rows(version.uri, rows=prepared.splits.test)
@@ -284,7 +284,7 @@ def won_verdict(prepared: Prepared, small_run: SmallRun) -> Verdict:
 
 def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:
     recipe: Recipe = small_run.recipe
-    before = read_champion(recipe.home)
+    before = read_champion(recipe.task_uri)
     with pytest.raises(PromotionRefused, match="no run is finished"):
         promote(f"{recipe.registry}/nothing-here")
-    assert read_champion(recipe.home) == before
+    assert read_champion(recipe.task_uri) == before

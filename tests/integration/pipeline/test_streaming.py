@@ -77,11 +77,11 @@ def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     assert any("streamed" in event["text"] for event in heard.of_kind("note"))
     step = heard.of_kind("step")[-1]
     assert step["num_steps"] == -(-facts["num_train"] // few.training.batch_size)
-    before = stages(few.home)
+    before = stages(few.task_uri)
     assert sum("/shards-" in name for name in before) == 1
     with connect():
         pipeline.run(few, show=Heard())
-    assert stages(few.home) == before
+    assert stages(few.task_uri) == before
 
 
 def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTask) -> None:

@@ -135,8 +135,8 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
     """Of the first version, deployed where batches are open."""
-    yield rollout.deploy(SECTION, home=service.home, version=service.first)
-    rollout.undeploy(application.application_name(service.home))
+    yield rollout.deploy(SECTION, task_uri=service.task_uri, version=service.first)
+    rollout.undeploy(application.application_name(service.task_uri))
 
 
 def _post(url: str, path: str, body: Any, *, status: int) -> Any:
@@ -194,14 +194,14 @@ def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
 
 
 def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
-    home, uri = "s3://models/score-closed", _input(rows, num_files=60)
+    task_uri, uri = "s3://models/score-closed", _input(rows, num_files=60)
 
     def queued(output: str) -> str:
         batch = scoring.batch_of(service.first, input=uri, output=output, id_column="key")
-        return _written(home, batch, service.first).id
+        return _written(task_uri, batch, service.first).id
 
     def status(batch_id: str) -> Any:
-        found = runner.read_status(home, batch_id)
+        found = runner.read_status(task_uri, batch_id)
         assert found is not None
         return found[0]
 
@@ -210,15 +210,15 @@ def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Servi
 
     with connect():
         first = queued(_output())
-        runner.send_to_work(home, SECTION)
+        runner.send_to_work(task_uri, SECTION)
         _awaited(lambda: status(first).status == "running" or None)
         second = queued(_output())
-        runner.send_to_work(home, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
-        assert len(runner.desks(home)) == 2
+        runner.send_to_work(task_uri, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        assert len(runner.desks(task_uri)) == 2
         assert _awaited(lambda: is_over(first)).status == "completed"  # which had begun
         refused = _awaited(lambda: is_over(second))
         assert (refused.status, "is under none of s3://lake/elsewhere" in refused.error) == ("failed", True)
-        _awaited(lambda: not runner.desks(home) or None)
+        _awaited(lambda: not runner.desks(task_uri) or None)
 
 
 def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(url: str, rows: pa.Table) -> None:
@@ -246,7 +246,7 @@ def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, u
     for body, status, said in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
-        ({"input": uri, "output": f"{service.home}/versions/mine"}, 403, "meets the registry of models"),
+        ({"input": uri, "output": f"{service.task_uri}/versions/mine"}, 403, "meets the registry of models"),
         ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "no `..`"),
         ({"input": uri, "output": f"{uri}/out"}, 422, "lie in each other"),
         ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words'; it has text, key, sex"),

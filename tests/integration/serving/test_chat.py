@@ -61,7 +61,7 @@ class Service:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
 
     def deploy(self, version: registry.ModelVersion) -> None:
-        self.url = rollout.deploy(SECTION, home=HOME, version=version)
+        self.url = rollout.deploy(SECTION, task_uri=HOME, version=version)
 
     def ask(self, question: str, **options: Any) -> Any:
         return self.client.chat.completions.create(

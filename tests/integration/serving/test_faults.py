@@ -47,7 +47,7 @@ class Faulty:
         self.state, self.service = state, service
         section = ServingConfig(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
         self.section = section
-        self.url = rollout.deploy(section, home=HOME, version=service.first)
+        self.url = rollout.deploy(section, task_uri=HOME, version=service.first)
 
     @property
     def version(self) -> ModelVersion:
@@ -296,7 +296,7 @@ def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_se
     limit["RAY_task_oom_retries"] = "0"
     with own_stack(tmp_path, num_cpus=2, **limit):
         service = Service("s3://models/serving-memory", tmp_path / "versions")
-        url = rollout.deploy(ServingConfig(), home="s3://models/serving-memory", version=service.first)
+        url = rollout.deploy(ServingConfig(), task_uri="s3://models/serving-memory", version=service.first)
         with connect(), asking(url, TEXTS, clients=2) as heard:
             # As what works beside a service is: Ray would rather end Serve's own actors than what cannot be repeated.
             greedy = ray.remote(num_cpus=0, max_retries=1)(take).remote(room + (1 << 30))

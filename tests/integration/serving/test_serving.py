@@ -57,9 +57,9 @@ SECTION = ServingConfig(max_texts=8, max_body_bytes=4096, max_batch_size=4)
 class Service:
     """What the tests share: two versions under one home, and the address of the one that is deployed."""
 
-    def __init__(self, home: str, folder: Path) -> None:
-        self.home = home
-        self.code = code_snapshot.ship_code(home, ROOT)
+    def __init__(self, task_uri: str, folder: Path) -> None:
+        self.task_uri = task_uri
+        self.code = code_snapshot.ship_code(task_uri, ROOT)
         base = base_model.stage_base_model(MODEL, registry="s3://models")
         self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
         self.second = self._register(base, folder / "second", scale=20.0)
@@ -68,7 +68,7 @@ class Service:
         self.url = ""
 
     def deploy(self, version: registry.ModelVersion) -> None:
-        self.url = rollout.deploy(SECTION, home=self.home, version=version)
+        self.url = rollout.deploy(SECTION, task_uri=self.task_uri, version=version)
 
     def ask(self, body: Any, *, status: int = 200) -> Any:
         answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
@@ -78,7 +78,7 @@ class Service:
     def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
         """The first version, or the one with turned classes where the rule names the candidate."""
         registry.write_config(folder, registry.hybrid_config(self.turned, incumbent=self.first, routing=routing))
-        return registry.register(self.home, folder)
+        return registry.register(self.task_uri, folder)
 
     def _register(
         self,
@@ -110,7 +110,7 @@ class Service:
             temperature=temperature,
         )
         registry.write_config(folder, config)
-        return registry.register(self.home, folder)
+        return registry.register(self.task_uri, folder)
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +190,13 @@ def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service:
     def labels() -> list[str]:
         return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
 
-    replicas = _replicas(service.home)
+    replicas = _replicas(service.task_uri)
     with ThreadPoolExecutor(1) as client:
         asking = client.submit(labels)
         service.deploy(service.second)
         assert set(asking.result()) <= {service.first.version, service.second.version}
     assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
-    assert _replicas(service.home) == replicas
+    assert _replicas(service.task_uri) == replicas
     service.deploy(service.first)
 
 
@@ -217,23 +217,23 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
             seen.append(answer["version"])
         return seen
 
-    replicas = _replicas(service.home)
+    replicas = _replicas(service.task_uri)
     with ThreadPoolExecutor(8) as clients:
         asking = [clients.submit(ask_on, number) for number in range(8)]
         try:
-            with rollout.rehearsed(service.home, version=service.turned) as url:
+            with rollout.rehearsed(service.task_uri, version=service.turned) as url:
                 assert url == service.url
                 asked = service.ask({"input": TEXTS, "model": service.turned.version})
                 assert [result["label"] for result in asked["results"]] == wanted[service.turned.version]
                 assert service.ask({"input": TEXTS})["version"] == service.first.version
             for version in (service.turned, service.first):
-                rollout.move(service.home, version=version, pretrained=None, verdict=None)
+                rollout.move(service.task_uri, version=version, pretrained=None, verdict=None)
                 assert service.ask({"input": TEXTS})["version"] == version.version
         finally:
             done.set()
         seen = [one.result() for one in asking]
     assert {name for names in seen for name in names} == set(versions)
-    assert _replicas(service.home) == replicas
+    assert _replicas(service.task_uri) == replicas
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
@@ -330,9 +330,9 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     module = tmp_path / "serving" / "replica" / "base.py"
     module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))
-    home = "s3://models/serving-other"
-    shipped = code_snapshot.ship_code(home, tmp_path)
-    url = rollout.deploy(SECTION, home=home, version=service.second.model_copy(update={"code": shipped.uri}))
+    task_uri = "s3://models/serving-other"
+    shipped = code_snapshot.ship_code(task_uri, tmp_path)
+    url = rollout.deploy(SECTION, task_uri=task_uri, version=service.second.model_copy(update={"code": shipped.uri}))
     try:
         assert url == f"{service.url}/serving-other"
         assert requests.get(f"{url}/healthz", timeout=60).json() == {"status": "shipped"}
@@ -341,7 +341,9 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
     finally:
         rollout.undeploy("serving-other")
     other = service.second.model_copy(update={"code": shipped.uri})
-    with rollout.rehearsed(service.home, version=other) as apart:  # its code cannot be loaded into the replicas there
+    with rollout.rehearsed(
+        service.task_uri, version=other
+    ) as apart:  # its code cannot be loaded into the replicas there
         assert apart == f"{service.url}/serving-test_candidate"
         assert requests.get(f"{apart}/healthz", timeout=60).json() == {"status": "shipped"}
         asked = {"input": TEXTS[0], "model": service.second.version}
@@ -355,7 +357,9 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
 def beside(service: Service) -> Iterator[str]:
     """A base URL where the turned version is the pretrained one beside the first."""
     verdict = "FINE_TUNE: <b>+7 points</b>"
-    url = rollout.deploy(SECTION, home=service.home, version=service.first, pretrained=service.turned, verdict=verdict)
+    url = rollout.deploy(
+        SECTION, task_uri=service.task_uri, version=service.first, pretrained=service.turned, verdict=verdict
+    )
     yield url
     service.deploy(service.first)
 
@@ -432,7 +436,7 @@ def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(
     name = "serving-busy"
     config = SECTION.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
     try:
-        url = rollout.deploy(config, home=f"s3://models/{name}", version=service.first)
+        url = rollout.deploy(config, task_uri=f"s3://models/{name}", version=service.first)
         with ThreadPoolExecutor(24) as clients:
             body = {"input": TEXTS}
             answers = list(clients.map(lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)))
@@ -450,8 +454,8 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
     service: Service,
 ) -> None:
     section = SECTION.model_copy(update={"versions": 0})
-    rollout.deploy(section, home=service.home, version=service.first)
-    champion_module.set_champion(service.home, service.first, etag=None, reason="for this test", run="")
+    rollout.deploy(section, task_uri=service.task_uri, version=service.first)
+    champion_module.set_champion(service.task_uri, service.first, etag=None, reason="for this test", run="")
     asked = Recipe(
         name="serving-test",
         base_model=MODEL,
@@ -499,7 +503,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
         return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
 
     try:
-        url = rollout.deploy(config, home="s3://models/serving-keys", version=service.first)  # /readyz is open
+        url = rollout.deploy(config, task_uri="s3://models/serving-keys", version=service.first)  # /readyz is open
         assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
         refused = ask(None)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -521,8 +525,8 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     uri = f"{tmp_path.as_uri()}/requests"
     storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)
     fields = {"request_log": uri, "subject_key": f"{tmp_path.as_uri()}/key"}
-    home = "s3://models/serving-log"
-    url = rollout.deploy(SECTION.model_copy(update=fields), home=home, version=service.first)
+    task_uri = "s3://models/serving-log"
+    url = rollout.deploy(SECTION.model_copy(update=fields), task_uri=task_uri, version=service.first)
     body = {"input": TEXTS, "subject": "patient 7", "attributes": {"sex": "f"}}
     try:
         answers = [requests.post(f"{url}/v1/classify", json=body, timeout=60).json() for _ in range(20)]
@@ -556,12 +560,12 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
 ) -> None:
     (tmp_path / "key").write_bytes(b"k" * 32)
     fields = {"request_log": f"{tmp_path.as_uri()}/requests", "subject_key": f"{tmp_path.as_uri()}/key"}
-    home = "s3://models/serving-trial"
+    task_uri = "s3://models/serving-trial"
 
     def serve(trial: registry.ModelVersion | None, **share: float) -> str:
         named = trial and {"version": trial.version, **share}
         config = ServingConfig.model_validate(SECTION.model_dump() | fields | {"trial": named})
-        return rollout.deploy(config, home=home, version=service.first, trial=trial)
+        return rollout.deploy(config, task_uri=task_uri, version=service.first, trial=trial)
 
     def ask(number: int, **more: Any) -> dict[str, Any]:
         body = {"input": TEXTS, "subject": f"patient {number}"} | more
@@ -576,7 +580,7 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
             ("champion", service.first.digest),
             ("trial", service.turned.digest),
         ]
-        replicas = _replicas(home)
+        replicas = _replicas(task_uri)
         shown = [ask(number) for number in range(8)]
         assert {answer["version"] for answer in shown} == {service.first.version}
         deadline = time.monotonic() + 90
@@ -600,7 +604,7 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         assert "trial" in requests.get(f"{url}/readyz", timeout=60).json()["absent"]
         serve(None)
         assert "absent" not in requests.get(f"{url}/readyz", timeout=60).json()
-        assert _replicas(home) == replicas
+        assert _replicas(task_uri) == replicas
     finally:
         rollout.undeploy("serving-trial")
     rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
@@ -624,7 +628,7 @@ def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Ser
     fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
     config = ServingConfig.model_validate(SECTION.model_dump() | fields)
     try:
-        fuzz(rollout.deploy(config, home="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
+        fuzz(rollout.deploy(config, task_uri="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
     finally:
         rollout.undeploy("serving-fuzzed")
 
@@ -632,14 +636,14 @@ def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Ser
 def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
     absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
     with pytest.raises(serve_client.DeployError, match=r"absent\.zip"):
-        rollout.deploy(SECTION, home="s3://models/serving-absent", version=absent)
+        rollout.deploy(SECTION, task_uri="s3://models/serving-absent", version=absent)
     rollout.undeploy("serving-absent")
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
 @pytest.mark.slow
 def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
-    home = "s3://models/serving-scaled"
+    task_uri = "s3://models/serving-scaled"
     fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
     config = SECTION.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
     body = {"input": TEXTS[0]}
@@ -664,9 +668,9 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
 
     def moved() -> bool:
         """Once there are two replicas, both have another version as soon as the deploy returns."""
-        if _states(home) != ["RUNNING"] * 2:
+        if _states(task_uri) != ["RUNNING"] * 2:
             return False
-        rollout.deploy(config, home=home, version=service.second)
+        rollout.deploy(config, task_uri=task_uri, version=service.second)
         replicas: set[str] = set()
 
         def both_asked() -> bool:  # the proxy may hear of the second only a little later
@@ -680,38 +684,38 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
 
     rollout.undeploy("serving-test")  # whose core the second replica needs
     try:
-        url = rollout.deploy(config, home=home, version=service.first)
-        _await(lambda: not _states(home, stopping=True))
+        url = rollout.deploy(config, task_uri=task_uri, version=service.first)
+        _await(lambda: not _states(task_uri, stopping=True))
         with ThreadPoolExecutor(12) as clients:  # twice what both replicas together aim at
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
-            most = _most_replicas(home, until=lambda: all(one.done() for one in burst))
+            most = _most_replicas(task_uri, until=lambda: all(one.done() for one in burst))
         assert [one.result() for one in burst] == [[200]] * 12
         settled = time.monotonic() + config.look_back_period_s + config.upscale_delay_s + 1
-        assert max(most, _most_replicas(home, until=lambda: time.monotonic() > settled)) == 1
+        assert max(most, _most_replicas(task_uri, until=lambda: time.monotonic() > settled)) == 1
         under_load(8, until=moved)
-        under_load(1, until=lambda: _states(home) == ["RUNNING"])
-        _await(lambda: not _states(home))
-        assert rollout.deploy(config, home=home, version=service.first) == url  # waits for an answer from none
+        under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])
+        _await(lambda: not _states(task_uri))
+        assert rollout.deploy(config, task_uri=task_uri, version=service.first) == url  # waits for an answer from none
         assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
     finally:
         rollout.undeploy("serving-scaled")
         service.deploy(service.first)
 
 
-def _states(home: str, *, stopping: bool = False) -> list[str]:
+def _states(task_uri: str, *, stopping: bool = False) -> list[str]:
     """Of the replicas that answer or will, and where asked of those that end: they answer what still reaches them."""
-    replicas = serve_client.serve_applications()[application_module.application_name(home)]["deployments"][
+    replicas = serve_client.serve_applications()[application_module.application_name(task_uri)]["deployments"][
         "classifier"
     ]["replicas"]
     return [replica["state"] for replica in replicas if stopping or replica["state"] in ("STARTING", "RUNNING")]
 
 
-def _most_replicas(home: str, *, until: Callable[[], bool]) -> int:
+def _most_replicas(task_uri: str, *, until: Callable[[], bool]) -> int:
     most = 0
 
     def watched() -> bool:
         nonlocal most
-        most = max(most, len(_states(home)))
+        most = max(most, len(_states(task_uri)))
         return until()
 
     _await(watched)
@@ -749,6 +753,6 @@ def _num_rows(folder: Path, arm: str) -> int:
     return sum(pq.read_table(file, columns=["arm"])["arm"].to_pylist().count(arm) for file in files)
 
 
-def _replicas(home: str) -> set[int]:
-    deployments = serve_client.serve_applications()[application_module.application_name(home)]["deployments"]
+def _replicas(task_uri: str) -> set[int]:
+    deployments = serve_client.serve_applications()[application_module.application_name(task_uri)]["deployments"]
     return {replica["pid"] for replica in deployments["classifier"]["replicas"]}

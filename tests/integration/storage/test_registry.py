@@ -127,20 +127,20 @@ def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[Mod
 
 
 def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
-    home = f"{bucket}/task"
-    first = set_champion(home, versions[0], etag=None, reason="the first", run="s3://none")
-    found = read_champion(home)
+    task_uri = f"{bucket}/task"
+    first = set_champion(task_uri, versions[0], etag=None, reason="the first", run="s3://none")
+    found = read_champion(task_uri)
     assert found is not None
     assert found[0] == first
-    set_champion(home, versions[1], etag=found[1], reason="better", run="s3://none")
+    set_champion(task_uri, versions[1], etag=found[1], reason="better", run="s3://none")
     with pytest.raises(s3.Conflict):
-        set_champion(home, versions[0], etag=found[1], reason="too late", run="s3://none")
+        set_champion(task_uri, versions[0], etag=found[1], reason="too late", run="s3://none")
     with pytest.raises(s3.Conflict):
-        set_champion(home, versions[0], etag=None, reason="as if there were none", run="s3://none")
-    now_there = read_champion(home)
+        set_champion(task_uri, versions[0], etag=None, reason="as if there were none", run="s3://none")
+    now_there = read_champion(task_uri)
     assert now_there is not None
     assert now_there[0].uri == versions[1].uri
-    assert len(storage.list_files(f"{home}/history")) == 2
+    assert len(storage.list_files(f"{task_uri}/history")) == 2
 
 
 def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVersion]) -> None:
@@ -159,29 +159,29 @@ def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVe
 def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
     bucket: str, versions: list[ModelVersion], outcome: str, winner: int
 ) -> None:
-    home = f"{bucket}/task"
+    task_uri = f"{bucket}/task"
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
-    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match="no verdict chose"):
-        promote(home, version=versions[1 - winner].uri)
-    assert read_champion(home) is None
-    champion = promote(home)
+        promote(task_uri, version=versions[1 - winner].uri)
+    assert read_champion(task_uri) is None
+    champion = promote(task_uri)
     assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
-    assert promote(home) == champion  # asked again, nothing changes
-    assert len(storage.list_files(f"{home}/history")) == 1
+    assert promote(task_uri) == champion  # asked again, nothing changes
+    assert len(storage.list_files(f"{task_uri}/history")) == 1
 
 
 def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     bucket: str, versions: list[ModelVersion], tmp_path: Path
 ) -> None:
-    home = f"{bucket}/task"
-    newer = register(home, version_folder(tmp_path / "newer", value=2))
-    set_champion(home, newer, etag=None, reason="by a later run", run="s3://none")
+    task_uri = f"{bucket}/task"
+    newer = register(task_uri, version_folder(tmp_path / "newer", value=2))
+    set_champion(task_uri, newer, etag=None, reason="by a later run", run="s3://none")
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
-    write_evidence(f"{home}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
-        promote(home)
-    champion = read_champion(home)
+        promote(task_uri)
+    champion = read_champion(task_uri)
     assert champion is not None
     assert champion[0].uri == newer.uri
 
@@ -256,34 +256,34 @@ def test_a_version_keeps_its_temperature(bucket: str, tmp_path: Path, versions: 
 def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
     bucket: str, tmp_path: Path, versions: list[ModelVersion]
 ) -> None:
-    home = f"{bucket}/task"
-    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
+    task_uri = f"{bucket}/task"
+    hybrid = register(task_uri, hybrid_folder(tmp_path / "hybrid", versions))
     assert hybrid.version == f"hybrid-{hybrid.digest[:12]}"
     assert hybrid.hybrid is not None
     assert read_parts(hybrid.hybrid) == (versions[0], versions[1])
-    assert hybrid in list_versions(home)
-    assert register(home, hybrid_folder(tmp_path / "again", versions)) == hybrid
+    assert hybrid in list_versions(task_uri)
+    assert register(task_uri, hybrid_folder(tmp_path / "again", versions)) == hybrid
     others = [
-        register(home, hybrid_folder(tmp_path / "threshold", versions, threshold=0.6)),
-        register(home, hybrid_folder(tmp_path / "turned", versions[::-1])),
+        register(task_uri, hybrid_folder(tmp_path / "threshold", versions, threshold=0.6)),
+        register(task_uri, hybrid_folder(tmp_path / "turned", versions[::-1])),
     ]
     assert len({hybrid.digest, *(other.digest for other in others)}) == 3
-    assert set_champion(home, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
+    assert set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
 
 
 def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
     bucket: str, tmp_path: Path, versions: list[ModelVersion]
 ) -> None:
-    home = f"{bucket}/task"
-    hybrid = register(home, hybrid_folder(tmp_path / "hybrid", versions))
-    absent = versions[1].model_copy(update={"uri": f"{home}/versions/full-absent"})
+    task_uri = f"{bucket}/task"
+    hybrid = register(task_uri, hybrid_folder(tmp_path / "hybrid", versions))
+    absent = versions[1].model_copy(update={"uri": f"{task_uri}/versions/full-absent"})
     other = versions[1].model_copy(update={"digest": "0" * 64})
     for number, (part, said) in enumerate(
         ((absent, "no whole model version"), (other, "the hybrid names 000"), (hybrid, "is a hybrid itself"))
     ):
         with pytest.raises(RegistryError, match=said):
-            register(home, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
-    assert len(list_versions(home)) == 3
+            register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
+    assert len(list_versions(task_uri)) == 3
 
 
 def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(

@@ -15,21 +15,21 @@ OTHER = hashlib.sha256(b"other rows").hexdigest()
 
 
 def test_each_new_candidate_is_a_look_and_the_same_candidate_is_none(bucket: str) -> None:
-    home = f"{bucket}/task"
-    assert read_looks(home, SHA) == []
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
-    assert look(home, test_sha256=SHA, candidate="b", question="q", run="s3://r2").look == 2
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r3").look == 1
-    told = [(entry.look, entry.candidate, entry.run) for entry in read_looks(home, SHA)]
+    task_uri = f"{bucket}/task"
+    assert read_looks(task_uri, SHA) == []
+    assert look(task_uri, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
+    assert look(task_uri, test_sha256=SHA, candidate="b", question="q", run="s3://r2").look == 2
+    assert look(task_uri, test_sha256=SHA, candidate="a", question="q", run="s3://r3").look == 1
+    told = [(entry.look, entry.candidate, entry.run) for entry in read_looks(task_uri, SHA)]
     assert told == [(1, "a", "s3://r1"), (2, "b", "s3://r2")]
-    assert storage.list_files(f"{home}/looks") == [f"{home}/looks/{SHA}.json"]
+    assert storage.list_files(f"{task_uri}/looks") == [f"{task_uri}/looks/{SHA}.json"]
 
 
 def test_the_same_candidate_asked_another_question_is_a_new_look(bucket: str) -> None:
-    home = f"{bucket}/task"
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
-    assert look(home, test_sha256=SHA, candidate="a", question="a smaller gain", run="s3://r2").look == 2
-    assert look(home, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
+    task_uri = f"{bucket}/task"
+    assert look(task_uri, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
+    assert look(task_uri, test_sha256=SHA, candidate="a", question="a smaller gain", run="s3://r2").look == 2
+    assert look(task_uri, test_sha256=SHA, candidate="a", question="q", run="s3://r1").look == 1
 
 
 def test_other_test_rows_and_other_tasks_are_counted_apart(bucket: str) -> None:

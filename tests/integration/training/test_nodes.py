@@ -94,7 +94,7 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
             (folder / "versions").mkdir()
             service = Service(HOME, folder / "versions")
             config = ServingConfig(min_replicas=2, max_replicas=2, request_log=LOG)
-            rollout.deploy(config, home=HOME, version=service.first)
+            rollout.deploy(config, task_uri=HOME, version=service.first)
             wait(found.is_whole, within_s=MENDED_S)
             yield found
             machines.stop()

@@ -28,11 +28,11 @@ ASKED = (
 WAIT_S = 300
 
 
-def trials_when(process: subprocess.Popen[str], *, home: str, log: Path) -> tuple[str, list[dict[str, Any]]]:
+def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> tuple[str, list[dict[str, Any]]]:
     """The sweep's folder and the journal's trials, once one is finished and another has a checkpoint."""
     ticks = threading.Event()
     for _ in range(4 * WAIT_S):
-        for path in written(home, mark="/journal.json"):
+        for path in written(task_uri, mark="/journal.json"):
             try:
                 trials = storage.read_json(f"s3://{path}")["trials"]
             except s3.StorageError:  # read in parts, while the sweep wrote it anew
@@ -53,10 +53,10 @@ def test_a_driver_ended_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_
     small_data: str, tmp_path: Path, end: signal.Signals
 ) -> None:
     name = f"swept-by-{end.name.lower()}"
-    home = f"{REGISTRY}/{name}"
+    task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
     process = start_run(path, *ASKED, verb="sweep")
-    uri, before = trials_when(process, home=home, log=path.with_suffix(".log"))
+    uri, before = trials_when(process, task_uri=task_uri, log=path.with_suffix(".log"))
     process.send_signal(end)
     assert process.wait(timeout=60) != 0
     over, underway = ([trial for trial in before if bool(trial["outcome"]) is wanted] for wanted in (True, False))

@@ -42,11 +42,11 @@ def parquet(table: Predictions) -> bytes:
 
 def concluded(folder: Path, simulation: Simulation) -> str:
     """A run with its registered versions and code under a local folder; returns the run's URI."""
-    home = folder.as_uri()
+    task_uri = folder.as_uri()
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
-    code = ship_code(home, ROOT)
-    evidence = evidence_of(simulation, home=home, digests=digests, code=code.sha256)
+    code = ship_code(task_uri, ROOT)
+    evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
     evidence["code"] = {"sha256": code.sha256, "uri": code.uri}
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
@@ -54,7 +54,7 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     (folder / "looks").mkdir()
     (folder / "looks" / f"{ledger.pop('test_rows')}.json").write_text(json.dumps([ledger]))
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
-    stored["question.json"] = json.dumps(asked_of(simulation, home=home, code=code.sha256)).encode()
+    stored["question.json"] = json.dumps(asked_of(simulation, task_uri=task_uri, code=code.sha256)).encode()
     stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
     for role, version in evidence["versions"].items():
         write_evidence(version["uri"], stored | files(evidence, role=role))
@@ -83,7 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
+def task_folder(whole: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy to damage, at the place that its evidence names."""
     kept = tmp_path / "kept"
     shutil.copytree(whole, kept)
@@ -92,8 +92,8 @@ def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(kept, whole)
 
 
-def run_of(home: Path) -> Path:
-    (run,) = (home / "runs").iterdir()
+def run_of(task_folder: Path) -> Path:
+    (run,) = (task_folder / "runs").iterdir()
     return run
 
 
@@ -147,21 +147,21 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_a_changed_byte_is_found_and_its_file_named(home: Path, name: str, share: float) -> None:
-    file = run_of(home) / name
+def test_a_changed_byte_is_found_and_its_file_named(task_folder: Path, name: str, share: float) -> None:
+    file = run_of(task_folder) / name
     flip(file, at=int(share * (file.stat().st_size - 1)))
-    assert any(fault.startswith(f"{name} was changed") for fault in verify(run_of(home).as_uri()))
+    assert any(fault.startswith(f"{name} was changed") for fault in verify(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("name", ["versions/full-1/head.safetensors", "versions/probe-1/manifest.json"])
-def test_a_changed_byte_of_a_registered_version_is_found(home: Path, name: str) -> None:
-    flip(home / name, at=9)
-    (fault,) = verify(run_of(home).as_uri())
+def test_a_changed_byte_of_a_registered_version_is_found(task_folder: Path, name: str) -> None:
+    flip(task_folder / name, at=9)
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert "versions/" + name.split("/")[1] in fault
 
 
-def test_a_question_that_was_eased_in_both_files_is_found(home: Path) -> None:
-    run = run_of(home)
+def test_a_question_that_was_eased_in_both_files_is_found(task_folder: Path) -> None:
+    run = run_of(task_folder)
     asked = json.loads((run / "question.json").read_text())
     asked["question"]["minimum_gain"] = 0.001
     content = json.dumps(asked).encode()
@@ -173,8 +173,10 @@ def test_a_question_that_was_eased_in_both_files_is_found(home: Path) -> None:
     assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify(run.as_uri())
 
 
-def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(home: Path) -> None:
-    run = run_of(home)
+def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(
+    task_folder: Path,
+) -> None:
+    run = run_of(task_folder)
     asked, evidence = (json.loads((run / name).read_text()) for name in ("question.json", "evidence.json"))
     for told in (asked, evidence):
         told["question"]["minimum_gain"] = told["recipe"]["evaluation"]["minimum_gain"] = 0.001
@@ -189,113 +191,117 @@ def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of
     assert any("is not the run of this question" in fault for fault in faults)
 
 
-def test_changed_or_lost_code_is_found(home: Path) -> None:
-    (archive,) = (home / "code").glob("*.zip")
+def test_changed_or_lost_code_is_found(task_folder: Path) -> None:
+    (archive,) = (task_folder / "code").glob("*.zip")
     with zipfile.ZipFile(archive) as there:
         entries = {name: there.read(name) for name in there.namelist()}
     entries["code/tailorbird/pipeline/run.py"] += b"# changed\n"
     with zipfile.ZipFile(archive, "w") as there:
         for name, content in entries.items():
             there.writestr(name, content)
-    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri()))
     flip(archive, at=archive.stat().st_size // 2)
-    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri()))
     archive.unlink()
-    assert any("code" in fault and "is missing" in fault for fault in verify(run_of(home).as_uri()))
+    assert any("code" in fault and "is missing" in fault for fault in verify(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("name", [*NAMES, MANIFEST])
-def test_a_lost_file_is_named(home: Path, name: str) -> None:
-    (run_of(home) / name).unlink()
-    assert any(name in fault and "missing" in fault for fault in verify(run_of(home).as_uri()))
+def test_a_lost_file_is_named(task_folder: Path, name: str) -> None:
+    (run_of(task_folder) / name).unlink()
+    assert any(name in fault and "missing" in fault for fault in verify(run_of(task_folder).as_uri()))
 
 
-def test_a_foreign_table_is_named(home: Path) -> None:
-    shutil.copy(run_of(home) / "predictions/candidate.parquet", run_of(home) / "predictions/better.parquet")
-    faults = verify(run_of(home).as_uri())
+def test_a_foreign_table_is_named(task_folder: Path) -> None:
+    shutil.copy(
+        run_of(task_folder) / "predictions/candidate.parquet", run_of(task_folder) / "predictions/better.parquet"
+    )
+    faults = verify(run_of(task_folder).as_uri())
     assert faults == (f"predictions/better.parquet is foreign: {MANIFEST} does not name it",)
 
 
-def test_a_forged_verdict_is_found_though_every_hash_fits(home: Path) -> None:
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+def test_a_forged_verdict_is_found_though_every_hash_fits(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
-    renamed(run_of(home), verdict=forged)
-    (fault,) = verify(run_of(home).as_uri())
+    renamed(run_of(task_folder), verdict=forged)
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
 
 
-def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(home: Path) -> None:
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
-    renamed(run_of(home), question=evidence["question"] | {"alpha": 0.2})
-    faults = verify(run_of(home).as_uri())
+def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
+    renamed(run_of(task_folder), question=evidence["question"] | {"alpha": 0.2})
+    faults = verify(run_of(task_folder).as_uri())
     assert any(fault.startswith("question.alpha is 0.2 in evidence.json; question.json says 0.05") for fault in faults)
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
 
-def test_evidence_of_other_test_rows_is_refused_by_name(home: Path) -> None:
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
-    renamed(run_of(home), data=evidence["data"] | {"sha256_test": "0" * 64})
-    faults = verify(run_of(home).as_uri())
+def test_evidence_of_other_test_rows_is_refused_by_name(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
+    renamed(run_of(task_folder), data=evidence["data"] | {"sha256_test": "0" * 64})
+    faults = verify(run_of(task_folder).as_uri())
     assert any(fault.startswith("the verdict is refused (rule 1): the test rows changed") for fault in faults)
 
 
-def test_a_version_that_was_not_registered_needs_no_files(home: Path) -> None:
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
-    weights = home / "versions" / "full-1" / "head.safetensors"
+def test_a_version_that_was_not_registered_needs_no_files(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
+    weights = task_folder / "versions" / "full-1" / "head.safetensors"
     files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
-    renamed(run_of(home), versions=evidence["versions"])
-    assert verify(run_of(home).as_uri()) == ()
+    renamed(run_of(task_folder), versions=evidence["versions"])
+    assert verify(run_of(task_folder).as_uri()) == ()
     flip(weights, at=3)
-    assert any("the candidate's file" in fault and "was changed" in fault for fault in verify(run_of(home).as_uri()))
+    assert any(
+        "the candidate's file" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri())
+    )
     shutil.rmtree(weights.parent)
-    assert verify(run_of(home).as_uri()) == ()
+    assert verify(run_of(task_folder).as_uri()) == ()
 
 
-def test_a_changed_base_model_is_found(home: Path) -> None:
-    flip(home / "base" / "model.safetensors", at=5)
-    (fault,) = verify(run_of(home).as_uri())
+def test_a_changed_base_model_is_found(task_folder: Path) -> None:
+    flip(task_folder / "base" / "model.safetensors", at=5)
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert fault.startswith("the base model ")
     assert "base.model.safetensors is " in fault
-    shutil.rmtree(home / "base")
-    (fault,) = verify(run_of(home).as_uri())
+    shutil.rmtree(task_folder / "base")
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert fault.endswith('in the store "missing"')
 
 
-def test_a_second_look_that_is_told_as_the_first_is_found(home: Path) -> None:
-    (ledger,) = (home / "looks").iterdir()
+def test_a_second_look_that_is_told_as_the_first_is_found(task_folder: Path) -> None:
+    (ledger,) = (task_folder / "looks").iterdir()
     entries = json.loads(ledger.read_text())
     ledger.write_text(json.dumps([entries[0] | {"look": 2}]))
-    faults = verify(run_of(home).as_uri())
+    faults = verify(run_of(task_folder).as_uri())
     assert "look is 1 in evidence.json; the ledger of looks says 2" in faults
     ledger.write_text("[]")
-    (fault,) = verify(run_of(home).as_uri())
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert fault.endswith("does not know this look")
 
 
-def test_a_changed_weight_of_a_hybrids_part_is_found(home: Path) -> None:
-    part = home / "versions" / "probe-1"
+def test_a_changed_weight_of_a_hybrids_part_is_found(task_folder: Path) -> None:
+    part = task_folder / "versions" / "probe-1"
     digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
     named = {"uri": part.as_uri(), "digest": digest}
     config = json.dumps({"kind": "hybrid", "hybrid": {"incumbent": named, "candidate": named}}).encode()
-    whole = home / "versions" / "hybrid-1"
+    whole = task_folder / "versions" / "hybrid-1"
     whole.mkdir()
     (whole / "config.json").write_bytes(config)
     manifest = json.dumps({"config.json": {"sha256": hashlib.sha256(config).hexdigest()}}).encode()
     (whole / "manifest.json").write_bytes(manifest)
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["versions"]["hybrid"] = {
         "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest()
     }  # fmt: skip
-    renamed(run_of(home), versions=evidence["versions"])
-    assert verify(run_of(home).as_uri()) == ()
+    renamed(run_of(task_folder), versions=evidence["versions"])
+    assert verify(run_of(task_folder).as_uri()) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
-    faults = verify(run_of(home).as_uri())
+    faults = verify(run_of(task_folder).as_uri())
     assert any("the incumbent in the hybrid's file" in fault for fault in faults)
 
 
-def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(home: Path) -> None:
-    run, routing = run_of(home), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
+def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(task_folder: Path) -> None:
+    run, routing = run_of(task_folder), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
     content = json.dumps({"routing": routing}).encode()
     (run / "routing.json").write_bytes(content)
     manifest = json.loads((run / MANIFEST).read_text())
@@ -307,15 +313,15 @@ def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(home: Path) -> N
     assert fault.endswith("the validation rows give null")
 
 
-def test_an_expiry_put_off_is_found(home: Path) -> None:
-    renamed(run_of(home), expires_at="2037-11-24T16:30:00+00:00")
-    assert any(fault.startswith("expires_at is ") for fault in verify(run_of(home).as_uri()))
+def test_an_expiry_put_off_is_found(task_folder: Path) -> None:
+    renamed(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
+    assert any(fault.startswith("expires_at is ") for fault in verify(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
-def test_evidence_that_is_none_is_a_fault_and_no_traceback(home: Path, content: bytes) -> None:
-    (run_of(home) / "evidence.json").write_bytes(content)
-    assert verify(run_of(home).as_uri())
+def test_evidence_that_is_none_is_a_fault_and_no_traceback(task_folder: Path, content: bytes) -> None:
+    (run_of(task_folder) / "evidence.json").write_bytes(content)
+    assert verify(run_of(task_folder).as_uri())
 
 
 def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
@@ -323,8 +329,8 @@ def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
         verify(tmp_path.as_uri())
 
 
-def test_damaged_pages_are_restored_and_the_verdict_holds_again(home: Path) -> None:
-    run = run_of(home)
+def test_damaged_pages_are_restored_and_the_verdict_holds_again(task_folder: Path) -> None:
+    run = run_of(task_folder)
     before = {name: (run / name).read_bytes() for name in ("report.html", "MODEL_CARD.md", MANIFEST)}
     (run / "report.html").write_text("<p>all is well</p>")
     assert restore_pages(run.as_uri()) == ("report.html",)
@@ -332,17 +338,17 @@ def test_damaged_pages_are_restored_and_the_verdict_holds_again(home: Path) -> N
     assert restore_pages(run.as_uri()) == ()
 
 
-def test_pages_are_not_made_from_evidence_that_was_changed(home: Path) -> None:
-    flip(run_of(home) / "evidence.json", at=40)
+def test_pages_are_not_made_from_evidence_that_was_changed(task_folder: Path) -> None:
+    flip(run_of(task_folder) / "evidence.json", at=40)
     with pytest.raises(ValueError, match="no page is made from it"):
-        restore_pages(run_of(home).as_uri())
+        restore_pages(run_of(task_folder).as_uri())
 
 
-def test_the_verb_ends_with_0_only_where_the_verdict_holds(home: Path) -> None:
-    runner, uri = CliRunner(), run_of(home).as_uri()
+def test_the_verb_ends_with_0_only_where_the_verdict_holds(task_folder: Path) -> None:
+    runner, uri = CliRunner(), run_of(task_folder).as_uri()
     whole = runner.invoke(app, ["verify", uri, "--json"])
     assert (whole.exit_code, json.loads(whole.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
-    flip(run_of(home) / "report.html", at=100)
+    flip(run_of(task_folder) / "report.html", at=100)
     damaged = runner.invoke(app, ["verify", uri])
     assert damaged.exit_code == 1
     assert damaged.stdout.startswith("report.html was changed")
@@ -358,8 +364,8 @@ def test_the_verb_compares_two_versions_of_a_run(whole: Path) -> None:
     assert json.loads(done.stdout)["found"]["gain"] == pytest.approx(verdict["gain"])
 
 
-def test_pages_written_by_newer_code_are_named_in_the_manifest(home: Path) -> None:
-    run = run_of(home)
+def test_pages_written_by_newer_code_are_named_in_the_manifest(task_folder: Path) -> None:
+    run = run_of(task_folder)
     manifest = json.loads((run / MANIFEST).read_text())
     (run / "report.html").write_text("<p>as an older version wrote it</p>")
     manifest["report.html"] = hashlib.sha256((run / "report.html").read_bytes()).hexdigest()
@@ -368,14 +374,14 @@ def test_pages_written_by_newer_code_are_named_in_the_manifest(home: Path) -> No
     assert verify(run.as_uri()) == ()
 
 
-def test_serving_may_be_asked_otherwise_when_a_run_goes_on(home: Path) -> None:
-    evidence = json.loads((run_of(home) / "evidence.json").read_text())
+def test_serving_may_be_asked_otherwise_when_a_run_goes_on(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["recipe"]["serving"]["max_replicas"] = 7
-    renamed(run_of(home), recipe=evidence["recipe"])
-    assert verify(run_of(home).as_uri()) == ()
+    renamed(run_of(task_folder), recipe=evidence["recipe"])
+    assert verify(run_of(task_folder).as_uri()) == ()
     evidence["recipe"]["training"]["epochs"] = 77
-    renamed(run_of(home), recipe=evidence["recipe"])
-    (fault,) = verify(run_of(home).as_uri())
+    renamed(run_of(task_folder), recipe=evidence["recipe"])
+    (fault,) = verify(run_of(task_folder).as_uri())
     assert fault.startswith("recipe.training.epochs is 77")
 
 

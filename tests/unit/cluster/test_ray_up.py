@@ -105,11 +105,11 @@ def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho $1 with $(ulimit -n) files\n")
     program.chmod(0o755)
-    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     for command in _commands(_checked(_written(name))):
         if "ray start" in command:
             limited = ["bash", "-c", f"ulimit -Sn 512 && ulimit -Hn 1024 && {command}"]
-            done = subprocess.run(limited, env=home, capture_output=True, text=True, check=False)
+            done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
             assert done.stdout == "start with 1024 files\n", done.stderr
 
 

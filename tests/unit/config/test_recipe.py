@@ -35,7 +35,7 @@ def written(folder: Path, content: Any) -> Path:
 def test_every_shipped_recipe_is_read_and_named_by_its_file(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem.replace("_", "-")
-    assert recipe.home == f"s3://models/{recipe.name}"
+    assert recipe.task_uri == f"s3://models/{recipe.name}"
 
 
 def test_the_demo_is_judged_on_the_same_rows_and_question_as_the_default() -> None:

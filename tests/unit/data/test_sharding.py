@@ -171,7 +171,7 @@ def test_under_the_size_rows_are_held_in_memory(config: DataConfig) -> None:
 def test_what_cannot_be_streamed_is_refused(config: DataConfig, fields: dict[str, object], said: str) -> None:
     asked = config.model_copy(update=fields)
     with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed: {said}"):
-        streamed(asked, Encoding(16), base_model="", home="", inputs={})
+        streamed(asked, Encoding(16), base_model="", task_uri="", inputs={})
 
 
 def test_streamed_rows_are_told_of_as_held_ones(
@@ -187,8 +187,8 @@ def test_streamed_rows_are_told_of_as_held_ones(
 
     monkeypatch.setattr(sharding, "SHARD_ROWS", 250)
     monkeypatch.setattr(sharding, "_run", run)
-    home = (tmp_path / "home").as_uri()
-    found = streamed(config, Encoding(16), base_model="", home=home, inputs={})
+    task_uri = (tmp_path / "home").as_uri()
+    found = streamed(config, Encoding(16), base_model="", task_uri=task_uri, inputs={})
     assert held(config, chat=False, seed=0) is None
     held_splits, in_memory = clean(read_splits(config))
     assert found.shards is not None
@@ -203,10 +203,10 @@ def test_streamed_rows_are_told_of_as_held_ones(
     }
     assert found.hashes.keys() == {"train", "validation", "test"}
     assert found.splits.validation == held_splits.validation
-    streamed(config, Encoding(16), base_model="", home=home, inputs={})
+    streamed(config, Encoding(16), base_model="", task_uri=task_uri, inputs={})
     assert len(told) == 4  # found again
     storage.write_bytes(str(config.train), storage.read_bytes(str(config.train)))
-    streamed(config, Encoding(16), base_model="", home=home, inputs={})
+    streamed(config, Encoding(16), base_model="", task_uri=task_uri, inputs={})
     assert len(told) == 8  # the file was written anew
 
 

@@ -126,30 +126,30 @@ def question_of(simulation: Simulation) -> Question:
     return ask(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
-def asked_of(simulation: Simulation, *, home: str = HOME, code: str = CODE) -> dict[str, Any]:
+def asked_of(simulation: Simulation, *, task_uri: str = HOME, code: str = CODE) -> dict[str, Any]:
     """What a simulated run's question.json holds."""
     named = {
         "recipe": recipe_of(simulation).model_dump(mode="json"),
         "code": code,
         "data": {"test": SHA},
-        "base_model": {"uri": f"{home}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
+        "base_model": {"uri": f"{task_uri}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
     }
     question = question_of(simulation).to_dict()
     return {"question": question, "asked": asked_digest(named), "champion": None, **named}
 
 
 def evidence_of(
-    simulation: Simulation, *, home: str = HOME, digests: dict[str, str] | None = None, code: str = CODE
+    simulation: Simulation, *, task_uri: str = HOME, digests: dict[str, str] | None = None, code: str = CODE
 ) -> dict[str, Any]:
-    """The evidence of a simulated run whose versions lie under `home`."""
-    tables, asked = tables_of(simulation), asked_of(simulation, home=home, code=code)
+    """The evidence of a simulated run whose versions lie under `task_uri`."""
+    tables, asked = tables_of(simulation), asked_of(simulation, task_uri=task_uri, code=code)
     question = question_of(simulation)
     verdict = decide(case_of_tables(simulation, tables), question=question)
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     routing = simulation.routing
     return assemble(
         recipe_of(simulation),
-        run=f"{home}/runs/{run_name(asked['asked'], champion=None)}",
+        run=f"{task_uri}/runs/{run_name(asked['asked'], champion=None)}",
         question=question,
         verdict=verdict,
         parts={
@@ -179,21 +179,21 @@ def evidence_of(
             "versions": {
                 role: {
                     "kind": kind,
-                    "uri": f"{home}/versions/{kind}-1",
+                    "uri": f"{task_uri}/versions/{kind}-1",
                     "digest": (digests or {}).get(role, DIGEST),
                 }
                 for role, kind in kinds.items()
             },
             "champion": None,
-            "code": {"sha256": code, "uri": f"{home}/code/ee.zip"},
+            "code": {"sha256": code, "uri": f"{task_uri}/code/ee.zip"},
             "base_model": asked["base_model"],
             "created_at": "2026-11-24T16:30:00+00:00",
             "asked_by": "an engineer",
             "expires_at": "2027-11-24T16:30:00+00:00",
             "look": simulation.look,
             "ledger": {
-                "look": simulation.look, "candidate": f"{home}/stages/sweep-1/trial-1", "test_rows": "7e" * 32,
-                "question": digest(question.to_dict()), "run": f"{home}/runs/1", "at": "2026-11-24T16:30:00+00:00",
+                "look": simulation.look, "candidate": f"{task_uri}/stages/sweep-1/trial-1", "test_rows": "7e" * 32,
+                "question": digest(question.to_dict()), "run": f"{task_uri}/runs/1", "at": "2026-11-24T16:30:00+00:00",
             },
             "routing": asdict(routing) | {"values": list(routing.values)} if routing else None,
             "measured": {

@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def judged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     """A registered full fine-tune."""
-    folder, home = tmp_path_factory.mktemp("judged"), tmp_path_factory.mktemp("registry") / "toy"
+    folder, task_uri = tmp_path_factory.mktemp("judged"), tmp_path_factory.mktemp("registry") / "toy"
     encoder = load_encoder(base)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -54,7 +54,7 @@ def judged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion
         temperature=1.5,
     )
     (folder / "config.json").write_text(config.model_dump_json())
-    return register(home.as_uri(), folder)
+    return register(task_uri.as_uri(), folder)
 
 
 def exported(judged: ModelVersion, target: str, folder: Path) -> LoadedModel[VersionConfig]:

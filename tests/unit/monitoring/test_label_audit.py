@@ -66,7 +66,7 @@ def test_of_corrections_the_last_one_that_was_taken_in_stands(task: Task) -> Non
         kept.append(take(task, table, [label])[0])
         assert take(task, table, [label])[0] == kept[-1]  # the same file twice is one
         assert audited_rows(task.recipe).labels == (label,)
-    assert audits_of(task.recipe.home) == kept
+    assert audits_of(task.recipe.task_uri) == kept
     assert len(set(kept)) == 5
 
 

@@ -44,7 +44,7 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
 def proposed(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
     """What lies in the registry, which here is a folder, and is read as if it were a bucket."""
     here = recipe.model_copy(update={"registry": folder.as_uri()})
-    uri = propose_training(here, rows, uri=f"{here.home}/reevaluations/today")
+    uri = propose_training(here, rows, uri=f"{here.task_uri}/reevaluations/today")
     text = storage.read_bytes(uri).replace(f"registry: {folder.as_uri()}".encode(), b"registry: s3://models")
     return parse_recipe(text, path=uri)
 

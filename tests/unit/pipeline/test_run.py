@@ -81,7 +81,7 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
     found = []
     for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
         recipe = SimpleNamespace(
-            home="s3://m/x",
+            task_uri="s3://m/x",
             training=TrainingConfig.model_validate(training | changed),
             tuning=TuningConfig(),
             evaluation=SimpleNamespace(minimum_gain=0.01),
@@ -105,7 +105,7 @@ def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_clim
     prompting = Prompting(system=None, max_new_tokens=8)
     task = TrainingTask(tmp_path.as_uri(), rows, rows, classes=(), max_length=64, prompting=prompting)
     prepared = SimpleNamespace(
-        recipe=SimpleNamespace(home="", training=SimpleNamespace(attention_dropout=None)),
+        recipe=SimpleNamespace(task_uri="", training=SimpleNamespace(attention_dropout=None)),
         data=SimpleNamespace(report=SimpleNamespace(leaks=())),
         prompting=prompting,
         asked_of_training={},

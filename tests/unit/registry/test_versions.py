@@ -108,32 +108,32 @@ def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path
         kind=kind, classes=(), base_model="s3://m/b", max_length=8, dtype="float32", code="", recipe_hash="",
         created_at="2026-11-25T00:00:00+00:00", prompting=prompting,
     )  # fmt: skip
-    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
     folder.mkdir()
     write_config(folder, config)
     with pytest.raises(RegistryError, match=f"lacks {file}"):
-        register(home, folder)
+        register(task_uri, folder)
     write_config(folder, config.model_copy(update={"kind": "few_shot"}))
-    assert register(home, folder).prompting == prompting  # a prompt has none
+    assert register(task_uri, folder).prompting == prompting  # a prompt has none
 
 
 def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
     config = VersionConfig.model_validate(PLAIN)
-    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
     folder.mkdir()
     write_config(folder, config)
     (folder / "head.safetensors").write_bytes(b"weights")
-    version = register(home, folder)
+    version = register(task_uri, folder)
     there = tmp_path / "home" / "versions" / version.version
     (there / "head.safetensors").write_bytes(b"damaged")
     assert not is_whole(there)
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore it"):
         checked_copy(version.uri)
     assert not is_whole(there)  # what is no copy is not thrown away
-    assert register(home, folder) == version
+    assert register(task_uri, folder) == version
     assert checked_copy(version.uri) == there
     (there / "config.json").unlink()
-    assert register(home, folder) == version
+    assert register(task_uri, folder) == version
     assert is_whole(there)
 
 
@@ -143,11 +143,16 @@ def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
 def test_a_classifier_with_a_head_alone_is_not_registered_as_what_was_trained(
     tmp_path: Path, kind: str, file: str
 ) -> None:
-    folder, home = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
     folder.mkdir()
     (folder / "head.safetensors").write_bytes(b"a head")
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     with pytest.raises(RegistryError, match=f"lacks {file}"):
-        register(home, folder)
+        register(task_uri, folder)
     write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["candidate"]}))
-    assert register(home, folder).engine == "openvino"  # whose encoder lies in files of the engine's
+    assert register(task_uri, folder).engine == "openvino"  # whose encoder lies in files of the engine's
+
+
+def test_the_task_of_a_version_is_chat_where_it_has_a_prompt() -> None:
+    chat = version("full", classes=[], prompting={"system": None, "max_new_tokens": 8})
+    assert (version("probe").task, chat.task) == ("classification", "chat")

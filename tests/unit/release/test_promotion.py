@@ -21,7 +21,7 @@ CONFIG = {
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> str:
+def task_uri(tmp_path: Path) -> str:
     folder = tmp_path / "toy" / "versions" / "full-1"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -29,19 +29,19 @@ def home(tmp_path: Path) -> str:
     return (tmp_path / "toy").as_uri()
 
 
-def test_a_version_goes_by_its_name_or_its_uri(home: str) -> None:
-    for name in ("full-1", f"{home}/versions/full-1", f"{home}/versions/full-1/"):
-        assert trial_version(name, home=home).version == "full-1"
+def test_a_version_goes_by_its_name_or_its_uri(task_uri: str) -> None:
+    for name in ("full-1", f"{task_uri}/versions/full-1", f"{task_uri}/versions/full-1/"):
+        assert trial_version(name, task_uri=task_uri).version == "full-1"
 
 
 @pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])
-def test_what_is_no_version_of_the_task_is_refused(home: str, name: str) -> None:
+def test_what_is_no_version_of_the_task_is_refused(task_uri: str, name: str) -> None:
     with pytest.raises(PromotionRefused, match="`tailorbird models` lists them"):
-        trial_version(name, home=home)
+        trial_version(name, task_uri=task_uri)
 
 
-def test_a_version_that_is_not_there_and_a_candidate_without_a_run_are_said_to_be_missing(home: str) -> None:
+def test_a_version_that_is_not_there_and_a_candidate_without_a_run_are_said_to_be_missing(task_uri: str) -> None:
     with pytest.raises(RegistryError, match="no whole model version"):
-        trial_version("full-2", home=home)
+        trial_version("full-2", task_uri=task_uri)
     with pytest.raises(PromotionRefused, match="no run is finished"):
-        trial_version("candidate", home=home)
+        trial_version("candidate", task_uri=task_uri)

@@ -17,7 +17,7 @@ from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 
 def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
     """A run and its versions under a folder; URIs by role, the run's as `run`."""
-    evidence = evidence_of(simulation, home=folder.as_uri())
+    evidence = evidence_of(simulation, task_uri=folder.as_uri())
     tables = {}
     for name, table in tables_of(simulation).items():
         buffer = io.BytesIO()

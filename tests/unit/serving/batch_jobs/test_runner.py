@@ -57,7 +57,7 @@ def test_a_desk_waits_for_those_before_it_and_leaves_to_those_after_it(monkeypat
 
 @pytest.mark.parametrize("uri", OUTSIDE)
 def test_a_place_outside_or_that_meets_what_is_ours_is_refused(uri: str) -> None:
-    assert runner.refusal_of(uri, home=HOME, config=SECTION) is not None
+    assert runner.refusal_of(uri, task_uri=HOME, config=SECTION) is not None
 
 
 @pytest.mark.parametrize("uri", NO_PLACE)
@@ -68,7 +68,7 @@ def test_what_could_be_another_place_than_it_says_is_none(uri: str) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"])
 def test_a_prefix_opens_what_lies_under_it_and_a_name_is_never_decoded(uri: str) -> None:
-    assert runner.refusal_of(uri, home=HOME, config=SECTION) is None
+    assert runner.refusal_of(uri, task_uri=HOME, config=SECTION) is None
 
 
 def test_a_state_that_somebody_wrote_on_s3_opens_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,15 +33,15 @@ def test_a_version_with_a_prompting_is_a_chat_version() -> None:
 
 def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
     config = ServingConfig(max_replicas=2, max_texts=8)
-    sent = _build_args(config, home="s3://models/a", task="classification")
+    sent = _build_args(config, task_uri="s3://models/a", task="classification")
     assert sent == {"home": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
     assert BuildArgs.model_validate(sent).serving == config
-    assert BuildArgs.model_validate(_build_args(config, home="s3://models/a", task="chat")).task == "chat"
+    assert BuildArgs.model_validate(_build_args(config, task_uri="s3://models/a", task="chat")).task == "chat"
 
 
 def test_a_trial_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
     trial = ExperimentConfig(version="full-1", canary=0.1)
-    sent = _build_args(ServingConfig(trial=trial), home="s3://models/a", task="classification")
+    sent = _build_args(ServingConfig(trial=trial), task_uri="s3://models/a", task="classification")
     assert sent == {"home": "s3://models/a", "serving": {}}
 
 
@@ -137,7 +137,7 @@ def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     serve = FakeServe(monkeypatch)
     monkeypatch.setattr(versions, "over_same_base", lambda *_args, **_options: [])
     for name in ("t", "other"):
-        told = application_of(ServingConfig(), home=f"s3://models/{name}", version=registered("full-1"))
+        told = application_of(ServingConfig(), task_uri=f"s3://models/{name}", version=registered("full-1"))
         serve.applications[name] = told | {"route_prefix": f"/{name}"}
     return serve
 
@@ -170,7 +170,7 @@ def test_what_somebody_puts_back_who_changes_another_task_is_put_again(monkeypat
 
 def test_what_somebody_else_makes_of_the_same_task_is_left_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    theirs = application_of(ServingConfig(), home="s3://models/t", version=registered("full-3"))
+    theirs = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
     serve.after_put = [lambda: serve.applications.update(t=theirs)]
     with pytest.raises(OverwrittenError, match="somebody else changed or removed t meanwhile"):
         moved("t")
@@ -182,11 +182,11 @@ TRIED = ServingConfig(trial=ExperimentConfig(version="full-2", canary=0.1))
 
 def test_a_version_by_other_code_is_not_tried_in_the_champions_replicas() -> None:
     champion = registered("full-1")
-    told = application_of(TRIED, home="s3://models/t", version=champion, trial=registered("full-2"))
+    told = application_of(TRIED, task_uri="s3://models/t", version=champion, trial=registered("full-2"))
     assert told["deployments"][0]["user_config"]["trial"]["digest"] == "d-full-2"
     with pytest.raises(TrialError, match=r"full-2 was made by other code .*promote this one"):
         application_of(
-            TRIED, home="s3://models/t", version=champion, trial=registered("full-2", code="s3://models/code/b.zip")
+            TRIED, task_uri="s3://models/t", version=champion, trial=registered("full-2", code="s3://models/code/b.zip")
         )
 
 
@@ -196,12 +196,12 @@ def test_the_former_champion_answers_beside_the_new_one_where_both_are_over_one_
     serve, asked = FakeServe(monkeypatch), []
     former, other, version = (registered(name) for name in ("lora-1", "lora-2", "lora-3"))
 
-    def over_same_base(version: Any, *, home: str, most: int) -> list[Any]:
-        asked.append((version.version, home, most))
+    def over_same_base(version: Any, *, task_uri: str, most: int) -> list[Any]:
+        asked.append((version.version, task_uri, most))
         return [former, other]
 
     monkeypatch.setattr(versions, "over_same_base", over_same_base)
-    told = application_of(ServingConfig(versions=3), home="s3://models/t", version=former, others=[other])
+    told = application_of(ServingConfig(versions=3), task_uri="s3://models/t", version=former, others=[other])
     serve.applications["t"] = told
     rollout.move("s3://models/t", version=version, pretrained=None, verdict=None)
     assert asked == [("lora-3", "s3://models/t", 3)]
@@ -220,7 +220,7 @@ def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion
 ) -> None:
     serve = FakeServe(monkeypatch)
     monkeypatch.setattr(versions, "over_same_base", lambda *_args, **_options: [])
-    told = application_of(TRIED, home="s3://models/t", version=registered("full-1"), trial=registered("full-2"))
+    told = application_of(TRIED, task_uri="s3://models/t", version=registered("full-1"), trial=registered("full-2"))
     serve.applications["t"] = told
     rollout.move(
         "s3://models/t", version=registered(name, code=f"s3://models/code/{code}.zip"), pretrained=None, verdict=None
