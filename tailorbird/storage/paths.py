@@ -1,0 +1,175 @@
+"""Where everything of a task is stored: the layout of the registry's folders."""
+
+from dataclasses import dataclass
+
+_RUNS = "runs"
+_VERSIONS = "versions"
+
+
+@dataclass(frozen=True)
+class TaskPaths:
+    """URIs of a task's files, all under `task_uri`, `<registry>/<name>`, which has no trailing slash."""
+
+    task_uri: str
+
+    @property
+    def name(self) -> str:
+        """The task's name, the last segment of its URI."""
+        return self.task_uri.rpartition("/")[2]
+
+    @property
+    def registry(self) -> str:
+        """URI of the registry that holds the task."""
+        return self.task_uri.rpartition("/")[0]
+
+    @property
+    def runs(self) -> str:
+        return f"{self.task_uri}/{_RUNS}"
+
+    def run(self, name: str) -> str:
+        """Folder of a run's evidence and predictions."""
+        return f"{self.runs}/{name}"
+
+    @property
+    def versions(self) -> str:
+        return f"{self.task_uri}/{_VERSIONS}"
+
+    def version(self, name: str) -> str:
+        """Folder of a model version's weights, config.json and manifest.json."""
+        return f"{self.versions}/{name}"
+
+    @property
+    def stages(self) -> str:
+        return f"{self.task_uri}/stages"
+
+    def stage(self, name: str, fingerprint: str) -> str:
+        """Folder of a cached stage's output; `fingerprint` is the hash of the stage's inputs."""
+        return f"{self.stages}/{name}-{fingerprint}"
+
+    @property
+    def code(self) -> str:
+        return f"{self.task_uri}/code"
+
+    def code_archive(self, sha256: str) -> str:
+        """The zip of the project's code with this sha256."""
+        return f"{self.code}/{sha256}.zip"
+
+    @property
+    def champion(self) -> str:
+        """The file that names the version that serves."""
+        return f"{self.task_uri}/champion.json"
+
+    @property
+    def history(self) -> str:
+        return f"{self.task_uri}/history"
+
+    def history_entry(self, name: str) -> str:
+        """The record of one change of the champion, or of one reevaluation."""
+        return f"{self.history}/{name}.json"
+
+    @property
+    def ledgers(self) -> str:
+        return f"{self.task_uri}/test_set_ledgers"
+
+    def ledger(self, test_sha256: str) -> str:
+        """The ledger of accesses to the test rows with this sha256."""
+        return f"{self.ledgers}/{test_sha256}.json"
+
+    @property
+    def batches(self) -> str:
+        return f"{self.task_uri}/batches"
+
+    def batch(self, batch_id: str) -> str:
+        """The status of a batch job."""
+        return f"{self.batches}/{batch_id}.json"
+
+    @property
+    def audits(self) -> str:
+        return f"{self.task_uri}/audits"
+
+    def audit(self, number: int, digest: str) -> str:
+        """Labelled rows of the `number`-th audit import."""
+        return f"{self.audits}/{number:06d}-{digest}.parquet"
+
+    def audited_rows(self, name: str) -> str:
+        """Training rows made of audited requests, for a reevaluation that proposes training."""
+        return f"{self.task_uri}/audited/{name}.parquet"
+
+    @property
+    def monitoring(self) -> str:
+        return f"{self.task_uri}/monitoring"
+
+    def daily_report(self, day: str) -> str:
+        """The monitoring report of a day (ISO 8601)."""
+        return f"{self.monitoring}/{day}.json"
+
+    @property
+    def monitoring_page(self) -> str:
+        return f"{self.monitoring}/monitoring.html"
+
+    @property
+    def metrics(self) -> str:
+        """The monitoring's gauges in Prometheus text format."""
+        return f"{self.monitoring}/metrics.prom"
+
+    @property
+    def reevaluations(self) -> str:
+        return f"{self.task_uri}/reevaluations"
+
+    def reevaluation(self, name: str) -> str:
+        """Folder of a reevaluation's evidence."""
+        return f"{self.reevaluations}/{name}"
+
+    @property
+    def references(self) -> str:
+        return f"{self.task_uri}/references"
+
+    def drift_reference(self, digest: str) -> str:
+        """The sample of training rows that drift of a version's traffic is measured against."""
+        return f"{self.references}/{digest}.parquet"
+
+    def preflight_probe(self, name: str) -> str:
+        """A file that preflight writes, changes and deletes to test the storage."""
+        return f"{self.task_uri}/preflight/{name}"
+
+
+def base_models(registry: str) -> str:
+    """Folder of the base models that were staged in a registry."""
+    return f"{registry.rstrip('/')}/_base"
+
+
+def base_model(registry: str, name: str) -> str:
+    """Folder of a staged base model."""
+    return f"{base_models(registry)}/{name}"
+
+
+def base_model_pin(registry: str, name: str) -> str:
+    """The file that records which folder a base model was staged as."""
+    return f"{base_models(registry)}/pinned/{name}.json"
+
+
+def is_staged_base_model(uri: str) -> bool:
+    """Return True if `uri` is a folder that `base_model` names in any registry."""
+    return uri.rstrip("/").rsplit("/", 2)[1:2] == ["_base"]
+
+
+def is_version_uri(uri: str) -> bool:
+    """Return True if `uri` is the folder of a registered version."""
+    return uri.rstrip("/").rsplit("/", 2)[1:2] == [_VERSIONS]
+
+
+def parse_version_uri(uri: str) -> tuple[TaskPaths, str]:
+    """Return a version's task and name; raise ValueError if `uri` is not `<registry>/<task>/versions/<name>`."""
+    return _parse(uri, _VERSIONS)
+
+
+def parse_run_uri(uri: str) -> tuple[TaskPaths, str]:
+    """Return a run's task and name; raise ValueError if `uri` is not `<registry>/<task>/runs/<name>`."""
+    return _parse(uri, _RUNS)
+
+
+def _parse(uri: str, folder: str) -> tuple[TaskPaths, str]:
+    match uri.rstrip("/").rsplit("/", 2):
+        case [task_uri, segment, name] if segment == folder:
+            return TaskPaths(task_uri), name
+    raise ValueError(f"{uri!r} is not a URI of {folder}; give <registry>/<task>/{folder}/<name>")

@@ -1,0 +1,51 @@
+"""Where a task's files are stored, and which task a stored file belongs to."""
+
+import pytest
+
+from tailorbird.storage.paths import (
+    TaskPaths,
+    base_model,
+    is_staged_base_model,
+    is_version_uri,
+    parse_run_uri,
+    parse_version_uri,
+)
+
+TASK = TaskPaths("s3://models/prod/tickets")
+
+
+def test_a_task_knows_its_name_and_registry() -> None:
+    assert (TASK.name, TASK.registry) == ("tickets", "s3://models/prod")
+
+
+def test_everything_of_a_task_is_under_its_uri() -> None:
+    assert TASK.run("0f3a") == "s3://models/prod/tickets/runs/0f3a"
+    assert TASK.champion == "s3://models/prod/tickets/champion.json"
+    assert TASK.stage("sweep", "12ab") == "s3://models/prod/tickets/stages/sweep-12ab"
+    assert TASK.audit(7, "ab") == "s3://models/prod/tickets/audits/000007-ab.parquet"
+    assert TASK.daily_report("2026-03-01") == "s3://models/prod/tickets/monitoring/2026-03-01.json"
+
+
+def test_a_uri_of_a_run_or_version_gives_its_task_and_name_back() -> None:
+    assert parse_run_uri(TASK.run("0f3a")) == (TASK, "0f3a")
+    assert parse_version_uri(f"{TASK.version('full-1')}/") == (TASK, "full-1")
+
+
+def test_a_registry_may_have_a_folder_of_versions_above_it() -> None:
+    nested = TaskPaths("s3://models/versions/prod/tickets")
+    assert parse_version_uri(nested.version("full-1")) == (nested, "full-1")
+    assert not is_version_uri(nested.stage("sweep", "12ab"))
+
+
+@pytest.mark.parametrize("uri", ["s3://models/prod/tickets/stages/sweep-1", "file:///tmp/model", "full-1", ""])
+def test_a_uri_of_another_folder_is_not_a_versions(uri: str) -> None:
+    assert not is_version_uri(uri)
+    with pytest.raises(ValueError, match="<registry>/<task>/versions/<name>"):
+        parse_version_uri(uri)
+
+
+def test_base_models_belong_to_a_registry() -> None:
+    uri = base_model("s3://models/", "minilm-0123")
+    assert uri == "s3://models/_base/minilm-0123"
+    assert is_staged_base_model(uri)
+    assert not is_staged_base_model("file:///tmp/minilm")
