@@ -1,0 +1,25 @@
+"""A contender that needs no fine-tuning, with its score on validation, and the choice of the incumbent among several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline and its score on the validation rows, by the recipe's metric."""
+
+    kind: str
+    uri: str | None
+    """URI of its artifact; None if it has none."""
+    validation: float
+    servable: bool
+    note: str
+    """How it was made, for people."""
+
+
+def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
+    """Return the servable baseline that scores best on validation: the model that a candidate has to replace.
+
+    The first of several with the same score wins, so put the champion first. At least one baseline is servable.
+    """
+    return max((baseline for baseline in baselines if baseline.servable), key=lambda baseline: baseline.validation)
