@@ -60,7 +60,7 @@ def main() -> None:
 def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path) -> Figures:
     """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
     trial = {"version": versions[1].version, **share} if share else None
-    config = ServingConfig.model_validate({"request_log": log.as_uri(), "trial": trial})
+    config = ServingConfig.model_validate({"request_log": log.as_uri(), "challenger": trial})
     url = rollout.deploy(config, task_uri=HOME, version=versions[0], trial=versions[1] if share else None)
     figures: dict[str, float] = {"failed": 0}
     for name, (num_clients, pause_s) in LOADS.items():

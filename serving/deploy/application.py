@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serving.http.schemas import PRETRAINED
-from serving.replica.experiment import TRIAL
+from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion, Part
 
-from serving.deploy.serve_client import TrialError
+from serving.deploy.serve_client import ChallengerError
 
 IMPORT_PATH = "serving.app:build"
 DEPLOYMENTS = {"classification": "classifier", "chat": "chat"}
@@ -47,14 +47,14 @@ def application_of(
     if beside:
         config["beside"] = beside
     if trial is not None:
-        assert section.trial is not None
+        assert section.challenger is not None
         if trial.code != version.code:
-            raise TrialError(
+            raise ChallengerError(
                 f"{trial.uri} was made by other code ({trial.code}) than the champion ({version.code}), in whose "
                 "replicas it would run: what is tried would not be what is served later. Try one that was made by the "
                 "champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
             )
-        config[TRIAL] = version_name(trial) | section.trial.model_dump(exclude={"version"}, exclude_none=True)
+        config[CHALLENGER] = version_name(trial) | section.challenger.model_dump(exclude={"version"}, exclude_none=True)
     return {
         "name": application_name(task_uri),
         "route_prefix": "/",
@@ -69,7 +69,7 @@ def with_config(application: dict[str, Any], config: dict[str, Any]) -> dict[str
     return application | {"deployments": [application["deployments"][0] | {"user_config": config}]}
 
 
-def apart(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]:
+def standalone_application(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]:
     """The version in an application of its own, with one replica."""
     name = f"{former['name']}_candidate"  # which no recipe may be called
     args = former["args"]
@@ -94,7 +94,7 @@ def application_name(task_uri: str) -> str:
 def _build_args(config: ServingConfig, *, task_uri: str, task: str) -> dict[str, Any]:
     """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
     fields = config.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
-    args = {"home": task_uri, "serving": fields}
+    args = {"task_uri": task_uri, "serving": fields}
     return args if task == "classification" else args | {"task": task}
 
 

@@ -9,7 +9,7 @@ import requests
 
 from cluster.code_snapshot import shipped_sha256
 from serving.http.schemas import PRETRAINED, config_id
-from serving.replica.experiment import TRIAL
+from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.storage import read_bytes
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion, Part
 
 from serving.deploy.application import (
-    apart,
+    standalone_application,
     application_name,
     application_of,
     route_prefix,
@@ -30,13 +30,13 @@ from serving.deploy.serve_client import (
     PUT_ATTEMPTS,
     DeployError,
     OverwrittenError,
-    TrialError,
+    ChallengerError,
     VersionRefusedError,
     application_status,
     application_url,
     declared_applications,
     put_applications,
-    refuse_open_door,
+    require_private_or_keys,
     serve_applications,
     serve_instance,
 )
@@ -60,7 +60,7 @@ def deploy(
     """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
 
     Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it;
-    `trial` gets the share of `section.trial`, and each of `others` answers under its version's name.
+    `trial` gets the share of `section.challenger`, and each of `others` answers under its version's name.
 
     Other applications are left as they are. A deploy that differs from the running one in its version alone
     or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
@@ -70,7 +70,7 @@ def deploy(
     instance = serve_instance()
     before = instance["applications"]
     if config.api_keys is None and not config.guarded:
-        refuse_open_door(instance)
+        require_private_or_keys(instance)
     application = application_of(
         config, task_uri=task_uri, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
     ) | {"route_prefix": route_prefix(name, before)}
@@ -78,13 +78,13 @@ def deploy(
     if trial is not None:
         ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
         if ready.get("trial") != trial.digest:
-            why = ready.get("absent", {}).get(TRIAL, "/readyz does not say why")
-            raise TrialError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
+            why = ready.get("absent", {}).get(CHALLENGER, "/readyz does not say why")
+            raise ChallengerError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
     return base_url
 
 
 @contextmanager
-def rehearsed(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]:
+def staged(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]:
     """The base URL at which the version answers, while the block lasts, whoever asks for it by its name; None where the
     task is not served.
 
@@ -108,7 +108,7 @@ def rehearsed(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]
             former, config | {"beside": config.get("beside", {}) | {version.version: version_name(version)}}
         )
     else:
-        trial = apart(former, version=version)
+        trial = standalone_application(former, version=version)
     try:
         url = _apply(trial, declared=declared)
         absent = _ready(url).get("absent", {})
@@ -118,7 +118,7 @@ def rehearsed(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]
     except BaseException:
         if alike and not was_beside:
             with suppress(DeployError):  # what went wrong before is what is told
-                _withdraw(name, version=version)
+                _unstage(name, version=version)
         raise
     finally:
         if not alike:
@@ -126,7 +126,7 @@ def rehearsed(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]
                 undeploy(trial["name"])
 
 
-def _withdraw(name: str, *, version: "ModelVersion") -> None:
+def _unstage(name: str, *, version: "ModelVersion") -> None:
     """Takes the version from beside the champion, whoever that is by now."""
     declared = declared_applications(serve_applications())
     if name not in declared:
@@ -136,7 +136,7 @@ def _withdraw(name: str, *, version: "ModelVersion") -> None:
     _apply(with_config(declared[name], config | {"beside": beside}), declared=declared)
 
 
-def move(
+def switch_version(
     task_uri: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
 ) -> str | None:
     """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`:
@@ -157,9 +157,9 @@ def move(
     if config["with_pretrained"] and pretrained is not None and task_of(version) == "classification":
         beside[PRETRAINED] = version_name(pretrained)
     changed = with_config(former, config | version_name(version) | {"verdict": verdict, "beside": beside})
-    tried = config.get(TRIAL, {}).get("digest") in (version.digest, weights_digest(version))
-    if TRIAL in config and (tried or not alike):
-        del changed["deployments"][0]["user_config"][TRIAL]
+    tried = config.get(CHALLENGER, {}).get("digest") in (version.digest, weights_digest(version))
+    if CHALLENGER in config and (tried or not alike):
+        del changed["deployments"][0]["user_config"][CHALLENGER]
     return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
 
 
@@ -176,7 +176,7 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
     config = application["deployments"][0]["user_config"]
     max_replicas = application["args"].get("serving", {}).get("max_replicas", 1)
     for _ in range(PUT_ATTEMPTS):
-        _put_beside_others(application)
+        _put_application(application)
         try:
             _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
             _require_declared(name, config=config)
@@ -186,13 +186,13 @@ def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) 
             continue
         except DeployError:
             if former is not None:  # a replica that starts later must not be told to load what none can load
-                _put_beside_others(former)
+                _put_application(former)
             raise
         return base_url
     raise DeployError(f"{name} was put back {PUT_ATTEMPTS} times by who changes other applications; try again")
 
 
-def _put_beside_others(application: dict[str, Any]) -> None:
+def _put_application(application: dict[str, Any]) -> None:
     """The others as they are at this moment."""
     put_applications(
         [
@@ -241,7 +241,7 @@ def undeploy(name: str) -> None:
         time.sleep(POLL_S)
 
 
-def on_trial(base_url: str) -> str | None:
+def challenger_digest(base_url: str) -> str | None:
     """Digest of the version on trial beside the champion, where there is one."""
     found = _ready(base_url).get("trial")
     return None if found is None else str(found)
@@ -262,7 +262,7 @@ def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
         right = ready.get("digest") == digest
         in_a_row, heard = (in_a_row + 1, {*heard, ready.get("replica")}) if right else (0, set())
-        if in_a_row >= num_answers and _running(name) <= heard:
+        if in_a_row >= num_answers and _running_replicas(name) <= heard:
             return ready
         if 0 < in_a_row < num_answers:
             continue
@@ -278,7 +278,7 @@ def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers
     raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {application_status(name)}")
 
 
-def _running(name: str) -> set[str]:
+def _running_replicas(name: str) -> set[str]:
     """The application's replicas that answer, as Serve names them."""
     deployments = serve_applications().get(name, {}).get("deployments", {}).values()
     replicas = [replica for deployment in deployments for replica in deployment["replicas"]]

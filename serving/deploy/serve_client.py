@@ -32,7 +32,7 @@ class OverwrittenError(DeployError):
     """Somebody else changed or removed the application while it was deployed."""
 
 
-class TrialError(DeployError):
+class ChallengerError(DeployError):
     """The version cannot be tried; the champion serves without it, as it was asked to or as before."""
 
 
@@ -81,7 +81,7 @@ def serve_instance() -> dict[str, Any]:
     return {"applications": {}, **answer.json()}
 
 
-def refuse_open_door(instance: dict[str, Any]) -> None:
+def require_private_or_keys(instance: dict[str, Any]) -> None:
     """Raises DeployError where whoever reaches the machine could ask, and no key would keep them out."""
     options = instance.get("http_options")  # none before Serve is started: then we say where it listens
     listens = "127.0.0.1" if options is None else options.get("host") or "an address that it does not tell"

@@ -42,7 +42,7 @@ def watch(
     advice = found.advice
     lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
     lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []
-    lines += [f"{found.deleted} files older than watching.keep_days are deleted"] if found.deleted else []
+    lines += [f"{found.deleted} files older than monitoring.keep_days are deleted"] if found.deleted else []
     value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": found.page, "deleted": found.deleted}
     value |= {"trial": advice.trial.decision if advice.trial else None}
     value |= {"reports": [one.model_dump(mode="json") for one in found.reports]}
@@ -55,7 +55,7 @@ def watch(
 def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Makes the champion's verdict again on audited rows; where it no longer holds, proposes the way back or takes it.
 
-    Example: tailorbird reevaluate recipes/icd10_demo.yaml watching.rollback=automatic
+    Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
     from tailorbird.operate.reevaluate import reevaluate as judge_again
 

@@ -72,17 +72,17 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     """Serves the champion on Ray Serve, or moves the service to it.
 
     Examples: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
-    tailorbird serve recipes/icd10_demo.yaml 'serving.trial={version: candidate, canary: 0.1}'
+    tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
     """
     from serving.deploy.application import ROUTES, task_of
-    from serving.deploy.rollout import on_trial
+    from serving.deploy.rollout import challenger_digest
     from tailorbird.release.promotion import serve_champion
 
     loaded = read_recipe(recipe, overrides)
     url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
     trial, tried = None, []
-    if loaded.serving.trial:
-        trial = on_trial(url)
+    if loaded.serving.challenger:
+        trial = challenger_digest(url)
         tried = [f"on trial: {trial}" if trial else "nothing is on trial: the recipe's trial names the champion"]
     print_result(
         {"url": url, "version": version.version, "digest": version.digest, "trial": trial},
@@ -113,14 +113,14 @@ def score(
     """
     from dataclasses import asdict
 
-    from serving.batch_jobs.scoring import batch_of, named_version, shown
+    from serving.batch_jobs.scoring import new_batch, resolve_version, progress_notes
     from serving.batch_jobs.scoring import score as score_batch
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
-        version = named_version(loaded.task_uri, model)
+        version = resolve_version(loaded.task_uri, model)
         asked = column or loaded.asked_column
-        batch = batch_of(version, input=input, output=output, column=asked, id_column=id_column)
-        done = score_batch(batch, loaded.serving, version=version, told=shown(show))
+        batch = new_batch(version, input=input, output=output, column=asked, id_column=id_column)
+        done = score_batch(batch, loaded.serving, version=version, told=progress_notes(show))
     value = asdict(done) | {"version": version.version, "digest": version.digest}
     print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
 

@@ -1,4 +1,4 @@
-"""Section `watching` of a recipe."""
+"""Section `monitoring` of a recipe."""
 
 from typing import Literal, Self
 

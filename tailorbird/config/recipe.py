@@ -40,7 +40,7 @@ class Recipe(ConfigSection):
     """URI under which models and evidence are kept, `s3://`."""
     serving: ServingConfig = ServingConfig()
     """How the champion is served."""
-    watching: MonitoringConfig = MonitoringConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     """How the champion is watched while it serves."""
 
     @field_validator("base_model")
@@ -80,7 +80,7 @@ class Recipe(ConfigSection):
             }
             refused |= {
                 "evaluation.hybrid": self.evaluation.hybrid,
-                "serving.trial.shadow": self.serving.trial and self.serving.trial.shadow,
+                "serving.challenger.shadow": self.serving.challenger and self.serving.challenger.shadow,
             }
             for name, value in refused.items():
                 if value is not None:

@@ -12,7 +12,7 @@ from pydantic import (
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 
 
-class ExperimentConfig(ConfigSection):
+class ChallengerConfig(ConfigSection):
     """Another version beside the champion: exactly one of `canary` and `shadow`."""
 
     version: str = Field(min_length=1)
@@ -91,7 +91,7 @@ class ServingConfig(ConfigSection):
     max_batch_workers: int | None = Field(default=None, ge=1)
     """Workers of one batch at most, each with `cpus_per_replica` cores; without it, as many as the cluster has cores
     for."""
-    trial: ExperimentConfig | None = None
+    challenger: ChallengerConfig | None = None
     """Another version that answers a share of the requests, or is shown them; it is a second model in each replica's
     memory. Changed by `tailorbird serve` while requests are answered."""
 
@@ -116,6 +116,6 @@ class ServingConfig(ConfigSection):
         for name in ("log_texts", "subject_key"):
             if getattr(self, name) and self.request_log is None:
                 raise ValueError(f"{name} needs request_log: nothing is written without it")
-        if self.trial and self.trial.shadow and self.request_log is None:
-            raise ValueError("trial.shadow needs request_log: nobody sees its answers without it")
+        if self.challenger and self.challenger.shadow and self.request_log is None:
+            raise ValueError("challenger.shadow needs request_log: nobody sees its answers without it")
         return self

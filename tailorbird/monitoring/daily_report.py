@@ -61,7 +61,7 @@ class Serving:
 def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[Report]:
     """Reports of every day of the champion's before `today`, from the first of which the log has answers; in order.
 
-    A day's report covers `watching.window_days` days up to it, and lies at `<home>/monitoring/<day>.json`. Once no
+    A day's report covers `monitoring.window_days` days up to it, and lies at `<task_uri>/monitoring/<day>.json`. Once no
     label is waited for any more it stays as it is. Until then it is made again where answers came that were not there,
     and where labels of its answers did: then signs of drift and swaps stay, for they need none. A day of the log is
     read at most once in a run. Raises WatchError where the recipe keeps no log, ReferenceMissing, and TrafficError for
@@ -81,7 +81,7 @@ def watch(recipe: Recipe, serving: Serving, *, today: date, show: Show) -> list[
     made = {
         day: _read_report(recipe.task_uri, day) for day in _days(log_days.answers, since=serving.since, before=today)
     }
-    length, wait = recipe.watching.window_days, recipe.watching.label_days
+    length, wait = recipe.monitoring.window_days, recipe.monitoring.label_days
     reports = []
     for day, report in made.items():
         over = day + timedelta(days=wait + 1) < today
@@ -127,11 +127,11 @@ class _Window:
 
     def __init__(self, recipe: Recipe, days: Days, serving: Serving, reference: Reference, day: date) -> None:
         self.recipe, self.days, self.serving, self.reference, self.day = recipe, days, serving, reference, day
-        self.first = day - timedelta(days=recipe.watching.window_days - 1)
+        self.first = day - timedelta(days=recipe.monitoring.window_days - 1)
         self.trial = serving.trial.digest if serving.trial else None
-        config = recipe.watching.model_dump(mode="json", exclude={"rollback", "keep_days"})
+        config = recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         answers = files_between(days.answers, self.first, day)
-        told = files_between(days.feedback, self.first, day + timedelta(days=recipe.watching.label_days))
+        told = files_between(days.feedback, self.first, day + timedelta(days=recipe.monitoring.label_days))
         self.answers = _sha256([*answers, serving.champion.digest, reference.made_at, config, recipe.data.groups])
         self.told = _sha256([*told, *days.audits, self.trial])
 
@@ -141,7 +141,7 @@ class _Window:
 
     def report(self, made: Report | None) -> Report:
         """Of these days; of one that was `made` of the same answers, what needs no label stays."""
-        wait = self.recipe.watching.label_days
+        wait = self.recipe.monitoring.label_days
         traffic = self.days.window(self.first, self.day, label_days=wait)
         again = int((self.days.labels.words[traffic.known] > 1).sum())
         inputs = f"{self.answers}:{self.told}:{_labelled(traffic.outcomes, again=again, trial=self.trial)}"
@@ -154,7 +154,7 @@ class _Window:
         champion, alpha = self.serving.champion, self.recipe.evaluation.alpha
         fields: dict[str, Any] = {
             "day": self.day.isoformat(),
-            "days": self.recipe.watching.window_days,
+            "days": self.recipe.monitoring.window_days,
             "made_at": now(),
             "inputs": inputs,
             "version": champion.version,
@@ -182,7 +182,7 @@ class _Window:
 
     def _seen(self, traffic: Traffic) -> dict[str, Any]:
         """What needs no label: signs, swaps, and notes on what is odd or could not be looked at."""
-        wait = self.recipe.watching.label_days
+        wait = self.recipe.monitoring.label_days
         notes = _oddities(traffic, unanswered=self.days.unanswered(self.first, self.day, label_days=wait))
         if not traffic.num_of(CHAMPION, self.serving.champion.digest):
             why = "no traffic" if not traffic.num_rows else "no answer of the champion"
@@ -205,7 +205,7 @@ class _Window:
             notes.append(f"the texts' distance was not looked at: {why}")
         window = Asked(sample.scores.astype(np.float64), sample.labels, embeddings)
         try:
-            rate = self.recipe.watching.false_alarm_rate
+            rate = self.recipe.monitoring.false_alarm_rate
             return drift_signs(window, reference=self.reference.asked, rate=rate), notes
         except DriftError as error:
             return (), [*notes, f"no drift was looked for: {error}"]
@@ -316,7 +316,7 @@ def _oddities(traffic: Traffic, *, unanswered: int) -> list[str]:
     if bound:
         notes.append(
             f"{bound:,} audited answers of the canary are a subject's, who stays in one arm, and are compared with "
-            "none: a shadow's would be (serving.trial.shadow)"
+            "none: a shadow's would be (serving.challenger.shadow)"
         )
     others = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(others) > 1:

@@ -87,9 +87,9 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
 
     The question is that of the run that chose the champion, and so is what the two cost, where these are the two that
     it measured. Where the champion no longer holds (see `holds`), a recipe that would train on these rows too is left
-    beside the evidence, and is not run; with `watching.rollback: automatic` the version before serves again, by the
-    same conditional write as `tailorbird rollback`. Evidence lies under `<home>/reevaluations/<time>/`, the outcome in
-    `history/`. Raises ReevaluationError where less than `watching.min_labels` rows are left, PromotionRefused where
+    beside the evidence, and is not run; with `monitoring.rollback: automatic` the version before serves again, by the
+    same conditional write as `tailorbird rollback`. Evidence lies under `<task_uri>/reevaluations/<time>/`, the outcome in
+    `history/`. Raises ReevaluationError where less than `monitoring.min_labels` rows are left, PromotionRefused where
     there is no champion, no way back, or another champion by the time it ends.
     """
     if recipe.task == "chat":
@@ -98,10 +98,10 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = gather(recipe).data.splits
     rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.task_uri))
-    if len(rows) < recipe.watching.min_labels:
+    if len(rows) < recipe.monitoring.min_labels:
         raise ReevaluationError(
             f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
-            f"watching.min_labels asks for {recipe.watching.min_labels}; label more (`tailorbird audit export` draws "
+            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` draws "
             "them), or ask for fewer"
         )
     show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
@@ -135,7 +135,7 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     evidence |= {"holds": upheld, "expires_at": expires.isoformat(timespec="seconds") if upheld else None}
     _keep(recipe.task_uri, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
-    if upheld is False and recipe.watching.rollback == "automatic":
+    if upheld is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
         champion = rollback(recipe.task_uri, reason=reason, of=champion)
     return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
@@ -159,7 +159,7 @@ def holds(verdict: Verdict) -> bool | None:
 
 
 def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
-    """Leaves a recipe that trains on these rows too under `uri`, and the rows under `<home>/audited/`; its URI.
+    """Leaves a recipe that trains on these rows too under `uri`, and the rows under `<task_uri>/audited/`; its URI.
 
     They have the columns and types of the recipe's first training rows; what was stated that is no value of a group's
     type is left out. A row shares its `split_by` with no other: its id, or a negative number in a column of numbers.

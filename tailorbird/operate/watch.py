@@ -32,7 +32,7 @@ class Watched:
     gauges: str
     """Prometheus' text format."""
     deleted: int
-    """Files of the log that were older than `watching.keep_days`."""
+    """Files of the log that were older than `monitoring.keep_days`."""
 
 
 def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
@@ -68,8 +68,8 @@ def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
 
 
 def forget(recipe: Recipe, *, today: date) -> int:
-    """Deletes the log's days that are older than `watching.keep_days`; how many files that were."""
-    log, keep = recipe.serving.request_log, recipe.watching.keep_days
+    """Deletes the log's days that are older than `monitoring.keep_days`; how many files that were."""
+    log, keep = recipe.serving.request_log, recipe.monitoring.keep_days
     if log is None or keep is None:
         return 0
     first = (today - timedelta(days=keep)).isoformat()
@@ -102,9 +102,9 @@ def _champion(recipe: Recipe) -> Champion:
 
 
 def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
-    if recipe.serving.trial is None:
+    if recipe.serving.challenger is None:
         return None
-    version = trial_version(recipe.serving.trial.version, task_uri=recipe.task_uri)
+    version = trial_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
 
 

@@ -10,7 +10,7 @@ from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
 from cluster.progress import Show
 from serving.deploy.application import application_name
-from serving.deploy.rollout import deploy, move, rehearsed, undeploy
+from serving.deploy.rollout import deploy, switch_version, staged, undeploy
 from serving.deploy.serve_client import DeployError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.evidence_files import MANIFEST
@@ -183,7 +183,7 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
         return deployed(), version
     place = champion.run or champion.uri
     asked = sample_of(_whole(place), place=place, version=version)
-    with rehearsed(task_uri, version=version) as url:
+    with staged(task_uri, version=version) as url:
         parity = None if url is None else prove(asked, url=url, version=version)
     url = deployed(trial=None)  # nothing is tried beside a champion that is not proven
     if parity is None:
@@ -201,7 +201,7 @@ def beside_champion(
 ) -> dict[str, Any]:
     """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
     PromotionRefused or RegistryError where there is no version to try."""
-    trial = trial_version(config.trial.version, task_uri=task_uri) if config.trial else None
+    trial = trial_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
     if trial is not None and weights_digest(trial) == weights_digest(version):
         trial = None
     others = over_same_base(version, task_uri=task_uri, most=config.versions)
@@ -209,7 +209,7 @@ def beside_champion(
 
 
 def _rehearsed(task_uri: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
-    return rehearsed(task_uri, version=version) if has_dashboard() else nullcontext()
+    return staged(task_uri, version=version) if has_dashboard() else nullcontext()
 
 
 def _move(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
@@ -217,7 +217,7 @@ def _move(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
     if not has_dashboard():
         return
     try:
-        move(task_uri, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
+        switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
     except (DeployError, SessionError) as error:
         told = f"{version.version} is the champion now, but the service stays with what it had: {error}"
         raise DeployError(f"{told}; `tailorbird serve RECIPE` tries again") from None
@@ -264,7 +264,7 @@ def _weights_of(champion: Champion) -> str | None:
 
 
 def trial_version(name: str, *, task_uri: str) -> ModelVersion:
-    """What a recipe's `serving.trial.version` names; PromotionRefused or RegistryError where there is none."""
+    """What a recipe's `serving.challenger.version` names; PromotionRefused or RegistryError where there is none."""
     versions = f"{task_uri}/versions/"
     if name == "candidate":
         winner = _winner(_verdict_for(task_uri, version=None))
@@ -274,7 +274,7 @@ def trial_version(name: str, *, task_uri: str) -> ModelVersion:
         return version
     uri = name.rstrip("/") if "://" in name else f"{versions}{name}"
     if not uri.startswith(versions) or "/" in uri.removeprefix(versions):
-        raise PromotionRefused(f"serving.trial.version {name!r} is none of {versions}; `tailorbird models` lists them")
+        raise PromotionRefused(f"serving.challenger.version {name!r} is none of {versions}; `tailorbird models` lists them")
     return read_version(uri)
 
 

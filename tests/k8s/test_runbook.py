@@ -45,7 +45,7 @@ def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(t
 
 
 def test_a_trial_has_lines_of_its_own_that_tell_the_service_first_and_the_manifest_then() -> None:
-    _, _, after = RUNBOOK.partition("`serving.trial`")
+    _, _, after = RUNBOOK.partition("`serving.challenger`")
     block = re.findall(r"```\n(.*?)```", after, flags=re.DOTALL)[0]
     assert re.findall(r"--to (\w+)", block) == ["prove", "rayservice"]
 

@@ -96,7 +96,7 @@ def ask(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> Qu
 
 def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe, as JSON, without what no run is named by: it may go on under another way of serving or watching."""
-    return {name: config for name, config in recipe.items() if name not in ("serving", "watching")}
+    return {name: config for name, config in recipe.items() if name not in ("serving", "monitoring")}
 
 
 def asked_digest(asked: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ class Task:
                 "subject_key": (folder / "key").as_uri(),
                 "max_replicas": 1,
             },
-            "watching": {"min_labels": 200, "rollback": "automatic"},
+            "monitoring": {"min_labels": 200, "rollback": "automatic"},
         }
         (folder / "key").write_bytes(b"k" * 32)
         self.path = folder / "watching.yaml"
@@ -105,7 +105,7 @@ class Task:
         champion.set_champion(
             self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
         )
-        content["serving"]["trial"] = {"version": self.pretrained.version, "shadow": 1.0}
+        content["serving"]["challenger"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))
         self.recipe = load_recipe(self.path)
         self.url = rollout.deploy(
@@ -177,7 +177,7 @@ class Task:
 @pytest.fixture(scope="module")
 def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
     assert stack
-    yield Task(tmp_path_factory.mktemp("watching"))
+    yield Task(tmp_path_factory.mktemp("monitoring"))
     rollout.undeploy("watching-test")
 
 

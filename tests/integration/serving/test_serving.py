@@ -221,13 +221,13 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
     with ThreadPoolExecutor(8) as clients:
         asking = [clients.submit(ask_on, number) for number in range(8)]
         try:
-            with rollout.rehearsed(service.task_uri, version=service.turned) as url:
+            with rollout.staged(service.task_uri, version=service.turned) as url:
                 assert url == service.url
                 asked = service.ask({"input": TEXTS, "model": service.turned.version})
                 assert [result["label"] for result in asked["results"]] == wanted[service.turned.version]
                 assert service.ask({"input": TEXTS})["version"] == service.first.version
             for version in (service.turned, service.first):
-                rollout.move(service.task_uri, version=version, pretrained=None, verdict=None)
+                rollout.switch_version(service.task_uri, version=version, pretrained=None, verdict=None)
                 assert service.ask({"input": TEXTS})["version"] == version.version
         finally:
             done.set()
@@ -341,7 +341,7 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
     finally:
         rollout.undeploy("serving-other")
     other = service.second.model_copy(update={"code": shipped.uri})
-    with rollout.rehearsed(
+    with rollout.staged(
         service.task_uri, version=other
     ) as apart:  # its code cannot be loaded into the replicas there
         assert apart == f"{service.url}/serving-test_candidate"
@@ -468,14 +468,14 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
     (application,) = config["applications"]
     declared = serve_client.declared_applications(serve_client.serve_applications())
     assert application == {name: declared["serving-test"][name] for name in application}
-    before = rollout._running("serving-test")
+    before = rollout._running_replicas("serving-test")
     others = [one for name, one in declared.items() if name != "serving-test"]
     answer = request_dashboard("PUT", serve_client.APPLICATIONS, body=config | {"applications": [*others, application]})
     assert answer.status_code == 200, answer.text
     for _ in range(10):  # Serve looks at what it was told every tenth of a second
         time.sleep(0.2)
         assert service.ask({"input": "Cholera"})["version"] == service.first.version
-        assert rollout._running("serving-test") == before
+        assert rollout._running_replicas("serving-test") == before
     service.deploy(service.first)
 
 
@@ -564,7 +564,7 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
 
     def serve(trial: registry.ModelVersion | None, **share: float) -> str:
         named = trial and {"version": trial.version, **share}
-        config = ServingConfig.model_validate(SECTION.model_dump() | fields | {"trial": named})
+        config = ServingConfig.model_validate(SECTION.model_dump() | fields | {"challenger": named})
         return rollout.deploy(config, task_uri=task_uri, version=service.first, trial=trial)
 
     def ask(number: int, **more: Any) -> dict[str, Any]:
@@ -598,7 +598,7 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         assert set(drawn) == {service.first.version, service.turned.version}
         assert [ask(number)["version"] for number in range(40)] == drawn
         broken = service.second.model_copy(update={"digest": "0" * 64})
-        with pytest.raises(serve_client.TrialError, match=f"on trial: .* has digest {service.second.digest}"):
+        with pytest.raises(serve_client.ChallengerError, match=f"on trial: .* has digest {service.second.digest}"):
             serve(broken, canary=1.0)
         assert ask(0)["version"] == service.first.version
         assert "trial" in requests.get(f"{url}/readyz", timeout=60).json()["absent"]

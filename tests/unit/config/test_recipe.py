@@ -253,30 +253,30 @@ def test_a_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
         ({"version": "candidate", "canary": 1.5}, "less than or equal to 1"),
         ({"version": "", "canary": 0.1}, "at least 1 character"),
         ({"canary": 0.1}, "version"),
-        ({"version": "candidate", "shadow": 1.0}, "trial.shadow needs request_log"),
+        ({"version": "candidate", "shadow": 1.0}, "challenger.shadow needs request_log"),
     ],
 )
 def test_a_trial_is_one_version_and_one_share(tmp_path: Path, given: dict[str, Any], fault: str) -> None:
     with pytest.raises(RecipeError, match=fault):
-        load_recipe(written(tmp_path, minimal() | {"serving": {"trial": given}}))
+        load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": given}}))
 
 
 def test_a_chat_model_may_be_a_canary_and_no_shadow(tmp_path: Path) -> None:
     chat = minimal() | {"task": "chat", "evaluation": {"metric": "exact_match"}}
     trial: dict[str, Any] = {"version": "candidate", "canary": 0.1}
-    assert load_recipe(written(tmp_path, chat | {"serving": {"trial": trial}})).serving.trial is not None
-    serving = {"request_log": "s3://lake/log", "trial": {"version": "candidate", "shadow": 0.1}}
-    with pytest.raises(RecipeError, match=r"serving\.trial\.shadow is for classification"):
+    assert load_recipe(written(tmp_path, chat | {"serving": {"challenger": trial}})).serving.challenger is not None
+    serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", "shadow": 0.1}}
+    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is for classification"):
         load_recipe(written(tmp_path, chat | {"serving": serving}))
 
 
 def test_a_trial_is_switched_on_and_off_on_the_command_line(tmp_path: Path) -> None:
     path = written(tmp_path, minimal())
-    on = load_recipe(path, overrides=("serving.trial={version: full-1, canary: 0.1}",)).serving.trial
+    on = load_recipe(path, overrides=("serving.challenger={version: full-1, canary: 0.1}",)).serving.challenger
     assert on is not None
     assert (on.version, on.canary, on.shadow) == ("full-1", 0.1, None)
-    path = written(tmp_path, minimal() | {"serving": {"trial": on.model_dump()}})
-    assert load_recipe(path, overrides=("serving.trial=null",)).serving.trial is None
-    assert load_recipe(path, overrides=("serving.trial.canary=0.5",)).serving.trial == on.model_copy(
+    path = written(tmp_path, minimal() | {"serving": {"challenger": on.model_dump()}})
+    assert load_recipe(path, overrides=("serving.challenger=null",)).serving.challenger is None
+    assert load_recipe(path, overrides=("serving.challenger.canary=0.5",)).serving.challenger == on.model_copy(
         update={"canary": 0.5}
     )

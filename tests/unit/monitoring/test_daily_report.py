@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import _arrow
+from serving.request_log.writer import arrow_schema
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import daily_report as watch_module
@@ -43,7 +43,7 @@ def told(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
 def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> None:
     folder = log / kind / f"day={day}"
     folder.mkdir(parents=True, exist_ok=True)
-    schema = _arrow(ANSWERS if kind == "answers" else FEEDBACK)
+    schema = arrow_schema(ANSWERS if kind == "answers" else FEEDBACK)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / f"{len(list(folder.iterdir()))}.parquet")
 
 
@@ -211,7 +211,7 @@ def test_what_is_over_stays_as_it_is(task: Task) -> None:
 
 def test_feedback_that_came_after_the_days_that_it_is_waited_for_does_not_count(task: Task) -> None:
     log_days(task, 1)
-    last = FIRST + timedelta(days=task.recipe.watching.label_days)
+    last = FIRST + timedelta(days=task.recipe.monitoring.label_days)
     write(task.log, "feedback", last, [told(last, f"{FIRST}-1")])
     write(task.log, "feedback", last + timedelta(days=1), [told(last + timedelta(days=1), f"{FIRST}-2")])
     reports = task.watch(last + timedelta(days=10))

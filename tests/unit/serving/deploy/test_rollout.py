@@ -14,8 +14,8 @@ from serving.autoscaling import deployment_options
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import _build_args, application_of, task_of
 from serving.deploy.rollout import require_unchanged
-from serving.deploy.serve_client import DeployError, OverwrittenError, TrialError, refuse_open_door
-from tailorbird.config.serving import ExperimentConfig, ServingConfig
+from serving.deploy.serve_client import DeployError, OverwrittenError, ChallengerError, require_private_or_keys
+from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry import versions
 from tailorbird.registry.versions import Prompting
 
@@ -34,15 +34,15 @@ def test_a_version_with_a_prompting_is_a_chat_version() -> None:
 def test_fields_that_were_left_alone_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
     config = ServingConfig(max_replicas=2, max_texts=8)
     sent = _build_args(config, task_uri="s3://models/a", task="classification")
-    assert sent == {"home": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
+    assert sent == {"task_uri": "s3://models/a", "serving": {"max_replicas": 2, "max_texts": 8}}
     assert BuildArgs.model_validate(sent).serving == config
     assert BuildArgs.model_validate(_build_args(config, task_uri="s3://models/a", task="chat")).task == "chat"
 
 
 def test_a_trial_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
-    trial = ExperimentConfig(version="full-1", canary=0.1)
-    sent = _build_args(ServingConfig(trial=trial), task_uri="s3://models/a", task="classification")
-    assert sent == {"home": "s3://models/a", "serving": {}}
+    trial = ChallengerConfig(version="full-1", canary=0.1)
+    sent = _build_args(ServingConfig(challenger=trial), task_uri="s3://models/a", task="classification")
+    assert sent == {"task_uri": "s3://models/a", "serving": {}}
 
 
 def test_a_change_of_the_trial_leaves_as_many_replicas_as_there_are() -> None:
@@ -75,10 +75,10 @@ def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
     told = {"http_options": {"host": listens} if listens else {"port": 8000}}  # of its default Serve does not tell
     instance: dict[str, Any] = {"applications": {}} | ({} if listens is None else told)
     if not open_door:
-        refuse_open_door(instance)
+        require_private_or_keys(instance)
         return
     with pytest.raises(DeployError, match=r"serving\.api_keys is not set: `tailorbird key NAME` makes a key"):
-        refuse_open_door(instance)
+        require_private_or_keys(instance)
 
 
 def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
 
 
 def moved(name: str) -> None:
-    rollout.move(f"s3://models/{name}", version=registered("full-2"), pretrained=None, verdict=None)
+    rollout.switch_version(f"s3://models/{name}", version=registered("full-2"), pretrained=None, verdict=None)
 
 
 def test_a_change_of_another_task_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
     monkeypatch.setattr(rollout, "require_unchanged", lambda _code: moved("other"))  # a read of S3, and what it takes
-    rollout.move(
+    rollout.switch_version(
         "s3://models/t", version=registered("full-2", code="s3://models/code/b.zip"), pretrained=None, verdict=None
     )
     assert {serve.config(name)["digest"] for name in ("t", "other")} == {"d-full-2"}
@@ -177,14 +177,14 @@ def test_what_somebody_else_makes_of_the_same_task_is_left_and_told(monkeypatch:
     assert serve.config("t")["digest"] == "d-full-3"
 
 
-TRIED = ServingConfig(trial=ExperimentConfig(version="full-2", canary=0.1))
+TRIED = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
 def test_a_version_by_other_code_is_not_tried_in_the_champions_replicas() -> None:
     champion = registered("full-1")
     told = application_of(TRIED, task_uri="s3://models/t", version=champion, trial=registered("full-2"))
     assert told["deployments"][0]["user_config"]["trial"]["digest"] == "d-full-2"
-    with pytest.raises(TrialError, match=r"full-2 was made by other code .*promote this one"):
+    with pytest.raises(ChallengerError, match=r"full-2 was made by other code .*promote this one"):
         application_of(
             TRIED, task_uri="s3://models/t", version=champion, trial=registered("full-2", code="s3://models/code/b.zip")
         )
@@ -203,7 +203,7 @@ def test_the_former_champion_answers_beside_the_new_one_where_both_are_over_one_
     monkeypatch.setattr(versions, "over_same_base", over_same_base)
     told = application_of(ServingConfig(versions=3), task_uri="s3://models/t", version=former, others=[other])
     serve.applications["t"] = told
-    rollout.move("s3://models/t", version=version, pretrained=None, verdict=None)
+    rollout.switch_version("s3://models/t", version=version, pretrained=None, verdict=None)
     assert asked == [("lora-3", "s3://models/t", 3)]
     assert {name: one["digest"] for name, one in serve.config("t")["beside"].items()} == {
         "lora-1": "d-lora-1",
@@ -222,7 +222,7 @@ def test_a_trial_ends_with_a_champion_of_other_code_and_where_it_is_the_champion
     monkeypatch.setattr(versions, "over_same_base", lambda *_args, **_options: [])
     told = application_of(TRIED, task_uri="s3://models/t", version=registered("full-1"), trial=registered("full-2"))
     serve.applications["t"] = told
-    rollout.move(
+    rollout.switch_version(
         "s3://models/t", version=registered(name, code=f"s3://models/code/{code}.zip"), pretrained=None, verdict=None
     )
     assert serve.config("t")["digest"] == f"d-{name}"
