@@ -7,25 +7,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from serving.http.api_keys import Door, admit_this_machine, read_subject_key
-from serving.http.asgi import ASGIApp, Route, asker, http_app
-from serving.http.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, metered
+from serving.http.api_keys import ApiKeyAuthenticator, require_local_caller, read_subject_key
+from serving.http.asgi import ASGIApp, Route, caller, http_app
+from serving.http.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, with_request_metrics
 from serving.http.schemas import (
     CHAMPION,
     CHAT_ID,
     COMPLETION_ID,
     Models,
-    Ready,
+    Readiness,
     RequestError,
-    Served,
+    ServedModel,
     config_id,
     parse_feedback,
 )
-from serving.pages.render import documented
-from serving.replica.experiment import TRIAL, Arm, Trial
+from serving.pages.render import with_api_docs
+from serving.replica.experiment import CHALLENGER, Arm, TrafficSplit
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import Feedback
-from serving.request_log.write_ahead_log import journal_folder
+from serving.request_log.schema import FeedbackEntry
+from serving.request_log.write_ahead_log import write_ahead_log_folder
 from serving.request_log.writer import utc_now
 from tailorbird.config.serving import ServingConfig
 
@@ -71,16 +71,16 @@ class Replica(Generic[EngineT]):
         self._retire = retire
         self._section = config
         self.meter = meter or Meter()
-        self._door = Door(config.api_keys) if config.api_keys is not None else None
+        self._door = ApiKeyAuthenticator(config.api_keys) if config.api_keys is not None else None
         self.log: RequestLog | None = None
         if config.request_log:
             key = read_subject_key(config.subject_key) if config.subject_key else None
             uri, texts = config.request_log, config.log_texts
-            self.log = RequestLog(uri, subject_key=key, texts=texts, journal=journal_folder())
+            self.log = RequestLog(uri, subject_key=key, texts=texts, journal=write_ahead_log_folder())
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
         self._absent: dict[str, str] = {}
-        self._trial: Trial | None = None
+        self._trial: TrafficSplit | None = None
         self._verdict: str | None = None
         self._config = ""
         self._asked: dict[str, Any] = {}
@@ -141,15 +141,15 @@ class Replica(Generic[EngineT]):
     def _told(self, user_config: dict[str, Any]) -> None:
         self._asked = user_config
         self._verdict, self._config = user_config.get("verdict"), config_id(user_config)
-        self._trial = Trial.of(user_config.get(TRIAL))
+        self._trial = TrafficSplit.of(user_config.get(CHALLENGER))
 
     def _loaded(self, user_config: dict[str, Any]) -> tuple[dict[str, EngineT], dict[str, str]]:
         """The engine of each name, those that serve already not loaded again, and why there is none of others: only the
         champion has to be there."""
         engines = {engine.version.digest: engine for engine in self._engines.values() if _runs(engine)}
         asked = {CHAMPION: user_config, **user_config.get("beside", {})}
-        if TRIAL in user_config:
-            asked[TRIAL] = user_config[TRIAL]
+        if CHALLENGER in user_config:
+            asked[CHALLENGER] = user_config[CHALLENGER]
         found, absent = {}, {}
         for name, version in asked.items():
             digest = version["digest"]
@@ -205,7 +205,7 @@ class Replica(Generic[EngineT]):
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):
             return engine, None
-        on_trial = self._engines.get(TRIAL)
+        on_trial = self._engines.get(CHALLENGER)
         if on_trial is not None and self._trial is not None and self._trial.draws("canary", unit):
             return on_trial, "canary"
         return engine, "champion"
@@ -213,28 +213,28 @@ class Replica(Generic[EngineT]):
     def shadow(self, *, unit: str) -> EngineT | None:
         """Who answers too, unheard, a request that the champion answers; None for most, or all."""
         drawn = self._trial is not None and self._trial.draws("shadow", unit)
-        return self._engines.get(TRIAL) if drawn else None
+        return self._engines.get(CHALLENGER) if drawn else None
 
     def is_on_trial(self, engine: EngineT) -> bool:
         """Whether it still is: what waits may be older than the trial."""
-        return self._engines.get(TRIAL) is engine
+        return self._engines.get(CHALLENGER) is engine
 
     def asgi_app(self, routes: dict[str, Route], *, on_startup: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
         """The replica's routes and those given, behind the door where there is one."""
         app = http_app(
-            documented(routes | self._routes(), config=self._section),
+            with_api_docs(routes | self._routes(), config=self._section),
             max_body_bytes=self._section.max_body_bytes,
             admit=self._admit,
             on_startup=on_startup,
             on_shutdown=self.log.close if self.log else None,
         )
-        return metered(app, meter=self.meter)
+        return with_request_metrics(app, meter=self.meter)
 
     def _admit(self, headers: Mapping[str, str]) -> str | None:
         if self._door is not None:
             return self._door.admit(headers)
         if not self._section.guarded:
-            admit_this_machine(headers)
+            require_local_caller(headers)
         return None
 
     def _gauges(self) -> Gauges:
@@ -258,7 +258,7 @@ class Replica(Generic[EngineT]):
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         _ = self.engine  # not ready before there is one
         served = [
-            Served(
+            ServedModel(
                 id=name,
                 created=int(datetime.fromisoformat(engine.version.created_at).timestamp()),
                 name=engine.version.name,
@@ -279,7 +279,7 @@ class Replica(Generic[EngineT]):
             why = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
             raise RequestError(404, "no_request_log", why)
         told = given.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)  # as the body of a chat answer has it
-        self.log.feedback.add([Feedback(told, utc_now(), given.row, given.label, asker=asker.get())])
+        self.log.feedback.add([FeedbackEntry(told, utc_now(), given.row, given.label, caller=caller.get())])
         return 202, given.model_dump_json().encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
@@ -287,13 +287,13 @@ class Replica(Generic[EngineT]):
 
     async def _readyz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         if not self._engines:
-            return 503, Ready(status="loading").model_dump_json(exclude_none=True).encode()
+            return 503, Readiness(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = self._refused or (None, None)
         version = self.engine.version
         if reason is not None and self._door is not None:  # whoever may reach a door is no friend yet
             reason = "the replica's log says why"
         absent = dict.fromkeys(self._absent, "the replica's log says why") if self._door else self._absent
-        ready = Ready(
+        ready = Readiness(
             status="ready",
             replica=_replica_id(),
             config=self._config,
@@ -301,7 +301,7 @@ class Replica(Generic[EngineT]):
             digest=version.digest,
             refused=refused,
             reason=reason,
-            trial=self._engines[TRIAL].version.digest if TRIAL in self._engines else None,
+            trial=self._engines[CHALLENGER].version.digest if CHALLENGER in self._engines else None,
             absent=absent or None,
         )
         return 200, ready.model_dump_json(exclude_none=True).encode()

@@ -10,31 +10,31 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
 
-from serving.batch_jobs.routes import Batches
+from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.base_chat import ChatEngine, Sampling
-from serving.engines.stop_sequences import shown
-from serving.engines.transformers_engine import Generator
-from serving.http.asgi import HTML, ASGIApp, Events, Route, asker
+from serving.engines.stop_sequences import visible_text
+from serving.engines.transformers_engine import TransformersEngine
+from serving.http.asgi import HTML, ASGIApp, Events, Route, caller
 from serving.http.chat_schemas import (
     CHAT,
     COMPLETION,
     LAST_EVENT,
-    Asked,
+    PromptRequest,
     ChatRequest,
     CompletionRequest,
-    Shape,
+    AnswerFormat,
     Usage,
     event,
     parse_chat,
     parse_completion,
     usage_event,
 )
-from serving.http.metrics import TOKENS, note_failure, note_version
+from serving.http.metrics import TOKENS, record_failure, record_version
 from serving.http.schemas import RequestError
-from serving.pages.render import rendered
+from serving.pages.render import render_page
 from serving.replica.base import Replica
 from serving.replica.experiment import Arm
-from serving.request_log.schema import Entry
+from serving.request_log.schema import LogEntry
 from serving.request_log.writer import utc_now
 from serving.version_checks import require_digest, require_shipped_code
 from tailorbird.config.serving import ServingConfig
@@ -49,7 +49,7 @@ out a space."""
 _log = logging.getLogger("ray.serve")
 
 
-class Job(NamedTuple):
+class GenerationRequest(NamedTuple):
     """A request that is to be answered."""
 
     engine: ChatEngine
@@ -62,11 +62,11 @@ class Job(NamedTuple):
     written as it was evaluated, without any at its ends."""
 
 
-Told = Callable[["Grown"], None]
+Told = Callable[["PartialAnswer"], None]
 """Hears the last of an answer, whole or as far as it came."""
 
 
-class Came(NamedTuple):
+class RequestContext(NamedTuple):
     """A request as it came."""
 
     request_id: str
@@ -78,7 +78,7 @@ class Came(NamedTuple):
     """Of a trial, where it takes part in one."""
 
 
-class Grown(NamedTuple):
+class PartialAnswer(NamedTuple):
     """An answer so far."""
 
     text: str
@@ -105,7 +105,7 @@ class Chat:
             "/v1/completions": Route("POST", self._complete, watched=True),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, task_uri=self._home, config=self._section)
+        batches = BatchRoutes(self._replica.engine_of, task_uri=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -118,7 +118,7 @@ class Chat:
             raise RuntimeError("the model's engine has stopped; the log says why")
 
     async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, rendered("chat.html")
+        return 200, render_page("chat.html")
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine  # not ready is not the request's fault
@@ -127,7 +127,7 @@ class Chat:
         prompt = await _in_thread(_chat_prompt, request, engine=engine)
         job = _job(request, prompt, engine=engine, param="messages", cap=self._section.max_new_tokens)
         text = request.conversation[-1][1]
-        return await self._answered(request, job, shape=CHAT, asked=Came(request_id, begun, text, arm))
+        return await self._answered(request, job, shape=CHAT, asked=RequestContext(request_id, begun, text, arm))
 
     async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         begun, _ = time.perf_counter(), self._replica.engine
@@ -135,14 +135,14 @@ class Chat:
         engine, arm = self._free_engine(request, request_id)
         prompt = await _in_thread(_text_prompt, request, engine=engine)
         job = _job(request, prompt, engine=engine, param="prompt", cap=self._section.max_new_tokens)
-        return await self._answered(request, job, shape=COMPLETION, asked=Came(request_id, begun, request.text, arm))
+        return await self._answered(request, job, shape=COMPLETION, asked=RequestContext(request_id, begun, request.text, arm))
 
-    def _free_engine(self, request: Asked, request_id: str) -> tuple[ChatEngine, Arm | None]:
+    def _free_engine(self, request: PromptRequest, request_id: str) -> tuple[ChatEngine, Arm | None]:
         """Who answers, and as which arm of a trial; RequestError 429 where it holds as many requests as it may."""
         engine, arm = self._replica.drawn(request.model, unit=request.subject or request_id)
         if arm == "canary" and not engine.running:  # the replica's log says why
             engine, arm = self._replica.engine, "champion"
-        note_version(engine.version)
+        record_version(engine.version)
         limit = self._section.max_batch_size + self._section.max_queued_requests
         if engine.num_held >= limit:
             raise RequestError(
@@ -154,7 +154,7 @@ class Chat:
             )
         return engine, arm
 
-    async def _answered(self, request: Asked, job: Job, *, shape: Shape, asked: Came) -> tuple[int, bytes | Events]:
+    async def _answered(self, request: PromptRequest, job: GenerationRequest, *, shape: AnswerFormat, asked: RequestContext) -> tuple[int, bytes | Events]:
         version = job.engine.version
         head = partial(
             shape.head,
@@ -174,14 +174,14 @@ class Chat:
         reason = str(grown.finish_reason)
         return 200, shape.whole(head(shape.object), text=grown.text, finish_reason=reason, usage=usage)
 
-    def _tell(self, request: Asked, job: Job, grown: Grown, *, shape: Shape, asked: Came) -> None:
+    def _tell(self, request: PromptRequest, job: GenerationRequest, grown: PartialAnswer, *, shape: AnswerFormat, asked: RequestContext) -> None:
         """Counts the answer's tokens and leaves its row in the log, whole or as far as it came."""
         log, meter, version = self._replica.log, self._replica.meter, job.engine.version
         meter.count(TOKENS, version.name, version.version, "prompt", by=len(job.prompt))
         meter.count(TOKENS, version.name, version.version, "completion", by=grown.num_tokens)
         if log is None:
             return
-        entry = Entry(
+        entry = LogEntry(
             request_id=asked.request_id,
             at=utc_now(),
             model=version.name,
@@ -196,13 +196,13 @@ class Chat:
             answer=log.kept(grown.text),
             finish_reason=grown.finish_reason,
             route=shape.route,
-            asker=asker.get(),
+            caller=caller.get(),
             arm=asked.arm,
         )
         log.answers.add([entry])
 
 
-async def _in_thread(prompt_of: Callable[..., list[int]], request: Asked, *, engine: ChatEngine) -> list[int]:
+async def _in_thread(prompt_of: Callable[..., list[int]], request: PromptRequest, *, engine: ChatEngine) -> list[int]:
     """A prompt's tokens: those of a MB take a second, in which no stream would go on. The engine is held meanwhile."""
     with engine.held():
         return await asyncio.to_thread(prompt_of, request, engine=engine)
@@ -225,7 +225,7 @@ def _text_prompt(request: CompletionRequest, *, engine: ChatEngine) -> list[int]
     return prompt
 
 
-def _job(request: Asked, prompt: list[int], *, engine: ChatEngine, param: str, cap: int | None) -> Job:
+def _job(request: PromptRequest, prompt: list[int], *, engine: ChatEngine, param: str, cap: int | None) -> GenerationRequest:
     """The request as the engine takes it, `param` the field its prompt is from; RequestError 400 where its model cannot
     answer it."""
     own = engine.prompting.max_new_tokens
@@ -253,10 +253,10 @@ def _job(request: Asked, prompt: list[int], *, engine: ChatEngine, param: str, c
         top_p=1.0 if request.top_p is None else float(request.top_p),
         seed=seed,
     )
-    return Job(engine, prompt, asked, sampling, request.stops, continues=isinstance(request, CompletionRequest))
+    return GenerationRequest(engine, prompt, asked, sampling, request.stops, continues=isinstance(request, CompletionRequest))
 
 
-async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
+async def _grow(job: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
     """The answer as it grows (where not streaming, once it is whole); the last, and no other, has a finish reason."""
     engine = job.engine
     decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
@@ -270,25 +270,25 @@ async def _grow(job: Job, *, streaming: bool) -> AsyncGenerator[Grown, None]:
             async for tokens, ended in generating:
                 said = tokens[:-1] if tokens[-1] == engine.end_id else tokens
                 text = decode(before + said)[skipped:]
-                text, stopped = shown(text, stops=job.stops, ended=ended, stripped=not job.continues)
+                text, stopped = visible_text(text, stops=job.stops, ended=ended, stripped=not job.continues)
                 reason = "stop" if stopped or len(said) < len(tokens) else "length" if ended else None
-                yield Grown(text, len(tokens), reason)
+                yield PartialAnswer(text, len(tokens), reason)
                 if reason is not None:
                     return
 
 
-async def _whole(job: Job) -> Grown:
+async def _whole(job: GenerationRequest) -> PartialAnswer:
     """The whole answer; stop texts are looked for while it grows."""
-    last = Grown("", 0, None)
+    last = PartialAnswer("", 0, None)
     async with aclosing(_grow(job, streaming=bool(job.stops))) as growing:
         async for grown in growing:
             last = grown
     return last
 
 
-async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: bool, tell: Told) -> Events:
+async def _events(job: GenerationRequest, *, shape: AnswerFormat, head: dict[str, Any], with_usage: bool, tell: Told) -> Events:
     """The answer as OpenAI's events. Before the first, errors are raised; after it, they are an event, the last."""
-    last = Grown("", 0, None)
+    last = PartialAnswer("", 0, None)
     begun = False
     try:
         async with aclosing(_grow(job, streaming=True)) as growing:
@@ -309,7 +309,7 @@ async def _events(job: Job, *, shape: Shape, head: dict[str, Any], with_usage: b
             raise
         _log.exception("a stream of %s broke off", head["id"])
         told = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
-        note_failure(told.status)
+        record_failure(told.status)
         yield event(told.body)
     finally:
         if begun:  # a client that hung up was answered as far as this
@@ -325,4 +325,4 @@ def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
 
     loaded = load_chat_version(uri)
     require_digest(loaded.version, digest=digest)
-    return Generator(loaded, max_batch_size=config.max_batch_size)
+    return TransformersEngine(loaded, max_batch_size=config.max_batch_size)

@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
-from serving.batch_jobs.routes import Batches
+from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.classify import Prediction, classes_of, hybrid_rows, scores_by_class
-from serving.engines.model_pool import Engine, Shelf
-from serving.http.asgi import HTML, ASGIApp, Route, asker
-from serving.http.metrics import TEXTS, Meter, note_version
+from serving.engines.model_pool import ClassifierEngine, ModelPool
+from serving.http.asgi import HTML, ASGIApp, Route, caller
+from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
-from serving.pages.render import rendered
+from serving.pages.render import render_page
 from serving.replica.base import Replica, refuse_unkept_subject
-from serving.replica.experiment import QUIET_S, TRIAL, Arm, Shadows
+from serving.replica.experiment import QUIET_S, CHALLENGER, Arm, ShadowRunner
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import Entry
+from serving.request_log.schema import LogEntry
 from serving.request_log.writer import utc_now
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
@@ -26,14 +26,14 @@ from tailorbird.config.serving import ServingConfig
 SHADOW_TEXTS = 4
 
 
-class Asked(NamedTuple):
+class RequestContext(NamedTuple):
     """A request as it came."""
 
     route: str
     request_id: str
     begun: float
     """`time.perf_counter()`."""
-    asker: str | None
+    caller: str | None
     """Whose key it carries."""
     arm: Arm | None
     """Of a trial, where it takes part in one."""
@@ -52,9 +52,9 @@ class Classifier:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
-        shelf = Shelf(worker=worker, batch_size=self._section.max_batch_size, meter=meter)
+        shelf = ModelPool(worker=worker, batch_size=self._section.max_batch_size, meter=meter)
         self._replica = Replica(shelf.load, config=self._section, meter=meter, retire=shelf.retire)
-        self._shadows = Shadows(self._is_quiet)
+        self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -62,7 +62,7 @@ class Classifier:
             "/v1/compare": Route("POST", self._compare),
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
-        batches = Batches(self._replica.engine_of, task_uri=self._home, config=self._section)
+        batches = BatchRoutes(self._replica.engine_of, task_uri=self._home, config=self._section)
         return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -73,7 +73,7 @@ class Classifier:
         begun, request = time.perf_counter(), self._parsed(body)
         unit = request.subject or request_id
         engine, arm = self._replica.drawn(request.model, unit=unit)
-        asked = Asked("classify", request_id, begun, asker.get(), arm)
+        asked = RequestContext("classify", request_id, begun, caller.get(), arm)
         answer = await self._answered(request, engine=engine, asked=asked)
         shadow = self._replica.shadow(unit=unit) if arm == "champion" else None
         if shadow is not None:
@@ -85,7 +85,7 @@ class Classifier:
         """Both models' answers to the same texts."""
         begun, request = time.perf_counter(), self._parsed(body)
         engines = {name: self._replica.engine_of(name) for name in (PRETRAINED, CHAMPION)}
-        asked = Asked("compare", request_id, begun, asker.get(), None)
+        asked = RequestContext("compare", request_id, begun, caller.get(), None)
         different = list({id(engine): engine for engine in engines.values()}.values())
         found = await asyncio.gather(*(self._answered(request, engine=engine, asked=asked) for engine in different))
         answers = {id(engine): answer for engine, answer in zip(different, found, strict=True)}
@@ -93,7 +93,7 @@ class Classifier:
         return 200, write_answer({"request_id": request_id, **told})
 
     async def _page(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        return 200, rendered("classify.html")
+        return 200, render_page("classify.html")
 
     def _parsed(self, body: bytes) -> ClassifyRequest:
         _ = self._replica.engine  # before the request is looked at: not ready is not its fault
@@ -101,10 +101,10 @@ class Classifier:
         refuse_unkept_subject(request.subject, log=self._replica.log)
         return request
 
-    async def _answered(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> dict[str, object]:
+    async def _answered(self, request: ClassifyRequest, *, engine: ClassifierEngine, asked: RequestContext) -> dict[str, object]:
         """One model's answer, and its rows in the log."""
         version = engine.version
-        note_version(version)
+        record_version(version)
         predictions = await engine.submit(_rows(request, engine=engine))
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._tell(request, predictions, engine=engine, asked=asked)
@@ -117,7 +117,7 @@ class Classifier:
                 result["scores"] = scores_by_class(engine.loaded, prediction)
         return {"request_id": asked.request_id, "model": version.name, "version": version.version, "results": results}
 
-    async def _show(self, request: ClassifyRequest, *, engine: Engine, asked: Asked) -> None:
+    async def _show(self, request: ClassifyRequest, *, engine: ClassifierEngine, asked: RequestContext) -> None:
         """The answer of the version on trial, for the log alone; a few texts at a time, each when nobody else waits.
 
         They go through the thread that all models share: in one of its own, a shadow would take its time from a
@@ -134,28 +134,28 @@ class Classifier:
     def _is_quiet(self) -> bool:
         """Whether no model but that on trial has had anything to do for a moment."""
         engines = self._replica.engines
-        return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != TRIAL)
+        return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != CHALLENGER)
 
-    def _tell(self, request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, asked: Asked) -> None:
+    def _tell(self, request: ClassifyRequest, predictions: list[Prediction], *, engine: ClassifierEngine, asked: RequestContext) -> None:
         log = self._replica.log
         if log is not None:
             log.answers.add(_entries(request, predictions, engine=engine, asked=asked, log=log))
 
 
-def _rows(request: ClassifyRequest, *, engine: Engine) -> list[Any]:
+def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
     """The texts, as the engine's batcher takes them."""
     return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))
 
 
 def _entries(
-    request: ClassifyRequest, predictions: list[Prediction], *, engine: Engine, asked: Asked, log: RequestLog
-) -> list[Entry]:
+    request: ClassifyRequest, predictions: list[Prediction], *, engine: ClassifierEngine, asked: RequestContext, log: RequestLog
+) -> list[LogEntry]:
     """What the log keeps of an answer."""
     version, at, latency_s = engine.version, utc_now(), time.perf_counter() - asked.begun
     given = request.attributes
     attributes = given if isinstance(given, list) else [given] * len(predictions)
     return [
-        Entry(
+        LogEntry(
             request_id=asked.request_id,
             at=at,
             model=version.name,
@@ -172,7 +172,7 @@ def _entries(
             scores=prediction.scores,
             text=log.kept(text),
             route=asked.route,
-            asker=asked.asker,
+            caller=asked.caller,
             arm=asked.arm,
         )
         for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-TRIAL = "trial"
+CHALLENGER = "trial"
 Arm = Literal["champion", "canary", "shadow"]
 
 QUIET_S = 0.01
@@ -22,7 +22,7 @@ _log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrafficSplit:
     """The shares of the requests for the champion that the version on trial gets."""
 
     digest: str
@@ -31,7 +31,7 @@ class Trial:
     shadow: float = 0.0
 
     @classmethod
-    def of(cls, named: dict[str, Any] | None) -> "Trial | None":
+    def of(cls, named: dict[str, Any] | None) -> "TrafficSplit | None":
         """As `user_config` has it, if it has one."""
         if named is None:
             return None
@@ -45,7 +45,7 @@ class Trial:
         return int.from_bytes(found[:8], "big") < share * 2**64
 
 
-class Shadows:
+class ShadowRunner:
     """Answers that nobody waits for, one after the other, each when `is_quiet`; lives in one event loop.
 
     What waits is bounded: what comes when it is full is not taken, and counted. So a champion that is never done with

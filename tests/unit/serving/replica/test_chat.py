@@ -18,7 +18,7 @@ from serving.http.chat_schemas import CHAT, COMPLETION, parse_chat, parse_comple
 from serving.http.schemas import RequestError
 from serving.replica import chat
 from serving.replica.base import Replica
-from serving.replica.chat import Chat, Grown, Job, Told, _chat_prompt, _events, _job, _text_prompt, _whole
+from serving.replica.chat import Chat, PartialAnswer, GenerationRequest, Told, _chat_prompt, _events, _job, _text_prompt, _whole
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
@@ -55,8 +55,8 @@ class Said:
             yield self.tokens[:end], end >= len(self.tokens)
 
 
-def job(engine: Said, *, stops: tuple[str, ...] = ()) -> Job:
-    return Job(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
+def job(engine: Said, *, stops: tuple[str, ...] = ()) -> GenerationRequest:
+    return GenerationRequest(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
 
 
 def streamed(
@@ -107,7 +107,7 @@ def test_the_events_put_together_are_the_answer(
 def test_after_a_stop_text_nothing_more_is_generated() -> None:
     engine = Said("one two three")
     found = asyncio.run(_whole(job(engine, stops=("tw",))))
-    assert found == Grown("one", 6, "stop")
+    assert found == PartialAnswer("one", 6, "stop")
     assert (engine.num_told, engine.num_held) == (6, 0)
 
 
@@ -120,7 +120,7 @@ def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_
 
 
 def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_hung_up() -> None:
-    told: list[Grown] = []
+    told: list[PartialAnswer] = []
     streamed(Said("one two</s>"), tell=told.append)
     streamed(Said("abcd", fails_after=2), tell=told.append)
     with pytest.raises(RequestError):
@@ -137,7 +137,7 @@ def test_what_a_stream_said_is_told_once_also_where_it_broke_off_or_the_client_h
     assert [grown.text for grown in told] == ["one two", "ab", "on"]
 
 
-def made(fields: dict[str, Any], *, cap: int | None = None) -> Job:
+def made(fields: dict[str, Any], *, cap: int | None = None) -> GenerationRequest:
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
     request, engine = parse_chat(json.dumps(body).encode()), cast(ChatEngine, Said(""))
     return _job(request, _chat_prompt(request, engine=engine), engine=engine, param="messages", cap=cap)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.replica import experiment
-from serving.replica.experiment import Shadows, Trial
+from serving.replica.experiment import ShadowRunner, TrafficSplit
 
 shares = st.floats(0, 1)
 
@@ -16,21 +16,21 @@ shares = st.floats(0, 1)
 @settings(max_examples=50, deadline=None)
 @given(shares, st.text(max_size=8), st.text(max_size=8))
 def test_about_the_share_of_the_units_is_drawn(share: float, digest: str, prefix: str) -> None:
-    drawn = [Trial(digest, canary=share).draws("canary", f"{prefix}{number}") for number in range(4000)]
+    drawn = [TrafficSplit(digest, canary=share).draws("canary", f"{prefix}{number}") for number in range(4000)]
     assert sum(drawn) / len(drawn) == pytest.approx(share, abs=0.05)  # six standard errors
 
 
 @given(shares, shares, st.text(), st.text())
 def test_who_is_drawn_stays_drawn_while_the_share_grows(one: float, other: float, digest: str, unit: str) -> None:
-    low, high = (Trial(digest, canary=share) for share in sorted((one, other)))
-    assert low.draws("canary", unit) == Trial(digest, canary=low.canary).draws("canary", unit)
+    low, high = (TrafficSplit(digest, canary=share) for share in sorted((one, other)))
+    assert low.draws("canary", unit) == TrafficSplit(digest, canary=low.canary).draws("canary", unit)
     assert high.draws("canary", unit) or not low.draws("canary", unit)
 
 
 def test_no_share_draws_nobody_and_the_whole_everybody() -> None:
     units = [str(number) for number in range(200)]
-    assert not any(Trial("d", shadow=1.0).draws("canary", unit) for unit in units)
-    assert all(Trial("d", shadow=1.0).draws("shadow", unit) for unit in units)
+    assert not any(TrafficSplit("d", shadow=1.0).draws("canary", unit) for unit in units)
+    assert all(TrafficSplit("d", shadow=1.0).draws("shadow", unit) for unit in units)
 
 
 def test_each_version_and_each_arm_has_a_draw_of_its_own() -> None:
@@ -39,9 +39,9 @@ def test_each_version_and_each_arm_has_a_draw_of_its_own() -> None:
     def both(one: list[bool], other: list[bool]) -> float:
         return sum(first and second for first, second in zip(one, other, strict=True)) / len(units)
 
-    first = [Trial("one", canary=0.5).draws("canary", unit) for unit in units]
-    second = [Trial("two", canary=0.5).draws("canary", unit) for unit in units]
-    shadow = [Trial("one", shadow=0.5).draws("shadow", unit) for unit in units]
+    first = [TrafficSplit("one", canary=0.5).draws("canary", unit) for unit in units]
+    second = [TrafficSplit("two", canary=0.5).draws("canary", unit) for unit in units]
+    shadow = [TrafficSplit("one", shadow=0.5).draws("shadow", unit) for unit in units]
     assert both(first, second) == pytest.approx(0.25, abs=0.05)
     assert both(first, shadow) == pytest.approx(0.25, abs=0.05)
 
@@ -49,7 +49,7 @@ def test_each_version_and_each_arm_has_a_draw_of_its_own() -> None:
 def test_shadows_wait_for_a_quiet_moment_then_go_one_by_one_and_a_fault_stops_none() -> None:
     async def scenario() -> None:
         quiet, answered, running = False, [], 0
-        shadows = Shadows(lambda: quiet)
+        shadows = ShadowRunner(lambda: quiet)
 
         async def answer(number: int) -> None:
             nonlocal running
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_not_taken_and_what_was_answered_makes_room(
             await gate.wait()
             next(numbers)
 
-        shadows = Shadows(lambda: True)
+        shadows = ShadowRunner(lambda: True)
         for _ in range(10):
             shadows.add(answer, num_bytes=100)
         assert (shadows.num_dropped, len(shadows._tasks)) == (7, 3)
