@@ -1,4 +1,4 @@
-"""A contender that needs no fine-tuning, with its score on validation, and the choice of the incumbent among several."""
+"""Contenders that need no fine-tuning, with their scores on validation, and which of them is the incumbent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
