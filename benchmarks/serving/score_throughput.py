@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from benchmarks.material import MAX_LENGTH, ROOT, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
 from cluster import code_snapshot
-from serving.batch_jobs.scoring import batch_of, score
+from serving.batch_jobs.scoring import new_batch, score_batch
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
@@ -96,9 +96,9 @@ def _write(texts: list[str]) -> None:
 
 def _score(version: versions.ModelVersion) -> Mapping[str, float]:
     output = f"s3://lake/score-throughput/out-{time.monotonic_ns()}"
-    batch = batch_of(version, input=INPUT, output=output)
+    batch = new_batch(version, input=INPUT, output=output)
     begin = time.perf_counter()
-    done = score(batch, ServingConfig(), version=version, told=lambda _done, _total: None)
+    done = score_batch(batch, ServingConfig(), version=version, told=lambda _done, _total: None)
     return {"rows_per_s": NUM_ROWS / done.busy_s, "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin)}
 
 

@@ -8,10 +8,18 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.batch_jobs.runner import change, ended, read_status, refusal_of, send_to_work, status_uri, unfinished
-from serving.batch_jobs.scoring import BatchError, batch_of, check
+from serving.batch_jobs.runner import (
+    job_uri,
+    location_error,
+    read_job,
+    start_runner,
+    unfinished_jobs,
+    update_job,
+    wait_for_runner,
+)
+from serving.batch_jobs.scoring import BatchError, check_batch, new_batch
 from serving.http.asgi import Route, path_id
-from serving.http.schemas import BatchRequest, BatchStatus, RequestError, parse_batch
+from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_batch
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
@@ -32,7 +40,7 @@ class _Engine(Protocol):
     def version(self) -> "ModelVersion": ...
 
 
-class Batches:
+class BatchRoutes:
     """A replica's routes of batches; `engine_of` gives what a request's `model` names."""
 
     def __init__(self, engine_of: Callable[[str], _Engine], *, task_uri: str, config: ServingConfig) -> None:
@@ -50,7 +58,7 @@ class Batches:
             "/v1/batches/{id}/cancel": Route("POST", self._cancel),
         }
 
-    async def go_on(self) -> None:
+    async def resume(self) -> None:
         """Takes over what a former desk, by other code or with another section, has not begun."""
         self._working = asyncio.create_task(self._keep_working())
 
@@ -65,16 +73,16 @@ class Batches:
         return self._told(await asyncio.to_thread(self._found))
 
     async def _cancel(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        def cancelled(status: BatchStatus) -> dict[str, Any] | None:
+        def cancelled(status: BatchJob) -> dict[str, Any] | None:
             return {"status": "cancelled"} if status.status in ("queued", "running") else None
 
         found = await asyncio.to_thread(self._found)
-        status = await asyncio.to_thread(change, self._home, found.id, cancelled)
+        status = await asyncio.to_thread(update_job, self._home, found.id, cancelled)
         if status.status != "cancelled":
             raise RequestError(409, "batch_over", f"batch {status.id} is {status.status}: there is nothing to cancel")
         return self._told(status)
 
-    def _told(self, status: BatchStatus, *, code: int = 200) -> tuple[int, bytes]:
+    def _told(self, status: BatchJob, *, code: int = 200) -> tuple[int, bytes]:
         """The answer; where work is left, the desk is seen to be there: who started it may be gone."""
         if status.status in ("queued", "running"):
             self._asked = True
@@ -88,9 +96,9 @@ class Batches:
         while True:
             try:
                 self._asked = False
-                if not await asyncio.to_thread(unfinished, self._home) and not self._asked:
+                if not await asyncio.to_thread(unfinished_jobs, self._home) and not self._asked:
                     return
-                await ended(await asyncio.to_thread(send_to_work, self._home, self._section))
+                await wait_for_runner(await asyncio.to_thread(start_runner, self._home, self._section))
             except Exception:
                 _log.exception("the desk of batches cannot work; it is asked again in %s s", RETRY_S)
             await asyncio.sleep(RETRY_S)
@@ -100,47 +108,47 @@ class Batches:
             why = "batches are closed here: the recipe's serving.batch_prefixes names no prefix that they may use"
             raise RequestError(404, "no_batches", why)
 
-    def _found(self) -> BatchStatus:
+    def _found(self) -> BatchJob:
         """Also where batches are closed by now: one that runs can still be cancelled."""
         batch_id = path_id.get()
-        found = read_status(self._home, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
+        found = read_job(self._home, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
         if found is None:
             raise RequestError(
                 404, "unknown_batch", "no batch has this id; POST /v1/batches answers with one", param="id"
             )
         return found[0]
 
-    def _queued(self, request: BatchRequest, version: "ModelVersion") -> BatchStatus:
+    def _queued(self, request: BatchRequest, version: "ModelVersion") -> BatchJob:
         """The batch's state, written if it is new; one that is over is looked at again, and done where it is not."""
         try:
-            batch = batch_of(
+            batch = new_batch(
                 version, input=request.input, output=request.output, column=request.column, id_column=request.id
             )
             for name in ("input", "output"):
                 self._require_allowed(getattr(batch, name), name)
-            check(batch, version=version)
+            check_batch(batch, version=version)
         except (BatchError, DataError, s3.StorageError) as error:
-            raise RequestError(422, "invalid_request", _outward(error, request)) from None
-        return _written(self._home, batch, version)
+            raise RequestError(422, "invalid_request", _public_message(error, request)) from None
+        return _write_job(self._home, batch, version)
 
     def _require_allowed(self, uri: str, name: str) -> None:
-        refused = refusal_of(uri, task_uri=self._home, config=self._section)
+        refused = location_error(uri, task_uri=self._home, config=self._section)
         if refused is not None:
             raise RequestError(403, "prefix_not_allowed", f"{name}: {refused}", param=name)
 
 
-def id_of(batch: "Batch") -> str:
+def batch_id_of(batch: "Batch") -> str:
     """The same for the same input, output and version."""
     told = json.dumps([batch.input, batch.output, batch.digest])
     return hashlib.sha256(told.encode()).hexdigest()[:ID_CHARS]
 
 
-def _written(task_uri: str, batch: "Batch", version: "ModelVersion") -> BatchStatus:
+def _write_job(task_uri: str, batch: "Batch", version: "ModelVersion") -> BatchJob:
     from tailorbird.registry.versions import now
 
     at = now()
-    status = BatchStatus(
-        id=id_of(batch),
+    status = BatchJob(
+        id=batch_id_of(batch),
         status="queued",
         input=batch.input,
         output=batch.output,
@@ -154,13 +162,13 @@ def _written(task_uri: str, batch: "Batch", version: "ModelVersion") -> BatchSta
         updated_at=at,
     )
     try:
-        storage.write_if_match(status_uri(task_uri, status.id), status.model_dump_json().encode(), etag=None)
+        storage.write_if_match(job_uri(task_uri, status.id), status.model_dump_json().encode(), etag=None)
     except s3.Conflict:
-        return change(task_uri, status.id, lambda found: _again(found, batch))
+        return update_job(task_uri, status.id, lambda found: _requeue(found, batch))
     return status
 
 
-def _again(found: BatchStatus, batch: "Batch") -> dict[str, Any] | None:
+def _requeue(found: BatchJob, batch: "Batch") -> dict[str, Any] | None:
     """What changes of a batch that is asked for once more; RequestError 409 where its columns are others."""
     if (found.column, found.id_column) != (batch.column, batch.id_column):
         told = f"batch {found.id} reads {found.column!r} and {found.id_column!r}: give the same, or another output"
@@ -168,7 +176,7 @@ def _again(found: BatchStatus, batch: "Batch") -> dict[str, Any] | None:
     return None if found.status in ("queued", "running") else {"status": "queued", "error": None}
 
 
-def _outward(error: Exception, request: BatchRequest) -> str:
+def _public_message(error: Exception, request: BatchRequest) -> str:
     """What a client may read: of what the store said, not where it is."""
     if storage.is_behind(error):
         _log.warning("a batch was refused: %s", error)

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from serving.batch_jobs.worker import Batch, Part, Scorer, as_row, columns_of
+from serving.batch_jobs.worker import Batch, Part, PartScorer, columns_of, part_row
 from serving.http.schemas import CHAMPION, PRETRAINED
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
@@ -22,12 +22,12 @@ PART_ROWS = {"classification": 1 << 12, "chat": 1 << 8}
 """Rows that a worker has in hand at once, and what a kill may cost it; seconds to a minute of work."""
 PART_BYTES = 64 << 20
 """Of the columns that are read, as Parquet counts them uncompressed: long rows go into smaller parts."""
-ASKED, MANIFEST = "batch.json", "manifest.json"
+CLAIM, MANIFEST = "batch.json", "manifest.json"
 """What an output was begun for, and, written last, what it holds."""
-TELL_EVERY_S = 15.0
+PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Hears rows done, and rows in all, after each part."""
 
 
@@ -36,7 +36,7 @@ class BatchError(ValueError):
 
 
 @dataclass(frozen=True)
-class Input:
+class InputFile:
     """A file of the input, as it was when the batch began."""
 
     uri: str
@@ -48,8 +48,8 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What `score` did."""
+class ScoringResult:
+    """What `score_batch` did."""
 
     manifest: str
     """URI of the output's manifest."""
@@ -68,7 +68,7 @@ class Scored:
         return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{kept}, {self.num_parts} parts{rate}"
 
 
-def named_version(task_uri: str, model: str) -> "ModelVersion":
+def resolve_version(task_uri: str, model: str) -> "ModelVersion":
     """The version that `champion`, `pretrained`, a name or a URI stands for; RegistryError where there is none."""
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.registry.versions import RegistryError, read_version
@@ -86,7 +86,7 @@ def named_version(task_uri: str, model: str) -> "ModelVersion":
     return read_version(champion.pretrained.uri)
 
 
-def batch_of(
+def new_batch(
     version: "ModelVersion", *, input: str, output: str, column: str | None = None, id_column: str | None = None
 ) -> Batch:
     """The batch, its URIs in one spelling; `column` has the default of the version's task. Raises BatchError."""
@@ -95,18 +95,18 @@ def batch_of(
         parts = uri.removeprefix("s3://").split("/")
         if not uri.startswith("s3://") or len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
             raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix, with no empty part and no `..`")
-    if inside(uris["input"], uris["output"]) or inside(uris["output"], uris["input"]):
+    if is_under(uris["input"], uris["output"]) or is_under(uris["output"], uris["input"]):
         raise BatchError(f"{uris['input']} and {uris['output']} lie in each other; give the output a place of its own")
     default = DataConfig.model_fields["text" if version.prompting is None else "prompt"].default
     return Batch(**uris, version_uri=version.uri, digest=version.digest, column=column or default, id_column=id_column)
 
 
-def inside(uri: str, prefix: str) -> bool:
+def is_under(uri: str, prefix: str) -> bool:
     """Whether a URI is a prefix or lies under it."""
     return uri == prefix or uri.startswith(f"{prefix}/")
 
 
-def check(batch: Batch, *, version: "ModelVersion") -> None:
+def check_batch(batch: Batch, *, version: "ModelVersion") -> None:
     """A quick look at what can be wrong before any work.
 
     Raises DataError for an input without files, BatchError for one without the columns, and where the output holds
@@ -115,14 +115,16 @@ def check(batch: Batch, *, version: "ModelVersion") -> None:
     first = parquet_files(batch.input)[0]
     with open_parquet(first, columns=(), in_parts=True) as file:
         _require_columns(file, first, columns_of(batch, version))
-    asked = _asked(batch)
+    asked = _read_claim(batch)
     if asked is None and storage.exists(batch.output):
         raise BatchError(f"{batch.output} is not empty and holds no batch; give an empty folder")
     if asked is not None:
         _refuse_other(batch, asked["batch"], asdict(batch))
 
 
-def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told: Told) -> Scored:
+def score_batch(
+    batch: Batch, config: ServingConfig, *, version: "ModelVersion", told: ProgressCallback
+) -> ScoringResult:
     """Scores the input on the connected Ray: one row out for each row in, by the same pass that serving answers with.
 
     Begun again after it was interrupted, it does the parts that are missing; the manifest is written last. Memory is
@@ -130,7 +132,7 @@ def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told:
     an input that changed meanwhile; DataError, StorageError; what `told` raises ends it.
     """
     task = "classification" if version.prompting is None else "chat"
-    check(batch, version=version)
+    check_batch(batch, version=version)
     inputs = list(_inputs(batch, columns=columns_of(batch, version)))
     parts = list(parts_of(inputs, size=PART_ROWS[task]))
     if not parts:
@@ -140,10 +142,10 @@ def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told:
     manifest = f"{batch.output}/{MANIFEST}"
     if storage.exists(manifest):
         told(total, total)
-        return Scored(manifest, total, len(parts), 0, 0.0)
+        return ScoringResult(manifest, total, len(parts), 0, 0.0)
     done: dict[int, dict[str, Any]] = {}
     num_done = 0
-    with closing(_run(parts, batch, config)) as running:
+    with closing(_score_parts(parts, batch, config)) as running:
         for one in running:
             if "refused" in one:
                 raise (s3.StorageError if one["by_store"] else BatchError)(one["refused"])
@@ -151,7 +153,7 @@ def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told:
             num_done += one["num_rows"]
             told(num_done, total)
     _check_counts(parts, done, output=batch.output)
-    if _looks(inputs) != [(one.etag, one.size_bytes) for one in inputs]:
+    if _input_states(inputs) != [(one.etag, one.size_bytes) for one in inputs]:
         raise BatchError(f"{batch.input} was changed while it was read; score it again to another output")
     new = [one for one in done.values() if "began" in one]
     storage.write_json(
@@ -166,23 +168,23 @@ def score(batch: Batch, config: ServingConfig, *, version: "ModelVersion", told:
         },
     )
     busy_s = max(one["ended"] for one in new) - min(one["began"] for one in new) if new else 0.0
-    return Scored(manifest, total, len(parts), sum(one["num_rows"] for one in new), busy_s)
+    return ScoringResult(manifest, total, len(parts), sum(one["num_rows"] for one in new), busy_s)
 
 
-def shown(show: Callable[[dict[str, Any]], None]) -> Told:
+def progress_notes(show: Callable[[dict[str, Any]], None]) -> ProgressCallback:
     """Tells a display now and then."""
     said = time.monotonic()
 
     def told(done: int, total: int) -> None:
         nonlocal said
-        if time.monotonic() - said > TELL_EVERY_S:
+        if time.monotonic() - said > PROGRESS_INTERVAL_S:
             said = time.monotonic()
             show({"event": "note", "text": f"{done:,} of {total:,} rows"})
 
     return told
 
 
-def parts_of(inputs: Sequence[Input], *, size: int) -> Iterator[Part]:
+def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:
     """The rows of each file in parts of `size`, its last one smaller; the same files give the same parts.
 
     Of a file with long rows, of as many as have `PART_BYTES` on average.
@@ -196,7 +198,7 @@ def parts_of(inputs: Sequence[Input], *, size: int) -> Iterator[Part]:
             number, first = number + 1, first + num_rows
 
 
-def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[Input]:
+def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[InputFile]:
     """Each file as it lies there; ids of all files must be of one type, so that the output is one table."""
     kind = None
     files = parquet_files(batch.input)
@@ -210,7 +212,7 @@ def _inputs(batch: Batch, *, columns: list[str]) -> Iterator[Input]:
                     raise BatchError(
                         f"{uri}: column {batch.id_column!r} is {found}, in other files {kind}; write them alike"
                     )
-            yield Input(uri, etag, size_bytes, file.metadata.num_rows, _read_bytes(file.metadata, columns))
+            yield InputFile(uri, etag, size_bytes, file.metadata.num_rows, _read_bytes(file.metadata, columns))
 
 
 def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
@@ -229,21 +231,21 @@ def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:
             )
 
 
-def _looks(inputs: Sequence[Input]) -> list[tuple[str, int]]:
+def _input_states(inputs: Sequence[InputFile]) -> list[tuple[str, int]]:
     return storage.heads([one.uri for one in inputs])
 
 
-def _asked(batch: Batch) -> dict[str, Any] | None:
-    found = storage.read_versioned(f"{batch.output}/{ASKED}")
+def _read_claim(batch: Batch) -> dict[str, Any] | None:
+    found = storage.read_versioned(f"{batch.output}/{CLAIM}")
     return None if found is None else dict(json.loads(found[0]))
 
 
 def _claim(batch: Batch, asked: dict[str, Any]) -> None:
     """Writes what the output is for, first of all; where that is there, it must be the same."""
-    found = _asked(batch)
+    found = _read_claim(batch)
     if found is None:
         content = json.dumps(asked, indent=1, sort_keys=True).encode()
-        storage.write_if_match(f"{batch.output}/{ASKED}", content, etag=None)
+        storage.write_if_match(f"{batch.output}/{CLAIM}", content, etag=None)
         return
     _refuse_other(batch, found, asked)
 
@@ -257,7 +259,7 @@ def _refuse_other(batch: Batch, found: dict[str, Any], asked: dict[str, Any]) ->
         )
 
 
-def _run(parts: Sequence[Part], batch: Batch, config: ServingConfig) -> Generator[dict[str, Any], None, None]:
+def _score_parts(parts: Sequence[Part], batch: Batch, config: ServingConfig) -> Generator[dict[str, Any], None, None]:
     """What the workers tell of each part, as it comes."""
     import ray
     import ray.data
@@ -269,8 +271,8 @@ def _run(parts: Sequence[Part], batch: Batch, config: ServingConfig) -> Generato
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
     )
-    dataset = ray.data.from_items([as_row(part) for part in parts], override_num_blocks=len(parts)).map(
-        Scorer,
+    dataset = ray.data.from_items([part_row(part) for part in parts], override_num_blocks=len(parts)).map(
+        PartScorer,
         fn_constructor_args=(asdict(batch), config.model_dump()),
         compute=pool,
         num_cpus=config.cpus_per_replica,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Loaded = LoadedModel[ModelVersion] | LoadedHybrid | LoadedChat[ModelVersion]
 
 
-MADE_OF = b"tailorbird"
+SOURCE_KEY = b"tailorbird"
 """Where in a part's Parquet metadata it says what it is made of."""
 
 
@@ -72,7 +72,7 @@ def columns_of(batch: Batch, version: "ModelVersion") -> list[str]:
     return list(dict.fromkeys(name for name in named if name))
 
 
-class Scorer:
+class PartScorer:
     """Used as an actor of Ray Data: holds the version, loaded at the first part that is not there yet."""
 
     def __init__(self, batch: dict[str, Any], config: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Scorer:
             told: dict[str, Any] = {"part": part.number}
             if storage.exists(uri):
                 with open_parquet(uri, columns=(), in_parts=True) as done:
-                    _require_same(done, uri, self._made_of(part))
+                    _require_same_source(done, uri, self._made_of(part))
                     return {"told": json.dumps(told | {"num_rows": done.metadata.num_rows})}
             if self._loaded is None:
                 self._loaded = self._load()
@@ -97,7 +97,7 @@ class Scorer:
             if storage.head(part.uri)[0] != part.etag:
                 raise DataError(f"{part.uri} was changed while it was read; score it to another output")
             sink = io.BytesIO()
-            pq.write_table(table.replace_schema_metadata({MADE_OF: self._made_of(part)}), sink)
+            pq.write_table(table.replace_schema_metadata({SOURCE_KEY: self._made_of(part)}), sink)
             storage.write_bytes(uri, sink.getvalue(), patient=True)
             told |= {"num_rows": table.num_rows, "began": began, "ended": time.time()}
         except (DataError, s3.StorageError) as error:
@@ -119,8 +119,8 @@ class Scorer:
             raise DataError(str(error)) from None
 
 
-def _require_same(done: Any, uri: str, made_of: bytes) -> None:
-    if (done.schema_arrow.metadata or {}).get(MADE_OF) != made_of:
+def _require_same_source(done: Any, uri: str, made_of: bytes) -> None:
+    if (done.schema_arrow.metadata or {}).get(SOURCE_KEY) != made_of:
         raise DataError(f"{uri} holds answers to other rows, or of another version; delete it and ask again")
 
 
@@ -155,16 +155,16 @@ def score_part(part: Part, batch: Batch, *, loaded: "Loaded", batch_size: int) -
     columns: dict[str, Any] = {"row": pa.array(range(part.first, part.first + part.num_rows), pa.int64())}
     if batch.id_column is not None:
         columns["id"] = table.column(batch.id_column)
-    columns |= _answers(table, part, batch, loaded=loaded, batch_size=batch_size)
+    columns |= _answer_columns(table, part, batch, loaded=loaded, batch_size=batch_size)
     columns["version"] = pa.array([loaded.version.version] * part.num_rows)
     return pa.table(columns)
 
 
-def _answers(table: pa.Table, part: Part, batch: Batch, *, loaded: "Loaded", batch_size: int) -> dict[str, Any]:
+def _answer_columns(table: pa.Table, part: Part, batch: Batch, *, loaded: "Loaded", batch_size: int) -> dict[str, Any]:
     from tailorbird.models.loading import LoadedChat, LoadedHybrid
 
     if isinstance(loaded, LoadedChat):
-        return _said(table, part, batch, loaded=loaded)
+        return _chat_answers(table, part, batch, loaded=loaded)
     texts = texts_of(table, batch.column, uri=part.uri, first=part.start)
     columns: dict[str, Any] = {}
     if isinstance(loaded, LoadedHybrid):
@@ -180,7 +180,7 @@ def _answers(table: pa.Table, part: Part, batch: Batch, *, loaded: "Loaded", bat
     return {"label": pa.array(labels), "score": pa.array(scores, pa.float32())} | columns
 
 
-def _said(table: pa.Table, part: Part, batch: Batch, *, loaded: "LoadedChat[ModelVersion]") -> dict[str, Any]:
+def _chat_answers(table: pa.Table, part: Part, batch: Batch, *, loaded: "LoadedChat[ModelVersion]") -> dict[str, Any]:
     """A chat model's most likely answers, as it is evaluated: by continuous batching over the whole part."""
     from tailorbird.data.chat_template import prompt_tokens
     from tailorbird.models.generation import answer_prompts
@@ -244,6 +244,6 @@ def _read(part: Part, *, columns: list[str]) -> pa.Table:
     return pa.Table.from_batches(found)
 
 
-def as_row(part: Part) -> dict[str, str]:
+def part_row(part: Part) -> dict[str, str]:
     """A part as Ray Data carries it."""
     return {"part": json.dumps(asdict(part))}

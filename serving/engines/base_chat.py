@@ -37,8 +37,8 @@ class ChatEngine(ABC):
         self.tokenizer = tokenizer
         self.prompting = prompting
         self.end_id = int(tokenizer.eos_token_id)
-        self.num_held = 0
-        self._retired = False
+        self.num_active = 0
+        self._unloaded = False
         self._ending: asyncio.Future[None] | None = None
 
     @property
@@ -61,20 +61,20 @@ class ChatEngine(ABC):
         """Gives back what it holds; waits."""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """Keeps it running while the block, and what it hands on without a wait, go on."""
-        self.num_held += 1
+        self.num_active += 1
         try:
             yield
         finally:
-            self.num_held -= 1
+            self.num_active -= 1
             asyncio.get_running_loop().call_soon(self._end_if_unused)
 
-    def retire(self) -> None:
+    def unload(self) -> None:
         """Another version answers from now on."""
-        self._retired = True
+        self._unloaded = True
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if self._retired and self.num_held == 0 and self._ending is None:
+        if self._unloaded and self.num_active == 0 and self._ending is None:
             self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)

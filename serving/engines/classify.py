@@ -41,7 +41,7 @@ def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, 
     return _predictions(loaded, logits)
 
 
-def predict_sharing(
+def predict_shared(
     encoder: "SharedEncoder", rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, batch_size: int
 ) -> list[Prediction]:
     """Texts, each with its version over the encoder, mixed in one pass: one prediction each, in order.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass
-class _Job:
+class _Request:
     """One request: its rows, the results so far, and who waits for them."""
 
     rows: Sequence[Any]
@@ -19,7 +19,7 @@ class _Job:
     results: list[Any] = field(default_factory=list)
 
 
-class Batcher:
+class DynamicBatcher:
     """Runs `run(rows) -> results` on `executor`, one call at a time, over rows of waiting requests in order of arrival.
 
     A lone request starts at once, and while a call runs the next batch gathers by itself. Clients that wait for
@@ -37,7 +37,7 @@ class Batcher:
         self._executor = executor
         self._max_rows = max_rows
         self._linger_s = linger_s
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[_Request] = deque()
         self._task: asyncio.Task[None] | None = None
         self._gathered = asyncio.Event()
         self._num_expected = 0
@@ -45,7 +45,7 @@ class Batcher:
 
     async def submit(self, rows: Sequence[Any]) -> list[Any]:
         """Results of the rows, in their order; raises what `run` raises. A cancelled caller leaves the queue."""
-        job = _Job(rows, asyncio.get_running_loop().create_future())
+        job = _Request(rows, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if self._is_gathered():
             self._gathered.set()
@@ -57,10 +57,10 @@ class Batcher:
         """Seconds since there was anything to do; 0 while there is."""
         return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
 
-    def take(self) -> tuple[list[Any], list[tuple[_Job, int]]]:
+    def take(self) -> tuple[list[Any], list[tuple[_Request, int]]]:
         """The next rows, and how many of them belong to which request."""
         rows: list[Any] = []
-        shares: list[tuple[_Job, int]] = []
+        shares: list[tuple[_Request, int]] = []
         while self._waiting and len(rows) < self._max_rows:
             job = self._waiting[0]
             if job.done.done():
@@ -90,7 +90,7 @@ class Batcher:
                         if not job.done.done():
                             job.done.set_exception(error)
                 else:
-                    _hand_out(results, shares)
+                    _distribute(results, shares)
                 self._num_expected = len(self._waiting) + sum(job.done.done() for job, _ in shares)
                 self._ended_at = loop.time()
         finally:
@@ -109,7 +109,7 @@ class Batcher:
         return len(self._waiting) >= self._num_expected or sum(len(job.rows) for job in self._waiting) >= self._max_rows
 
 
-def _hand_out(results: Sequence[Any], shares: list[tuple[_Job, int]]) -> None:
+def _distribute(results: Sequence[Any], shares: list[tuple[_Request, int]]) -> None:
     start = 0
     for job, count in shares:
         job.results.extend(results[start : start + count])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving.engines.classify import Prediction, predict_hybrid, predict_sharing, predict_texts
-from serving.engines.dynamic_batcher import Batcher
+from serving.engines.classify import Prediction, predict_hybrid, predict_shared, predict_texts
+from serving.engines.dynamic_batcher import DynamicBatcher
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.version_checks import require_digest
 
@@ -28,7 +28,7 @@ SHARED = "shared"
 
 
 @dataclass(frozen=True)
-class Engine:
+class ClassifierEngine:
     """A loaded version behind a queue: a request is answered by one version, whatever is swapped meanwhile."""
 
     loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
@@ -44,32 +44,32 @@ class Engine:
         return self.loaded.version
 
 
-class _Leaving(NamedTuple):
+class _Unload(NamedTuple):
     """The last row of a version: what was asked of it stands before it in the queue."""
 
     loaded: Any
 
 
 @dataclass
-class _Shared:
+class _SharedBase:
     """A base model, its queue, and how many versions are over it."""
 
     encoder: "SharedEncoder"
-    batcher: Batcher
+    batcher: DynamicBatcher
     num_versions: int = 0
 
 
-class Shelf:
+class ModelPool:
     """Loads versions into engines; all models run on the one thread of `worker`."""
 
     def __init__(self, *, worker: Executor, batch_size: int, meter: Meter) -> None:
         self._worker = worker
         self._batch_size = batch_size
         self._meter = meter
-        self._shared: dict[tuple[str, str], _Shared] = {}
+        self._shared: dict[tuple[str, str], _SharedBase] = {}
         self._leaving: set[asyncio.Future[Any]] = set()
 
-    def load(self, uri: str, digest: str) -> Engine:
+    def load(self, uri: str, digest: str) -> ClassifierEngine:
         """The version's engine, warm. Files are fetched and read on the caller's thread; one call at a time."""
         from tailorbird.models.loading import LoadedHybrid, checked_copy, load_served
         from tailorbird.registry.versions import read_version, shares_base
@@ -84,12 +84,12 @@ class Shelf:
             for part in (loaded.incumbent, loaded.candidate):
                 predict_texts(part, [WARM_UP], batch_size=self._batch_size)
             queue = self._queue(partial(predict_hybrid, loaded), version.name, version.version)
-            return Engine(loaded, queue.submit, queue.idle_s, loaded.routing)
+            return ClassifierEngine(loaded, queue.submit, queue.idle_s, loaded.routing)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
         queue = self._queue(partial(predict_texts, loaded), version.name, version.version)
-        return Engine(loaded, queue.submit, queue.idle_s)
+        return ClassifierEngine(loaded, queue.submit, queue.idle_s)
 
-    def _sharing(self, version: "ModelVersion") -> Engine:
+    def _sharing(self, version: "ModelVersion") -> ClassifierEngine:
         """A head or an adapter: it comes in between two passes of those that serve."""
         from tailorbird.models.shared_encoder import SharedEncoder
 
@@ -97,7 +97,7 @@ class Shelf:
         shared = self._shared.get(key)
         if shared is None:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
-            shared = _Shared(encoder, self._queue(partial(_predict_or_leave, encoder), version.name, SHARED))
+            shared = _SharedBase(encoder, self._queue(partial(_predict_or_unload, encoder), version.name, SHARED))
         loaded = self._worker.submit(shared.encoder.add, version).result()
         try:
             self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
@@ -110,16 +110,16 @@ class Shelf:
         async def submit(texts: Sequence[str]) -> list[Prediction]:
             return await shared.batcher.submit([(loaded, text) for text in texts])
 
-        return Engine(loaded, submit, shared.batcher.idle_s)
+        return ClassifierEngine(loaded, submit, shared.batcher.idle_s)
 
-    def _queue(self, predict: Callable[..., list[Any]], *labels: str) -> Batcher:
+    def _queue(self, predict: Callable[..., list[Any]], *labels: str) -> DynamicBatcher:
         def run(rows: list[Any]) -> list[Any]:
             self._meter.observe(BATCH_TEXTS, *labels, value=len(rows))
             return predict(rows, batch_size=self._batch_size)
 
-        return Batcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
+        return DynamicBatcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
 
-    def retire(self, engine: Engine) -> None:
+    def unload(self, engine: ClassifierEngine) -> None:
         """Gives back what a version that no longer serves held, after the answers that it still owes."""
         from tailorbird.registry.versions import shares_base
 
@@ -127,19 +127,19 @@ class Shelf:
         shared = self._shared.get((version.base_model, version.dtype))
         if shared is None or not shares_base(version):
             return
-        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Leaving(loaded)])))
+        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Unload(loaded)])))
         leaving.add_done_callback(self._leaving.discard)
         shared.num_versions -= 1
         if shared.num_versions == 0:
             del self._shared[version.base_model, version.dtype]
 
 
-def _predict_or_leave(encoder: "SharedEncoder", rows: list[Any], *, batch_size: int) -> list[Any]:
-    asked = [row for row in rows if not isinstance(row, _Leaving)]
+def _predict_or_unload(encoder: "SharedEncoder", rows: list[Any], *, batch_size: int) -> list[Any]:
+    asked = [row for row in rows if not isinstance(row, _Unload)]
     try:
-        predictions = iter(predict_sharing(encoder, asked, batch_size=batch_size) if asked else [])
+        predictions = iter(predict_shared(encoder, asked, batch_size=batch_size) if asked else [])
     finally:
         for row in rows:
-            if isinstance(row, _Leaving):
+            if isinstance(row, _Unload):
                 encoder.remove(row.loaded)
-    return [None if isinstance(row, _Leaving) else next(predictions) for row in rows]
+    return [None if isinstance(row, _Unload) else next(predictions) for row in rows]

@@ -10,7 +10,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-LIKELY = 512
+NUM_LIKELY = 512
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
@@ -45,41 +45,41 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         """Scores [B, V], where a drawn row is 0 at its token and -inf elsewhere."""
         for row, asked, position in self._drawn:
             chance = float(np.random.default_rng([asked["seed"], position]).random())
-            token = draw(scores[row], temperature=asked["temperature"], top_p=asked["top_p"], chance=chance)
+            token = sample_token(scores[row], temperature=asked["temperature"], top_p=asked["top_p"], chance=chance)
             scores[row] = -torch.inf
             scores[row, token] = 0.0
         return scores
 
 
-def draw(logits: torch.Tensor, *, temperature: float, top_p: float, chance: float) -> int:
+def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, chance: float) -> int:
     """The token [V] at which the summed probabilities pass `chance`, a number in [0, 1).
 
     Of the most likely tokens alone that together reach `top_p` (Holtzman et al., 2020), where that is under 1.
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1).double()
     if top_p == 1:
-        return _passed(probabilities.cumsum(0), chance)
+        return _inverse_cdf(probabilities.cumsum(0), chance)
     probabilities, tokens = _most_likely(probabilities, share=top_p)
     sums = probabilities.cumsum(0)
     sums = sums[: int((sums < top_p).sum()) + 1]
-    return int(tokens[_passed(sums, chance)])
+    return int(tokens[_inverse_cdf(sums, chance)])
 
 
 def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The most likely tokens, in order, that reach the share at least: seldom is the whole vocabulary to be sorted."""
-    likely = torch.topk(probabilities, min(LIKELY, len(probabilities)))
+    likely = torch.topk(probabilities, min(NUM_LIKELY, len(probabilities)))
     if float(likely.values.sum()) >= share:
         return likely.values, likely.indices
     ordered = probabilities.sort(descending=True)
     return ordered.values, ordered.indices
 
 
-def _passed(sums: torch.Tensor, chance: float) -> int:
+def _inverse_cdf(sums: torch.Tensor, chance: float) -> int:
     place = int(torch.searchsorted(sums, chance * float(sums[-1]), right=True))
     return min(place, len(sums) - 1)
 
 
-def processors() -> Any:
+def logit_processors() -> Any:
     """What a continuous batching manager takes as its `logit_processor`."""
     found = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([Sampler()]))
     found.tensors_required = 1

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-INCOMPLETE = "\ufffd"
+REPLACEMENT_CHARACTER = "\ufffd"
 """What a decoder writes for a character that it has not all bytes of."""
 
 
-class Shown(NamedTuple):
+class VisibleText(NamedTuple):
     """The part of an answer that stands, whatever follows."""
 
     text: str
@@ -15,7 +15,7 @@ class Shown(NamedTuple):
     """Whether a stop text ended it."""
 
 
-def shown(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> Shown:
+def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> VisibleText:
     """Of the text decoded so far: whole characters, nothing from a stop text on, and where `stripped`, no white space
     at either end.
 
@@ -27,11 +27,11 @@ def shown(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = T
         end, length = min(found)
         decoded = decoded[: end + length]
     elif not ended:
-        decoded = decoded.rstrip(INCOMPLETE)
-        decoded = decoded[: len(decoded) - max((_begun(decoded, stop) for stop in stops), default=0)]
-    return Shown(decoded.strip() if stripped else decoded, bool(found))
+        decoded = decoded.rstrip(REPLACEMENT_CHARACTER)
+        decoded = decoded[: len(decoded) - max((_partial_match(decoded, stop) for stop in stops), default=0)]
+    return VisibleText(decoded.strip() if stripped else decoded, bool(found))
 
 
-def _begun(text: str, stop: str) -> int:
+def _partial_match(text: str, stop: str) -> int:
     """How many characters at the text's end are the beginning of a stop text."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -19,7 +19,7 @@ from serving.engines.base_chat import ChatEngine, Sampling
 WARM_UP_S = 120
 
 
-class Generator(ChatEngine):
+class TransformersEngine(ChatEngine):
     """Transformers' continuous batching, whose forward passes run in a thread of their own over all requests in
     flight."""
 
@@ -79,7 +79,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
     """The engine, running, after a first answer that prepares kernels; RuntimeError where it gives none."""
     import torch
 
-    from serving.engines.sampling import processors
+    from serving.engines.sampling import logit_processors
     from tailorbird.models.continuous_batching_attention import attend_apart
     from tailorbird.models.generation import batching_config, greedy
 
@@ -92,7 +92,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
                 max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
             ),
         )
-        manager.logit_processor = processors()
+        manager.logit_processor = logit_processors()
         manager.start()
     prompting = loaded.prompting
     conversation = (("user", "the first pass prepares kernels"),)

@@ -29,40 +29,40 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.42
 """Of a GPU and its memory, for one version: while another replaces it, a replica holds both."""
-MAX_ON_GPU = 2
+MAX_SERVERS_PER_GPU = 2
 CACHE_BYTES = 1 << 30
 """For keys and values where there is no GPU, instead of a share of the machine."""
 START_S = 1800
 """A large model's kernels are compiled before its first answer."""
-END_S = 30
-STREAM_S = 0.02
+SHUTDOWN_S = 30
+STREAM_INTERVAL_S = 0.02
 """What a stream says in this time comes in one piece."""
-LOOK_S = 1.0
+HEALTH_CHECK_S = 1.0
 """Between two looks at whether the server is well."""
 MODEL_ID = "version"
-ENDS = ("stop", "length")
+FINISH_REASONS = ("stop", "length")
 """Why a whole answer ends."""
 
-_living: set[Any] = set()
+_servers: set[Any] = set()
 """This process's servers."""
 
 
-class EngineMissing(RuntimeError):
+class EngineNotInstalled(RuntimeError):
     """vLLM is not installed where the replica runs."""
 
 
-class Piece(NamedTuple):
+class TokenDelta(NamedTuple):
     """What an answer grew by."""
 
     tokens: list[int]
     ended: bool
 
 
-class EngineGone(RuntimeError):
+class EngineStopped(RuntimeError):
     """The server's engine has stopped."""
 
 
-class Server:
+class VllmServer:
     """The actor: a server of `ray.serve.llm`, asked in token ids."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -91,35 +91,35 @@ class Server:
         """Never returns; raises where the engine has stopped."""
         while True:
             await self._server.check_health()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(HEALTH_CHECK_S)
 
     async def stop(self) -> None:
         """Ends the engine's processes, which then give back their shared memory."""
         await asyncio.to_thread(self._client.shutdown)
 
-    async def answer(self, asked: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+    async def answer(self, asked: dict[str, Any]) -> AsyncGenerator[TokenDelta, None]:
         """`asked` are fields of a `CompletionRequest`. Raises EngineGone, and ValueError where the server refuses."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
         request = CompletionRequest(model=MODEL_ID, return_token_ids=True, **asked)
         try:
             async for said in await self._server.completions(request):
-                piece = _piece(said)
+                piece = _token_delta(said)
                 if piece is not None:
                     yield piece
                     if not piece.ended:
-                        await asyncio.sleep(STREAM_S)
+                        await asyncio.sleep(STREAM_INTERVAL_S)
         except Exception:
             try:
                 await self._server.check_health()
             except Exception as error:
-                raise EngineGone(str(error)) from None
+                raise EngineStopped(str(error)) from None
             raise
 
 
-def _piece(said: Any) -> Piece | None:
+def _token_delta(said: Any) -> TokenDelta | None:
     """Of a whole answer, or of a stream's events; None where no token came. ValueError for an error."""
-    events = [_parsed(event) for event in said] if isinstance(said, list) else [said.model_dump()]
+    events = [_event_fields(event) for event in said] if isinstance(said, list) else [said.model_dump()]
     tokens: list[int] = []
     ended = False
     for event in events:
@@ -128,13 +128,13 @@ def _piece(said: Any) -> Piece | None:
         for choice in event.get("choices", ()):
             tokens += choice["token_ids"] or []
             reason = choice["finish_reason"]
-            if reason not in (None, *ENDS):
+            if reason not in (None, *FINISH_REASONS):
                 raise ValueError(f"the answer broke off ({reason})")
             ended = ended or reason is not None
-    return Piece(tokens, ended) if tokens else None
+    return TokenDelta(tokens, ended) if tokens else None
 
 
-def _parsed(event: Any) -> dict[str, Any]:
+def _event_fields(event: Any) -> dict[str, Any]:
     """One of a stream's, which is a text `data: {...}`, or an error as it is."""
     if not isinstance(event, str):
         return dict(event.model_dump())
@@ -149,7 +149,7 @@ class VllmEngine(ChatEngine):
         super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
         self._server = server
         self._running: Future[None] = server.run.remote().future()
-        self._running.add_done_callback(lambda _: _living.discard(server))
+        self._running.add_done_callback(lambda _: _servers.discard(server))
         self.max_length = max_length
 
     @property
@@ -157,8 +157,8 @@ class VllmEngine(ChatEngine):
         return not self._running.done()
 
     def end(self) -> None:
-        _end(self._server)
-        self._running.exception(END_S)
+        _stop_server(self._server)
+        self._running.exception(SHUTDOWN_S)
 
     async def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
@@ -181,76 +181,76 @@ class VllmEngine(ChatEngine):
                 tokens += new
                 yield list(tokens), ended
         except RayTaskError as error:
-            if isinstance(error.cause, EngineGone) or not self.running:
-                raise _stopped() from None
+            if isinstance(error.cause, EngineStopped) or not self.running:
+                raise _stopped_error() from None
             raise RequestError(500, "engine_failed", f"the engine gave up on the request: {error.cause}") from None
         except RayActorError:
-            raise _stopped() from None
+            raise _stopped_error() from None
         finally:
             if not ended:  # nobody waits any more
                 ray.cancel(pieces)
 
 
-def _stopped() -> RequestError:
+def _stopped_error() -> RequestError:
     return RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
 
 
 def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) -> VllmEngine:
-    """The version in a server, checked as everywhere; raises as `start`, or as `models.load.load_chat_version`."""
+    """The version in a server, checked as everywhere; raises as `start_engine`, or as `models.load.load_chat_version`."""
     from tailorbird.models.loading import load_chat_version
 
     loaded = load_chat_version(uri, device="cpu")
     require_digest(loaded.version, digest=digest)
-    return start(loaded, max_batch_size=max_batch_size, num_gpus=num_gpus)
+    return start_engine(loaded, max_batch_size=max_batch_size, num_gpus=num_gpus)
 
 
-def start(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: int = 0) -> VllmEngine:
+def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: int = 0) -> VllmEngine:
     """A server over a version of any kind: it reads a folder with an adapter's update merged, as it was evaluated.
 
     Raises EngineMissing, and RuntimeError where the server does not start, or a GPU holds as many as it can.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise EngineMissing(
+        raise EngineNotInstalled(
             "serving.engine is vllm, which the cluster does not have: pip install --editable '.[gpu]' in the project's "
             "folder there, or leave serving.engine out"
         )
     if num_gpus:
-        _require_room()
+        _wait_for_capacity()
     with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as folder:
         lm: Any = loaded.model.lm
         lm.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         engine = {"dtype": loaded.version.dtype, "max_num_seqs": max_batch_size}
-        config, env_vars = _config(folder, engine=engine, num_gpus=num_gpus)
-        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(Server)
+        config, env_vars = _llm_config(folder, engine=engine, num_gpus=num_gpus)
+        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer)
         server = actor.remote(config)
-        _living.add(server)
+        _servers.add(server)
         try:
             max_length = ray.get(server.start.remote(), timeout=START_S)
         except RayError as error:
-            _end(server)
+            _stop_server(server)
             why = error.cause if isinstance(error, RayTaskError) else error
             raise RuntimeError(f"vLLM does not start with {loaded.version.version}: {why}") from None
     return VllmEngine(loaded, server=server, max_length=max_length)
 
 
-def _require_room() -> None:
+def _wait_for_capacity() -> None:
     """Waits for a server that is just ending; RuntimeError where none does."""
     begun = time.monotonic()
-    while len(_living) >= MAX_ON_GPU:
-        if time.monotonic() - begun > END_S:
-            raise RuntimeError(f"a GPU holds {MAX_ON_GPU} versions at a time, and does: end the trial first")
+    while len(_servers) >= MAX_SERVERS_PER_GPU:
+        if time.monotonic() - begun > SHUTDOWN_S:
+            raise RuntimeError(f"a GPU holds {MAX_SERVERS_PER_GPU} versions at a time, and does: end the trial first")
         time.sleep(0.2)
 
 
-def _end(server: Any) -> None:
+def _stop_server(server: Any) -> None:
     with suppress(RayError):
-        ray.get(server.stop.remote(), timeout=END_S)
+        ray.get(server.stop.remote(), timeout=SHUTDOWN_S)
     ray.kill(server)
-    _living.discard(server)
+    _servers.discard(server)
 
 
-def _config(folder: str, *, engine: dict[str, Any], num_gpus: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _llm_config(folder: str, *, engine: dict[str, Any], num_gpus: int) -> tuple[dict[str, Any], dict[str, str]]:
     """`LLMConfig`'s fields for the model in a folder, and the environment of the actor."""
     engine |= {
         "generation_config": "vllm",  # what is asked for, and nothing that a model's files would add

@@ -106,7 +106,7 @@ def read_subject_key(source: str) -> bytes:
     return key
 
 
-class Door:
+class ApiKeyAuthenticator:
     """The keys of `source`, read again every few seconds: one that is taken out opens nothing from then on.
 
     A name may have several keys, the old and the new one while they are changed. Limits are of a key and a replica:
@@ -120,7 +120,7 @@ class Door:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._fault = ""
 
-    def admit(self, headers: Mapping[str, str]) -> str:
+    def authenticate(self, headers: Mapping[str, str]) -> str:
         """Who holds the key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
         authorization = headers.get("authorization", "")
         kind, _, given = authorization.partition(" ")
@@ -181,7 +181,7 @@ class Door:
         self._buckets[key.sha256] = (left - 1, now)
 
 
-def admit_this_machine(headers: Mapping[str, str]) -> None:
+def require_local_caller(headers: Mapping[str, str]) -> None:
     """Without keys: RequestError 403 for what a page of somebody else's makes a browser on this machine ask."""
     host, origin = headers.get("host", ""), headers.get("origin", "")
     name = urlsplit(f"//{host}").hostname

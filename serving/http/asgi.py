@@ -37,7 +37,7 @@ UNFRAMED = {"content-security-policy": "frame-ancestors 'none'; base-uri 'none'"
 
 _log = logging.getLogger("ray.serve")
 
-asker: ContextVar[str | None] = ContextVar("asker", default=None)
+caller: ContextVar[str | None] = ContextVar("caller", default=None)
 """Whose key the request that is being answered carries."""
 ID = "{id}"
 """Stands in a route for one part of its paths."""
@@ -62,13 +62,13 @@ def http_app(
     routes: Mapping[str, Route],
     *,
     max_body_bytes: int,
-    admit: Callable[[Mapping[str, str]], str | None],
+    authenticate: Callable[[Mapping[str, str]], str | None],
     on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """An ASGI application of these routes; a path of its own goes before one with a part `{id}`.
 
-    `admit` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
+    `authenticate` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
     `on_startup` is awaited before the first answer, `on_shutdown` after the last.
     """
 
@@ -88,7 +88,8 @@ def http_app(
         await _refusal(RequestError(404, "unknown_route", told))(scope, receive, send)
 
     endpoints = [
-        Endpoint(path, routes[path], max_body_bytes, admit) for path in sorted(routes, key=lambda path: ID in path)
+        Endpoint(path, routes[path], max_body_bytes, authenticate)
+        for path in sorted(routes, key=lambda path: ID in path)
     ]
     return routing.Router(
         [routing.Route(endpoint.path, endpoint) for endpoint in endpoints],
@@ -105,7 +106,7 @@ class Endpoint:
     path: str
     route: Route
     max_body_bytes: int
-    admit: Callable[[Mapping[str, str]], str | None]
+    authenticate: Callable[[Mapping[str, str]], str | None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, route = Request(scope, receive), self.route
@@ -114,7 +115,7 @@ class Endpoint:
                 told = f"{self.path} takes {route.method}, not {request.method}"
                 raise RequestError(405, "wrong_method", told, headers={"allow": route.method})
             if not route.open:
-                asker.set(self.admit(request.headers))
+                caller.set(self.authenticate(request.headers))
             body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
         except RequestError as error:
             await _refusal(error)(scope, receive, send)

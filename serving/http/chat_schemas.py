@@ -134,16 +134,16 @@ _CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
 _Stop = Annotated[StrictStr, Field(min_length=1)]
 
 
-class _Given(BaseModel):
+class _RequestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
 
-class TextPart(_Given):
+class TextPart(_RequestModel):
     type: Literal["text"]
     text: StrictStr
 
 
-class ChatMessage(_Given):
+class ChatMessage(_RequestModel):
     role: Literal["system", "user", "assistant"]
     content: StrictStr | list[TextPart]
 
@@ -153,12 +153,12 @@ class ChatMessage(_Given):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Given):
+class StreamOptions(_RequestModel):
     include_usage: StrictBool | None = None
     """Whether a last event, without choices, counts the tokens."""
 
 
-class Asked(_Given):
+class PromptRequest(_RequestModel):
     """What requests for words have in common."""
 
     model: StrictStr = CHAMPION
@@ -201,10 +201,10 @@ class Asked(_Given):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-AskedT = TypeVar("AskedT", bound=Asked)
+PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 
-class ChatRequest(Asked):
+class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     """The conversation; the last message is the user's. A system message stands in place of the version's own."""
 
@@ -214,7 +214,7 @@ class ChatRequest(Asked):
         return tuple((message.role, message.text) for message in self.messages)
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(PromptRequest):
     prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
     """A text that is continued as it stands: no template, no system message, no examples; no verdict is about that."""
 
@@ -241,9 +241,9 @@ def parse_chat(body: bytes) -> ChatRequest:
     for place, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
-                raise _refused(f"messages.{place}.{name}", "a message has a role and a content, and no more")
+                raise _invalid_field(f"messages.{place}.{name}", "a message has a role and a content, and no more")
     if request.messages[-1].role != "user":
-        raise _refused("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
+        raise _invalid_field("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
     return request
 
 
@@ -252,23 +252,23 @@ def parse_completion(body: bytes) -> CompletionRequest:
     return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
 
 
-def _parse(kind: type[AskedT], body: bytes, *, neutral: Mapping[str, Any]) -> AskedT:
+def _parse(kind: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, Any]) -> PromptRequestT:
     try:
         request = kind.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _invalid_request(error) from None
     for name, value in (request.model_extra or {}).items():
         if name in IGNORED or value is None or (name in neutral and value == neutral[name]):
             continue
         told = f"only {json.dumps(neutral[name])} is taken" if name in neutral else "there is no such field here"
-        raise _refused(name, f"{told}; leave it out")
+        raise _invalid_field(name, f"{told}; leave it out")
     if request.stream_options is not None and not request.stream:
-        raise _refused("stream_options", "only with stream: true")
+        raise _invalid_field("stream_options", "only with stream: true")
     return request
 
 
 @dataclass(frozen=True)
-class Shape:
+class AnswerFormat:
     """How an endpoint's answers are written, in OpenAI's words."""
 
     route: str
@@ -312,8 +312,8 @@ class Shape:
         return event(_json(head | {"choices": [choice]}))
 
 
-CHAT = Shape("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
-COMPLETION = Shape("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
+CHAT = AnswerFormat("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
+COMPLETION = AnswerFormat("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
 
 
 def usage_event(head: dict[str, Any], *, usage: Usage) -> bytes:
@@ -333,18 +333,18 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _refused(param: str, message: str) -> RequestError:
+def _invalid_field(param: str, message: str) -> RequestError:
     return RequestError(400, "invalid_request", f"{param}: {message}", param=param)
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def _invalid_request(error: ValidationError) -> RequestError:
     """Says of the first fault where it is and what is allowed; never what was given."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")
     loc = fault["loc"]
     if loc[:1] == ("stop",):
-        return _refused("stop", _STOP)
+        return _invalid_field("stop", _STOP)
     if loc[:1] == ("messages",) and loc[2:3] == ("content",) and fault["type"] != "missing":
-        return _refused(f"messages.{loc[1]}.content", _CONTENT)
-    return _refused(".".join(str(part) for part in loc) or "body", fault["msg"])
+        return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
+    return _invalid_field(".".join(str(part) for part in loc) or "body", fault["msg"])

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 EXPORT_S = 5.0
 MAX_OBSERVATIONS = 1 << 17
 """What waits to be told at most, a few seconds' of more requests than one replica answers."""
-LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went before it was answered to the end; nginx's number."""
-OTHER = "other"
+UNKNOWN_ROUTE = "other"
 """The route of a path that there is not: what strangers make up is no label."""
 
 _log = logging.getLogger("ray.serve")
@@ -39,17 +39,23 @@ class Metric(NamedTuple):
 
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-_ASKED = ("route", "model", "version")
+_REQUEST_LABELS = ("route", "model", "version")
 REQUESTS = Metric(
     "tailorbird_requests_total",
     "Requests by what they were answered with; 499 where the client went before the end.",
-    (*_ASKED, "status"),
+    (*_REQUEST_LABELS, "status"),
 )
 REQUEST_SECONDS = Metric(
-    "tailorbird_request_seconds", "From a request's headers to the last byte of a 200 answer.", _ASKED, _SECONDS
+    "tailorbird_request_seconds",
+    "From a request's headers to the last byte of a 200 answer.",
+    _REQUEST_LABELS,
+    _SECONDS,
 )
 FIRST_TOKEN_SECONDS = Metric(
-    "tailorbird_first_token_seconds", "From a request's headers to the first token of a stream.", _ASKED, _SECONDS
+    "tailorbird_first_token_seconds",
+    "From a request's headers to the first token of a stream.",
+    _REQUEST_LABELS,
+    _SECONDS,
 )
 IN_PROGRESS = Metric("tailorbird_requests_in_progress", "Requests that the replica has not answered to the end yet.")
 TEXTS = Metric("tailorbird_texts_total", "Texts classified.", ("model", "version"))
@@ -74,7 +80,7 @@ LOG_DROPPED = Metric(
 
 
 @dataclass(slots=True)
-class Ongoing:
+class RequestState:
     """A request while it is answered, as it will be counted."""
 
     model: str = ""
@@ -83,19 +89,19 @@ class Ongoing:
     """Status of what went wrong after a 200 was begun."""
 
 
-_ongoing: ContextVar[Ongoing | None] = ContextVar("ongoing", default=None)
+_request_state: ContextVar[RequestState | None] = ContextVar("ongoing", default=None)
 
 
-def note_version(version: "ModelVersion") -> None:
+def record_version(version: "ModelVersion") -> None:
     """Says which version answers the request that is being answered; of several, the last is counted."""
-    ongoing = _ongoing.get()
+    ongoing = _request_state.get()
     if ongoing is not None:
         ongoing.model, ongoing.version = version.name, version.version
 
 
-def note_failure(status: int) -> None:
+def record_failure(status: int) -> None:
     """Says that the stream that is being answered broke off: it has said 200 already, and is counted by this."""
-    ongoing = _ongoing.get()
+    ongoing = _request_state.get()
     if ongoing is not None:
         ongoing.failed = status
 
@@ -171,11 +177,11 @@ class Instruments:
     def of(self, metric: Metric) -> Any:
         """Ray's counter, histogram or gauge."""
         if metric.name not in self._made:
-            self._made[metric.name] = _made(metric)
+            self._made[metric.name] = _new_instrument(metric)
         return self._made[metric.name]
 
 
-def _made(metric: Metric) -> Any:
+def _new_instrument(metric: Metric) -> Any:
     from ray.serve import metrics
 
     options = {"description": metric.description, "tag_keys": metric.labels}
@@ -193,19 +199,19 @@ def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
 def _route(scope: Scope) -> str:
     """The path of the route that answers a request, as the application found it."""
     endpoint = scope.get("endpoint")
-    return endpoint.path if isinstance(endpoint, Endpoint) else OTHER
+    return endpoint.path if isinstance(endpoint, Endpoint) else UNKNOWN_ROUTE
 
 
-def metered(app: ASGIApp, *, meter: Meter) -> ASGIApp:
+def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
     """The application, each of whose requests is counted when it is over."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        begun, ongoing = time.perf_counter(), Ongoing()
-        _ongoing.set(ongoing)
-        status, whole, streamed = LEFT, False, False
+        begun, ongoing = time.perf_counter(), RequestState()
+        _request_state.set(ongoing)
+        status, whole, streamed = CLIENT_CLOSED_REQUEST, False, False
 
         async def watched(message: Message) -> None:
             nonlocal status, whole, streamed
@@ -224,7 +230,7 @@ def metered(app: ASGIApp, *, meter: Meter) -> ASGIApp:
             await app(scope, receive, watched)
         finally:
             meter.in_progress -= 1
-            told = ongoing.failed or status if whole else LEFT
+            told = ongoing.failed or status if whole else CLIENT_CLOSED_REQUEST
             asked = (_route(scope), ongoing.model, ongoing.version)
             meter.count(REQUESTS, *asked, str(told))
             if told == 200:

@@ -21,23 +21,23 @@ from serving.http.chat_schemas import (
     CompletionRequest,
 )
 from serving.http.schemas import (
+    BatchJob,
     BatchRequest,
-    BatchStatus,
     ClassifyAnswer,
     ClassifyRequest,
     CompareAnswer,
     ErrorBody,
     FeedbackRequest,
+    Health,
     Models,
-    Ready,
-    Up,
+    Readiness,
 )
 from tailorbird.config.serving import ServingConfig
 
 NO_EFFECT = "x-no-effect"
 """Marks fields that OpenAI's clients may send, and that change nothing."""
 REF = "#/components/schemas/{model}"
-PLACES = {"ClassifyRequest": ("input", "attributes")}
+PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
 """Fields with one entry a text, which `serving.max_texts` bounds."""
 REFUSALS = {
     400: "The body is not JSON, or a field of it cannot be taken; the message names it.",
@@ -114,16 +114,16 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "/v1/batches": Operation(
         "A Parquet data set through a version, off the request path",
-        BatchStatus,
+        BatchJob,
         BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
         refusals=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation("How far a batch is", BatchStatus, refusals=(404,)),
-    "/v1/batches/{id}/cancel": Operation("Ends a batch that is not over", BatchStatus, refusals=(404, 409)),
-    "/healthz": Operation("Whether the process lives", Up),
-    "/readyz": Operation("Whether a version is loaded, and which", Ready, also={503: Ready}),
+    "/v1/batches/{id}": Operation("How far a batch is", BatchJob, refusals=(404,)),
+    "/v1/batches/{id}/cancel": Operation("Ends a batch that is not over", BatchJob, refusals=(404, 409)),
+    "/healthz": Operation("Whether the process lives", Health),
+    "/readyz": Operation("Whether a version is loaded, and which", Readiness, also={503: Readiness}),
     "/openapi.json": Operation("This document", None),
     "/docs": Operation("This document as a page", None),
     "/": Operation("A page for people to ask on", None),
@@ -160,8 +160,11 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> dict[str, A
         "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_") or "page",
         "summary": operation.summary,
         "responses": {
-            **_answers(operation, content_type=route.content_type),
-            **{str(status): _refusal(status, config=config) for status in _refusals(operation, route, config)},
+            **_responses(operation, content_type=route.content_type),
+            **{
+                str(status): _error_response(status, config=config)
+                for status in _error_statuses(operation, route, config)
+            },
         },
     }
     if ID in path:
@@ -178,7 +181,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> dict[str, A
     return found
 
 
-def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
+def _responses(operation: Operation, *, content_type: str) -> dict[str, Any]:
     schema = {"type": "object"} if content_type == JSON else {"type": "string"}
     content: dict[str, Any] = {content_type: {"schema": _ref(operation.answer) if operation.answer else schema}}
     if operation.events is not None:
@@ -192,7 +195,7 @@ def _answers(operation: Operation, *, content_type: str) -> dict[str, Any]:
     return answers
 
 
-def _refusals(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
+def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
     found = {*operation.refusals, 429, 500, 503}
     if route.method == "POST":
         found |= {400, 408, 413}
@@ -203,7 +206,7 @@ def _refusals(operation: Operation, route: Route, config: ServingConfig) -> list
     return sorted(found)
 
 
-def _refusal(status: int, *, config: ServingConfig) -> dict[str, Any]:
+def _error_response(status: int, *, config: ServingConfig) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": _ref(ErrorBody)}}
     if status in (429, 503):
         content["text/plain"] = {"schema": {"type": "string", "description": "Where Ray Serve itself refuses it."}}
@@ -224,14 +227,14 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str,
         models |= dict.fromkeys(model for model in told if model is not None)
     _, found = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     schemas: dict[str, Any] = found["$defs"]
-    for name, fields in PLACES.items():
+    for name, fields in PER_TEXT_FIELDS.items():
         for place in fields if name in schemas else ():
             for kind in schemas[name]["properties"][place]["anyOf"]:
                 if kind.get("type") == "array":
                     kind |= {"minItems": 1, "maxItems": config.max_texts}
     for name, neutral in (("ChatRequest", NEUTRAL), ("CompletionRequest", TEXT_NEUTRAL)):
         if name in schemas:
-            _close(schemas[name], neutral=neutral)
+            _forbid_extra_fields(schemas[name], neutral=neutral)
     if "ChatMessage" in schemas:
         schemas["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
         # As it stands in an answer, which is sent back as a turn.
@@ -240,7 +243,7 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str,
     return schemas
 
 
-def _close(schema: dict[str, Any], *, neutral: Mapping[str, Any]) -> None:
+def _forbid_extra_fields(schema: dict[str, Any], *, neutral: Mapping[str, Any]) -> None:
     """Of OpenAI's fields, those that are taken but change nothing; further ones are refused."""
     for name in IGNORED:
         schema["properties"][name] = {"description": "Changes no answer.", NO_EFFECT: True}

@@ -68,7 +68,7 @@ class BatchRequest(Wire):
     """A column that the output has too, as `id`; it always has each row's place in the input, as `row`."""
 
 
-class BatchStatus(Wire):
+class BatchJob(Wire):
     id: str
     """Of the input, the output and the version: asking twice starts one."""
     object: Literal["batch"] = "batch"
@@ -116,7 +116,7 @@ class CompareAnswer(Wire):
     champion: ClassifyAnswer
 
 
-class Served(Wire):
+class ServedModel(Wire):
     """One model, in OpenAI's shape and with what ours have beside it."""
 
     id: str
@@ -138,14 +138,14 @@ class Served(Wire):
 
 class Models(Wire):
     object: Literal["list"] = "list"
-    data: list[Served]
+    data: list[ServedModel]
 
 
-class Up(Wire):
+class Health(Wire):
     status: Literal["up"]
 
 
-class Ready(Wire):
+class Readiness(Wire):
     status: Literal["ready", "loading"]
     """`ready`, or `loading` with code 503."""
     replica: str | None = None
@@ -208,7 +208,7 @@ def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
     try:
         request = ClassifyRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _invalid_request(error) from None
     num_texts = 1 if isinstance(request.input, str) else len(request.input)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
@@ -227,7 +227,7 @@ def parse_feedback(body: bytes) -> FeedbackRequest:
     try:
         return FeedbackRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _invalid_request(error) from None
 
 
 def parse_batch(body: bytes) -> BatchRequest:
@@ -235,7 +235,7 @@ def parse_batch(body: bytes) -> BatchRequest:
     try:
         return BatchRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _invalid_request(error) from None
 
 
 def config_id(user_config: dict[str, Any]) -> str:
@@ -254,7 +254,7 @@ _ATTRIBUTES = (
 )
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def _invalid_request(error: ValidationError) -> RequestError:
     faults = error.errors(include_url=False, include_input=False)
     if faults[0]["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {faults[0]['ctx']['error']}")

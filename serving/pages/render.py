@@ -17,12 +17,12 @@ from tailorbird.config.serving import ServingConfig
 
 
 @cache
-def rendered(template: str) -> bytes:
+def render_page(template: str) -> bytes:
     """Returns a page that needs no values, rendered once."""
     return _templates().get_template(template).render().encode()
 
 
-def documented(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
+def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
     """Returns the routes plus `/openapi.json` and `/docs`, which describe all of them."""
 
     @cache
@@ -34,7 +34,7 @@ def documented(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[st
 
     @cache
     def page() -> bytes:
-        return docs_page(document())
+        return render_docs(document())
 
     async def as_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, page()
@@ -47,7 +47,7 @@ def documented(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[st
     return every
 
 
-def docs_page(document: Mapping[str, Any]) -> bytes:
+def render_docs(document: Mapping[str, Any]) -> bytes:
     """Returns an OpenAPI document as a page without scripts."""
     return _templates().get_template("docs.html").render(document=document).encode()
 
@@ -59,11 +59,11 @@ def _templates() -> Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"]
     )
     made.filters |= {"prose": _prose, "curl": _curl}
-    made.tests["refusal"] = _is_refusal
+    made.tests["refusal"] = _is_error_response
     return made
 
 
-def _is_refusal(answer: Mapping[str, Any]) -> bool:
+def _is_error_response(answer: Mapping[str, Any]) -> bool:
     return "ErrorBody" in answer["content"].get(JSON, {}).get("schema", {}).get("$ref", "")
 
 

@@ -7,9 +7,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from serving.http.api_keys import ApiKeyAuthenticator, require_local_caller, read_subject_key
+from serving.http.api_keys import ApiKeyAuthenticator, read_subject_key, require_local_caller
 from serving.http.asgi import ASGIApp, Route, caller, http_app
-from serving.http.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Instruments, Meter, with_request_metrics
+from serving.http.metrics import (
+    IN_PROGRESS,
+    LOG_DROPPED,
+    REFUSED,
+    SERVING,
+    Gauges,
+    Instruments,
+    Meter,
+    with_request_metrics,
+)
 from serving.http.schemas import (
     CHAMPION,
     CHAT_ID,
@@ -63,12 +72,12 @@ class Replica(Generic[EngineT]):
         load: Callable[[str, str], EngineT],
         *,
         config: ServingConfig,
-        retire: Callable[[EngineT], None] = lambda _former: None,
+        unload: Callable[[EngineT], None] = lambda _former: None,
         meter: Meter | None = None,
     ) -> None:
         sys.setswitchinterval(SWITCH_S)
         self._load = load
-        self._retire = retire
+        self._unload = unload
         self._section = config
         self.meter = meter or Meter()
         self._door = ApiKeyAuthenticator(config.api_keys) if config.api_keys is not None else None
@@ -76,7 +85,7 @@ class Replica(Generic[EngineT]):
         if config.request_log:
             key = read_subject_key(config.subject_key) if config.subject_key else None
             uri, texts = config.request_log, config.log_texts
-            self.log = RequestLog(uri, subject_key=key, texts=texts, journal=write_ahead_log_folder())
+            self.log = RequestLog(uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder())
         self._watches: list[asyncio.Task[None]] = []
         self._engines: dict[str, EngineT] = {}
         self._absent: dict[str, str] = {}
@@ -122,7 +131,7 @@ class Replica(Generic[EngineT]):
         former, self._engines, self._absent = self._engines, engines, absent
         kept = {id(engine) for engine in engines.values()}
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
-            self._retire(engine)
+            self._unload(engine)
 
     async def _keep_trying(self) -> None:
         """Loads what is absent or has stopped as soon as it can be, until cancelled: what was wrong may have been the
@@ -224,15 +233,15 @@ class Replica(Generic[EngineT]):
         app = http_app(
             with_api_docs(routes | self._routes(), config=self._section),
             max_body_bytes=self._section.max_body_bytes,
-            admit=self._admit,
+            authenticate=self._authenticate,
             on_startup=on_startup,
             on_shutdown=self.log.close if self.log else None,
         )
         return with_request_metrics(app, meter=self.meter)
 
-    def _admit(self, headers: Mapping[str, str]) -> str | None:
+    def _authenticate(self, headers: Mapping[str, str]) -> str | None:
         if self._door is not None:
-            return self._door.admit(headers)
+            return self._door.authenticate(headers)
         if not self._section.guarded:
             require_local_caller(headers)
         return None

@@ -19,10 +19,10 @@ from serving.http.chat_schemas import (
     CHAT,
     COMPLETION,
     LAST_EVENT,
-    PromptRequest,
+    AnswerFormat,
     ChatRequest,
     CompletionRequest,
-    AnswerFormat,
+    PromptRequest,
     Usage,
     event,
     parse_chat,
@@ -97,7 +97,7 @@ class Chat:
         self._section = ServingConfig.model_validate(config)
         torch.set_num_threads(self._section.cpus_per_replica)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._replica = Replica(partial(_load, config=self._section), config=self._section, retire=ChatEngine.retire)
+        self._replica = Replica(partial(_load, config=self._section), config=self._section, unload=ChatEngine.unload)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -106,7 +106,7 @@ class Chat:
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
         batches = BatchRoutes(self._replica.engine_of, task_uri=self._home, config=self._section)
-        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
+        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.resume)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; what is being answered is answered to its end by the former version."""
@@ -144,7 +144,7 @@ class Chat:
             engine, arm = self._replica.engine, "champion"
         record_version(engine.version)
         limit = self._section.max_batch_size + self._section.max_queued_requests
-        if engine.num_held >= limit:
+        if engine.num_active >= limit:
             raise RequestError(
                 429,
                 "too_many_requests",
@@ -204,7 +204,7 @@ class Chat:
 
 async def _in_thread(prompt_of: Callable[..., list[int]], request: PromptRequest, *, engine: ChatEngine) -> list[int]:
     """A prompt's tokens: those of a MB take a second, in which no stream would go on. The engine is held meanwhile."""
-    with engine.held():
+    with engine.in_use():
         return await asyncio.to_thread(prompt_of, request, engine=engine)
 
 
@@ -265,7 +265,7 @@ async def _grow(job: GenerationRequest, *, streaming: bool) -> AsyncGenerator[Pa
     generating = engine.generate(
         job.prompt, max_new_tokens=job.max_new_tokens, sampling=job.sampling, streaming=streaming
     )
-    with engine.held():
+    with engine.in_use():
         async with aclosing(generating):
             async for tokens, ended in generating:
                 said = tokens[:-1] if tokens[-1] == engine.end_id else tokens

@@ -15,7 +15,7 @@ from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.pages.render import render_page
 from serving.replica.base import Replica, refuse_unkept_subject
-from serving.replica.experiment import QUIET_S, CHALLENGER, Arm, ShadowRunner
+from serving.replica.experiment import CHALLENGER, QUIET_S, Arm, ShadowRunner
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import LogEntry
 from serving.request_log.writer import utc_now
@@ -53,7 +53,7 @@ class Classifier:
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
         shelf = ModelPool(worker=worker, batch_size=self._section.max_batch_size, meter=meter)
-        self._replica = Replica(shelf.load, config=self._section, meter=meter, retire=shelf.retire)
+        self._replica = Replica(shelf.load, config=self._section, meter=meter, unload=shelf.unload)
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -63,7 +63,7 @@ class Classifier:
             "/": Route("GET", self._page, open=True, content_type=HTML),
         }
         batches = BatchRoutes(self._replica.engine_of, task_uri=self._home, config=self._section)
-        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.go_on)
+        return self._replica.asgi_app(routes | batches.routes(), on_startup=batches.resume)
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """As `Replica.reconfigure`; a request that waits on the former engine's queue is answered by it."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.request_log.schema import ANSWERS, FEEDBACK, TOP, Entry, Feedback
-from serving.request_log.writer import Spool
+from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry
+from serving.request_log.writer import BufferedParquetWriter
 from tailorbird.data.pii import redacted
 
 
@@ -23,14 +23,18 @@ class RequestLog:
     says so.
     """
 
-    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, journal: Path | None = None) -> None:
+    def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path | None = None) -> None:
         self._subject_key = subject_key
         self._texts = texts
         self._attributes: tuple[Mapping[str, str], str] = ({}, "")
         root = uri.rstrip("/")
         answers, feedback = f"{root}/answers", f"{root}/feedback"
-        self.answers: Spool[Entry] = Spool(answers, schema=ANSWERS, to_row=self._row, journal=journal)
-        self.feedback: Spool[Feedback] = Spool(feedback, schema=FEEDBACK, to_row=asdict, journal=journal)
+        self.answers: BufferedParquetWriter[LogEntry] = BufferedParquetWriter(
+            answers, schema=ANSWERS, to_row=self._row, wal_folder=wal_folder
+        )
+        self.feedback: BufferedParquetWriter[FeedbackEntry] = BufferedParquetWriter(
+            feedback, schema=FEEDBACK, to_row=asdict, wal_folder=wal_folder
+        )
 
     @property
     def takes_subjects(self) -> bool:
@@ -56,13 +60,13 @@ class RequestLog:
             self._attributes = attributes, json.dumps(attributes, sort_keys=True, ensure_ascii=False)
         return self._attributes[1]
 
-    def _row(self, entry: Entry) -> dict[str, Any]:
+    def _row(self, entry: LogEntry) -> dict[str, Any]:
         subject = None
         if entry.subject is not None and self._subject_key is not None:
             subject = hmac.new(self._subject_key, entry.subject.encode(), hashlib.sha256).hexdigest()
         top: list[dict[str, Any]] = []
         if entry.scores is not None:
-            order = np.argsort(-np.asarray(entry.scores), kind="stable")[:TOP]
+            order = np.argsort(-np.asarray(entry.scores), kind="stable")[:NUM_TOP_CLASSES]
             top = [{"label": entry.classes[place], "score": float(entry.scores[place])} for place in order]
         return {
             "request_id": entry.request_id,
@@ -84,6 +88,6 @@ class RequestLog:
             "answer": entry.answer,
             "finish_reason": entry.finish_reason,
             "route": entry.route,
-            "asker": entry.asker,
+            "caller": entry.caller,
             "arm": entry.arm,
         }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-TOP = 3
+NUM_TOP_CLASSES = 3
 ANSWERS = {
     "request_id": "string",
     "at": "time",
@@ -26,14 +26,14 @@ ANSWERS = {
     "answer": "string",
     "finish_reason": "string",
     "route": "string",
-    "asker": "string",
+    "caller": "string",
     "arm": "string",
 }
-FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string", "asker": "string"}
+FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string", "caller": "string"}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One text's answer, as it comes from the request path."""
 
     request_id: str
@@ -64,7 +64,7 @@ class Entry:
     """Of a chat model; None where the answer broke off."""
     route: str = "classify"
     """`classify`, `compare`, `chat` or `completion`."""
-    asker: str | None = None
+    caller: str | None = None
     """Name of the key it was asked with."""
     arm: str | None = None
     """`champion`, or `canary` where the version on trial answered instead; `shadow` of that version's answer to what
@@ -72,7 +72,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
+class FeedbackEntry:
     """What was right, of one text of an earlier request."""
 
     request_id: str
@@ -81,5 +81,5 @@ class Feedback:
     row: int
     """The text's place in the request."""
     label: str
-    asker: str | None = None
+    caller: str | None = None
     """Name of the key it was told with."""

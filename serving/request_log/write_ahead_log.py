@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 30
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
 
-class Orphan(NamedTuple):
+class AbandonedBatch(NamedTuple):
     """Rows of a replica that is no more, as one batch of its own."""
 
     name: str
@@ -30,11 +30,11 @@ class Orphan(NamedTuple):
     """To be called when the store has them; otherwise they are found again."""
 
 
-class Journal:
+class WriteAheadLog:
     """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that replicas of one log share.
 
     What `add` was given survives the process, not the node. A file `<name>.lock` is locked while the
-    replica lives: who can lock it writes what it left (`orphans`). Rows have a time `at`; all else is JSON. A disk that
+    replica lives: who can lock it writes what it left (`abandoned_batches`). Rows have a time `at`; all else is JSON. A disk that
     takes no more is told in the replica's log once, and the batch is then in memory alone.
     """
 
@@ -76,7 +76,7 @@ class Journal:
 
     def rows(self, number: int) -> list[Row]:
         """A batch that it holds."""
-        return _rows(self._path(self.name, number))
+        return _read_rows(self._path(self.name, number))
 
     def written(self, number: int) -> None:
         """Forgets a batch that the store has."""
@@ -86,7 +86,7 @@ class Journal:
         except OSError as error:  # it will be written once more, over the same file
             self._tell(error)
 
-    def orphans(self) -> Iterator[Orphan]:
+    def abandoned_batches(self) -> Iterator[AbandonedBatch]:
         """Batches of replicas that ended before the store had them."""
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem == self.name:
@@ -96,14 +96,14 @@ class Journal:
             except (OSError, UnicodeError) as error:
                 self._tell(error)
 
-    def _left(self, lock: Path) -> Iterator[Orphan]:
+    def _left(self, lock: Path) -> Iterator[AbandonedBatch]:
         with lock.open("r+") as left:
             try:
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
             for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
-                yield Orphan(lock.stem, int(path.stem.rpartition("-")[2]), _rows(path), path.unlink)
+                yield AbandonedBatch(lock.stem, int(path.stem.rpartition("-")[2]), _read_rows(path), path.unlink)
             if not list(self._folder.glob(f"{lock.stem}-*.jsonl")):
                 lock.unlink(missing_ok=True)
 
@@ -122,7 +122,7 @@ class Journal:
         self._fault = str(error)
 
 
-def journal_folder() -> Path:
+def write_ahead_log_folder() -> Path:
     """Where journals lie on this node: TAILORBIRD_JOURNAL, or with what else the node keeps.
 
     One folder is for one store: what replicas left is written to the store of those that come after them.
@@ -130,16 +130,16 @@ def journal_folder() -> Path:
     return Path(os.environ.get("TAILORBIRD_JOURNAL") or cache_folder() / "request-log")
 
 
-def open_journal(folder: Path) -> Journal | None:
+def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
     """A journal in the folder; None, and a word in the log, where there can be none."""
     try:
-        return Journal(folder)
+        return WriteAheadLog(folder)
     except OSError as error:
         _log.error("rows of the request log are in memory alone, no file can be made in %s: %s", folder, error)
         return None
 
 
-def _rows(path: Path) -> list[Row]:
+def _read_rows(path: Path) -> list[Row]:
     """What stands in a file; a last line that was cut off is left out."""
     rows = []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:

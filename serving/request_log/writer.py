@@ -13,8 +13,8 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
-from serving.request_log.schema import Entry, Feedback
-from serving.request_log.write_ahead_log import open_journal
+from serving.request_log.schema import FeedbackEntry, LogEntry
+from serving.request_log.write_ahead_log import open_write_ahead_log
 from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
@@ -31,11 +31,11 @@ CLOSE_S = 4.0
 _log = logging.getLogger("ray.serve")
 
 
-EntryT = TypeVar("EntryT", bound=Entry | Feedback)
+EntryT = TypeVar("EntryT", bound=LogEntry | FeedbackEntry)
 
 
 @dataclass
-class _Batch:
+class _FileBuffer:
     """Rows of one file a day, each with about the bytes that it holds in memory."""
 
     number: int
@@ -46,7 +46,7 @@ class _Batch:
     """Whether some of them are in the journal alone."""
 
 
-class Spool(Generic[EntryT]):
+class BufferedParquetWriter(Generic[EntryT]):
     """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
 
     What a file holds is written whole or not at all; what could not be written waits, up to `MAX_BYTES`, and `close`
@@ -60,16 +60,16 @@ class Spool(Generic[EntryT]):
         *,
         schema: Mapping[str, str],
         to_row: Callable[[EntryT], dict[str, Any]],
-        journal: Path | None = None,
+        wal_folder: Path | None = None,
     ) -> None:
         self._uri = uri.rstrip("/")
         self._schema = schema
         self._to_row = to_row
-        place = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
-        self._journal = open_journal(journal / place) if journal else None
-        self._name = self._journal.name if self._journal else uuid.uuid4().hex[:12]
-        self._open = _Batch(0)
-        self._sealed: deque[_Batch] = deque()
+        uri_hash = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
+        self._wal = open_write_ahead_log(wal_folder / uri_hash) if wal_folder else None
+        self._name = self._wal.name if self._wal else uuid.uuid4().hex[:12]
+        self._open = _FileBuffer(0)
+        self._sealed: deque[_FileBuffer] = deque()
         self._num_bytes = 0
         self._writing = asyncio.Lock()
         self._fault = ""
@@ -95,12 +95,12 @@ class Spool(Generic[EntryT]):
 
     def _note(self, rows: Sequence[dict[str, Any]]) -> None:
         """Puts rows of the open batch on disk."""
-        if self._journal and rows:
-            self._journal.add(self._open.number, rows)
+        if self._wal and rows:
+            self._wal.add(self._open.number, rows)
 
     def _seal(self) -> None:
         self._sealed.append(self._open)
-        self._open = _Batch(self._open.number + 1)
+        self._open = _FileBuffer(self._open.number + 1)
 
     def _give_up(self) -> None:
         """Of what is too much, the oldest: to the journal, or where that does not hold it, for good."""
@@ -108,7 +108,7 @@ class Spool(Generic[EntryT]):
             oldest = next((batch for batch in self._sealed if batch.rows), self._open)
             if not oldest.rows:  # all of it is being written now
                 return
-            if not oldest.on_disk and self._journal and self._journal.holds(oldest.number):
+            if not oldest.on_disk and self._wal and self._wal.holds(oldest.number):
                 oldest.on_disk = True
             self._num_bytes -= oldest.rows.popleft()[0]
             self.num_dropped += not oldest.on_disk
@@ -136,23 +136,23 @@ class Spool(Generic[EntryT]):
                         raise
                     self._tell(error)
                     return
-                if self._journal:
-                    self._journal.written(batch.number)
+                if self._wal:
+                    self._wal.written(batch.number)
                 self._num_bytes -= sum(num_bytes for num_bytes, _ in batch.rows)
                 self._fault = ""
 
-    def _write_batch(self, batch: _Batch) -> None:
-        on_disk = self._journal.rows(batch.number) if batch.on_disk and self._journal else None
+    def _write_batch(self, batch: _FileBuffer) -> None:
+        on_disk = self._wal.rows(batch.number) if batch.on_disk and self._wal else None
         self._write(self._name, batch.number, on_disk or [row for _, row in batch.rows])
 
     async def _adopt(self) -> None:
         """Writes what replicas of this node left that ended before the store had it."""
-        if self._journal is None:
+        if self._wal is None:
             return
-        journal = self._journal
+        wal = self._wal
 
         def write() -> None:
-            for left in journal.orphans():
+            for left in wal.abandoned_batches():
                 try:
                     self._write(left.name, left.number, left.rows)
                     left.forget()
@@ -177,10 +177,10 @@ class Spool(Generic[EntryT]):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
         left = [batch for batch in (*self._sealed, self._open) if batch.rows or batch.on_disk]
-        kept = [batch for batch in left if self._journal and self._journal.holds(batch.number)]
+        kept = [batch for batch in left if self._wal and self._wal.holds(batch.number)]
         lost = self.num_dropped - self._num_told + sum(len(batch.rows) for batch in left if batch not in kept)
-        if self._journal:
-            self._journal.close()
+        if self._wal:
+            self._wal.close()
         if kept:
             _log.error("rows of %s wait on this node's disk for the next replica", self._uri)
         if lost:
@@ -195,7 +195,7 @@ class Spool(Generic[EntryT]):
             by_day.setdefault(row["at"].date().isoformat(), []).append(row)
         for day, of_day in by_day.items():
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(of_day, schema=_arrow(self._schema)), sink)
+            pq.write_table(pa.Table.from_pylist(of_day, schema=arrow_schema(self._schema)), sink)
             # One number a day: a part that was written before a failure is written over, not twice.
             write_bytes(f"{self._uri}/day={day}/{name}-{number:06d}.parquet", sink.getvalue().to_pybytes())
 
@@ -210,7 +210,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _arrow(columns: Mapping[str, str]) -> Any:
+def arrow_schema(columns: Mapping[str, str]) -> Any:
     import pyarrow as pa
 
     scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))

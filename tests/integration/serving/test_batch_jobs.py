@@ -21,7 +21,7 @@ import requests
 from cluster.connection import connect
 from cluster.local import stack
 from serving.batch_jobs import runner, scoring
-from serving.batch_jobs.routes import _written
+from serving.batch_jobs.routes import _write_job
 from serving.deploy import application, rollout, serve_client
 from serving.engines.classify import Prediction, predict_hybrid
 from tailorbird import storage
@@ -120,9 +120,9 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
     looks = [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]]
     assert looks == storage.heads(storage.list_files(uri))
 
-    def again_by(version: ModelVersion) -> scoring.Scored:
-        batch = scoring.batch_of(version, input=uri, output=output, id_column="key")
-        return scoring.score(batch, SECTION, version=version, told=lambda _done, _total: None)
+    def again_by(version: ModelVersion) -> scoring.ScoringResult:
+        batch = scoring.new_batch(version, input=uri, output=output, id_column="key")
+        return scoring.score_batch(batch, SECTION, version=version, told=lambda _done, _total: None)
 
     assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
     with pytest.raises(scoring.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
@@ -197,11 +197,11 @@ def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Servi
     task_uri, uri = "s3://models/score-closed", _input(rows, num_files=60)
 
     def queued(output: str) -> str:
-        batch = scoring.batch_of(service.first, input=uri, output=output, id_column="key")
-        return _written(task_uri, batch, service.first).id
+        batch = scoring.new_batch(service.first, input=uri, output=output, id_column="key")
+        return _write_job(task_uri, batch, service.first).id
 
     def status(batch_id: str) -> Any:
-        found = runner.read_status(task_uri, batch_id)
+        found = runner.read_job(task_uri, batch_id)
         assert found is not None
         return found[0]
 
@@ -210,15 +210,15 @@ def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Servi
 
     with connect():
         first = queued(_output())
-        runner.send_to_work(task_uri, SECTION)
+        runner.start_runner(task_uri, SECTION)
         _awaited(lambda: status(first).status == "running" or None)
         second = queued(_output())
-        runner.send_to_work(task_uri, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
-        assert len(runner.desks(task_uri)) == 2
+        runner.start_runner(task_uri, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        assert len(runner.running_runners(task_uri)) == 2
         assert _awaited(lambda: is_over(first)).status == "completed"  # which had begun
         refused = _awaited(lambda: is_over(second))
         assert (refused.status, "is under none of s3://lake/elsewhere" in refused.error) == ("failed", True)
-        _awaited(lambda: not runner.desks(task_uri) or None)
+        _awaited(lambda: not runner.running_runners(task_uri) or None)
 
 
 def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(url: str, rows: pa.Table) -> None:

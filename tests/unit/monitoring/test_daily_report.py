@@ -37,7 +37,7 @@ def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
 
 def told(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
     at = datetime(day.year, day.month, day.day, 13, tzinfo=UTC)
-    return {"request_id": request_id, "row": 0, "at": at, "label": label, "asker": None}
+    return {"request_id": request_id, "row": 0, "at": at, "label": label, "caller": None}
 
 
 def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> None:

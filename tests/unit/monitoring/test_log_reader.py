@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import _arrow
+from serving.request_log.writer import arrow_schema
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import log_reader
 from tailorbird.monitoring.log_reader import (
@@ -36,7 +36,7 @@ def answer(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def told(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
-    return {"request_id": f"r{number}", "row": 0, "at": AT.replace(minute=minute), "label": label, "asker": None}
+    return {"request_id": f"r{number}", "row": 0, "at": AT.replace(minute=minute), "label": label, "caller": None}
 
 
 def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()) -> str:
@@ -45,7 +45,7 @@ def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Se
         if rows:
             place = folder / kind / "day=2026-03-01"
             place.mkdir(parents=True)
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=_arrow(schema)), place / "one.parquet")
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(schema)), place / "one.parquet")
     return folder.as_uri()
 
 
@@ -92,7 +92,7 @@ def test_of_two_words_on_one_text_the_later_stands_and_is_counted(tmp_path: Path
 def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Path) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
-    pq.write_table(pa.Table.from_pylist([told(0, "a")], schema=_arrow(FEEDBACK)), audit)
+    pq.write_table(pa.Table.from_pylist([told(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
     labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), audits=[audit.as_uri()])
     found = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
     assert found.outcomes.right.tolist() == [True]
@@ -108,10 +108,10 @@ def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
     files = []
     for start in range(0, 100, 10):
         uri = tmp_path / f"{start}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows[start : start + 10], schema=_arrow(ANSWERS)), uri)
+        pq.write_table(pa.Table.from_pylist(rows[start : start + 10], schema=arrow_schema(ANSWERS)), uri)
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=_arrow(ANSWERS)), whole)
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
     cut, at_once = (read_traffic(some, WATCHED, labels=Labels()).sample for some in (files, [whole.as_uri()]))
     assert len(cut) == 20
     assert cut.texts == at_once.texts

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serving.batch_jobs.scoring import PART_BYTES, BatchError, Input, _read_bytes, batch_of, inside, parts_of
+from serving.batch_jobs.scoring import PART_BYTES, BatchError, InputFile, _read_bytes, is_under, new_batch, parts_of
 from serving.batch_jobs.worker import Batch, Part, score_part
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -47,7 +47,7 @@ def version(prompting: Prompting | None = None) -> ModelVersion:
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(1, 100))
 def test_every_row_is_in_one_part_and_parts_do_not_span_files(sizes: list[int], size: int) -> None:
-    inputs = [Input(f"s3://lake/{number}", "", 0, num_rows, 0) for number, num_rows in enumerate(sizes)]
+    inputs = [InputFile(f"s3://lake/{number}", "", 0, num_rows, 0) for number, num_rows in enumerate(sizes)]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
     assert [part.first + row for part in parts for row in range(part.num_rows)] == list(range(sum(sizes)))
@@ -57,9 +57,9 @@ def test_every_row_is_in_one_part_and_parts_do_not_span_files(sizes: list[int], 
 
 
 def test_long_rows_go_into_smaller_parts() -> None:
-    file = Input("s3://lake/long", "", 0, 100, 100 * (PART_BYTES // 8))
+    file = InputFile("s3://lake/long", "", 0, 100, 100 * (PART_BYTES // 8))
     assert [part.num_rows for part in parts_of([file], size=50)] == [8] * 12 + [4]
-    larger = Input("s3://lake/longer", "", 0, 3, 9 * PART_BYTES)
+    larger = InputFile("s3://lake/longer", "", 0, 3, 9 * PART_BYTES)
     assert [part.num_rows for part in parts_of([larger], size=50)] == [1, 1, 1]
 
 
@@ -91,7 +91,7 @@ def test_of_an_error_that_is_behind_another_it_is_known_whether_it_is_the_stores
     ],
 )
 def test_a_prefix_ends_at_a_slash(uri: str, prefix: str, expected: bool) -> None:
-    assert inside(uri, prefix) is expected
+    assert is_under(uri, prefix) is expected
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_a_prefix_ends_at_a_slash(uri: str, prefix: str, expected: bool) -> None
 )
 def test_a_batch_over_a_wrong_or_a_shared_place_is_refused(input: str, output: str) -> None:
     with pytest.raises(BatchError):
-        batch_of(version(), input=input, output=output)
+        new_batch(version(), input=input, output=output)
 
 
 def test_the_column_is_that_of_the_versions_task() -> None:
     uris = {"input": "s3://lake/in/", "output": "s3://lake/out/"}
-    classified = batch_of(version(), **uris)
+    classified = new_batch(version(), **uris)
     assert (classified.input, classified.output, classified.column) == ("s3://lake/in", "s3://lake/out", "text")
-    assert batch_of(version(Prompting(system=None, max_new_tokens=4)), **uris).column == "prompt"
-    assert batch_of(version(), **uris, column="words").column == "words"
+    assert new_batch(version(Prompting(system=None, max_new_tokens=4)), **uris).column == "prompt"
+    assert new_batch(version(), **uris, column="words").column == "words"
 
 
 def test_prefixes_for_batches_are_on_s3() -> None:

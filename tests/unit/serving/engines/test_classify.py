@@ -66,7 +66,7 @@ def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | Non
 
 
 def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:
-    """Every row was answered by the part that `routed` names, as that part answers alone."""
+    """Every row was answered by the part that `apply_routing` names, as that part answers alone."""
     texts = [text for text, _ in rows]
     alone = {
         "incumbent": predict_texts(loaded.incumbent, texts, batch_size=BATCH),

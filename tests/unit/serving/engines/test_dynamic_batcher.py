@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.engines.dynamic_batcher import Batcher
+from serving.engines.dynamic_batcher import DynamicBatcher
 
 
 class Engine:
@@ -31,14 +31,14 @@ class Engine:
         await asyncio.to_thread(self.started.acquire)
 
 
-async def _submit(batcher: Batcher, *rows: int) -> "asyncio.Task[list[int]]":
+async def _submit(batcher: DynamicBatcher, *rows: int) -> "asyncio.Task[list[int]]":
     task = asyncio.create_task(batcher.submit(list(rows)))
     await asyncio.sleep(0)
     return task
 
 
 def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_go_together() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 1)
         await engine.wait_started()
         others = [await _submit(batcher, row) for row in (2, 3, 4)]
@@ -51,7 +51,7 @@ def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_go_together
 
 
 def test_a_request_larger_than_a_batch_goes_through_in_parts_in_its_order() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         engine.gate.release(9)
         assert await batcher.submit(list(range(10))) == [2 * row for row in range(10)]
         assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -60,7 +60,7 @@ def test_a_request_larger_than_a_batch_goes_through_in_parts_in_its_order() -> N
 
 
 def test_requests_are_taken_in_the_order_they_came() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 0)
         await engine.wait_started()
         large, small = await _submit(batcher, 1, 2, 3, 4, 5), await _submit(batcher, 6)
@@ -72,7 +72,7 @@ def test_requests_are_taken_in_the_order_they_came() -> None:
 
 
 def test_an_error_reaches_those_of_its_batch_alone() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 0)
         await engine.wait_started()
         bad, after = await _submit(batcher, -1, 1), await _submit(batcher, 2)
@@ -86,7 +86,7 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
 
 
 def test_a_request_that_is_cancelled_while_it_waits_costs_no_pass() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 0)
         await engine.wait_started()
         gone, stays = await _submit(batcher, 1), await _submit(batcher, 2)
@@ -101,7 +101,7 @@ def test_a_request_that_is_cancelled_while_it_waits_costs_no_pass() -> None:
 
 
 def test_the_engine_is_started_again_after_a_pause() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         engine.gate.release(2)
         assert await batcher.submit([1]) == [2]
         assert await batcher.submit([2]) == [4]
@@ -110,7 +110,7 @@ def test_the_engine_is_started_again_after_a_pause() -> None:
 
 
 def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 0)
         await engine.wait_started()
         second = await _submit(batcher, 1)
@@ -124,7 +124,7 @@ def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns
 
 
 def test_a_full_batch_waits_for_nobody() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         first = await _submit(batcher, 0)
         await engine.wait_started()
         full = await _submit(batcher, 1, 2)
@@ -136,7 +136,7 @@ def test_a_full_batch_waits_for_nobody() -> None:
 
 
 def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
-    async def scenario(batcher: Batcher, engine: Engine) -> None:
+    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
         assert batcher.idle_s() > 1e9  # never had anything to do
         first = await _submit(batcher, 0)
         assert batcher.idle_s() == 0
@@ -151,12 +151,12 @@ def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
 
 
 def _play(
-    scenario: Callable[[Batcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
+    scenario: Callable[[DynamicBatcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
 ) -> None:
     engine = Engine()
 
     async def bounded(executor: ThreadPoolExecutor) -> None:
-        batcher = Batcher(engine.run, executor=executor, max_rows=max_rows, linger_s=linger_s)
+        batcher = DynamicBatcher(engine.run, executor=executor, max_rows=max_rows, linger_s=linger_s)
         await asyncio.wait_for(scenario(batcher, engine), 30)
 
     with ThreadPoolExecutor(1) as executor:

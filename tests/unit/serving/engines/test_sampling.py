@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.engines.sampling import LIKELY, Sampler, draw
+from serving.engines.sampling import NUM_LIKELY, Sampler, sample_token
 
 LOGITS = torch.log(torch.tensor([0.5, 0.125, 0.25, 0.125]))
 
@@ -14,7 +14,7 @@ LOGITS = torch.log(torch.tensor([0.5, 0.125, 0.25, 0.125]))
 def shares(*, temperature: float, top_p: float) -> list[float]:
     """How often each token is drawn by numbers that are spread evenly."""
     chances = (np.arange(4000) + 0.5) / 4000
-    drawn = [draw(LOGITS, temperature=temperature, top_p=top_p, chance=float(chance)) for chance in chances]
+    drawn = [sample_token(LOGITS, temperature=temperature, top_p=top_p, chance=float(chance)) for chance in chances]
     return [drawn.count(token) / len(drawn) for token in range(4)]
 
 
@@ -34,15 +34,17 @@ def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
 
 
 def test_top_p_may_reach_far_into_a_large_vocabulary() -> None:
-    flat = torch.zeros(4 * LIKELY)
-    drawn = {draw(flat, temperature=1.0, top_p=0.5, chance=(place + 0.5) / len(flat)) for place in range(len(flat))}
-    assert len(drawn) == 2 * LIKELY
+    flat = torch.zeros(4 * NUM_LIKELY)
+    drawn = {
+        sample_token(flat, temperature=1.0, top_p=0.5, chance=(place + 0.5) / len(flat)) for place in range(len(flat))
+    }
+    assert len(drawn) == 2 * NUM_LIKELY
 
 
 def test_the_ends_of_chance_are_tokens_that_may_be_drawn() -> None:
     logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf])
-    assert draw(logits, temperature=1.0, top_p=1.0, chance=0.0) == 1
-    assert draw(logits, temperature=1.0, top_p=1.0, chance=float(np.nextafter(1.0, 0.0))) == 2
+    assert sample_token(logits, temperature=1.0, top_p=1.0, chance=0.0) == 1
+    assert sample_token(logits, temperature=1.0, top_p=1.0, chance=float(np.nextafter(1.0, 0.0))) == 2
 
 
 def passed(*asked: dict[str, Any]) -> list[int]:

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from serving.engines.classify import Prediction, predict_sharing, predict_texts
+from serving.engines.classify import Prediction, predict_shared, predict_texts
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedModel, load_encoder, load_weights
 from tailorbird.models.lora import add_adapter
@@ -102,14 +102,14 @@ def test_each_answers_as_from_weights_of_its_own(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS]
-    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
 def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
-    found = predict_sharing(shared.encoder, rows, batch_size=BATCH)
+    found = predict_shared(shared.encoder, rows, batch_size=BATCH)
     for place, name in enumerate(KINDS):
         same(found[place :: len(KINDS)], alone(versions[name], base))
 
@@ -125,14 +125,14 @@ def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
     for gone, left in (("b", ("a", "c")), ("c", ("a",))):
         shared.encoder.remove(shared.loaded[gone])
         with pytest.raises(KeyError, match=f"adapter {versions[gone].digest}-. is not loaded"):
-            predict_sharing(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
+            predict_shared(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
         for name in left:
             rows = [(shared.loaded[name], text) for text in TEXTS]
-            same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+            same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
     again = shared.encoder.add(versions["b"])
     same(
-        predict_sharing(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
+        predict_shared(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
     )
 
 
@@ -145,7 +145,7 @@ def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
     with pytest.raises(ModelError, match="lacks 19 weights"):
         shared.encoder.add(broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
-    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
+    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
 
 
 @pytest.mark.parametrize("before", ["a", "ac"])
@@ -163,7 +163,7 @@ def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
         encoder.add(broken)
     for name, model in loaded.items():
         rows = [(model, text) for text in TEXTS]
-        same(predict_sharing(encoder, rows, batch_size=BATCH), alone(versions[name], base))
+        same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
 def test_a_version_that_comes_back_before_it_has_left_answers_on(
@@ -171,11 +171,11 @@ def test_a_version_that_comes_back_before_it_has_left_answers_on(
 ) -> None:
     again = shared.encoder.add(versions["b"])
     both = [(one, text) for text in TEXTS for one in (shared.loaded["b"], again)]
-    found = predict_sharing(shared.encoder, both, batch_size=BATCH)
+    found = predict_shared(shared.encoder, both, batch_size=BATCH)
     same(found[::2], alone(versions["b"], base))
     shared.encoder.remove(shared.loaded["b"])
     rows = [(again, text) for text in TEXTS]
-    same(predict_sharing(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
+    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:

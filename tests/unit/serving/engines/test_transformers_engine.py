@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from serving.engines.base_chat import ChatEngine, Sampling
-from serving.engines.transformers_engine import Generator
+from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
@@ -28,18 +28,18 @@ GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
 T = TypeVar("T")
 
 
-def engine(lm: Any = None) -> Generator:
+def engine(lm: Any = None) -> TransformersEngine:
     loaded: Any = SimpleNamespace(
         model=ChatModel(lm or language_model()),
         tokenizer=TOKENIZER,
         prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
         version=SimpleNamespace(version="v"),
     )
-    return Generator(loaded, max_batch_size=8)
+    return TransformersEngine(loaded, max_batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Generator]:
+def shared() -> Iterator[TransformersEngine]:
     found = engine()
     yield found
     found._manager.destroy()
@@ -50,18 +50,18 @@ async def tokens(
 ) -> list[list[int]]:
     """Each state of an answer."""
     asked = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
-    with generator.held():
+    with generator.in_use():
         async with aclosing(asked):
             return [so_far async for so_far, _ in asked]
 
 
 async def ends_what_it_began(make: Callable[[], ChatEngine]) -> None:
-    """An engine that is retired while it answers; it is made in the loop that it lives in."""
+    """An engine that is unloaded while it answers; it is made in the loop that it lives in."""
     old = make()
     asking = asyncio.create_task(tokens(old, PROMPTS[0]))
-    while not old.num_held:
+    while not old.num_active:
         await asyncio.sleep(0)
-    old.retire()
+    old.unload()
     assert old._ending is None
     states = await asking
     assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
@@ -78,7 +78,7 @@ async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
     return list(await asyncio.gather(*works))
 
 
-def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: Generator) -> None:
+def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: TransformersEngine) -> None:
     lm = language_model()
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
@@ -87,14 +87,14 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: 
             assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
 
 
-def test_a_stream_grows_by_what_comes_next(shared: Generator) -> None:
+def test_a_stream_grows_by_what_comes_next(shared: TransformersEngine) -> None:
     states = asyncio.run(tokens(shared, PROMPTS[0]))
     assert len(states) > 1
     assert all(states[-1][: len(state)] == state for state in states)
     assert states[-1] == asyncio.run(tokens(shared, PROMPTS[0], streaming=False))[0]
 
 
-def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: Generator) -> None:
+def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: TransformersEngine) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=5)
     alone = asyncio.run(tokens(shared, PROMPTS[1], sampling=warm))[-1]
     others = [warm._replace(seed=seed) for seed in range(6)]
@@ -104,7 +104,7 @@ def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: Generator) 
     assert found[-1][-1] == asyncio.run(tokens(shared, PROMPTS[1]))[-1]
 
 
-def test_an_answer_that_nobody_waits_for_leaves_the_engine(shared: Generator) -> None:
+def test_an_answer_that_nobody_waits_for_leaves_the_engine(shared: TransformersEngine) -> None:
     async def hang_up() -> None:
         asked = shared.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
         async with aclosing(asked):
@@ -130,7 +130,7 @@ def test_a_retired_engine_leaves_no_model_behind() -> None:
         lm = language_model()
         old = engine(lm)
         await tokens(old, PROMPTS[0])
-        old.retire()
+        old.unload()
         await cast(Any, old._ending)
         return weakref.ref(lm)
 
@@ -139,5 +139,5 @@ def test_a_retired_engine_leaves_no_model_behind() -> None:
     assert left() is None
 
 
-def test_a_prompt_and_its_answer_have_the_models_positions(shared: Generator) -> None:
+def test_a_prompt_and_its_answer_have_the_models_positions(shared: TransformersEngine) -> None:
     assert shared.max_length == 256

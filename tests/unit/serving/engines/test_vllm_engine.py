@@ -16,7 +16,7 @@ import ray
 
 from serving.engines import vllm_engine
 from serving.engines.base_chat import Sampling
-from serving.engines.vllm_engine import EngineMissing, VllmEngine, start
+from serving.engines.vllm_engine import EngineNotInstalled, VllmEngine, start_engine
 from serving.http.schemas import RequestError
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
@@ -61,7 +61,7 @@ def in_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  it runs
-    found = start(loaded(), max_batch_size=8)
+    found = start_engine(loaded(), max_batch_size=8)
     yield found
     found.end()
 
@@ -77,8 +77,8 @@ async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any)
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("vllm")), reason="vLLM is installed")
 def test_without_vllm_it_is_said_what_to_install() -> None:
-    with pytest.raises(EngineMissing, match=r"pip install --editable '\.\[gpu\]'"):
-        start(loaded(), max_batch_size=8)
+    with pytest.raises(EngineNotInstalled, match=r"pip install --editable '\.\[gpu\]'"):
+        start_engine(loaded(), max_batch_size=8)
 
 
 @needs_vllm
@@ -121,7 +121,7 @@ def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, l
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
 def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runner) -> None:
-    loop.run(ends_what_it_began(lambda: start(loaded(), max_batch_size=8)))
+    loop.run(ends_what_it_began(lambda: start_engine(loaded(), max_batch_size=8)))
 
 
 def shared_memory() -> set[str]:
@@ -137,7 +137,7 @@ def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, whic
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
 def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio.Runner) -> None:
-    found = start(loaded(), max_batch_size=8)
+    found = start_engine(loaded(), max_batch_size=8)
     pids = ray.get(found._server.__ray_call__.remote(processes))
     assert pids
     assert found.running
@@ -157,7 +157,7 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
 
     loop.run(ask())
     before = shared_memory()
-    again = start(loaded(), max_batch_size=8)
+    again = start_engine(loaded(), max_batch_size=8)
     pids = ray.get(again._server.__ray_call__.remote(processes))
     assert shared_memory() - before
     again.end()
@@ -167,9 +167,9 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
 
 
 def test_a_third_version_on_a_gpu_is_refused_and_comes_in_once_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "END_S", 0)
-    monkeypatch.setattr(vllm_engine, "_living", {"one", "two"})
+    monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
+    monkeypatch.setattr(vllm_engine, "_servers", {"one", "two"})
     with pytest.raises(RuntimeError, match="a GPU holds 2 versions"):
-        vllm_engine._require_room()
-    vllm_engine._living.discard("one")
-    vllm_engine._require_room()
+        vllm_engine._wait_for_capacity()
+    vllm_engine._servers.discard("one")
+    vllm_engine._wait_for_capacity()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.http import api_keys
-from serving.http.api_keys import Door, KeysError, admit_this_machine, new_key, read_keys
+from serving.http.api_keys import ApiKeyAuthenticator, KeysError, new_key, read_keys, require_local_caller
 from serving.http.schemas import RequestError
 from tailorbird.storage.s3 import StorageError
 
@@ -24,21 +24,21 @@ def stored(folder: Path, *lines: str) -> str:
     return path.as_uri()
 
 
-def admitted(door: Door, authorization: str) -> str:
-    return door.admit({"authorization": authorization})
+def authenticated(door: ApiKeyAuthenticator, authorization: str) -> str:
+    return door.authenticate({"authorization": authorization})
 
 
-def refused(door: Door, authorization: str) -> RequestError:
+def refused(door: ApiKeyAuthenticator, authorization: str) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        admitted(door, authorization)
+        authenticated(door, authorization)
     return caught.value
 
 
 def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
     key, line = new_key("app")
-    door = Door(stored(tmp_path, line.to_line()))
-    assert admitted(door, f"Bearer {key}") == "app"
-    assert admitted(door, f"bearer  {key} ") == "app"
+    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
+    assert authenticated(door, f"Bearer {key}") == "app"
+    assert authenticated(door, f"bearer  {key} ") == "app"
     assert key not in line.to_line()
     assert refused(door, f"Bearer {line.sha256}").status == 401
 
@@ -48,7 +48,7 @@ def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
 )
 def test_whatever_is_no_key_is_a_401_that_says_how_to_give_one(tmp_path: Path, authorization: str) -> None:
     key, line = new_key("app")
-    error = refused(Door(stored(tmp_path, line.to_line())), authorization.format(key=key))
+    error = refused(ApiKeyAuthenticator(stored(tmp_path, line.to_line())), authorization.format(key=key))
     assert (error.status, error.code) == (401, "invalid_api_key")
     assert "Authorization: Bearer" in error.message
     assert key not in error.message
@@ -61,11 +61,11 @@ def test_keys_are_made_at_random() -> None:
 
 def test_keys_are_changed_while_it_runs(tmp_path: Path) -> None:
     (old, old_line), (new, new_line) = new_key("app"), new_key("app")
-    door = Door(stored(tmp_path, old_line.to_line()))
+    door = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line()))
     assert refused(door, f"Bearer {new}").status == 401
     stored(tmp_path, old_line.to_line(), f"{new_line.to_line()} # from monday on")
     door.reload()
-    assert {admitted(door, f"Bearer {key}") for key in (old, new)} == {"app"}
+    assert {authenticated(door, f"Bearer {key}") for key in (old, new)} == {"app"}
     stored(tmp_path, new_line.to_line())
     door.reload()
     assert refused(door, f"Bearer {old}").status == 401
@@ -76,7 +76,7 @@ def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
     tmp_path: Path, lines: list[str] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (leaked, line), (good, other) = new_key("app"), new_key("other")
-    door = Door(stored(tmp_path, line.to_line()))
+    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
     if lines is None:
         (tmp_path / "keys").unlink()
     else:
@@ -87,7 +87,7 @@ def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
     assert len([record for record in caplog.records if "could not be read again" in record.message]) == 1
     stored(tmp_path, "nonsense", other.to_line())
     door.reload()
-    assert admitted(door, f"Bearer {good}") == "other"
+    assert authenticated(door, f"Bearer {good}") == "other"
 
 
 def test_while_the_store_does_not_answer_the_keys_read_last_stay(
@@ -97,10 +97,10 @@ def test_while_the_store_does_not_answer_the_keys_read_last_stay(
         raise StorageError("no answer")
 
     key, line = new_key("app")
-    door = Door(stored(tmp_path, line.to_line()))
+    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
     monkeypatch.setattr(api_keys, "exists", away)
     door.reload()
-    assert admitted(door, f"Bearer {key}") == "app"
+    assert authenticated(door, f"Bearer {key}") == "app"
     assert "those read last stay: no answer" in caplog.text
 
 
@@ -120,10 +120,10 @@ def test_while_the_store_does_not_answer_the_keys_read_last_stay(
 def test_without_keys_no_page_of_somebody_elses_may_ask(host: str, origin: str, friend: bool) -> None:
     headers = {"host": host, "origin": origin}
     if friend:
-        admit_this_machine(headers)
+        require_local_caller(headers)
         return
     with pytest.raises(RequestError, match="without API keys only this machine may ask") as caught:
-        admit_this_machine(headers)
+        require_local_caller(headers)
     assert caught.value.status == 403
 
 
@@ -131,7 +131,7 @@ def test_the_environment_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
     key, line = new_key("app", per_minute=3)
     monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
     assert read_keys("env://SOME_KEYS") == (line,)
-    assert admitted(Door("env://SOME_KEYS"), f"Bearer {key}") == "app"
+    assert authenticated(ApiKeyAuthenticator("env://SOME_KEYS"), f"Bearer {key}") == "app"
     with pytest.raises(KeysError, match=r"has no OTHER_KEYS, which the recipe's serving section names"):
         read_keys("env://OTHER_KEYS")
 
@@ -156,19 +156,19 @@ def test_what_could_not_be_read_again_is_not_made(name: str, per_minute: int | N
 def test_a_limit_is_of_one_key_and_fills_evenly(tmp_path: Path) -> None:
     (slow, slow_line), (free, free_line) = new_key("slow", per_minute=6), new_key("free")
     clock = Clock()
-    door = Door(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
+    door = ApiKeyAuthenticator(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
     for _ in range(6):
-        admitted(door, f"Bearer {slow}")
+        authenticated(door, f"Bearer {slow}")
     error = refused(door, f"Bearer {slow}")
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
     assert "slow may ask 6 times a minute" in error.message
     waited = int((error.headers or {})["retry-after"])
     for _ in range(20):
-        admitted(door, f"Bearer {free}")
+        authenticated(door, f"Bearer {free}")
     clock.s += waited
-    admitted(door, f"Bearer {slow}")
+    authenticated(door, f"Bearer {slow}")
     assert refused(door, f"Bearer {slow}").status == 429
     clock.s += 3600
     for _ in range(6):
-        admitted(door, f"Bearer {slow}")
+        authenticated(door, f"Bearer {slow}")
     assert refused(door, f"Bearer {slow}").status == 429

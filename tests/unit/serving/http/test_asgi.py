@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from serving.http import asgi
-from serving.http.asgi import Events, Route, asker, http_app, path_id
+from serving.http.asgi import Events, Route, caller, http_app, path_id
 from serving.http.schemas import RequestError
 
 MAX_BODY_BYTES = 100
@@ -21,12 +21,12 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
         raise RequestError(422, "invalid_request", "refused")
     if body == b"break":
         raise RuntimeError("secret detail")
-    found = {"bytes": len(body), "id": request_id} | ({"asker": asker.get()} if body == b"who" else {})
+    found = {"bytes": len(body), "id": request_id} | ({"caller": caller.get()} if body == b"who" else {})
     found |= {"path_id": path_id.get()} if path_id.get() else {}
     return 200, json.dumps(found).encode()
 
 
-def _admit(headers: Mapping[str, str]) -> str:
+def _authenticate(headers: Mapping[str, str]) -> str:
     if headers["authorization"] != "Bearer good":
         raise RequestError(401, "invalid_api_key", "give a key")
     return "app"
@@ -48,7 +48,7 @@ def _ask(
             "/things/{id}/end": Route("POST", _echo),
         },
         max_body_bytes=MAX_BODY_BYTES,
-        admit=_admit if authorization is not None else lambda _: None,
+        authenticate=_authenticate if authorization is not None else lambda _: None,
     )
     headers = [(b"x-request-id", b"r-1"), (b"authorization", authorization or b"")]
     if declared is not None:
@@ -82,7 +82,7 @@ def _ask(
 
 def test_a_door_is_at_each_route_but_the_open_ones() -> None:
     assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
-    assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["asker"] == "app"
+    assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"] == "app"
     status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
     assert _ask("POST", "/echo", authorization=b"")[0] == 401
@@ -106,7 +106,7 @@ def test_a_body_that_does_not_come_to_its_end_is_a_408_after_a_while(monkeypatch
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = http_app({"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
+    app = http_app({"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _: None)
     asyncio.run(app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send))
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
     assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
@@ -184,7 +184,7 @@ def _stream(streaming: Streaming) -> list[Message]:
             sent.append(message)
 
         routes = {"/s": Route("POST", streaming.answer, watched=True)}
-        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, admit=lambda _: None)
+        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _: None)
         await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
 
     asyncio.run(ask())
@@ -230,7 +230,7 @@ def test_the_lifespan_protocol_is_followed() -> None:
     app = http_app(
         {},
         max_body_bytes=1,
-        admit=lambda _: None,
+        authenticate=lambda _: None,
         on_startup=partial(hook, "up"),
         on_shutdown=partial(hook, "down"),
     )

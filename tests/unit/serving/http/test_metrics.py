@@ -21,9 +21,9 @@ from serving.http.metrics import (
     Instruments,
     Meter,
     Metric,
-    metered,
-    note_failure,
-    note_version,
+    record_failure,
+    record_version,
+    with_request_metrics,
 )
 
 ROOT = Path(__file__).parents[4]
@@ -65,13 +65,13 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
         if scope["path"] == "/prefix/v1/x":  # as Starlette tells it
             scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _: None)
         assert meter.in_progress == 1
-        note_version(Version())  # type: ignore[arg-type]
+        record_version(Version())  # type: ignore[arg-type]
 
         async def answer() -> None:
             for message in sent:
                 await send(message)
             if failed is not None:
-                note_failure(failed)
+                record_failure(failed)
 
         await asyncio.create_task(answer())  # as one that a client's hanging up cancels
         if breaks:
@@ -81,7 +81,7 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
         async def nothing(_message: Message | None = None) -> Any: ...
 
         scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
-        await metered(app, meter=meter)(scope, nothing, nothing)
+        await with_request_metrics(app, meter=meter)(scope, nothing, nothing)
 
     if breaks:
         with pytest.raises(OSError, match="gone"):

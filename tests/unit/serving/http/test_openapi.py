@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from starlette.types import Message
 
 from serving.http.asgi import ASGIApp, Route
-from serving.http.chat_schemas import CHAT, COMPLETION, Shape, Usage, usage_event
-from serving.pages.render import docs_page, documented
+from serving.http.chat_schemas import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
+from serving.pages.render import render_docs, with_api_docs
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
@@ -86,7 +86,7 @@ def test_a_route_that_nothing_is_told_of_is_our_bug() -> None:
     async def nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b""
 
-    routes = documented({"/v1/new": Route("GET", nothing)}, config=SECTION)
+    routes = with_api_docs({"/v1/new": Route("GET", nothing)}, config=SECTION)
     with pytest.raises(AssertionError, match=r"does not tell of \['/v1/new'\]"):
         asyncio.run(routes["/openapi.json"].answer(b"", ""))  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("shape", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
-def test_what_a_chat_model_writes_fits_the_document(shape: Shape, name: str) -> None:
+def test_what_a_chat_model_writes_fits_the_document(shape: AnswerFormat, name: str) -> None:
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
     whole = shape.whole(shape.head(shape.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
@@ -157,7 +157,7 @@ def test_what_a_chat_model_writes_fits_the_document(shape: Shape, name: str) -> 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
     document = _document(service)
-    shown = docs_page(document).decode()
+    shown = render_docs(document).decode()
     for path, item in document["paths"].items():
         assert f"</span> <code>{path}</code></h2>" in shown
         for told in item.values():
@@ -173,4 +173,4 @@ def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(serv
 def test_what_stands_in_the_document_is_text_on_the_page() -> None:
     document = _document(Classifier)
     document["paths"]["/v1/classify"]["post"]["summary"] = "<b>`x`"
-    assert "&lt;b&gt;<code>x</code>" in docs_page(document).decode()
+    assert "&lt;b&gt;<code>x</code>" in render_docs(document).decode()

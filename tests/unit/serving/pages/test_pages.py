@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.pages.render import rendered
+from serving.pages.render import render_page
 from tests.browser import BROWSER, seen
 
 MODELS = b'{"data": [{"id": "champion", "name": "task", "version": "v", "kind": "full", "classes": ["a"]}]}'
@@ -22,7 +22,7 @@ def busy() -> Iterator[str]:
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, MODELS if self.path.endswith("models") else rendered("classify.html"))
+            self._send(200, MODELS if self.path.endswith("models") else render_page("classify.html"))
 
         def do_POST(self) -> None:
             self._send(429, b"Request dropped due to backpressure")

@@ -20,7 +20,7 @@ class Loads:
 
     def __init__(self) -> None:
         self.go = threading.Event()
-        self.retired: list[str] = []
+        self.unloaded: list[str] = []
         self.loaded: list[str] = []
 
     def load(self, uri: str, digest: str) -> Any:
@@ -32,7 +32,7 @@ class Loads:
 
     def replica(self) -> Replica[Any]:
         return Replica(
-            self.load, config=ServingConfig(), retire=lambda former: self.retired.append(former.version.version)
+            self.load, config=ServingConfig(), unload=lambda former: self.unloaded.append(former.version.version)
         )
 
 
@@ -78,10 +78,10 @@ def test_the_former_serves_until_a_later_one_is_loaded_and_serve_does_not_wait_f
         loads.go.clear()
         for uri in ("two", "three"):
             await replica.reconfigure(asked(uri))
-        assert (replica.engine.version.version, loads.retired) == ("one", [])
+        assert (replica.engine.version.version, loads.unloaded) == ("one", [])
         loads.go.set()
         await settled(replica)
-        assert (replica.engine.version.version, loads.retired) == ("three", ["one", "two"])
+        assert (replica.engine.version.version, loads.unloaded) == ("three", ["one", "two"])
 
     asyncio.run(change())
 
@@ -99,7 +99,7 @@ def test_a_later_one_that_cannot_be_loaded_is_named_until_another_is_asked_for()
         await replica.reconfigure(asked("one"))
         await settled(replica)
         assert "refused" not in (await ready(replica))[1]
-        assert (loads.loaded, loads.retired) == (["one"], [])
+        assert (loads.loaded, loads.unloaded) == (["one"], [])
 
     asyncio.run(change())
 
@@ -129,10 +129,10 @@ def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_ret
         await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("probe")}})
         await replica.reconfigure(asked("two") | {"beside": {"pretrained": asked("probe")}})
         await settled(replica)
-        assert (loads.loaded, loads.retired) == (["one", "probe", "two"], ["one"])
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one"])
         await replica.reconfigure(asked("probe") | {"beside": {"pretrained": asked("probe")}})
         await settled(replica)
-        assert (loads.loaded, loads.retired) == (["one", "probe", "two"], ["one", "two"])
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one", "two"])
         assert replica.engine is replica.engine_of("pretrained")
         await replica.reconfigure(asked("one") | {"beside": {"pretrained": asked("bad")}})
         await settled(replica)  # the champion does not need the other
@@ -166,7 +166,7 @@ def test_a_trial_takes_its_share_of_those_who_ask_for_the_champion_and_of_nobody
         await replica.reconfigure(asked("one"))
         await settled(replica)
         assert (replica.drawn("champion", unit="u")[1], replica.shadow(unit="u")) == ("champion", None)
-        assert (loads.loaded, loads.retired) == (["one", "new"], ["new"])
+        assert (loads.loaded, loads.unloaded) == (["one", "new"], ["new"])
 
     asyncio.run(change())
 
@@ -245,6 +245,6 @@ def test_one_beside_the_champion_that_stopped_by_itself_is_loaded_again(monkeypa
         first.running = False
         while replica.engine_of("pretrained") is first:
             await asyncio.sleep(0.01)
-        assert (loads.loaded, loads.retired) == (["one", "probe", "probe"], ["probe"])
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "probe"], ["probe"])
 
     asyncio.run(change())

@@ -18,7 +18,17 @@ from serving.http.chat_schemas import CHAT, COMPLETION, parse_chat, parse_comple
 from serving.http.schemas import RequestError
 from serving.replica import chat
 from serving.replica.base import Replica
-from serving.replica.chat import Chat, PartialAnswer, GenerationRequest, Told, _chat_prompt, _events, _job, _text_prompt, _whole
+from serving.replica.chat import (
+    Chat,
+    GenerationRequest,
+    PartialAnswer,
+    Told,
+    _chat_prompt,
+    _events,
+    _job,
+    _text_prompt,
+    _whole,
+)
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
@@ -39,13 +49,13 @@ class Said:
         self.tokenizer = TOKENIZER
         self.prompting = Prompting(system="own", shots=(("user", "q"), ("assistant", "a")), max_new_tokens=8)
         self.num_told = 0
-        self.num_held = 0
+        self.num_active = 0
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        self.num_held += 1
+    def in_use(self) -> Iterator[None]:
+        self.num_active += 1
         yield
-        self.num_held -= 1
+        self.num_active -= 1
 
     async def generate(self, _prompt: list[int], **_options: Any) -> AsyncGenerator[tuple[list[int], bool], None]:
         for end in range(self.at_once, len(self.tokens) + self.at_once, self.at_once):
@@ -108,7 +118,7 @@ def test_after_a_stop_text_nothing_more_is_generated() -> None:
     engine = Said("one two three")
     found = asyncio.run(_whole(job(engine, stops=("tw",))))
     assert found == PartialAnswer("one", 6, "stop")
-    assert (engine.num_told, engine.num_held) == (6, 0)
+    assert (engine.num_told, engine.num_active) == (6, 0)
 
 
 def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_event() -> None:
@@ -229,13 +239,13 @@ def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
 
     async def ask() -> int:
         asked = asyncio.create_task(answers[route](json.dumps(body).encode(), "r"))
-        while not engine.num_held:
+        while not engine.num_active:
             await asyncio.sleep(0)
         go.set()
         status, _ = await asked
         return int(status)
 
-    assert (asyncio.run(ask()), engine.num_held) == (200, 0)
+    assert (asyncio.run(ask()), engine.num_active) == (200, 0)
 
 
 def text_asked(fields: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ import pytest
 
 from serving.request_log import write_ahead_log, writer
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import Entry, Feedback
+from serving.request_log.schema import FeedbackEntry, LogEntry
 from tailorbird.storage import write_bytes
 
 ROOT = Path(__file__).parents[4]
@@ -30,7 +30,7 @@ FACE = "\N{GRINNING FACE}"
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
-def entry(number: int, *, at: datetime = NOON, **fields: Any) -> Entry:
+def entry(number: int, *, at: datetime = NOON, **fields: Any) -> LogEntry:
     values: dict[str, Any] = {
         "request_id": f"r{number}",
         "at": at,
@@ -40,7 +40,7 @@ def entry(number: int, *, at: datetime = NOON, **fields: Any) -> Entry:
         "row": 0,
         "latency_s": 0.25,
     }
-    return Entry(**values | fields)
+    return LogEntry(**values | fields)
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -48,12 +48,12 @@ def written(folder: Path) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 
 
-def held(one: Entry) -> int:
+def held(one: LogEntry) -> int:
     """Bytes that are counted for a row."""
     return writer._size(RequestLog("file:///none", subject_key=None, texts=False)._row(one))
 
 
-def kept(folder: Path, entries: Sequence[Entry], *, key: bytes | None = KEY, texts: bool = False) -> list[Any]:
+def kept(folder: Path, entries: Sequence[LogEntry], *, key: bytes | None = KEY, texts: bool = False) -> list[Any]:
     async def keep() -> None:
         log = RequestLog(folder.as_uri(), subject_key=key, texts=texts)
         log.answers.add(entries)
@@ -75,7 +75,7 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
         classes=("a", "b", "c", "d"),
         scores=np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32),
         route="compare",
-        asker="app",
+        caller="app",
     )
     (row,) = kept(tmp_path, [told])
     assert (row["request_id"], row["row"], row["at"], row["latency_ms"]) == ("r1", 3, NOON, 250)
@@ -86,7 +86,7 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
     assert row["subject"] == hmac.new(KEY, b"patient 7", hashlib.sha256).hexdigest()
     raw = b"".join(file.read_bytes() for file in tmp_path.glob("answers/day=*/*"))
     assert b"patient 7" not in raw
-    assert (row["route"], row["asker"]) == ("compare", "app")
+    assert (row["route"], row["caller"]) == ("compare", "app")
 
 
 def test_texts_are_kept_where_the_recipe_says_so_and_no_subject_without_a_key(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_memory_is_bounded_and_what_is_given_up_is_counted(
 def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, attributes: dict[str, str] | None) -> None:
     classes, scores = ("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
 
-    def asked(number: int) -> list[Entry]:
+    def asked(number: int) -> list[LogEntry]:
         given = {**attributes} if attributes else None
         fields: dict[str, Any] = {"label": "b", "score": 0.6, "classes": classes, "scores": scores}
         return [entry(number, row=row, attributes=given, subject=f"s{number}", **fields) for row in range(2)]
@@ -180,13 +180,13 @@ def test_a_file_holds_only_what_may_lie_in_memory_at_once(tmp_path: Path, monkey
 def test_feedback_is_kept_beside_the_answers(tmp_path: Path) -> None:
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
-        log.feedback.add([Feedback("r1", NOON, 3, "b")])
+        log.feedback.add([FeedbackEntry("r1", NOON, 3, "b")])
         await log.close()
 
     asyncio.run(keep())
     (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
     rows = pq.read_table(file, partitioning=None).to_pylist()
-    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b", "asker": None}]
+    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b", "caller": None}]
     assert not (tmp_path / "answers").exists()
 
 
@@ -209,7 +209,7 @@ def test_a_store_that_does_not_answer_holds_up_the_end_for_a_moment_only(
 
 async def keep_journaled(folder: Path, numbers: Sequence[int] = (), *, end: bool = True, adopt: bool = False) -> None:
     """A replica of the log in `folder`, which takes rows, and ends."""
-    log = RequestLog(folder.as_uri(), subject_key=KEY, texts=False, journal=folder / "journal")
+    log = RequestLog(folder.as_uri(), subject_key=KEY, texts=False, wal_folder=folder / "journal")
     log.answers.add([entry(number, subject=f"patient {number}", scores=None) for number in numbers])
     if adopt:
         await asyncio.gather(log.answers._adopt(), log.feedback._adopt())
@@ -224,7 +224,8 @@ def journaled(folder: Path) -> list[Path]:
 
 def test_rows_of_a_killed_replica_are_written_by_the_next_once_and_hashed(tmp_path: Path) -> None:
     code = (
-        "import asyncio, os, signal, sys; from pathlib import Path; from tests.unit.serving import test_log as t;"
+        "import asyncio, os, signal, sys; from pathlib import Path;"
+        "from tests.unit.serving.request_log import test_log as t;"
         "asyncio.run(t.keep_journaled(Path(sys.argv[1]), range(3), end=False)); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
@@ -240,7 +241,7 @@ def test_rows_of_a_killed_replica_are_written_by_the_next_once_and_hashed(tmp_pa
 
 def test_rows_of_a_replica_that_lives_are_left_to_it(tmp_path: Path) -> None:
     async def beside() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "journal")
         log.answers.add([entry(1)])
         await keep_journaled(tmp_path, adopt=True)
         assert written(tmp_path) == []
@@ -279,7 +280,7 @@ def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "journal")
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         try:
             for number in (1, 2):
@@ -300,7 +301,7 @@ def test_what_lies_on_disk_is_bounded_by_its_bytes(
     monkeypatch.setattr(write_ahead_log, "MAX_BYTES", 1 << 20)
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "journal")
         log.answers.add([entry(1, label=FACE * 300_000)])
         await log.close()
 
@@ -313,7 +314,7 @@ def test_where_no_journal_can_be_made_rows_go_to_the_store_nevertheless(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=Path("/proc/nowhere"))
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=Path("/proc/nowhere"))
         log.answers.add([entry(3)])
         await log.close()
 
@@ -330,7 +331,7 @@ def test_what_is_too_much_for_memory_is_on_disk_and_nothing_is_lost(
     monkeypatch.setattr(writer, "FILE_ROWS", 4)
 
     async def keep() -> None:
-        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, journal=tmp_path / "journal")
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "journal")
         with monkeypatch.context() as away:
             away.setattr(writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("away")))
             for number in range(21):
