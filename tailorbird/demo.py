@@ -53,16 +53,17 @@ def _whole_way(console: Console, *, overrides: tuple[str, ...]) -> str:
     from tailorbird.data.datasets.icd10 import write
     from tailorbird.evaluation.report.console import verdict_lines
     from tailorbird.pipeline import run
-    from tailorbird.release.promotion import promote, serve_champion
+    from tailorbird.release.promotion import promote_version
+    from tailorbird.release.serving import serve_champion
 
     recipe = load_recipe(RECIPE, overrides=overrides)
     with connect(), display(console) as show:
         rows = ", ".join(f"{count:,} {name}" for name, count in write(DATA).items())  # the same bytes each time
         show({"event": "stage", "text": f"ICD-10-CM as Parquet at {DATA}: {rows} rows"})
-        done = run.run(recipe, show=show)
+        done = run.run_pipeline(recipe, show=show)
         # Run again after the code changed, the demo looks at its test rows once more, and says so with the champion.
         override = None if done.verdict.confirmatory else "the demo was run again"
-        champion = promote(recipe.task_uri, version=done.winner, override=override)
+        champion = promote_version(recipe.task_uri, version=done.winner, override=override)
         show({"event": "stage", "text": f"serving {champion.version} on Ray Serve"})
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
     console.print()

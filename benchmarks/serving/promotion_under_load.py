@@ -1,9 +1,9 @@
-"""What clients notice of a change of champion: `promote` and `rollback` while 32 of them ask without pause.
+"""What clients notice of a change of champion: `promote_version` and `roll_back` while 32 of them ask without pause.
 
     python -m benchmarks.serving.promotion_under_load
 
 Two full fine-tunes of MiniLM's size, whose classes are known by each other's names, so that every answer tells which of
-them gave it. Each `promote` is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
+them gave it. Each `promote_version` is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
 the champion is written and the service moves. The clients are one process, asyncio over 32 kept connections; its share
 of the cores is printed, since it takes from the same ones. Counted are requests that failed, answers that are not their
 version's own, and, of each change, the 99th percentile of latency from the call to two seconds after its end, against
@@ -45,7 +45,8 @@ from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models import base_model, classifier, loading
 from tailorbird.registry import versions as registry
-from tailorbird.release.promotion import promote, rollback, serve_champion
+from tailorbird.release.promotion import promote_version, roll_back
+from tailorbird.release.serving import serve_champion
 from tailorbird.storage import node_cache
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def main() -> None:
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
         conclude(recipe, versions[0], run="first", champion=None)
-        promote(recipe.task_uri)
+        promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
         conclude(recipe, versions[1], run="second", champion=versions[0])
         with clients(Path(temporary), url, versions) as collect:
@@ -142,8 +143,8 @@ def _show_failures(heard: Heard, changes: list[tuple[str, float, float]]) -> Non
 def _changes(task_uri: str) -> Iterator[tuple[str, float, float]]:
     """Each change's name, begin and end; before each it is quiet."""
     calls: dict[str, Callable[[], Any]] = {
-        "promote": lambda: promote(task_uri, override="again"),
-        "rollback": lambda: rollback(task_uri, reason="again"),
+        "promote": lambda: promote_version(task_uri, override="again"),
+        "rollback": lambda: roll_back(task_uri, reason="again"),
     }
     for _ in range(NUM_CYCLES):
         for name, call in calls.items():

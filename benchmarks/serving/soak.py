@@ -31,7 +31,8 @@ from benchmarks.serving.serving_overhead import own_stack, random_adapter
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry import versions as registry
-from tailorbird.release.promotion import promote, rollback, serve_champion
+from tailorbird.release.promotion import promote_version, roll_back
+from tailorbird.release.serving import serve_champion
 
 MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
 MOST_ADAPTERS = 8
@@ -56,7 +57,7 @@ def main(minutes: float) -> None:
         recipe = recipe_named("soak", serving=SECTION)
         versions = two_versions(folder, task_uri=recipe.task_uri)
         conclude(recipe, versions[0], run="first", champion=None)
-        promote(recipe.task_uri)
+        promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
         conclude(recipe, versions[1], run="second", champion=versions[0])
         with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
@@ -98,9 +99,9 @@ def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, 
         serve_champion(SECTION, task_uri=task_uri)
         time.sleep(max(0.0, begun + 30 - time.monotonic()))
         if num % 2 == 0:
-            promote(task_uri, override="again")
+            promote_version(task_uri, override="again")
         else:
-            rollback(task_uri, reason="again")
+            roll_back(task_uri, reason="again")
         num += 1
         time.sleep(max(0.0, begun + 60 - time.monotonic()))
     return 2 * num

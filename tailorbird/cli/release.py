@@ -11,7 +11,7 @@ from tailorbird.cli.options import (
     Overrides,
     RecipePath,
     connected_recipe,
-    fails_clearly,
+    handle_errors,
     print_result,
     read_recipe,
     read_text,
@@ -19,7 +19,7 @@ from tailorbird.cli.options import (
 )
 
 
-@fails_clearly
+@handle_errors
 def promote(
     recipe: RecipePath,
     version: Annotated[str | None, typer.Option(help="A version's URI; by default the latest run's winner.")] = None,
@@ -38,7 +38,7 @@ def promote(
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
-    from tailorbird.release.promotion import promote as promote_version
+    from tailorbird.release.promotion import promote_version as promote_version
 
     if engine is None:  # which takes no Ray where the task is not served
         champion = promote_version(read_recipe(recipe).task_uri, version=version, override=override)
@@ -51,7 +51,7 @@ def promote(
     )
 
 
-@fails_clearly
+@handle_errors
 def rollback(
     recipe: RecipePath,
     reason: Annotated[str, typer.Option(help="Why, which is kept with the champion.")],
@@ -61,13 +61,13 @@ def rollback(
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
-    from tailorbird.release.promotion import rollback as roll_back
+    from tailorbird.release.promotion import roll_back as roll_back
 
     champion = roll_back(read_recipe(recipe).task_uri, reason=reason)
     print_result(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
 
 
-@fails_clearly
+@handle_errors
 def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Serves the champion on Ray Serve, or moves the service to it.
 
@@ -76,7 +76,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     """
     from serving.deploy.application import ROUTES, task_of
     from serving.deploy.rollout import challenger_digest
-    from tailorbird.release.promotion import serve_champion
+    from tailorbird.release.serving import serve_champion
 
     loaded = read_recipe(recipe, overrides)
     url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
@@ -97,7 +97,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     )
 
 
-@fails_clearly
+@handle_errors
 def score(
     recipe: RecipePath,
     input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
@@ -113,8 +113,7 @@ def score(
     """
     from dataclasses import asdict
 
-    from serving.batch_jobs.scoring import new_batch, resolve_version, progress_notes
-    from serving.batch_jobs.scoring import score as score_batch
+    from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
         version = resolve_version(loaded.task_uri, model)
@@ -125,7 +124,7 @@ def score(
     print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
 
 
-@fails_clearly
+@handle_errors
 def key(
     name: Annotated[str, typer.Argument(help="Who will hold it.")],
     per_minute: Annotated[int | None, typer.Option(help="Requests a minute that a replica answers.")] = None,
@@ -145,7 +144,7 @@ def key(
     )
 
 
-@fails_clearly
+@handle_errors
 def render(
     recipe: RecipePath,
     to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, watch, serve or submit.")],
@@ -161,7 +160,7 @@ def render(
 
     Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
     """
-    from tailorbird.release.manifests import render as render_door
+    from tailorbird.release.manifests import render_manifest as render_door
 
     read = base if base is None else sys.stdin.read() if base == "-" else read_text(base)
     done = render_door(read_recipe(recipe, overrides), to=to, base=read)

@@ -27,7 +27,7 @@ from tailorbird.evaluation.prediction_store import load_predictions, save_predic
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence_files import ROLES, case_of
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.protocol import Question, ask
+from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.monitoring.label_audit import audited_rows
@@ -35,7 +35,7 @@ from tailorbird.pipeline.prepare import gather
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import look
 from tailorbird.registry.versions import ModelVersion, now, read_version
-from tailorbird.release.promotion import rollback, way_back
+from tailorbird.release.promotion import roll_back, way_back
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +80,7 @@ class Reevaluated:
         return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
 
 
-def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
+def reevaluate_champion(recipe: Recipe, *, show: Show) -> Reevaluated:
     """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
     earlier re-evaluation saw, at a level that each re-evaluation of the champion lowers: asking often finds nothing by
     chance.
@@ -137,7 +137,7 @@ def reevaluate(recipe: Recipe, *, show: Show) -> Reevaluated:
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
     if upheld is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
-        champion = rollback(recipe.task_uri, reason=reason, of=champion)
+        champion = roll_back(recipe.task_uri, reason=reason, of=champion)
     return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
 
 
@@ -197,7 +197,7 @@ def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
 
 
 def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """The rows whose text no split has, no row before and none that was `judged` (row ids); how many were dropped for
+    """The rows whose text no split has, no row before and none that was `evaluated_recipe` (row ids); how many were dropped for
     each. Texts are compared as the request log would keep them."""
     seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
     dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
@@ -227,13 +227,13 @@ def _judged_rows(task_uri: str) -> set[str]:
 
 def asked_again(
     champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
-) -> tuple[Question, dict[str, Any]]:
+) -> tuple[TestProtocol, dict[str, Any]]:
     """The question of the run that chose the champion, or else the recipe's, about these rows; and what that run
     measured of the cost, where it compared the same two: neither changed, so neither did its cost."""
-    question = ask(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
+    question = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
     measured: dict[str, Any] = {"cpu": None, "training_cpu_s": 0.0}
     if champion.run and storage.exists(f"{champion.run}/question.json"):
-        former = Question.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
+        former = TestProtocol.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
         question = replace(former, test_sha256=question.test_sha256, num_test_rows=len(rows))
         evidence = storage.read_json(f"{champion.run}/evidence.json")
         digests = {role: evidence["versions"][role]["digest"] for role in ROLES}
@@ -243,7 +243,7 @@ def asked_again(
     return replace(question, cost=priced, hybrid=None), measured
 
 
-def lowered(question: Question, *, number: int) -> Question:
+def lowered(question: TestProtocol, *, number: int) -> TestProtocol:
     """The question as the `number`-th re-evaluation of a champion asks it, from 1 on.
 
     Its level is alpha / (number (number + 1)): however many there will be, these sum to alpha. In the first verdict a
@@ -266,7 +266,7 @@ def _times_judged(task_uri: str, champion: str) -> int:
     return sum(storage.read_json(uri)["versions"]["candidate"]["digest"] == champion for uri in found)
 
 
-def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: Question) -> dict[str, Predictions]:
+def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: TestProtocol) -> dict[str, Predictions]:
     """Both models' answers to the rows, and to the changed rows that gates ask for."""
     predict, gates = remotely(predict_rows, recipe.training), question.gates
     tables = {role: predict(uris[role], rows=rows) for role in ROLES}

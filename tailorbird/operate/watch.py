@@ -18,7 +18,7 @@ from tailorbird.monitoring.render import gauges, page
 from tailorbird.monitoring.report import Report
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_version
-from tailorbird.release.promotion import trial_version
+from tailorbird.release.serving import challenger_version
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Watched:
     """Files of the log that were older than `monitoring.keep_days`."""
 
 
-def watch(recipe: Recipe, *, today: date, show: Show) -> Watched:
+def watch_champion(recipe: Recipe, *, today: date, show: Show) -> Watched:
     """Reports of the days before `today` (UTC), and what they call for; page and gauges lie beside them.
 
     What traffic is compared with is made of the recipe's validation rows at the first watch after a promotion, which
@@ -104,7 +104,7 @@ def _champion(recipe: Recipe) -> Champion:
 def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
     if recipe.serving.challenger is None:
         return None
-    version = trial_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
+    version = challenger_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
 
 

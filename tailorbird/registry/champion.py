@@ -6,6 +6,9 @@ from typing import Any
 from tailorbird.registry.versions import Frozen, ModelVersion, Part, RegistryError, now, read_version
 from tailorbird.storage import read_versioned, write_if_match, write_json
 
+WAY_BACK = "rolled back from"
+"""Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
+
 
 class Parity(Frozen):
     """What a deployed version answered over HTTP to test rows, beside what it was evaluated by."""

@@ -16,10 +16,10 @@ from tailorbird.evaluation.inference.perturbations import counterfactuals, missp
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.report.evidence_files import MANIFEST, side_of, write_evidence
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question
-from tailorbird.evaluation.verdict.runtime_equivalence import RECORD, accept
+from tailorbird.evaluation.report.evidence_files import MANIFEST, model_predictions, write_evidence
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.runtime_equivalence import ENGINE_EVIDENCE, evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry.versions import ModelVersion, now, register
@@ -72,7 +72,7 @@ def choose_engine(
     if engine != AUTO and not accepted:
         raise EngineError(
             f"{engine} is not accepted for {judged.version}: {'; '.join(tried[0].record['found']['reasons'])}; the "
-            f"record is {tried[0].uri}/{RECORD}"
+            f"record is {tried[0].uri}/{ENGINE_EVIDENCE}"
         )
     if not accepted:
         show({"event": "stage", "text": "engine: torch, as judged; no other is accepted"})
@@ -99,7 +99,7 @@ class _Trial:
         self._judged, self._evidence, self._home, self._show = judged, evidence, task_uri, show
         self._recipe = Recipe.model_validate(evidence["recipe"])
         self._on_cpu = self._recipe.training.model_copy(update={"gpus_per_worker": 0})
-        self._question = Question.from_dict(evidence["question"])
+        self._question = TestProtocol.from_dict(evidence["question"])
         self._code = ship_code(task_uri, PROJECT_ROOT)
         self._role = next(role for role, one in evidence["versions"].items() if one["uri"] == judged.uri)
         self._test = read_test(self._recipe.data, chat=False)
@@ -140,10 +140,10 @@ class _Trial:
         few = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._judged.uri, "candidate": f"{uri}/model"}
         rounds = remotely(measure, self._on_cpu)(uris, rows=few)
-        judged, exported = side_of("incumbent", tables), side_of("candidate", tables)
-        case = Case(judged, exported, tables.get("reference"), self._question.test_sha256, cpu=rounds)
+        judged, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
+        case = VerdictInputs(judged, exported, tables.get("reference"), self._question.test_sha256, cpu=rounds)
         try:
-            found = accept(case, question=self._question)
+            found = evaluate_equivalence(case, question=self._question)
         except VerdictRefused as error:  # scores that are no numbers, of an engine that cannot run this model
             raise EngineError(f"its answers cannot be compared: {error}") from None
         record = {
@@ -159,7 +159,7 @@ class _Trial:
         }
         for name, table in tables.items():
             save_predictions(f"{uri}/predictions/{name}.parquet", table)
-        storage.write_json(f"{uri}/{RECORD}", record)
+        storage.write_json(f"{uri}/{ENGINE_EVIDENCE}", record)
         return {"uri": uri, "record": record}
 
     def _sets(self) -> Iterator[tuple[str, Rows]]:
@@ -184,7 +184,7 @@ def _registered(tried: Tried, *, task_uri: str) -> ModelVersion:
     version = register(task_uri, local_copy(f"{tried.uri}/model"))
     if not storage.exists(f"{version.uri}/{MANIFEST}"):
         files = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{tried.uri}/predictions")]
-        write_evidence(version.uri, {name: storage.read_bytes(f"{tried.uri}/{name}") for name in (RECORD, *files)})
+        write_evidence(version.uri, {name: storage.read_bytes(f"{tried.uri}/{name}") for name in (ENGINE_EVIDENCE, *files)})
     return version
 
 

@@ -50,7 +50,7 @@ class Rendered:
     notes: tuple[str, ...] = ()
 
 
-def render(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
+def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
     """The file of the door `to`, one of `DOORS`.
 
     Of a manifest, `base` is the YAML that it is written into, as `kubectl kustomize` gives it; without it, the template
@@ -195,7 +195,7 @@ DOORS = {
 def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
     """What Serve is told to serve the champion at `url`."""
     from tailorbird.registry.champion import champion_version, read_champion
-    from tailorbird.release.promotion import beside_champion  # takes seconds, and no other door needs it
+    from tailorbird.release.serving import served_alongside  # takes seconds, and no other door needs it
 
     found = read_champion(recipe.task_uri)
     if found is None:
@@ -204,7 +204,7 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     _refuse_open_door(config, url=url)
     version = champion_version(champion)
     require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
-    beside = beside_champion(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    beside = served_alongside(config, task_uri=recipe.task_uri, champion=champion, version=version)
     application = application_of(config, task_uri=recipe.task_uri, version=version, **beside)
     return instance_of([application], url=url), _unproven(champion)
 
@@ -220,7 +220,7 @@ def _refuse_open_door(config: ServingConfig, *, url: str) -> None:
 
 
 def _unproven(champion: "Champion") -> tuple[str, ...]:
-    from tailorbird.release.promotion import WAY_BACK
+    from tailorbird.registry.champion import WAY_BACK
 
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
         return ()

@@ -18,9 +18,9 @@ from serving.deploy.serve_client import DeployError
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
-from tailorbird.evaluation.hybrid import routed
+from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.predictions import Predictions, ModelPredictions
 from tailorbird.evaluation.report.evidence_files import as_routing
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import Parity
@@ -69,7 +69,7 @@ class Answer(NamedTuple):
     """What was served for a row."""
 
     output: str
-    """As in `Asked`; empty where the request was refused."""
+    """As in `RequestContext`; empty where the request was refused."""
     said: str
     """For people: the label, the answer's text, or why the request was refused."""
     scores: Mapping[str, float] = {}
@@ -212,12 +212,12 @@ def _evaluated(evidence: Mapping[str, Any], *, place: str, version: ModelVersion
     if roles[0] != "hybrid":
         return load_predictions(f"{place}/predictions/{roles[0]}.parquet"), frozenset()
     routing = as_routing(evidence["routing"])
-    parts = {role: Side(load_predictions(f"{place}/predictions/{role}.parquet")) for role in ("incumbent", "candidate")}
+    parts = {role: ModelPredictions(load_predictions(f"{place}/predictions/{role}.parquet")) for role in ("incumbent", "candidate")}
     unsure: frozenset[int] = frozenset()
     if routing.threshold is not None:
         sure_by = enumerate(abs(parts["incumbent"].clean.calibrated - routing.threshold))
         unsure = frozenset(row for row, distance in sure_by if distance <= tolerance_of(version).row)
-    return routed(routing, **parts).clean, unsure
+    return apply_routing(routing, **parts).clean, unsure
 
 
 def _asked(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, routing: Routing | None) -> Asked:

@@ -1,48 +1,27 @@
 """Makes the winner of a run the champion by conditional write, or goes back to the one before it, and serves it."""
 
-import hashlib
-import json
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.auth import SessionError
-from cluster.dashboard import has_dashboard
 from cluster.progress import Show
-from serving.deploy.application import application_name
-from serving.deploy.rollout import deploy, switch_version, staged, undeploy
-from serving.deploy.serve_client import DeployError
-from tailorbird.config.serving import ServingConfig
-from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.evaluation.verdict.rules import Outcome, winner
-from tailorbird.evaluation.verdict.runtime_equivalence import RECORD
+from tailorbird.evaluation.verdict.runtime_equivalence import ENGINE_EVIDENCE
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.champion import (
-    Champion,
-    Former,
-    champion_version,
-    change_champion,
-    read_champion,
-    set_champion,
-)
-from tailorbird.registry.versions import UNTOUCHED, ModelVersion, Part, over_same_base, read_version, weights_digest
+from tailorbird.registry.champion import WAY_BACK, Champion, Former, champion_version, read_champion, set_champion
+from tailorbird.registry.versions import UNTOUCHED, ModelVersion, Part, read_version, weights_digest
 from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.parity import prove, sample_of
-from tailorbird.storage import exists, list_files, read_bytes, read_json
+from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, winner_of
+from tailorbird.release.serving import stage_version, switch_service
 from tailorbird.storage.s3 import Conflict
 
 KEPT = ("run", "verdict", "pretrained")
 """What a champion keeps of another with the same weights."""
 SAY_WHY = "say why it may serve again: `tailorbird promote RECIPE --override REASON`"
-WAY_BACK = "rolled back from"
-"""Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
 
 
-class PromotionRefused(ValueError):
-    """The version may not become the champion; the message says why."""
-
-
-def promote(
+def promote_version(
     task_uri: str,
     *,
     version: str | None = None,
@@ -66,9 +45,9 @@ def promote(
     if override is not None and not override.strip():
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
     found = read_champion(task_uri)  # before the decision: a change after this moment makes the write fail
-    evidence = _verdict_for(task_uri, version=version.rstrip("/") if version else None)
-    judged = read_version(_winner(evidence)["uri"])
-    if judged.digest != _winner(evidence)["digest"]:
+    evidence = evidence_for(task_uri, version=version.rstrip("/") if version else None)
+    judged = read_version(winner_of(evidence)["uri"])
+    if judged.digest != winner_of(evidence)["digest"]:
         raise PromotionRefused(f"{judged.uri} is not what was judged: its digest changed; run the recipe again")
     weights, of_weights = _as_judged(judged, evidence=evidence, task_uri=task_uri)
     former = found[0] if found else None
@@ -93,23 +72,23 @@ def promote(
     if former is not None and chosen.digest in former.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; {SAY_WHY}")
     if chosen.exported_from is not None:
-        reason += f"; run by {chosen.engine} in {chosen.dtype} ({RECORD})"
+        reason += f"; run by {chosen.engine} in {chosen.dtype} ({ENGINE_EVIDENCE})"
     fields = _fields(evidence) if former is None or not serves else former.model_dump(include=set(KEPT))
     if former is not None:
         left = tuple(digest for digest in former.rolled_back if digest not in (chosen.digest, weights.digest))
         fields |= {"before": (*former.before, _former(former)), "rolled_back": left}
-    with _rehearsed(task_uri, version=chosen) as url:
+    with stage_version(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
             told = evidence if chosen.digest == judged.digest else of_weights
             parity = prove(sample_of(told, place=told["run"], version=chosen), url=url, version=chosen)
         etag = found[1] if found else None
         champion = _set(task_uri, chosen, etag=etag, reason=reason, parity=parity, **fields)
-    _move(task_uri, chosen, champion=champion)
+    switch_service(task_uri, chosen, champion=champion)
     return champion
 
 
-def rollback(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
+def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
     """Makes the version that served before the champion the champion again; before the first one that was the incumbent
     of its verdict. Where the task is served, the service moves along.
 
@@ -139,7 +118,7 @@ def rollback(task_uri: str, *, reason: str, of: Champion | None = None) -> Champ
         before=champion.before[:-1],
         rolled_back=(*champion.rolled_back, *gone),
     )
-    _move(task_uri, version, champion=back)
+    switch_service(task_uri, version, champion=back)
     return back
 
 
@@ -160,75 +139,6 @@ def _way_back(task_uri: str) -> tuple[Champion, Former, str]:
     return champion, former, etag
 
 
-def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelVersion]:
-    """Deploys the champion, with the pretrained model and the trial of the recipe beside it, and returns its base URL
-    and version.
-
-    One that was promoted while the task was not served answers test rows first: beside the version that serves, which
-    serves on where the champion is refused, or else before anybody is told the URL. A trial of the champion itself is
-    none: the recipe may go on naming it. Raises PromotionRefused where there is no champion, RegistryError where it was
-    changed or there is no version to try, ParityRefused as `promote`, DeployError as `deploy`.
-    """
-    found = read_champion(task_uri)
-    if found is None:
-        raise PromotionRefused(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one")
-    champion, version = found[0], champion_version(found[0])
-    more = beside_champion(config, task_uri=task_uri, champion=champion, version=version)
-    trial = more["trial"]
-
-    def deployed(**fields: Any) -> str:
-        return deploy(config, task_uri=task_uri, version=version, **more | fields)
-
-    if champion.parity is not None or champion.reason.startswith(WAY_BACK):
-        return deployed(), version
-    place = champion.run or champion.uri
-    asked = sample_of(_whole(place), place=place, version=version)
-    with staged(task_uri, version=version) as url:
-        parity = None if url is None else prove(asked, url=url, version=version)
-    url = deployed(trial=None)  # nothing is tried beside a champion that is not proven
-    if parity is None:
-        try:
-            parity = prove(asked, url=url, version=version)
-        except ValueError:
-            undeploy(application_name(task_uri))
-            raise
-    _note(task_uri, champion.model_copy(update={"parity": parity}), etag=found[1])
-    return deployed() if trial is not None else url, version
-
-
-def beside_champion(
-    config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
-) -> dict[str, Any]:
-    """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
-    PromotionRefused or RegistryError where there is no version to try."""
-    trial = trial_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
-    if trial is not None and weights_digest(trial) == weights_digest(version):
-        trial = None
-    others = over_same_base(version, task_uri=task_uri, most=config.versions)
-    return {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial, "others": others}
-
-
-def _rehearsed(task_uri: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
-    return staged(task_uri, version=version) if has_dashboard() else nullcontext()
-
-
-def _move(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
-    """The service, where there is one, to its new champion."""
-    if not has_dashboard():
-        return
-    try:
-        switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=champion.verdict)
-    except (DeployError, SessionError) as error:
-        told = f"{version.version} is the champion now, but the service stays with what it had: {error}"
-        raise DeployError(f"{told}; `tailorbird serve RECIPE` tries again") from None
-
-
-def _note(task_uri: str, champion: Champion, *, etag: str) -> None:
-    """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
-    with suppress(Conflict):
-        change_champion(task_uri, champion, etag=etag)
-
-
 def _as_judged(
     version: ModelVersion, *, evidence: dict[str, Any], task_uri: str
 ) -> tuple[ModelVersion, dict[str, Any]]:
@@ -236,7 +146,7 @@ def _as_judged(
     if version.exported_from is None:
         return version, evidence
     uri = version.exported_from.uri
-    return read_version(uri), _verdict_for(task_uri, version=uri)
+    return read_version(uri), evidence_for(task_uri, version=uri)
 
 
 def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +162,7 @@ def _fields(evidence: dict[str, Any]) -> dict[str, Any]:
 def _stays(task_uri: str, champion: Champion) -> Champion:
     """The champion as it is, and the service, which may not have followed, along with it."""
     if champion.parity is not None:
-        _move(task_uri, champion_version(champion), champion=champion)
+        switch_service(task_uri, champion_version(champion), champion=champion)
     return champion
 
 
@@ -263,28 +173,13 @@ def _weights_of(champion: Champion) -> str | None:
     return None
 
 
-def trial_version(name: str, *, task_uri: str) -> ModelVersion:
-    """What a recipe's `serving.challenger.version` names; PromotionRefused or RegistryError where there is none."""
-    versions = f"{task_uri}/versions/"
-    if name == "candidate":
-        winner = _winner(_verdict_for(task_uri, version=None))
-        version = read_version(winner["uri"])
-        if version.digest != winner["digest"]:
-            raise PromotionRefused(f"{version.uri} is not what was judged: its digest changed; run the recipe again")
-        return version
-    uri = name.rstrip("/") if "://" in name else f"{versions}{name}"
-    if not uri.startswith(versions) or "/" in uri.removeprefix(versions):
-        raise PromotionRefused(f"serving.challenger.version {name!r} is none of {versions}; `tailorbird models` lists them")
-    return read_version(uri)
-
-
 def _former(champion: Champion) -> Former:
     return Former(**{name: getattr(champion, name) for name in Former.model_fields})
 
 
 def _incumbent_of(champion: Champion) -> Former:
     """What the first champion was compared with, which no verdict chose."""
-    incumbent = _whole(champion.run)["versions"]["incumbent"] if champion.run else {"uri": champion.uri}
+    incumbent = read_run_evidence(champion.run)["versions"]["incumbent"] if champion.run else {"uri": champion.uri}
     if incumbent["uri"] == champion.uri:
         raise PromotionRefused(f"nothing served before {champion.uri}; run the recipe and promote what it chooses")
     return Former(uri=incumbent["uri"], digest=incumbent["digest"], run="", pretrained=_untouched(incumbent))
@@ -309,27 +204,6 @@ def _set(task_uri: str, version: ModelVersion, **fields: Any) -> Champion:
         return set_champion(task_uri, version, **fields)
     except Conflict:
         raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
-
-
-def _verdict_for(task_uri: str, *, version: str | None) -> dict[str, Any]:
-    """The latest run's evidence, or the latest that chose `version`; raises PromotionRefused where there is none."""
-    runs = list_files(f"{task_uri}/runs") if exists(f"{task_uri}/runs") else []
-    finished = [_whole(uri.removesuffix(f"/{MANIFEST}")) for uri in runs if uri.endswith(f"/{MANIFEST}")]
-    if not finished:
-        raise PromotionRefused(f"no run is finished under {task_uri}; `tailorbird run RECIPE` makes one")
-    chosen = [evidence for evidence in finished if version in (None, _winner(evidence)["uri"])]
-    if not chosen:
-        winners = ", ".join(sorted({_winner(evidence)["uri"] for evidence in finished}))
-        raise PromotionRefused(f"no verdict chose {version}; what verdicts chose: {winners}")
-    return dict(max(chosen, key=lambda evidence: str(evidence["created_at"])))
-
-
-def _whole(run: str) -> dict[str, Any]:
-    """The run's evidence, if it is the one that its manifest names; PromotionRefused otherwise."""
-    content = read_bytes(f"{run}/evidence.json")
-    if hashlib.sha256(content).hexdigest() != read_json(f"{run}/{MANIFEST}")["evidence.json"]:
-        raise PromotionRefused(f"{run}/evidence.json was changed; `tailorbird verify {run}` says what else was")
-    return dict(json.loads(content))
 
 
 def _refuse_expired(evidence: dict[str, Any]) -> None:
@@ -358,7 +232,7 @@ def _reason(evidence: dict[str, Any], *, override: str | None, again: bool, unse
     if override is None and unseen is not None:
         raise PromotionRefused(
             f"{unseen.version} serves on: {verdict['outcome']} says that the candidate does not replace "
-            f"{_winner(evidence)['uri']}, which was ahead of {unseen.version} on validation alone and was not compared "
+            f"{winner_of(evidence)['uri']}, which was ahead of {unseen.version} on validation alone and was not compared "
             "with it on test rows; to serve it all the same: `tailorbird promote RECIPE --override REASON`"
         )
     if override is None:
@@ -368,7 +242,3 @@ def _reason(evidence: dict[str, Any], *, override: str | None, again: bool, unse
             "`tailorbird promote RECIPE --override REASON`"
         )
     return f"{reason}; override: {override.strip()}"
-
-
-def _winner(evidence: dict[str, Any]) -> dict[str, str]:
-    return dict(evidence["versions"][winner(Outcome(evidence["verdict"]["outcome"]))])

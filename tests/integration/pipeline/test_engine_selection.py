@@ -14,7 +14,7 @@ from cluster.connection import connect
 from cluster.local.stack import StackState
 from serving.deploy import rollout
 from tailorbird import storage
-from tailorbird.checks.verify import verify
+from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_test
@@ -24,14 +24,16 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.evaluation.verdict.protocol import ask
-from tailorbird.evaluation.verdict.runtime_equivalence import RECORD
+from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.evaluation.verdict.runtime_equivalence import ENGINE_EVIDENCE
 from tailorbird.models import base_model, classifier, loading
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry import versions
 from tailorbird.release.engine_selection import choose_engine
-from tailorbird.release.promotion import PromotionRefused, promote, rollback, serve_champion
+from tailorbird.release.promotion import promote_version, roll_back
+from tailorbird.release.runs import PromotionRefused
+from tailorbird.release.serving import serve_champion
 from tailorbird.storage import node_cache
 from tests.integration.small import BASE_MODEL, ROOT, Heard, verdict_of
 
@@ -90,7 +92,7 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
         "run": run,
         "created_at": versions.now(),
         "recipe": recipe.model_dump(mode="json"),
-        "question": ask(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)).to_dict(),
+        "question": build_protocol(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)).to_dict(),
         "data": {"sha256_test": test_sha256},
         "expires_at": "2099-01-01T00:00:00+00:00",
         "verdict": verdict_of("FINE_TUNE", rule=3),
@@ -115,21 +117,21 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 ) -> None:
     heard = Heard()
     with connect():
-        champion = promote(HOME, engine="onnxruntime-int8", show=heard)
+        champion = promote_version(HOME, engine="onnxruntime-int8", show=heard)
     version = versions.read_version(champion.uri)
     assert (version.engine, version.exported_from) == (
         "onnxruntime-int8",
         versions.Part(uri=judged.uri, digest=judged.digest),
     )
-    assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({RECORD})"
+    assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
     assert champion.parity is None  # nothing is served yet
-    record = storage.read_json(f"{version.uri}/{RECORD}")
+    record = storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")
     assert record["accepted"]
     assert record["found"]["cost_ratio"][2] < 0.9
     assert record["found"]["interval"][0] > -0.01
     assert 0 < record["found"]["differing"] < 0.1 * record["found"]["n"]  # another engine, and nearly the same answers
     assert any("accepted: it takes 0." in event["text"] for event in heard.of_kind("note"))
-    assert verify(version.uri) == ()
+    assert verify_evidence(version.uri) == ()
 
     recipe = Recipe.model_validate(_evidence()["recipe"])
     try:
@@ -148,17 +150,17 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
         same = [one["label"] == label for one, label in zip(told["results"], answers.outputs[:32], strict=True)]
         assert sum(same) >= 31  # int8 products are scaled by batch: a close call may turn
 
-        assert promote(HOME) == found[0]  # the weights serve already, and their engine stays
-        back = promote(HOME, engine="torch")
+        assert promote_version(HOME) == found[0]  # the weights serve already, and their engine stays
+        back = promote_version(HOME, engine="torch")
         assert (back.uri, back.reason) == (judged.uri, f"another engine than {version.version} had")
         assert (back.run, back.parity is not None) == (champion.run, True)
         assert _ask(url, ["Cholera"])["version"] == judged.version
-        again = rollback(HOME, reason="int8 was faster")
+        again = roll_back(HOME, reason="int8 was faster")
         assert again.uri == version.uri
         assert _ask(url, ["Cholera"])["version"] == version.version
         with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
-            promote(HOME, engine="torch")
-        assert promote(HOME) == again
+            promote_version(HOME, engine="torch")
+        assert promote_version(HOME) == again
     finally:
         rollout.undeploy("engines")
 
@@ -170,7 +172,7 @@ def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: 
     records = {
         uri.split("/stages/")[1].split("/")[0]: storage.read_json(uri)
         for uri in storage.list_files(f"{HOME}/stages")
-        if uri.endswith(RECORD)
+        if uri.endswith(ENGINE_EVIDENCE)
     }
     tried = {record["engine"]: record["found"] for record in records.values()}
     assert {"openvino", "onnxruntime-int8"} <= set(tried)
@@ -193,12 +195,12 @@ def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_ar
         changed = evidence | {"data": {"sha256_test": "0" * 64}}
         with pytest.raises(DataError, match="test rows changed"):
             choose_engine(judged, evidence=changed, engine="openvino", task_uri=HOME, show=Heard())
-    kept = storage.read_bytes(f"{version.uri}/{RECORD}")
+    kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)
     record["found"]["gain"] += 0.01
-    storage.write_json(f"{version.uri}/{RECORD}", record)
-    faults = verify(version.uri)
+    storage.write_json(f"{version.uri}/{ENGINE_EVIDENCE}", record)
+    faults = verify_evidence(version.uri)
     assert any("engine_evidence.json was changed" in fault for fault in faults)
     assert any(fault.startswith("found.gain is") for fault in faults)
-    storage.write_bytes(f"{version.uri}/{RECORD}", kept)
-    assert verify(version.uri) == ()
+    storage.write_bytes(f"{version.uri}/{ENGINE_EVIDENCE}", kept)
+    assert verify_evidence(version.uri) == ()

@@ -12,7 +12,8 @@ from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry.champion import Champion, read_champion, set_champion
 from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
-from tailorbird.release.promotion import PromotionRefused, promote, rollback
+from tailorbird.release.promotion import promote_version, roll_back
+from tailorbird.release.runs import PromotionRefused
 from tests.integration.small import verdict_of
 from tests.integration.storage.test_registry import version_folder
 
@@ -46,16 +47,16 @@ def concluded(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True,
 
 def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen)
-    champion = promote(task_uri, override="not needed")
+    champion = promote_version(task_uri, override="not needed")
     assert (champion.uri, champion.reason) == (chosen.uri, "FINE_TUNE by rule 3")
 
 
 def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows .* --override REASON"):
-        promote(task_uri)
+        promote_version(task_uri)
     assert read_champion(task_uri) is None
-    champion = promote(task_uri, override="  only the tokenizer was fixed ")
+    champion = promote_version(task_uri, override="  only the tokenizer was fixed ")
     assert champion.reason == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
     found = read_champion(task_uri)
     assert found is not None
@@ -68,7 +69,7 @@ def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: st
 def test_an_override_without_a_reason_is_refused(task_uri: str, chosen: ModelVersion, override: str) -> None:
     concluded(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match="the override is empty; give the reason"):
-        promote(task_uri, override=override)
+        promote_version(task_uri, override=override)
     assert read_champion(task_uri) is None
 
 
@@ -78,17 +79,17 @@ def test_an_expired_verdict_promotes_nobody_whatever_the_reason(
 ) -> None:
     concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
     with pytest.raises(PromotionRefused, match=r"expired at 20.*; give fresh test rows"):
-        promote(task_uri, override="in a hurry")
+        promote_version(task_uri, override="in a hurry")
     assert read_champion(task_uri) is None
     concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
-    assert promote(task_uri).uri == chosen.uri
+    assert promote_version(task_uri).uri == chosen.uri
 
 
 def test_who_is_champion_already_stays_so_after_the_verdict_expired(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen)
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     concluded(task_uri, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
-    assert promote(task_uri) == champion
+    assert promote_version(task_uri) == champion
 
 
 @pytest.mark.parametrize("outcome", [("STAY", 9), ("INSUFFICIENT_EVIDENCE", 8), ("INSUFFICIENT_EVIDENCE", 2)])
@@ -96,7 +97,7 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     task_uri: str, chosen: ModelVersion, tmp_path: Path, outcome: tuple[str, int]
 ) -> None:
     concluded(task_uri, chosen)
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     rung, tuned = (
         register(task_uri, version_folder(tmp_path / name, value=2 + len(name))) for name in ("rung", "tuned")
     )
@@ -107,11 +108,11 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     verdict = verdict_of(outcome[0], rule=outcome[1])
     concluded(task_uri, chosen, verdict=verdict, versions=told, champion=champion.uri)
     with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
-        promote(task_uri)
+        promote_version(task_uri)
     found = read_champion(task_uri)
     assert found is not None
     assert found[0] == champion
-    assert promote(task_uri, override="the probe is what we want").uri == rung.uri
+    assert promote_version(task_uri, override="the probe is what we want").uri == rung.uri
 
 
 def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
@@ -121,33 +122,35 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     )
     parts = {"kind": "probe", "uri": pretrained.uri, "digest": pretrained.digest}
     concluded(task_uri, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
-    assert promote(task_uri).before == ()
+    assert promote_version(task_uri).before == ()
     concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{task_uri}/runs/r")
     before = champion_module.read_champion(task_uri)
     assert before is not None
-    promoted = promote(task_uri)
+    promoted = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match=rf"nothing is done: {promoted.version} serves by now"):
-        rollback(task_uri, reason="found wanting while another took its place", of=before[0])
+        roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.before] == [first.uri]
     assert (promoted.before[0].pretrained, promoted.pretrained) == (
         Part(uri=pretrained.uri, digest=pretrained.digest),
         None,
     )
-    back = rollback(task_uri, reason=" complaints ")
+    back = roll_back(task_uri, reason=" complaints ")
     assert (back.uri, back.run, back.before) == (first.uri, f"{task_uri}/runs/r", ())
     assert back.reason == f"rolled back from {second.version}: complaints"
     with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
-        promote(task_uri)  # its verdict still stands, but it must not return by itself
-    again = promote(task_uri, override="mended")
+        promote_version(task_uri)  # its verdict still stands, but it must not return by itself
+    again = promote_version(task_uri, override="mended")
     assert (again.uri, again.rolled_back, again.reason) == (second.uri, (), "FINE_TUNE by rule 3; override: mended")
-    rollback(task_uri, reason="again")
+    roll_back(task_uri, reason="again")
     concluded(task_uri, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
-    back = rollback(task_uri, reason="and again")
+    back = roll_back(task_uri, reason="and again")
     assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.before[0].pretrained)
     assert back.rolled_back == (second.digest, first.digest)
     with pytest.raises(PromotionRefused, match="nothing served before"):
-        rollback(task_uri, reason="further")
-    assert promote(task_uri, override="the complaint was wrong").uri == first.uri  # it was compared with who serves now
+        roll_back(task_uri, reason="further")
+    assert (
+        promote_version(task_uri, override="the complaint was wrong").uri == first.uri
+    )  # it was compared with who serves now
     assert len(storage.list_files(f"{task_uri}/history")) == 7
 
 
@@ -155,17 +158,17 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     with pytest.raises(PromotionRefused, match="has no champion"):
-        rollback(task_uri, reason="why")
+        roll_back(task_uri, reason="why")
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
     wrong = {"kind": "full", "uri": other.uri, "digest": "0" * 64}
     concluded(
         task_uri, chosen, versions={"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": wrong}
     )
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match="the reason is empty"):
-        rollback(task_uri, reason=" ")
+        roll_back(task_uri, reason=" ")
     with pytest.raises(PromotionRefused, match="is not what served: its digest changed"):
-        rollback(task_uri, reason="why")
+        roll_back(task_uri, reason="why")
     found = read_champion(task_uri)
     assert found is not None
     assert found[0] == champion
@@ -183,7 +186,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
             "hybrid": {"uri": chosen.uri, "digest": chosen.digest},
         },
     )
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     assert (champion.uri, champion.reason) == (chosen.uri, "HYBRID by rule 4")
 
 
@@ -199,7 +202,7 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
 def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[Champion, str], ModelVersion]:
     """The chosen version as champion, with the ETag to change it by, and the same for another engine."""
     concluded(task_uri, chosen)
-    promote(task_uri)
+    promote_version(task_uri)
     found = read_champion(task_uri)
     assert found is not None
     return found, exported_from(chosen, folder / "exported", task_uri=task_uri)
@@ -211,21 +214,21 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     found, faster = promoted(task_uri, chosen, tmp_path)
     before = (champion_module.Former(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
     set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run, before=before)
-    assert promote(task_uri).uri == faster.uri  # these weights serve, and their engine stays
+    assert promote_version(task_uri).uri == faster.uri  # these weights serve, and their engine stays
 
-    back = rollback(task_uri, reason="wrong answers by that engine")
+    back = roll_back(task_uri, reason="wrong answers by that engine")
     assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is left, not the weights
-    assert promote(task_uri) == back
+    assert promote_version(task_uri) == back
     later = read_champion(task_uri)
     assert later is not None
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
     former = champion_module.Former(uri=other.uri, digest=other.digest, run="")
     set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, before=(former,))
-    back = rollback(task_uri, reason="wrong answers")
+    back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
     concluded(task_uri, chosen, champion=other.uri)
     with pytest.raises(PromotionRefused, match="was rolled back"):
-        promote(task_uri)
+        promote_version(task_uri)
 
 
 def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torch(
@@ -250,7 +253,7 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
             ).encode()
         },
     )
-    assert promote(task_uri).uri == faster.uri
-    again = promote(task_uri, engine="torch")
+    assert promote_version(task_uri).uri == faster.uri
+    again = promote_version(task_uri, engine="torch")
     assert (again.uri, again.reason) == (chosen.uri, f"another engine than {faster.version} had")
     assert again.run == found[0].run

@@ -9,12 +9,13 @@ import pytest
 
 from cluster.connection import connect
 from tailorbird import storage
-from tailorbird.checks.verify import verify
+from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.loader import load_recipe
 from tailorbird.pipeline import run as pipeline
 from tailorbird.pipeline.prepare import prepare
 from tailorbird.registry.champion import read_champion
-from tailorbird.release.promotion import PromotionRefused, promote
+from tailorbird.release.promotion import promote_version
+from tailorbird.release.runs import PromotionRefused
 from tests.integration.small import REGISTRY, Heard, SmallRun, recipe_file, small_recipe, start_run, written
 
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
@@ -44,7 +45,7 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     recipe = load_recipe(path, overrides=TINY)
     heard = Heard()
     with connect():
-        done = pipeline.run(recipe, show=heard)
+        done = pipeline.run_pipeline(recipe, show=heard)
     assert left.items() <= written(task_uri).items()
     names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri))
     # Both models on test, on validation and on two changed sets, and the reference on test.
@@ -55,15 +56,17 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     assert (done.evidence["look"], done.verdict.confirmatory) == (1, True)
     heard = Heard()
     with connect():
-        renewed = pipeline.run(load_recipe(path, overrides=(*TINY, "license=mit")), show=heard)
-        asked_anew = pipeline.run(load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), show=heard)
+        renewed = pipeline.run_pipeline(load_recipe(path, overrides=(*TINY, "license=mit")), show=heard)
+        asked_anew = pipeline.run_pipeline(
+            load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), show=heard
+        )
     assert heard.of_kind("epoch") == []  # neither trains: what is asked of the models is no part of what they are
     assert renewed.run != done.run
     assert [renewed.evidence[name] for name in ("look", "expires_at")] == [1, done.evidence["expires_at"]]
     assert (asked_anew.evidence["look"], asked_anew.verdict.confirmatory) == (2, False)
     with pytest.raises(PromotionRefused, match="not confirmatory"):
-        promote(task_uri)
-    assert [verify(run.run) for run in (done, renewed, asked_anew)] == [(), (), ()]
+        promote_version(task_uri)
+    assert [verify_evidence(run.run) for run in (done, renewed, asked_anew)] == [(), (), ()]
 
 
 @pytest.mark.long
@@ -75,7 +78,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     kill_after("sweep", start_run(path, *overrides), task_uri=task_uri, log=path.with_suffix(".log"))
     left = written(task_uri)
     with connect():
-        done = pipeline.run(load_recipe(path, overrides=overrides), show=Heard())
+        done = pipeline.run_pipeline(load_recipe(path, overrides=overrides), show=Heard())
     assert left.items() <= written(task_uri).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
     assert names == {"ladder", "sweep", "seed", "average", "temperature", "answers", "cost"}
@@ -91,7 +94,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
 def test_the_champion_that_serves_is_a_rung_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
-    promote(small_run.recipe.task_uri)
+    promote_version(small_run.recipe.task_uri)
     champion = read_champion(small_run.recipe.task_uri)
     assert champion is not None
     recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
@@ -108,5 +111,5 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
 def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
     with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep"):
-        pipeline.run(recipe, show=Heard(), may_train=False)
+        pipeline.run_pipeline(recipe, show=Heard(), may_train=False)
     assert not storage.exists(f"{recipe.task_uri}/versions")

@@ -13,16 +13,16 @@ from cluster import connection
 from serving.deploy.application import application_name
 from serving.deploy.rollout import deploy, undeploy
 from tailorbird import storage
-from tailorbird.checks.verify import verify
+from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
-from tailorbird.evaluation.predictions import Predictions, Side
-from tailorbird.evaluation.report.evidence_files import MANIFEST, as_routing, case_of, load_tables, table_names
+from tailorbird.evaluation.predictions import Predictions, ModelPredictions
+from tailorbird.evaluation.report.evidence_files import MANIFEST, as_routing, case_of, load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import NO_GATES, Question
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.models.loading import load_version
@@ -33,7 +33,8 @@ from tailorbird.pipeline.prepare import Prepared, prepare
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.versions import list_versions, read_version
 from tailorbird.release.parity import ParityRefused
-from tailorbird.release.promotion import PromotionRefused, promote
+from tailorbird.release.promotion import promote_version
+from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import Heard, SmallRun, small_recipe, stages, written
 
@@ -44,7 +45,7 @@ ROLES = ("incumbent", "candidate", "reference")
 def champion_url(small_run: SmallRun) -> Iterator[str]:
     """Address of the run's winner, promoted and served."""
     task_uri = small_run.recipe.task_uri
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     version = read_version(champion.uri)
     yield deploy(small_run.recipe.serving, task_uri=task_uri, version=version)
     undeploy(application_name(task_uri))
@@ -57,9 +58,9 @@ def predictions(run: str) -> dict[str, Predictions]:
 def test_the_verdict_is_what_the_stored_predictions_and_question_give_again(small_run: SmallRun) -> None:
     run = small_run.done.run
     frozen = storage.read_json(f"{run}/question.json")
-    case = case_of(small_run.done.evidence, load_tables(run))
+    case = case_of(small_run.done.evidence, load_all_predictions(run))
     assert case.test_sha256 == frozen["data"]["test"]
-    again = decide(case, question=Question.from_dict(frozen["question"]))
+    again = decide(case, question=TestProtocol.from_dict(frozen["question"]))
     assert again == small_run.done.verdict
     assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
     assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
@@ -76,7 +77,7 @@ def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_te
 def test_the_run_leaves_evidence_page_card_and_question(small_run: SmallRun) -> None:
     run = small_run.done.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
-    tables = {f"predictions/{name}.parquet" for name in table_names(changed=True)}
+    tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
     assert names == {"question.json", "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
     assert evidence["verdict"] == small_run.done.verdict.to_dict()
@@ -135,7 +136,7 @@ def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRu
     before = written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)
     heard = Heard()
     with connection.connect():
-        again = pipeline.run(small_run.recipe, show=heard)
+        again = pipeline.run_pipeline(small_run.recipe, show=heard)
     assert (again.run, again.verdict, again.winner) == (
         small_run.done.run,
         small_run.done.verdict,
@@ -169,7 +170,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     assert serving is not None
     prepared = replace(prepared, run=f"{small_run.recipe.task_uri}/runs/won", champion=serving[0].uri)
     evidence = small_run.done.evidence
-    tables = load_tables(small_run.done.run)
+    tables = load_all_predictions(small_run.done.run)
     won = won_verdict(prepared, small_run)
     models = {
         role: Model(
@@ -185,7 +186,7 @@ def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: 
     parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
     done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
     refuse_what_answers_otherwise(small_run, done, url=champion_url)
-    champion = promote(small_run.recipe.task_uri, version=done.winner)
+    champion = promote_version(small_run.recipe.task_uri, version=done.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", done.winner)
     assert "FINE_TUNE by rule 3" in champion.reason
@@ -211,12 +212,12 @@ def refuse_what_answers_otherwise(small_run: SmallRun, done: Done, *, url: str) 
     before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
     uri = f"{done.run}/predictions/candidate.parquet"
     content = storage.read_bytes(uri)
-    save_predictions(uri, load_tables(done.run)["incumbent"])
+    save_predictions(uri, load_all_predictions(done.run)["incumbent"])
     try:
         with pytest.raises(
             ParityRefused, match=r"answers \d+ of 64 test rows otherwise .*\n  row \d+, .*: evaluated .*, served"
         ):
-            promote(small_run.recipe.task_uri, version=done.winner)
+            promote_version(small_run.recipe.task_uri, version=done.winner)
     finally:
         storage.write_bytes(uri, content)
     assert read_champion(small_run.recipe.task_uri) == before
@@ -230,13 +231,13 @@ def served_at(url: str) -> list[tuple[str, str]]:
 
 
 def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) -> None:
-    assert verify(small_run.done.run) == ()
-    assert verify(small_run.done.winner) == ()
+    assert verify_evidence(small_run.done.run) == ()
+    assert verify_evidence(small_run.done.winner) == ()
     uri = f"{small_run.done.run}/predictions/candidate_noise.parquet"
     content = storage.read_bytes(uri)
     try:
         storage.write_bytes(uri, content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        assert "predictions/candidate_noise.parquet was changed" in verify(small_run.done.run)[0]
+        assert "predictions/candidate_noise.parquet was changed" in verify_evidence(small_run.done.run)[0]
     finally:
         storage.write_bytes(uri, content)
 
@@ -250,7 +251,7 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
         evidence = small_run.done.evidence
         models = {role: Model(version["kind"], version["uri"], 0.5) for role, version in evidence["versions"].items()}
         routing: dict[str, Any] = {"by": "confidence", "column": None, "values": [], "threshold": 0.4}
-        tables = load_tables(small_run.done.run)
+        tables = load_all_predictions(small_run.done.run)
         case = replace(case_of(evidence, tables), routing=as_routing(routing))
         decided = decide(case, question=replace(prepared.question, gates=NO_GATES))
         assert decided.hybrid is not None
@@ -261,7 +262,7 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
         parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables, "routing": routing}
         won = replace(decided, outcome=Outcome.HYBRID, rule=4)
         done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
-        champion = promote(recipe.task_uri, version=done.winner)
+        champion = promote_version(recipe.task_uri, version=done.winner)
         version = read_version(champion.uri)
         assert (version.kind, champion.uri) == ("hybrid", done.winner)
         answered = predict_rows(version.uri, rows=prepared.splits.test)
@@ -274,11 +275,11 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
 
 def won_verdict(prepared: Prepared, small_run: SmallRun) -> Verdict:
     """What `decide` says where the candidate is right on every row."""
-    tables = load_tables(small_run.done.run)
+    tables = load_all_predictions(small_run.done.run)
     right = tables["candidate"]
     sure = np.ones(len(right))
     perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
-    case = Case(Side(tables["incumbent"]), Side(perfect), tables["reference"], prepared.hashes["test"])
+    case = VerdictInputs(ModelPredictions(tables["incumbent"]), ModelPredictions(perfect), tables["reference"], prepared.hashes["test"])
     return decide(case, question=replace(prepared.question, gates=NO_GATES))
 
 
@@ -286,5 +287,5 @@ def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) ->
     recipe: Recipe = small_run.recipe
     before = read_champion(recipe.task_uri)
     with pytest.raises(PromotionRefused, match="no run is finished"):
-        promote(f"{recipe.registry}/nothing-here")
+        promote_version(f"{recipe.registry}/nothing-here")
     assert read_champion(recipe.task_uri) == before

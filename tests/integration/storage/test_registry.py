@@ -28,7 +28,8 @@ from tailorbird.registry.versions import (
     verify_files,
     write_config,
 )
-from tailorbird.release.promotion import PromotionRefused, promote
+from tailorbird.release.promotion import promote_version
+from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage import s3
 from tests.integration.small import verdict_of
 
@@ -163,11 +164,11 @@ def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
     write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match="no verdict chose"):
-        promote(task_uri, version=versions[1 - winner].uri)
+        promote_version(task_uri, version=versions[1 - winner].uri)
     assert read_champion(task_uri) is None
-    champion = promote(task_uri)
+    champion = promote_version(task_uri)
     assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
-    assert promote(task_uri) == champion  # asked again, nothing changes
+    assert promote_version(task_uri) == champion  # asked again, nothing changes
     assert len(storage.list_files(f"{task_uri}/history")) == 1
 
 
@@ -180,7 +181,7 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
     write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
     with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
-        promote(task_uri)
+        promote_version(task_uri)
     champion = read_champion(task_uri)
     assert champion is not None
     assert champion[0].uri == newer.uri
@@ -241,7 +242,7 @@ def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path
 
 def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
     with pytest.raises(PromotionRefused, match="no run is finished"):
-        promote(f"{bucket}/task", version=versions[0].uri)
+        promote_version(f"{bucket}/task", version=versions[0].uri)
 
 
 def test_a_version_keeps_its_temperature(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:

@@ -14,7 +14,7 @@ from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.release.manifests import DOORS, MOST_CHARACTERS, RUN, SERVICE, RenderError, render
+from tailorbird.release.manifests import DOORS, MOST_CHARACTERS, RUN, SERVICE, RenderError, render_manifest
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
@@ -27,7 +27,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(render(recipe(*overrides), to=to, base=text_of(part)).text))
+    return list(yaml.safe_load_all(render_manifest(recipe(*overrides), to=to, base=text_of(part)).text))
 
 
 def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
@@ -64,7 +64,7 @@ def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
 
 def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -> None:
     asked = recipe("training.seed=3")
-    body = json.loads(render(asked, to="submit").text)
+    body = json.loads(render_manifest(asked, to="submit").text)
     JobSubmitRequest(**body)
     (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
     assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == asked
@@ -188,7 +188,7 @@ def test_the_probe_asks_the_service_that_is_rendered(part: str) -> None:
 
 @pytest.mark.usefixtures("served")
 def test_no_probe_keeps_a_replica_up_that_may_go() -> None:
-    done = render(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
+    done = render_manifest(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
     assert of_kind(list(yaml.safe_load_all(done.text)), "Probe") == []
     assert "it would keep a replica up" in done.notes[0]
 
@@ -196,7 +196,7 @@ def test_no_probe_keeps_a_replica_up_that_may_go() -> None:
 @pytest.mark.usefixtures("served")
 def test_a_probe_that_would_not_find_its_service_is_refused() -> None:
     with pytest.raises(RenderError, match="--base names none"):
-        render(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
+        render_manifest(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
 
 
 @pytest.mark.usefixtures("served")
@@ -233,7 +233,7 @@ def test_what_a_training_leaves_behind_is_found_by_its_label() -> None:
 
 
 def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
-    (config, job) = yaml.safe_load_all(render(recipe(), to="rayjob").text)
+    (config, job) = yaml.safe_load_all(render_manifest(recipe(), to="rayjob").text)
     assert (config["kind"], job["kind"], faults(job)) == ("ConfigMap", "RayJob", [])
 
 
@@ -249,7 +249,7 @@ def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
 )
 def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, told: str) -> None:
     with pytest.raises(RenderError, match=re.escape(told)):
-        render(recipe(), to=to, base=base)
+        render_manifest(recipe(), to=to, base=base)
 
 
 def test_where_there_is_no_template_the_message_says_what_to_give(
@@ -257,4 +257,4 @@ def test_where_there_is_no_template_the_message_says_what_to_give(
 ) -> None:
     monkeypatch.setattr("tailorbird.release.manifests.K8S", tmp_path)
     with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
-        render(recipe(), to="rayjob")
+        render_manifest(recipe(), to="rayjob")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tailorbird.registry.versions import RegistryError
-from tailorbird.release.promotion import PromotionRefused, trial_version
+from tailorbird.release.runs import PromotionRefused
+from tailorbird.release.serving import challenger_version
 
 CONFIG = {
     "kind": "full",
@@ -31,17 +32,17 @@ def task_uri(tmp_path: Path) -> str:
 
 def test_a_version_goes_by_its_name_or_its_uri(task_uri: str) -> None:
     for name in ("full-1", f"{task_uri}/versions/full-1", f"{task_uri}/versions/full-1/"):
-        assert trial_version(name, task_uri=task_uri).version == "full-1"
+        assert challenger_version(name, task_uri=task_uri).version == "full-1"
 
 
 @pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])
 def test_what_is_no_version_of_the_task_is_refused(task_uri: str, name: str) -> None:
     with pytest.raises(PromotionRefused, match="`tailorbird models` lists them"):
-        trial_version(name, task_uri=task_uri)
+        challenger_version(name, task_uri=task_uri)
 
 
 def test_a_version_that_is_not_there_and_a_candidate_without_a_run_are_said_to_be_missing(task_uri: str) -> None:
     with pytest.raises(RegistryError, match="no whole model version"):
-        trial_version("full-2", task_uri=task_uri)
+        challenger_version("full-2", task_uri=task_uri)
     with pytest.raises(PromotionRefused, match="no run is finished"):
-        trial_version("candidate", task_uri=task_uri)
+        challenger_version("candidate", task_uri=task_uri)
