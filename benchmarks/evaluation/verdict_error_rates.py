@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rounds import holds
-from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
 from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rows_needed_for_rule, rule_holds, rule_power
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import Outcome
 
 ALPHA, MINIMUM_GAIN = 0.05, 0.01
@@ -200,13 +200,15 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
     def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
         return _answers(model, np.full(n, "yes"), outputs=np.where(right, "yes", "no"))
 
-    case = Case(
-        Side(predictions("incumbent", cell % 2 == 0)),
-        Side(predictions("candidate", cell < 2)),
+    case = VerdictInputs(
+        ModelPredictions(predictions("incumbent", cell % 2 == 0)),
+        ModelPredictions(predictions("candidate", cell < 2)),
         predictions("reference", np.zeros(n, dtype=bool)),
         "simulated",
     )
-    return decide(case, question=Question("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n)).outcome
+    return decide(
+        case, question=TestProtocol("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n)
+    ).outcome
 
 
 def _answers(model: str, labels: NDArray[np.str_], *, outputs: NDArray[np.str_]) -> Predictions:

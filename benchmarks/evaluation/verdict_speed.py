@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.rounds import finish, medians, show, take_turns
 from tailorbird.config.evaluation import GatesConfig
-from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 NUM_ROWS, NUM_CLASSES, NUM_GROUPS, NUM_SWAPPED = 100_000, 77, 6, 20_000
 ACCURACIES = {"incumbent": 0.86, "candidate": 0.88, "reference": 0.80}
@@ -48,16 +48,16 @@ def main() -> None:
 
 
 def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
-    question = Question(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesConfig())
+    question = TestProtocol(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesConfig())
 
     def seconds() -> dict[str, float]:
         begun = time.process_time()
         tables = {path.stem: Predictions.from_table(pq.read_table(path)) for path in folder.glob("*.parquet")}
         incumbent, candidate = (
-            Side(tables[role], {name: tables[f"{role}_{name}"] for name in ("counterfactual", "noise")})
+            ModelPredictions(tables[role], {name: tables[f"{role}_{name}"] for name in ("counterfactual", "noise")})
             for role in ("incumbent", "candidate")
         )
-        decide(Case(incumbent, candidate, tables["reference"], "simulated"), question=question)
+        decide(VerdictInputs(incumbent, candidate, tables["reference"], "simulated"), question=question)
         return {"seconds": time.process_time() - begun}
 
     return seconds

@@ -15,15 +15,34 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.config.base import digest as digest_of
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.hybrid import freeze_hybrid
+from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.report.evidence import UNREGISTERED, measures, pages, reliabilities, role_at
-from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION, case_of, side_of, table_names
+from tailorbird.evaluation.report.evidence import (
+    UNREGISTERED,
+    mean_measures,
+    reliability_by_role,
+    render_pages,
+    role_at,
+)
+from tailorbird.evaluation.report.evidence_files import (
+    MANIFEST,
+    ROLES,
+    VALIDATION,
+    case_of,
+    model_predictions,
+    prediction_table_names,
+)
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, Case, refuse_wrong_scores
-from tailorbird.evaluation.verdict.protocol import Question, ask, asked_digest, judged, run_name
-from tailorbird.evaluation.verdict.runtime_equivalence import RECORD, accept
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, require_valid_scores
+from tailorbird.evaluation.verdict.protocol import (
+    TestProtocol,
+    build_protocol,
+    evaluated_recipe,
+    request_digest,
+    run_name,
+)
+from tailorbird.evaluation.verdict.runtime_equivalence import ENGINE_EVIDENCE, evaluate_equivalence
 from tailorbird.registry.test_set_ledger import read_looks
 from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
@@ -38,19 +57,19 @@ UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSErr
 """What damaged JSON or Parquet may raise on being read as what it no longer is; a store that fails raises more."""
 
 
-def verify(uri: str) -> tuple[str, ...]:
+def verify_evidence(uri: str) -> tuple[str, ...]:
     """What is wrong with the evidence of a run or a version, a sentence a fault; empty where its verdict holds.
 
     Raises ValueError where nothing at the URI is evidence.
     """
     uri = uri.rstrip("/")
-    if storage.exists(f"{uri}/{RECORD}"):
+    if storage.exists(f"{uri}/{ENGINE_EVIDENCE}"):
         return _engine_faults(uri)
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, "evidence.json")):
         raise ValueError(f"{uri} has neither {MANIFEST} nor evidence.json; give the URI of a finished run or a version")
     asked = _json(f"{uri}/question.json")
     chat = isinstance(asked, dict) and asked.get("recipe", {}).get("task") == "chat"
-    faults = list(_file_faults(uri, needed=NEEDED, tables=table_names(changed=False, reference=not chat)))
+    faults = list(_file_faults(uri, needed=NEEDED, tables=prediction_table_names(changed=False, reference=not chat)))
     evidence = _json(f"{uri}/evidence.json")
     if not isinstance(evidence, dict):
         return (*faults, "evidence.json holds no evidence: the verdict cannot be recomputed")
@@ -98,7 +117,7 @@ def restore_pages(uri: str) -> tuple[str, ...]:
             f"{uri}/evidence.json is not what {MANIFEST} names, so no page is made from it; run the recipe again"
         )
     evidence = json.loads(content)
-    written = pages(evidence, role=role_at(uri, evidence=evidence))
+    written = render_pages(evidence, role=role_at(uri, evidence=evidence))
     changed = [name for name, page in written.items() if _content(f"{uri}/{name}") != page]
     for name in changed:
         storage.write_bytes(f"{uri}/{name}", written[name])
@@ -110,17 +129,17 @@ def restore_pages(uri: str) -> tuple[str, ...]:
 
 def _engine_faults(uri: str) -> tuple[str, ...]:
     """The record of what was exported for another engine, against its files and the answers beside it."""
-    record = _json(f"{uri}/{RECORD}")
-    faults = list(_file_faults(uri, needed=(RECORD,), tables=ROLES))
+    record = _json(f"{uri}/{ENGINE_EVIDENCE}")
+    faults = list(_file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
     tables, unread = _tables(uri)
     faults += unread
     try:
-        question, cpu = Question.from_dict(record["question"]), record["measured"]["cpu"]
+        question, cpu = TestProtocol.from_dict(record["question"]), record["measured"]["cpu"]
         rounds = CpuRounds(tuple(cpu["incumbent"]), tuple(cpu["candidate"]))
         faults += _against_the_run(record, tables)
-        judged, exported = (side_of(role, tables) for role in ROLES)
-        case = Case(judged, exported, tables.get("reference"), question.test_sha256, cpu=rounds)
-        again = json.loads(json.dumps(accept(case, question=question).to_dict()))
+        judged, exported = (model_predictions(role, tables) for role in ROLES)
+        case = VerdictInputs(judged, exported, tables.get("reference"), question.test_sha256, cpu=rounds)
+        again = json.loads(json.dumps(evaluate_equivalence(case, question=question).to_dict()))
         faults += _differences(record["found"], again, at="found", other="recomputed it is")
         faults += _differences(record["accepted"], again["accepted"], at="accepted", other="recomputed it is")
         faults += _registered_faults("the judged version", record["judged"]["uri"], digest=record["judged"]["digest"])
@@ -129,7 +148,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     except s3.StorageError:
         raise
     except UNREADABLE as error:
-        faults.append(f"{RECORD} is damaged: {type(error).__name__}: {error}")
+        faults.append(f"{ENGINE_EVIDENCE} is damaged: {type(error).__name__}: {error}")
     return tuple(faults)
 
 
@@ -197,21 +216,28 @@ def _question_faults(uri: str, evidence: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(asked, dict) or not set(ASKED) <= set(asked):
         yield "question.json is missing, or no question: what was asked before training cannot be told"
         return
-    wanted = asked_digest(asked)
+    wanted = request_digest(asked)
     if asked["asked"] != wanted:
         yield f"question.json was changed: what it asks has the digest {wanted}, and it says {asked['asked']}"
     name = run_name(wanted, champion=asked["champion"])
     if evidence["run"].rpartition("/")[2] != name:
         yield f"{evidence['run']} is not the run of this question, whose name is {name}"
     hashes = {split: evidence["data"].get(f"sha256_{split}") for split in asked["data"]}
-    said = {**evidence, "code": evidence["code"]["sha256"], "data": hashes, "recipe": judged(evidence["recipe"])}
-    told = {**asked, "recipe": judged(asked["recipe"])}
+    said = {
+        **evidence,
+        "code": evidence["code"]["sha256"],
+        "data": hashes,
+        "recipe": evaluated_recipe(evidence["recipe"]),
+    }
+    told = {**asked, "recipe": evaluated_recipe(asked["recipe"])}
     for part in sorted(({*ASKED, "asked_by"} & set(told)) - {"asked"}):
         yield from _differences(said.get(part), told[part], at=part, other="question.json says")
     # A question that was eased afterwards, in both files.
     config = EvaluationConfig.model_validate(asked["recipe"]["evaluation"])
     rows = {name: evidence["question"][name] for name in ("test_sha256", "num_test_rows")}
-    yield from _differences(evidence["question"], ask(config, **rows).to_dict(), at="question", other="the recipe asks")
+    yield from _differences(
+        evidence["question"], build_protocol(config, **rows).to_dict(), at="question", other="the recipe asks"
+    )
     frozen = _json(f"{uri}/routing.json")
     if isinstance(frozen, dict):
         yield from _differences(evidence["routing"], frozen.get("routing"), at="routing", other="routing.json says")
@@ -227,17 +253,17 @@ def _routing_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
         return  # named among the files already
     align(*answers.values())
     for table in answers.values():
-        refuse_wrong_scores(table)
+        require_valid_scores(table)
     found = None
     if config is not None and evidence["versions"]["incumbent"]["kind"] != "hybrid":
-        routing = freeze_hybrid(config, **answers, metric=evidence["question"]["metric"])
+        routing = fit_routing(config, **answers, metric=evidence["question"]["metric"])
         found = json.loads(json.dumps(asdict(routing))) if routing else None
     yield from _differences(evidence["routing"], found, at="routing", other="the validation rows give")
 
 
 def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Iterator[str]:
     """The verdict, and what the page draws of the predictions, against what they give now."""
-    question = Question.from_dict(evidence["question"])
+    question = TestProtocol.from_dict(evidence["question"])
     needed = (*ROLES, "reference") if question.has_reference else ROLES
     missing = [name for name in needed if name not in tables]
     if missing:
@@ -246,8 +272,8 @@ def _verdict_faults(evidence: Mapping[str, Any], tables: Mapping[str, Prediction
     found = decide(case_of(evidence, tables), question=question)
     again: dict[str, Any] = {
         "verdict": json.loads(json.dumps(found.to_dict())),
-        "reliability": reliabilities(tables),
-        "measures": measures(tables),
+        "reliability": reliability_by_role(tables),
+        "measures": mean_measures(tables),
     }
     for name, value in again.items():
         yield from _differences(evidence[name], value, at=name, other="recomputed it is")

@@ -7,16 +7,14 @@ from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
 
 NUM_THRESHOLDS = 50
 
 
-def freeze_hybrid(
-    config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str
-) -> Routing | None:
+def fit_routing(config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
     """The routing that validation speaks for, or None where one of the two models would answer everything.
 
     By group: the candidate answers the groups in which it is not worse than the incumbent. By confidence: the incumbent
@@ -50,13 +48,13 @@ def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: st
     return None
 
 
-def routed(routing: Routing, *, incumbent: Side, candidate: Side) -> Side:
+def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: ModelPredictions) -> ModelPredictions:
     """The hybrid's answers, row by row those of the model that the routing names."""
     changed = {
         name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
         for name in incumbent.changed
     }
-    return Side(_routed(routing, incumbent=incumbent.clean, candidate=candidate.clean), changed)
+    return ModelPredictions(_routed(routing, incumbent=incumbent.clean, candidate=candidate.clean), changed)
 
 
 def share_to_candidate(routing: Routing, table: Predictions) -> float:
@@ -64,7 +62,7 @@ def share_to_candidate(routing: Routing, table: Predictions) -> float:
     return float(_mask(routing, table).mean())
 
 
-def hybrid_cpu(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
+def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
     """What the hybrid costs: by group each row is answered once, by confidence the incumbent answers every row."""
     kept = 1 - share if routing.by == "group" else 1.0
     both = tuple(kept * one + share * other for one, other in zip(cpu.incumbent, cpu.candidate, strict=True))

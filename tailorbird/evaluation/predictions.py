@@ -171,7 +171,7 @@ def align(first: Predictions, *others: Predictions) -> None:
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelPredictions:
     """One model's answers: on the test rows, and on the changed rows by the set's name."""
 
     clean: Predictions

@@ -20,7 +20,7 @@ ADVICE = {
 def verdict_lines(evidence: Evidence) -> list[str]:
     """For the terminal: the verdict, its reasons, its gates, the ladder, and what the test could have seen."""
     verdict = Verdict.from_dict(evidence["verdict"])
-    rows = [("model", "validation", "interval", "test"), *(ladder_cells(row) for row in evidence["ladder"])]
+    rows = [("model", "validation", "interval", "test"), *(score_cells(row) for row in evidence["ladder"])]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     ladder = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.gates)
@@ -30,13 +30,13 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         *([f"  gates: {gates}"] if gates else []),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",
-        *([f"  {part}"] if (part := part_sentence(evidence)) else []),
+        *([f"  {part}"] if (part := streaming_sentence(evidence)) else []),
         "",
         *ladder,
     ]
 
 
-def ladder_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def score_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """A row of the ladder as texts: name, validation, interval, test."""
     interval = "" if row["interval"] is None else "{:.3f} to {:.3f}".format(*row["interval"])
     role, test = row.get("role"), row.get("test")
@@ -66,7 +66,7 @@ def seed_sentence(evidence: Evidence) -> str:
     return f"{told}; the mean of their weights {averaged['validation']:.3f}{chosen}"
 
 
-def part_sentence(evidence: Evidence) -> str | None:
+def streaming_sentence(evidence: Evidence) -> str | None:
     """That some models saw a part of the training rows only, where these were streamed."""
     held, num_rows = evidence["data"]["num_in_memory"], evidence["data"]["num_train"]
     if held is None:

@@ -12,7 +12,7 @@ from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.statistics.paired import wilson_interval
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import Outcome, winner
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -21,8 +21,8 @@ UNREGISTERED = "not registered"
 PAGES = ("report.html", "MODEL_CARD.md")
 
 
-def assemble(
-    recipe: Recipe, *, run: str, question: Question, verdict: Verdict, parts: dict[str, Any]
+def build_evidence(
+    recipe: Recipe, *, run: str, question: TestProtocol, verdict: Verdict, parts: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of `evidence.json`, with the keys that `evaluation.report` names.
 
@@ -45,8 +45,8 @@ def assemble(
         "question": question.to_dict(),
         "verdict": verdict.to_dict(),
         "ladder": _ladder(rungs, candidate=parts["candidate"], verdict=verdict, versions=versions, data=parts["data"]),
-        "reliability": reliabilities(tables),
-        "measures": measures(tables),
+        "reliability": reliability_by_role(tables),
+        "measures": mean_measures(tables),
         "sweep": [
             {
                 "trial": row["trial"],
@@ -77,12 +77,12 @@ def assemble(
     }
 
 
-def files(evidence: dict[str, Any], *, role: str) -> dict[str, bytes]:
+def render_files(evidence: dict[str, Any], *, role: str) -> dict[str, bytes]:
     """evidence.json, report.html and MODEL_CARD.md for the version in a role, by name."""
-    return {"evidence.json": json.dumps(evidence, indent=1).encode(), **pages(evidence, role=role)}
+    return {"evidence.json": json.dumps(evidence, indent=1).encode(), **render_pages(evidence, role=role)}
 
 
-def pages(evidence: Mapping[str, Any], *, role: str) -> dict[str, bytes]:
+def render_pages(evidence: Mapping[str, Any], *, role: str) -> dict[str, bytes]:
     """What people read, a pure function of the evidence: `PAGES` by name."""
     return {
         "report.html": to_html(evidence).encode(),
@@ -96,12 +96,14 @@ def role_at(uri: str, *, evidence: Mapping[str, Any]) -> str:
     return roles[0] if roles else winner(Outcome(evidence["verdict"]["outcome"]))
 
 
-def reliabilities(tables: Mapping[str, Predictions]) -> dict[str, list[dict[str, float]]]:
-    """`reliability` of candidate and incumbent; a chat model's confidence is of tokens, not of being right."""
-    return {} if measures(tables) else {role: reliability(tables[role]) for role in ("candidate", "incumbent")}
+def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, list[dict[str, float]]]:
+    """`reliability_bins` of candidate and incumbent; a chat model's confidence is of tokens, not of being right."""
+    return (
+        {} if mean_measures(tables) else {role: reliability_bins(tables[role]) for role in ("candidate", "incumbent")}
+    )
 
 
-def measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
+def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
     """Of a chat task: the mean log-likelihood of the reference answers, in nats a token, by role."""
     roles, name = ("candidate", "incumbent"), "log_likelihood"
     if not all(name in tables[role].measures for role in roles):
@@ -109,7 +111,7 @@ def measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
     return {name: {role: float(np.mean(tables[role].measures[name])) for role in roles}}
 
 
-def reliability(table: Predictions, *, num_bins: int = NUM_BINS) -> list[dict[str, float]]:
+def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> list[dict[str, float]]:
     """Of equally wide bins of confidence after temperature, those with rows: `{confidence, accuracy, n}`, means both.
 
     The bins of `evaluation.calibration.ece`, which is their mean gap, weighted by n.

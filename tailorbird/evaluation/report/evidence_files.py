@@ -8,8 +8,8 @@ from typing import Any
 from tailorbird import storage
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.predictions import Predictions, Side
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, Case
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs
 from tailorbird.registry.routing import Routing
 
 MANIFEST = "evidence_manifest.json"
@@ -21,19 +21,19 @@ VALIDATION = "validation"
 """The set of rows on which everything is chosen; both models' answers to it are kept, for the choices to be checked."""
 
 
-def table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:
+def prediction_table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:
     """Names of the tables of a run, under `predictions/`; `changed`: whether gates asked for changed rows."""
     sets = (VALIDATION, *(CHANGED_SETS if changed else ()))
     return (*ROLES, *(("reference",) if reference else ()), *(f"{role}_{name}" for role in ROLES for name in sets))
 
 
-def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> Case:
+def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> VerdictInputs:
     """The case that the evidence's verdict was decided on, from its JSON and its tables by name."""
     measured, routing = evidence["measured"], evidence["routing"]
     cpu = measured["cpu"]
-    return Case(
-        incumbent=side_of("incumbent", tables),
-        candidate=side_of("candidate", tables),
+    return VerdictInputs(
+        incumbent=model_predictions("incumbent", tables),
+        candidate=model_predictions("candidate", tables),
         reference=tables.get("reference"),
         test_sha256=evidence["data"]["sha256_test"],
         leaks=tuple(evidence["data"]["leaks"]),
@@ -44,9 +44,11 @@ def case_of(evidence: Mapping[str, Any], tables: Mapping[str, Predictions]) -> C
     )
 
 
-def side_of(role: str, tables: Mapping[str, Predictions]) -> Side:
+def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
     """One model's tables, by its role."""
-    return Side(tables[role], {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables})
+    return ModelPredictions(
+        tables[role], {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables}
+    )
 
 
 def as_routing(value: Mapping[str, Any]) -> Routing:
@@ -54,7 +56,7 @@ def as_routing(value: Mapping[str, Any]) -> Routing:
     return Routing(**{**value, "values": tuple(value["values"])})
 
 
-def load_tables(uri: str) -> dict[str, Predictions]:
+def load_all_predictions(uri: str) -> dict[str, Predictions]:
     """Every table under `<uri>/predictions/` by its name."""
     found = [file for file in storage.list_files(f"{uri}/predictions") if file.endswith(".parquet")]
     return {file.rsplit("/", 1)[-1].removesuffix(".parquet"): load_predictions(file) for file in found}

@@ -17,10 +17,10 @@ The evidence is plain JSON (`evidence.json`), with these keys:
   it is the candidate, or None where it was not in the running. `curve`: the learning curve, or None.
 - `training`: `{samples_per_second, padding_share, seconds, zero_stage, num_workers}`, and more if there is more.
 - `measured`: `{cpu: {incumbent: [...], candidate: [...]} or None, training_cpu_s}`.
-- `reliability`: by role a row a bin, `{confidence, accuracy, n}`; empty of a chat task.
-- `measures`: of a chat task `{log_likelihood: {candidate, incumbent}}`, means over the test rows; else empty.
+- `reliability_bins`: by role a row a bin, `{confidence, accuracy, n}`; empty of a chat task.
+- `mean_measures`: of a chat task `{log_likelihood: {candidate, incumbent}}`, means over the test rows; else empty.
 - `versions`: by role (`incumbent`, `candidate`, with a hybrid also `hybrid`) `{kind, uri, digest}`; of one that was not
-  registered also its `files`.
+  registered also its `render_files`.
 - `champion`: URI of the version that served, or None. `code`: `{sha256, uri}`. `base_model`: `{uri, files}`.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, html_elements, sections
-from tailorbird.evaluation.report.console import ADVICE, Evidence, ladder_cells, part_sentence, seed_sentence
+from tailorbird.evaluation.report.console import ADVICE, Evidence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.documentation_duties import CAVEAT, DUTIES
 from tailorbird.evaluation.verdict.formatting import size
 from tailorbird.evaluation.verdict.types import Verdict
@@ -63,7 +63,7 @@ def to_html(evidence: Evidence) -> str:
 
 
 def _data_section(evidence: Evidence) -> str:
-    part = part_sentence(evidence)
+    part = streaming_sentence(evidence)
     told = html_elements.paragraph(f"{part[0].upper()}{part[1:]}.") if part else ""
     return html_elements.section("Data", told, html_elements.facts(evidence["data"], source="data"))
 
@@ -95,7 +95,7 @@ def _ladder_section(evidence: Evidence) -> str:
     rows, classes = [], []
     for place, row in enumerate(evidence["ladder"]):
         at = f"ladder.{place}"
-        kind, validation, interval, test = ladder_cells(row)
+        kind, validation, interval, test = score_cells(row)
         ends = row["interval"] or (row["validation"], row["validation"])
         plot = charts.bar(row["validation"], interval=tuple(ends), label=f"{kind} {validation} ({interval})")
         told = [

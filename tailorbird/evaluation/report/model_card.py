@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.report.console import ladder_cells, part_sentence, power_sentence, seed_sentence
+from tailorbird.evaluation.report.console import power_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.sections import METRIC_NAMES
 from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.evaluation.verdict.types import Verdict
@@ -36,7 +36,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         "\n".join(f"- {reason}" for reason in verdict.reasons),
         _look(evidence, verdict),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
-        + "\n".join("| " + " | ".join(ladder_cells(row)) + " |" for row in evidence["ladder"]),
+        + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence["ladder"]),
         f"{seed_sentence(evidence)}. {power_sentence(verdict)}.",
         "## Groups",
         _groups(verdict, role=role),
@@ -177,7 +177,7 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         f"The candidate's gain on the incumbent lies between {points(low)} and {points(high)} points "
         f"({p_text(verdict.p_value)}), not at one value."
     )
-    if part := part_sentence(evidence):
+    if part := streaming_sentence(evidence):
         told.append(f"{part[0].upper()}{part[1:]}.")
     return "\n".join(f"- {sentence}" for sentence in told)
 

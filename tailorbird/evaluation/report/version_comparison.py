@@ -4,17 +4,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tailorbird import storage
-from tailorbird.evaluation.hybrid import routed
+from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import role_at
-from tailorbird.evaluation.report.evidence_files import case_of, load_tables
+from tailorbird.evaluation.report.evidence_files import case_of, load_all_predictions
 from tailorbird.evaluation.report.sections import METRIC_NAMES
 from tailorbird.evaluation.statistics.paired import Comparison, compare
 from tailorbird.evaluation.verdict.formatting import p_text, points
 
 
 @dataclass(frozen=True)
-class Beside:
+class VersionComparison:
     """The first against the second on the same test rows."""
 
     first: str
@@ -42,7 +42,7 @@ class Beside:
         return asdict(self) | {"found": asdict(self.found) | {"interval": list(self.found.interval)}}
 
 
-def compare_stored(first: str, *, second: str) -> Beside:
+def compare_versions(first: str, *, second: str) -> VersionComparison:
     """Compares what lies at two URIs, of a version or of a run (then its candidate), by the first's metric and level.
 
     Raises VerdictRefused where the two were not asked about the same test rows, ValueError where there is no evidence.
@@ -57,7 +57,7 @@ def compare_stored(first: str, *, second: str) -> Beside:
         )
     align(table, other)
     metric, alpha = question["metric"], question["alpha"]
-    return Beside(name, other_name, metric, alpha, compare(table, other=other, metric=metric, alpha=alpha))
+    return VersionComparison(name, other_name, metric, alpha, compare(table, other=other, metric=metric, alpha=alpha))
 
 
 def _predicted(uri: str) -> tuple[str, Predictions, dict[str, Any]]:
@@ -67,11 +67,11 @@ def _predicted(uri: str) -> tuple[str, Predictions, dict[str, Any]]:
     evidence = storage.read_json(f"{uri}/evidence.json")
     versions = evidence["versions"]
     role = role_at(uri, evidence=evidence) if uri in {version["uri"] for version in versions.values()} else "candidate"
-    tables = load_tables(uri)
+    tables = load_all_predictions(uri)
     if role == "hybrid":
         case = case_of(evidence, tables)
         assert case.routing is not None  # a version in this role comes from one
-        table = routed(case.routing, incumbent=case.incumbent, candidate=case.candidate).clean
+        table = apply_routing(case.routing, incumbent=case.incumbent, candidate=case.candidate).clean
     else:
         table = tables[role]
     return str(versions[role]["uri"]), table, evidence["question"]

@@ -57,7 +57,7 @@ class Sized:
     """At the expected gain."""
 
 
-def sized(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
+def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
     """Detectable effect, power of the whole rule and rows needed, by how much the two models were seen to differ.
 
     For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval

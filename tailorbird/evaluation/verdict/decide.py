@@ -6,18 +6,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from tailorbird.evaluation.hybrid import hybrid_cpu, routed, share_to_candidate
-from tailorbird.evaluation.predictions import Predictions, Side, VerdictRefused
+from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.paired import Comparison, compare, holm
-from tailorbird.evaluation.statistics.power import sized
+from tailorbird.evaluation.statistics.power import power_analysis
 from tailorbird.evaluation.verdict import explain
-from tailorbird.evaluation.verdict.gates import asked_gates, cost_ratio_of
-from tailorbird.evaluation.verdict.inputs import Case, refuse_unless_same_rows
-from tailorbird.evaluation.verdict.protocol import Question
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, OUTCOME_OF_RULE, Facts, Outcome, rule_of
+from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, OUTCOME_OF_RULE, Facts, Outcome, select_rule
 from tailorbird.evaluation.verdict.types import HybridVerdict, Verdict
 
-__all__ = ["Case", "Outcome", "Question", "Side", "Verdict", "VerdictRefused", "decide"]
+__all__ = ["ModelPredictions", "Outcome", "TestProtocol", "Verdict", "VerdictInputs", "VerdictRefused", "decide"]
 
 
 SECOND_METRIC = {
@@ -30,18 +30,18 @@ SECOND_METRIC = {
 """What is told beside each metric, for the record."""
 
 
-def decide(case: Case, *, question: Question) -> Verdict:
+def decide(case: VerdictInputs, *, question: TestProtocol) -> Verdict:
     """The verdict on replacing the incumbent by the candidate: the first rule of the outcome table that holds.
 
     Raises VerdictRefused (rule 1) where test rows changed, or predictions are misaligned or not finite; ValueError
     where the reference, or predictions or measurements that the question's gates need, are missing.
     """
-    refuse_unless_same_rows(case, question=question)
+    require_same_rows(case, question=question)
     main, beside = _compared(case.candidate.clean, case=case, question=question)
-    gates = asked_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
+    gates = evaluate_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
     proven = _gained(main, p_value=main.p_value, question=question) and _beaten(beside)
     hybrid = _hybrid(case, main=main, question=question)
-    ratio = cost_ratio_of(case.cpu, alpha=question.alpha)
+    ratio = measured_cost_ratio(case.cpu, alpha=question.alpha)
     facts = Facts(
         leaks=bool(case.leaks),
         proven=proven,
@@ -54,13 +54,15 @@ def decide(case: Case, *, question: Question) -> Verdict:
         hybrid_gates={gate.name: gate.state for gate in hybrid.gates} if hybrid else {},
         cheaper=ratio is not None and ratio[2] < CHEAPER_RATIO,
     )
-    rule = rule_of(facts)
-    size = sized(main, expected_gain=question.expected_gain, minimum_gain=question.minimum_gain, alpha=question.alpha)
-    told = explain.Told(main, beside, question, gates, size.needed, hybrid, ratio, case.leaks)
+    rule = select_rule(facts)
+    size = power_analysis(
+        main, expected_gain=question.expected_gain, minimum_gain=question.minimum_gain, alpha=question.alpha
+    )
+    told = explain.ExplanationInputs(main, beside, question, gates, size.needed, hybrid, ratio, case.leaks)
     return Verdict(
         outcome=OUTCOME_OF_RULE[rule],
         rule=rule,
-        reasons=explain.of_rule(rule, told),
+        reasons=explain.explain(rule, told),
         confirmatory=case.look == 1,
         proven=proven,
         gates=gates,
@@ -74,7 +76,9 @@ def decide(case: Case, *, question: Question) -> Verdict:
     )
 
 
-def _compared(candidate: Predictions, *, case: Case, question: Question) -> tuple[Comparison, Comparison | None]:
+def _compared(
+    candidate: Predictions, *, case: VerdictInputs, question: TestProtocol
+) -> tuple[Comparison, Comparison | None]:
     """Against the incumbent, and against the reference where there is one."""
     against = partial(compare, candidate, metric=question.metric, alpha=question.alpha)
     return against(other=case.incumbent.clean), None if case.reference is None else against(other=case.reference)
@@ -84,20 +88,22 @@ def _beaten(beside: Comparison | None) -> bool:
     return beside is None or beside.interval[0] > 0
 
 
-def _gained(main: Comparison, *, p_value: float, question: Question) -> bool:
+def _gained(main: Comparison, *, p_value: float, question: TestProtocol) -> bool:
     return p_value < question.alpha and main.interval[0] > 0 and main.gain >= question.minimum_gain
 
 
-def _hybrid(case: Case, *, main: Comparison, question: Question) -> HybridVerdict | None:
+def _hybrid(case: VerdictInputs, *, main: Comparison, question: TestProtocol) -> HybridVerdict | None:
     if case.routing is None or question.hybrid is None:
         return None
-    side = routed(case.routing, incumbent=case.incumbent, candidate=case.candidate)
+    side = apply_routing(case.routing, incumbent=case.incumbent, candidate=case.candidate)
     share = share_to_candidate(case.routing, case.incumbent.clean)
     against, beside = _compared(side.clean, case=case, question=question)
     assert beside is not None  # the schema keeps hybrids to classification
     _, adjusted = holm([main.p_value, against.p_value])
-    cpu = hybrid_cpu(case.routing, cpu=case.cpu, share=share) if case.cpu else None
-    as_case = Case(case.incumbent, side, case.reference, case.test_sha256, cpu=cpu, training_cpu_s=case.training_cpu_s)
+    cpu = hybrid_cost(case.routing, cpu=case.cpu, share=share) if case.cpu else None
+    as_case = VerdictInputs(
+        case.incumbent, side, case.reference, case.test_sha256, cpu=cpu, training_cpu_s=case.training_cpu_s
+    )
     return HybridVerdict(
         routing=asdict(case.routing) | {"values": list(case.routing.values)},
         share_to_candidate=share,
@@ -108,11 +114,11 @@ def _hybrid(case: Case, *, main: Comparison, question: Question) -> HybridVerdic
         p_holm=adjusted,
         reference_interval=beside.interval,
         proven=_gained(against, p_value=adjusted, question=question) and _beaten(beside),
-        gates=asked_gates(side, incumbent=case.incumbent, case=as_case, question=question),
+        gates=evaluate_gates(side, incumbent=case.incumbent, case=as_case, question=question),
     )
 
 
-def _second_metric(case: Case, *, question: Question) -> dict[str, Any]:
+def _second_metric(case: VerdictInputs, *, question: TestProtocol) -> dict[str, Any]:
     metric = SECOND_METRIC[question.metric]
     found = compare(case.candidate.clean, other=case.incumbent.clean, metric=metric, alpha=question.alpha)
     return {
@@ -125,7 +131,7 @@ def _second_metric(case: Case, *, question: Question) -> dict[str, Any]:
     }
 
 
-def _figures(main: Comparison, *, reference: Comparison | None, question: Question) -> dict[str, Any]:
+def _figures(main: Comparison, *, reference: Comparison | None, question: TestProtocol) -> dict[str, Any]:
     return {
         "metric": question.metric,
         "n": main.counts.n,

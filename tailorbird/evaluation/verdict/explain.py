@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import RowsNeeded
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, ROUTABLE
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ from tailorbird.evaluation.verdict.formatting import p_text, points, size
 
 
 @dataclass(frozen=True)
-class Told:
+class ExplanationInputs:
     """What reasons are made of: everything the verdict was decided on."""
 
     main: Comparison
     reference: Comparison | None
-    question: Question
+    question: TestProtocol
     gates: tuple[Gate, ...]
     needed: RowsNeeded
     hybrid: HybridVerdict | None
@@ -31,12 +31,12 @@ class Told:
     leaks: tuple[str, ...]
 
 
-def of_rule(rule: int, told: Told) -> tuple[str, ...]:
+def explain(rule: int, told: ExplanationInputs) -> tuple[str, ...]:
     """The reasons of the rule that decided, most important first, and what was counted where it is not the rows."""
     return *_of_rule(rule, told), *_documents(told.main)
 
 
-def _of_rule(rule: int, told: Told) -> tuple[str, ...]:
+def _of_rule(rule: int, told: ExplanationInputs) -> tuple[str, ...]:
     main, reference, question = told.main, told.reference, told.question
     if rule == 2:
         return tuple(f"leak: {leak}" for leak in told.leaks)
@@ -55,7 +55,7 @@ def _of_rule(rule: int, told: Told) -> tuple[str, ...]:
     return stay(main, reference=reference, question=question)
 
 
-def proven(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
+def proven(main: Comparison, *, reference: Comparison | None, question: TestProtocol) -> tuple[str, ...]:
     minimum, (low, _) = size(question.minimum_gain), main.interval
     if low >= question.minimum_gain:
         gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
@@ -70,7 +70,7 @@ def proven(main: Comparison, *, reference: Comparison | None, question: Question
     return gain, f"{beaten} (interval from {points(reference.interval[0])})"
 
 
-def insufficient(main: Comparison, *, needed: RowsNeeded, question: Question) -> tuple[str, ...]:
+def insufficient(main: Comparison, *, needed: RowsNeeded, question: TestProtocol) -> tuple[str, ...]:
     (low, high), n = main.interval, main.counts.n
     why = (
         f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of "
@@ -99,7 +99,7 @@ def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
     )
 
 
-def stay(main: Comparison, *, reference: Comparison | None, question: Question) -> tuple[str, ...]:
+def stay(main: Comparison, *, reference: Comparison | None, question: TestProtocol) -> tuple[str, ...]:
     high, gain, minimum = main.interval[1], main.gain, size(question.minimum_gain)
     reasons = []
     if high < 0:
@@ -160,7 +160,7 @@ def _mended(hybrid: HybridVerdict | None) -> str:
     )
 
 
-def _no_hybrid(told: Told) -> tuple[str, ...]:
+def _no_hybrid(told: ExplanationInputs) -> tuple[str, ...]:
     if not {gate.name for gate in told.gates if gate.state is State.FAILS} <= ROUTABLE or told.question.hybrid is None:
         return ()
     if told.hybrid is None:
@@ -178,7 +178,7 @@ def _no_hybrid(told: Told) -> tuple[str, ...]:
     return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in stopped)
 
 
-def _cheaper(told: Told) -> tuple[str, ...]:
+def _cheaper(told: ExplanationInputs) -> tuple[str, ...]:
     assert told.ratio is not None  # rule 7 holds with a measured cost only
     return (
         f"cost: the candidate takes {told.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
@@ -195,7 +195,7 @@ def _documents(main: Comparison) -> tuple[str, ...]:
     return (f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent",)
 
 
-def _disagreement(main: Comparison, question: Question) -> tuple[str, ...]:
+def _disagreement(main: Comparison, question: TestProtocol) -> tuple[str, ...]:
     low, high = main.interval
     if (main.p_value < question.alpha) == (low > 0 or high < 0):
         return ()

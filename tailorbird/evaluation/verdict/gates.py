@@ -5,13 +5,15 @@ from tailorbird.evaluation.gates.behavioral import counterfactual_gate, robustne
 from tailorbird.evaluation.gates.calibration import calibration_gate
 from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.predictions import Side
+from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
-def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) -> tuple[Gate, ...]:
+def evaluate_gates(
+    side: ModelPredictions, *, incumbent: ModelPredictions, case: VerdictInputs, question: TestProtocol
+) -> tuple[Gate, ...]:
     """In the order calibration, groups, counterfactual, robustness, cost; those not asked for are left out."""
     asked, alpha, gates = question.gates, question.alpha, []
     metric = "accuracy" if question.has_reference else question.metric  # a class's own F1 in a group would be a share
@@ -53,7 +55,7 @@ def asked_gates(side: Side, *, incumbent: Side, case: Case, question: Question) 
     return tuple(gates)
 
 
-def cost_ratio_of(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
+def measured_cost_ratio(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
     """Candidate's cost over the incumbent's: estimate, lower and upper end; None where it was not measured."""
     if cpu is None:
         return None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import Predictions, Side, VerdictRefused, align
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.routing import Routing
 
 CHANGED_SETS = ("counterfactual", "noise")
@@ -14,11 +14,11 @@ CHANGED_SETS = ("counterfactual", "noise")
 
 
 @dataclass(frozen=True)
-class Case:
+class VerdictInputs:
     """All that `verdict.decide` reads besides the question."""
 
-    incumbent: Side
-    candidate: Side
+    incumbent: ModelPredictions
+    candidate: ModelPredictions
     reference: Predictions | None
     """TF-IDF's answers on the test rows; None of a chat task."""
     test_sha256: str
@@ -33,7 +33,7 @@ class Case:
     """CPU-seconds of the training that made the candidate, sweep included."""
 
 
-def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
+def require_same_rows(case: VerdictInputs, *, question: TestProtocol) -> None:
     """Rule 1: raises VerdictRefused where test rows changed, rows are misaligned, or scores are not what they must."""
     if case.reference is None and question.has_reference:
         raise ValueError("a classification's verdict needs the TF-IDF reference; give its predictions on the test rows")
@@ -64,10 +64,10 @@ def refuse_unless_same_rows(case: Case, *, question: Question) -> None:
                 raise VerdictRefused(f"the {name} row {foreign!r} was made from no test row; make the set again")
             models = (*models, *tables)
     for model in models:
-        refuse_wrong_scores(model)
+        require_valid_scores(model)
 
 
-def refuse_wrong_scores(model: Predictions) -> None:
+def require_valid_scores(model: Predictions) -> None:
     """Raises VerdictRefused where a row's score is not 1 for the label and 0 for anything else."""
     right = np.array(model.labels, dtype=object) == np.array(model.outputs, dtype=object)
     wrong = np.flatnonzero(model.scores != right)

@@ -17,7 +17,7 @@ NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robus
 
 
 @dataclass(frozen=True)
-class Question:
+class TestProtocol:
     """What is asked, fixed before anything is trained."""
 
     metric: str
@@ -76,10 +76,10 @@ class Question:
         return cls(**value | read)
 
 
-def ask(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> Question:
+def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:
     """A recipe's question about these test rows; expected_gain defaults to twice minimum_gain."""
     expected = config.expected_gain
-    return Question(
+    return TestProtocol(
         metric=config.metric,
         minimum_gain=config.minimum_gain,
         expected_gain=min(2 * config.minimum_gain, 0.99) if expected is None else expected,
@@ -94,15 +94,15 @@ def ask(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> Qu
     )
 
 
-def judged(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def evaluated_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe, as JSON, without what no run is named by: it may go on under another way of serving or watching."""
     return {name: config for name, config in recipe.items() if name not in ("serving", "monitoring")}
 
 
-def asked_digest(asked: Mapping[str, Any]) -> str:
+def request_digest(asked: Mapping[str, Any]) -> str:
     """What a run asks, as one hash: recipe, code, data and base model of what question.json holds."""
     named = {name: asked[name] for name in ("code", "data", "base_model")}
-    return digest({"recipe": judged(asked["recipe"]), **named})
+    return digest({"recipe": evaluated_recipe(asked["recipe"]), **named})
 
 
 def run_name(asked: str, *, champion: str | None) -> str:

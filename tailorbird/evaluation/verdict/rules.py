@@ -64,7 +64,7 @@ class Facts:
     """The candidate costs less to serve, by the whole interval."""
 
 
-def rule_of(facts: Facts) -> int:
+def select_rule(facts: Facts) -> int:
     """The first row of the outcome table that holds, 2 to 9."""
     failed = {name for name, state in facts.gates.items() if state is State.FAILS}
     ranked = (
@@ -80,13 +80,13 @@ def rule_of(facts: Facts) -> int:
         ),
         (5, facts.proven and bool(failed)),
         (6, facts.proven),  # what is left: a gate not assessable, in a regulated recipe
-        (7, as_good_for_less(facts)),
+        (7, cheaper_and_not_worse(facts)),
         (8, facts.low <= 0 and facts.high >= facts.minimum_gain),
     )
     return next((rule for rule, holds in ranked if holds), 9)
 
 
-def as_good_for_less(facts: Facts) -> bool:
+def cheaper_and_not_worse(facts: Facts) -> bool:
     """Cheaper, not much worse, and no gate against it."""
     return facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)
 

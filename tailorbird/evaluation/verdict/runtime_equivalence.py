@@ -7,17 +7,17 @@ from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.gates import asked_gates, cost_ratio_of
-from tailorbird.evaluation.verdict.inputs import Case, refuse_unless_same_rows
-from tailorbird.evaluation.verdict.protocol import Question
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, NOT_MUCH_WORSE, Facts, as_good_for_less
+from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, NOT_MUCH_WORSE, Facts, cheaper_and_not_worse
 
-RECORD = "engine_evidence.json"
+ENGINE_EVIDENCE = "engine_evidence.json"
 """Where a version that was exported for another engine keeps what it was accepted by."""
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class Equivalence:
     """Whether the engine is accepted, with everything that led to it; differences are exported minus judged."""
 
     accepted: bool
@@ -42,18 +42,18 @@ class Acceptance:
         return value | {name: list(value[name]) for name in ("reasons", "interval", "cost_ratio")}
 
 
-def accept(case: Case, *, question: Question) -> Acceptance:
+def evaluate_equivalence(case: VerdictInputs, *, question: TestProtocol) -> Equivalence:
     """By the conditions of rule 7, the judged version in the incumbent's place and what was exported of it in the
     candidate's. It is no outcome and no look at test: nothing is chosen among weights.
 
     Raises VerdictRefused as `verdict.decide`, ValueError where a measurement or table that it takes is missing.
     """
-    refuse_unless_same_rows(case, question=question)
-    ratio = cost_ratio_of(case.cpu, alpha=question.alpha)
+    require_same_rows(case, question=question)
+    ratio = measured_cost_ratio(case.cpu, alpha=question.alpha)
     if ratio is None:
         raise ValueError("the cost of both engines was not measured; measure it in alternating rounds")
     found = compare(case.candidate.clean, other=case.incumbent.clean, metric=question.metric, alpha=question.alpha)
-    gates = asked_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
+    gates = evaluate_gates(case.candidate, incumbent=case.incumbent, case=case, question=question)
     facts = Facts(
         leaks=False,
         proven=False,
@@ -65,8 +65,8 @@ def accept(case: Case, *, question: Question) -> Acceptance:
         cheaper=ratio[2] < CHEAPER_RATIO,
     )
     pairs = zip(case.candidate.clean.outputs, case.incumbent.clean.outputs, strict=True)
-    return Acceptance(
-        accepted=as_good_for_less(facts),
+    return Equivalence(
+        accepted=cheaper_and_not_worse(facts),
         reasons=_reasons(facts, ratio=ratio, gates=gates),
         metric=question.metric,
         n=found.counts.n,

@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.code_snapshot import ship_code
-from tailorbird.checks.verify import restore_pages, verify
+from tailorbird.checks.verify import restore_pages, verify_evidence
 from tailorbird.cli.app import app
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, files
+from tailorbird.evaluation.report.evidence import UNREGISTERED, render_files
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
 from tailorbird.evaluation.verdict.rules import Outcome, winner
 from tailorbird.registry.routing import Routing
@@ -57,8 +57,10 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     stored["question.json"] = json.dumps(asked_of(simulation, task_uri=task_uri, code=code.sha256)).encode()
     stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
     for role, version in evidence["versions"].items():
-        write_evidence(version["uri"], stored | files(evidence, role=role))
-    write_evidence(evidence["run"], stored | files(evidence, role=winner(Outcome(evidence["verdict"]["outcome"]))))
+        write_evidence(version["uri"], stored | render_files(evidence, role=role))
+    write_evidence(
+        evidence["run"], stored | render_files(evidence, role=winner(Outcome(evidence["verdict"]["outcome"])))
+    )
     return str(evidence["run"])
 
 
@@ -115,27 +117,27 @@ def renamed(run: Path, **changes: Any) -> None:
 
 
 def test_an_untouched_run_and_its_versions_hold(whole: Path) -> None:
-    assert verify(run_of(whole).as_uri()) == ()
-    assert verify((whole / "versions" / "full-1").as_uri() + "/") == ()
+    assert verify_evidence(run_of(whole).as_uri()) == ()
+    assert verify_evidence((whole / "versions" / "full-1").as_uri() + "/") == ()
 
 
 def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
     run = concluded(tmp_path, HYBRID)
     evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
     assert evidence["verdict"]["outcome"] == "HYBRID"
-    assert verify(run) == ()
+    assert verify_evidence(run) == ()
     evidence["verdict"]["hybrid"]["p_holm"] = 0.5
     renamed(run_of(tmp_path), verdict=evidence["verdict"])
-    assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify(run))
+    assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify_evidence(run))
 
 
 def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
     run = concluded(tmp_path, Simulation(num_rows=300, chat=True))
-    assert verify(run) == ()
+    assert verify_evidence(run) == ()
     evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
     evidence["measures"]["log_likelihood"]["candidate"] += 0.1
     renamed(run_of(tmp_path), measures=evidence["measures"])
-    assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify(run))
+    assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
 NAMES = (
@@ -150,13 +152,13 @@ NAMES = (
 def test_a_changed_byte_is_found_and_its_file_named(task_folder: Path, name: str, share: float) -> None:
     file = run_of(task_folder) / name
     flip(file, at=int(share * (file.stat().st_size - 1)))
-    assert any(fault.startswith(f"{name} was changed") for fault in verify(run_of(task_folder).as_uri()))
+    assert any(fault.startswith(f"{name} was changed") for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("name", ["versions/full-1/head.safetensors", "versions/probe-1/manifest.json"])
 def test_a_changed_byte_of_a_registered_version_is_found(task_folder: Path, name: str) -> None:
     flip(task_folder / name, at=9)
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert "versions/" + name.split("/")[1] in fault
 
 
@@ -170,7 +172,7 @@ def test_a_question_that_was_eased_in_both_files_is_found(task_folder: Path) -> 
     manifest["question.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     renamed(run, question=asked["question"])
-    assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify(run.as_uri())
+    assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify_evidence(run.as_uri())
 
 
 def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(
@@ -186,7 +188,7 @@ def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of
     manifest["question.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     renamed(run, question=evidence["question"], recipe=evidence["recipe"])
-    faults = verify(run.as_uri())
+    faults = verify_evidence(run.as_uri())
     assert any(fault.startswith("question.json was changed: what it asks has the digest") for fault in faults)
     assert any("is not the run of this question" in fault for fault in faults)
 
@@ -199,24 +201,24 @@ def test_changed_or_lost_code_is_found(task_folder: Path) -> None:
     with zipfile.ZipFile(archive, "w") as there:
         for name, content in entries.items():
             there.writestr(name, content)
-    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri()))
+    assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
     flip(archive, at=archive.stat().st_size // 2)
-    assert any("code" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri()))
+    assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
     archive.unlink()
-    assert any("code" in fault and "is missing" in fault for fault in verify(run_of(task_folder).as_uri()))
+    assert any("code" in fault and "is missing" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("name", [*NAMES, MANIFEST])
 def test_a_lost_file_is_named(task_folder: Path, name: str) -> None:
     (run_of(task_folder) / name).unlink()
-    assert any(name in fault and "missing" in fault for fault in verify(run_of(task_folder).as_uri()))
+    assert any(name in fault and "missing" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
 def test_a_foreign_table_is_named(task_folder: Path) -> None:
     shutil.copy(
         run_of(task_folder) / "predictions/candidate.parquet", run_of(task_folder) / "predictions/better.parquet"
     )
-    faults = verify(run_of(task_folder).as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
     assert faults == (f"predictions/better.parquet is foreign: {MANIFEST} does not name it",)
 
 
@@ -224,14 +226,14 @@ def test_a_forged_verdict_is_found_though_every_hash_fits(task_folder: Path) -> 
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
     renamed(run_of(task_folder), verdict=forged)
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
 
 
 def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     renamed(run_of(task_folder), question=evidence["question"] | {"alpha": 0.2})
-    faults = verify(run_of(task_folder).as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(fault.startswith("question.alpha is 0.2 in evidence.json; question.json says 0.05") for fault in faults)
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
@@ -239,7 +241,7 @@ def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(task_fold
 def test_evidence_of_other_test_rows_is_refused_by_name(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     renamed(run_of(task_folder), data=evidence["data"] | {"sha256_test": "0" * 64})
-    faults = verify(run_of(task_folder).as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(fault.startswith("the verdict is refused (rule 1): the test rows changed") for fault in faults)
 
 
@@ -249,22 +251,23 @@ def test_a_version_that_was_not_registered_needs_no_files(task_folder: Path) -> 
     files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
     renamed(run_of(task_folder), versions=evidence["versions"])
-    assert verify(run_of(task_folder).as_uri()) == ()
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
     flip(weights, at=3)
     assert any(
-        "the candidate's file" in fault and "was changed" in fault for fault in verify(run_of(task_folder).as_uri())
+        "the candidate's file" in fault and "was changed" in fault
+        for fault in verify_evidence(run_of(task_folder).as_uri())
     )
     shutil.rmtree(weights.parent)
-    assert verify(run_of(task_folder).as_uri()) == ()
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
 
 
 def test_a_changed_base_model_is_found(task_folder: Path) -> None:
     flip(task_folder / "base" / "model.safetensors", at=5)
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("the base model ")
     assert "base.model.safetensors is " in fault
     shutil.rmtree(task_folder / "base")
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.endswith('in the store "missing"')
 
 
@@ -272,10 +275,10 @@ def test_a_second_look_that_is_told_as_the_first_is_found(task_folder: Path) -> 
     (ledger,) = (task_folder / "looks").iterdir()
     entries = json.loads(ledger.read_text())
     ledger.write_text(json.dumps([entries[0] | {"look": 2}]))
-    faults = verify(run_of(task_folder).as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
     assert "look is 1 in evidence.json; the ledger of looks says 2" in faults
     ledger.write_text("[]")
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.endswith("does not know this look")
 
 
@@ -294,9 +297,9 @@ def test_a_changed_weight_of_a_hybrids_part_is_found(task_folder: Path) -> None:
         "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest()
     }  # fmt: skip
     renamed(run_of(task_folder), versions=evidence["versions"])
-    assert verify(run_of(task_folder).as_uri()) == ()
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
-    faults = verify(run_of(task_folder).as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
     assert any("the incumbent in the hybrid's file" in fault for fault in faults)
 
 
@@ -308,25 +311,25 @@ def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(task_folder: Pat
     manifest["routing.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     renamed(run, routing=routing)
-    (fault,) = verify(run.as_uri())
+    (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("routing is ")
     assert fault.endswith("the validation rows give null")
 
 
 def test_an_expiry_put_off_is_found(task_folder: Path) -> None:
     renamed(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
-    assert any(fault.startswith("expires_at is ") for fault in verify(run_of(task_folder).as_uri()))
+    assert any(fault.startswith("expires_at is ") for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
 def test_evidence_that_is_none_is_a_fault_and_no_traceback(task_folder: Path, content: bytes) -> None:
     (run_of(task_folder) / "evidence.json").write_bytes(content)
-    assert verify(run_of(task_folder).as_uri())
+    assert verify_evidence(run_of(task_folder).as_uri())
 
 
 def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="URI of a finished run or a version"):
-        verify(tmp_path.as_uri())
+        verify_evidence(tmp_path.as_uri())
 
 
 def test_damaged_pages_are_restored_and_the_verdict_holds_again(task_folder: Path) -> None:
@@ -371,29 +374,29 @@ def test_pages_written_by_newer_code_are_named_in_the_manifest(task_folder: Path
     manifest["report.html"] = hashlib.sha256((run / "report.html").read_bytes()).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     assert restore_pages(run.as_uri()) == ("report.html",)
-    assert verify(run.as_uri()) == ()
+    assert verify_evidence(run.as_uri()) == ()
 
 
 def test_serving_may_be_asked_otherwise_when_a_run_goes_on(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["recipe"]["serving"]["max_replicas"] = 7
     renamed(run_of(task_folder), recipe=evidence["recipe"])
-    assert verify(run_of(task_folder).as_uri()) == ()
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
     evidence["recipe"]["training"]["epochs"] = 77
     renamed(run_of(task_folder), recipe=evidence["recipe"])
-    (fault,) = verify(run_of(task_folder).as_uri())
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("recipe.training.epochs is 77")
 
 
 def test_a_routing_changed_after_it_was_frozen_is_found(tmp_path: Path) -> None:
     run = concluded(tmp_path, HYBRID)
     (run_of(tmp_path) / "routing.json").write_text(json.dumps({"routing": None}))
-    assert any(fault.startswith("routing is ") for fault in verify(run))
+    assert any(fault.startswith("routing is ") for fault in verify_evidence(run))
     (run_of(tmp_path) / "routing.json").unlink()
-    assert any("routing.json is missing" in fault for fault in verify(run))
+    assert any("routing.json is missing" in fault for fault in verify_evidence(run))
 
 
 def test_a_routing_that_validation_does_not_speak_for_is_found_though_both_files_say_it(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path, replace(HYBRID, routing=fitted_to_test))
-    assert any(fault.startswith("routing.values is ") for fault in verify(run))
+    assert any(fault.startswith("routing.values is ") for fault in verify_evidence(run))

@@ -9,11 +9,11 @@ import numpy as np
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import Predictions, Side
-from tailorbird.evaluation.report.evidence import assemble
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.report.evidence import build_evidence
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import NO_GATES, Question, ask, asked_digest, run_name
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol, request_digest, run_name
 from tailorbird.registry.routing import Routing
 
 SHA = "5f" * 32
@@ -105,12 +105,12 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     }
 
 
-def case_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> Case:
-    def side(role: str) -> Side:
+def case_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
+    def side(role: str) -> ModelPredictions:
         changed = () if simulation.chat else ("counterfactual", "noise")
-        return Side(tables[role], {name: tables[f"{role}_{name}"] for name in changed})
+        return ModelPredictions(tables[role], {name: tables[f"{role}_{name}"] for name in changed})
 
-    return Case(
+    return VerdictInputs(
         incumbent=side("incumbent"),
         candidate=side("candidate"),
         reference=tables.get("reference"),
@@ -122,8 +122,8 @@ def case_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> Ca
     )
 
 
-def question_of(simulation: Simulation) -> Question:
-    return ask(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
+def question_of(simulation: Simulation) -> TestProtocol:
+    return build_protocol(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
 def asked_of(simulation: Simulation, *, task_uri: str = HOME, code: str = CODE) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def asked_of(simulation: Simulation, *, task_uri: str = HOME, code: str = CODE) 
         "base_model": {"uri": f"{task_uri}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
     }
     question = question_of(simulation).to_dict()
-    return {"question": question, "asked": asked_digest(named), "champion": None, **named}
+    return {"question": question, "asked": request_digest(named), "champion": None, **named}
 
 
 def evidence_of(
@@ -147,7 +147,7 @@ def evidence_of(
     verdict = decide(case_of_tables(simulation, tables), question=question)
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     routing = simulation.routing
-    return assemble(
+    return build_evidence(
         recipe_of(simulation),
         run=f"{task_uri}/runs/{run_name(asked['asked'], champion=None)}",
         question=question,

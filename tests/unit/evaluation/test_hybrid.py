@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
-from tailorbird.evaluation.hybrid import freeze_hybrid
+from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.routing import NO_GROUP
 
@@ -31,7 +31,7 @@ def test_by_confidence_the_incumbent_keeps_the_rows_that_it_is_surest_of_and_rig
     sure = np.linspace(0, 0.99, 100)
     incumbent = answers(sure >= 0.4, sure=sure)  # right on the 60 rows that it is surest of
     candidate = answers(np.arange(100) < 80, sure=np.full(100, 0.5))
-    routing = freeze_hybrid(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy")
+    routing = fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy")
     assert routing is not None
     assert (routing.by, routing.column, routing.values) == ("confidence", None, ())
     assert routing.threshold is not None
@@ -45,7 +45,7 @@ def test_by_confidence_there_is_no_hybrid_where_the_incumbent_is_wrong_when_it_i
     sure = np.linspace(0, 0.99, 100)
     incumbent = answers(sure < 0.5, sure=sure)
     candidate = answers(np.ones(100, dtype=np.bool_), sure=sure)
-    assert freeze_hybrid(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
+    assert fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
 
 
 def test_by_group_the_candidate_answers_the_named_groups_in_which_it_is_not_worse() -> None:
@@ -53,7 +53,7 @@ def test_by_group_the_candidate_answers_the_named_groups_in_which_it_is_not_wors
     sure = np.full(8, 0.5)
     incumbent = answers(np.array([1, 1, 0, 1, 0, 1, 0, 0], dtype=np.bool_), sure=sure, sex=sex)
     candidate = answers(np.array([0, 1, 1, 1, 1, 0, 1, 1], dtype=np.bool_), sure=sure, sex=sex)
-    routing = freeze_hybrid(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy")
+    routing = fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy")
     assert routing is not None
     assert (routing.by, routing.column, routing.values, routing.threshold) == ("group", "sex", ("m", "x"), None)
 
@@ -63,4 +63,4 @@ def test_by_group_there_is_no_hybrid_where_one_model_is_better_everywhere(better
     sex, sure = ("f", "m"), np.full(2, 0.5)
     good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
     incumbent, candidate = (bad, good) if better else (good, bad)
-    assert freeze_hybrid(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
+    assert fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy") is None

@@ -8,8 +8,8 @@ import pytest
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.gates.calibration import ece
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.evidence import files, reliability, role_at
-from tailorbird.evaluation.verdict.protocol import Question
+from tailorbird.evaluation.report.evidence import reliability_bins, render_files, role_at
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import Outcome, winner
 from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.report.test_html import SIMULATIONS, some_evidence
@@ -19,7 +19,7 @@ from tests.unit.evaluation.simulated import Simulation, question_of, recipe_of, 
 def test_it_is_plain_json_that_gives_verdict_question_and_recipe_back() -> None:
     evidence = some_evidence()
     assert Verdict.from_dict(evidence["verdict"]).to_dict() == evidence["verdict"]
-    assert Question.from_dict(evidence["question"]) == question_of(SIMULATIONS["FINE_TUNE"])
+    assert TestProtocol.from_dict(evidence["question"]) == question_of(SIMULATIONS["FINE_TUNE"])
     assert Recipe.model_validate(evidence["recipe"]) == recipe_of(SIMULATIONS["FINE_TUNE"])
 
 
@@ -52,7 +52,7 @@ def test_a_trials_kind_is_the_method_it_was_given_or_the_recipes() -> None:
 
 def test_reliability_is_what_the_calibration_error_is_made_of() -> None:
     table = tables_of(Simulation())["candidate"]
-    bins = reliability(table)
+    bins = reliability_bins(table)
     assert sum(row["n"] for row in bins) == len(table)
     gap = sum(row["n"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / len(table)
     right = np.array([a == b for a, b in zip(table.outputs, table.labels, strict=True)], dtype=np.float64)
@@ -68,7 +68,7 @@ def test_the_files_that_leave_with_a_version_all_say_the_outcome(outcome: str, r
     assert winner(Outcome(evidence["verdict"]["outcome"])) == role
     assert role_at(evidence["run"], evidence=evidence) == role
     assert role_at(evidence["versions"]["incumbent"]["uri"], evidence=evidence) == "incumbent"
-    written = files(evidence, role=role)
+    written = render_files(evidence, role=role)
     assert set(written) == {"evidence.json", "report.html", "MODEL_CARD.md"}
     assert json.loads(written["evidence.json"]) == evidence
     for name in ("report.html", "MODEL_CARD.md"):

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import files
+from tailorbird.evaluation.report.evidence import render_files
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.evaluation.report.version_comparison import compare_stored
+from tailorbird.evaluation.report.version_comparison import compare_versions
 from tests.unit.evaluation.report.test_html import SIMULATIONS
 from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 
@@ -25,18 +25,18 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
         tables[f"predictions/{name}.parquet"] = buffer.getvalue()
     uris = {role: version["uri"] for role, version in evidence["versions"].items()} | {"run": evidence["run"]}
     for uri in uris.values():
-        write_evidence(uri, tables | files(evidence, role="candidate"))
+        write_evidence(uri, tables | render_files(evidence, role="candidate"))
     return uris
 
 
 def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
     verdict = json.loads(next(tmp_path.glob("runs/*/evidence.json")).read_text())["verdict"]
-    found = compare_stored(uris["candidate"], second=uris["incumbent"] + "/")
+    found = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
     assert [found.found.gain, *found.found.interval] == pytest.approx([verdict["gain"], *verdict["interval"]])
     assert found.found.p_value == pytest.approx(verdict["p_value"])
-    assert compare_stored(uris["incumbent"], second=uris["run"]).found.gain == pytest.approx(-verdict["gain"])
-    assert compare_stored(uris["hybrid"], second=uris["incumbent"]).found.gain == pytest.approx(
+    assert compare_versions(uris["incumbent"], second=uris["run"]).found.gain == pytest.approx(-verdict["gain"])
+    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).found.gain == pytest.approx(
         verdict["hybrid"]["gain"]
     )
     words = " ".join(found.lines())
@@ -47,20 +47,20 @@ def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
 
 def test_two_runs_candidates_compare_and_equal_ones_have_no_gain(tmp_path: Path) -> None:
     first, second = (stored(tmp_path / name, Simulation(candidate=level)) for name, level in (("a", 0.78), ("b", 0.72)))
-    assert compare_stored(first["run"], second=second["run"]).found.gain > 0
-    assert compare_stored(first["run"], second=first["candidate"]).found.gain == 0
+    assert compare_versions(first["run"], second=second["run"]).found.gain > 0
+    assert compare_versions(first["run"], second=first["candidate"]).found.gain == 0
 
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:
     first, second = (stored(tmp_path / name, Simulation(num_rows=n)) for name, n in (("a", 200), ("b", 300)))
     with pytest.raises(VerdictRefused, match="200 and 300 rows"):
-        compare_stored(first["run"], second=second["run"])
+        compare_versions(first["run"], second=second["run"])
     evidence = next((tmp_path / "b").glob("runs/*/evidence.json"))
     evidence.write_text(evidence.read_text().replace("5f" * 32, "6f" * 32))
     with pytest.raises(VerdictRefused, match="tested on other rows"):
-        compare_stored(first["run"], second=second["run"])
+        compare_versions(first["run"], second=second["run"])
 
 
 def test_where_no_evidence_lies_nothing_is_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the URI of a finished run"):
-        compare_stored(tmp_path.as_uri(), second=tmp_path.as_uri())
+        compare_versions(tmp_path.as_uri(), second=tmp_path.as_uri())

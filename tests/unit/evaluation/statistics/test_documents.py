@@ -12,7 +12,7 @@ from tailorbird.evaluation.inference.predict import predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1, macro_f1_effect
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.statistics.power import sized
+from tailorbird.evaluation.statistics.power import power_analysis
 
 LABELS = ("a", "b", "c", "d")
 
@@ -116,7 +116,9 @@ def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_larg
     ours, theirs = (table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2))
     of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
-    few, many = (sized(one, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for one in (of_documents, by_rows))
+    few, many = (
+        power_analysis(one, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for one in (of_documents, by_rows)
+    )
     assert of_documents.num_units == 20
     assert few.power_at_expected_gain < 0.2 < 0.7 < many.power_at_expected_gain
     assert few.minimum_detectable_effect > 3 * many.minimum_detectable_effect
@@ -131,7 +133,7 @@ def test_five_documents_prove_nothing_and_promise_nothing() -> None:
     ours, theirs = (table(np.full(200, right), documents=documents) for right in (True, False))
     found = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     assert found.p_value > 0.05
-    size = sized(found, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
+    size = power_analysis(found, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
     assert (size.power_at_expected_gain, size.minimum_detectable_effect) == (0.0, 1.0)
 
 

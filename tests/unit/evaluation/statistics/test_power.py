@@ -13,10 +13,10 @@ from tailorbird.evaluation.statistics.power import (
     draw_tables,
     minimum_detectable_effect,
     plain_rows_needed,
+    power_analysis,
     rows_needed_for_rule,
     rule_holds,
     rule_power,
-    sized,
 )
 
 ICD10 = Scenario(gain=0.02, discordance=0.15, incumbent_accuracy=0.66)
@@ -91,7 +91,7 @@ def test_equal_models_pass_the_rule_at_most_at_alpha_and_midp_is_near_nominal() 
 def test_accuracy_is_sized_by_simulation_from_what_was_seen() -> None:
     main = comparison(PairedCounts(1200, 190, 150, 611), standard_error=None)
     scenario = Scenario(0.02, main.counts.discordance, main.other_score)
-    size = sized(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    size = power_analysis(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
     assert size.power_at_expected_gain == rule_power(2151, scenario=scenario, minimum_gain=0.01, alpha=0.05)
     assert size.needed == rows_needed_for_rule(scenario, minimum_gain=0.01, alpha=0.05)
     assert size.minimum_detectable_effect == minimum_detectable_effect(
@@ -101,9 +101,9 @@ def test_accuracy_is_sized_by_simulation_from_what_was_seen() -> None:
 
 def test_by_a_standard_error_the_sizes_are_nearly_those_of_the_accuracy_that_has_it() -> None:
     counts = PairedCounts(1200, 190, 150, 611)
-    exact = sized(comparison(counts, standard_error=None), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    exact = power_analysis(comparison(counts, standard_error=None), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
     error = np.sqrt(counts.discordance / counts.n)
-    normal = sized(comparison(counts, standard_error=error), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    normal = power_analysis(comparison(counts, standard_error=error), expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
     assert normal.minimum_detectable_effect == pytest.approx(exact.minimum_detectable_effect)
     assert normal.power_at_expected_gain == pytest.approx(exact.power_at_expected_gain, abs=0.02)
     assert normal.needed.rows is not None
@@ -113,11 +113,13 @@ def test_by_a_standard_error_the_sizes_are_nearly_those_of_the_accuracy_that_has
 @pytest.mark.parametrize(("expected", "minimum"), [(0.02, 0.0), (0.02, 0.01), (0.03, 0.025), (0.05, 0.01)])
 def test_the_rows_needed_by_a_standard_error_give_the_power_they_promise(expected: float, minimum: float) -> None:
     counts = PairedCounts(600, 100, 80, 220)
-    first = sized(comparison(counts, standard_error=0.015), expected_gain=expected, minimum_gain=minimum, alpha=0.05)
+    first = power_analysis(
+        comparison(counts, standard_error=0.015), expected_gain=expected, minimum_gain=minimum, alpha=0.05
+    )
     assert first.needed.rows is not None
     n = first.needed.rows
     grown = comparison(PairedCounts(n, 0, 0, 0), standard_error=0.015 * np.sqrt(counts.n / n))
-    power = sized(grown, expected_gain=expected, minimum_gain=minimum, alpha=0.05).power_at_expected_gain
+    power = power_analysis(grown, expected_gain=expected, minimum_gain=minimum, alpha=0.05).power_at_expected_gain
     assert power == pytest.approx(0.8, abs=0.005)
 
 
@@ -126,7 +128,7 @@ def test_the_rows_needed_by_a_standard_error_give_the_power_they_promise(expecte
 )
 def test_by_a_standard_error_too_rows_needed_say_why_there_are_none(expected: float, reason: str) -> None:
     main = comparison(PairedCounts(600, 100, 80, 220), standard_error=0.015)
-    needed = sized(main, expected_gain=expected, minimum_gain=0.01, alpha=0.05).needed
+    needed = power_analysis(main, expected_gain=expected, minimum_gain=0.01, alpha=0.05).needed
     assert needed.rows is None
     assert reason in needed.reason
 
@@ -137,13 +139,13 @@ def test_models_that_never_differ_do_not_make_a_test_that_detects_anything(
     standard_error: float | None, effect: float
 ) -> None:
     main = comparison(PairedCounts(80, 0, 0, 20), standard_error=standard_error)
-    size = sized(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
+    size = power_analysis(main, expected_gain=0.02, minimum_gain=0.01, alpha=0.05)
     assert size.minimum_detectable_effect == pytest.approx(effect, abs=0.001)
 
 
 def test_a_few_rows_of_a_metric_by_bootstrap_promise_no_more_power_than_their_widened_interval_gives() -> None:
     main = comparison(PairedCounts(90, 2, 1, 7), standard_error=0.01)
-    size = sized(main, expected_gain=0.03, minimum_gain=0.01, alpha=0.05)
+    size = power_analysis(main, expected_gain=0.03, minimum_gain=0.01, alpha=0.05)
     reach = unseen_rate(100, alpha=0.05)
     assert reach == pytest.approx(0.0362, abs=1e-4)  # more than 1.96 standard errors
     assert size.power_at_expected_gain == pytest.approx(norm.sf((reach - 0.03) / 0.01))

@@ -15,7 +15,7 @@ from tailorbird.evaluation.report.model_card import scores_of, to_model_card
 from tailorbird.evaluation.statistics.bootstrap import mean_effect
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import Case
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.simulated import (
@@ -65,7 +65,7 @@ def test_a_model_against_its_equal_is_not_fine_tuned() -> None:
 
 def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
     tables = tables_of(EQUAL)
-    case = Case(
+    case = VerdictInputs(
         incumbent=case_of_tables(EQUAL, tables).incumbent, candidate=case_of_tables(EQUAL, tables).incumbent,
         reference=None, test_sha256=SHA,
     )  # fmt: skip

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import Predictions, Side, VerdictRefused
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question, ask
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -41,25 +41,31 @@ def models(both: int, only_candidate: int, only_incumbent: int, neither: int) ->
     return predictions("probe", (cells == 0) | (cells == 2)), predictions("full", (cells == 0) | (cells == 1))
 
 
-def case_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> Case:
+def case_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> VerdictInputs:
     """Of incumbent, candidate and, where given, the reference."""
     incumbent, candidate, *reference = tables
-    return Case(Side(incumbent), Side(candidate), reference[0] if reference else None, test_sha256, leaks)
+    return VerdictInputs(
+        ModelPredictions(incumbent),
+        ModelPredictions(candidate),
+        reference[0] if reference else None,
+        test_sha256,
+        leaks,
+    )
 
 
 def verdict_of(
     *table: int, reference: Predictions | None = None, leaks: tuple[str, ...] = (), **question: float
 ) -> Verdict:
     beside = reference or predictions("tfidf", np.zeros(sum(table), dtype=bool))
-    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, sum(table))
+    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, sum(table))
     return decide(case_of(*models(*table), beside, leaks=leaks), question=replace(asked, **question))  # type: ignore[arg-type]
 
 
 def test_rule_1_refuses_changed_test_rows() -> None:
     incumbent, candidate = models(50, 20, 10, 20)
-    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, 100)
+    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100)
 
-    def answer(question: Question, test_sha256: str) -> Verdict:
+    def answer(question: TestProtocol, test_sha256: str) -> Verdict:
         return decide(case_of(incumbent, candidate, incumbent, test_sha256=test_sha256), question=question)
 
     with pytest.raises(VerdictRefused, match="the test rows changed"):
@@ -85,7 +91,7 @@ def test_rule_1_refuses_misaligned_and_unusable_predictions(
     given_models = {"incumbent": incumbent, "candidate": candidate, "reference": replace(incumbent, model="tfidf")}
     given_models[which] = replace(given_models[which], **change)  # type: ignore[arg-type]
     with pytest.raises(VerdictRefused, match=message):
-        decide(case_of(*given_models.values()), question=Question("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+        decide(case_of(*given_models.values()), question=TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100))
 
 
 def test_a_refusal_is_an_error_of_the_user() -> None:
@@ -95,7 +101,7 @@ def test_a_refusal_is_an_error_of_the_user() -> None:
 def test_a_classification_without_its_reference_is_an_error() -> None:
     incumbent, candidate = models(50, 20, 10, 20)
     with pytest.raises(ValueError, match="needs the TF-IDF reference"):
-        decide(case_of(incumbent, candidate), question=Question("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+        decide(case_of(incumbent, candidate), question=TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100))
 
 
 def test_rule_2_a_leak_leaves_no_verdict_however_large_the_gain() -> None:
@@ -238,10 +244,10 @@ def test_a_changed_record_is_not_read() -> None:
 
 
 def test_the_question_comes_from_the_recipe_and_goes_through_json() -> None:
-    question = ask(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
+    question = build_protocol(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
     assert (question.minimum_gain, question.expected_gain, question.alpha) == (0.015, 0.03, 0.05)
-    assert Question.from_dict(json.loads(json.dumps(question.to_dict()))) == question
-    assert ask(EvaluationConfig(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
+    assert TestProtocol.from_dict(json.loads(json.dumps(question.to_dict()))) == question
+    assert build_protocol(EvaluationConfig(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,7 @@ def test_the_question_comes_from_the_recipe_and_goes_through_json() -> None:
 )
 def test_a_question_that_cannot_be_asked_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        replace(Question("accuracy", 0.01, 0.02, 0.05, SHA, 10), **change)  # type: ignore[arg-type]
+        replace(TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 10), **change)  # type: ignore[arg-type]
 
 
 def test_the_decision_needs_neither_ray_nor_torch() -> None:
@@ -273,7 +279,7 @@ def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
     n = sum(table)
     incumbent, candidate = models(*table)
     reference = predictions("tfidf", np.arange(n) < reference_right)
-    question = Question("accuracy", minimum_gain, 2 * minimum_gain, 0.05, SHA, n)
+    question = TestProtocol("accuracy", minimum_gain, 2 * minimum_gain, 0.05, SHA, n)
     leaks = ("a leak",) if leaky else ()
     verdict = decide(case_of(incumbent, candidate, reference, leaks=leaks), question=question)
 
@@ -338,7 +344,7 @@ def test_a_verdict_is_a_plain_value() -> None:
 
 def test_the_cost_ratios_interval_is_at_the_questions_level() -> None:
     cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
-    asked = Question("accuracy", 0.01, 0.02, 0.05, SHA, 100)
+    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100)
     incumbent, candidate = models(50, 20, 10, 20)
     case = replace(case_of(incumbent, candidate, incumbent), cpu=cpu)
     ratios = [decide(case, question=replace(asked, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]

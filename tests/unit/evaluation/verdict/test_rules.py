@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Facts, Outcome, rule_of
+from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Facts, Outcome, select_rule
 
 PASSES, FAILS, OPEN = State.PASSES, State.FAILS, State.NOT_ASSESSABLE
 WON = Facts(leaks=False, proven=True, low=0.02, high=0.06, minimum_gain=0.01)
@@ -32,56 +32,56 @@ facts = st.builds(
 
 
 def test_2_a_leak_outranks_everything() -> None:
-    assert rule_of(replace(WON, leaks=True)) == 2
+    assert select_rule(replace(WON, leaks=True)) == 2
 
 
 @pytest.mark.parametrize("gates", [{}, {"calibration": PASSES, "cost": PASSES}, {"groups": OPEN}])
 def test_3_proven_and_nothing_fails(gates: dict[str, State]) -> None:
-    assert rule_of(replace(WON, gates=gates)) == 3
+    assert select_rule(replace(WON, gates=gates)) == 3
 
 
 @pytest.mark.parametrize("failed", [{"groups": FAILS}, {"cost": FAILS}, {"groups": FAILS, "cost": FAILS}])
 def test_4_a_proven_hybrid_mends_groups_and_cost(failed: dict[str, State]) -> None:
-    assert rule_of(replace(WON, gates=failed, hybrid_proven=True, hybrid_gates={"groups": PASSES})) == 4
+    assert select_rule(replace(WON, gates=failed, hybrid_proven=True, hybrid_gates={"groups": PASSES})) == 4
 
 
 @pytest.mark.parametrize("name", ["calibration", "counterfactual", "robustness"])
 def test_5_a_hybrid_mends_no_gate_on_the_model_itself(name: str) -> None:
-    assert rule_of(replace(WON, gates={name: FAILS, "groups": FAILS}, hybrid_proven=True)) == 5
+    assert select_rule(replace(WON, gates={name: FAILS, "groups": FAILS}, hybrid_proven=True)) == 5
 
 
 def test_5_a_hybrid_that_fails_a_gate_of_its_own_mends_nothing() -> None:
-    assert rule_of(replace(WON, gates={"groups": FAILS}, hybrid_proven=True, hybrid_gates={"groups": FAILS})) == 5
+    assert select_rule(replace(WON, gates={"groups": FAILS}, hybrid_proven=True, hybrid_gates={"groups": FAILS})) == 5
 
 
 def test_5_a_hybrid_that_is_not_proven_mends_nothing() -> None:
-    assert rule_of(replace(WON, gates={"groups": FAILS}, hybrid_gates={"groups": PASSES})) == 5
+    assert select_rule(replace(WON, gates={"groups": FAILS}, hybrid_gates={"groups": PASSES})) == 5
 
 
 def test_5_a_failed_gate_stays_even_where_another_is_open_and_the_recipe_regulated() -> None:
-    assert rule_of(replace(WON, gates={"robustness": FAILS, "groups": OPEN}, regulated=True)) == 5
+    assert select_rule(replace(WON, gates={"robustness": FAILS, "groups": OPEN}, regulated=True)) == 5
 
 
 def test_6_an_open_gate_stops_a_regulated_change() -> None:
-    assert rule_of(replace(WON, gates={"groups": OPEN, "calibration": PASSES}, regulated=True)) == 6
+    assert select_rule(replace(WON, gates={"groups": OPEN, "calibration": PASSES}, regulated=True)) == 6
 
 
 def test_5_a_regulated_hybrid_needs_every_gate_assessed() -> None:
     held = replace(WON, gates={"groups": FAILS}, hybrid_proven=True, hybrid_gates={"groups": OPEN})
-    assert rule_of(held) == 4
-    assert rule_of(replace(held, regulated=True)) == 5
+    assert select_rule(held) == 4
+    assert select_rule(replace(held, regulated=True)) == 5
 
 
 def test_7_a_cheaper_candidate_that_is_not_much_worse() -> None:
-    assert rule_of(replace(UNSURE, cheaper=True)) == 7
-    assert rule_of(replace(UNSURE, cheaper=True, low=-0.01)) == 8  # on the limit is not above it
-    assert rule_of(replace(UNSURE, cheaper=True, gates={"calibration": FAILS})) == 8
-    assert rule_of(replace(UNSURE, cheaper=True, gates={"calibration": OPEN}, regulated=True)) == 8
+    assert select_rule(replace(UNSURE, cheaper=True)) == 7
+    assert select_rule(replace(UNSURE, cheaper=True, low=-0.01)) == 8  # on the limit is not above it
+    assert select_rule(replace(UNSURE, cheaper=True, gates={"calibration": FAILS})) == 8
+    assert select_rule(replace(UNSURE, cheaper=True, gates={"calibration": OPEN}, regulated=True)) == 8
 
 
 def test_8_the_interval_holds_no_gain_and_the_minimum() -> None:
-    assert rule_of(UNSURE) == 8
-    assert rule_of(replace(UNSURE, low=0.0, high=0.01)) == 8
+    assert select_rule(UNSURE) == 8
+    assert select_rule(replace(UNSURE, low=0.0, high=0.01)) == 8
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_8_the_interval_holds_no_gain_and_the_minimum() -> None:
     ids=["gain ruled out", "worse", "too small", "not proven for another reason"],
 )
 def test_9_otherwise(low: float, high: float) -> None:
-    assert rule_of(replace(UNSURE, low=low, high=high)) == 9
+    assert select_rule(replace(UNSURE, low=low, high=high)) == 9
 
 
 @given(facts)
 def test_every_input_gets_exactly_one_outcome(given_facts: Facts) -> None:
-    assert OUTCOME_OF_RULE[rule_of(given_facts)] in Outcome
+    assert OUTCOME_OF_RULE[select_rule(given_facts)] in Outcome
 
 
 @given(facts)
 def test_a_change_of_model_never_follows_a_leak_or_a_failed_gate(given_facts: Facts) -> None:
-    if OUTCOME_OF_RULE[rule_of(given_facts)] is Outcome.FINE_TUNE:
+    if OUTCOME_OF_RULE[select_rule(given_facts)] is Outcome.FINE_TUNE:
         assert not given_facts.leaks
         assert FAILS not in given_facts.gates.values()
         assert given_facts.proven or given_facts.cheaper
@@ -109,5 +109,5 @@ def test_a_change_of_model_never_follows_a_leak_or_a_failed_gate(given_facts: Fa
 
 @given(facts)
 def test_without_proof_only_cost_changes_the_model(given_facts: Facts) -> None:
-    rule = rule_of(replace(given_facts, proven=False, cheaper=False))
+    rule = select_rule(replace(given_facts, proven=False, cheaper=False))
     assert rule in (2, 8, 9)

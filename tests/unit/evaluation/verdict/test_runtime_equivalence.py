@@ -9,22 +9,24 @@ import pytest
 
 from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import Side, VerdictRefused
-from tailorbird.evaluation.verdict.inputs import Case
-from tailorbird.evaluation.verdict.protocol import Question
-from tailorbird.evaluation.verdict.runtime_equivalence import Acceptance, accept
+from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tests.unit.evaluation.verdict.test_decide import SHA, models, predictions
 
 CHEAP = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (5.0, 5.1, 5.0, 4.9, 5.0))
 AS_DEAR = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.0, 10.0))
 
 
-def accepted(*table: int, cpu: CpuRounds | None = CHEAP, **question: Any) -> Acceptance:
+def accepted(*table: int, cpu: CpuRounds | None = CHEAP, **question: Any) -> Equivalence:
     """Of both right, only the exported, only the judged, neither."""
     judged, exported = models(*table)
     reference = predictions("tf_idf", np.zeros(sum(table), dtype=bool))
-    asked = replace(Question("accuracy", 0.01, 0.02, 0.05, SHA, sum(table)), **question)
-    return accept(Case(Side(judged), Side(exported), reference, SHA, cpu=cpu), question=asked)
+    asked = replace(TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, sum(table)), **question)
+    return evaluate_equivalence(
+        VerdictInputs(ModelPredictions(judged), ModelPredictions(exported), reference, SHA, cpu=cpu), question=asked
+    )
 
 
 def test_the_same_answers_for_less_are_accepted() -> None:
