@@ -1,6 +1,14 @@
-"""Tailorbird adapts a pretrained model to your data, tests whether it deserves to serve, and serves the winner."""
+"""Adapt a pretrained model to your data, test whether it deserves to serve, and serve the winner."""
 
 from pathlib import Path
 
+__version__ = "0.2.0"
+
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-"""The folder that holds this package, `cluster/`, `training/`, `tuning/`, `serving/`, `recipes/` and `k8s/`."""
+"""The folder that holds this package next to `cluster/`, `training/`, `tuning/` and `serving/`."""
+
+
+def resource_folder(name: str) -> Path:
+    """Return the folder `recipes` or `k8s`: in this package if it was installed from a wheel, else in the checkout."""
+    installed = Path(__file__).resolve().parent / name
+    return installed if installed.is_dir() else PROJECT_ROOT / name

@@ -8,9 +8,9 @@ from typing import Any
 import requests
 from rich.console import Console
 
-from tailorbird import PROJECT_ROOT
+from tailorbird import resource_folder
 
-RECIPE = PROJECT_ROOT / "recipes" / "icd10_demo.yaml"
+RECIPE = resource_folder("recipes") / "icd10_demo.yaml"
 DATA = "s3://lake/icd10"
 TERMS = (
     "Kinking and stricture of ureter without hydronephrosis",

@@ -15,7 +15,7 @@ from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
 from serving.deploy.serve_client import instance_of, serve_url
 from serving.http.schemas import LOCAL
-from tailorbird import PROJECT_ROOT
+from tailorbird import resource_folder
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
@@ -25,7 +25,7 @@ from tailorbird.config.training import TrainingConfig
 if TYPE_CHECKING:
     from tailorbird.registry.champion import Champion
 
-K8S = PROJECT_ROOT / "k8s"
+K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
 MOST_CHARACTERS = 47
