@@ -1,13 +1,15 @@
-"""The command line: one function a verb, no logic."""
+"""The command `tailorbird`: its commands, one function each without logic."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from tailorbird import __version__
 from tailorbird.cli import jobs, local, operate, registry, release, train
 from tailorbird.cli.options import stack_folder
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 COMMANDS: tuple[Callable[..., None], ...] = (
     train.init,
     train.preflight,
@@ -38,14 +40,27 @@ app.add_typer(operate.audit_app, name="audit")
 app.add_typer(jobs.jobs_app, name="jobs")
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, for `--version`."""
+    if wanted:
+        print(f"tailorbird {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def find_stack(context: typer.Context) -> None:
-    """Adapts a pretrained model to your data, proves whether it deserves to replace the one you had, serves it."""
-    if context.invoked_subcommand == "doctor":  # which tells of packages that do not load, and needs none
+def main_options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Adapt a pretrained model to your data, test whether it deserves to replace the current one, serve the winner."""
+    del version
+    if context.invoked_subcommand == "doctor":  # it reports packages that cannot be imported, so it imports none
         return
     from cluster.connection import use_stack
 
-    use_stack(stack_folder(None))  # before any verb imports Ray, which reads its token's place once
+    use_stack(stack_folder(None))  # before a command imports Ray, which reads the location of its token once
 
 
 def main() -> None:

@@ -7,14 +7,14 @@ import typer
 
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli.options import (
-    INTERRUPTED,
     Address,
     AsJson,
+    ExitCode,
     Follow,
     JobId,
     Overrides,
     RecipePath,
-    fails_clearly,
+    handle_errors,
     print_result,
     read_recipe,
 )
@@ -22,7 +22,7 @@ from tailorbird.cli.options import (
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
 
 
-@fails_clearly
+@handle_errors
 def submit(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -49,7 +49,7 @@ def submit(
 
 
 @jobs_app.command("list")
-@fails_clearly
+@handle_errors
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     """The jobs that were submitted to the cluster, the latest last, with their exit codes.
 
@@ -65,7 +65,7 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
 
 
 @jobs_app.command("status")
-@fails_clearly
+@handle_errors
 def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """A job as Ray tells of it.
 
@@ -80,7 +80,7 @@ def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> 
 
 
 @jobs_app.command()
-@fails_clearly
+@handle_errors
 def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: AsJson = False) -> None:
     """What a job has said; with `--follow` what it says until its end, which becomes this command's.
 
@@ -97,7 +97,7 @@ def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: A
 
 
 @jobs_app.command("stop")
-@fails_clearly
+@handle_errors
 def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """Ends a job; submitted again, it goes on from what is done.
 
@@ -121,7 +121,7 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         shows, ends = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
         print(f"\n{job_id} goes on; `{shows}` shows it, `{ends}` ends it", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     code = job.exit_code
     assert code is not None  # a job that is followed is over
     print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])

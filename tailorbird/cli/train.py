@@ -6,18 +6,18 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli.options import (
-    FAILURE,
     AsJson,
+    ExitCode,
     Overrides,
     RecipePath,
     connected_recipe,
-    fails_clearly,
+    handle_errors,
     print_result,
     read_recipe,
 )
 
 
-@fails_clearly
+@handle_errors
 def init(
     parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
     output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
@@ -42,7 +42,7 @@ def init(
     print_result(value, as_json=as_json, lines=[f"{output}: a {drafted.task} task, every value a guess", following])
 
 
-@fails_clearly
+@handle_errors
 def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What would go wrong in a run, before it costs anything; 1 where something would.
 
@@ -51,13 +51,13 @@ def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson =
     from tailorbird.checks import preflight as checks
     from tailorbird.checks.doctor import holds, shown, told
 
-    lines = checks.preflight(read_recipe(recipe, overrides))
+    lines = checks.check_recipe(read_recipe(recipe, overrides))
     print_result(told(lines), as_json=as_json, lines=shown(lines))
     if not holds(lines):
-        raise typer.Exit(FAILURE)
+        raise typer.Exit(ExitCode.FAILURE)
 
 
-@fails_clearly
+@handle_errors
 def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The main job: data, baselines, sweep, seeds, verdict, registry. Goes on from what is done.
 
@@ -67,12 +67,12 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
     from tailorbird.pipeline import run as pipeline
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        done = pipeline.run(loaded, show=show)
+        done = pipeline.run_pipeline(loaded, show=show)
     value = {"run": done.run, "winner": done.winner, "verdict": done.verdict.to_dict()}
     print_result(value, as_json=as_json, lines=[*verdict_lines(done.evidence), f"evidence: {done.run}/report.html"])
 
 
-@fails_clearly
+@handle_errors
 def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What the pretrained model can do untouched, on validation rows.
 
@@ -86,7 +86,7 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     print_result({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
 
 
-@fails_clearly
+@handle_errors
 def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Baselines and sweep, in one table; test rows stay unread by any model.
 
@@ -101,7 +101,7 @@ def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     print_result(swept.to_dict(), as_json=as_json, lines=lines)
 
 
-@fails_clearly
+@handle_errors
 def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The verdict of what is trained: like `run`, but refuses to train.
 
@@ -111,7 +111,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from tailorbird.pipeline import run as pipeline
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        done = pipeline.run(loaded, show=show, may_train=False)
+        done = pipeline.run_pipeline(loaded, show=show, may_train=False)
     print_result(
         {"run": done.run, "verdict": done.verdict.to_dict()}, as_json=as_json, lines=verdict_lines(done.evidence)
     )

@@ -26,7 +26,7 @@ from cluster import code_snapshot
 from cluster.connection import connect
 from serving.deploy import rollout
 from tailorbird import storage
-from tailorbird.cli.options import WANTED
+from tailorbird.cli.options import ExitCode
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
@@ -38,8 +38,8 @@ from tailorbird.monitoring.label_audit import AuditError, days_between, take_in
 from tailorbird.monitoring.log_reader import by_day, files_of
 from tailorbird.monitoring.recommendation import Advice
 from tailorbird.monitoring.report import Report
-from tailorbird.operate.reevaluate import Reevaluated, ReevaluationError, reevaluate
-from tailorbird.operate.watch import draw_audit, watch
+from tailorbird.operate.reevaluate import Reevaluated, ReevaluationError, reevaluate_champion
+from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
 from tailorbird.storage import node_cache
@@ -184,7 +184,7 @@ def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
 def look(recipe: Recipe) -> tuple[Report, Advice]:
     """What a watch finds tomorrow, when today is over: the last report, and what it calls for."""
     with connect():
-        found = watch(recipe, today=datetime.now(UTC).date() + timedelta(days=1), show=Heard())
+        found = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), show=Heard())
     assert storage.exists(found.page)
     return found.reports[-1], found.advice
 
@@ -217,7 +217,7 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     assert report.feedback.estimate is not None  # which nothing acted on
 
     with connect(), pytest.raises(ReevaluationError, match="0 audited rows are left"):
-        reevaluate(task.recipe, show=Heard())
+        reevaluate_champion(task.recipe, show=Heard())
     _audit(task, tmp_path)
     report, advice = look(task.recipe)
     assert report.audit.labelled == 400
@@ -250,7 +250,7 @@ def _by_the_command_line(task: Task) -> dict[str, Any]:
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == WANTED, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.returncode == ExitCode.REEVALUATION_DUE, done.stdout[-2000:] + done.stderr[-2000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -287,7 +287,7 @@ def _reevaluated_under_load(task: Task) -> tuple[Reevaluated, list[tuple[int, st
         client.start()
     try:
         with connect():
-            done = reevaluate(task.recipe, show=Heard())
+            done = reevaluate_champion(task.recipe, show=Heard())
         threading.Event().wait(1)
     finally:
         over.set()
@@ -315,7 +315,7 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
 def test_a_task_that_keeps_no_log_or_has_no_champion_is_told_so(task: Task) -> None:
     unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
     with connect(), pytest.raises(WatchError, match=r"give serving\.request_log a prefix"):
-        watch(unlogged, today=datetime.now(UTC).date(), show=Heard())
+        watch_champion(unlogged, today=datetime.now(UTC).date(), show=Heard())
     other = task.recipe.model_copy(update={"name": "nobody"})
     with pytest.raises(WatchError, match="has no champion"):
-        watch(other, today=datetime.now(UTC).date(), show=Heard())
+        watch_champion(other, today=datetime.now(UTC).date(), show=Heard())
