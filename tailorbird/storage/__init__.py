@@ -1,19 +1,21 @@
 """Objects on S3 or in local folders: read, write, list, change conditionally."""
 
+from tailorbird.storage.conditional import delete as delete
+from tailorbird.storage.conditional import head as head
+from tailorbird.storage.conditional import heads as heads
+from tailorbird.storage.conditional import read_versioned as read_versioned
+from tailorbird.storage.conditional import update_json as update_json
+from tailorbird.storage.conditional import write_if_match as write_if_match
 from tailorbird.storage.objects import CHUNK_BYTES as CHUNK_BYTES
 from tailorbird.storage.objects import MANIFEST as MANIFEST
 from tailorbird.storage.objects import NUM_TRANSFERS as NUM_TRANSFERS
-from tailorbird.storage.objects import delete as delete
 from tailorbird.storage.objects import delete_folder as delete_folder
 from tailorbird.storage.objects import download_folder as download_folder
 from tailorbird.storage.objects import exists as exists
-from tailorbird.storage.objects import head as head
-from tailorbird.storage.objects import heads as heads
 from tailorbird.storage.objects import is_behind as is_behind
 from tailorbird.storage.objects import list_files as list_files
 from tailorbird.storage.objects import read_bytes as read_bytes
 from tailorbird.storage.objects import read_json as read_json
-from tailorbird.storage.objects import read_versioned as read_versioned
 from tailorbird.storage.objects import require_no_way_out as require_no_way_out
 from tailorbird.storage.objects import sha256_file as sha256_file
 from tailorbird.storage.objects import sha256_object as sha256_object
@@ -21,7 +23,6 @@ from tailorbird.storage.objects import state as state
 from tailorbird.storage.objects import upload_file as upload_file
 from tailorbird.storage.objects import upload_folder as upload_folder
 from tailorbird.storage.objects import write_bytes as write_bytes
-from tailorbird.storage.objects import write_if_match as write_if_match
 from tailorbird.storage.objects import write_json as write_json
 from tailorbird.storage.s3 import Conflict as Conflict
 from tailorbird.storage.s3 import StorageError as StorageError

@@ -1,34 +1,19 @@
 """The only code that talks to S3: everything the project reads or leaves behind passes here, as `s3://` or `file://`."""
 
-import asyncio
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs as pafs
 
-from tailorbird.storage.s3 import (
-    CONFLICT,
-    Conflict,
-    StorageError,
-    conditional_client,
-    explain,
-    explained,
-    filesystem,
-    has_code,
-    is_absent,
-    parse,
-    require_bucket,
-)
+from tailorbird.storage.s3 import StorageError, explained, filesystem, parse, require_bucket
 
 MANIFEST = "manifest.json"
 NUM_TRANSFERS = 8
@@ -91,22 +76,6 @@ def state(uri: str) -> list[Any]:
     return [uri, info.size, str(info.mtime_ns)]
 
 
-def head(uri: str) -> tuple[str, int]:
-    """An S3 object's ETag and size in bytes; raises StorageError where it is not there."""
-    bucket, key = _bucket_and_key(uri)
-    try:
-        answer = conditional_client().call_s3("head_object", Bucket=bucket, Key=key)
-    except (OSError, ClientError, BotoCoreError) as error:
-        raise explain(uri, error) from error
-    return str(answer["ETag"]), int(answer["ContentLength"])
-
-
-def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
-    """`head` of each, several at a time."""
-    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-        return list(pool.map(head, uris))
-
-
 def list_files(uri: str) -> list[str]:
     """URIs of the files under a folder, at any depth, sorted; of a file, its own. StorageError if there is none."""
     store, path = filesystem(uri)
@@ -144,15 +113,6 @@ def delete_folder(uri: str) -> None:
         store.delete_dir(path.rstrip("/"))
 
 
-def delete(uri: str) -> None:
-    """Deletes one S3 object, and leaves no empty folder in its place; where nothing is, nothing happens."""
-    bucket, key = _bucket_and_key(uri)
-    try:
-        conditional_client().call_s3("delete_object", Bucket=bucket, Key=key)
-    except (OSError, ClientError, BotoCoreError) as error:
-        raise explain(uri, error) from error
-
-
 def require_no_way_out(uri: str) -> None:
     """Raises StorageError where a file under `uri` would leave the local folder that the files are copied to."""
     for file in list_files(uri.rstrip("/")):
@@ -180,39 +140,6 @@ def download_folder(uri: str, local: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_versioned(uri: str) -> tuple[bytes, str] | None:
-    """An object's content with its ETag, for `write_if_match`; None if it is not there."""
-    bucket, key = _bucket_and_key(uri)
-    client = conditional_client()
-    try:
-        answer = client.call_s3("get_object", Bucket=bucket, Key=key)
-        # The body is a stream of the client's own event loop: let that loop read it.
-        return _read_body(client, answer["Body"]), str(answer["ETag"])
-    except (OSError, ClientError, BotoCoreError) as error:
-        with explained(uri):
-            if is_absent(error):
-                require_bucket(uri)
-                return None
-            raise
-
-
-def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
-    """Writes an object only if it still has this ETag (None: only if it is not there yet); returns the new ETag.
-
-    Raises Conflict if another writer was first: read again, decide again, write again.
-    """
-    bucket, key = _bucket_and_key(uri)
-    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-    try:
-        answer = conditional_client().call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-    except (OSError, ClientError, BotoCoreError) as error:
-        if has_code(error, CONFLICT) or (etag is not None and is_absent(error)):
-            was = "it is there already" if etag is None else f"it is no longer the version {etag}"
-            raise Conflict(f"{uri} was not written: {was}; read it again and decide again") from error
-        raise explain(uri, error) from error
-    return str(answer["ETag"])
-
-
 def sha256_file(path: Path) -> str:
     """sha256 of a local file's content, in hex."""
     with path.open("rb") as stream:
@@ -227,22 +154,6 @@ def sha256_object(uri: str) -> str:
         while piece := stream.read(CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _read_body(client: s3fs.S3FileSystem, body: Any) -> bytes:
-    async def read() -> bytes:
-        async with body as stream:
-            return bytes(await stream.read())
-
-    return asyncio.run_coroutine_threadsafe(read(), client.loop).result()
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    scheme, path = parse(uri)
-    bucket, _, key = path.partition("/")
-    if scheme != "s3" or not key:
-        raise StorageError(f"{uri!r} takes no conditional write; give s3://bucket/key")
-    return bucket, key
 
 
 def _uri(store: pafs.FileSystem, path: str) -> str:

@@ -43,7 +43,7 @@ _UNREACHABLE = (
     "Read timeout",
 )
 _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "specified bucket does not exist")
-CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict")
+_CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict")
 _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
 
 
@@ -160,9 +160,12 @@ def _with_attempts(number: int) -> _S3:
 
 
 def conditional_client() -> s3fs.S3FileSystem:
-    """s3fs, for the conditional writes that pyarrow has no call for; it keeps one instance a setting itself."""
+    """Return s3fs, for conditional writes; it keeps one instance for each combination of settings.
+
+    A request without an answer is repeated up to five times by s3fs, and one answered with an error once by botocore.
+    """
     chosen = settings()
-    client = s3fs.S3FileSystem(
+    return s3fs.S3FileSystem(
         key=chosen.access_key,
         secret=chosen.secret_key,
         token=chosen.session_token,
@@ -174,8 +177,6 @@ def conditional_client() -> s3fs.S3FileSystem:
             "retries": {"max_attempts": 1},
         },
     )
-    client.retries = chosen.num_attempts
-    return client
 
 
 def parse(uri: str) -> tuple[str, str]:
@@ -237,3 +238,8 @@ def has_code(error: Exception, codes: tuple[str, ...]) -> bool:
 def is_absent(error: Exception) -> bool:
     """Whether an error says that the object is not there."""
     return isinstance(error, FileNotFoundError) or has_code(error, _ABSENT)
+
+
+def is_conflict(error: Exception) -> bool:
+    """Return True if an error says that a condition of a write does not hold."""
+    return isinstance(error, FileExistsError) or has_code(error, _CONFLICT)

@@ -108,7 +108,7 @@ def test_a_conditional_write_wins_only_on_the_version_it_read(bucket: str) -> No
     uri = f"{bucket}/champion.json"
     assert storage.read_versioned(uri) is None
     first = storage.write_if_match(uri, b"1", etag=None)
-    with pytest.raises(s3.Conflict, match="it is there already"):
+    with pytest.raises(s3.Conflict, match="it exists already"):
         storage.write_if_match(uri, b"2", etag=None)
     second = storage.write_if_match(uri, b"2", etag=first)
     with pytest.raises(s3.Conflict, match="no longer the version"):
@@ -138,6 +138,47 @@ def test_of_many_writers_at_once_exactly_one_wins(bucket: str, present: bool) ->
         winners = [number for number in pool.map(write, range(8)) if number is not None]
     assert len(winners) == 1
     assert storage.read_bytes(uri) == str(winners[0]).encode()
+
+
+def test_no_change_by_many_writers_at_once_is_lost(bucket: str) -> None:
+    uri = f"{bucket}/counters.json"
+
+    def count(number: int) -> None:
+        storage.update_json(uri, lambda counts: (counts or {}) | {str(number): True})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(8)))
+    assert storage.read_json(uri) == {str(number): True for number in range(8)}
+
+
+def test_a_change_that_is_none_writes_nothing(bucket: str) -> None:
+    uri = f"{bucket}/value.json"
+    assert storage.update_json(uri, lambda value: value) is None
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"[1]")
+    before = storage.read_versioned(uri)
+    assert storage.update_json(uri, lambda _: None) == [1]
+    assert storage.read_versioned(uri) == before
+
+
+def test_a_large_object_is_still_written_on_its_condition(bucket: str) -> None:
+    uri, large = f"{bucket}/large", bytes(101 << 20)  # s3fs would upload it in parts
+    etag = storage.write_if_match(uri, b"small", etag=None)
+    storage.write_bytes(uri, b"changed")
+    with pytest.raises(s3.Conflict):
+        storage.write_if_match(uri, large, etag=etag)
+    assert storage.read_bytes(uri) == b"changed"
+
+
+def test_the_head_and_removal_of_objects(bucket: str) -> None:
+    etag = storage.write_if_match(f"{bucket}/folder/a", b"12", etag=None)
+    assert storage.heads([f"{bucket}/folder/a"]) == [(etag, 2)]
+    for absent in ("folder", "none"):
+        with pytest.raises(s3.StorageError, match="is not there"):
+            storage.head(f"{bucket}/{absent}")
+    storage.delete(f"{bucket}/folder/a")
+    storage.delete(f"{bucket}/folder/a")
+    assert not storage.exists(f"{bucket}/folder/a")
 
 
 def test_a_folder_goes_up_and_comes_down_unchanged(bucket: str, tmp_path: Path) -> None:

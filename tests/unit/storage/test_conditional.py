@@ -1,0 +1,53 @@
+"""Changes of a JSON object by compare-and-swap; a real S3 server plays its part in tests/integration/storage."""
+
+import pytest
+
+from tailorbird.storage import conditional, s3
+
+URI = "s3://lake/value.json"
+
+
+class Store:
+    """An object that another writer changes before each of the first `num_conflicts` conditional writes."""
+
+    def __init__(self, content: bytes | None, *, num_conflicts: int = 0) -> None:
+        self.content = content
+        self.num_conflicts = num_conflicts
+
+    def read_versioned(self, _uri: str) -> tuple[bytes, str] | None:
+        return None if self.content is None else (self.content, str(self.num_conflicts))
+
+    def write_if_match(self, uri: str, data: bytes, *, etag: str | None) -> str:
+        if self.num_conflicts:
+            self.num_conflicts -= 1
+            self.content = b"[0]"
+            raise s3.Conflict(uri)
+        self.content = data
+        return f"after {etag}"
+
+
+def use(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(conditional, "read_versioned", store.read_versioned)
+    monkeypatch.setattr(conditional, "write_if_match", store.write_if_match)
+    monkeypatch.setattr(conditional.time, "sleep", lambda _: None)
+    return store
+
+
+def test_a_lost_write_is_decided_again_on_the_new_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = use(Store(None, num_conflicts=2), monkeypatch)
+    assert conditional.update_json(URI, lambda value: [*(value or []), 1]) == [0, 1]
+    assert store.content is not None
+    assert store.content.split() == [b"[", b"0,", b"1", b"]"]
+
+
+def test_a_store_where_others_always_win_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(Store(b"[]", num_conflicts=1000), monkeypatch)
+    with pytest.raises(s3.StorageError, match="was changed by others at each of 50 attempts"):
+        conditional.update_json(URI, lambda value: [*value, 1])
+
+
+def test_what_is_not_json_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = use(Store(b"not JSON"), monkeypatch)
+    with pytest.raises(s3.StorageError, match="is not JSON"):
+        conditional.update_json(URI, lambda _: {})
+    assert store.content == b"not JSON"
