@@ -1,5 +1,7 @@
-"""What a training is made of, of either task: rows that a worker holds, a loss over them, and a score on others."""
+"""A task to train (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
 
+import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +14,10 @@ from torch import nn
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.shards import Shards
+from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import Encoded
 from tailorbird.models.loading import default_device
-from tailorbird.registry.versions import Prompting
+from tailorbird.models.lora import add_adapter
 from training.dataset import TrainingRows
 
 
@@ -23,64 +25,77 @@ class Diverged(ValueError):
     """A loss or an answer that is no finite number; the message names epoch, step and rows. The same on every rank."""
 
 
-@dataclass(frozen=True)
-class TrainingTask:
-    """What is trained on what; it travels to every worker. There is no test split in it."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask(ABC):
+    """A base model and its training and validation rows, sent to every worker. It never holds the test split."""
 
     base_model: str
     """URI of the staged base model."""
     train: Rows | Shards
-    """Rows, or where there are more than memory should hold, where they lie encoded."""
+    """Rows in memory, or tokenized shards on S3."""
     validation: Rows
-    classes: tuple[str, ...]
-    """Of a classification; a chat task has none."""
     max_length: int
-    metric: str = "accuracy"
-    """What validation is scored by; one of the task's in `recipes.schema.TASK_METRICS`."""
-    prompting: Prompting | None = None
-    """Of a chat task: how its model is asked."""
+    metric: str
+    """Metric of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`."""
+
+    @abstractmethod
+    def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
+        """Download the base model (once per node), load it and tokenize the rows.
+
+        `attention_dropout` overrides the base model's own. Raises ModelError for a base model that cannot be trained
+        for the task, and DataError for rows that cannot be learned from.
+        """
 
 
-class Material(Protocol):
-    """A task loaded into a worker once, for as many trainings as follow; `training.classification` and `training.chat`.
+class TaskRuntime(Protocol):
+    """A task loaded into a worker, shared by all trainings that the worker runs.
 
-    Every rank calls the methods with the same arguments, but for the rows of a loss.
+    Every rank calls each method with the same arguments, except for the rows of a loss.
     """
 
     @property
     def task(self) -> TrainingTask:
-        """What it was made from."""
+        """The task that was loaded."""
 
     @property
     def train(self) -> TrainingRows:
-        """The training rows as tokens."""
+        """The tokenized training rows."""
+
+    @property
+    def checkpoint_before_score(self) -> bool:
+        """True if scoring is slow enough that the last step of an epoch is checkpointed before it."""
 
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
-        """What the loss of these rows of a window is the mean over: rows, or tokens that the assistant said."""
+        """Return the denominator of the mean loss of these rows of a window: the number of rows or of target tokens."""
 
     def build(self, config: TrainingConfig) -> nn.Module:
-        """A fresh model to train, on this process's device."""
+        """Return a model to train, initialised from the base model, on this process's device."""
 
     def loss(
         self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
-        """The summed loss of these rows of a window, and the tokens computed, padding among them."""
+        """Return the summed loss of these rows of a window, and the number of tokens computed, including padding."""
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """The task's metric on the validation rows; the ranks share them. Raises Diverged."""
+        """Return the task's metric on the validation rows, which the ranks share. Raises Diverged."""
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        """In fp32, of a few rows: what exported weights are compared by."""
+        """Return fp32 logits of a few rows, by which exported weights are compared with the trained model."""
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
-        """The trained weights, whole, as an artifact's files."""
+        """Write the full trained weights as the files of an artifact."""
 
     def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
-        """What `write` wrote over the pristine base model; ModelError if it is unusable."""
+        """Load what `write` wrote into a copy of the base model. Raises ModelError if it is unusable."""
+
+
+def check_trainable(task: TrainingTask, *, attention_dropout: float | None = None) -> None:
+    """Load the task and discard it. Raises what `TrainingTask.load_runtime` would raise in every worker."""
+    task.load_runtime(attention_dropout=attention_dropout)
 
 
 def means_over_ranks(*values: float) -> list[float]:
-    """The mean of each value over the ranks, on every rank."""
+    """Return the mean of each value over the ranks, on every rank."""
     if dist.get_world_size() == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=default_device())
@@ -88,14 +103,19 @@ def means_over_ranks(*values: float) -> list[float]:
     return [float(total) / dist.get_world_size() for total in tensor]
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Makes a transformers model compute each layer's activations again in the backward pass."""
-    kwargs = {"use_reentrant": False}  # the other kind asks for inputs with gradients, which LoRA has not
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:
+    """Return a copy of a transformers model with the adapter and the gradient checkpointing of the config."""
+    model: Any = copy.deepcopy(base)
+    if config.method == "lora":
+        model = add_adapter(model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+    if config.gradient_checkpointing:
+        # Reentrant checkpointing needs inputs with gradients, which LoRA does not have.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def write_adapter(adapted: Any, weights: dict[str, torch.Tensor], *, folder: Path) -> None:
-    """A LoRA adapter as PEFT's files; ValueError if nothing was trained."""
+    """Write a LoRA adapter as PEFT's files. Raises ValueError if nothing was trained."""
     if not weights:
         raise ValueError("the adapter is empty; nothing was trained")
     adapted.peft_config["default"].inference_mode = True

@@ -47,9 +47,6 @@ class GatesConfig(ConfigSection):
     """Answers survive typing errors, case and white space."""
 
 
-CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
-
-
 class CostConfig(ConfigSection):
     value_of_correct: float = Field(gt=0)
     """What one more correct answer is worth, in the recipe's currency."""
@@ -72,13 +69,6 @@ class HybridConfig(ConfigSection):
         if (self.by == "group") != (self.column is not None):
             raise ValueError("`column` names the routing group column of `by: group`, and is left out for `confidence`")
         return self
-
-
-TASK_METRICS = {
-    "classification": ("accuracy", "macro_f1"),
-    "chat": ("exact_match", "token_f1", "rouge_l"),
-}
-"""What a verdict on a task may compare."""
 
 
 class EvaluationConfig(ConfigSection):

@@ -13,7 +13,7 @@ from tailorbird.config.recipe import Recipe
 
 
 def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Reads a recipe file; `overrides` are `section.key=value`, the value written as YAML.
+    """Read a recipe file; `overrides` are `section.key=value`, the value written as YAML.
 
     Raises RecipeError, one line a fault.
     """
@@ -25,7 +25,7 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """A recipe file's content, which lay at `path`; as `load_recipe`."""
+    """Return the recipe in `text`, read from `path`, which errors name; otherwise like `load_recipe`."""
     try:
         content = yaml.safe_load(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -37,7 +37,7 @@ def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = 
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"recipe {path}:\n" + "\n".join(_fault(fault) for fault in error.errors())) from None
+        raise RecipeError(f"recipe {path}:\n" + "\n".join(_describe(fault) for fault in error.errors())) from None
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -50,22 +50,22 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise RecipeError(f"override {override!r} is not of the form section.key=value")
     *sections, last = key.split(".")
-    place = content
-    for config in sections:
-        place = place.setdefault(config, {})
-        if not isinstance(place, dict):
-            raise RecipeError(f"override {override!r}: {config!r} is not a section")
+    mapping = content
+    for name in sections:
+        mapping = mapping.setdefault(name, {})
+        if not isinstance(mapping, dict):
+            raise RecipeError(f"override {override!r}: {name!r} is not a section")
     try:
-        place[last] = yaml.safe_load(text)
+        mapping[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
 
 
-def _fault(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+def _describe(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "extra_forbidden":
-        return f"  {place}: no such field; remove it or correct its name"
+        return f"  {path}: no such field; remove it or correct its name"
     if fault["type"] == "missing":
-        return f"  {place}: this field is required"
-    given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
-    return f"  {place}: {fault['msg'].removeprefix('Value error, ')}{given}"
+        return f"  {path}: this field is required"
+    value = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+    return f"  {path}: {fault['msg'].removeprefix('Value error, ')}{value}"

@@ -1,7 +1,7 @@
-"""What a recipe may say: one frozen section a package, validated once, before anything else happens."""
+"""The recipe: one frozen section for each package, validated once, before anything else happens."""
 
 from itertools import product
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
     Field,
@@ -12,9 +12,10 @@ from pydantic import (
 
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
-from tailorbird.config.evaluation import CLASSIFICATION_GATES, TASK_METRICS, EvaluationConfig
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
+from tailorbird.config.tasks import TASKS, TaskName
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 
@@ -22,7 +23,7 @@ from tailorbird.config.tuning import TuningConfig
 class Recipe(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """Name of the task; its models, runs and champion lie under `<registry>/<name>/`."""
-    task: Literal["classification", "chat"] = "classification"
+    task: TaskName = "classification"
     """Kind of task: a label for a text, or an answer in words to a conversation."""
     base_model: str
     """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
@@ -55,37 +56,33 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _asks_of_chat_what_chat_has(cls, given: Any) -> Any:
-        """Gates that read classes and their probabilities are asked for by default of classification alone."""
-        if not isinstance(given, dict) or given.get("task") != "chat":
-            return given
-        evaluation = given.get("evaluation", {})
-        if not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
-            return given
-        gates = dict.fromkeys(CLASSIFICATION_GATES) | evaluation.get("gates", {})
-        return given | {"evaluation": evaluation | {"gates": gates}}
+    def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
+        """Default to no gate where the task has none."""
+        rules = TASKS.get(content.get("task", "classification")) if isinstance(content, dict) else None
+        evaluation = content.get("evaluation", {}) if rules else None
+        if not rules or not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
+            return content  # the fields' own validation reports it
+        gates = dict.fromkeys(rules.gates_off) | evaluation.get("gates", {})
+        return content | {"evaluation": evaluation | {"gates": gates}}
 
     @model_validator(mode="after")
-    def _sections_fit_the_task(self) -> Self:
-        allowed = TASK_METRICS[self.task]
-        if self.evaluation.metric not in allowed:
+    def _fields_fit_the_task(self) -> Self:
+        rules = TASKS[self.task]
+        if self.evaluation.metric not in rules.metrics:
             raise ValueError(
-                f"evaluation.metric {self.evaluation.metric!r} is none of a {self.task} task's: {', '.join(allowed)}"
+                f"evaluation.metric {self.evaluation.metric!r} is not for {self.task} tasks; "
+                f"allowed: {', '.join(rules.metrics)}"
             )
-        if self.task == "classification" and self.serving.engine != "transformers":
-            raise ValueError("serving.engine is for a chat task; leave it out")
-        if self.task == "chat":
-            refused = {
-                f"evaluation.gates.{name}": getattr(self.evaluation.gates, name) for name in CLASSIFICATION_GATES
-            }
-            refused |= {
-                "evaluation.hybrid": self.evaluation.hybrid,
-                "serving.challenger.shadow": self.serving.challenger and self.serving.challenger.shadow,
-            }
-            for name, value in refused.items():
-                if value is not None:
-                    raise ValueError(f"{name} is for classification; leave it out of a chat task's recipe")
+        for path, value in rules.fixed.items():
+            if self._value_at(path) not in (value, None):
+                raise ValueError(f"{path} is not for {self.task} tasks; leave it out")
         return self
+
+    def _value_at(self, path: str) -> Any:
+        value: Any = self
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        return value
 
     @model_validator(mode="after")
     def _hybrid_column_is_a_group(self) -> Self:
@@ -105,31 +102,31 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
-        """Every value, and of the fields that bear on each other all that may meet in a trial."""
+        """Check every value of the search space, and all combinations of fields that constrain each other."""
         values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
                 raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
             values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
         bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
-        tried = [{name: value} for name in values if name not in bound for value in values[name]]
-        tried += [dict(zip(bound, some, strict=True)) for some in product(*(values[name] for name in bound))]
-        for given in tried:
+        combinations = [{name: value} for name in values if name not in bound for value in values[name]]
+        combinations += [dict(zip(bound, row, strict=True)) for row in product(*(values[name] for name in bound))]
+        for combination in combinations:
             try:
-                TrainingConfig.model_validate(self.training.model_dump() | given)
+                TrainingConfig.model_validate(self.training.model_dump() | combination)
             except ValidationError as error:
-                told = error.errors()[0]["msg"].removeprefix("Value error, ")
-                which = " with ".join(f"{name} {value!r}" for name, value in given.items())
-                raise ValueError(f"tuning.space: {which} is not allowed: {told}") from None
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                fields = " with ".join(f"{name} {value!r}" for name, value in combination.items())
+                raise ValueError(f"tuning.space: {fields} is not allowed: {message}") from None
         return self
 
     @property
-    def asked_column(self) -> str:
-        """The column of the rows that a model is asked by."""
-        chat = self.data.messages or self.data.prompt
-        return self.data.text if self.task == "classification" else chat
+    def input_column(self) -> str:
+        """Column with the input of a model: a text, a prompt or a conversation."""
+        columns: list[str | None] = [getattr(self.data, field) for field in TASKS[self.task].input_fields]
+        return next(column for column in columns if column is not None)
 
     @property
     def task_uri(self) -> str:
-        """URI under which everything of this task lies."""
+        """URI of the task's folder in the registry, `<registry>/<name>`."""
         return f"{self.registry}/{self.name}"

@@ -108,7 +108,7 @@ class ServingConfig(ConfigSection):
 
     @field_validator("api_keys", "subject_key", "request_log")
     @classmethod
-    def _known_place(cls, uri: str | None, info: ValidationInfo) -> str | None:
+    def _known_store(cls, uri: str | None, info: ValidationInfo) -> str | None:
         return None if uri is None else with_scheme(uri, STORES if info.field_name == "request_log" else SECRETS)
 
     @model_validator(mode="after")

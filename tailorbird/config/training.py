@@ -111,11 +111,11 @@ class TrainingConfig(ConfigSection):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         for num_workers in range(self.min_workers, self.max_workers + 1):
-            told = f"num_workers {num_workers}"
+            divisor = f"num_workers {num_workers}"
             if self.gradient_accumulation_steps > 1:
-                told += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
+                divisor += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
             if self.batch_size % (num_workers * self.gradient_accumulation_steps):
-                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {told}")
+                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {divisor}")
         return self
 
     @property
@@ -139,9 +139,9 @@ class TrainingConfig(ConfigSection):
     @classmethod
     def _leaves_what_has_a_field(cls, options: dict[str, Any]) -> dict[str, Any]:
         for path, name in DEEPSPEED_FIELDS.items():
-            place: Any = options
+            value: Any = options
             for part in path.split("."):
-                place = place.get(part) if isinstance(place, dict) else None
-            if place is not None:
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
                 raise ValueError(f"{path} is set by training.{name}; change it there")
         return options

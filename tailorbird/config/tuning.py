@@ -24,8 +24,8 @@ class Distribution(ConfigSection):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
-        if len(given) != 1:
+        fields = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
+        if len(fields) != 1:
             raise ValueError("give exactly one of choice, uniform, log_uniform")
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)

@@ -67,12 +67,15 @@ def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
     [
         (
             chat(metric="accuracy"),
-            "evaluation.metric 'accuracy' is none of a chat task's: exact_match, token_f1, rouge_l",
+            "evaluation.metric 'accuracy' is not for chat tasks; allowed: exact_match, token_f1, rouge_l",
         ),
-        (minimal() | {"evaluation": {"metric": "rouge_l"}}, "'rouge_l' is none of a classification task's: accuracy"),
-        (chat(gates={"calibration": {}}), "evaluation.gates.calibration is for classification"),
-        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is for classification"),
-        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is for a chat task"),
+        (
+            minimal() | {"evaluation": {"metric": "rouge_l"}},
+            "'rouge_l' is not for classification tasks; allowed: accuracy",
+        ),
+        (chat(gates={"calibration": {}}), "evaluation.gates.calibration is not for chat"),
+        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is not for chat"),
+        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not for classification"),
     ],
 )
 def test_what_the_other_task_alone_has_is_refused(given: dict[str, Any], named: str) -> None:
@@ -266,7 +269,7 @@ def test_a_chat_model_may_be_a_canary_and_no_shadow(tmp_path: Path) -> None:
     trial: dict[str, Any] = {"version": "candidate", "canary": 0.1}
     assert load_recipe(written(tmp_path, chat | {"serving": {"challenger": trial}})).serving.challenger is not None
     serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", "shadow": 0.1}}
-    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is for classification"):
+    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is not for chat"):
         load_recipe(written(tmp_path, chat | {"serving": serving}))
 
 

@@ -1,0 +1,41 @@
+"""What a recipe may say for each kind of task."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TaskName = Literal["classification", "chat"]
+
+
+@dataclass(frozen=True)
+class TaskRules:
+    """Fields of a recipe that depend on its task."""
+
+    metrics: tuple[str, ...]
+    """Allowed values of `evaluation.metric`."""
+    input_fields: tuple[str, ...]
+    """Fields of section `data` that name the column with a model's input; the first that is set counts."""
+    fixed: dict[str, str | None]
+    """Paths of fields that are for other tasks, with the only value that they may have."""
+    gates_off: tuple[str, ...] = ()
+    """Gates that are on by default and do not apply."""
+
+
+CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
+
+TASKS: dict[TaskName, TaskRules] = {
+    "classification": TaskRules(
+        metrics=("accuracy", "macro_f1"), input_fields=("text",), fixed={"serving.engine": "transformers"}
+    ),
+    "chat": TaskRules(
+        metrics=("exact_match", "token_f1", "rouge_l"),
+        input_fields=("messages", "prompt"),
+        fixed=dict.fromkeys(
+            (
+                *(f"evaluation.gates.{name}" for name in CLASSIFICATION_GATES),
+                "evaluation.hybrid",
+                "serving.challenger.shadow",
+            )
+        ),
+        gates_off=CLASSIFICATION_GATES,
+    ),
+}
