@@ -87,7 +87,7 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     return str(answer["ETag"])
 
 
-def update_json(uri: str, change: Callable[[Any | None], Any | None]) -> Any:
+def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
     """Change a JSON object by compare-and-swap; return the value that is stored afterwards.
 
     `change` gets the stored value, None if there is none, and returns the new value, or None to leave it as it is. It

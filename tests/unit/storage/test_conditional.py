@@ -29,7 +29,7 @@ class Store:
 def use(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(conditional, "read_versioned", store.read_versioned)
     monkeypatch.setattr(conditional, "write_if_match", store.write_if_match)
-    monkeypatch.setattr(conditional.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     return store
 
 
