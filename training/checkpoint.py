@@ -17,7 +17,7 @@ from training.deepspeed_engine import import_deepspeed
 from training.errors import scratch
 from training.loop import EpochReport, Progress, new_engine
 from training.safe_checkpoint_loading import UnusableCheckpoint, fault_in, tensors_only
-from training.task import Material, means_over_ranks
+from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
 
@@ -29,7 +29,7 @@ def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progres
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(config: TrainingConfig, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+def resume(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     """An engine as a checkpoint left it, and how far this rank was; `folder` is this rank's copy of `uri`.
 
     With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
@@ -50,7 +50,7 @@ def _require_ours(folder: Path, *, uri: str) -> None:
         )
 
 
-def _resumed(config: TrainingConfig, material: Material, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+def _resumed(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     num_ranks = len(list(folder.glob("progress-*.json")))
     if num_ranks == dist.get_world_size() or config.zero_stage == 0:  # stage 0 has no shards
         engine = new_engine(config, material)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.shards import Shards, window_chunks
+from tailorbird.data.sharding.shards import Shards, window_chunks
 from tailorbird.data.tokenized import Encoded, Encoding, encode_rows
 from training.batch_sampler import SORTED_BATCHES, epoch_batches, num_batches
 
@@ -31,8 +31,8 @@ class TrainingRows(Protocol):
     def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
         """One window."""
 
-    def some(self) -> Encoded:
-        """A few rows or all, always the same."""
+    def sample(self) -> Encoded:
+        """Return a few rows or all, the same at each call."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HeldRows:
     def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:  # noqa: ARG002
         return self.rows
 
-    def some(self) -> Encoded:
+    def sample(self) -> Encoded:
         return self.rows
 
 
@@ -77,7 +77,7 @@ class StreamedRows:
     def window(self, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
         return self.shards.read(self._chunks[self._windows(config, epoch=epoch)[number]])
 
-    def some(self) -> Encoded:
+    def sample(self) -> Encoded:
         return self.shards.read(self._chunks[:1])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tailorbird.storage.s3 import StorageError, explained
+from tailorbird.storage.s3 import StorageError, storage_errors
 from training.preemption import Interrupted
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,7 +66,7 @@ def _told(failure: BaseException, *, uri: str) -> str:
         return text
     if isinstance(failure, OSError):
         try:
-            with explained(uri):
+            with storage_errors(uri):
                 raise failure
         except StorageError as told:
             return str(told)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tailorbird.config.training import TrainingConfig
 from training.deepspeed_engine import import_deepspeed
-from training.task import Material
+from training.task import TaskRuntime
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit where that is over 1: merging an adapter rounds, and
@@ -31,7 +31,7 @@ def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False)
     return state
 
 
-def export_weights(engine: Any, config: TrainingConfig, *, material: Material, folder: Path) -> None:
+def export_weights(engine: Any, config: TrainingConfig, *, material: TaskRuntime, folder: Path) -> None:
     """Writes the trained weights as the task's artifact on rank 0; every rank must call it.
 
     The files are loaded again over the pristine base model, and must answer as the engine's model does. Raises
@@ -57,7 +57,7 @@ def export_weights(engine: Any, config: TrainingConfig, *, material: Material, f
         )
 
 
-def _logits(model: Any, material: Material, *, device: Any) -> torch.Tensor:
+def _logits(model: Any, material: TaskRuntime, *, device: Any) -> torch.Tensor:
     """Without dropout; at stage 3 the parameters are gathered, so every rank must call it."""
     training = model.training
     model.eval()

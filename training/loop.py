@@ -14,11 +14,9 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.loading import inference_dtype
 from training import preemption
 from training.batch_sampler import micro_batches, rank_rows
-from training.chat_task import load_chat_task
-from training.classification_task import load_classification
 from training.dataset import num_steps, steps
 from training.deepspeed_engine import start_engine
-from training.task import Diverged, Material, TrainingTask, means_over_ranks
+from training.task import Diverged, TaskRuntime, means_over_ranks
 
 NAMED = 5
 
@@ -77,13 +75,7 @@ OnSave = Callable[[Progress, Any], None]
 """Gets how far this rank is and the engine, on every rank, between two steps."""
 
 
-def load_material(task: TrainingTask, *, attention_dropout: float | None = None) -> Material:
-    """The task in this worker's memory, its base model downloaded once a node."""
-    load = load_classification if task.prompting is None else load_chat_task
-    return load(task, attention_dropout=attention_dropout)
-
-
-def new_engine(config: TrainingConfig, material: Material) -> Any:
+def new_engine(config: TrainingConfig, material: TaskRuntime) -> Any:
     """Seeds this process and starts an engine on a fresh model."""
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     in_all = sum(num_steps(material.train, config, epoch=epoch) for epoch in range(config.epochs))
@@ -95,7 +87,7 @@ def train(
     engine: Any,
     config: TrainingConfig,
     *,
-    material: Material,
+    material: TaskRuntime,
     on_step: OnStep,
     on_epoch: OnEpoch,
     on_save: OnSave | None = None,
@@ -120,7 +112,7 @@ def _epoch(
     engine: Any,
     config: TrainingConfig,
     *,
-    material: Material,
+    material: TaskRuntime,
     progress: Progress,
     on_step: OnStep,
     on_save: OnSave | None,
@@ -146,8 +138,8 @@ def _epoch(
             progress.padded += size
         now = time.perf_counter()
         late = rank == 0 and now - saved > config.checkpoint_interval_s
-        if step + 1 == in_all:  # an epoch's end is kept with its report, for which answers in words take minutes
-            late = material.task.prompting is not None
+        if step + 1 == in_all:  # the end of an epoch is checkpointed with its report, after the score
+            late = material.checkpoint_before_score
         due = late or preemption.given() is not None
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):

@@ -1,4 +1,4 @@
-"""Beside training.zero: how much memory a worker takes, as arithmetic, so that it can be told before it is needed."""
+"""Estimate the memory of a training worker from the config and the shape of the model. Pure arithmetic."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,32 @@ PACKED_TOKENS = 128
 
 @dataclass(frozen=True)
 class Batch:
-    """What a worker computes at once, and how."""
+    """The rows of a forward pass: padded, with one output for each row."""
 
     max_length: int
-    chat: bool = False
     autocast: bool = False
-    """Whether it computes in bfloat16 where that does no harm."""
+    """True if linear layers compute in bfloat16."""
+
+    @property
+    def attention_width(self) -> int:
+        """Tokens that a token attends to, at most."""
+        return self.max_length
+
+    def num_outputs(self, shape: ModelShape) -> int:  # noqa: ARG002  a packed batch needs the shape
+        """Return the number of logits for each token."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PackedBatch(Batch):
+    """Conversations packed into rows, with logits over the vocabulary at each token."""
+
+    @property
+    def attention_width(self) -> int:
+        return max(self.max_length, PACKED_TOKENS)
+
+    def num_outputs(self, shape: ModelShape) -> int:
+        return shape.vocabulary
 
 
 @dataclass(frozen=True)
@@ -93,15 +113,12 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     each token and each word of the vocabulary.
     """
     rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
-    tokens, width = rows * batch.max_length, batch.max_length
-    if batch.chat:
-        width = max(width, PACKED_TOKENS)
+    tokens = rows * batch.max_length
     layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
     dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
-        layer += 3 * shape.num_heads * width
+        layer += 3 * shape.num_heads * batch.attention_width
     layers = (shape.num_layers + 1) * layer
     if config.gradient_checkpointing:
         layers = shape.num_layers * shape.hidden + 2 * layer
-    words = 3 * shape.vocabulary if batch.chat else 0
-    return FP32 * tokens * (layers + words)
+    return FP32 * tokens * (layers + 3 * batch.num_outputs(shape))

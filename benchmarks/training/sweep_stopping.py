@@ -20,6 +20,7 @@ from benchmarks.material import MAX_LENGTH, icd10_task, own_stack
 from benchmarks.rounds import finish, show
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
+from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask
 from tuning.futility import Goal, set_goal
 
@@ -54,7 +55,7 @@ def main() -> None:
     finish("sweep_stopping", figures, bounds=BOUNDS)
 
 
-def _goal(task: TrainingTask) -> Goal:
+def _goal(task: ClassificationTrainingTask) -> Goal:
     from cluster.remote import remotely
     from tailorbird.evaluation.baselines.classification import climb
 

@@ -35,7 +35,7 @@ from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.models.loading import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.batch_sampler import epoch_batches
-from training.classification_task import ClassifierMaterial, load_classification
+from training.classification_task import ClassifierRuntime
 from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, StepReport, new_engine, train
 
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        material = load_classification(task)
+        material = task.load_runtime()
         variants = {
             "finetune": lambda: _ours(material),
             "finetune, stage 1": lambda: _ours(material, zero_stage=1),
@@ -109,7 +109,7 @@ def _rank_variables() -> Iterator[None]:
             del os.environ[name]
 
 
-def _ours(material: ClassifierMaterial, *, zero_stage: int = 0) -> dict[str, float]:
+def _ours(material: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float]:
     config = SECTION.model_copy(update={"zero_stage": zero_stage})
     ended: list[tuple[float, float]] = []
 
@@ -128,12 +128,12 @@ def _ours(material: ClassifierMaterial, *, zero_stage: int = 0) -> dict[str, flo
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
 
-def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[str, float]:
+def _bare(material: ClassifierRuntime, *, fused: bool | None = None) -> dict[str, float]:
     torch.manual_seed(SECTION.seed)
     model = material.build(SECTION)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SECTION.learning_rate, fused=fused)
-    window, dtype = material.train.some(), inference_dtype()
+    window, dtype = material.train.sample(), inference_dtype()
     assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
     for rows in epoch_batches(window.lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
@@ -147,13 +147,13 @@ def _bare(material: ClassifierMaterial, *, fused: bool | None = None) -> dict[st
     return _rates(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def _trainer(material: ClassifierMaterial, *, bf16: bool = False) -> dict[str, float]:
+def _trainer(material: ClassifierRuntime, *, bf16: bool = False) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification
     from transformers import DataCollatorWithPadding as Collator
 
     base = local_copy(material.task.base_model)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(material.task.classes))
-    window = material.train.some()
+    window = material.train.sample()
     assert window.labels is not None
     rows = [
         {"input_ids": tokens, "labels": int(label)}

@@ -11,7 +11,7 @@ from tailorbird.checks.doctor import GIB, Line
 from tailorbird.checks.preflight_facts import Cluster, Found, look, may_join
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
-from training.memory_estimate import Batch, WorkerMemory, worker_memory
+from training.memory_estimate import Batch, PackedBatch, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95
 """Share of a node's memory in use at which Ray ends workers on it."""
@@ -27,7 +27,7 @@ LESS = (
 NAMED = 5
 
 
-def preflight(recipe: Recipe) -> tuple[Line, ...]:
+def check_recipe(recipe: Recipe) -> tuple[Line, ...]:
     """Looks at everything that a run of the recipe needs, in a few seconds, and says what holds and what does not."""
     return check(recipe, look(recipe))
 
@@ -268,7 +268,7 @@ def _gpu_memory(needed: WorkerMemory, sizes: Sequence[int]) -> Iterator[Line]:
 def worst_memory(recipe: Recipe, found: Found, *, autocast: bool) -> WorkerMemory:
     """What a worker takes of all that the sweep may try, and with the fewest workers, which hold the most each."""
     assert found.model is not None
-    batch = Batch(recipe.data.max_length, chat=recipe.task == "chat", autocast=autocast)
+    batch = (PackedBatch if recipe.task == "chat" else Batch)(recipe.data.max_length, autocast=autocast)
     estimates = [
         worker_memory(config, shape=found.model.shape, batch=batch, num_workers=config.min_workers)
         for config in tried_sections(recipe)

@@ -13,15 +13,17 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Splits
-from tailorbird.data.sharding import Gathered, held, streamed
+from tailorbird.data.sharding.loading import Gathered, held, streamed
 from tailorbird.data.tokenize import labels_of
 from tailorbird.data.tokenized import Encoding
-from tailorbird.evaluation.verdict.protocol import Question, ask, asked_digest, run_name
+from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, request_digest, run_name
 from tailorbird.models.base_model import model_files, stage_base_model
 from tailorbird.models.metadata import require_length
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import Prompting, now
 from tailorbird.storage import s3
+from training.chat_task import ChatTrainingTask
+from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask
 
 
@@ -38,7 +40,7 @@ class Prepared:
     base_files: dict[str, str]
     """sha256 of each file of the base model, by name."""
     code: CodeVersion
-    question: Question
+    question: TestProtocol
     champion: str | None
     """URI of the version that served when the question was asked."""
     asked_by: str
@@ -80,15 +82,16 @@ class Prepared:
         """Training and validation rows; test is not in it."""
         seed = self.recipe.training.seed
         part = take_training_rows(self.splits, size=num_train_rows, seed=seed).train
-        return TrainingTask(
-            base_model=self.base_model,
-            train=part if num_train_rows is not None or self.data.shards is None else self.data.shards,
-            validation=self.splits.validation,
-            classes=self.classes,
-            max_length=self.recipe.data.max_length,
-            metric=self.recipe.evaluation.metric,
-            prompting=self.prompting,
-        )
+        common: dict[str, Any] = {
+            "base_model": self.base_model,
+            "train": part if num_train_rows is not None or self.data.shards is None else self.data.shards,
+            "validation": self.splits.validation,
+            "max_length": self.recipe.data.max_length,
+            "metric": self.recipe.evaluation.metric,
+        }
+        if self.prompting is None:
+            return ClassificationTrainingTask(classes=self.classes, **common)
+        return ChatTrainingTask(prompting=self.prompting, **common)
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,9 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         "data": hashes,
         "base_model": {"uri": base_model, "files": base_files},
     }
-    asked = asked_digest(named)
+    asked = request_digest(named)
     uri = _run_uri(recipe.task_uri, asked, champion=champion[0] if champion else None)
-    question = ask(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
+    question = build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(splits.test))
     frozen = freeze(
         f"{uri}/question.json",
         {
@@ -163,7 +166,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
         base_model=base_model,
         base_files=base_files,
         code=code,
-        question=Question.from_dict(frozen["question"]),
+        question=TestProtocol.from_dict(frozen["question"]),
         champion=frozen["champion"],
         asked_by=frozen["asked_by"],
     )
@@ -172,7 +175,7 @@ def prepare(recipe: Recipe, *, show: Show) -> Prepared:
 def freeze(uri: str, value: dict[str, Any]) -> dict[str, Any]:
     """JSON that is written once: what was written first stands, whoever comes later."""
     if not storage.exists(uri):
-        with suppress(s3.Conflict):  # somebody runs the same: theirs stands
+        with suppress(s3.PreconditionFailed):  # somebody runs the same: theirs stands
             storage.write_if_match(uri, json.dumps(value, indent=2).encode(), etag=None)
     return dict(storage.read_json(uri))
 

@@ -17,7 +17,7 @@ from tailorbird.pipeline.evaluate import Done, find, judge
 from tailorbird.pipeline.prepare import Prepared, prepare
 from tailorbird.registry.versions import read_version
 from tailorbird.storage.stage_cache import once
-from training.chat_task import try_chat_task
+from training.task import check_trainable
 from training.trainer import Trained, finetune
 from training.weight_averaging import average_weights
 from tuning.experiment_tracking import require_trackers
@@ -33,7 +33,7 @@ NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failur
 """Fields of the training section that change no result: who changes them after a failure goes on from what is done."""
 
 
-def run(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
+def run_pipeline(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
     """Everything from Parquet to a registered winner, on the Ray that this process is connected to.
 
     Each finished stage is found again on S3 by what went into it: run again after an interruption, it goes on. Raises
@@ -94,7 +94,7 @@ def require_trainable(prepared: Prepared) -> None:
     training = prepared.recipe.training
 
     def compute(_: str) -> None:
-        remotely(try_chat_task, training)(prepared.task(), attention_dropout=training.attention_dropout)
+        remotely(check_trainable, training)(prepared.task(), attention_dropout=training.attention_dropout)
 
     inputs = prepared.key(**prepared.asked_of_training, attention_dropout=training.attention_dropout)
     once(prepared.recipe.task_uri, "trainable", inputs=inputs, compute=compute)

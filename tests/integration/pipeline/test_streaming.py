@@ -13,7 +13,7 @@ from cluster.local.stack import StackState
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_rows
-from tailorbird.data.shards import Shards
+from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenize import labels_of
 from tailorbird.data.tokenized import Encoding
 from tailorbird.pipeline import run as pipeline
@@ -21,8 +21,8 @@ from tailorbird.pipeline.prepare import prepare
 from tests.integration.small import Heard, small_recipe, stages, write_data, write_table
 from tests.integration.training.test_faults import BATCH_SIZE, Struck, ends, run, section_of
 from tests.integration.training.test_training import a_worker
+from training.classification_task import ClassificationTrainingTask
 from training.dataset import load_rows
-from training.task import TrainingTask
 
 IN_MEMORY = 120
 
@@ -59,17 +59,18 @@ def few(recipe: Recipe, data: str) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def task(recipe: Recipe) -> TrainingTask:
+def task(recipe: Recipe) -> ClassificationTrainingTask:
     """The streamed rows as a training gets them."""
     with connect():
         task = prepare(recipe, show=Heard()).task()
+    assert isinstance(task, ClassificationTrainingTask)
     return replace(task, validation=task.validation.take(range(60)))
 
 
 def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     heard = Heard()
     with connect():
-        done = pipeline.run(few, show=heard)
+        done = pipeline.run_pipeline(few, show=heard)
     facts = done.evidence["data"]
     assert facts["num_train"] == facts["trained_on"]
     assert facts["train_copies_of_test"] >= 1
@@ -80,11 +81,11 @@ def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     before = stages(few.task_uri)
     assert sum("/shards-" in name for name in before) == 1
     with connect():
-        pipeline.run(few, show=Heard())
+        pipeline.run_pipeline(few, show=Heard())
     assert stages(few.task_uri) == before
 
 
-def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTask) -> None:
+def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
     held = read_rows(*recipe.data.train_uris, config=recipe.data)
     found = task.train.read(task.train.chunks())
@@ -97,7 +98,7 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: TrainingTa
 
 
 @pytest.mark.long
-def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: TrainingTask) -> None:
+def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
     small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
     sizes = load_rows(small.train, Encoding(64), tokenizer=None, classes=()).sizes(section_of(), epoch=0)

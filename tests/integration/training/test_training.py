@@ -22,16 +22,16 @@ from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import load_encoder, load_weights
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
-from training.task import TrainingTask
+from training.classification_task import ClassificationTrainingTask
 from training.trainer import Trained, TrainingFailed, finetune
 
 
-def training_task(data: str, *, num_rows: int) -> TrainingTask:
+def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     config = DataConfig.model_validate(content("any", data)["data"])
     train = read_rows(*config.train_uris, config=config)
     train = train.take(subsample_of_classes(train.labels, size=num_rows, seed=0))
     validation = read_rows(config.validation or "", config=config).take(range(60))
-    return TrainingTask(
+    return ClassificationTrainingTask(
         base_model=stage_base_model(BASE_MODEL, registry=REGISTRY),
         train=train,
         validation=validation,
@@ -40,7 +40,7 @@ def training_task(data: str, *, num_rows: int) -> TrainingTask:
     )
 
 
-def validation_logits(trained: Trained, task: TrainingTask, *, method: str) -> np.ndarray:
+def validation_logits(trained: Trained, task: ClassificationTrainingTask, *, method: str) -> np.ndarray:
     """What the exported weights say about the validation rows."""
     base = local_copy(task.base_model)
     tokenizer = load_tokenizer(base)

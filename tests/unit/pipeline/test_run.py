@@ -14,7 +14,7 @@ from tailorbird.pipeline.artifacts import Model
 from tailorbird.pipeline.run import best_on_validation, learn_curve
 from tailorbird.registry.versions import Prompting
 from tests import small_chat
-from training.task import TrainingTask
+from training.chat_task import ChatTrainingTask
 from training.trainer import Trained
 
 SEEDS: Any = [SimpleNamespace(weights=f"seed-{number}", score=score) for number, score in enumerate((0.71, 0.74, 0.73))]
@@ -103,7 +103,14 @@ def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_clim
     asked = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
     rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=asked)
     prompting = Prompting(system=None, max_new_tokens=8)
-    task = TrainingTask(tmp_path.as_uri(), rows, rows, classes=(), max_length=64, prompting=prompting)
+    task = ChatTrainingTask(
+        base_model=tmp_path.as_uri(),
+        train=rows,
+        validation=rows,
+        max_length=64,
+        metric="exact_match",
+        prompting=prompting,
+    )
     prepared = SimpleNamespace(
         recipe=SimpleNamespace(task_uri="", training=SimpleNamespace(attention_dropout=None)),
         data=SimpleNamespace(report=SimpleNamespace(leaks=())),
@@ -122,6 +129,6 @@ def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_clim
     }.items():
         monkeypatch.setattr(run, name, put)
     recipe: Any = SimpleNamespace(tuning=None)
-    for start in (run.run, run.sweep_only):
+    for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(DataError, match=r"training row 8: a turn of the user spells '</s>'"):
             start(recipe, show=lambda _: None)

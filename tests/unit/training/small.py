@@ -10,11 +10,11 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import Encoded
 from tailorbird.models.loading import without_pooler
-from training.classification_task import ClassifierMaterial
+from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import HeldRows
 from training.deepspeed_engine import stop_engine
 from training.loop import EpochReport, new_engine, train
-from training.task import Material, TrainingTask
+from training.task import TaskRuntime
 
 NUM_ROWS, NUM_CLASSES = 23, 3
 
@@ -29,7 +29,7 @@ def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
     return Rows(names, names, tuple(str(label) for label in labels)), tokens
 
 
-def small_material(*, dropout: float) -> ClassifierMaterial:
+def small_material(*, dropout: float) -> ClassifierRuntime:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -42,9 +42,11 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
     )
     rows, tokens = rows_of(NUM_ROWS)
     labels = np.array([int(label) for label in rows.labels])
-    return ClassifierMaterial(
+    return ClassifierRuntime(
         encoder=without_pooler(BertModel(config)),
-        task=TrainingTask("", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12),
+        task=ClassificationTrainingTask(
+            base_model="", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12
+        ),
         train=HeldRows(Encoded.of_lists(tokens, row_ids=rows.row_ids, labels=labels)),
         validation_tokens=tokens,
         validation_labels=labels,
@@ -52,7 +54,7 @@ def small_material(*, dropout: float) -> ClassifierMaterial:
     )
 
 
-def reports_of(material: Material, **fields: Any) -> list[EpochReport]:
+def reports_of(material: TaskRuntime, **fields: Any) -> list[EpochReport]:
     """What a training says after each epoch."""
     config, reports = section_of(**fields), []
     engine = new_engine(config, material)

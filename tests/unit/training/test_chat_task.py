@@ -14,12 +14,12 @@ from tailorbird.registry.versions import Prompting
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.training.small import reports_of, section_of
 from training import checkpoint
-from training.chat_task import ChatMaterial, load_chat_task
+from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.dataset import load_rows
 from training.deepspeed_engine import stop_engine
 from training.export import export_weights
 from training.loop import Progress, new_engine, train
-from training.task import Diverged, TrainingTask
+from training.task import Diverged, check_trainable
 
 NUM_ROWS = 22
 PROMPTING = Prompting(system=None, max_new_tokens=8)
@@ -32,15 +32,15 @@ def rows_of(num: int = NUM_ROWS) -> Rows:
     return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
 
 
-def task_of(base_model: str = "", **fields: Any) -> TrainingTask:
+def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
     values: dict[str, Any] = {"train": rows_of(), "validation": rows_of(8), "max_length": 64, "metric": "exact_match"}
-    return TrainingTask(base_model=base_model, classes=(), prompting=PROMPTING, **values | fields)
+    return ChatTrainingTask(base_model=base_model, prompting=PROMPTING, **values | fields)
 
 
-def material_of() -> ChatMaterial:
+def material_of() -> ChatRuntime:
     encoding = Encoding(max_length=64, chat=True)
     train = load_rows(rows_of(), encoding, tokenizer=tokenizer(), classes=())
-    return ChatMaterial(language_model(), tokenizer(), task_of(), train)
+    return ChatRuntime(language_model(), tokenizer(), task_of(), train)
 
 
 def test_a_chat_model_learns_to_answer() -> None:
@@ -125,7 +125,7 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
 
     engine = new_engine(config, material)
     with monkeypatch.context() as patch:
-        patch.setattr(ChatMaterial, "score", killed)
+        patch.setattr(ChatRuntime, "score", killed)
         with pytest.raises(Killed):
             train(engine, config, material=material, on_save=save, **listeners)
     stop_engine(engine)
@@ -149,8 +149,8 @@ def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
 
 def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
     save(tmp_path)
-    material = load_chat_task(task_of(tmp_path.as_uri(), max_length=9))
-    window = material.train.some()
+    material = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
+    window = material.train.sample()
     assert window.lengths.max() == 9
     assert window.lengths.tolist() == [len(tokens) for tokens in window.tokens(range(len(window)))]
     assert material.weight(window, np.array([0])) == 2  # `a` and the end of the turn
@@ -160,7 +160,7 @@ def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
 def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(DataError, match=r"of 12 training conversations nothing of an answer.*\(rows 2, 3, 4, 7, 8\)"):
-        load_chat_task(task_of(tmp_path.as_uri(), max_length=6))
+        check_trainable(task_of(tmp_path.as_uri(), max_length=6))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
 ) -> None:
     save(tmp_path, model_of(kind, **fields))
     with pytest.raises(ModelError, match=f"of the kind {kind} cannot be trained for a chat task here"):
-        load_chat_task(task_of(tmp_path.as_uri()))
+        check_trainable(task_of(tmp_path.as_uri()))
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
 )
 def test_a_model_that_tells_them_apart_is_taken(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
     save(tmp_path, model_of(kind, **fields))
-    load_chat_task(task_of(tmp_path.as_uri()))
+    check_trainable(task_of(tmp_path.as_uri()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.shards import Shards, ShardWriter
+from tailorbird.data.sharding.shards import Shards, ShardWriter
 from tailorbird.data.tokenized import Encoded
 from tests.unit.training.small import reports_of, rows_of, section_of, small_material
 from training.dataset import HeldRows, StreamedRows, TrainingRows, num_steps, steps

@@ -12,7 +12,7 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
 from training import checkpoint, export, preemption
-from training.classification_task import ClassifierMaterial
+from training.classification_task import ClassifierRuntime
 from training.deepspeed_engine import stop_engine
 from training.export import UnusableWeights, export_weights, full_state
 from training.loop import EpochReport, Progress, new_engine, train
@@ -21,12 +21,12 @@ from training.task import Diverged
 
 
 @pytest.fixture
-def material() -> ClassifierMaterial:
+def material() -> ClassifierRuntime:
     return small_material(dropout=0.0)
 
 
 @contextmanager
-def trained(material: ClassifierMaterial, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
+def trained(material: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
     """An engine after its epochs; it ends with the block."""
     config = section_of(**fields)
     engine = new_engine(config, material)
@@ -35,7 +35,7 @@ def trained(material: ClassifierMaterial, **fields: Any) -> Iterator[tuple[Any, 
     stop_engine(engine)
 
 
-def losses(material: ClassifierMaterial, **fields: Any) -> list[float]:
+def losses(material: ClassifierRuntime, **fields: Any) -> list[float]:
     """Mean training loss of each of three epochs."""
     return [report.loss for report in reports_of(material, **fields)]
 
@@ -51,27 +51,27 @@ def losses(material: ClassifierMaterial, **fields: Any) -> list[float]:
     ],
     ids=str,
 )
-def test_less_memory_a_step_teaches_the_same(material: ClassifierMaterial, fields: dict[str, Any]) -> None:
+def test_less_memory_a_step_teaches_the_same(material: ClassifierRuntime, fields: dict[str, Any]) -> None:
     plain = losses(material)
     assert plain[2] < plain[0]
     assert losses(material, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
 
 
-def test_deepspeeds_own_options_reach_it(material: ClassifierMaterial) -> None:
+def test_deepspeeds_own_options_reach_it(material: ClassifierRuntime) -> None:
     config = TrainingConfig(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
     engine = new_engine(config, material)
     assert engine.zero_reduce_bucket_size() == 999
     stop_engine(engine)
 
 
-def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierMaterial) -> None:
+def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierRuntime) -> None:
     lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
     plain = losses(material, **lora)
     assert plain[2] < plain[0]
     assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: ClassifierMaterial) -> None:
+def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: ClassifierRuntime) -> None:
     config = section_of(epochs=2)
     engine = new_engine(config, material)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(materia
 
 
 def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
-    material: ClassifierMaterial,
+    material: ClassifierRuntime,
 ) -> None:
     config = section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = new_engine(config, material)
@@ -187,7 +187,7 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_exported_answers_as_the_trained_model(
-    material: ClassifierMaterial, tmp_path: Path, stage: int, method: str
+    material: ClassifierRuntime, tmp_path: Path, stage: int, method: str
 ) -> None:
     with trained(material, zero_stage=stage, method=method) as (engine, config):
         export_weights(engine, config, material=material, folder=tmp_path)
@@ -196,7 +196,7 @@ def test_what_is_exported_answers_as_the_trained_model(
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
-    material: ClassifierMaterial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    material: ClassifierRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def lost(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
         state = full_state(engine, config)

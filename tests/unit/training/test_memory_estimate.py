@@ -9,7 +9,7 @@ from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.memory_estimate import Batch, activation_bytes, worker_memory
+from training.memory_estimate import Batch, PackedBatch, activation_bytes, worker_memory
 from training.trainer import worker_environment
 
 ROOT = Path(__file__).parents[3]
@@ -86,9 +86,7 @@ def test_fewer_rows_at_once_take_less() -> None:
 
 
 def test_a_chat_model_s_vocabulary_counts() -> None:
-    both = [
-        activation_bytes(section(), shape=MINILM, batch=Batch(64, chat=chat), num_workers=4) for chat in (False, True)
-    ]
+    both = [activation_bytes(section(), shape=MINILM, batch=batch(64), num_workers=4) for batch in (Batch, PackedBatch)]
     assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
 
 
@@ -108,37 +106,38 @@ from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 import training.trainer
 from transformers import BertConfig, BertModel
-from data.encoded import Encoded
-from data.read import Rows
-from models.load import without_pooler
-from recipes.schema import TrainingSection
-from training.classification import ClassifierMaterial
+from tailorbird.config.training import TrainingConfig
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenized import Encoded
+from tailorbird.models.loading import without_pooler
+from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
+from training.dataset import HeldRows
 from training.export import export_weights
 from training.loop import new_engine, train
-from training.material import TrainingTask
-from training.windows import HeldRows
 
-section, length = TrainingSection.model_validate_json(sys.argv[1]), int(sys.argv[2])
+config, length = TrainingConfig.model_validate_json(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 os.environ["LOCAL_RANK"] = "0"
 folder = Path(tempfile.mkdtemp())
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
 shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-num = section.batch_size
+num = config.batch_size
 tokens = np.random.default_rng(0).integers(5, 5000, size=(num, length)).tolist()
 names, labels = tuple(map(str, range(num))), np.arange(num) % 3
 rows = Rows(names, names, tuple(map(str, labels)))
-material = ClassifierMaterial(
+material = ClassifierRuntime(
     encoder=without_pooler(BertModel(BertConfig(**shape))),
-    task=TrainingTask("", train=rows, validation=rows.take([0]), classes=("0", "1", "2"), max_length=length),
+    task=ClassificationTrainingTask(
+        base_model="", train=rows, validation=rows.take([0]), classes=("0", "1", "2"), max_length=length
+    ),
     train=HeldRows(Encoded.of_lists(tokens, row_ids=names, labels=labels)),
     validation_tokens=tokens[:1],
     validation_labels=labels[:1],
     pad_id=0,
 )
-engine = new_engine(section, material)
-train(engine, section, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-export_weights(engine, section, material=material, folder=folder / "weights")
+engine = new_engine(config, material)
+train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+export_weights(engine, config, material=material, folder=folder / "weights")
 print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
 os._exit(0)
 """

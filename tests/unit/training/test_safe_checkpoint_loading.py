@@ -13,7 +13,7 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import section_of, small_material
 from training import checkpoint
-from training.classification_task import ClassifierMaterial
+from training.classification_task import ClassifierRuntime
 from training.deepspeed_engine import stop_engine
 from training.loop import Progress, new_engine, train
 from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, fault_in, tensors_only
@@ -65,7 +65,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return folders
 
 
-def material_and_section(stage: int) -> tuple[ClassifierMaterial, TrainingConfig]:
+def material_and_section(stage: int) -> tuple[ClassifierRuntime, TrainingConfig]:
     return small_material(dropout=0.0), section_of(zero_stage=stage, epochs=1)
 
 
