@@ -26,7 +26,7 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import default_device, inference_dtype, load_causal, load_chat_weights
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
-from training.dataset import TrainingRows, load_rows
+from training.dataset import TrainingDataset, load_dataset
 from training.export import full_state
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
@@ -50,7 +50,7 @@ class ChatTrainingTask(TrainingTask):
         tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
         require_packing_isolation(lm)
         encoding = Encoding(max_length=self.max_length, chat=True, system=self.prompting.system)
-        return ChatRuntime(lm, tokenizer, self, load_rows(self.train, encoding, tokenizer=tokenizer, classes=()))
+        return ChatRuntime(lm, tokenizer, self, load_dataset(self.train, encoding, tokenizer=tokenizer, classes=()))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ChatRuntime:
     lm: torch.nn.Module
     tokenizer: "PreTrainedTokenizerBase"
     task: ChatTrainingTask
-    train: TrainingRows
+    train: TrainingDataset
     checkpoint_before_score: bool = True
 
     def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:

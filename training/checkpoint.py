@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
 from training.deepspeed_engine import import_deepspeed
-from training.errors import scratch
-from training.loop import EpochReport, Progress, new_engine
-from training.safe_checkpoint_loading import UnusableCheckpoint, fault_in, tensors_only
+from training.errors import temporary_directory
+from training.loop import EpochReport, Progress, build_engine
+from training.safe_checkpoint_loading import UnusableCheckpoint, find_unsafe_file, tensors_only
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
@@ -42,7 +42,7 @@ def resume(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: 
 
 
 def _require_ours(folder: Path, *, uri: str) -> None:
-    fault = fault_in(folder)
+    fault = find_unsafe_file(folder)
     if means_over_ranks(float(fault is not None))[0]:
         raise UnusableCheckpoint(
             f"checkpoint {uri} is not as a training left it: {fault or 'another worker says so'}; find out who else "
@@ -53,11 +53,11 @@ def _require_ours(folder: Path, *, uri: str) -> None:
 def _resumed(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     num_ranks = len(list(folder.glob("progress-*.json")))
     if num_ranks == dist.get_world_size() or config.zero_stage == 0:  # stage 0 has no shards
-        engine = new_engine(config, material)
+        engine = build_engine(config, material)
         _restore(engine, config, folder=folder, uri=uri)
     else:
-        engine = new_engine(_universal(config), material)
-        with scratch() as joined:
+        engine = build_engine(_universal(config), material)
+        with temporary_directory() as joined:
             _join_shards(folder / TAG, joined / TAG)
             _restore(engine, config, folder=joined, uri=uri)
     if num_ranks == dist.get_world_size():

@@ -19,7 +19,7 @@ from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import Classifier, zero_head
 from tailorbird.models.loading import default_device, load_encoder, load_weights
 from tailorbird.storage.node_cache import local_copy
-from training.dataset import TrainingRows, load_rows
+from training.dataset import TrainingDataset, load_dataset
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 COMPARED_ROWS = 8
@@ -40,7 +40,7 @@ class ClassificationTrainingTask(TrainingTask):
         return ClassifierRuntime(
             encoder=load_encoder(folder, attention_dropout=attention_dropout),
             task=self,
-            train=load_rows(self.train, encoding, tokenizer=tokenizer, classes=self.classes),
+            train=load_dataset(self.train, encoding, tokenizer=tokenizer, classes=self.classes),
             validation_tokens=validation_tokens,
             validation_labels=label_indices(self.validation.labels, classes=self.classes),
             pad_id=int(tokenizer.pad_token_id or 0),
@@ -53,7 +53,7 @@ class ClassifierRuntime:
 
     encoder: torch.nn.Module
     task: ClassificationTrainingTask
-    train: TrainingRows
+    train: TrainingDataset
     validation_tokens: list[list[int]]
     validation_labels: NDArray[np.int64]
     pad_id: int

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TrainingRows(Protocol):
+class TrainingDataset(Protocol):
     """Encoded training rows in windows; which rows a window has hangs on seed and epoch alone."""
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class TrainingRows(Protocol):
 
 
 @dataclass(frozen=True)
-class HeldRows:
+class InMemoryDataset:
     """All rows are one window."""
 
     rows: Encoded
@@ -55,7 +55,7 @@ class HeldRows:
 
 
 @dataclass(frozen=True)
-class StreamedRows:
+class ShardedDataset:
     """Windows of rows from random places; each rank reads all of the next while it trains on one."""
 
     shards: Shards
@@ -81,22 +81,22 @@ class StreamedRows:
         return self.shards.read(self._chunks[:1])
 
 
-def load_rows(
+def load_dataset(
     train: Rows | Shards, encoding: Encoding, *, tokenizer: "PreTrainedTokenizerBase", classes: Sequence[str]
-) -> TrainingRows:
+) -> TrainingDataset:
     """Training rows as tokens, encoded now where they are held in memory; raises DataError."""
     if isinstance(train, Shards):
-        return StreamedRows(train)
-    return HeldRows(encode_rows(train, encoding, tokenizer=tokenizer, classes=classes))
+        return ShardedDataset(train)
+    return InMemoryDataset(encode_rows(train, encoding, tokenizer=tokenizer, classes=classes))
 
 
-def num_steps(rows: TrainingRows, config: TrainingConfig, *, epoch: int) -> int:
+def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> int:
     """Steps of an epoch."""
     return sum(num_batches(size, batch_size=config.batch_size) for size in rows.sizes(config, epoch=epoch))
 
 
 def steps(
-    rows: TrainingRows, config: TrainingConfig, *, epoch: int, start: int
+    rows: TrainingDataset, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[tuple[Encoded, NDArray[np.int64]]]:
     """From step `start` of an epoch on, the window of each step and its batch's places in it.
 

@@ -43,14 +43,14 @@ def deepspeed_config(section: TrainingConfig, *, num_workers: int, autocast: boo
         },
         "steps_per_print": 1_000_000_000,
     }
-    return _laid_over(config, section.deepspeed)
+    return _merged(config, section.deepspeed)
 
 
-def _laid_over(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _merged(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     merged = dict(config)
     for name, value in options.items():
         below = merged.get(name)
-        merged[name] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -96,7 +96,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def start_engine(model: nn.Module, section: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
+def initialize_engine(model: nn.Module, section: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
     """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -120,7 +120,7 @@ def start_engine(model: nn.Module, section: TrainingConfig, *, num_steps: int, a
     return engine
 
 
-def stop_engine(engine: Any) -> None:
+def destroy_engine(engine: Any) -> None:
     """Ends an engine so that a next one in the same process starts from flat memory.
 
     DeepSpeed's `destroy` leaves cycles between its optimizer, its hooks and the parameters; they are cut here.

@@ -10,10 +10,10 @@ from pathlib import Path
 from tailorbird.storage.s3 import StorageError, storage_errors
 from training.preemption import Interrupted
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ROOM_BYTES = 16 << 20
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MIN_FREE_BYTES = 16 << 20
 """With less room than this, a write that failed is put down to the disk: torch says only `unexpected pos`."""
-TOLD_CHARS = 600
+MAX_MESSAGE_CHARS = 600
 
 
 class DiskFull(OSError):
@@ -21,14 +21,14 @@ class DiskFull(OSError):
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def temporary_directory() -> Iterator[Path]:
     """A temporary folder, gone after the block; what fails in it for want of room raises DiskFull."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)
         except Exception as error:
             free = shutil.disk_usage(folder).free
-            if free >= ROOM_BYTES and getattr(error, "errno", None) not in FULL:
+            if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
                 raise
             raise DiskFull(
                 f"the disk is full: {free / 2**20:.1f} MB are left in {Path(folder).parent} ({error}); make room, or "
@@ -36,32 +36,32 @@ def scratch() -> Iterator[Path]:
             ) from error
 
 
-def why(error: Exception, *, uri: str) -> str:
+def describe_failure(error: Exception, *, uri: str) -> str:
     """The cause of a failed Ray Train run whose files lie under `uri`, in one line, with what to do."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):
-        return _told(getattr(error, "controller_failure", error), uri=uri)
-    failures = {rank: _unwrapped(failure) for rank, failure in sorted(error.worker_failures.items())}
+        return _message(getattr(error, "controller_failure", error), uri=uri)
+    failures = {rank: _unwrap(failure) for rank, failure in sorted(error.worker_failures.items())}
     # A worker that dies or is told to go takes the others' connections with it: their errors say nothing.
     first = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, DiskFull, StorageError))}
-    return "; ".join(f"worker {rank}: {_told(failure, uri=uri)}" for rank, failure in (first or failures).items())
+    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (first or failures).items())
 
 
-def _unwrapped(failure: BaseException) -> BaseException:
+def _unwrap(failure: BaseException) -> BaseException:
     """What happened to a worker, out of what Ray Train puts around it."""
     for name in ("health_check_failure", "_base_exc"):
         failure = getattr(failure, name, failure)
     return failure
 
 
-def _told(failure: BaseException, *, uri: str) -> str:
+def _message(failure: BaseException, *, uri: str) -> str:
     from ray.exceptions import RayActorError
 
     text = str(failure)
     if isinstance(failure, RayActorError):
-        return _death(text)
+        return _death_message(text)
     if isinstance(failure, (StorageError, Interrupted, DiskFull)):
         return text
     if isinstance(failure, OSError):
@@ -70,10 +70,10 @@ def _told(failure: BaseException, *, uri: str) -> str:
                 raise failure
         except StorageError as told:
             return str(told)
-    return f"{type(failure).__name__}: {text[-TOLD_CHARS:]}"
+    return f"{type(failure).__name__}: {text[-MAX_MESSAGE_CHARS:]}"
 
 
-def _death(text: str) -> str:
+def _death_message(text: str) -> str:
     """A dead worker in words; `text` is what Ray says of it, at length."""
     if "low on memory" in text or "OutOfMemory" in text:
         return (
@@ -81,12 +81,15 @@ def _death(text: str) -> str:
             "training.batch_size, or raise training.gradient_accumulation_steps"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
-        return f"its node was lost; see `ray status` for the nodes that are left ({_line(text, 'node')})"
+        return f"its node was lost; see `ray status` for the nodes that are left ({_first_line(text, 'node')})"
     return (
         "its process was killed or crashed, most often by SIGKILL of a kernel out of memory: look at dmesg on its "
-        f"node, and set training.gradient_checkpointing or lower training.batch_size ({_line(text, 'exit')})"
+        f"node, and set training.gradient_checkpointing or lower training.batch_size ({_first_line(text, 'exit')})"
     )
 
 
-def _line(text: str, word: str) -> str:
-    return next((line.strip()[:TOLD_CHARS] for line in text.splitlines() if word in line.lower()), text[:TOLD_CHARS])
+def _first_line(text: str, word: str) -> str:
+    return next(
+        (line.strip()[:MAX_MESSAGE_CHARS] for line in text.splitlines() if word in line.lower()),
+        text[:MAX_MESSAGE_CHARS],
+    )

@@ -15,10 +15,10 @@ from tailorbird.models.loading import inference_dtype
 from training import preemption
 from training.batch_sampler import micro_batches, rank_rows
 from training.dataset import num_steps, steps
-from training.deepspeed_engine import start_engine
+from training.deepspeed_engine import initialize_engine
 from training.task import Diverged, TaskRuntime, means_over_ranks
 
-NAMED = 5
+MAX_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ OnSave = Callable[[Progress, Any], None]
 """Gets how far this rank is and the engine, on every rank, between two steps."""
 
 
-def new_engine(config: TrainingConfig, material: TaskRuntime) -> Any:
+def build_engine(config: TrainingConfig, material: TaskRuntime) -> Any:
     """Seeds this process and starts an engine on a fresh model."""
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     in_all = sum(num_steps(material.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    return start_engine(material.build(config), config, num_steps=in_all, autocast=autocast)
+    return initialize_engine(material.build(config), config, num_steps=in_all, autocast=autocast)
 
 
 def train(
@@ -140,11 +140,13 @@ def _epoch(
         late = rank == 0 and now - saved > config.checkpoint_interval_s
         if step + 1 == in_all:  # the end of an epoch is checkpointed with its report, after the score
             late = material.checkpoint_before_score
-        due = late or preemption.given() is not None
+        due = late or preemption.preemption_reason() is not None
         step_loss, save_now = means_over_ranks(step_loss, float(due))
         if not math.isfinite(step_loss):
             raise Diverged(
-                _told(f"the loss is {step_loss}", epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch])
+                _divergence(
+                    f"the loss is {step_loss}", epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch]
+                )
             )
         progress.step, progress.losses = step + 1, progress.losses + step_loss
         progress.tokens += int(window.lengths[mine].sum())
@@ -170,8 +172,10 @@ def _epoch(
     )
 
 
-def _told(what: str, *, epoch: int, step: int, rows: Sequence[str]) -> str:
-    named = ", ".join(rows[:NAMED]) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+def _divergence(what: str, *, epoch: int, step: int, rows: Sequence[str]) -> str:
+    named = ", ".join(rows[:MAX_NAMED_ROWS]) + (
+        f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+    )
     return (
         f"training diverged: {what} in epoch {epoch + 1}, step {step + 1}, on training rows {named}; "
         "lower training.learning_rate, or look at these rows"

@@ -1,4 +1,7 @@
-"""The notice that a worker or its node will go: SIGTERM, or Ray's word; the loop then keeps a checkpoint at once."""
+"""Notice that a worker or its node is about to be stopped: SIGTERM, or Ray's preemption of a node.
+
+The training loop checks `preemption_reason` at each step, and checkpoints before it raises `Interrupted`.
+"""
 
 import signal
 import threading
@@ -6,43 +9,43 @@ from types import FrameType
 from typing import Any
 
 _terminated = threading.Event()
-_preemption: Any = None
-"""Where Ray Train's watcher of nodes leaves its word; None outside a worker that heeds it."""
+_preemption_context: Any = None
+"""Ray Train's record of preempted nodes; None outside a worker with handlers."""
 
 
 class Interrupted(RuntimeError):
-    """A worker that was told to go, and whose training is kept; the message says who told it."""
+    """A worker that was told to stop, after its training was checkpointed; the message says why."""
 
 
-def heed() -> None:
-    """From now on this worker takes a first SIGTERM as notice; a second one ends it, as Ray has it.
+def install_handlers() -> None:
+    """Checkpoint on the first SIGTERM; exit on the second (Ray's default).
 
-    Python sets handlers in the main thread only, and Ray Train runs the training function in another: the worker's
-    actor is asked to do it, whose methods run there.
+    Python sets signal handlers in the main thread only, and Ray Train runs the training function in another one, so
+    the handler is installed by a method of the worker's actor, which runs in the main thread.
     """
-    global _preemption
+    global _preemption_context
     import ray
     from ray.train.v2._internal.execution.context import get_train_context
 
-    # Not ray.train.get_preemption_info(): that is a barrier over all ranks, a call to an actor at each step.
-    _preemption = get_train_context().preemption_context
+    # ray.train.get_preemption_info() is a barrier over all ranks: an actor call at each step.
+    _preemption_context = get_train_context().preemption_context
     ray.get(ray.get_runtime_context().current_actor.execute.remote(_handle_sigterm))
 
 
-def given() -> str | None:
-    """Who told this worker to go, if anyone did."""
+def preemption_reason() -> str | None:
+    """Return why this worker has to stop, or None."""
     if _terminated.is_set():
         return "the worker got SIGTERM"
-    if _preemption is not None and _preemption.preemption_info is not None:
+    if _preemption_context is not None and _preemption_context.preemption_info is not None:
         return "a node of the training is drained"
     return None
 
 
 def _handle_sigterm() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
 
-    def note(_number: int, _frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         _terminated.set()
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, handle)

@@ -15,7 +15,7 @@ from training.deepspeed_engine import import_deepspeed
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """torch's own switches; the first holds whatever the caller of `torch.load` asks for."""
 SUFFIX = ".pt"
-NAMED = 3
+MAX_NAMED = 3
 
 
 class UnusableCheckpoint(ValueError):
@@ -43,7 +43,7 @@ def tensors_only() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def fault_in(folder: Path) -> str | None:
+def find_unsafe_file(folder: Path) -> str | None:
     """What is wrong with the first of a checkpoint's pickles that names more than a training writes; None for none.
 
     Nothing is loaded for it: a pickle is a list of instructions, and they are read. `tensors_only` is what protects;
@@ -56,7 +56,7 @@ def fault_in(folder: Path) -> str | None:
             except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
                 return f"{file.relative_to(folder)} is no file of torch's ({_line(error)})"
             if foreign:
-                return f"{file.relative_to(folder)} would run code when read: it names {', '.join(foreign[:NAMED])}"
+                return f"{file.relative_to(folder)} would run code when read: it names {', '.join(foreign[:MAX_NAMED])}"
     return None
 
 

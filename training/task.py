@@ -18,7 +18,7 @@ from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import Encoded
 from tailorbird.models.loading import default_device
 from tailorbird.models.lora import add_adapter
-from training.dataset import TrainingRows
+from training.dataset import TrainingDataset
 
 
 class Diverged(ValueError):
@@ -58,7 +58,7 @@ class TaskRuntime(Protocol):
         """The task that was loaded."""
 
     @property
-    def train(self) -> TrainingRows:
+    def train(self) -> TrainingDataset:
         """The tokenized training rows."""
 
     @property

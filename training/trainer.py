@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, require_safe_names, upload_folder
-from tailorbird.storage.s3 import PERSISTENT, storage_errors, filesystem
+from tailorbird.storage.s3 import PERSISTENT, filesystem, storage_errors
 from training import checkpoint, preemption
-from training.deepspeed_engine import stop_engine
-from training.errors import scratch, why
+from training.deepspeed_engine import destroy_engine
+from training.errors import describe_failure, temporary_directory
 from training.export import export_weights
-from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, new_engine, train
+from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, build_engine, train
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime, TrainingTask
 
@@ -33,7 +33,7 @@ class TrainingFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A finished training: its artifact and what it measured on validation rows."""
 
     weights: str
@@ -50,7 +50,7 @@ class Trained:
         return asdict(self)
 
 
-def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: Any = None) -> Trained:
+def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: Any = None) -> TrainingResult:
     """Trains one configuration with one seed and exports it to `uri`/weights; checkpoints lie under `uri`/train.
 
     `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
@@ -58,7 +58,7 @@ def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: An
     checkpoint.
     """
     config = {"section": section, "task": ray.put(task), "uri": uri, "relay": relay}
-    trainer = new_trainer(_finetune_worker, config, section=section, uri=f"{uri}/train")
+    trainer = build_torch_trainer(_finetune_worker, config, section=section, uri=f"{uri}/train")
     try:
         result = trainer.fit()
     except Exception as error:
@@ -67,14 +67,14 @@ def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: An
             "run it again, and it goes on from the last checkpoint, also with other gradient_checkpointing, "
             "checkpoint_interval_s or max_failures; with any other change of the training section it begins anew"
         )
-        raise TrainingFailed(f"training failed for good{again}: {why(error, uri=uri)}; {kept}") from error
+        raise TrainingFailed(f"training failed for good{again}: {describe_failure(error, uri=uri)}; {kept}") from error
     if "failed" in result.return_value:
         raise TrainingFailed(result.return_value["failed"])
     delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
-    return Trained(**result.return_value)
+    return TrainingResult(**result.return_value)
 
 
-def new_trainer(
+def build_torch_trainer(
     function: Callable[[dict[str, Any]], Any],
     config: dict[str, Any],
     *,
@@ -134,7 +134,7 @@ def worker_environment(section: TrainingConfig) -> dict[str, str]:
     }
 
 
-def teller(relay: Any, **labels: Any) -> OnStep:
+def step_reporter(relay: Any, **labels: Any) -> OnStep:
     """A step listener that sends to `relay` without waiting; without one, nothing is sent."""
 
     def tell(report: StepReport) -> None:
@@ -147,7 +147,7 @@ def teller(relay: Any, **labels: Any) -> OnStep:
 def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     section: TrainingConfig = config["section"]
     task: TrainingTask = ray.get(config["task"])
-    preemption.heed()
+    preemption.install_handlers()
     material = task.load_runtime(attention_dropout=section.attention_dropout)
     try:
         engine, progress = _begin(section, material, uri=config["uri"])
@@ -166,7 +166,7 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
             engine,
             section,
             material=material,
-            on_step=teller(config["relay"], seed=section.seed),
+            on_step=step_reporter(config["relay"], seed=section.seed),
             on_epoch=on_epoch,
             on_save=save,
             progress=progress,
@@ -174,18 +174,18 @@ def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     except Diverged as diverged:  # the same
         return {"failed": str(diverged)}
     weights = f"{config['uri']}/weights"
-    with scratch() as folder:
+    with temporary_directory() as folder:
         export_weights(engine, section, material=material, folder=folder)
         if dist.get_rank() == 0:
             upload_folder(folder, weights)
     dist.barrier()
-    stop_engine(engine)
-    return asdict(summary(report, weights=weights))
+    destroy_engine(engine)
+    return asdict(training_result(report, weights=weights))
 
 
-def summary(report: EpochReport, *, weights: str) -> Trained:
+def training_result(report: EpochReport, *, weights: str) -> TrainingResult:
     """What a training says of itself at its end."""
-    return Trained(
+    return TrainingResult(
         weights=weights,
         score=report.score,
         epochs=report.epoch + 1,
@@ -199,10 +199,10 @@ def _begin(section: TrainingConfig, material: TaskRuntime, *, uri: str) -> tuple
     """An engine at its first step, or where the last checkpoint is, and how far that is."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return new_engine(section, material), Progress()
+        return build_engine(section, material), Progress()
     source = f"{uri.partition('://')[0]}://{saved.path}"
     require_safe_names(source)
-    with scratch(), saved.as_directory() as folder:
+    with temporary_directory(), saved.as_directory() as folder:
         dist.barrier()  # a node's workers share the folder, and one that comes later downloads into it once more
         return checkpoint.resume(section, material, folder=Path(folder), uri=source)
 
@@ -212,12 +212,12 @@ def _saving(section: TrainingConfig, *, uri: str) -> OnSave:
     if this worker was told to go."""
 
     def save(progress: Progress, engine: Any) -> None:
-        with scratch() as folder:
+        with temporary_directory() as folder:
             checkpoint.save(engine, section, folder=folder, progress=progress)
             told = {"epoch": progress.epoch, "step": progress.step}
             with storage_errors(uri):
                 ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        who = preemption.given()
+        who = preemption.preemption_reason()
         if who is not None:
             # Until the controller has every rank's report, the checkpoint does not count.
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)

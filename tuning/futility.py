@@ -7,14 +7,14 @@ from statistics import mean, stdev
 from typing import Any
 
 Z_TWO_SIDED_95 = 1.96
-MIN_ENDS = 4
+MIN_FINAL_SCORES = 4
 """Trials whose end is known before a sweep may end: fewer say nothing of how far trials lie apart."""
 ALPHA = 0.05
 """Chance that a sweep is ended although one of its further trials would have reached the goal."""
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """What trials are measured by: the pretrained rungs, and the score from which a change of model can be worth it."""
 
     rungs: Mapping[str, float]
@@ -26,7 +26,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TrialScores:
     """How a trial stands."""
 
     scores: Sequence[float]
@@ -34,7 +34,7 @@ class Scores:
     epochs_left: int
 
 
-def set_goal(rungs: Sequence[Mapping[str, Any]], *, minimum_gain: float) -> Goal:
+def set_goal(rungs: Sequence[Mapping[str, Any]], *, minimum_gain: float) -> Target:
     """What the verdict will ask of the candidate, on validation: `minimum_gain` over the best rung that can serve, and
     no less than the best rung of all (the reference cannot serve, and must be beaten too).
 
@@ -46,10 +46,10 @@ def set_goal(rungs: Sequence[Mapping[str, Any]], *, minimum_gain: float) -> Goal
     if float(best["validation"]) > to_beat:
         to_beat, text = float(best["validation"]), str(best["kind"])
     scores = {str(rung["kind"]): float(rung["validation"]) for rung in rungs}
-    return Goal(scores, to_beat, f"{to_beat:.3f} ({text})")
+    return Target(scores, to_beat, f"{to_beat:.3f} ({text})")
 
 
-def hopeful_end(trial: Scores, *, num_rows: int) -> float | None:
+def optimistic_final_score(trial: TrialScores, *, num_rows: int) -> float | None:
     """The most that a trial's last epoch can be hoped to score; None after one epoch of several.
 
     The hope: each epoch left brings as much as the latest one did (accuracy curves flatten, so later epochs bring
@@ -64,13 +64,13 @@ def hopeful_end(trial: Scores, *, num_rows: int) -> float | None:
     return scores[-1] + left * slope + Z_TWO_SIDED_95 * sqrt(scores[-1] * (1 - scores[-1]) / num_rows)
 
 
-def can_still_reach(trial: Scores, *, to_beat: float, num_rows: int) -> bool:
+def can_still_reach(trial: TrialScores, *, to_beat: float, num_rows: int) -> bool:
     """False when a trial with epochs left has a hopeful end under `to_beat`."""
-    end = hopeful_end(trial, num_rows=num_rows)
+    end = optimistic_final_score(trial, num_rows=num_rows)
     return trial.epochs_left == 0 or end is None or end >= to_beat
 
 
-def out_of_reach(trials: Sequence[Scores], *, num_trials: int, to_beat: float, num_rows: int) -> str | None:
+def sweep_futility(trials: Sequence[TrialScores], *, num_trials: int, to_beat: float, num_rows: int) -> str | None:
     """Why the whole sweep may end, or None while it goes on.
 
     It ends when four trials' hopeful ends are known, all of them lie under `to_beat`, and so does the upper end of the
@@ -80,10 +80,10 @@ def out_of_reach(trials: Sequence[Scores], *, num_trials: int, to_beat: float, n
     best of several by Bonferroni). Trials that learn nothing widen the interval, so the sweep goes on rather than end
     too soon. Not in it: that the search may learn to choose better than it did so far (Optuna's first ten are random).
     """
-    known = [hopeful_end(trial, num_rows=num_rows) for trial in trials]
+    known = [optimistic_final_score(trial, num_rows=num_rows) for trial in trials]
     ends = [end for end in known if end is not None]
     others = num_trials - len(ends)
-    if len(ends) < MIN_ENDS or others < 1 or max(ends) >= to_beat:
+    if len(ends) < MIN_FINAL_SCORES or others < 1 or max(ends) >= to_beat:
         return None
     from scipy.stats import t  # takes half a second to import
 

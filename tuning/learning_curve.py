@@ -18,7 +18,7 @@ MAX_RATE = 2.0
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """A learning curve, and where it leads."""
 
     sizes: tuple[int, ...]
@@ -62,7 +62,7 @@ def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[in
     return sizes
 
 
-def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> Curve:
+def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> LearningCurve:
     """Fits error = a + b (n / N)^-c to the scores and reads it at 2 N, N being the last size; scores lie in [0, 1].
 
     Inverse power law as in Figueroa et al., Predicting sample size required for classification performance, BMC Med.
@@ -87,7 +87,7 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     low, high = (float(end) for end in np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     at_double = _double(law)
     interval = (min(low, at_double), max(high, at_double))  # at a bound of the law, all draws may lie on one side
-    return Curve(
+    return LearningCurve(
         sizes=tuple(int(size) for size in sizes),
         scores=tuple(float(score) for score in scores),
         at_double=at_double,

@@ -6,7 +6,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 
 
-def tune_space(config: TuningConfig) -> dict[str, Any]:
+def param_space(config: TuningConfig) -> dict[str, Any]:
     """One Ray Tune sampler a field."""
     from ray import tune
 
@@ -21,7 +21,7 @@ def tune_space(config: TuningConfig) -> dict[str, Any]:
     return {name: sampler(distribution) for name, distribution in config.space.items()}
 
 
-def trial_section(training: TrainingConfig, config: dict[str, Any]) -> TrainingConfig:
+def trial_config(training: TrainingConfig, config: dict[str, Any]) -> TrainingConfig:
     """The training section with a trial's values; raises ValidationError (a ValueError) if one is not allowed."""
     return TrainingConfig.model_validate(training.model_dump() | config)
 

@@ -14,14 +14,15 @@ from cluster.remote import on_this_node
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import delete_folder, exists, read_json, write_json
-from training.errors import why
+from tailorbird.storage.s3 import PERSISTENT
+from training.errors import describe_failure
 from training.task import TrainingTask
-from training.trainer import Trained, TrainingFailed, new_trainer
-from tuning.futility import Goal, Scores, can_still_reach
-from tuning.search_space import trial_section
-from tuning.trial_broker import Desk, Journal, Record
-from tuning.tuner import GoalStopper, groups_that_fit, new_tuner
-from tuning.worker import group_worker
+from training.trainer import TrainingFailed, TrainingResult, build_torch_trainer
+from tuning.futility import Target, TrialScores, can_still_reach
+from tuning.search_space import trial_config
+from tuning.trial_broker import Journal, TrialBroker, TrialRecord
+from tuning.tuner import FutilityStopper, build_tuner, groups_that_fit
+from tuning.worker import train_trials
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SweepResult:
 
     rows: tuple[TrialRow, ...]
     selected: TrainingConfig
-    trained: Trained
+    trained: TrainingResult
     ended: str | None = None
     """Why the sweep ended before all trials had run, if it did."""
 
@@ -64,12 +65,12 @@ class SweepResult:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "SweepResult":
         rows = tuple(TrialRow(**row | {"scores": tuple(row["scores"])}) for row in value["rows"])
-        selected, trained = TrainingConfig.model_validate(value["selected"]), Trained(**value["trained"])
+        selected, trained = TrainingConfig.model_validate(value["selected"]), TrainingResult(**value["trained"])
         return cls(rows, selected, trained, value["ended"])
 
 
 def sweep(
-    section: TuningConfig, *, training: TrainingConfig, task: TrainingTask, goal: Goal, uri: str, relay: Any = None
+    section: TuningConfig, *, training: TrainingConfig, task: TrainingTask, goal: Target, uri: str, relay: Any = None
 ) -> SweepResult:
     """Runs the trials and selects one on validation; everything it leaves lies under `uri`.
 
@@ -77,14 +78,16 @@ def sweep(
     checkpoints. `relay` is an actor with a `tell(event)` method. Raises TrainingFailed when no trial ran to an export.
     """
     known = _known_trials(uri)
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, label_selector=on_this_node())
+    desk = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=on_this_node())
     desk = desk.remote(keep=_keeper(uri), known=known)
     num_rows = len(task.validation)
     config = {"section": training, "task": ray.put(task), "desk": desk, "relay": relay, "uri": uri}
     at_once = section.trials_at_once(room=groups_that_fit(training))
     with _worker_groups(config, num_groups=at_once, desk=desk) as errors:
-        stopper = GoalStopper(goal, desk=desk, num_trials=section.num_trials, num_rows=num_rows)
-        tuner = new_tuner(section, training=training, stopper=stopper, desk=desk, known=known, at_once=at_once, uri=uri)
+        stopper = FutilityStopper(goal, desk=desk, num_trials=section.num_trials, num_rows=num_rows)
+        tuner = build_tuner(
+            section, training=training, stopper=stopper, desk=desk, known=known, at_once=at_once, uri=uri
+        )
         tuner.fit()
     journal = ray.get(desk.journal.remote())
     return _result(journal, training=training, goal=goal, num_rows=num_rows, errors=errors, uri=uri)
@@ -96,16 +99,16 @@ def _journal(uri: str) -> str:
 
 def _keeper(uri: str) -> Callable[[Journal], None]:
     """Writes the journal. Patiently, as workers are: a report waits for it, and would fail with it."""
-    return partial(write_json, _journal(uri), retry_policy=s3.PERSISTENT)
+    return partial(write_json, _journal(uri), retry_policy=PERSISTENT)
 
 
-def _known_trials(uri: str) -> list[Record]:
+def _known_trials(uri: str) -> list[TrialRecord]:
     """The trials of a sweep that was interrupted; what its Tune and Train runs left goes, or they would go on by it."""
     for name in ("tune", "groups"):
         delete_folder(f"{uri}/{name}")
     if not exists(_journal(uri)):
         return []
-    return [Record.from_dict(value) for value in read_json(_journal(uri))["trials"]]
+    return [TrialRecord.from_dict(value) for value in read_json(_journal(uri))["trials"]]
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def _error_of(group: Any) -> str | None:
     return error
 
 
-class _PutBack(UserCallback):  # type: ignore[misc]
+class RequeueOnFailure(UserCallback):  # type: ignore[misc]
     """Ray Train's word that workers of a group failed: its trial is for whoever comes first.
 
     The group itself comes back when it has its CPUs again, which may be long, or never: its node is gone, and the
@@ -156,7 +159,7 @@ class _PutBack(UserCallback):  # type: ignore[misc]
         self._desk, self._group, self._uri = desk, group, uri
 
     def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
-        told = why(WorkerGroupError("", worker_exceptions), uri=self._uri)
+        told = describe_failure(WorkerGroupError("", worker_exceptions), uri=self._uri)
         self._desk.put_back.remote(self._group, told)
 
 
@@ -164,24 +167,24 @@ def _run_group(config: dict[str, Any]) -> str | None:
     """One group's whole life; the value is the error it ended with, if any."""
     section: TrainingConfig = config["section"]
     group, desk = config["group"], config["desk"]
-    heard = _PutBack(desk, group, uri=config["uri"])
-    trainer = new_trainer(
-        group_worker, config, section=section, uri=f"{config['uri']}/groups/{group}", callbacks=[heard]
+    heard = RequeueOnFailure(desk, group, uri=config["uri"])
+    trainer = build_torch_trainer(
+        train_trials, config, section=section, uri=f"{config['uri']}/groups/{group}", callbacks=[heard]
     )
     try:
         trainer.fit()
     except Exception as error:
-        return f"worker group failed {section.max_failures + 1} times: {why(error, uri=config['uri'])}"
+        return f"worker group failed {section.max_failures + 1} times: {describe_failure(error, uri=config['uri'])}"
     return None
 
 
 def _result(
-    journal: Journal, *, training: TrainingConfig, goal: Goal, num_rows: int, errors: Sequence[str], uri: str
+    journal: Journal, *, training: TrainingConfig, goal: Target, num_rows: int, errors: Sequence[str], uri: str
 ) -> SweepResult:
-    records = [Record.from_dict(value) for value in journal["trials"]]
+    records = [TrialRecord.from_dict(value) for value in journal["trials"]]
     rows = [TrialRow(kind, {}, score, (), 0.0, "pretrained") for kind, score in goal.rungs.items()]
     for record in records:
-        epochs = trial_section(training, record.config).epochs
+        epochs = trial_config(training, record.config).epochs
         scores = tuple(epoch["score"] for epoch in record.epochs)
         rows.append(
             TrialRow(
@@ -204,25 +207,25 @@ def _result(
     delete_folder(f"{uri}/checkpoints")
     return SweepResult(
         rows=tuple(sorted(rows, key=lambda row: -row.score)),
-        selected=trial_section(training, best.config),
-        trained=Trained(**best.outcome),
+        selected=trial_config(training, best.config),
+        trained=TrainingResult(**best.outcome),
         ended=journal["ended"],
     )
 
 
-def _best(records: Sequence[Record]) -> Record | None:
+def _best(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The best of those with weights; one that ran to its end before one that was stopped."""
     kept = [record for record in records if record.outcome and record.outcome["weights"]]
     return max(kept, key=lambda record: (record.completed, record.epochs[-1]["score"], record.trial), default=None)
 
 
-def _status(record: Record, *, epochs: int, to_beat: float, num_rows: int) -> str:
+def _status(record: TrialRecord, *, epochs: int, to_beat: float, num_rows: int) -> str:
     scores = tuple(epoch["score"] for epoch in record.epochs)
     if record.failure:
         return f"failed: {record.failure}"
     if len(scores) == epochs:
         return "completed"
-    if not can_still_reach(Scores(scores, epochs - len(scores)), to_beat=to_beat, num_rows=num_rows):
+    if not can_still_reach(TrialScores(scores, epochs - len(scores)), to_beat=to_beat, num_rows=num_rows):
         return "stopped: cannot reach the goal any more"
     if record.with_sweep:
         return "stopped: with the sweep"

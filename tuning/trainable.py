@@ -6,10 +6,10 @@ import ray
 from ray import tune
 
 from tailorbird.config.training import TrainingConfig
-from tuning.search_space import trial_section
+from tuning.search_space import trial_config
 
 
-class Trial(tune.Trainable):  # type: ignore[misc]
+class BrokeredTrainable(tune.Trainable):  # type: ignore[misc]
     """Computes nothing itself; one actor is reused for trial after trial."""
 
     RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU: the worker group has them all
@@ -40,5 +40,5 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: dict[str, Any]) -> None:
         self._current: str = self.trial_id
         self._scores: list[float] = []
-        self._epochs = trial_section(self._training, config).epochs
+        self._epochs = trial_config(self._training, config).epochs
         ray.get(self._desk.submit.remote(self.trial_id, config))

@@ -16,7 +16,7 @@ class SweepFailed(RuntimeError):
 
 
 @dataclass
-class Record:
+class TrialRecord:
     """A trial as the journal keeps it, in plain JSON."""
 
     trial: str
@@ -53,7 +53,7 @@ class Record:
 
 @dataclass
 class _Trial:
-    record: Record
+    record: TrialRecord
     delivered: int = 0
     stopped: bool = False
     failures: int = 0
@@ -68,10 +68,10 @@ class _Trial:
 
 
 Journal = dict[str, Any]
-"""`trials`: a `Record` each, in the order they came; `ended`: why the sweep ended itself, or None."""
+"""`trials`: a `TrialRecord` each, in the order they came; `ended`: why the sweep ended itself, or None."""
 
 
-class Desk:
+class TrialBroker:
     """Used as a Ray actor without a CPU. A report is answered when Tune has asked for the next one or called it off.
 
     `keep` gets the journal after each change that a driver run again must know of. `known` are the trials of an
@@ -79,7 +79,7 @@ class Desk:
     told to Tune as if it came now, and a group takes it only if it was not over, from its checkpoint.
     """
 
-    def __init__(self, *, keep: Callable[[Journal], None], known: Sequence[Record] = ()) -> None:
+    def __init__(self, *, keep: Callable[[Journal], None], known: Sequence[TrialRecord] = ()) -> None:
         self._keep = keep
         self._known = list(known)
         self._trials: dict[str, _Trial] = {}
@@ -101,7 +101,7 @@ class Desk:
             self._known.remove(taken_up)
             if taken_up.by_workers:
                 taken_up.failure, taken_up.by_workers = None, False
-        trial = _Trial(taken_up or Record(trial_id, config))
+        trial = _Trial(taken_up or TrialRecord(trial_id, config))
         self._trials[trial_id] = self._trials[trial.record.trial] = trial
         self._waiting.append(trial.record.trial)
         await self._notify()

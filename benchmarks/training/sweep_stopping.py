@@ -22,7 +22,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask
-from tuning.futility import Goal, set_goal
+from tuning.futility import Target, set_goal
 
 NUM_ROWS, NUM_TRIALS, EPOCHS = 256, 8, 4
 MINIMUM_GAIN = 0.01
@@ -41,7 +41,7 @@ def main() -> None:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         goal = _goal(task)
         print(f"goal: {goal.text}", flush=True)
-        whole = _sweep(TO_THE_END, task=task, goal=Goal(goal.rungs, 0.0, ""), uri="s3://models/whole")
+        whole = _sweep(TO_THE_END, task=task, goal=Target(goal.rungs, 0.0, ""), uri="s3://models/whole")
         stopped = _sweep(STOPPING, task=task, goal=goal, uri="s3://models/stopped")
     assert whole["epochs"] == NUM_TRIALS * EPOCHS
     show(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
@@ -55,7 +55,7 @@ def main() -> None:
     finish("sweep_stopping", figures, bounds=BOUNDS)
 
 
-def _goal(task: ClassificationTrainingTask) -> Goal:
+def _goal(task: ClassificationTrainingTask) -> Target:
     from cluster.remote import remotely
     from tailorbird.evaluation.baselines.classification import climb
 
@@ -72,7 +72,7 @@ def _goal(task: ClassificationTrainingTask) -> Goal:
     return set_goal([rung.to_dict() for rung in ladder.rungs], minimum_gain=MINIMUM_GAIN)
 
 
-def _sweep(config: TuningConfig, *, task: TrainingTask, goal: Goal, uri: str) -> dict[str, Any]:
+def _sweep(config: TuningConfig, *, task: TrainingTask, goal: Target, uri: str) -> dict[str, Any]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
     begun = time.time()

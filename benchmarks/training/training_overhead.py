@@ -36,8 +36,8 @@ from tailorbird.models.loading import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.batch_sampler import epoch_batches
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import stop_engine
-from training.loop import EpochReport, StepReport, new_engine, train
+from training.deepspeed_engine import destroy_engine
+from training.loop import EpochReport, StepReport, build_engine, train
 
 NUM_ROWS, NUM_ROUNDS = 640, 5
 SECTION = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
@@ -121,10 +121,10 @@ def _ours(material: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, floa
         return True
 
     with _rank_variables():
-        engine = new_engine(config, material)
+        engine = build_engine(config, material)
         cpu, wall = time.process_time(), time.perf_counter()
         train(engine, config, material=material, on_step=on_step, on_epoch=on_epoch)
-        stop_engine(engine)
+        destroy_engine(engine)
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
 

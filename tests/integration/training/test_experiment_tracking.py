@@ -11,7 +11,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task
-from tuning.futility import Goal
+from tuning.futility import Target
 from tuning.sweep import sweep
 
 pytest.importorskip("mlflow")
@@ -33,7 +33,7 @@ def test_mlflow_and_tensorboard_have_each_trial(
     uri = f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
     with connect():
         task = training_task(small_data, num_rows=32)
-        result = sweep(config, training=training, task=task, goal=Goal({}, 0.0, ""), uri=uri)
+        result = sweep(config, training=training, task=task, goal=Target({}, 0.0, ""), uri=uri)
     client = MlflowClient()
     experiment = client.get_experiment_by_name(uri)
     assert experiment is not None

@@ -18,10 +18,10 @@ from tests.integration.machines import wait
 from tests.integration.small import REGISTRY, Heard
 from tests.integration.training.test_training import a_worker, training_task
 from training.trainer import START_TIMEOUT_S
-from tuning.futility import Goal
+from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
-NO_GOAL = Goal({}, 0.0, "")
+NO_GOAL = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
 
 
@@ -35,7 +35,7 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
     rungs = {"majority": 0.2, "probe": 0.99}
     heard = Heard()
     with connect(), relayed(heard) as relay:
-        config, goal = TuningConfig(num_trials=2, grace_epochs=4), Goal(rungs, 0.99, "")
+        config, goal = TuningConfig(num_trials=2, grace_epochs=4), Target(rungs, 0.99, "")
         result = sweep(config, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
@@ -53,7 +53,7 @@ def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_stil
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():
-        config, goal = TuningConfig(num_trials=12), Goal({"probe": 0.98}, 0.99, "")
+        config, goal = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
         result = sweep(config, training=training, task=task, goal=goal, uri=a_uri())
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert result.ended is not None

@@ -23,7 +23,7 @@ from tailorbird.models.loading import load_encoder, load_weights
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
 from training.classification_task import ClassificationTrainingTask
-from training.trainer import Trained, TrainingFailed, finetune
+from training.trainer import TrainingFailed, TrainingResult, finetune
 
 
 def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
@@ -40,7 +40,7 @@ def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     )
 
 
-def validation_logits(trained: Trained, task: ClassificationTrainingTask, *, method: str) -> np.ndarray:
+def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask, *, method: str) -> np.ndarray:
     """What the exported weights say about the validation rows."""
     base = local_copy(task.base_model)
     tokenizer = load_tokenizer(base)

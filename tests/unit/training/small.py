@@ -11,9 +11,9 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import Encoded
 from tailorbird.models.loading import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from training.dataset import HeldRows
-from training.deepspeed_engine import stop_engine
-from training.loop import EpochReport, new_engine, train
+from training.dataset import InMemoryDataset
+from training.deepspeed_engine import destroy_engine
+from training.loop import EpochReport, build_engine, train
 from training.task import TaskRuntime
 
 NUM_ROWS, NUM_CLASSES = 23, 3
@@ -47,7 +47,7 @@ def small_material(*, dropout: float) -> ClassifierRuntime:
         task=ClassificationTrainingTask(
             base_model="", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12
         ),
-        train=HeldRows(Encoded.of_lists(tokens, row_ids=rows.row_ids, labels=labels)),
+        train=InMemoryDataset(Encoded.of_lists(tokens, row_ids=rows.row_ids, labels=labels)),
         validation_tokens=tokens,
         validation_labels=labels,
         pad_id=0,
@@ -57,14 +57,14 @@ def small_material(*, dropout: float) -> ClassifierRuntime:
 def reports_of(material: TaskRuntime, **fields: Any) -> list[EpochReport]:
     """What a training says after each epoch."""
     config, reports = section_of(**fields), []
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
         reports.append(report)
         return True
 
     train(engine, config, material=material, on_step=lambda _: None, on_epoch=on_epoch)
-    stop_engine(engine)
+    destroy_engine(engine)
     return reports
 
 

@@ -15,10 +15,10 @@ from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.training.small import reports_of, section_of
 from training import checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.dataset import load_rows
-from training.deepspeed_engine import stop_engine
+from training.dataset import load_dataset
+from training.deepspeed_engine import destroy_engine
 from training.export import export_weights
-from training.loop import Progress, new_engine, train
+from training.loop import Progress, build_engine, train
 from training.task import Diverged, check_trainable
 
 NUM_ROWS = 22
@@ -39,7 +39,7 @@ def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
 
 def material_of() -> ChatRuntime:
     encoding = Encoding(max_length=64, chat=True)
-    train = load_rows(rows_of(), encoding, tokenizer=tokenizer(), classes=())
+    train = load_dataset(rows_of(), encoding, tokenizer=tokenizer(), classes=())
     return ChatRuntime(language_model(), tokenizer(), task_of(), train)
 
 
@@ -56,10 +56,10 @@ def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     tmp_path: Path, stage: int, method: str
 ) -> None:
     material, config = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
     export_weights(engine, config, material=material, folder=tmp_path)  # which compares them
-    stop_engine(engine)
+    destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
 
@@ -78,7 +78,7 @@ def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[s
 def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
     plain, config, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
 
     class Stop(Exception):
         pass
@@ -97,12 +97,12 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
             on_epoch=lambda *_: True,
             on_save=on_save,
         )
-    stop_engine(engine)
+    destroy_engine(engine)
     engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     report = train(
         engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
     )
-    stop_engine(engine)
+    destroy_engine(engine)
     assert report.loss == plain[-1].loss
     assert report.score == plain[-1].score
 
@@ -123,16 +123,16 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
     def save(progress: Progress, engine: Any) -> None:
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
 
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     with monkeypatch.context() as patch:
         patch.setattr(ChatRuntime, "score", killed)
         with pytest.raises(Killed):
             train(engine, config, material=material, on_save=save, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 3
     report = train(engine, config, material=material, progress=progress, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
 
 
@@ -141,10 +141,10 @@ def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
         material_of(),
         section_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
     )
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
         train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from tailorbird.storage.s3 import StorageError
-from training.errors import DiskFull, scratch, why
+from training.errors import DiskFull, describe_failure, temporary_directory
 from training.preemption import Interrupted
 
 URI = "s3://models/task/train"
@@ -48,21 +48,21 @@ def group(*failures: Exception) -> WorkerGroupError:
 )
 def test_the_cause_is_told_with_what_to_do(error: Exception, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
-        raise AssertionError(why(error, uri=URI))
+        raise AssertionError(describe_failure(error, uri=URI))
 
 
 def test_a_dead_worker_is_told_of_and_not_the_connections_it_took_along() -> None:
     error = group(raised(RuntimeError("Connection closed by peer")), died("Worker exit detail: End of file."))
-    assert "Connection closed" not in why(error, uri=URI)
-    assert why(error, uri=URI).startswith("worker 1: ")
+    assert "Connection closed" not in describe_failure(error, uri=URI)
+    assert describe_failure(error, uri=URI).startswith("worker 1: ")
 
 
 def test_a_full_disk_is_named() -> None:
     where = tempfile.gettempdir()
-    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {where} "), scratch():
+    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {where} "), temporary_directory():
         Path("/dev/full").write_bytes(b"weights")
 
 
 def test_what_fails_where_there_is_room_is_told_as_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), scratch():
+    with pytest.raises(ZeroDivisionError), temporary_directory():
         raise ZeroDivisionError

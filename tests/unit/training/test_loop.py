@@ -13,9 +13,9 @@ from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
 from training import checkpoint, export, preemption
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import stop_engine
+from training.deepspeed_engine import destroy_engine
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import EpochReport, Progress, new_engine, train
+from training.loop import EpochReport, Progress, build_engine, train
 from training.preemption import Interrupted
 from training.task import Diverged
 
@@ -29,10 +29,10 @@ def material() -> ClassifierRuntime:
 def trained(material: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
     """An engine after its epochs; it ends with the block."""
     config = section_of(**fields)
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
     yield engine, config
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 def losses(material: ClassifierRuntime, **fields: Any) -> list[float]:
@@ -59,9 +59,9 @@ def test_less_memory_a_step_teaches_the_same(material: ClassifierRuntime, fields
 
 def test_deepspeeds_own_options_reach_it(material: ClassifierRuntime) -> None:
     config = TrainingConfig(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     assert engine.zero_reduce_bucket_size() == 999
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierRuntime) -> None:
@@ -73,21 +73,21 @@ def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierRunti
 
 def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: ClassifierRuntime) -> None:
     config = section_of(epochs=2)
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     with torch.no_grad():
         engine.module.head.bias[1] = float("nan")
     with pytest.raises(
         Diverged, match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low"
     ):
         train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
     material: ClassifierRuntime,
 ) -> None:
     config = section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     kept: list[EpochReport] = []
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
@@ -97,7 +97,7 @@ def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
         train(engine, config, material=material, on_step=lambda _: None, on_epoch=on_epoch)
     assert kept == []
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -116,16 +116,16 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
     def whole(**resumed: Any) -> EpochReport:
         return train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, **resumed)
 
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     undisturbed = whole(on_save=save)
-    stop_engine(engine)
+    destroy_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
         kept = tmp_path / f"{epoch}-{step}"
         engine, progress = checkpoint.resume(config, material, folder=kept, uri=kept.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
         again = whole(progress=progress)
-        stop_engine(engine)
+        destroy_engine(engine)
         assert (again.loss, again.score, again.padding_share) == (
             undisturbed.loss,
             undisturbed.score,
@@ -143,14 +143,14 @@ def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, s
         if progress.step == 1:
             checkpoint.save(engine, config, folder=tmp_path, progress=progress)
 
-    engine = new_engine(config, material)
+    engine = build_engine(config, material)
     plain = train(engine, config, material=material, on_save=save, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     config = section_of(**fields, gradient_checkpointing=True)
     engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 1
     again = train(engine, config, material=material, progress=progress, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     assert again.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
@@ -168,15 +168,15 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
         raise Interrupted
 
-    monkeypatch.setattr(preemption, "given", iter((None, None, "the worker got SIGTERM")).__next__)
-    engine = new_engine(config, material)
+    monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker got SIGTERM")).__next__)
+    engine = build_engine(config, material)
     with pytest.raises(Interrupted):
         train(engine, config, material=material, on_save=save, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     assert places == [3]
     engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
     again = train(engine, config, material=material, progress=progress, on_save=save, **listeners)
-    stop_engine(engine)
+    destroy_engine(engine)
     assert (again.loss, again.score, again.padding_share) == (
         undisturbed.loss,
         undisturbed.score,

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.unit.training.small import section_of, small_material
 from training import checkpoint, loop
-from training.deepspeed_engine import stop_engine
+from training.deepspeed_engine import destroy_engine
 from training.export import export_weights
 
 KEPT = (0, 2)
@@ -80,7 +80,7 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
             merged = folder / "merged"
             engine, progress = checkpoint.resume(config, material, folder=merged, uri=merged.as_uri())
         else:
-            engine, progress = loop.new_engine(config, material), loop.Progress()
+            engine, progress = loop.build_engine(config, material), loop.Progress()
     last = loop.train(
         engine,
         config,
@@ -92,7 +92,7 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     )
     if dist.get_rank() == 0:
         (folder / f"report-{resumed}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 @pytest.mark.slow
@@ -117,10 +117,10 @@ def export(folder: Path, stage: int, method: str) -> None:
     """A training and its weights, which `export_weights` loads again and compares with the engine's model."""
     material = small_material(dropout=0.0)
     config = section_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
-    engine = loop.new_engine(config, material)
+    engine = loop.build_engine(config, material)
     loop.train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
     export_weights(engine, config, material=material, folder=folder)
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import section_of, small_material
 from training import checkpoint
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import stop_engine
-from training.loop import Progress, new_engine, train
-from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, fault_in, tensors_only
+from training.deepspeed_engine import destroy_engine
+from training.loop import Progress, build_engine, train
+from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, find_unsafe_file, tensors_only
 
 URI = "s3://models/task/runs/1/train/checkpoint"
 MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
@@ -57,11 +57,11 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for stage in MODEL:
         folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
         material, config = material_and_section(stage)
-        engine = new_engine(config, material)
+        engine = build_engine(config, material)
         told: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
         train(engine, config, material=material, **told)
         checkpoint.save(engine, config, folder=folders[stage], progress=Progress(epoch=1))
-        stop_engine(engine)
+        destroy_engine(engine)
     return folders
 
 
@@ -72,7 +72,7 @@ def material_and_section(stage: int) -> tuple[ClassifierRuntime, TrainingConfig]
 def resume(folder: Path, *, stage: int) -> None:
     material, config = material_and_section(stage)
     engine, _ = checkpoint.resume(config, material, folder=folder, uri=URI)
-    stop_engine(engine)
+    destroy_engine(engine)
 
 
 @pytest.mark.parametrize("put", PUT)
@@ -125,7 +125,7 @@ def test_the_payload_runs_where_nothing_holds_it(
 
 @pytest.mark.parametrize("stage", list(MODEL))
 def test_what_a_training_writes_names_nothing_foreign(kept: dict[int, Path], stage: int) -> None:
-    assert fault_in(kept[stage]) is None
+    assert find_unsafe_file(kept[stage]) is None
 
 
 def test_a_file_that_is_cut_off_is_refused_by_name(kept: dict[int, Path], tmp_path: Path) -> None:

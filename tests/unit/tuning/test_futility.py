@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.futility import Scores, can_still_reach, hopeful_end, out_of_reach, set_goal
+from tuning.futility import TrialScores, can_still_reach, optimistic_final_score, set_goal, sweep_futility
 
 RECORDED = (
     # ICD-10-CM chapters and Banking77, fully fine-tuned MiniLM, on their test rows.
@@ -38,7 +38,7 @@ scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
 def goes_on(scores: list[float], *, left: int, to_beat: float, num_rows: int = 1000) -> bool:
-    return can_still_reach(Scores(scores, left), to_beat=to_beat, num_rows=num_rows)
+    return can_still_reach(TrialScores(scores, left), to_beat=to_beat, num_rows=num_rows)
 
 
 def test_after_one_epoch_the_slope_is_unknown_and_it_goes_on() -> None:
@@ -105,7 +105,7 @@ def test_of_a_recorded_sweep_the_trials_that_never_come_near_the_goal_are_stoppe
 def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_would_reach_the_goal(
     to_beat: float,
 ) -> None:
-    trials = [Scores(curve, 0) for curve, *_ in RECORDED[2:10]]
+    trials = [TrialScores(curve, 0) for curve, *_ in RECORDED[2:10]]
     generator = np.random.default_rng(0)
     for _ in range(200):
         order = [trials[index] for index in generator.permutation(len(trials))]
@@ -131,12 +131,12 @@ def test_a_reference_that_cannot_serve_is_the_goal_only_where_it_lies_higher_sti
     assert set_goal([rungs[0], rung("tf_idf", 0.75, servable=False)], minimum_gain=0.01).text == "0.750 (tf_idf)"
 
 
-def finished(*ends: float) -> list[Scores]:
-    return [Scores([end], 0) for end in ends]
+def finished(*ends: float) -> list[TrialScores]:
+    return [TrialScores([end], 0) for end in ends]
 
 
-def why(trials: list[Scores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
-    return out_of_reach(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
+def why(trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
+    return sweep_futility(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
 
 
 def test_a_sweep_whose_trials_all_end_alike_and_far_under_the_goal_ends() -> None:
@@ -154,11 +154,11 @@ def test_trials_that_lie_far_apart_let_the_sweep_go_on() -> None:
 
 
 def test_one_trial_that_can_still_reach_the_goal_keeps_the_sweep_going() -> None:
-    assert why([*finished(0.5, 0.5, 0.5, 0.5), Scores([0.5, 0.65], 2)], to_beat=0.8) is None
+    assert why([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
 
 
 def test_a_trial_after_one_epoch_of_several_is_counted_among_those_to_come() -> None:
-    assert "4 others" in (why([*finished(0.5, 0.5, 0.5, 0.5), Scores([0.5], 2)], to_beat=0.8) or "")
+    assert "4 others" in (why([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
 
 
 def test_a_sweep_whose_trials_have_all_run_has_nothing_to_end() -> None:
@@ -173,11 +173,11 @@ def test_of_sweeps_whose_trials_are_alike_at_most_one_in_twenty_is_ended_wrongly
     assert wrong / len(sweeps) <= 0.05
 
 
-def ended_wrongly(trials: list[Scores], *, to_beat: float, num_rows: int) -> bool:
+def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -> bool:
     """Whether a sweep that looks after each trial is ended, and one of the trials it leaves out would have reached."""
     for num in range(1, len(trials)):
         if why(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
-            return any((hopeful_end(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
+            return any((optimistic_final_score(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
     return False
 
 

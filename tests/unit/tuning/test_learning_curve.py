@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.learning_curve import Curve, curve_sizes, fit_curve
+from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 
 SIZES = (500, 1000, 2000, 4000, 8000)
 
@@ -56,7 +56,7 @@ def test_scores_at_an_end_stay_in_range_and_leave_doubt(score: float) -> None:
 def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
     curve = fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
     assert curve == fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
-    assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+    assert LearningCurve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
-from tuning.search_space import max_epochs, trial_section, tune_space
+from tuning.search_space import max_epochs, param_space, trial_config
 
 SPACE = {
     "method": Distribution(choice=("full", "lora")),
@@ -14,29 +14,29 @@ SPACE = {
 
 
 def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
-    space = tune_space(TuningConfig(space=SPACE))
+    space = param_space(TuningConfig(space=SPACE))
     assert set(space) == set(SPACE)
     assert list(space["method"].categories) == ["full", "lora"]
     assert (space["learning_rate"].lower, space["learning_rate"].upper) == (1e-5, 1e-3)
     for _ in range(20):
-        drawn = trial_section(TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()})
+        drawn = trial_config(TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()})
         assert 1e-5 <= drawn.learning_rate <= 1e-3
         assert 0 <= drawn.lora_dropout <= 0.5
 
 
 def test_an_empty_space_tries_the_section_as_it_is() -> None:
-    assert tune_space(TuningConfig()) == {}
-    assert trial_section(TrainingConfig(epochs=5), {}) == TrainingConfig(epochs=5)
+    assert param_space(TuningConfig()) == {}
+    assert trial_config(TrainingConfig(epochs=5), {}) == TrainingConfig(epochs=5)
 
 
 def test_a_trial_changes_what_was_drawn_and_keeps_the_rest() -> None:
-    config = trial_section(TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01})
+    config = trial_config(TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01})
     assert config == TrainingConfig(epochs=5, seed=3, method="lora", learning_rate=0.01)
 
 
 def test_a_value_that_the_section_does_not_allow_is_refused() -> None:
     with pytest.raises(ValueError, match="learning_rate"):
-        trial_section(TrainingConfig(), {"learning_rate": -1.0})
+        trial_config(TrainingConfig(), {"learning_rate": -1.0})
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
-from tuning.sweep import _keeper, _PutBack
-from tuning.tuner import new_tuner
+from tuning.sweep import RequeueOnFailure, _keeper
+from tuning.tuner import build_tuner
 
 
 def test_a_group_that_failed_puts_its_trial_back_with_the_cause() -> None:
     told: list[Any] = []
     desk = SimpleNamespace(put_back=SimpleNamespace(remote=lambda *given: told.append(given)))
-    callback = _PutBack(desk, "group-0", uri="s3://models/sweep")
+    callback = RequeueOnFailure(desk, "group-0", uri="s3://models/sweep")
     error = OutOfMemoryError("Task was killed due to the node running low on memory.")
     callback.after_exception(run_context=None, worker_exceptions={1: error})
     assert [group for group, _ in told] == ["group-0"]
@@ -41,5 +41,5 @@ def test_a_sweep_s_journal_and_tune_s_own_files_wait_for_s3_as_workers_do(monkey
     asked: Any = {"stopper": None, "desk": None, "known": (), "at_once": 1, "uri": "s3://models/sweep"}
     monkeypatch.setattr("tuning.tuner.on_this_node", dict)
     with pytest.raises(OSError, match="models/sweep"):
-        new_tuner(TuningConfig(), training=TrainingConfig(), **asked)
-    assert attempts == [s3.PATIENT_ATTEMPTS] * 2
+        build_tuner(TuningConfig(), training=TrainingConfig(), **asked)
+    assert attempts == [s3.PERSISTENT.min_attempts] * 2

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tuning.trial_broker import MAX_FAILURES, Desk, Journal, Record, SweepFailed
+from tuning.trial_broker import MAX_FAILURES, Journal, SweepFailed, TrialBroker, TrialRecord
 
 T = TypeVar("T")
 LIMIT_S = 20  # a hang is a failure, not a long wait
@@ -20,11 +20,11 @@ def epoch(number: int, *, last: bool = False, score: float = 0.5) -> dict[str, A
     return {"epoch": number, "score": score, "last": last}
 
 
-def a_desk(*, known: tuple[Record, ...] = (), kept: list[Journal] | None = None) -> Desk:
-    return Desk(keep=(kept if kept is not None else []).append, known=known)
+def a_desk(*, known: tuple[TrialRecord, ...] = (), kept: list[Journal] | None = None) -> TrialBroker:
+    return TrialBroker(keep=(kept if kept is not None else []).append, known=known)
 
 
-def record(desk: Desk, trial: str) -> dict[str, Any]:
+def record(desk: TrialBroker, trial: str) -> dict[str, Any]:
     """What the journal says of a trial."""
     found: dict[str, Any] = next(value for value in desk.journal()["trials"] if value["trial"] == trial)
     return found
@@ -348,7 +348,7 @@ def test_a_trial_called_off_before_a_group_took_it_is_not_taken() -> None:
 
 def test_a_finished_trial_of_an_interrupted_sweep_is_told_to_tune_again_and_taken_by_nobody() -> None:
     async def story() -> None:
-        done = Record("old", {"x": 1}, epochs=[epoch(0), epoch(1)], outcome={"weights": "s3://old", "score": 0.5})
+        done = TrialRecord("old", {"x": 1}, epochs=[epoch(0), epoch(1)], outcome={"weights": "s3://old", "score": 0.5})
         desk = a_desk(known=(done,))
         assert not desk.is_best(score=0.5, completed=False)
         await desk.submit("new", {"x": 1})
@@ -362,7 +362,7 @@ def test_a_finished_trial_of_an_interrupted_sweep_is_told_to_tune_again_and_take
 
 def test_an_unfinished_trial_of_an_interrupted_sweep_goes_on_under_its_name_from_its_checkpoint() -> None:
     async def story() -> None:
-        desk = a_desk(known=(Record("old", {"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"),))
+        desk = a_desk(known=(TrialRecord("old", {"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"),))
         await desk.submit("new", {"x": 1})
         assert await desk.take("group-0") == ("old", {"x": 1}, "s3://kept")
         assert not (await desk.next_report("new"))["over"]
@@ -375,7 +375,7 @@ def test_an_unfinished_trial_of_an_interrupted_sweep_goes_on_under_its_name_from
 
 def test_a_trial_that_failed_in_an_interrupted_sweep_fails_again_without_a_group() -> None:
     async def story() -> None:
-        desk = a_desk(known=(Record("old", {}, failure="the loss is nan"),))
+        desk = a_desk(known=(TrialRecord("old", {}, failure="the loss is nan"),))
         await desk.submit("new", {})
         with pytest.raises(SweepFailed, match="the loss is nan"):
             await desk.next_report("new")
@@ -397,7 +397,7 @@ def test_a_trial_given_up_for_its_groups_failures_is_tried_again_by_a_driver_run
             await desk.take("group-0")
         await desk.put_back("group-0", "out of memory")
         assert "out of memory" in str(record(desk, "a")["failure"])
-        again = a_desk(known=tuple(Record.from_dict(value) for value in kept[-1]["trials"]))
+        again = a_desk(known=tuple(TrialRecord.from_dict(value) for value in kept[-1]["trials"]))
         await again.submit("new", {"x": 1})
         assert await again.take("group-0") == ("a", {"x": 1}, "s3://kept")
         assert record(again, "a")["failure"] is None
@@ -407,7 +407,9 @@ def test_a_trial_given_up_for_its_groups_failures_is_tried_again_by_a_driver_run
 
 def test_trials_of_the_same_configuration_take_up_a_known_one_each() -> None:
     async def story() -> None:
-        desk = a_desk(known=(Record("first", {}, outcome={"weights": "", "score": 0.1}), Record("second", {})))
+        desk = a_desk(
+            known=(TrialRecord("first", {}, outcome={"weights": "", "score": 0.1}), TrialRecord("second", {}))
+        )
         for name in ("a", "b", "c"):
             await desk.submit(name, {})
         assert [trial["trial"] for trial in desk.journal()["trials"]] == ["first", "second", "c"]
@@ -427,7 +429,7 @@ def test_what_a_driver_run_again_must_know_is_kept_as_it_happens() -> None:
         await desk.finish("group-0", "a", {"weights": "", "score": 0.5})
         assert [journal["trials"][0]["checkpoint"] for journal in kept] == [None, "s3://kept", "s3://kept"]
         assert kept[-1] == desk.journal()
-        assert [Record.from_dict(value).over for value in kept[-1]["trials"]] == [True]
+        assert [TrialRecord.from_dict(value).over for value in kept[-1]["trials"]] == [True]
 
     run(story())
 
@@ -446,7 +448,7 @@ def test_when_the_sweep_ends_itself_the_trials_that_end_with_it_are_marked() -> 
     run(story())
 
 
-async def exported(desk: Desk, trial_id: str, *, score: float, completed: bool) -> None:
+async def exported(desk: TrialBroker, trial_id: str, *, score: float, completed: bool) -> None:
     await desk.submit(trial_id, {})
     if completed:
         await desk.report(trial_id, epoch(0, last=True, score=score))
