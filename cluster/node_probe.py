@@ -151,7 +151,7 @@ def try_to_write(task_uri: str) -> Written:
 def _is_refused(uri: str, *, etag: str | None) -> bool:
     try:
         storage.write_if_match(uri, b"other", etag=etag)
-    except s3.Conflict:
+    except s3.PreconditionFailed:
         return True
     return False
 
@@ -175,7 +175,7 @@ def _unread(uri: str) -> str | None:
     """Why the footer of a Parquet file cannot be read."""
     try:
         store, path = s3.filesystem(uri)
-        with s3.explained(uri), store.open_input_file(path) as source:
+        with s3.storage_errors(uri), store.open_input_file(path) as source:
             pq.read_schema(source)
     except ValueError as error:  # pyarrow's own for what is no Parquet among them
         return str(error)

@@ -11,15 +11,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tailorbird.storage.objects import NUM_TRANSFERS
 from tailorbird.storage.s3 import (
-    Conflict,
+    PreconditionFailed,
     StorageError,
     conditional_client,
-    explain,
-    explained,
     is_absent,
     is_conflict,
     parse,
     require_bucket,
+    storage_errors,
+    to_storage_error,
 )
 
 NUM_ATTEMPTS = 50
@@ -30,7 +30,7 @@ LONGEST_WAIT_S = 0.5
 def head(uri: str) -> tuple[str, int]:
     """Return an S3 object's ETag and size in bytes; raise StorageError if it does not exist."""
     path = _object_path(uri)
-    with explained(uri):
+    with storage_errors(uri):
         info = conditional_client().info(path, refresh=True)
         if info["type"] != "file":
             raise FileNotFoundError(uri)
@@ -46,7 +46,7 @@ def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
 def delete(uri: str) -> None:
     """Delete one S3 object, if it exists, without leaving an empty folder marker."""
     path = _object_path(uri)
-    with explained(uri):
+    with storage_errors(uri):
         conditional_client().rm_file(path)
 
 
@@ -56,7 +56,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
     The ETag is taken before the content: if the object changes in between, a write on this ETag is refused.
     """
     path, client = _object_path(uri), conditional_client()
-    with explained(uri):
+    with storage_errors(uri):
         try:
             info = client.info(path, refresh=True)
             if info["type"] != "file":
@@ -72,7 +72,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     """Write an object only if it still has this ETag (None: only if it does not exist yet); return the new ETag.
 
-    Raises Conflict if another writer was first: read again, decide again, write again.
+    Raises PreconditionFailed if another writer was first: read again, decide again, write again.
     """
     path = _object_path(uri)
     # One PUT whatever its size: s3fs's multipart upload drops the condition on an ETag.
@@ -82,8 +82,8 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     except (OSError, ClientError, BotoCoreError) as error:
         if is_conflict(error) or (etag is not None and is_absent(error)):
             was = "it exists already" if etag is None else f"it is no longer the version {etag}"
-            raise Conflict(f"{uri} was not written: {was}; read it again and decide again") from error
-        raise explain(uri, error) from error
+            raise PreconditionFailed(f"{uri} was not written: {was}; read it again and decide again") from error
+        raise to_storage_error(uri, error) from error
     return str(answer["ETag"])
 
 
@@ -102,7 +102,7 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
             return value
         try:
             write_if_match(uri, json.dumps(changed, indent=1).encode(), etag=stored[1] if stored else None)
-        except Conflict:  # another writer was first, or the client's own retry of a write that succeeded
+        except PreconditionFailed:  # another writer was first, or the client's own retry of a write that succeeded
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
         return changed

@@ -1,4 +1,4 @@
-"""Copies of S3 folders on this node, downloaded once and shared by its processes."""
+"""A cache of S3 folders on this node, shared by its processes."""
 
 import fcntl
 import hashlib
@@ -13,39 +13,42 @@ from pyarrow import fs as pafs
 
 from tailorbird.storage import objects, s3
 
-# Weights as safetensors, never pickles; what tokenizers and configurations consist of.
+# Files of a model: weights as safetensors (never pickles), tokenizer and configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 def sha256_files(uri: str) -> dict[str, str]:
-    """sha256 of each file of a model's folder, by name, as it lies there now."""
+    """Return the sha256 of each file of a model's folder, by name."""
     names = (file.removeprefix(f"{uri}/") for file in objects.list_files(uri) if file.endswith(MODEL_SUFFIXES))
     return {name: objects.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != objects.MANIFEST}
 
 
 def local_copy(uri: str, *, cache: Path | None = None) -> Path:
-    """Local folder with the files under `uri`, downloaded once a node; of a `file://` URI, the folder itself.
+    """Return a local folder with the files under `uri`, downloaded once a node; of a `file://` URI, the folder itself.
 
-    The copy lies under `cache` (TAILORBIRD_CACHE, or ~/.cache/tailorbird), named by the sha256 of the folder's
-    manifest.json or, without one, of its listing. Any number of processes may ask at once: one downloads.
+    The copy is stored under `cache` (TAILORBIRD_CACHE, or ~/.cache/tailorbird), named by the sha256 of the folder's
+    manifest.json or, without one, of its listing. Of processes that call at the same time, one downloads.
     """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
         objects.list_files(uri)
         return Path(path)
-    with _held(uri, cache=cache) as local:
+    with _locked_folder(uri, cache=cache) as local:
         if not local.exists():
             objects.download_folder(uri, local)
     return local
 
 
-def renewed_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | None = None) -> Path:
-    """`local_copy`, of a folder whose copy was found damaged: it is thrown away and downloaded once more, unless
-    another process has done so meanwhile. A `file://` URI's folder, which is no copy, is left as it is."""
+def repaired_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | None = None) -> Path:
+    """Return `local_copy` of a folder whose copy is damaged, after downloading it again.
+
+    A copy that another process has replaced meanwhile (`is_whole`) is kept. The folder of a `file://` URI, which is no
+    copy, is left as it is.
+    """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
         return Path(path)
-    with _held(uri, cache=cache) as local:
+    with _locked_folder(uri, cache=cache) as local:
         if not (local.exists() and is_whole(local)):
             shutil.rmtree(local, ignore_errors=True)
             objects.download_folder(uri, local)
@@ -53,8 +56,8 @@ def renewed_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | No
 
 
 @contextmanager
-def _held(uri: str, *, cache: Path | None) -> Iterator[Path]:
-    """Where a folder's copy lies, or is to lie; no other process of this node changes it while the block lasts."""
+def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
+    """Yield the path of a folder's copy, locked against other processes of this node."""
     root = (cache or cache_folder()) / "folders"
     root.mkdir(parents=True, exist_ok=True)
     key = _content_key(uri.rstrip("/"))
@@ -64,7 +67,7 @@ def _held(uri: str, *, cache: Path | None) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where this node keeps what it can fetch or make again: TAILORBIRD_CACHE, or ~/.cache/tailorbird."""
+    """Return the node's cache folder: TAILORBIRD_CACHE, or ~/.cache/tailorbird."""
     return Path(os.environ.get("TAILORBIRD_CACHE") or Path.home() / ".cache" / "tailorbird")
 
 
@@ -74,7 +77,7 @@ def _content_key(uri: str) -> str:
         return hashlib.sha256(objects.read_bytes(manifest)).hexdigest()
     store, path = s3.filesystem(uri)
     objects.list_files(uri)
-    with s3.explained(uri):
+    with s3.storage_errors(uri):
         infos = store.get_file_info(pafs.FileSelector(path, recursive=True))
     listing = sorted((info.path, info.size, str(info.mtime_ns)) for info in infos if info.type == pafs.FileType.File)
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The only code that talks to S3: everything the project reads or leaves behind passes here, as `s3://` or `file://`."""
+"""Read, write and list objects at `s3://` and `file://` URIs, with pyarrow."""
 
 import hashlib
 import json
@@ -13,29 +13,37 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from tailorbird.storage.s3 import StorageError, explained, filesystem, parse, require_bucket
+from tailorbird.storage.s3 import (
+    STANDARD,
+    RetryPolicy,
+    StorageError,
+    filesystem,
+    parse,
+    require_bucket,
+    storage_errors,
+)
 
 MANIFEST = "manifest.json"
 NUM_TRANSFERS = 8
 CHUNK_BYTES = 1 << 20
 
 
-def is_behind(error: BaseException) -> bool:
-    """Whether an error is the store's or was raised for one of its: its message may tell where things lie."""
+def comes_from_storage(error: BaseException) -> bool:
+    """Return True if the error came from storage, so its message may contain a URI that clients must not see."""
     return isinstance(error, StorageError) or isinstance(error.__context__, StorageError)
 
 
 def read_bytes(uri: str) -> bytes:
-    """An object's whole content."""
+    """Return an object's content."""
     store, path = filesystem(uri)
-    with explained(uri), store.open_input_stream(path) as stream:
+    with storage_errors(uri), store.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 
-def write_bytes(uri: str, data: bytes, *, patient: bool = False) -> None:
-    """Writes an object whole, over one that may be there; `patient` as in `filesystem`."""
-    store, path = filesystem(uri, patient=patient)
-    with explained(uri):
+def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) -> None:
+    """Write an object, replacing one that exists; readers never see a part of it."""
+    store, path = filesystem(uri, retry_policy=retry_policy)
+    with storage_errors(uri):
         if isinstance(store, pafs.LocalFileSystem):
             _write_local(Path(path), lambda temporary: temporary.write_bytes(data))
         else:
@@ -44,7 +52,7 @@ def write_bytes(uri: str, data: bytes, *, patient: bool = False) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The value in a JSON object; raises StorageError where it is none."""
+    """Return a JSON object's value; raise StorageError if the content is not JSON."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -52,49 +60,52 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{uri} is not JSON: {error}; give the URI of a JSON file") from None
 
 
-def write_json(uri: str, value: Any, *, patient: bool = False) -> None:
-    """Writes a value as JSON, indented, with sorted keys; `patient` as in `filesystem`."""
+def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) -> None:
+    """Write a value as JSON, indented, with sorted keys."""
     data = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_bytes(uri, data.encode(), patient=patient)
+    write_bytes(uri, data.encode(), retry_policy=retry_policy)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file, or a prefix with something under it, is there; raises StorageError if its bucket is not."""
+    """Return True if a file, or a prefix with files under it, exists; raise StorageError if its bucket does not."""
     store, path = filesystem(uri)
-    with explained(uri):
+    with storage_errors(uri):
         if store.get_file_info(path.rstrip("/")).type != pafs.FileType.NotFound:
             return True
         require_bucket(uri)
     return False
 
 
-def state(uri: str) -> list[Any]:
-    """A file as it lies there: its URI, its bytes and when it was written."""
+def file_state(uri: str) -> tuple[str, int, str]:
+    """Return a file's URI, size in bytes and time of its last change in ns, which differ when it was changed."""
     store, path = filesystem(uri)
-    with explained(uri):
+    with storage_errors(uri):
         info = store.get_file_info(path)
-    return [uri, info.size, str(info.mtime_ns)]
+    return uri, int(info.size), str(info.mtime_ns)
 
 
 def list_files(uri: str) -> list[str]:
-    """URIs of the files under a folder, at any depth, sorted; of a file, its own. StorageError if there is none."""
+    """Return the URIs of the files under a folder, at any depth, sorted; of a file, its own.
+
+    Raises StorageError if there is none.
+    """
     store, path = filesystem(uri)
     path = path.rstrip("/")
-    with explained(uri):
+    with storage_errors(uri):
         kind = store.get_file_info(path).type
         if kind == pafs.FileType.NotFound:
             raise FileNotFoundError(uri)
         if kind == pafs.FileType.File:
             return [uri]
         infos = store.get_file_info(pafs.FileSelector(path, recursive=True))
-        found = [_uri(store, info.path) for info in infos if info.type == pafs.FileType.File]
-        if not found:
+        files = [_uri(store, info.path) for info in infos if info.type == pafs.FileType.File]
+        if not files:
             raise FileNotFoundError(uri)
-    return sorted(found)
+    return sorted(files)
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Copies every file of a local folder under `uri`; a `manifest.json` at its top goes last, after the rest."""
+    """Upload every file of a local folder under `uri`; a `manifest.json` at its top is written last."""
     if not local.is_dir():
         raise StorageError(f"{local} is not a folder; give the folder whose files go to {uri}")
     names = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
@@ -107,22 +118,22 @@ def upload_folder(local: Path, uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Deletes everything under `uri`; where nothing is, nothing happens."""
+    """Delete everything under `uri`, if it exists."""
     store, path = filesystem(uri)
-    with explained(uri), suppress(FileNotFoundError):
+    with storage_errors(uri), suppress(FileNotFoundError):
         store.delete_dir(path.rstrip("/"))
 
 
-def require_no_way_out(uri: str) -> None:
-    """Raises StorageError where a file under `uri` would leave the local folder that the files are copied to."""
+def require_safe_names(uri: str) -> None:
+    """Raise StorageError if a file's name under `uri` would lead out of the local folder it is downloaded to."""
     for file in list_files(uri.rstrip("/")):
         _relative(file, uri.rstrip("/"))
 
 
 def download_folder(uri: str, local: Path) -> None:
-    """Copies every file under `uri` into a new local folder, which appears whole or not at all.
+    """Download every file under `uri` into a new local folder, which appears complete or not at all.
 
-    Raises StorageError if `local` is there already and not empty, or a file's name would lead out of it.
+    Raises StorageError if `local` exists and is not empty, or a file's name would lead out of it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} is there already; give a new folder for {uri}")
@@ -131,28 +142,28 @@ def download_folder(uri: str, local: Path) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{local.name}-", dir=local.parent))
     try:
-        places = {name: temporary / _relative(name, base) for name in files}
-        _transfer(files, lambda name: _download(name, places[name]))
+        targets = {name: temporary / _relative(name, base) for name in files}
+        _transfer(files, lambda name: _download(name, targets[name]))
         temporary.chmod(0o755)
-        with explained(uri):
+        with storage_errors(uri):
             temporary.rename(local)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a local file's content, in hex."""
+    """Return the sha256 of a local file's content, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_object(uri: str) -> str:
-    """sha256 of an object's content, in hex, read in pieces."""
+    """Return the sha256 of an object's content, in hex, read in chunks."""
     store, path = filesystem(uri)
     digest = hashlib.sha256()
-    with explained(uri), store.open_input_stream(path) as stream:
-        while piece := stream.read(CHUNK_BYTES):
-            digest.update(piece)
+    with storage_errors(uri), store.open_input_stream(path) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -161,9 +172,9 @@ def _uri(store: pafs.FileSystem, path: str) -> str:
 
 
 def _relative(uri: str, base: str) -> str:
-    """Path of a listed file under the folder it was listed in.
+    """Return the path of a listed file relative to the folder it was listed in.
 
-    Raises StorageError for a key that would be another place on a disk: S3 keys may have any characters, `..` too.
+    Raises StorageError for a key that would lead out of the folder on a disk: S3 keys may contain `..`.
     """
     path, folder = parse(uri)[1], parse(base)[1]
     relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
@@ -178,10 +189,10 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
             pass
 
 
-def upload_file(local: Path, uri: str, *, patient: bool = False) -> None:
-    """Copies a local file to an object, whole or not at all; `patient` as in `filesystem`."""
-    store, path = filesystem(uri, patient=patient)
-    with explained(uri), local.open("rb") as source:
+def upload_file(local: Path, uri: str, *, retry_policy: RetryPolicy = STANDARD) -> None:
+    """Upload a local file; the object appears complete or not at all."""
+    store, path = filesystem(uri, retry_policy=retry_policy)
+    with storage_errors(uri), local.open("rb") as source:
         if isinstance(store, pafs.LocalFileSystem):
             _write_local(Path(path), lambda temporary: shutil.copyfile(local, temporary))
         else:
@@ -192,12 +203,12 @@ def upload_file(local: Path, uri: str, *, patient: bool = False) -> None:
 def _download(uri: str, local: Path) -> None:
     store, path = filesystem(uri)
     local.parent.mkdir(parents=True, exist_ok=True)
-    with explained(uri), store.open_input_stream(path) as source, local.open("wb") as target:
+    with storage_errors(uri), store.open_input_stream(path) as source, local.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 
 def _write_local(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside and renames, so that a local file is never seen half-written."""
+    """Write a temporary file and rename it, so that readers never see a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)

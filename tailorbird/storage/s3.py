@@ -1,4 +1,4 @@
-"""S3 clients from the environment's settings, and their errors as text: what `cluster.storage` stands on."""
+"""S3 clients made from the environment's settings, and their errors as StorageError."""
 
 import os
 from collections.abc import Iterator
@@ -15,8 +15,6 @@ from pyarrow import fs as pafs
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
 NUM_ATTEMPTS = 3
-PATIENT_ATTEMPTS = 10
-"""With a pause of a random part of 1, 2, 4, ... 20 s before each: a store that fails for a minute is waited for."""
 
 _REFUSED = (
     "ACCESS_DENIED",
@@ -48,16 +46,31 @@ _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
 
 
 class StorageError(ValueError):
-    """A URI that cannot be read or written; the message names it, the reason and what to do."""
+    """A URI that cannot be read or written; the message has the URI, the reason and what to do."""
 
 
-class Conflict(StorageError):
-    """A conditional write that lost: the object is no longer what the writer had read."""
+class PreconditionFailed(StorageError):
+    """A conditional write was refused: the object is no longer the version that the writer read."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a request is tried; the larger of this and AWS_MAX_ATTEMPTS (default 3) applies.
+
+    pyarrow waits a random part of 1, 2, 4, ... 20 s before each repetition.
+    """
+
+    min_attempts: int
+
+
+STANDARD = RetryPolicy(1)
+PERSISTENT = RetryPolicy(10)
+"""For work that must survive an outage of the storage of about a minute."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """S3 settings as the environment gives them; None leaves the choice to the default chain (roles, profiles)."""
+    """S3 settings of the environment; None leaves the choice to the default chain (roles, profiles)."""
 
     endpoint: str | None
     access_key: str | None
@@ -68,65 +81,63 @@ class Settings:
     num_attempts: int
 
 
-def filesystem(uri: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's filesystem of a URI, and the path in it (`bucket/key` or an absolute path).
+def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.FileSystem, str]:
+    """Return pyarrow's filesystem of a URI, and the path in it (`bucket/key` or an absolute path).
 
-    Waits are bounded: three seconds to connect, and AWS_MAX_ATTEMPTS (3), or at least ten where `patient`. Raises
-    StorageError for any other scheme.
+    Waits are bounded: three seconds to connect, thirty for an answer. Raises StorageError for any other scheme.
     """
     scheme, path = parse(uri)
     if scheme == "file":
         return pafs.LocalFileSystem(), path
     chosen = settings()
-    least = PATIENT_ATTEMPTS if patient else 1
-    return _s3(replace(chosen, num_attempts=max(chosen.num_attempts, least))), path
+    return _s3(replace(chosen, num_attempts=max(chosen.num_attempts, retry_policy.min_attempts))), path
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turns what pyarrow, s3fs and botocore raise inside the block into a StorageError about `uri`."""
+def storage_errors(uri: str) -> Iterator[None]:
+    """Raise errors of pyarrow, s3fs and botocore inside the block as a StorageError about `uri`."""
     try:
         yield
     except StorageError:
         raise
     except (OSError, ClientError, BotoCoreError) as error:
-        raise explain(uri, error) from error
+        raise to_storage_error(uri, error) from error
 
 
 def settings() -> Settings:
-    """S3 settings of the environment, read when called."""
+    """Read the S3 settings from the environment."""
 
-    def given(*names: str) -> str | None:
+    def first_set(*names: str) -> str | None:
         return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
-    access_key, secret_key = given("AWS_ACCESS_KEY_ID"), given("AWS_SECRET_ACCESS_KEY")
+    access_key, secret_key = first_set("AWS_ACCESS_KEY_ID"), first_set("AWS_SECRET_ACCESS_KEY")
     if (access_key is None) != (secret_key is None):
         raise StorageError(
             "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither to use a role"
         )
-    endpoint = given("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    endpoint = first_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must begin with http:// or https://")
-    region = given("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
-    attempts = given("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
+    region = first_set("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
+    attempts = first_set("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
     if not attempts.isdecimal() or int(attempts) < 1:
         raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or leave it out")
     return Settings(
         endpoint,
         access_key,
         secret_key,
-        given("AWS_SESSION_TOKEN"),
+        first_set("AWS_SESSION_TOKEN"),
         region,
-        given("AWS_CA_BUNDLE"),
+        first_set("AWS_CA_BUNDLE"),
         num_attempts=int(attempts),
     )
 
 
 class _S3(pafs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's S3, of which the number of attempts alone goes with it to Ray's workers.
+    """pyarrow's S3 filesystem, pickled without credentials.
 
-    pyarrow's own pickle forgets that and holds the secret key, which so would lie in what Ray Train and Tune pickle, on
-    S3 too. Who unpickles it has settings and keys of their own, in the environment that Ray was started in.
+    Only the number of attempts is pickled. pyarrow's own pickle drops it and holds the secret key, which Ray Train and
+    Tune would then store on S3. A process that unpickles it uses the settings of its own environment.
     """
 
     def __init__(self, chosen: Settings) -> None:
@@ -180,7 +191,7 @@ def conditional_client() -> s3fs.S3FileSystem:
 
 
 def parse(uri: str) -> tuple[str, str]:
-    """Scheme (`s3` or `file`) of a URI and its path; raises StorageError for any other."""
+    """Return a URI's scheme (`s3` or `file`) and path; raise StorageError for any other scheme."""
     scheme, separator, path = uri.partition("://")
     if scheme == "file" and separator and path.startswith("/"):
         return "file", unquote(path)
@@ -190,14 +201,14 @@ def parse(uri: str) -> tuple[str, str]:
 
 
 def require_bucket(uri: str) -> None:
-    """Raises StorageError if the URI's bucket is not there."""
+    """Raise StorageError if the URI's bucket does not exist."""
     scheme, path = parse(uri)
     if scheme == "s3" and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
         raise _no_bucket(uri)
 
 
-def explain(uri: str, error: Exception) -> StorageError:
-    """A store's error as one line that says what is wrong with `uri` and what to do."""
+def to_storage_error(uri: str, error: Exception) -> StorageError:
+    """Return a StorageError for an error of the storage client: one line with `uri`, the cause and what to do."""
     if has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
     if isinstance(error, FileNotFoundError) or is_absent(error):
@@ -206,37 +217,39 @@ def explain(uri: str, error: Exception) -> StorageError:
         except StorageError as missing:
             return missing
         except OSError as other:
-            return explain(uri, other)
+            return to_storage_error(uri, other)
         return StorageError(f"{uri} is not there; check the URI, or write it first")
     if parse(uri)[0] == "file":
         return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
     if has_code(error, _REFUSED) or isinstance(error, PermissionError):
         return StorageError(
-            f"{uri}: access denied by {_place()}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{uri}: access denied by {_endpoint()}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             f"or the role's policy ({error})"
         )
     if has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
-        return StorageError(f"{uri}: {_place()} cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})")
-    return StorageError(f"{uri}: {_place()} answered with an error; try again or check its log ({error})")
+        return StorageError(
+            f"{uri}: {_endpoint()} cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})"
+        )
+    return StorageError(f"{uri}: {_endpoint()} answered with an error; try again or check its log ({error})")
 
 
 def _no_bucket(uri: str) -> StorageError:
     bucket = parse(uri)[1].partition("/")[0]
-    return StorageError(f"{uri}: there is no bucket {bucket!r} at {_place()}; create it or correct the URI")
+    return StorageError(f"{uri}: there is no bucket {bucket!r} at {_endpoint()}; create it or correct the URI")
 
 
-def _place() -> str:
+def _endpoint() -> str:
     return settings().endpoint or "AWS S3"
 
 
 def has_code(error: Exception, codes: tuple[str, ...]) -> bool:
-    """Whether an error, or what caused it, carries one of these codes."""
+    """Return True if an error, or its cause, contains one of these codes."""
     text = f"{error} {error.__cause__ or ''}"
     return any(code in text for code in codes)
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether an error says that the object is not there."""
+    """Return True if an error says that the object does not exist."""
     return isinstance(error, FileNotFoundError) or has_code(error, _ABSENT)
 
 

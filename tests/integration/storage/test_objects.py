@@ -108,17 +108,17 @@ def test_a_conditional_write_wins_only_on_the_version_it_read(bucket: str) -> No
     uri = f"{bucket}/champion.json"
     assert storage.read_versioned(uri) is None
     first = storage.write_if_match(uri, b"1", etag=None)
-    with pytest.raises(s3.Conflict, match="it exists already"):
+    with pytest.raises(s3.PreconditionFailed, match="it exists already"):
         storage.write_if_match(uri, b"2", etag=None)
     second = storage.write_if_match(uri, b"2", etag=first)
-    with pytest.raises(s3.Conflict, match="no longer the version"):
+    with pytest.raises(s3.PreconditionFailed, match="no longer the version"):
         storage.write_if_match(uri, b"3", etag=first)
     assert storage.read_versioned(uri) == (b"2", second)
 
 
 def test_a_conditional_write_on_an_object_that_is_gone_is_a_conflict(bucket: str) -> None:
     etag = storage.write_if_match(f"{bucket}/here", b"1", etag=None)
-    with pytest.raises(s3.Conflict):
+    with pytest.raises(s3.PreconditionFailed):
         storage.write_if_match(f"{bucket}/gone", b"1", etag=etag)
 
 
@@ -130,7 +130,7 @@ def test_of_many_writers_at_once_exactly_one_wins(bucket: str, present: bool) ->
     def write(number: int) -> int | None:
         try:
             storage.write_if_match(uri, str(number).encode(), etag=etag)
-        except s3.Conflict:
+        except s3.PreconditionFailed:
             return None
         return number
 
@@ -165,7 +165,7 @@ def test_a_large_object_is_still_written_on_its_condition(bucket: str) -> None:
     uri, large = f"{bucket}/large", bytes(101 << 20)  # s3fs would upload it in parts
     etag = storage.write_if_match(uri, b"small", etag=None)
     storage.write_bytes(uri, b"changed")
-    with pytest.raises(s3.Conflict):
+    with pytest.raises(s3.PreconditionFailed):
         storage.write_if_match(uri, large, etag=etag)
     assert storage.read_bytes(uri) == b"changed"
 

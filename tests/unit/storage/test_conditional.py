@@ -21,7 +21,7 @@ class Store:
         if self.num_conflicts:
             self.num_conflicts -= 1
             self.content = b"[0]"
-            raise s3.Conflict(uri)
+            raise s3.PreconditionFailed(uri)
         self.content = data
         return f"after {etag}"
 

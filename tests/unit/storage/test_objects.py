@@ -71,11 +71,11 @@ def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch
         storage.read_bytes("s3://lake/a")
 
 
-def test_patience_with_s3_goes_along_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_retry_policy_is_pickled_with_the_filesystem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
-    for patient, attempts in ((False, 4), (True, s3.PATIENT_ATTEMPTS)):
-        store, _ = s3_module.filesystem("s3://bucket/key", patient=patient)
+    for policy, attempts in ((s3.STANDARD, 4), (s3.PERSISTENT, s3.PERSISTENT.min_attempts)):
+        store, _ = s3_module.filesystem("s3://bucket/key", retry_policy=policy)
         assert pickle.loads(pickle.dumps(store)).chosen.num_attempts == attempts
 
 
@@ -102,7 +102,7 @@ def test_a_key_that_leads_out_of_the_folder_is_not_downloaded(
     with pytest.raises(s3_module.StorageError, match="has no place in a local folder"):
         storage.download_folder(base, tmp_path / "deep" / "copy")
     with pytest.raises(s3_module.StorageError, match="has no place in a local folder"):
-        storage.require_no_way_out(base)
+        storage.require_safe_names(base)
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -113,7 +113,7 @@ def test_a_number_of_attempts_that_is_none_is_refused(monkeypatch: pytest.Monkey
 
 
 def test_errors_cross_process_borders() -> None:
-    error = pickle.loads(pickle.dumps(s3_module.Conflict("lost")))
+    error = pickle.loads(pickle.dumps(s3_module.PreconditionFailed("lost")))
     assert isinstance(error, s3_module.StorageError)
     assert str(error) == "lost"
 
