@@ -20,7 +20,7 @@ class Package:
     name: str
     wanted: str
     """Versions, as `>=2.60,<2.61`."""
-    found: str | None
+    installed: str | None
     """The version that is installed, if one is."""
     features: str = ""
     """Its own optional groups that are asked for, as `[serve,train]`; whether they are installed is not looked at."""
@@ -28,7 +28,7 @@ class Package:
     @property
     def fits(self) -> bool:
         """Whether what is installed is wanted."""
-        return self.found is not None and fits(self.found, self.wanted)
+        return self.installed is not None and fits(self.installed, self.wanted)
 
     @property
     def line(self) -> str:
@@ -55,8 +55,8 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
     made. Raises PackageNotFoundError where there is neither.
     """
     if not (root / "pyproject.toml").is_file():
-        told = metadata("tailorbird")
-        return _grouped(str(told["Requires-Python"]), told.get_all("Requires-Dist") or [])
+        installed = metadata("tailorbird")
+        return _grouped(str(installed["Requires-Python"]), installed.get_all("Requires-Dist") or [])
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = list(project["dependencies"])
     for extra, packages in project["optional-dependencies"].items():
@@ -64,7 +64,7 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
     return _grouped(project["requires-python"], lines)
 
 
-def found(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
+def installed_packages(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
     """Packages as they are installed here."""
     return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 

@@ -1,4 +1,4 @@
-"""`tailorbird doctor`: what is missing on this machine, and the command that mends it; imports nothing heavy."""
+"""`tailorbird doctor`: report what is missing on this machine with the command that fixes it; imports nothing heavy."""
 
 import json
 import os
@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from cluster.requirements import ALWAYS, Package, fits, found, requirements
+from cluster.requirements import ALWAYS, Package, fits, installed_packages, requirements
+from tailorbird.checks.result import CheckResult, State, passes, to_json, to_lines
 
 GIB = 1 << 30
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 6 * GIB, 10 * GIB, GIB, GIB
@@ -38,28 +38,10 @@ EXTRAS = {
 """What each optional group of packages is for."""
 SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
 
-State = Literal["ok", "note", "fault"]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One thing that was looked at: a `note` is worth knowing, a `fault` keeps the work from being done."""
-
-    name: str
-    state: State
-    text: str
-    todo: str = ""
-    """What to do about it."""
-
-    def shown(self) -> list[str]:
-        """For people."""
-        mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
-        return [f"{mark}  {self.name}: {self.text}"] + ([f"       -> {self.todo}"] if self.todo else [])
-
 
 @dataclass(frozen=True)
 class Machine:
-    """What was looked at."""
+    """Facts about this machine."""
 
     python: str
     wanted_python: str
@@ -87,63 +69,67 @@ class Machine:
     """None where there is none to see, or torch does not say."""
 
 
-def check(machine: Machine) -> tuple[Line, ...]:
+def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
     """What there is to say, in the order in which it is best mended."""
     parts = (_python, _packages, _extras, _room, _programs, _ports, _stack, _environment, _gpu)
     return tuple(line for part in parts for line in part(machine))
 
 
-def _python(machine: Machine) -> Iterator[Line]:
+def _python(machine: Machine) -> Iterator[CheckResult]:
     text = f"{machine.python}, wanted {machine.wanted_python}"
     if machine.python_fits:
-        yield Line("Python", "ok", text)
+        yield CheckResult("Python", "ok", text)
     else:
-        yield Line("Python", "fault", text, "make setup PYTHON=python3.11, or another that fits")
+        yield CheckResult("Python", "fault", text, "make setup PYTHON=python3.11, or another that fits")
 
 
-def _packages(machine: Machine) -> Iterator[Line]:
+def _packages(machine: Machine) -> Iterator[CheckResult]:
     wrong = [package for package in machine.packages if not package.fits]
     if not wrong:
-        yield Line("packages", "ok", f"all {len(machine.packages)} are installed, at versions that fit")
+        yield CheckResult("packages", "ok", f"all {len(machine.packages)} are installed, at versions that fit")
         return
-    told = "; ".join(f"{one.name} is {one.found or 'not installed'}, wanted {one.wanted or 'any'}" for one in wrong)
-    yield Line("packages", "fault", told, "pip install " + " ".join(f"'{one.line}'" for one in wrong))
+    message = "; ".join(f"{p.name} is {p.installed or 'not installed'}, wanted {p.wanted or 'any'}" for p in wrong)
+    yield CheckResult("packages", "fault", message, "pip install " + " ".join(f"'{p.line}'" for p in wrong))
 
 
-def _extras(machine: Machine) -> Iterator[Line]:
+def _extras(machine: Machine) -> Iterator[CheckResult]:
     for name, packages in machine.extras.items():
         purpose = EXTRAS.get(name, "see pyproject.toml")
-        missing = [one for one in packages if not one.fits]
+        missing = [package for package in packages if not package.fits]
         if missing:
-            told = ", ".join(f"{one.name} {one.found}" if one.found else one.name for one in missing)
-            text = f"not whole ({told} missing or of another version); for {purpose}"
-            yield Line(f"extra {name}", "note", text, f"in the project's folder: pip install --editable '.[{name}]'")
+            names = ", ".join(f"{p.name} {p.installed}" if p.installed else p.name for p in missing)
+            text = f"incomplete ({names} missing or of another version); for {purpose}"
+            yield CheckResult(
+                f"extra {name}", "note", text, f"in the project's folder: pip install --editable '.[{name}]'"
+            )
         else:
-            yield Line(f"extra {name}", "ok", f"installed; for {purpose}")
+            yield CheckResult(f"extra {name}", "ok", f"installed; for {purpose}")
 
 
-def _room(machine: Machine) -> Iterator[Line]:
-    yield Line("cores", "ok", str(machine.cores))
+def _room(machine: Machine) -> Iterator[CheckResult]:
+    yield CheckResult("cores", "ok", str(machine.cores))
     memory = f"{machine.memory_bytes / GIB:.1f} GiB"
     if machine.memory_bytes < LITTLE_MEMORY:
         least = "a stack with two small training workers takes about 5 GiB"
-        yield Line("memory", "note", f"{memory}; {least}", "set training.num_workers to 1, or take a larger machine")
+        yield CheckResult(
+            "memory", "note", f"{memory}; {least}", "set training.num_workers to 1, or take a larger machine"
+        )
     else:
-        yield Line("memory", "ok", memory)
+        yield CheckResult("memory", "ok", memory)
     disk = f"{machine.disk_bytes / GIB:.1f} GiB free"
     if machine.disk_bytes < LITTLE_DISK:
         state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
-        yield Line("disk", state, disk, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
+        yield CheckResult("disk", state, disk, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
     else:
-        yield Line("disk", "ok", disk)
+        yield CheckResult("disk", "ok", disk)
     if machine.shm_bytes is not None and machine.shm_bytes < LITTLE_SHM:
         text = f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's objects go to the disk, which is slow"
-        yield Line("shared memory", "note", text, "in a container, start it with --shm-size=2g")
+        yield CheckResult("shared memory", "note", text, "in a container, start it with --shm-size=2g")
     elif machine.shm_bytes is not None:
-        yield Line("shared memory", "ok", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
+        yield CheckResult("shared memory", "ok", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
 
 
-def _programs(machine: Machine) -> Iterator[Line]:
+def _programs(machine: Machine) -> Iterator[CheckResult]:
     purposes = {
         "git": "to have the code in versions",
         "make": "for `make demo` and the other targets",
@@ -151,82 +137,83 @@ def _programs(machine: Machine) -> Iterator[Line]:
     }
     for name, path in machine.programs.items():
         if path:
-            yield Line(name, "ok", path)
+            yield CheckResult(name, "ok", path)
         else:
             text = f"not installed; {purposes.get(name, 'optional')}"
-            yield Line(name, "note", text, f"apt-get install {name}")
+            yield CheckResult(name, "note", text, f"apt-get install {name}")
 
 
-def _ports(machine: Machine) -> Iterator[Line]:
+def _ports(machine: Machine) -> Iterator[CheckResult]:
     if machine.listening is None:
-        yield Line("ports", "note", "which are taken cannot be told on this system")
+        yield CheckResult("ports", "note", "which are taken cannot be told on this system")
         return
     first, last = STACK_PORTS
     blocks = (range(base, base + STACK_BLOCK) for base in range(first, last, STACK_BLOCK))
     if any(machine.listening.isdisjoint(block) for block in blocks):
-        yield Line("ports", "ok", f"{STACK_BLOCK} in a row are free for a stack")
+        yield CheckResult("ports", "ok", f"{STACK_BLOCK} in a row are free for a stack")
     else:
         text = f"no {STACK_BLOCK} in a row are free between {first:,} and {last:,}, as the embedded stack wants"
-        yield Line("ports", "note", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
+        yield CheckResult("ports", "note", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
     taken = sorted(machine.listening & RAY_PORTS.keys())
     if taken:
-        told = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in taken)
-        text = f"taken: {told}. The embedded stack uses others; a Ray that is started by hand wants these"
-        yield Line("Ray's usual ports", "note", text)
+        names = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in taken)
+        text = f"taken: {names}. The embedded stack uses others; a Ray that is started by hand wants these"
+        yield CheckResult("Ray's usual ports", "note", text)
 
 
-def _stack(machine: Machine) -> Iterator[Line]:
+def _stack(machine: Machine) -> Iterator[CheckResult]:
     if machine.stack:
-        yield Line("stack", "ok", f"runs: {machine.stack}")
+        yield CheckResult("stack", "ok", f"runs: {machine.stack}")
     elif machine.settings & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}:
-        yield Line("stack", "ok", "none runs, and the environment names a Ray")
+        yield CheckResult("stack", "ok", "none runs, and the environment names a Ray")
     else:
-        yield Line("stack", "note", "none runs, and the environment names no Ray", "tailorbird stack up")
+        yield CheckResult("stack", "note", "none runs, and the environment names no Ray", "tailorbird stack up")
 
 
-def _environment(machine: Machine) -> Iterator[Line]:
+def _environment(machine: Machine) -> Iterator[CheckResult]:
     names = machine.settings
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     if len(names & keys) == 1:
         (missing,) = keys - names
         text = f"{next(iter(names & keys))} is set and {missing} is not"
-        yield Line("S3", "fault", text, f"export {missing}=..., or unset both to use a role")
+        yield CheckResult("S3", "fault", text, f"export {missing}=..., or unset both to use a role")
     elif any(name.startswith("AWS_") for name in names):
-        told = ", ".join(sorted(name for name in names if name.startswith("AWS_")))
-        yield Line("S3", "ok", f"set: {told} (values not shown)")
+        variables = ", ".join(sorted(name for name in names if name.startswith("AWS_")))
+        yield CheckResult("S3", "ok", f"set: {variables} (values not shown)")
     else:
-        yield Line("S3", "ok", "nothing is set: the running stack's, or a role's, credentials are used")
-    told = ", ".join(sorted(name for name in names if not name.startswith("AWS_")))
-    yield Line("environment", "ok", f"set: {told} (values not shown)" if told else "nothing of Ray's or ours is set")
+        yield CheckResult("S3", "ok", "nothing is set: the running stack's, or a role's, credentials are used")
+    variables = ", ".join(sorted(name for name in names if not name.startswith("AWS_")))
+    text = f"set: {variables} (values not shown)" if variables else "no variable of Ray or Tailorbird is set"
+    yield CheckResult("environment", "ok", text)
 
 
-def _gpu(machine: Machine) -> Iterator[Line]:
+def _gpu(machine: Machine) -> Iterator[CheckResult]:
     if machine.gpu is None:
-        yield Line("GPU", "ok", "none; training and serving run on CPU")
+        yield CheckResult("GPU", "ok", "none; training and serving run on CPU")
     elif machine.torch_sees_gpu:
-        yield Line("GPU", "ok", f"{machine.gpu}, and torch sees it")
+        yield CheckResult("GPU", "ok", f"{machine.gpu}, and torch sees it")
     else:
         todo = "pip install --force-reinstall torch from the index of the CUDA version that nvidia-smi shows"
-        yield Line("GPU", "note", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
+        yield CheckResult("GPU", "note", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
 
 
-def look(folder: Path) -> Machine:
+def inspect_machine(folder: Path) -> Machine:
     """This machine; `folder` is where the embedded stack keeps its data."""
     wanted = requirements()
     gpu = _gpu_name()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Machine(
         python=platform.python_version(),
         wanted_python=wanted.python,
         python_fits=fits(platform.python_version(), wanted.python),
-        packages=found(wanted.packages[ALWAYS], features=wanted.features),
+        packages=installed_packages(wanted.packages[ALWAYS], features=wanted.features),
         extras={
-            name: found(packages, features=wanted.features)
+            name: installed_packages(packages, features=wanted.features)
             for name, packages in wanted.packages.items()
             if name != ALWAYS
         },
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        disk_bytes=shutil.disk_usage(place).free,
+        disk_bytes=shutil.disk_usage(existing).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         programs={name: shutil.which(name) for name in ("git", "make", "chromium")},
@@ -268,13 +255,13 @@ def _gpu_name() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return "an NVIDIA GPU without its driver's programs" if Path("/dev/nvidia0").exists() else None
-    told = _output([program, "--query-gpu=name", "--format=csv,noheader"])
-    return ", ".join(told.split("\n")) if told else None
+    names = _output([program, "--query-gpu=name", "--format=csv,noheader"])
+    return ", ".join(names.split("\n")) if names else None
 
 
 def _torch_sees_gpu() -> bool | None:
-    told = _output([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"])
-    return None if told is None else told == "True"
+    available = _output([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"])
+    return None if available is None else available == "True"
 
 
 def _output(command: Sequence[str]) -> str | None:
@@ -285,27 +272,12 @@ def _output(command: Sequence[str]) -> str | None:
     return done.stdout.strip() or None
 
 
-def holds(lines: Sequence[Line]) -> bool:
-    """Whether none of them is a fault."""
-    return all(line.state != "fault" for line in lines)
-
-
-def told(lines: Sequence[Line]) -> dict[str, Any]:
-    """As plain JSON values."""
-    return {"holds": holds(lines), "lines": [asdict(line) for line in lines]}
-
-
-def shown(lines: Sequence[Line]) -> list[str]:
-    """For people."""
-    return [text for line in lines for text in line.shown()]
-
-
 def main() -> None:
-    """`python -m tailorbird.checks.doctor`, for where the command `tailorbird` does not even start."""
+    """Entry point of `python -m tailorbird.checks.doctor`, for an environment in which `tailorbird` does not start."""
     folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
-    lines = check(look(folder))
-    print(json.dumps(told(lines)) if "--json" in sys.argv else "\n".join(shown(lines)))
-    sys.exit(0 if holds(lines) else 1)
+    results = check_machine(inspect_machine(folder))
+    print(json.dumps(to_json(results)) if "--json" in sys.argv else "\n".join(to_lines(results)))
+    sys.exit(0 if passes(results) else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Before it costs anything: everything that `preflight` decides on is looked at here, and nothing is decided."""
+"""Before it costs anything: everything that `check_recipe` decides on is looked at here, and nothing is decided."""
 
 import os
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Found:
+class PreflightFacts:
     """What was looked at."""
 
     wanted: Requirements
@@ -79,24 +79,24 @@ class Found:
     model_fault: str | None
 
 
-def look(recipe: Recipe) -> Found:
+def collect_facts(recipe: Recipe) -> PreflightFacts:
     """At the cluster, from each of its nodes, at the data, the registry and the base model, which is staged if it is
     not yet, as a run would do first."""
-    tables, written = look_at_tables(recipe), try_to_write(recipe.task_uri)
+    tables, written = inspect_tables(recipe), try_to_write(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
     address = os.environ.get("RAY_ADDRESS", "")
     here = resources.local_versions()
     theirs = _versions(address)
     cluster, unreachable = None, None
-    if may_join(here, theirs, any_patch=_any_patch()):
-        asked = Asked(
+    if versions_match(here, theirs, any_patch=_any_patch()):
+        request = Asked(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
             task_uri=recipe.task_uri,
             base_model=model.uri if model else None,
             packages=tuple(name for name, _ in requirements().packages[ALWAYS]),
         )
-        cluster, unreachable = _or_fault(lambda: look_at_cluster(asked))
-    return Found(
+        cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
+    return PreflightFacts(
         wanted=requirements(),
         here=here,
         theirs=theirs,
@@ -110,7 +110,7 @@ def look(recipe: Recipe) -> Found:
     )
 
 
-def may_join(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
+def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
     """Whether Ray lets a driver of these versions in: the same Ray, and the same Python, to its patch or its minor."""
     if theirs is None:
         return True
@@ -118,20 +118,20 @@ def may_join(here: Versions, theirs: Versions | None, *, any_patch: bool) -> boo
     return here.ray == theirs.ray and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
 
 
-def look_at_cluster(asked: Asked) -> Cluster:
+def inspect_cluster(request: Asked) -> Cluster:
     """Joins the cluster for a moment; raises SessionError where it cannot."""
     with connect():
         nodes = resources.live_nodes()
-        told, held = resources.told_node_types(), None
+        node_types, held = resources.told_node_types(), None
         with suppress(Exception):  # whatever the dashboard or the way to it raises: work is done without it
             held = resources.holders()
-        looks, silent = look_from_nodes(nodes, asked)
-    if told is None:
-        told = next((one.node_types for one in looks.values() if one.node_types), None)
-    return Cluster(nodes, told, held, looks, silent)
+        looks, silent = look_from_nodes(nodes, request)
+    if node_types is None:
+        node_types = next((one.node_types for one in looks.values() if one.node_types), None)
+    return Cluster(nodes, node_types, held, looks, silent)
 
 
-def look_at_tables(recipe: Recipe) -> tuple[Table, ...]:
+def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
     """Every data URI that the recipe names, several at a time."""
     config = recipe.data
     named = [("train", uri) for uri in config.train_uris]
@@ -168,7 +168,7 @@ def _require_types(schema: pa.Schema, columns: list[str], *, config: DataConfig,
     if chat and config.messages:
         kind = empty.schema.field(config.messages).type
         turns = getattr(kind, "value_type", None)
-        named = {turns.field(place).name for place in range(turns.num_fields)} if turns is not None else set()
+        named = {turns.field(index).name for index in range(turns.num_fields)} if turns is not None else set()
         if not {"role", "content"} <= named:
             raise DataError(
                 f"{uri}: column {config.messages!r} is {kind}, no lists of {{role, content}}; name another column"

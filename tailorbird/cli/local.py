@@ -18,12 +18,13 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: tailorbird doctor
     """
-    from tailorbird.checks import doctor as examination
+    from tailorbird.checks.doctor import check_machine, inspect_machine
+    from tailorbird.checks.result import passes, to_json, to_lines
 
     folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
-    lines = examination.check(examination.look(folder))
-    print_result(examination.told(lines), as_json=as_json, lines=examination.shown(lines))
-    if not examination.holds(lines):
+    results = check_machine(inspect_machine(folder))
+    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
+    if not passes(results):
         raise typer.Exit(ExitCode.FAILURE)
 
 

@@ -97,9 +97,9 @@ def import_audit(
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """
-    from tailorbird.monitoring.label_audit import take_in
+    from tailorbird.monitoring.label_audit import import_labels
     from tailorbird.operate.watch import champion_of
 
     loaded = read_recipe(recipe)
-    kept, num = take_in(loaded, uri, classes=champion_of(loaded).classes)
+    kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
     print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])

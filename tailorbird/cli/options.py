@@ -41,7 +41,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     """The command line, the recipe or the data is at fault; the message says what to do."""
     REEVALUATION_DUE = 3
-    """`watch` recommends a new verdict."""
+    """`make_reports` recommends a new verdict."""
     INTERRUPTED = 130
     """Ctrl-C while a job's log was followed; the job continues."""
 

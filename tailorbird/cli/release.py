@@ -117,9 +117,9 @@ def score(
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
         version = resolve_version(loaded.task_uri, model)
-        asked = column or loaded.asked_column
+        asked = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=asked, id_column=id_column)
-        done = score_batch(batch, loaded.serving, version=version, told=progress_notes(show))
+        done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(show))
     value = asdict(done) | {"version": version.version, "digest": version.digest}
     print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
 

@@ -48,12 +48,12 @@ def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson =
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
-    from tailorbird.checks import preflight as checks
-    from tailorbird.checks.doctor import holds, shown, told
+    from tailorbird.checks.preflight import check_recipe
+    from tailorbird.checks.result import passes, to_json, to_lines
 
-    lines = checks.check_recipe(read_recipe(recipe, overrides))
-    print_result(told(lines), as_json=as_json, lines=shown(lines))
-    if not holds(lines):
+    results = check_recipe(read_recipe(recipe, overrides))
+    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
+    if not passes(results):
         raise typer.Exit(ExitCode.FAILURE)
 
 

@@ -12,7 +12,8 @@ import pytest
 from cluster.local import ports
 from cluster.requirements import Package, requirements
 from tailorbird.checks import doctor
-from tailorbird.checks.doctor import GIB, Line, Machine, check, holds
+from tailorbird.checks.doctor import GIB, Machine, check_machine
+from tailorbird.checks.result import CheckResult, passes, to_json
 
 ROOT = Path(__file__).parents[3]
 GOOD = Machine(
@@ -35,8 +36,8 @@ GOOD = Machine(
 
 
 def test_a_machine_that_lacks_nothing_has_no_note() -> None:
-    lines = check(GOOD)
-    assert holds(lines)
+    lines = check_machine(GOOD)
+    assert passes(lines)
     assert {line.state for line in lines} == {"ok"}
 
 
@@ -75,29 +76,29 @@ def test_a_machine_that_lacks_nothing_has_no_note() -> None:
     ],
 )
 def test_what_is_missing_is_told_with_what_mends_it(changed: dict[str, Any], state: str, said: str, todo: str) -> None:
-    lines = check(replace(GOOD, **changed))
+    lines = check_machine(replace(GOOD, **changed))
     (line,) = [line for line in lines if line.state != "ok"]
     assert line.state == state
-    assert said in line.text
-    assert todo in line.todo
-    assert holds(lines) is (state != "fault")
+    assert said in line.message
+    assert todo in line.remedy
+    assert passes(lines) is (state != "fault")
 
 
 def test_a_ray_elsewhere_needs_no_stack() -> None:
-    assert holds(check(replace(GOOD, stack=None, settings=frozenset({"RAY_ADDRESS"}))))
+    assert passes(check_machine(replace(GOOD, stack=None, settings=frozenset({"RAY_ADDRESS"}))))
 
 
 def test_settings_are_told_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "never-shown-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown-2")
-    told = json.dumps(doctor.told(check(doctor.look(tmp_path))))
+    told = json.dumps(to_json(check_machine(doctor.inspect_machine(tmp_path))))
     assert "AWS_SECRET_ACCESS_KEY" in told
     assert "never-shown" not in told
 
 
 def test_what_listens_is_seen(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        listening = doctor.look(tmp_path).listening
+        listening = doctor.inspect_machine(tmp_path).listening
         assert listening is not None
         assert server.getsockname()[1] in listening
 
@@ -128,4 +129,4 @@ def test_it_answers_where_heavy_packages_do_not_load(command: tuple[str, ...], t
 
 
 def test_a_line_shows_its_remedy_below() -> None:
-    assert Line("disk", "fault", "full", "free some").shown() == ["FAULT  disk: full", "       -> free some"]
+    assert CheckResult("disk", "fault", "full", "free some").lines() == ["FAULT  disk: full", "       -> free some"]

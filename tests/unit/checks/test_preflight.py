@@ -6,9 +6,10 @@ import pytest
 from cluster.node_probe import NodeLook, Written
 from cluster.requirements import ALWAYS, Requirements
 from cluster.resources import Holder, Node, NodeType, Room, Versions
-from tailorbird.checks.doctor import GIB, Line, holds
-from tailorbird.checks.preflight import check, tried_sections
-from tailorbird.checks.preflight_facts import Cluster, Found, Table
+from tailorbird.checks.doctor import GIB
+from tailorbird.checks.preflight import check_facts, tried_configs
+from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table
+from tailorbird.checks.result import CheckResult, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.models.metadata import Outline
 from tailorbird.models.shape import ModelShape
@@ -46,7 +47,7 @@ CLUSTER = Cluster(
     looks={"1": LOOK},
     silent={},
 )
-GOOD = Found(
+GOOD = PreflightFacts(
     wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}, {}),
     here=HERE,
     theirs=HERE,
@@ -65,7 +66,7 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate(content | sections)
 
 
-def on(cluster: Cluster, **changed: Any) -> Found:
+def on(cluster: Cluster, **changed: Any) -> PreflightFacts:
     return replace(GOOD, cluster=replace(cluster, **changed))
 
 
@@ -74,25 +75,25 @@ def nodes(*rooms: Room, free: Room | None = None) -> tuple[Node, ...]:
     return tuple(Node(str(n), f"10.0.0.{n}", n == 1, has=room, free=free or room) for n, room in numbered)
 
 
-def only_fault(found: Found, asked: Recipe | None = None) -> Line:
+def only_fault(found: PreflightFacts, asked: Recipe | None = None) -> CheckResult:
     """The one fault among the lines; what to do about it is told, of data with the fault itself."""
-    faults = [line for line in check(asked or recipe(), found) if line.state == "fault"]
+    faults = [line for line in check_facts(asked or recipe(), found) if line.state == "fault"]
     assert len(faults) == 1, faults
-    assert faults[0].todo or any(faults[0].text == table.fault for table in found.tables)
+    assert faults[0].remedy or any(faults[0].message == table.fault for table in found.tables)
     return faults[0]
 
 
 def test_what_holds_is_told_line_by_line() -> None:
-    lines = check(recipe(), GOOD)
-    assert holds(lines)
+    lines = check_facts(recipe(), GOOD)
+    assert passes(lines)
     assert [line.name for line in lines] == [
         *("Ray", "data.train", "registry", "base model", "workers", "free now", "nodes", "memory")
     ]
 
 
 def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
-    lines = check(recipe(), replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None))
-    faults = {line.name: line.text for line in lines if line.state == "fault"}
+    lines = check_facts(recipe(), replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None))
+    faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"Ray", "nodes"}
     assert faults["Ray"] == "Ray is not reachable at x:1"
     assert "not looked at" in faults["nodes"]
@@ -102,21 +103,21 @@ def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
     "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
 )
 def test_a_driver_of_other_versions_is_told_to_go_as_a_job(theirs: Versions) -> None:
-    lines = check(recipe(), replace(GOOD, theirs=theirs, cluster=None))
+    lines = check_facts(recipe(), replace(GOOD, theirs=theirs, cluster=None))
     (line,) = [line for line in lines if line.name == "Ray"]
     assert line.state == "fault"
-    assert theirs.ray in line.text
-    assert theirs.python in line.text
-    assert "ray job submit" in line.todo
+    assert theirs.ray in line.message
+    assert theirs.python in line.message
+    assert "ray job submit" in line.remedy
 
 
 def test_another_patch_of_python_will_do_where_ray_was_told_so() -> None:
-    assert holds(check(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True)))
+    assert passes(check_facts(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True)))
 
 
 def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_job() -> None:
-    lines = check(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
-    told = [line.text for line in lines if line.name == "versions"]
+    lines = check_facts(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
+    told = [line.message for line in lines if line.name == "versions"]
     assert told == [
         "the cluster runs Ray 2.55.0, wanted >=2.60,<2.61",
         "the cluster runs Python 3.10.2, wanted >=3.11,<3.14",
@@ -126,12 +127,12 @@ def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_j
 def test_a_data_uri_that_cannot_be_used_is_told_with_its_reason() -> None:
     bad = Table("test", "s3://lake/none", fault="s3://lake/none has no column 'label'")
     line = only_fault(replace(GOOD, tables=(*GOOD.tables, bad)))
-    assert (line.name, line.text) == ("data.test", "s3://lake/none has no column 'label'")
+    assert (line.name, line.message) == ("data.test", "s3://lake/none has no column 'label'")
 
 
 def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
     many = replace(GOOD.tables[0], num_rows=600_000)
-    assert "600,000 training rows are streamed" in only_fault(replace(GOOD, tables=(many,))).text
+    assert "600,000 training rows are streamed" in only_fault(replace(GOOD, tables=(many,))).message
 
 
 @pytest.mark.parametrize(
@@ -146,14 +147,14 @@ def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
 def test_a_registry_that_promotions_cannot_rest_on(written: Written, said: str) -> None:
     line = only_fault(replace(GOOD, written=written))
     assert line.name == "registry"
-    assert said in line.text
+    assert said in line.message
 
 
 def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     denied = replace(LOOK, written=Written(fault="access denied"))
     line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), looks={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
-    assert "what Ray was started with" in line.todo
+    assert "what Ray was started with" in line.remedy
 
 
 @pytest.mark.parametrize(
@@ -166,12 +167,12 @@ def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     ],
 )
 def test_a_node_that_lacks_something(changed: dict[str, Any], said: str) -> None:
-    assert said in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).text
+    assert said in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).message
 
 
 def test_a_node_that_gives_no_look() -> None:
     line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), silent={"2": "no answer within 60 s"}))
-    assert (line.name, line.text) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
+    assert (line.name, line.message) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,12 @@ def test_a_node_that_gives_no_look() -> None:
 def test_a_base_model_that_is_not_for_the_task(changed: dict[str, Any], sections: dict[str, Any], said: str) -> None:
     line = only_fault(replace(GOOD, model=replace(MODEL, **changed)), recipe(**sections))
     assert line.name == "base model"
-    assert said in line.text
+    assert said in line.message
 
 
 def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
-    lines = check(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
-    faults = {line.name: line.text for line in lines if line.state == "fault"}
+    lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
+    faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults["base model"] == "pypi://model cannot be downloaded"
     assert "not estimated" in faults["memory"]
 
@@ -204,80 +205,80 @@ def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
 def test_too_few_cpus_in_all() -> None:
     line = only_fault(on(CLUSTER, nodes=nodes(Room(1))))
     assert line.name == "workers"
-    assert line.text == "there is no room for 2 workers of 1 CPU: the cluster holds 1; no autoscaler tells of more"
+    assert line.message == "there is no room for 2 workers of 1 CPU: the cluster holds 1; no autoscaler tells of more"
 
 
 def test_a_worker_must_fit_on_one_node() -> None:
     asked = recipe(training={"cpus_per_worker": 3})
     looks = {"1": LOOK, "2": LOOK}
     line = only_fault(on(CLUSTER, nodes=nodes(Room(2), Room(2)), looks=looks), asked)
-    assert "no node holds one, the largest has 2 CPUs" in line.text
+    assert "no node holds one, the largest has 2 CPUs" in line.message
 
 
 def test_gpus_count_as_cpus_do() -> None:
     asked = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
     assert (
         "no room for 1 worker of 1 CPU and 1 GPU: no node holds one, the largest has 4 CPUs"
-        in only_fault(GOOD, asked).text
+        in only_fault(GOOD, asked).message
     )
 
 
 def test_elastic_workers_train_with_what_there_is() -> None:
     asked = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
-    lines = check(asked, on(CLUSTER, nodes=nodes(Room(2))))
-    assert holds(lines)
+    lines = check_facts(asked, on(CLUSTER, nodes=nodes(Room(2))))
+    assert passes(lines)
     (line,) = [line for line in lines if line.name == "workers"]
-    assert line.text == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
+    assert line.message == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
 
 
 def test_trials_at_a_time_that_there_is_no_room_for_are_told_to_wait() -> None:
     asked = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
-    lines = check(asked, on(CLUSTER, nodes=nodes(Room(4))))
-    assert holds(lines)
+    lines = check_facts(asked, on(CLUSTER, nodes=nodes(Room(4))))
+    assert passes(lines)
     (line,) = [line for line in lines if line.name == "trials"]
-    assert line.text.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
+    assert line.message.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
     types = (NodeType("worker", Room(4), 2),)
-    grown = check(asked, on(CLUSTER, nodes=nodes(Room(4)), node_types=types))
+    grown = check_facts(asked, on(CLUSTER, nodes=nodes(Room(4)), node_types=types))
     assert not [line for line in grown if line.name == "trials"]
 
 
 @pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True), (None, True)])
 def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: bool) -> None:
     types = (NodeType("worker", Room(1), most),)
-    lines = check(recipe(), on(CLUSTER, nodes=nodes(Room(0)), node_types=types))
-    assert holds(lines) is fits
+    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Room(0)), node_types=types))
+    assert passes(lines) is fits
     (line,) = [line for line in lines if line.name == "workers"]
-    assert ("the autoscaler may bring nodes" in line.text) is fits
+    assert ("the autoscaler may bring nodes" in line.message) is fits
 
 
 def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
     looks = {"1": replace(LOOK, in_kubernetes=True)}
     line = only_fault(on(CLUSTER, nodes=nodes(Room(1)), looks=looks))
-    assert "cannot be known" in line.text
-    assert "minReplicas" in line.todo
+    assert "cannot be known" in line.message
+    assert "minReplicas" in line.remedy
 
 
 def test_what_holds_the_cpus_now_is_named() -> None:
     busy = on(CLUSTER, nodes=nodes(Room(4), free=Room(1)), holders=(Holder("replica of icd10", Room(3)),))
     line = only_fault(busy)
     assert line.name == "free now"
-    assert line.text == "room for 1 of 2 workers is free now; held by replica of icd10 (3 CPUs)"
+    assert line.message == "room for 1 of 2 workers is free now; held by replica of icd10 (3 CPUs)"
 
 
 def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
     types = (NodeType("worker", Room(4), 3),)
-    lines = check(recipe(), on(CLUSTER, nodes=nodes(Room(4), free=Room(0)), node_types=types, holders=None))
+    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Room(4), free=Room(0)), node_types=types, holders=None))
     (line,) = [line for line in lines if line.name == "free now"]
     assert line.state == "note"
-    assert "the dashboard does not answer" in line.text
+    assert "the dashboard does not answer" in line.message
 
 
 def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
     little = replace(LOOK, memory_bytes=4 * GIB, free_bytes=2 * GIB)
     line = only_fault(on(CLUSTER, looks={"1": little}))
     assert line.name == "memory"
-    assert "10.0.0.1 has 1.80 GiB free for 4" in line.text  # two groups of two trials at once fit by CPUs
-    assert "gradient_checkpointing" in line.todo
+    assert "10.0.0.1 has 1.80 GiB free for 4" in line.message  # two groups of two trials at once fit by CPUs
+    assert "gradient_checkpointing" in line.remedy
 
 
 def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
@@ -286,18 +287,18 @@ def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
     states = {}
     for sizes in ((), (GIB,), (80 * GIB,)):
         looks = {"1": replace(LOOK, gpu_bytes=sizes)}
-        lines = check(asked, on(CLUSTER, nodes=room, looks=looks))
+        lines = check_facts(asked, on(CLUSTER, nodes=room, looks=looks))
         states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
     assert list(states.values()) == ["note", "fault", "ok"]
 
 
 def test_memory_is_that_of_the_largest_of_what_the_sweep_may_try() -> None:
     space = {"batch_size": {"choice": [16, 64]}, "method": {"choice": ["full", "lora"]}}
-    tried = tried_sections(recipe(tuning={"space": space}))
+    tried = tried_configs(recipe(tuning={"space": space}))
     assert {(one.batch_size, one.method) for one in tried} == {(16, "full"), (16, "lora"), (64, "full"), (64, "lora")}
 
 
 def test_memory_of_nodes_that_could_not_be_looked_at_is_a_note() -> None:
-    lines = check(recipe(), on(CLUSTER, looks={}, silent={"1": "no answer within 60 s"}))
+    lines = check_facts(recipe(), on(CLUSTER, looks={}, silent={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]
     assert line.state == "note"

@@ -1,7 +1,7 @@
 import tomllib
 from pathlib import Path
 
-from cluster.requirements import ALWAYS, Package, fits, found, requirements
+from cluster.requirements import ALWAYS, Package, fits, installed_packages, requirements
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,7 +14,7 @@ def test_what_is_asked_for_is_what_pyproject_says() -> None:
     assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
     assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
     assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
-    assert {one.line for one in found(wanted.packages[ALWAYS], features=wanted.features)} == {*project["dependencies"]}
+    assert {one.line for one in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {*project["dependencies"]}
 
 
 def test_without_that_file_the_installed_distribution_is_asked(tmp_path: Path) -> None:
@@ -32,6 +32,6 @@ def test_a_package_fits_by_its_version_alone() -> None:
 
 
 def test_packages_are_found_by_their_metadata() -> None:
-    pytest_, absent = found([("pytest", ">=8"), ("no-such-package-of-anybody", "")], features={})
+    pytest_, absent = installed_packages([("pytest", ">=8"), ("no-such-package-of-anybody", "")], features={})
     assert pytest_.fits
-    assert absent.found is None
+    assert absent.installed is None

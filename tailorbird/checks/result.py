@@ -1,0 +1,38 @@
+"""The result of one check, as `doctor` and `preflight` print it; imports nothing heavy."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+State = Literal["ok", "note", "fault"]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One thing that was checked: a `note` is worth knowing, a `fault` keeps the work from being done."""
+
+    name: str
+    state: State
+    message: str
+    remedy: str = ""
+    """What to do about it."""
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for a terminal."""
+        mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
+        return [f"{mark}  {self.name}: {self.message}"] + ([f"       -> {self.remedy}"] if self.remedy else [])
+
+
+def passes(results: Sequence[CheckResult]) -> bool:
+    """Return whether no result is a fault."""
+    return all(result.state != "fault" for result in results)
+
+
+def to_json(results: Sequence[CheckResult]) -> dict[str, Any]:
+    """Return the results as plain JSON values."""
+    return {"holds": passes(results), "lines": [asdict(result) for result in results]}
+
+
+def to_lines(results: Sequence[CheckResult]) -> list[str]:
+    """Return the results as lines for a terminal."""
+    return [line for result in results for line in result.lines()]
