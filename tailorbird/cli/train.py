@@ -32,11 +32,11 @@ def init(
 
     Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
     """
-    from tailorbird.init.inspect_data import Wishes
+    from tailorbird.init.inspect_data import DraftOptions
     from tailorbird.init.recipe_writer import write_recipe
 
-    wishes = Wishes(text=text, label=label, registry=registry, base_model=base_model)
-    drafted = write_recipe(parquet, output, wishes=wishes, force=force)
+    options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
+    drafted = write_recipe(parquet, output, options=options, force=force)
     following = f"read it, then: tailorbird preflight {output}; tailorbird run {output}"
     value = {"recipe": str(output), "content": drafted.model_dump(mode="json")}
     print_result(value, as_json=as_json, lines=[f"{output}: a {drafted.task} task, every value a guess", following])

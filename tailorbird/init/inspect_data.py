@@ -15,6 +15,7 @@ from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, re
 from tailorbird.data.profiling.token_lengths import Lengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean, leaks_between
 from tailorbird.data.rows import Conversation, DataError
+from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.statistics.power import Scenario, minimum_detectable_effect, rule_power
 from tailorbird.models.base_model import staged_base_model
 from tailorbird.models.metadata import read_tokenizer
@@ -37,7 +38,7 @@ S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DraftOptions:
     """What the user says beside the data."""
 
     text: str | None = None
@@ -47,7 +48,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Places:
+class SplitUris:
     """URIs of the splits, as the names in a folder tell them."""
 
     train: tuple[str, ...]
@@ -56,7 +57,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Tried:
+class SplitCheck:
     """What came of reading and checking the rows as a run does."""
 
     split_by: str | None
@@ -68,10 +69,10 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DataSummary:
     """What a draft is made from."""
 
-    places: Places
+    uris: SplitUris
     sample: Sample
     guess: Guess
     lengths: Lengths
@@ -81,16 +82,16 @@ class Seen:
     base_model: str
 
 
-def look(source: str, *, wishes: Wishes) -> Seen:
+def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     """Reads the footers of all files, and a bounded part of the training rows; raises DataError."""
-    places = find_places(source if "://" in source else Path(source).resolve().as_uri())
-    sample = read_sample(places.train[0])
+    uris = find_splits(source if "://" in source else Path(source).resolve().as_uri())
+    sample = read_sample(uris.train[0])
     if not sample.num_sampled:
         raise DataError(f"{sample.uri} has no rows; give Parquet with at least one row")
-    guess = guess_columns(sample, text=wishes.text, label=wishes.label)
-    base_model = wishes.base_model or (CHAT_MODEL if guess.is_chat else CLASSIFIER)
-    tokenizer = _offline_tokenizer(base_model, registry=wishes.registry)
-    if guess.is_chat:
+    guess = guess_columns(sample, text=options.text, label=options.label)
+    base_model = options.base_model or (CHAT_MODEL if guess.task == "chat" else CLASSIFIER)
+    tokenizer = _offline_tokenizer(base_model, registry=options.registry)
+    if guess.task == "chat":
         try:
             lengths = conversation_lengths(conversations_in(guess), tokenizer=tokenizer)
         except DataError:  # a template that refuses some conversation, of which a run tells
@@ -98,12 +99,12 @@ def look(source: str, *, wishes: Wishes) -> Seen:
     else:
         assert guess.text is not None
         lengths = text_lengths([text or "" for text in guess.text.column.values], tokenizer=tokenizer)
-    num_train = sample.num_rows + sum(count_rows(uri) for uri in places.train[1:])
-    num_test = count_rows(places.test) if places.test else int(TEST_SHARE * num_train)
-    return Seen(places, sample, guess, lengths, num_train, num_test, base_model)
+    num_train = sample.num_rows + sum(count_rows(uri) for uri in uris.train[1:])
+    num_test = count_rows(uris.test) if uris.test else int(TEST_SHARE * num_train)
+    return DataSummary(uris, sample, guess, lengths, num_train, num_test, base_model)
 
 
-def find_places(uri: str) -> Places:
+def find_splits(uri: str) -> SplitUris:
     """The splits of a folder whose files or folders are called train, validation and test; else all of it trains.
 
     Raises DataError where there is no Parquet, or validation or test is several files beside others.
@@ -117,17 +118,19 @@ def find_places(uri: str) -> Places:
         split = next((split for split, names in SPLITS.items() if stem in names), None)
         if split is not None and file != uri:
             named.setdefault(split, []).append(f"{uri}/{first}")
-    found = {split: tuple(dict.fromkeys(uris)) for split, uris in named.items()}
-    if "train" not in found:
-        return Places((uri,))
+    by_split = {split: tuple(dict.fromkeys(uris)) for split, uris in named.items()}
+    if "train" not in by_split:
+        return SplitUris((uri,))
     for split in ("validation", "test"):
-        if len(found.get(split, ())) > 1:
-            raise DataError(f"{uri}: {split} is {len(found[split])} files; put them in a folder {split}/ of their own")
-    test = found.get("test", (None,))[0]
-    validation = found.get("validation", (None,))[0]
+        if len(by_split.get(split, ())) > 1:
+            raise DataError(
+                f"{uri}: {split} is {len(by_split[split])} files; put them in a folder {split}/ of their own"
+            )
+    test = by_split.get("test", (None,))[0]
+    validation = by_split.get("validation", (None,))[0]
     if test is None and validation is not None:  # a recipe that names one names both
-        return Places((*found["train"], validation))
-    return Places(found["train"], validation, test)
+        return SplitUris((*by_split["train"], validation))
+    return SplitUris(by_split["train"], validation, test)
 
 
 def conversations_in(guess: Guess) -> list[Conversation]:
@@ -139,7 +142,7 @@ def conversations_in(guess: Guess) -> list[Conversation]:
     assert guess.prompt is not None
     assert guess.completion is not None
     pairs = zip(guess.prompt.column.values, guess.completion.column.values, strict=True)
-    return [(("user", asked), ("assistant", answer)) for asked, answer in pairs if asked and answer]
+    return [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs if prompt and answer]
 
 
 def minimum_gain(expected: float) -> float:
@@ -162,47 +165,47 @@ def expected_gain(num_test: int, *, chat: bool) -> float:
     return 0.5
 
 
-def data_section(seen: Seen, *, split_by: str | None) -> DataConfig:
+def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
     """The recipe's data section, but for what does not change how rows are read."""
-    guess, places = seen.guess, seen.places
-    columns = {name: one.name for name in COLUMNS if (one := getattr(guess, name)) is not None}
+    guess, uris = summary.guess, summary.uris
+    columns = {name: role.name for name in COLUMNS if (role := getattr(guess, name)) is not None}
     return DataConfig(
-        train=places.train[0] if len(places.train) == 1 else places.train,
-        validation=places.validation,
-        test=places.test,
+        train=uris.train[0] if len(uris.train) == 1 else uris.train,
+        validation=uris.validation,
+        test=uris.test,
         split_by=split_by,
-        groups=tuple(one.name for one in guess.groups),
-        max_length=max_length(seen),
+        groups=tuple(group.name for group in guess.groups),
+        max_length=max_length(summary),
         **columns,
     )
 
 
-def max_length(seen: Seen) -> int:
+def max_length(summary: DataSummary) -> int:
     """The 99th percentile in eights, kept to what a model reads or two cores train."""
-    most = LONGEST_CONVERSATION if seen.guess.is_chat else LONGEST_TEXT
-    return max(16, min(most, -(-seen.lengths.p99 // 8) * 8))
+    most = LONGEST_CONVERSATION if summary.guess.task == "chat" else LONGEST_TEXT
+    return max(16, min(most, -(-summary.lengths.p99 // 8) * 8))
 
 
-def try_rows(seen: Seen) -> Tried:
+def check_splits(summary: DataSummary) -> SplitCheck:
     """Reads and checks the rows as a run does, parted by the first column that parts them without a fault, or by none.
 
     Of data that were not read whole nothing is tried, and they are parted by the likeliest column.
     """
-    keys = [one.name for one in seen.guess.keys[:MOST_KEYS]]
-    if not seen.sample.is_whole or seen.num_train + seen.num_test > 2 * SAMPLE_ROWS:
-        return Tried(keys[0] if keys and seen.places.test is None else None)
+    keys = [key.name for key in summary.guess.keys[:MOST_KEYS]]
+    if not summary.sample.is_whole or summary.num_train + summary.num_test > 2 * SAMPLE_ROWS:
+        return SplitCheck(keys[0] if keys and summary.uris.test is None else None)
     refused: list[str] = []
     for key in (*keys, None):
         try:
-            splits = read_splits(data_section(seen, split_by=key), chat=seen.guess.is_chat)
+            splits = read_splits(data_config(summary, split_by=key), task=data_task(summary.guess.task))
             leaks = [leak for leak in leaks_between(splits) if "split_by" in leak]
             if key is not None and leaks:
                 refused.append(f"{key} does not part them: {leaks[0]}")
                 continue
-            return Tried(key, report=clean(splits)[1], refused=tuple(refused))
+            return SplitCheck(key, report=clean(splits)[1], refused=tuple(refused))
         except DataError as error:
             if key is None:
-                return Tried(None, fault=str(error), refused=tuple(refused))
+                return SplitCheck(None, fault=str(error), refused=tuple(refused))
             refused.append(f"{key} does not part them: {error}")
     raise AssertionError("the last key is None")
 

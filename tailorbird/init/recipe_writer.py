@@ -16,16 +16,16 @@ from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_em
 from tailorbird.data.profiling.token_lengths import TOKENS_A_WORD
 from tailorbird.init.inspect_data import (
     DISCORDANCE,
-    Seen,
-    Tried,
-    Wishes,
+    DataSummary,
+    DraftOptions,
+    SplitCheck,
+    check_splits,
     conversations_in,
-    data_section,
+    data_config,
     expected_gain,
-    look,
+    inspect_data,
     max_length,
     minimum_gain,
-    try_rows,
 )
 
 UNEVEN = 0.6
@@ -41,7 +41,7 @@ class DraftError(ValueError):
     """A recipe that is not written; the message says why."""
 
 
-def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False) -> Recipe:
+def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool = False) -> Recipe:
     """Writes a recipe for the Parquet at `source`, a URI or a path on this machine, and returns it as it loads.
 
     Raises DraftError where a file is there and not `force`, or none can be written, DataError for data of which no
@@ -49,8 +49,8 @@ def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False
     """
     if os.path.exists(path) and not force:  # Path.exists raises where a folder on the way is closed
         raise DraftError(f"{path} is there already; name another by --output, or overwrite it by --force")
-    seen = look(source, wishes=wishes)
-    text = recipe_text(seen, try_rows(seen), name=_slug(path.stem), registry=wishes.registry)
+    summary = inspect_data(source, options=options)
+    text = recipe_text(summary, check_splits(summary), name=_slug(path.stem), registry=options.registry)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
         trial.write_text(text, encoding="utf-8")
@@ -63,15 +63,20 @@ def write_recipe(source: str, path: Path, *, wishes: Wishes, force: bool = False
     return recipe
 
 
-def recipe_text(seen: Seen, tried: Tried, *, name: str, registry: str) -> str:
+def recipe_text(summary: DataSummary, check: SplitCheck, *, name: str, registry: str) -> str:
     """The recipe as YAML."""
-    lines = [*_head(seen, name=name, registry=registry), *_data(seen, tried), *_training(seen), *_evaluation(seen)]
+    lines = [
+        *_head(summary, name=name, registry=registry),
+        *_data(summary, check),
+        *_training(summary),
+        *_evaluation(summary),
+    ]
     lines += ["# The licence of the models made, for their cards: license: apache-2.0", f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
 
 
-def _head(seen: Seen, *, name: str, registry: str) -> Iterator[str]:
-    sample = seen.sample
+def _head(summary: DataSummary, *, name: str, registry: str) -> Iterator[str]:
+    sample = summary.sample
     yield "# Drafted by `tailorbird init` from what the rows look like: every value is a guess to look at."
     read = f"{sample.num_sampled:,} of {sample.num_rows:,} rows"
     read = f"all {read.split()[0]} rows" if sample.is_whole else f"the first {read} (counts and shares are of these)"
@@ -83,57 +88,59 @@ def _head(seen: Seen, *, name: str, registry: str) -> Iterator[str]:
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
     yield f"name: {_yaml(name)}  # models, runs and champion lie under {registry}/{name}/"
-    yield f"task: {'chat' if seen.guess.is_chat else 'classification'}"
-    yield f"base_model: {_yaml(seen.base_model)}"
+    yield f"task: {summary.guess.task}"
+    yield f"base_model: {_yaml(summary.base_model)}"
 
 
-def _data(seen: Seen, tried: Tried) -> Iterator[str]:
-    guess, config = seen.guess, data_section(seen, split_by=tried.split_by)
+def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
+    guess, config = summary.guess, data_config(summary, split_by=check.split_by)
     yield "data:"
-    if seen.places.test is None:
+    if summary.uris.test is None:
         yield "  # No test rows are named, so 72 % train, 11 % choose and 17 % judge, drawn by split_by or by text."
     for name in ("train", "validation", "test"):
         value = getattr(config, name)
         if value is not None:
             yield f"  {name}: {_yaml(list(value) if isinstance(value, tuple) else value)}"
     for name in ("text", "label", "prompt", "completion", "messages"):
-        one = getattr(guess, name)
-        if one is not None:
-            yield f"  {name}: {_yaml(one.name)}  # {one.why}"
-    yield from _comments(_rows_seen(seen))
-    yield from _split_by(seen, tried)
+        role = getattr(guess, name)
+        if role is not None:
+            yield f"  {name}: {_yaml(role.name)}  # {role.why}"
+    yield from _comments(_rows_seen(summary))
+    yield from _split_by(summary, check)
     if guess.groups:
-        told = "; ".join(f"{one.name} {one.why}" for one in guess.groups)
-        yield from _comments([f"Results are read by group, and no group may lose much: {told}. Leave out what is none"])
-        yield f"  groups: {_yaml([one.name for one in guess.groups])}"
+        reasons = "; ".join(f"{group.name} {group.why}" for group in guess.groups)
+        yield from _comments(
+            [f"Results are reported by group, and no group may lose much: {reasons}. Remove what is no group"]
+        )
+        yield f"  groups: {_yaml([group.name for group in guess.groups])}"
     else:
         yield "  # No column looks like a group (2 to 20 values), by which results would be read and protected."
-    yield from _length(seen)
-    if seen.num_train > config.stream_above_rows and config.test is None:
+    yield from _length(summary)
+    if summary.num_train > config.stream_above_rows and config.test is None:
         yield "  # More rows than are held in memory by default, and of more the test rows must be named."
-        yield f"  stream_above_rows: {seen.num_train}"
-    if tried.fault is not None:
-        yield from _comments([f"MEND THIS FIRST, a run refuses these rows: {tried.fault}"])
-    elif tried.report is not None:
-        yield from _comments(_checked(tried))
+        yield f"  stream_above_rows: {summary.num_train}"
+    if check.fault is not None:
+        yield from _comments([f"MEND THIS FIRST, a run refuses these rows: {check.fault}"])
+    elif check.report is not None:
+        yield from _comments(_checked(check))
     else:
         yield "  # Only part of the rows was read, so they were not checked as a run does; preflight and run say more."
 
 
-def _rows_seen(seen: Seen) -> Iterator[str]:
-    guess = seen.guess
-    if guess.is_chat:
+def _rows_seen(summary: DataSummary) -> Iterator[str]:
+    guess = summary.guess
+    if guess.task == "chat":
         answers = [conversation[-1][1] for conversation in conversations_in(guess)]
         texts = ["\n".join(content for _, content in conversation[:-1]) for conversation in conversations_in(guess)]
-        left = seen.sample.num_sampled - len(answers)
+        left = summary.sample.num_sampled - len(answers)
         yield f"{len(answers):,} conversations end with an answer" + (f", {left:,} do not: drop them" if left else "")
     else:
         assert guess.text is not None
         assert guess.label is not None
         texts, counts = [text or "" for text in guess.text.column.values], guess.label.column.counts
-        told = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(SHOWN))
+        largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(SHOWN))
         more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
-        yield f"{len(counts)} classes with their rows: {told}{more}"
+        yield f"{len(counts)} classes with their rows: {largest}{more}"
         rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
         if rare:
             yield f"{len(rare)} classes have under {FEW_CLASS_ROWS} rows, hardly to be learned: join them, or get more"
@@ -144,33 +151,33 @@ def _rows_seen(seen: Seen) -> Iterator[str]:
     yield f"Rows that repeat the text of another: {copies:,}; with under {NEAR_EMPTY} characters: {empty:,}"
 
 
-def _split_by(seen: Seen, tried: Tried) -> Iterator[str]:
-    keys = {one.name: one.why for one in seen.guess.keys}
-    if tried.split_by is not None:
+def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
+    keys = {key.name: key.why for key in summary.guess.keys}
+    if check.split_by is not None:
         yield "  # Rows that share a value of it must not stand in two splits, or the test is easier than the work."
-        yield f"  split_by: {_yaml(tried.split_by)}  # {keys[tried.split_by]}"
+        yield f"  split_by: {_yaml(check.split_by)}  # {keys[check.split_by]}"
     elif not keys:
         yield "  # No column looks like a document or person that several rows share; if one is, name it in split_by."
-    others = [f"{name} ({why})" for name, why in keys.items() if name != tried.split_by]
-    yield from _comments(tried.refused)
-    if others and not tried.refused:
+    others = [f"{name} ({why})" for name, why in keys.items() if name != check.split_by]
+    yield from _comments(check.refused)
+    if others and not check.refused:
         yield from _comments([f"other columns that several rows share: {'; '.join(others)}"])
 
 
-def _length(seen: Seen) -> Iterator[str]:
-    lengths = seen.lengths
-    how = f"by the tokenizer of {seen.base_model}"
+def _length(summary: DataSummary) -> Iterator[str]:
+    lengths = summary.lengths
+    how = f"by the tokenizer of {summary.base_model}"
     if not lengths.counted:
         how = f"reckoned as {TOKENS_A_WORD} a word, since no tokenizer was at hand"
     yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
-    yield f"  max_length: {max_length(seen)}"
-    if seen.guess.is_chat:
+    yield f"  max_length: {max_length(summary)}"
+    if summary.guess.task == "chat":
         yield f"  # Of 100 answers 99 have up to {lengths.answer_p99} tokens."
         yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
 
 
-def _checked(tried: Tried) -> Iterator[str]:
-    report = tried.report
+def _checked(check: SplitCheck) -> Iterator[str]:
+    report = check.report
     assert report is not None
     copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
     yield (
@@ -186,8 +193,8 @@ def _checked(tried: Tried) -> Iterator[str]:
         yield f"{len(report.rare_classes)} classes have under {FEW_CLASS_ROWS} training rows"
 
 
-def _training(seen: Seen) -> Iterator[str]:
-    chat, rows = seen.guess.is_chat, seen.num_train
+def _training(summary: DataSummary) -> Iterator[str]:
+    chat, rows = summary.guess.task == "chat", summary.num_train
     epochs = next((epochs for most, epochs in EPOCHS if rows <= most), 1)
     yield "training:"
     yield "  # A model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
@@ -209,31 +216,31 @@ def _training(seen: Seen) -> Iterator[str]:
     yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
 
 
-def _evaluation(seen: Seen) -> Iterator[str]:
-    chat, rows = seen.guess.is_chat, seen.num_test
+def _evaluation(summary: DataSummary) -> Iterator[str]:
+    chat, rows = summary.guess.task == "chat", summary.num_test
     gain = expected_gain(rows, chat=chat)
     yield "evaluation:"
-    yield f"  metric: {_metric(seen)}"
+    yield f"  metric: {_metric(summary)}"
     supposed = "scores of an answer differ by 0.25" if chat else f"two models differ on {DISCORDANCE:.0%} of the rows"
     text = f"About {rows:,} rows judge, on which a true gain of {100 * gain:g} points is found 4 times in 5, supposing "
     text += f"that {supposed}; a smaller one takes more rows. minimum_gain is what makes a change worth while to you"
     yield from _comments([text])
     yield f"  minimum_gain: {minimum_gain(gain):g}"
     yield f"  expected_gain: {gain:g}"
-    if not chat and not seen.guess.groups:
+    if not chat and not summary.guess.groups:
         yield "  # For work that is regulated: regulated: true, with gates: {groups: null} as there are no groups."
     elif not chat:
         yield "  # For work that is regulated, where a gate that cannot be assessed stops the change: regulated: true"
 
 
-def _metric(seen: Seen) -> str:
-    if seen.guess.is_chat:
-        answers = [conversation[-1][1].split() for conversation in conversations_in(seen.guess)]
+def _metric(summary: DataSummary) -> str:
+    if summary.guess.task == "chat":
+        answers = [conversation[-1][1].split() for conversation in conversations_in(summary.guess)]
         words = sum(map(len, answers)) / max(1, len(answers))
         metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
         return f"{metric}  # answers have {words:.1f} words"
-    assert seen.guess.label is not None
-    counts = seen.guess.label.column.counts
+    assert summary.guess.label is not None
+    counts = summary.guess.label.column.counts
     share = max(counts.values()) / sum(counts.values())
     if share > UNEVEN:
         return f"macro_f1  # one class has {share:.0%} of the rows, so that always saying it looks accurate"

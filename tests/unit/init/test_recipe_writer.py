@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.tasks import ChatData
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
-from tailorbird.init.inspect_data import Wishes, expected_gain, find_places
+from tailorbird.init.inspect_data import DraftOptions, expected_gain, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 
 SETS = os.environ.get("TAILORBIRD_DATA")
@@ -40,9 +41,9 @@ def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
     }
 
 
-def drafted(source: Path, *, wishes: Wishes | None = None) -> tuple[Recipe, str]:
+def drafted(source: Path, *, wishes: DraftOptions | None = None) -> tuple[Recipe, str]:
     path = source.parent / "out" / "my_task.yaml"
-    recipe = write_recipe(str(source), path, wishes=wishes or Wishes(), force=True)
+    recipe = write_recipe(str(source), path, options=wishes or DraftOptions(), force=True)
     return recipe, " ".join(path.read_text().replace("#", "").split())
 
 
@@ -93,7 +94,7 @@ def test_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
     assert recipe.evaluation.metric in ("token_f1", "rouge_l")
     assert recipe.data.max_new_tokens >= 8
     assert "300 conversations end with an answer" in text
-    clean(read_splits(recipe.data, chat=True))
+    clean(read_splits(recipe.data, task=ChatData()))
 
 
 def test_what_a_run_would_refuse_is_said_first(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine")
     with pytest.raises(DraftError, match=r"mine\.yaml is there already.*--force"):
-        write_recipe(str(tmp_path), path, wishes=Wishes())
+        write_recipe(str(tmp_path), path, options=DraftOptions())
     assert path.read_text() == "name: mine"
 
 
@@ -129,7 +130,7 @@ def test_splits_are_found_by_the_names_of_files_and_folders(tmp_path: Path) -> N
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"n": [1]}), folder / name)
         uri = folder.as_uri()
-        found = find_places(uri)
+        found = find_splits(uri)
         short = [one and one.removeprefix(uri).lstrip("/") for one in (*found.train, found.validation, found.test)]
         return tuple(short)
 
@@ -165,7 +166,7 @@ def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) 
         num_rows = min(table.num_rows, LARGE.get(name, table.num_rows))
         table = table.take(np.linspace(0, table.num_rows - 1, num_rows).astype(np.int64))
         pq.write_table(table, source / file.name)
-    recipe = write_recipe(str(source), path, wishes=Wishes())
+    recipe = write_recipe(str(source), path, options=DraftOptions())
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())
@@ -180,4 +181,4 @@ def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(place: str, 
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
     with pytest.raises(DraftError, match=r"name a file that can be written by --output"):
-        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / place, wishes=Wishes(), force=True)
+        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / place, options=DraftOptions(), force=True)
