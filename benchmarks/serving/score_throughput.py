@@ -98,7 +98,7 @@ def _score(version: versions.ModelVersion) -> Mapping[str, float]:
     output = f"s3://lake/score-throughput/out-{time.monotonic_ns()}"
     batch = new_batch(version, input=INPUT, output=output)
     begin = time.perf_counter()
-    done = score_batch(batch, ServingConfig(), version=version, told=lambda _done, _total: None)
+    done = score_batch(batch, ServingConfig(), version=version, on_progress=lambda _done, _total: None)
     return {"rows_per_s": NUM_ROWS / done.busy_s, "whole_rows_per_s": NUM_ROWS / (time.perf_counter() - begin)}
 
 

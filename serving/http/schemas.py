@@ -1,9 +1,8 @@
 """What crosses the wire: the classify request, its answer, and of every task the list of models and an error."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
@@ -29,7 +28,7 @@ class ClassifyRequest(Wire):
     input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, `pretrained`, `trial`, or the version or `name@version` of one that /v1/models names."""
+    """`champion`, `pretrained`, `challenger`, or the version or `name@version` of one that /v1/models names."""
     scores: bool = Field(default=False, strict=True)
     """Whether each result carries the probability of every class."""
     attributes: Attributes | list[Attributes] | None = None
@@ -69,8 +68,10 @@ class BatchRequest(Wire):
 
 
 class BatchJob(Wire):
+    format: Literal[1] = 1
+    """Version of the state's format."""
     id: str
-    """Of the input, the output and the version: asking twice starts one."""
+    """Hash of the input, the output and the version: the same request again starts no second job."""
     object: Literal["batch"] = "batch"
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str
@@ -85,9 +86,14 @@ class BatchJob(Wire):
     updated_at: str
     rows_done: int = 0
     rows_total: int | None = None
-    """None until the input's files have been looked at."""
+    """None until the input's files have been listed."""
     error: str | None = None
     """Why it failed."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Return True if the job waits or works."""
+        return self.status in ("queued", "running")
 
 
 class Result(Wire):
@@ -158,8 +164,8 @@ class Readiness(Wire):
     """Digest of the version asked for last, if it could not be loaded and the former one serves on."""
     reason: str | None = None
     """Why it was refused."""
-    trial: str | None = None
-    """Digest of the version on trial."""
+    challenger: str | None = None
+    """Digest of the challenger."""
     absent: dict[str, str] | None = None
     """Of the models asked for beside the champion, those that could not be loaded, and why."""
 
@@ -236,11 +242,6 @@ def parse_batch(body: bytes) -> BatchRequest:
         return BatchRequest.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error) from None
-
-
-def config_id(user_config: dict[str, Any]) -> str:
-    """Tells one configuration of a replica from another."""
-    return hashlib.sha256(json.dumps(user_config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_answer(answer: dict[str, object]) -> bytes:

@@ -21,7 +21,8 @@ import requests
 from cluster.connection import connect
 from cluster.local import stack
 from serving.batch_jobs import runner, scoring
-from serving.batch_jobs.routes import _write_job
+from serving.batch_jobs.job_store import read_job, submit_job
+from serving.batch_jobs.schema import BatchError
 from serving.deploy import application, rollout, serve_client
 from serving.engines.classify import Prediction, predict_hybrid
 from tailorbird import storage
@@ -34,7 +35,7 @@ from tests.integration.serving.test_serving import ROOT, Service
 from tests.integration.small import recipe_file, write_table
 
 PREFIX = "s3://lake/batches"
-SECTION = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
+CONFIG = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
 GROUPS = ("f", None, "m")
 
 
@@ -46,19 +47,19 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def rows(stack: stack.StackState) -> pa.Table:
-    """Texts with ids of their own and a group, some of which are null."""
+    """Texts with ids of their own and a group; some groups are null."""
     assert stack.s3_endpoint
     texts = icd10.build()["train"]["text"].to_pylist()[:1000]
-    ids = [1000 + 7 * place for place in range(len(texts))]
-    return pa.table({"text": texts, "key": ids, "sex": [GROUPS[place % 3] for place in range(len(texts))]})
+    ids = [1000 + 7 * index for index in range(len(texts))]
+    return pa.table({"text": texts, "key": ids, "sex": [GROUPS[index % 3] for index in range(len(texts))]})
 
 
 def _input(rows: pa.Table, *, num_files: int) -> str:
     """The rows in files of their own, each of several row groups."""
     uri = f"{PREFIX}/in-{uuid.uuid4().hex}"
-    for number, places in enumerate(np.array_split(np.arange(len(rows)), num_files)):
+    for number, indices in enumerate(np.array_split(np.arange(len(rows)), num_files)):
         sink = pa.BufferOutputStream()
-        pq.write_table(rows.take(places), sink, row_group_size=70)
+        pq.write_table(rows.take(indices), sink, row_group_size=70)
         storage.write_bytes(f"{uri}/file-{number:02d}.parquet", sink.getvalue().to_pybytes())
     return uri
 
@@ -67,11 +68,11 @@ def _output() -> str:
     return f"{PREFIX}/out-{uuid.uuid4().hex}"
 
 
-def _parts(output: str) -> dict[str, list[Any]]:
+def _parts(output: str) -> dict[str, tuple[str, int, str]]:
     """When each part was written."""
     if not storage.exists(output):
         return {}
-    return {uri: storage.state(uri) for uri in storage.list_files(output) if "/part-" in uri}
+    return {uri: storage.file_state(uri) for uri in storage.list_files(output) if "/part-" in uri}
 
 
 def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_once(
@@ -95,47 +96,47 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
     assert 0 < len(before) < 20
     assert not storage.exists(f"{output}/{scoring.MANIFEST}")
     again = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
-    told = json.loads(again.stdout)
-    assert (told["num_rows"], told["num_new"]) == (1000, 1000 - 50 * len(before))
+    result = json.loads(again.stdout)
+    assert (result["num_rows"], result["num_new"]) == (1000, 1000 - 50 * len(before))
     after = _parts(output)
     assert len(after) == 20
     assert {uri: after[uri] for uri in before} == before
-    found = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
-    assert found["id"].equals(rows["key"])
-    assert set(found["version"].to_pylist()) == {hybrid.version}
+    answers = pa.concat_tables([pq.read_table(pa.BufferReader(storage.read_bytes(part))) for part in after])
+    assert answers["id"].equals(rows["key"])
+    assert set(answers["version"].to_pylist()) == {hybrid.version}
     groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
-    assert (found["row"].to_pylist(), found["group"].to_pylist()) == (list(range(1000)), groups)
+    assert (answers["row"].to_pylist(), answers["group"].to_pylist()) == (list(range(1000)), groups)
     loaded = loading.load_served(hybrid.uri)
     assert isinstance(loaded, loading.LoadedHybrid)
     routed = to_candidate(loaded.routing, groups=groups)
-    assert found["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
+    assert answers["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
     expected: list[Prediction] = []
-    for places in np.array_split(np.arange(len(rows)), 20):  # in the same batches: bfloat16 rounds by the batch
-        asked = [(rows["text"][place].as_py(), groups[place]) for place in places.tolist()]
-        expected += predict_hybrid(loaded, asked, batch_size=SECTION.max_batch_size)
-    assert found["label"].to_pylist() == [prediction.label for prediction in expected]
-    assert np.allclose(found["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
-    manifest = storage.read_json(told["manifest"])
+    for indices in np.array_split(np.arange(len(rows)), 20):  # in the same batches: bfloat16 rounds by the batch
+        texts = [(rows["text"][index].as_py(), groups[index]) for index in indices.tolist()]
+        expected += predict_hybrid(loaded, texts, batch_size=CONFIG.max_batch_size)
+    assert answers["label"].to_pylist() == [prediction.label for prediction in expected]
+    assert np.allclose(answers["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
+    manifest = storage.read_json(result["manifest"])
     assert (manifest["num_rows"], manifest["batch"]["digest"]) == (1000, hybrid.digest)
-    looks = [(one["etag"], one["size_bytes"]) for one in manifest["inputs"]]
-    assert looks == storage.heads(storage.list_files(uri))
+    states = [(file["etag"], file["size_bytes"]) for file in manifest["inputs"]]
+    assert states == storage.heads(storage.list_files(uri))
 
     def again_by(version: ModelVersion) -> scoring.ScoringResult:
         batch = scoring.new_batch(version, input=uri, output=output, id_column="key")
-        return scoring.score_batch(batch, SECTION, version=version, told=lambda _done, _total: None)
+        return scoring.score_batch(batch, CONFIG, version=version, on_progress=lambda _done, _total: None)
 
     assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
-    with pytest.raises(scoring.BatchError, match="holds a batch with another digest and version_uri; give an empty"):
+    with pytest.raises(BatchError, match="holds a batch with another digest and version_uri; give an empty"):
         again_by(service.first)
     write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
-    with pytest.raises(scoring.BatchError, match="holds a batch with another inputs"):
+    with pytest.raises(BatchError, match="holds a batch with another inputs"):
         again_by(hybrid)
 
 
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
     """Of the first version, deployed where batches are open."""
-    yield rollout.deploy(SECTION, task_uri=service.task_uri, version=service.first)
+    yield rollout.deploy(CONFIG, task_uri=service.task_uri, version=service.first)
     rollout.undeploy(application.application_name(service.task_uri))
 
 
@@ -146,28 +147,28 @@ def _post(url: str, path: str, body: Any, *, status: int) -> Any:
 
 
 def _until(url: str, batch_id: str, *statuses: str) -> Any:
-    def found() -> Any:
-        told = _patiently("GET", f"{url}/v1/batches/{batch_id}")
-        return told if told["status"] in statuses else None
+    def ended() -> Any:
+        job = _request_with_retries("GET", f"{url}/v1/batches/{batch_id}")
+        return job if job["status"] in statuses else None
 
-    return _awaited(found)
+    return _wait_for(ended)
 
 
-def _patiently(method: str, address: str) -> Any:
-    """The answer, which comes within seconds where the replica was killed."""
+def _request_with_retries(method: str, address: str) -> Any:
+    """Return the answer, which comes within seconds after a replica was killed."""
 
     def answer() -> Any:
         with suppress(requests.ConnectionError):
-            found = requests.request(method, address, timeout=60)
-            return found.json() if found.status_code == 200 else None
+            response = requests.request(method, address, timeout=60)
+            return response.json() if response.status_code == 200 else None
 
-    return _awaited(answer)
+    return _wait_for(answer)
 
 
-def _awaited(found: Callable[[], Any]) -> Any:
+def _wait_for(result: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 120
     while True:
-        value = found()
+        value = result()
         if value is not None:
             return value
         assert time.monotonic() < deadline
@@ -184,8 +185,9 @@ def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
     assert _post(url, "", body, status=202)["id"] == batch["id"]
     assert _post(url, "", body | {"id": "sex"}, status=409)["error"]["type"] == "other_columns"
     _until(url, batch["id"], "running")
-    (replica,) = serve_client.serve_applications()["score-test"]["deployments"]["classifier"]["replicas"]
-    os.kill(replica["pid"], signal.SIGKILL)
+    (replica,) = serve_client.serve_applications()["score-test"].replicas
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
     done = _until(url, batch["id"], "completed", "failed")
     assert (done["status"], done["rows_done"], done["rows_total"], done["error"]) == ("completed", 1000, 1000, None)
     assert len(_parts(output)) == 60
@@ -193,32 +195,30 @@ def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
 
 
-def test_what_waits_is_done_by_the_section_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
+def test_a_queued_job_is_done_by_the_config_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
     task_uri, uri = "s3://models/score-closed", _input(rows, num_files=60)
 
     def queued(output: str) -> str:
         batch = scoring.new_batch(service.first, input=uri, output=output, id_column="key")
-        return _write_job(task_uri, batch, service.first).id
+        return submit_job(task_uri, batch, service.first).id
 
-    def status(batch_id: str) -> Any:
-        found = runner.read_job(task_uri, batch_id)
-        assert found is not None
-        return found[0]
+    def job(batch_id: str) -> Any:
+        return read_job(task_uri, batch_id)
 
-    def is_over(batch_id: str) -> Any:
-        return status(batch_id) if status(batch_id).status in ("completed", "failed") else None
+    def ended(batch_id: str) -> Any:
+        return job(batch_id) if job(batch_id).status in ("completed", "failed") else None
 
     with connect():
         first = queued(_output())
-        runner.start_runner(task_uri, SECTION)
-        _awaited(lambda: status(first).status == "running" or None)
+        runner.start_runner(task_uri, CONFIG)
+        _wait_for(lambda: job(first).status == "running" or None)
         second = queued(_output())
-        runner.start_runner(task_uri, SECTION.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
+        runner.start_runner(task_uri, CONFIG.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
         assert len(runner.running_runners(task_uri)) == 2
-        assert _awaited(lambda: is_over(first)).status == "completed"  # which had begun
-        refused = _awaited(lambda: is_over(second))
+        assert _wait_for(lambda: ended(first)).status == "completed"  # which had begun
+        refused = _wait_for(lambda: ended(second))
         assert (refused.status, "is under none of s3://lake/elsewhere" in refused.error) == ("failed", True)
-        _awaited(lambda: not runner.running_runners(task_uri) or None)
+        _wait_for(lambda: not runner.running_runners(task_uri) or None)
 
 
 def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(url: str, rows: pa.Table) -> None:
@@ -227,7 +227,7 @@ def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again
     other = _post(url, "", body | {"output": _output()}, status=202)
     assert batch["id"] != other["id"]
     assert _post(url, f"/{other['id']}/cancel", None, status=200)["status"] == "cancelled"
-    _awaited(lambda: _parts(batch["output"]) or None)
+    _wait_for(lambda: _parts(batch["output"]) or None)
     assert _post(url, f"/{batch['id']}/cancel", None, status=200)["status"] == "cancelled"
     time.sleep(3)
     before = _parts(batch["output"])
@@ -243,7 +243,7 @@ def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again
 
 def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
     uri = _input(rows.slice(0, 10), num_files=1)
-    for body, status, said in (
+    for body, status, expected in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{service.task_uri}/versions/mine"}, 403, "meets the registry of models"),
@@ -257,7 +257,7 @@ def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, u
         ({"input": 1, "output": _output()}, 422, "input: Input should be a valid string"),
     ):
         message = _post(url, "", body, status=status)["error"]["message"]
-        assert said in message, message
+        assert expected in message, message
         assert "127.0.0.1" not in message
     for batch_id in ("0" * 24, "..", "x"):
         assert requests.get(f"{url}/v1/batches/{batch_id}", timeout=60).status_code == 404

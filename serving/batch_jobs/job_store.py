@@ -1,0 +1,101 @@
+"""States of batch jobs on S3: one JSON object a job, changed by compare-and-swap."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from serving.batch_jobs.schema import BatchSpec
+from serving.http.schemas import BatchJob, RequestError
+from tailorbird import storage
+from tailorbird.storage.paths import TaskPaths
+
+if TYPE_CHECKING:
+    from tailorbird.registry.versions import ModelVersion
+
+ID_CHARS = 24
+
+_log = logging.getLogger(__name__)
+
+
+def job_id(batch: BatchSpec) -> str:
+    """Return the job's id, the same for the same input, output and version."""
+    key = json.dumps([batch.input, batch.output, batch.digest])
+    return hashlib.sha256(key.encode()).hexdigest()[:ID_CHARS]
+
+
+def read_job(task_uri: str, batch_id: str) -> BatchJob | None:
+    """Return a job's state, or None if there is no such job."""
+    stored = storage.read_versioned(TaskPaths(task_uri).batch(batch_id))
+    return None if stored is None else BatchJob.model_validate_json(stored[0])
+
+
+def update_job(task_uri: str, batch_id: str, change: Callable[[BatchJob], BatchJob | None]) -> BatchJob:
+    """Store what `change` makes of a job's state (None: leave it as it is) and return the state that is stored then."""
+    from tailorbird.registry.versions import now
+
+    def changed(stored: Any) -> Any:
+        assert stored is not None, f"{batch_id} is changed by whoever has read it"
+        job = change(BatchJob.model_validate(stored))
+        return None if job is None else job.model_copy(update={"updated_at": now()}).model_dump(mode="json")
+
+    return BatchJob.model_validate(storage.update_json(TaskPaths(task_uri).batch(batch_id), changed))
+
+
+def update_running_job(task_uri: str, batch_id: str, **fields: object) -> BatchJob:
+    """Set fields of a job if it is still running; a cancelled one stays cancelled. Return the state stored then."""
+    return update_job(
+        task_uri, batch_id, lambda job: job.model_copy(update=fields) if job.status == "running" else None
+    )
+
+
+def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> BatchJob:
+    """Store a new queued job; queue one again that has ended. Raises RequestError 409 if its columns differ."""
+    from tailorbird.registry.versions import now
+
+    created_at = now()
+    job = BatchJob(
+        **batch.model_dump(),
+        id=job_id(batch),
+        status="queued",
+        model=version.name,
+        version=version.version,
+        created_at=created_at,
+        updated_at=created_at,
+    )
+
+    def queued(stored: Any) -> Any:
+        if stored is None:
+            return job.model_dump(mode="json")
+        current = BatchJob.model_validate(stored)
+        _require_same_columns(current, batch)
+        if current.is_unfinished:
+            return None
+        return current.model_copy(update={"status": "queued", "error": None, "updated_at": now()}).model_dump(
+            mode="json"
+        )
+
+    return BatchJob.model_validate(storage.update_json(TaskPaths(task_uri).batch(job.id), queued))
+
+
+def _require_same_columns(job: BatchJob, batch: BatchSpec) -> None:
+    if (job.column, job.id_column) != (batch.column, batch.id_column):
+        message = f"batch {job.id} reads {job.column!r} and {job.id_column!r}: give the same, or another output"
+        raise RequestError(409, "other_columns", message, param="column")
+
+
+def unfinished_jobs(task_uri: str) -> list[BatchJob]:
+    """Return the jobs that are queued or were interrupted, oldest first."""
+    folder = TaskPaths(task_uri).batches
+    if not storage.exists(folder):
+        return []
+    jobs = []
+    for uri in storage.list_files(folder):
+        try:
+            jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
+        except ValidationError as error:  # written by other code, or no job at all: it must not stop the others
+            _log.error("%s is left out: %s", uri, error)
+    return sorted((job for job in jobs if job.is_unfinished), key=lambda job: (job.created_at, job.id))

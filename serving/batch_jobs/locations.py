@@ -1,0 +1,32 @@
+"""Which S3 locations a batch may read and write."""
+
+from serving.batch_jobs.schema import BatchError
+from tailorbird.config.serving import ServingConfig
+from tailorbird.storage.paths import TaskPaths
+
+
+def is_under(uri: str, prefix: str) -> bool:
+    """Return True if a URI is a prefix or is stored under it."""
+    return uri == prefix or uri.startswith(f"{prefix}/")
+
+
+def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
+    """Return both URIs without trailing slashes; raise BatchError if one is ambiguous or contains the other."""
+    input, output = input.rstrip("/"), output.rstrip("/")
+    for name, uri in (("input", input), ("output", output)):
+        parts = uri.removeprefix("s3://").split("/")
+        if not uri.startswith("s3://") or len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
+            raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix, with no empty part and no `..`")
+    if is_under(input, output) or is_under(output, input):
+        raise BatchError(f"{input} and {output} lie in each other; give the output a place of its own")
+    return input, output
+
+
+def location_error(uri: str, *, task_uri: str, config: ServingConfig) -> str | None:
+    """Return why no batch may read or write at `uri`, or None if it may."""
+    for prefix, name in ((TaskPaths(task_uri).registry, "registry of models"), (config.request_log, "request log")):
+        if prefix is not None and (is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)):
+            return f"{uri} meets the {name}, which no batch reads or writes; give another prefix"
+    if not any(is_under(uri, prefix) for prefix in config.batch_prefixes):
+        return f"{uri} is under none of {', '.join(config.batch_prefixes)} (the recipe's serving.batch_prefixes)"
+    return None

@@ -1,0 +1,139 @@
+"""How rows of each task are scored: one `Scorer` a task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from serving.batch_jobs.schema import Part
+from serving.engines.classify import predict_hybrid, predict_texts
+from tailorbird.config.data import DataConfig
+from tailorbird.data.parquet import conversations_of, groups_of, texts_of
+from tailorbird.data.rows import Conversation, DataError
+
+if TYPE_CHECKING:
+    from tailorbird.models.loading import LoadedChat, LoadedHybrid, LoadedModel
+    from tailorbird.registry.versions import ModelVersion, Prompting
+
+Columns = Mapping[str, pa.Array]
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """The rows of a part as they were read, and the name of the column to score."""
+
+    table: pa.Table
+    part: Part
+    column: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Loads a version of one task and answers rows with it."""
+
+    part_rows: int
+    """Rows a worker holds at once and repeats after a kill: seconds to a minute of work."""
+    default_column: str
+    load: Callable[[str], Any]
+    """Return the loaded version of a URI."""
+    answer: Callable[..., Columns]
+    """`(loaded, rows, batch_size=...)`: return the answers to the rows, in order, by output column."""
+
+
+def _load_classifier(uri: str) -> "LoadedModel[ModelVersion] | LoadedHybrid":
+    from tailorbird.models.loading import load_served
+
+    return load_served(uri)
+
+
+def _load_chat(uri: str) -> "LoadedChat[ModelVersion]":
+    from tailorbird.models.loading import load_chat_version
+
+    return load_chat_version(uri)
+
+
+def _classify(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
+    from tailorbird.models.loading import LoadedHybrid
+
+    table, part = rows.table, rows.part
+    texts = texts_of(table, rows.column, uri=part.uri, first=part.start)
+    columns: dict[str, pa.Array] = {}
+    if isinstance(loaded, LoadedHybrid):
+        groups: Sequence[str | None] = [None] * len(texts)
+        if loaded.routing.column is not None:
+            groups = groups_of(table, loaded.routing.column, uri=part.uri, first=part.start)
+            columns["group"] = pa.array(groups)
+        predictions = predict_hybrid(loaded, list(zip(texts, groups, strict=True)), batch_size=batch_size)
+        columns["answered_by"] = pa.array([prediction.answered_by for prediction in predictions])
+    else:
+        predictions = predict_texts(loaded, texts, batch_size=batch_size)
+    labels = pa.array([prediction.label for prediction in predictions])
+    scores = pa.array([prediction.score for prediction in predictions], pa.float32())
+    return {"label": labels, "score": scores} | columns
+
+
+def _answer_chat(loaded: "LoadedChat[ModelVersion]", rows: PartRows, *, batch_size: int) -> Columns:  # noqa: ARG001
+    """Answer greedily, as in the evaluation, by continuous batching over the whole part."""
+    from tailorbird.models.generation import answer_prompts
+
+    lm, tokenizer, prompting = loaded.model.lm, loaded.tokenizer, loaded.prompting
+    prompts = _prompts(rows, tokenizer=tokenizer, prompting=prompting, max_length=_max_length(lm))
+    end_id = int(tokenizer.eos_token_id)
+    answers = answer_prompts(lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    texts = [str(tokenizer.decode(answer.tokens, skip_special_tokens=True)).strip() for answer in answers]
+    return {
+        "answer": pa.array(texts),
+        "finish_reason": pa.array(["stop" if answer.finished else "length" for answer in answers]),
+        "confidence": pa.array([answer.confidence for answer in answers], pa.float32()),
+    }
+
+
+def _prompts(rows: PartRows, *, tokenizer: Any, prompting: "Prompting", max_length: int | None) -> list[list[int]]:
+    """Return each row's prompt as token ids; raise DataError, which names the row, for one that cannot be answered."""
+    from tailorbird.data.chat_template import prompt_tokens
+
+    uri, prompts = rows.part.uri, []
+    for position, conversation in enumerate(_conversations(rows), start=rows.part.start):
+        if not conversation or conversation[-1][0] != "user":
+            raise DataError(
+                f"{uri}: the conversation in row {position} does not end with a turn of the user, so there is "
+                "nothing to answer; leave out what follows that turn"
+            )
+        try:
+            prompt = prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+        except DataError as error:
+            raise DataError(f"{uri}: row {position}: {error}") from None
+        if max_length is not None and len(prompt) + prompting.max_new_tokens > max_length:
+            raise DataError(
+                f"{uri}: row {position} has {len(prompt)} tokens and its answer may have "
+                f"{prompting.max_new_tokens}, together more than the {max_length} that this model takes; "
+                "shorten the row"
+            )
+        prompts.append(prompt)
+    return prompts
+
+
+def _conversations(rows: PartRows) -> Sequence[Conversation]:
+    table, part = rows.table, rows.part
+    if pa.types.is_list(table.schema.field(rows.column).type):
+        return conversations_of(table, rows.column, uri=part.uri, first=part.start)
+    return [(("user", text),) for text in texts_of(table, rows.column, uri=part.uri, first=part.start)]
+
+
+def _max_length(lm: Any) -> int | None:
+    """Return the most tokens a prompt and its answer may have together; None if neither model nor cache bounds them."""
+    import torch
+
+    from tailorbird.models.generation import CACHE_TOKENS
+
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    bounds = [bound for bound in (positions, None if torch.cuda.is_available() else CACHE_TOKENS) if bound]
+    return min(bounds, default=None)
+
+
+SCORERS = {
+    "classification": Scorer(1 << 12, DataConfig.model_fields["text"].default, _load_classifier, _classify),
+    "chat": Scorer(1 << 8, DataConfig.model_fields["prompt"].default, _load_chat, _answer_chat),
+}
+"""By the version's task."""

@@ -1,0 +1,71 @@
+"""A job's state: submitted once, changed on what is stored, and cancelled for good."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serving.batch_jobs.job_store import job_id, submit_job, update_job, update_running_job
+from serving.batch_jobs.schema import BatchSpec
+from serving.batch_jobs.scoring import new_batch
+from serving.http.schemas import BatchJob, RequestError
+from tailorbird import storage
+from tests.unit.serving.batch_jobs.test_locations import TASK_URI
+from tests.unit.serving.batch_jobs.test_scoring import version
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """JSON objects by URI, in the place of S3."""
+    objects: dict[str, Any] = {}
+
+    def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
+        changed = change(objects.get(uri))
+        if changed is not None:
+            objects[uri] = changed
+        return objects.get(uri)
+
+    monkeypatch.setattr(storage, "update_json", update_json)
+    return objects
+
+
+def _batch(**fields: Any) -> BatchSpec:
+    return new_batch(version(), input="s3://lake/in", output="s3://lake/out", **fields)
+
+
+@pytest.mark.usefixtures("stored")
+def test_the_same_batch_again_is_the_same_job_and_one_that_ended_is_queued_again() -> None:
+    job = submit_job(TASK_URI, _batch(), version())
+    assert (job.id, job.status, job.column) == (job_id(_batch()), "queued", "text")
+    assert submit_job(TASK_URI, _batch(), version()) == job
+    failed = update_job(TASK_URI, job.id, lambda job: job.model_copy(update={"status": "failed", "error": "why"}))
+    assert (failed.status, failed.error) == ("failed", "why")
+    again = submit_job(TASK_URI, _batch(), version())
+    assert (again.status, again.error, again.created_at) == ("queued", None, job.created_at)
+
+
+@pytest.mark.usefixtures("stored")
+def test_the_same_batch_with_other_columns_is_refused() -> None:
+    submit_job(TASK_URI, _batch(), version())
+    with pytest.raises(RequestError) as caught:
+        submit_job(TASK_URI, _batch(id_column="key"), version())
+    assert (caught.value.status, caught.value.type) == (409, "other_columns")
+
+
+@pytest.mark.usefixtures("stored")
+def test_only_a_running_job_makes_progress() -> None:
+    job = submit_job(TASK_URI, _batch(), version())
+    assert update_running_job(TASK_URI, job.id, rows_done=5).rows_done == 0
+    update_job(TASK_URI, job.id, lambda job: job.model_copy(update={"status": "running"}))
+    assert update_running_job(TASK_URI, job.id, rows_done=5).rows_done == 5
+    update_job(TASK_URI, job.id, lambda job: job.model_copy(update={"status": "cancelled"}))
+    assert update_running_job(TASK_URI, job.id, status="completed").status == "cancelled"
+
+
+def test_a_state_of_a_newer_format_is_refused_by_that_name(stored: dict[str, Any]) -> None:
+    job = submit_job(TASK_URI, _batch(), version())
+    (state,) = stored.values()
+    assert state["format"] == 1
+    with pytest.raises(ValidationError, match="format"):
+        BatchJob.model_validate(job.model_dump() | {"format": 2})

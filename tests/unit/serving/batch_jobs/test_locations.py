@@ -1,0 +1,82 @@
+"""Where a batch may read and write."""
+
+import pytest
+
+from serving.batch_jobs.locations import is_under, location_error, normalized_locations
+from serving.batch_jobs.schema import BatchError
+from tailorbird.config.serving import ServingConfig
+
+TASK_URI = "s3://models/task"
+CONFIG = ServingConfig(batch_prefixes=("s3://lake/pre", "s3://models"), request_log="s3://lake/pre/requests")
+REFUSED = [
+    "s3://lake/prefix/in",
+    "s3://lake/pre-/in",
+    "s3://lake/Pre/in",
+    "s3://lake",
+    "s3://lake2/pre/in",
+    "s3://lake/pre%2Fin",
+    "s3://lake/\\pre/in",
+    "s3://lake/\0/pre/in",
+    "s3://models/task/versions/full-1",
+    "s3://models/other",
+    "s3://models",
+    "s3://lake/pre/requests/day=1",
+    "s3://lake/pre",
+]
+"""The last ones overlap the registry or the request log."""
+AMBIGUOUS = [
+    "s3://lake/pre/../x",
+    "s3://lake/pre/./x",
+    "s3://lake/pre//x",
+    "file:///etc",
+    "/etc",
+    "S3://lake/pre/x",
+    "s3://",
+]
+
+
+@pytest.mark.parametrize("uri", REFUSED)
+def test_a_location_outside_the_prefixes_or_that_overlaps_our_own_is_refused(uri: str) -> None:
+    assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is not None
+
+
+@pytest.mark.parametrize("uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"])
+def test_a_prefix_opens_what_is_under_it_and_a_name_is_never_decoded(uri: str) -> None:
+    assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is None
+
+
+@pytest.mark.parametrize("uri", AMBIGUOUS)
+def test_an_ambiguous_uri_is_refused(uri: str) -> None:
+    with pytest.raises(BatchError, match=r"give s3://bucket/prefix, with no empty part and no `..`"):
+        normalized_locations(input=uri, output="s3://lake/pre/out")
+
+
+@pytest.mark.parametrize(
+    ("input", "output"),
+    [
+        ("file:///etc", "s3://lake/out"),
+        ("s3://lake/in", "out"),
+        ("s3://lake", "s3://other/out"),
+        ("s3://lake/in", "s3://lake/../models/out"),
+        ("s3://lake//in", "s3://lake/out"),
+        ("s3://lake/in", "s3://lake/in/"),
+        ("s3://lake/in", "s3://lake/in/out"),
+        ("s3://lake/out/in", "s3://lake/out"),
+    ],
+)
+def test_a_batch_over_a_wrong_or_a_shared_location_is_refused(input: str, output: str) -> None:
+    with pytest.raises(BatchError):
+        normalized_locations(input=input, output=output)
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix", "expected"),
+    [
+        ("s3://lake/a", "s3://lake/a", True),
+        ("s3://lake/a/b", "s3://lake/a", True),
+        ("s3://lake/ab", "s3://lake/a", False),
+        ("s3://lake", "s3://lake/a", False),
+    ],
+)
+def test_a_prefix_ends_at_a_slash(uri: str, prefix: str, expected: bool) -> None:
+    assert is_under(uri, prefix) is expected

@@ -1,0 +1,93 @@
+"""What one worker makes of a part of the input."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.batch_jobs.schema import BatchSpec, Part
+from serving.batch_jobs.worker import score_part
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.rows import DataError
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts
+from tailorbird.models.loading import LoadedChat
+from tailorbird.registry.versions import ModelVersion, Prompting
+from tests import small_chat
+from tests.unit.serving.batch_jobs.test_scoring import version
+
+QUESTIONS = ["abc", "what is a dog", "x", "zzzz", "one two three"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedChat[ModelVersion]:
+    prompting = Prompting(system="be brief", max_new_tokens=8)
+    return LoadedChat(ChatModel(small_chat.language_model()), small_chat.tokenizer(), prompting, version(prompting))
+
+
+def _scored(
+    folder: Path, column: pa.Array, *, loaded: LoadedChat[ModelVersion], start: int, num_rows: int
+) -> dict[str, Any]:
+    pq.write_table(pa.table({"question": column, "key": range(len(column))}), folder / "in.parquet", row_group_size=2)
+    part = Part(
+        number=0, uri=f"file://{folder}/in.parquet", start=start, first=100 + start, num_rows=num_rows, etag="e"
+    )
+    batch = BatchSpec(
+        input="s3://lake/in",
+        output="s3://lake/out",
+        version_uri=loaded.version.uri,
+        digest="d",
+        column="question",
+        id_column="key",
+    )
+    columns: dict[str, Any] = score_part(part, batch, loaded=loaded, batch_size=4).to_pydict()
+    return columns
+
+
+def test_a_chat_models_part_has_the_evaluated_answers_of_its_rows_alone(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    answers = _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=1, num_rows=3)
+    prompts = [
+        prompt_tokens((("user", text),), tokenizer=loaded.tokenizer, system="be brief") for text in QUESTIONS[1:4]
+    ]
+    end_id = int(loaded.tokenizer.eos_token_id)
+    expected = answer_prompts(loaded.model.lm, prompts, max_new_tokens=8, end_id=end_id)
+    texts = [loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in expected]
+    assert (answers["row"], answers["id"], answers["answer"]) == ([101, 102, 103], [1, 2, 3], texts)
+    assert answers["finish_reason"] == ["stop" if answer.finished else "length" for answer in expected]
+    turns = pa.array([[{"role": "user", "content": text}] for text in QUESTIONS])
+    whole = _scored(tmp_path, turns, loaded=loaded, start=0, num_rows=5)
+    assert whole["answer"][1:4] == texts
+
+
+def test_a_conversation_that_is_answered_already_is_refused_by_its_row(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    roles = ("user", "user", "assistant")
+    turns = pa.array([[{"role": role, "content": "abc"}] for role in roles])
+    with pytest.raises(DataError, match="row 2 does not end with a turn of the user"):
+        _scored(tmp_path, turns, loaded=loaded, start=1, num_rows=2)
+
+
+def test_a_prompt_that_the_model_cannot_take_is_refused_by_its_row(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError, match=r"row 1 has 2\d\d tokens and its answer may have 8, together more than the 256"
+    ):
+        _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
+
+
+def test_a_null_is_refused_by_its_row_and_not_left_out(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'question' is null in 1 of 2 rows from row 2 on \(first: row 3\)"):
+        _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
+
+
+def test_a_file_that_lost_rows_since_it_was_counted_is_refused(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="was changed while it was read"):
+        _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=3, num_rows=3)
