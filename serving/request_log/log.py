@@ -1,26 +1,25 @@
-"""Behind an answer: what was asked and answered, as Parquet on S3 by day, written in batches off the request path."""
+"""The request log: inputs and answers as Parquet on S3 by day, written in batches off the request path."""
 
 import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry
+from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry, Row
 from serving.request_log.writer import BufferedParquetWriter
 from tailorbird.data.pii import redacted
 
 
 class RequestLog:
-    """What was answered, under `<uri>/answers`, and what was right, under `<uri>/feedback`.
+    """Answers under `<uri>/answers` and feedback under `<uri>/feedback`.
 
-    Of `subject` only HMAC-SHA256 is written, on this node's disk (`journal`, a folder) too; texts only where `texts`
-    says so.
+    Only the HMAC-SHA256 of a subject is written, also to the write-ahead log in `wal_folder` on this node's disk. Texts
+    are written only if `texts` is True.
     """
 
     def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path | None = None) -> None:
@@ -28,46 +27,45 @@ class RequestLog:
         self._texts = texts
         self._attributes: tuple[Mapping[str, str], str] = ({}, "")
         root = uri.rstrip("/")
-        answers, feedback = f"{root}/answers", f"{root}/feedback"
         self.answers: BufferedParquetWriter[LogEntry] = BufferedParquetWriter(
-            answers, schema=ANSWERS, to_row=self._row, wal_folder=wal_folder
+            f"{root}/answers", columns=ANSWERS, to_row=self._row, wal_folder=wal_folder
         )
         self.feedback: BufferedParquetWriter[FeedbackEntry] = BufferedParquetWriter(
-            feedback, schema=FEEDBACK, to_row=asdict, wal_folder=wal_folder
+            f"{root}/feedback", columns=FEEDBACK, to_row=asdict, wal_folder=wal_folder
         )
 
     @property
     def takes_subjects(self) -> bool:
-        """Whether there is a key for them."""
+        """Return True if there is a key to hash them with."""
         return self._subject_key is not None
 
-    def kept(self, text: str) -> str | None:
-        """The text without what leads to a person by patterns, where the recipe lets it be kept: what may not be
-        written is not held either."""
+    def loggable(self, text: str) -> str | None:
+        """Return the text with personal data redacted by patterns, or None if texts are not logged.
+
+        Call it before a LogEntry is made: what may not be written is not held in memory either.
+        """
         return redacted(text) if self._texts else None
 
     async def keep_writing(self) -> None:
-        """Both, until cancelled."""
+        """Write answers and feedback, until cancelled."""
         await asyncio.gather(self.answers.keep_writing(), self.feedback.keep_writing())
 
     async def close(self) -> None:
-        """Writes what is left of both."""
+        """Write the remaining answers and feedback."""
         await asyncio.gather(self.answers.close(), self.feedback.close())
 
-    def _dumped(self, attributes: Mapping[str, str]) -> str:
-        """The attributes as JSON: of the same object, as a request has one for all its texts, the same text."""
+    def _attributes_json(self, attributes: Mapping[str, str]) -> str:
+        """Return the attributes as JSON, the same string for the same object: all texts of a request may share it."""
         if self._attributes[0] is not attributes:
             self._attributes = attributes, json.dumps(attributes, sort_keys=True, ensure_ascii=False)
         return self._attributes[1]
 
-    def _row(self, entry: LogEntry) -> dict[str, Any]:
-        subject = None
-        if entry.subject is not None and self._subject_key is not None:
-            subject = hmac.new(self._subject_key, entry.subject.encode(), hashlib.sha256).hexdigest()
-        top: list[dict[str, Any]] = []
-        if entry.scores is not None:
-            order = np.argsort(-np.asarray(entry.scores), kind="stable")[:NUM_TOP_CLASSES]
-            top = [{"label": entry.classes[place], "score": float(entry.scores[place])} for place in order]
+    def _subject_hash(self, subject: str | None) -> str | None:
+        if subject is None or self._subject_key is None:
+            return None
+        return hmac.new(self._subject_key, subject.encode(), hashlib.sha256).hexdigest()
+
+    def _row(self, entry: LogEntry) -> Row:
         return {
             "request_id": entry.request_id,
             "at": entry.at,
@@ -76,12 +74,12 @@ class RequestLog:
             "digest": entry.digest,
             "row": entry.row,
             "latency_ms": 1000 * entry.latency_s,
-            "subject": subject,
-            "attributes": self._dumped(entry.attributes) if entry.attributes else None,
+            "subject": self._subject_hash(entry.subject),
+            "attributes": self._attributes_json(entry.attributes) if entry.attributes else None,
             "label": entry.label,
             "score": entry.score,
             "answered_by": entry.answered_by,
-            "top": top,
+            "top": [] if entry.scores is None else _top_classes(entry.classes, entry.scores),
             "prompt_tokens": entry.prompt_tokens,
             "completion_tokens": entry.completion_tokens,
             "text": entry.text,
@@ -91,3 +89,8 @@ class RequestLog:
             "caller": entry.caller,
             "arm": entry.arm,
         }
+
+
+def _top_classes(classes: Sequence[str], scores: np.ndarray) -> list[dict[str, str | float]]:
+    order = np.argsort(-np.asarray(scores), kind="stable")[:NUM_TOP_CLASSES]
+    return [{"label": classes[index], "score": float(scores[index])} for index in order]

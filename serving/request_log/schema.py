@@ -1,9 +1,14 @@
-"""Columns of the request log."""
+"""Rows of the request log: their types and their Parquet columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+"""A row by column, as it is written to Parquet; JSON but for the time `at`."""
 
 NUM_TOP_CLASSES = 3
 ANSWERS = {
@@ -34,7 +39,7 @@ FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One text's answer, as it comes from the request path."""
+    """The answer to one text."""
 
     request_id: str
     at: datetime
@@ -43,7 +48,7 @@ class LogEntry:
     version: str
     digest: str
     row: int
-    """Its place in the request, which feedback names."""
+    """The text's position in the request, which feedback refers to."""
     latency_s: float
     """From the request's body to the answer."""
     subject: str | None = None
@@ -52,34 +57,34 @@ class LogEntry:
     score: float | None = None
     answered_by: str | None = None
     classes: Sequence[str] = ()
-    scores: Any = None
+    scores: np.ndarray | None = None
     """Probabilities of the classes, [L]."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     text: str | None = None
-    """What was asked; of a conversation, its last message."""
+    """The input; of a conversation, its last message."""
     answer: str | None = None
-    """What a chat model said."""
+    """A chat model's answer."""
     finish_reason: str | None = None
-    """Of a chat model; None where the answer broke off."""
+    """A chat model's; None if the answer broke off."""
     route: str = "classify"
     """`classify`, `compare`, `chat` or `completion`."""
     caller: str | None = None
-    """Name of the key it was asked with."""
+    """Name of the API key that the request carried."""
     arm: str | None = None
-    """`champion`, or `canary` where the version on trial answered instead; `shadow` of that version's answer to what
-    the champion answered under the same request id. None where a model was asked for by another name."""
+    """`champion`, or `canary` if the challenger answered instead; `shadow` for the challenger's answer to a request
+    that the champion answered under the same id. None if the request named another model."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEntry:
-    """What was right, of one text of an earlier request."""
+    """The correct label of one text of an earlier request."""
 
     request_id: str
     at: datetime
-    """When it was told, UTC."""
+    """When the feedback came, UTC."""
     row: int
-    """The text's place in the request."""
+    """The text's position in the request."""
     label: str
     caller: str | None = None
-    """Name of the key it was told with."""
+    """Name of the API key that the feedback carried."""

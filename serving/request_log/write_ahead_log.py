@@ -1,4 +1,4 @@
-"""Beside the request log: rows that wait for the store lie on this node's disk too, so a killed replica loses none."""
+"""Write-ahead log on the node's disk: rows that are not on S3 yet survive a replica that is killed."""
 
 import fcntl
 import json
@@ -8,34 +8,34 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from serving.request_log.schema import Row
 from tailorbird.storage.node_cache import cache_folder
 
 _log = logging.getLogger("ray.serve")
 
-Row = dict[str, Any]
 MAX_BYTES = 1 << 30
-"""Of a replica's rows on disk: the node's other users need it too."""
+"""Most bytes of one replica's rows on disk, which the node's other processes need too."""
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
 
 class AbandonedBatch(NamedTuple):
-    """Rows of a replica that is no more, as one batch of its own."""
+    """Rows of a replica that has ended."""
 
     name: str
     number: int
     rows: list[Row]
-    forget: Callable[[], None]
-    """To be called when the store has them; otherwise they are found again."""
+    delete: Callable[[], None]
+    """To be called once the rows are stored; otherwise the batch is listed again."""
 
 
 class WriteAheadLog:
-    """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that replicas of one log share.
+    """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
 
-    What `add` was given survives the process, not the node. A file `<name>.lock` is locked while the
-    replica lives: who can lock it writes what it left (`abandoned_batches`). Rows have a time `at`; all else is JSON. A disk that
-    takes no more is told in the replica's log once, and the batch is then in memory alone.
+    Rows that `add` was called with survive the process, not the node. A file `<name>.lock` is locked while the replica
+    lives; a replica that can lock it writes what the other one left (`abandoned_batches`). Rows have a time `at`; all
+    other values are JSON. If the disk is full, the replica's log says so once, and the batch is in memory only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,15 +45,15 @@ class WriteAheadLog:
         self._number = -1
         self._sizes: dict[int, int] = {}
         self._broken: set[int] = set()
-        self._fault = ""
+        self._last_error = ""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        begun = folder / f"{self.name}.begun"
-        self._lock = begun.open("w")
+        unlocked = folder / f"{self.name}.begun"
+        self._lock = unlocked.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        begun.rename(folder / f"{self.name}.lock")  # not before it is locked: another replica would take it for left
+        unlocked.rename(folder / f"{self.name}.lock")  # once it is locked: else another replica takes it for abandoned
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
-        """Appends rows to the batch of that number; batches come one after the other."""
+        """Append rows to the batch of that number; numbers never decrease."""
         try:
             if self._file is None or number != self._number:
                 if self._file is not None:
@@ -65,41 +65,41 @@ class WriteAheadLog:
             if sum(self._sizes.values()) > MAX_BYTES:
                 raise OSError(f"{MAX_BYTES >> 20} MiB of rows wait in {self._folder}, which is enough")
             self._file.write(text)
-            self._file.flush()  # it is the kernel's now: before the answer leaves
+            self._file.flush()  # hands the rows to the kernel, before the answer is sent
         except OSError as error:
             self._broken |= {self._number, number}
-            self._tell(error)
+            self._report(error)
 
     def holds(self, number: int) -> bool:
-        """Whether all rows of a batch that was begun are on disk."""
+        """Return True if all rows of a batch are on disk."""
         return number <= self._number and number not in self._broken
 
     def rows(self, number: int) -> list[Row]:
-        """A batch that it holds."""
+        """Return the rows of a batch that it holds."""
         return _read_rows(self._path(self.name, number))
 
-    def written(self, number: int) -> None:
-        """Forgets a batch that the store has."""
+    def delete(self, number: int) -> None:
+        """Delete a batch that is stored."""
         self._sizes.pop(number, None)
         try:
             self._path(self.name, number).unlink(missing_ok=True)
-        except OSError as error:  # it will be written once more, over the same file
-            self._tell(error)
+        except OSError as error:  # the batch will be written once more, over the same file
+            self._report(error)
 
     def abandoned_batches(self) -> Iterator[AbandonedBatch]:
-        """Batches of replicas that ended before the store had them."""
+        """Yield the batches of replicas that ended before they were stored."""
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem == self.name:
                 continue
             try:
-                yield from self._left(lock)
+                yield from self._batches_of(lock)
             except (OSError, UnicodeError) as error:
-                self._tell(error)
+                self._report(error)
 
-    def _left(self, lock: Path) -> Iterator[AbandonedBatch]:
-        with lock.open("r+") as left:
+    def _batches_of(self, lock: Path) -> Iterator[AbandonedBatch]:
+        with lock.open("r+") as file:
             try:
-                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
             for path in sorted(self._folder.glob(f"{lock.stem}-*.jsonl")):
@@ -108,7 +108,7 @@ class WriteAheadLog:
                 lock.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Gives up the lock: what is left is another replica's."""
+        """Release the lock: what is left is another replica's."""
         if not list(self._folder.glob(f"{self.name}-*.jsonl")):
             (self._folder / f"{self.name}.lock").unlink(missing_ok=True)
         self._lock.close()
@@ -116,22 +116,22 @@ class WriteAheadLog:
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f"{name}-{number:06d}.jsonl"
 
-    def _tell(self, error: Exception) -> None:
-        if str(error) != self._fault:
+    def _report(self, error: Exception) -> None:
+        if str(error) != self._last_error:
             _log.error("rows of the request log may be in memory alone, the disk says: %s", error)
-        self._fault = str(error)
+        self._last_error = str(error)
 
 
 def write_ahead_log_folder() -> Path:
-    """Where journals lie on this node: TAILORBIRD_JOURNAL, or with what else the node keeps.
+    """Return the node's folder for write-ahead logs: TAILORBIRD_JOURNAL, or a folder in the node's cache.
 
-    One folder is for one store: what replicas left is written to the store of those that come after them.
+    Use one folder for one store: what replicas left is written to the store of the replicas that come after them.
     """
     return Path(os.environ.get("TAILORBIRD_JOURNAL") or cache_folder() / "request-log")
 
 
 def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
-    """A journal in the folder; None, and a word in the log, where there can be none."""
+    """Return a write-ahead log in the folder, or None, with an entry in the replica's log, if none can be created."""
     try:
         return WriteAheadLog(folder)
     except OSError as error:
@@ -140,7 +140,7 @@ def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """What stands in a file; a last line that was cut off is left out."""
+    """Return the rows of a file, without those that are cut off."""
     rows = []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Write log entries to Parquet files on S3, buffered and journaled."""
+"""Write log entries to Parquet files on S3, buffered in memory and in a write-ahead log."""
 
 import asyncio
 import hashlib
@@ -13,20 +13,20 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
-from serving.request_log.schema import FeedbackEntry, LogEntry
+from serving.request_log.schema import FeedbackEntry, LogEntry, Row
 from serving.request_log.write_ahead_log import open_write_ahead_log
 from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
 MAX_BYTES = 64 << 20
-"""What waits for a store that is away; of more, the oldest is given up and counted."""
+"""Most bytes of rows in memory while the store is unavailable; beyond them the oldest rows are dropped and counted."""
 FILE_ROWS = 10_000
 FILE_BYTES = 16 << 20
-"""Of the rows of a file, which lie in memory together once more when it is written."""
+"""Most bytes of the rows of a file, which are copied in memory when the file is written."""
 ROW_BYTES = 1400
-"""What a row holds in memory beside its texts, by tracemalloc: 1,310 with three scores, 340 without."""
+"""Memory that a row takes without its strings, by tracemalloc: 1,310 with three scores, 340 without."""
 CLOSE_S = 4.0
-"""What is left must be written in: Serve ends a replica a few seconds after its last answer."""
+"""Time to write the remaining rows: Serve ends a replica a few seconds after its last answer."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -36,34 +36,34 @@ EntryT = TypeVar("EntryT", bound=LogEntry | FeedbackEntry)
 
 @dataclass
 class _FileBuffer:
-    """Rows of one file a day, each with about the bytes that it holds in memory."""
+    """Rows of one file a day, each with the approximate bytes that it takes in memory."""
 
     number: int
-    rows: deque[tuple[int, dict[str, Any]]] = field(default_factory=deque)
+    rows: deque[tuple[int, Row]] = field(default_factory=deque)
     num_bytes: int = 0
-    """Of all its rows, those on disk too."""
+    """Bytes of all its rows, also of those on disk only."""
     on_disk: bool = False
-    """Whether some of them are in the journal alone."""
+    """Whether some rows are in the write-ahead log only."""
 
 
 class BufferedParquetWriter(Generic[EntryT]):
-    """Rows for `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
+    """Writes rows to `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
 
-    What a file holds is written whole or not at all; what could not be written waits, up to `MAX_BYTES`, and `close`
-    writes what is left. With a folder for a journal it waits on disk too, and whoever opens a spool there next writes
-    what a killed replica left. `to_row` makes a row of `schema`. Lives in one event loop.
+    A file is written whole or not at all. Rows that cannot be written wait, up to `MAX_BYTES`; `close` writes the rest.
+    With `wal_folder` they wait on disk too, and the next writer that uses the folder writes what a killed replica left.
+    `to_row` makes a row with `columns` of an entry. Lives in one event loop.
     """
 
     def __init__(
         self,
         uri: str,
         *,
-        schema: Mapping[str, str],
-        to_row: Callable[[EntryT], dict[str, Any]],
+        columns: Mapping[str, str],
+        to_row: Callable[[EntryT], Row],
         wal_folder: Path | None = None,
     ) -> None:
         self._uri = uri.rstrip("/")
-        self._schema = schema
+        self._columns = columns
         self._to_row = to_row
         uri_hash = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
         self._wal = open_write_ahead_log(wal_folder / uri_hash) if wal_folder else None
@@ -72,29 +72,28 @@ class BufferedParquetWriter(Generic[EntryT]):
         self._sealed: deque[_FileBuffer] = deque()
         self._num_bytes = 0
         self._writing = asyncio.Lock()
-        self._fault = ""
-        self._num_told = 0
+        self._last_error = ""
+        self._num_reported = 0
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
-        """Takes rows, without waiting for the store."""
-        taken: list[dict[str, Any]] = []
+        """Buffer entries, without waiting for the store."""
+        rows: list[Row] = []
         for row in map(self._to_row, entries):
             num_bytes = _size(row)
-            begun = self._open.num_bytes
-            if len(self._open.rows) >= FILE_ROWS or (begun and begun + num_bytes > FILE_BYTES):
-                self._note(taken)
-                taken = []
+            buffered = self._open.num_bytes
+            if len(self._open.rows) >= FILE_ROWS or (buffered and buffered + num_bytes > FILE_BYTES):
+                self._add_to_wal(rows)
+                rows = []
                 self._seal()
             self._open.rows.append((num_bytes, row))
             self._open.num_bytes += num_bytes
             self._num_bytes += num_bytes
-            taken.append(row)
-        self._note(taken)
-        self._give_up()
+            rows.append(row)
+        self._add_to_wal(rows)
+        self._drop_excess()
 
-    def _note(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Puts rows of the open batch on disk."""
+    def _add_to_wal(self, rows: Sequence[Row]) -> None:
         if self._wal and rows:
             self._wal.add(self._open.number, rows)
 
@@ -102,11 +101,11 @@ class BufferedParquetWriter(Generic[EntryT]):
         self._sealed.append(self._open)
         self._open = _FileBuffer(self._open.number + 1)
 
-    def _give_up(self) -> None:
-        """Of what is too much, the oldest: to the journal, or where that does not hold it, for good."""
+    def _drop_excess(self) -> None:
+        """Drop the oldest rows beyond `MAX_BYTES`, from memory, or for good if the write-ahead log lacks them."""
         while self._num_bytes > MAX_BYTES:
-            oldest = next((batch for batch in self._sealed if batch.rows), self._open)
-            if not oldest.rows:  # all of it is being written now
+            oldest = next((buffer for buffer in self._sealed if buffer.rows), self._open)
+            if not oldest.rows:  # all rows are being written
                 return
             if not oldest.on_disk and self._wal and self._wal.holds(oldest.number):
                 oldest.on_disk = True
@@ -114,103 +113,106 @@ class BufferedParquetWriter(Generic[EntryT]):
             self.num_dropped += not oldest.on_disk
 
     async def keep_writing(self) -> None:
-        """Writes what waits every few seconds, until cancelled."""
+        """Write the buffered rows every few seconds, until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
-            await self._adopt()
+            await self._write_abandoned()
 
     async def flush(self) -> None:
-        """Writes what waits now; where that fails it waits on, and the replica's log says so once."""
+        """Write the buffered rows now; if that fails they keep waiting, and the replica's log says so once."""
         async with self._writing:
             if self._open.rows or self._open.on_disk:
                 self._seal()
             while self._sealed:
-                batch = self._sealed.popleft()
+                buffer = self._sealed.popleft()
                 try:
-                    await asyncio.to_thread(self._write_batch, batch)
-                except BaseException as error:  # whatever the store says, requests are answered on
-                    self._sealed.appendleft(batch)
-                    self._give_up()
+                    await asyncio.to_thread(self._write_buffer, buffer)
+                except BaseException as error:  # an unavailable store must not stop the answers
+                    self._sealed.appendleft(buffer)
+                    self._drop_excess()
                     if not isinstance(error, Exception):
                         raise
-                    self._tell(error)
+                    self._report(error)
                     return
                 if self._wal:
-                    self._wal.written(batch.number)
-                self._num_bytes -= sum(num_bytes for num_bytes, _ in batch.rows)
-                self._fault = ""
+                    self._wal.delete(buffer.number)
+                self._num_bytes -= sum(num_bytes for num_bytes, _ in buffer.rows)
+                self._last_error = ""
 
-    def _write_batch(self, batch: _FileBuffer) -> None:
-        on_disk = self._wal.rows(batch.number) if batch.on_disk and self._wal else None
-        self._write(self._name, batch.number, on_disk or [row for _, row in batch.rows])
+    def _write_buffer(self, buffer: _FileBuffer) -> None:
+        on_disk = self._wal.rows(buffer.number) if buffer.on_disk and self._wal else None
+        self._write(self._name, buffer.number, on_disk or [row for _, row in buffer.rows])
 
-    async def _adopt(self) -> None:
-        """Writes what replicas of this node left that ended before the store had it."""
+    async def _write_abandoned(self) -> None:
+        """Write the rows of this node's replicas that ended before they were stored."""
         if self._wal is None:
             return
         wal = self._wal
 
         def write() -> None:
-            for left in wal.abandoned_batches():
+            for batch in wal.abandoned_batches():
                 try:
-                    self._write(left.name, left.number, left.rows)
-                    left.forget()
-                except Exception as error:  # of the store, or of one damaged file: the others come too
-                    self._tell(error)
+                    self._write(batch.name, batch.number, batch.rows)
+                    batch.delete()
+                except Exception as error:  # of the store or of one damaged file: write the other batches too
+                    self._report(error)
                     continue
-                _log.warning("%d rows of %s were left by a replica that ended, and are kept", len(left.rows), self._uri)
+                message = "%d rows of %s were left by a replica that ended, and are kept"
+                _log.warning(message, len(batch.rows), self._uri)
 
         async with self._writing:
             await asyncio.to_thread(write)
 
-    def _tell(self, error: Exception) -> None:
-        if str(error) != self._fault:
+    def _report(self, error: Exception) -> None:
+        if str(error) != self._last_error:
             _log.error("%s waits, it cannot be written: %s", self._uri, error)
-        if self.num_dropped > self._num_told:
-            _log.error("%d rows of %s are lost", self.num_dropped - self._num_told, self._uri)
-        self._fault, self._num_told = str(error), self.num_dropped
+        if self.num_dropped > self._num_reported:
+            _log.error("%d rows of %s are lost", self.num_dropped - self._num_reported, self._uri)
+        self._last_error, self._num_reported = str(error), self.num_dropped
 
     async def close(self) -> None:
-        """Writes what is left; what cannot be written waits in the journal, or is counted in the replica's log."""
+        """Write the remaining rows; those that cannot be written stay on disk, or are counted in the replica's log."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
-        left = [batch for batch in (*self._sealed, self._open) if batch.rows or batch.on_disk]
-        kept = [batch for batch in left if self._wal and self._wal.holds(batch.number)]
-        lost = self.num_dropped - self._num_told + sum(len(batch.rows) for batch in left if batch not in kept)
+        remaining = [buffer for buffer in (*self._sealed, self._open) if buffer.rows or buffer.on_disk]
+        kept = [buffer for buffer in remaining if self._wal and self._wal.holds(buffer.number)]
+        num_lost = self.num_dropped - self._num_reported
+        num_lost += sum(len(buffer.rows) for buffer in remaining if buffer not in kept)
         if self._wal:
             self._wal.close()
         if kept:
             _log.error("rows of %s wait on this node's disk for the next replica", self._uri)
-        if lost:
-            _log.error("%d rows of %s are lost", lost, self._uri)
+        if num_lost:
+            _log.error("%d rows of %s are lost", num_lost, self._uri)
 
-    def _write(self, name: str, number: int, rows: Sequence[dict[str, Any]]) -> None:
+    def _write(self, name: str, number: int, rows: Sequence[Row]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        by_day: dict[str, list[dict[str, Any]]] = {}
+        by_day: dict[str, list[Row]] = {}
         for row in rows:
             by_day.setdefault(row["at"].date().isoformat(), []).append(row)
-        for day, of_day in by_day.items():
+        for day, day_rows in by_day.items():
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(of_day, schema=arrow_schema(self._schema)), sink)
-            # One number a day: a part that was written before a failure is written over, not twice.
+            pq.write_table(pa.Table.from_pylist(day_rows, schema=arrow_schema(self._columns)), sink)
+            # The same name again: a file that was written before a failure is overwritten, not duplicated.
             write_bytes(f"{self._uri}/day={day}/{name}-{number:06d}.parquet", sink.getvalue().to_pybytes())
 
 
-def _size(row: Mapping[str, Any]) -> int:
-    """About what a row holds in memory: as if it shared its texts with no other, for so it is written."""
+def _size(row: Row) -> int:
+    """Return the approximate bytes of a row in memory, as if it shared its strings with no other row."""
     return ROW_BYTES + sum(getsizeof(value) for value in row.values() if isinstance(value, str))
 
 
 def utc_now() -> datetime:
-    """The time, with its zone."""
+    """Return the time with its zone."""
     return datetime.now(UTC)
 
 
 def arrow_schema(columns: Mapping[str, str]) -> Any:
+    """Return the Arrow schema of `ANSWERS` or `FEEDBACK`."""
     import pyarrow as pa
 
     scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))

@@ -1,0 +1,101 @@
+"""Rows are written once, wait while the store is unavailable, and are bounded in memory."""
+
+import asyncio
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from serving.request_log import writer
+from serving.request_log.log import RequestLog
+from serving.request_log.schema import LogEntry
+from tailorbird.storage import write_bytes
+from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, kept, written
+
+
+def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    def failing(uri: str, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):  # the second day of the first attempt, and the second attempt
+            raise OSError("away")
+        write_bytes(uri, data)
+
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        log.answers.add([entry(1), entry(2, at=NOON.replace(day=2))])
+        await log.answers.flush()
+        log.answers.add([entry(3)])
+        await log.answers.flush()
+        await log.answers.flush()
+        log.answers.add([entry(4)])
+        await log.close()
+        assert log.answers.num_dropped == 0
+
+    monkeypatch.setattr(writer, "write_bytes", failing)
+    asyncio.run(keep())
+    assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
+    assert len([record for record in caplog.records if "cannot be written: away" in record.getMessage()]) == 1
+
+
+def test_memory_is_bounded_and_what_is_given_up_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(0)))
+    monkeypatch.setattr(writer, "FILE_ROWS", 2)
+    rows = kept(tmp_path, [entry(number) for number in range(8)])
+    assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
+    assert f"3 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+
+
+@pytest.mark.parametrize("attributes", [None, {f"{number:02d}{FACE * 254}": FACE * 256 for number in range(32)}])
+def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, attributes: dict[str, str] | None) -> None:
+    classes, scores = ("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
+
+    def request(number: int) -> list[LogEntry]:
+        own = {**attributes} if attributes else None
+        fields: dict[str, Any] = {"label": "b", "score": 0.6, "classes": classes, "scores": scores}
+        return [entry(number, row=row, attributes=own, subject=f"s{number}", **fields) for row in range(2)]
+
+    log = RequestLog(tmp_path.as_uri(), subject_key=KEY, texts=False)
+    log.answers.add(request(0))
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            log.answers.add(request(number))
+        held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held_bytes <= log.answers._num_bytes <= 2.5 * held_bytes
+
+
+def test_a_file_holds_only_what_may_lie_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FILE_BYTES", 2 * counted_bytes(entry(0)))
+    kept(tmp_path, [entry(number) for number in range(5)] + [entry(5, label="a" * 10_000)])
+    sizes = [pq.read_table(file, partitioning=None).num_rows for file in sorted(tmp_path.rglob("*.parquet"))]
+    assert sizes == [2, 2, 1, 1]
+
+
+def test_a_store_that_does_not_answer_holds_up_the_end_for_a_moment_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(writer, "CLOSE_S", 0.05)
+    monkeypatch.setattr(writer, "write_bytes", lambda *_: released.wait(30))
+
+    async def end() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        log.answers.add([entry(1), entry(2)])
+        await log.close()
+        released.set()
+
+    asyncio.run(end())
+    assert f"2 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
