@@ -17,8 +17,8 @@ def take_turns(variants: Mapping[str, Callable[[], Figures]], *, rounds: int) ->
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
             figures = variants[name]()
             measured[name].append(figures)
-            found = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
-            print(f"round {number + 1} of {rounds}, {name}: {found}", flush=True)
+            line = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
+            print(f"round {number + 1} of {rounds}, {name}: {line}", flush=True)
     return measured
 
 

@@ -27,12 +27,12 @@ Found = Mapping[str, Any]
 def main() -> int:
     """Prints what was found; 1 where an advisory is about what is installed, else 0."""
     pins = installed()
-    probed = asked([pins[PROBE]])
-    found = asked(list(pins.values())) if probed and is_answered(probed[0]) else None
-    if found is None:
+    probed = query_advisories([pins[PROBE]])
+    packages = query_advisories(list(pins.values())) if probed and is_answered(probed[0]) else None
+    if packages is None:
         print("advisories were not asked: their service cannot be reached from here")
         return 0
-    lines, failed = judged(found, ignored=IGNORED)
+    lines, failed = assess(packages, ignored=IGNORED)
     print("\n".join(lines))
     return int(failed)
 
@@ -43,7 +43,7 @@ def installed() -> dict[str, str]:
     return {name: f"{name}=={version.partition('+')[0]}" for name, version in named.items() if name != OURS}
 
 
-def asked(pins: Sequence[str]) -> list[Found] | None:
+def query_advisories(pins: Sequence[str]) -> list[Found] | None:
     """What pip-audit says of these pins; None where it cannot say."""
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
@@ -52,21 +52,21 @@ def asked(pins: Sequence[str]) -> list[Found] | None:
         command = [sys.executable, "-m", "pip_audit", *options, f"--timeout={SOCKET_TIMEOUT_S}", f"-r{requirements}"]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=AUDIT_TIMEOUT_S)
-            found: list[Found] = json.loads(ended.stdout)["dependencies"]
+            packages: list[Found] = json.loads(ended.stdout)["dependencies"]
         except (subprocess.TimeoutExpired, ValueError):
             return None
-    return found
+    return packages
 
 
-def is_answered(found: Found) -> bool:
+def is_answered(packages: Found) -> bool:
     """Whether the service knew the dependency in this version."""
-    return "vulns" in found
+    return "vulns" in packages
 
 
-def judged(found: Sequence[Found], *, ignored: Mapping[str, str]) -> tuple[list[str], bool]:
+def assess(packages: Sequence[Found], *, ignored: Mapping[str, str]) -> tuple[list[str], bool]:
     """Lines to print, and whether one of the advisories is not among the ignored ones."""
     lines, failed = [], False
-    for one in found:
+    for one in packages:
         for advisory in one.get("vulns", ()):
             ids = [advisory["id"], *advisory.get("aliases", ())]
             reason = next((ignored[name] for name in ids if name in ignored), None)
@@ -76,9 +76,9 @@ def judged(found: Sequence[Found], *, ignored: Mapping[str, str]) -> tuple[list[
                 f"{one['name']} {one['version']}: {advisory['id']}, "
                 + (f"ignored: {reason}" if reason else f"mended in {mended}; raise the range in pyproject.toml")
             )
-    skipped = [one["name"] for one in found if not is_answered(one)]
+    skipped = [one["name"] for one in packages if not is_answered(one)]
     unknown = f"; unknown to the service: {', '.join(skipped)}" if skipped else ""
-    lines.append(f"advisories asked for {len(found) - len(skipped)} of {len(found)} installed packages{unknown}")
+    lines.append(f"advisories asked for {len(packages) - len(skipped)} of {len(packages)} installed packages{unknown}")
     return lines, failed
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 POLL_S, SEEN_TIMEOUT_S = 0.2, 120
-ON_PIPES = 'exec "$@" 3<"$0/asked" 4>"$0/told"'
+ON_PIPES = 'exec "$@" 3<"$0/requests" 4>"$0/responses"'
 """With --remote-debugging-pipe, Chromium listens to descriptor 3 and answers on 4."""
 
 
@@ -46,23 +46,26 @@ class Call(Protocol):
 
 @contextmanager
 def _talking(folder: Path, *arguments: str) -> Iterator[Call]:
-    for name in ("asked", "told"):
+    for name in ("requests", "responses"):
         os.mkfifo(folder / name)
     command = ["sh", "-c", ON_PIPES, str(folder), *_command(folder, "--remote-debugging-pipe", *arguments)]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     numbers, heard = count(1), b""
     try:
-        with (folder / "asked").open("wb", buffering=0) as asked, (folder / "told").open("rb", buffering=0) as told:
+        with (
+            (folder / "requests").open("wb", buffering=0) as requests,
+            (folder / "responses").open("rb", buffering=0) as responses,
+        ):
 
             def call(method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
                 nonlocal heard
                 number = next(numbers)
                 message = {"id": number, "method": method, "params": parameters}
-                asked.write(json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
+                requests.write(json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
                 while True:
                     line, ended, rest = heard.partition(b"\0")
                     if not ended:
-                        more = told.read(1 << 16)
+                        more = responses.read(1 << 16)
                         assert more, "Chromium ended"
                         heard += more
                         continue
@@ -75,7 +78,7 @@ def _talking(folder: Path, *arguments: str) -> Iterator[Call]:
     finally:
         browser.kill()
         browser.wait()
-        for name in ("asked", "told"):
+        for name in ("requests", "responses"):
             (folder / name).unlink()
 
 

@@ -16,7 +16,7 @@ WORDS = ("<pad>", "</s>", "<system>", "<user>", "<assistant>", *"abcdefghijklmno
 
 def tokenizer(template: str | None = TEMPLATE) -> Any:
     """Letters, role marks and the end of a turn, a token each."""
-    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="?"))
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("</?[a-z]+>|."), behavior="isolated")
     inner.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="?")

@@ -1,9 +1,9 @@
-"""What clients notice of a change of champion: `promote_version` and `roll_back` while 32 of them ask without pause.
+"""What clients notice of a change of champion: `promote` and `rollback` while 32 of them ask without pause.
 
     python -m benchmarks.serving.promotion_under_load
 
 Two full fine-tunes of MiniLM's size, whose classes are known by each other's names, so that every answer tells which of
-them gave it. Each `promote_version` is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
+them gave it. Each promotion is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
 the champion is written and the service moves. The clients are one process, asyncio over 32 kept connections; its share
 of the cores is printed, since it takes from the same ones. Counted are requests that failed, answers that are not their
 version's own, and, of each change, the 99th percentile of latency from the call to two seconds after its end, against
@@ -209,7 +209,7 @@ def conclude(
     recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
 ) -> None:
     """Leaves a finished run whose verdict chose the version, with its answers to the test rows."""
-    rows: Rows = read_test(recipe.data, chat=False)
+    rows: Rows = read_test(recipe.data)
     place = f"{recipe.task_uri}/runs/{run}"
     save_predictions(f"{place}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
     other = champion or version

@@ -35,8 +35,8 @@ def watch(
 
     from tailorbird.operate.watch import watch_champion as look
 
-    with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
-        found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), show=show)
+    with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), progress=progress)
     if metrics is not None:
         write_text(metrics, found.gauges)
     advice = found.advice
@@ -59,8 +59,8 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
     """
     from tailorbird.operate.reevaluate import reevaluate_champion as judge_again
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        done = judge_again(loaded, show=show)
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        done = judge_again(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.to_dict(), "holds": done.holds}
     value |= {"back_to": done.back_to, "champion": done.champion.uri, "proposed": done.proposed}
     print_result(value, as_json=as_json, lines=done.lines(recipe))
@@ -79,10 +79,10 @@ def export_audit(
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
-    from tailorbird.monitoring.label_audit import days_between
+    from tailorbird.monitoring.label_audit import parse_days
     from tailorbird.operate.watch import draw_audit
 
-    num = draw_audit(read_recipe(recipe), days=days_between(days), num_rows=rows, to=to)
+    num = draw_audit(read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
     print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
 
 
@@ -93,7 +93,7 @@ def import_audit(
     uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
     as_json: AsJson = False,
 ) -> None:
-    """Keeps the labels that people gave; `watch_champion` and `reevaluate_champion` read them.
+    """Keeps the labels that people gave; `tailorbird watch` and `tailorbird reevaluate` read them.
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """

@@ -29,7 +29,7 @@ class Heard:
         return Counter(status for ended, _, status, _ in self.answers if since <= ended <= until)
 
     def ids(self, status: int) -> set[str]:
-        return {request_id for _, _, found, request_id in self.answers if found == status}
+        return {request_id for _, _, answered, request_id in self.answers if answered == status}
 
     def longest_s(self, *, since: float = 0.0, until: float = float("inf")) -> float:
         return max((took for ended, took, _, _ in self.answers if since <= ended <= until), default=0.0)
@@ -47,23 +47,23 @@ def asking(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float
     Head and body leave apart, as most clients in Python send them.
     """
     heard, over = Heard(), threading.Event()
-    place = urlsplit(url)
+    address = urlsplit(url)
 
     def ask(number: int) -> None:
         connection: http.client.HTTPConnection | None = None
-        asked = number
+        position = number
         while not over.is_set():
             request_id, begun, status = uuid.uuid4().hex, time.monotonic(), 0
             try:
-                connection = connection or http.client.HTTPConnection(place.netloc, timeout=timeout_s)
-                body = json.dumps({"input": texts[asked % len(texts)]})
+                connection = connection or http.client.HTTPConnection(address.netloc, timeout=timeout_s)
+                body = json.dumps({"input": texts[position % len(texts)]})
                 headers = {"content-type": "application/json", "x-request-id": request_id}
-                connection.request("POST", f"{place.path}/v1/classify", body, headers)
+                connection.request("POST", f"{address.path}/v1/classify", body, headers)
                 answer = connection.getresponse()
-                said = answer.read()
+                content = answer.read()
                 status = answer.status
                 if status == 500:
-                    heard.faults[f"{said.decode(errors='replace')} {answer.headers.items()}"] += 1
+                    heard.faults[f"{content.decode(errors='replace')} {answer.headers.items()}"] += 1
                 if answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
@@ -72,7 +72,7 @@ def asking(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float
                     connection.close()
                 connection = None
             heard.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
-            asked += clients
+            position += clients
             if status != 200:
                 time.sleep(PAUSE_S)
         if connection is not None:

@@ -41,8 +41,8 @@ def _strict(schema: Any) -> Any:
         strict["properties"] = {name: _strict(value) for name, value in properties.items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             strict["additionalProperties"] = False
-        asked = schema.get("required", [])
-        strict["required"] = [name for name in asked if "default" not in properties.get(name, {})]
+        required = schema.get("required", [])
+        strict["required"] = [name for name in required if "default" not in properties.get(name, {})]
     elif isinstance(schema.get("additionalProperties"), dict):
         strict["additionalProperties"] = _strict(schema["additionalProperties"])
     if "items" in schema:

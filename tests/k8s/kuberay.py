@@ -28,14 +28,14 @@ def faults(document: Document) -> list[str]:
     metadata, spec = document["metadata"], document["spec"]
     annotations = metadata.get("annotations", {})
     kind = document["kind"]
-    found = [*_name(metadata["name"], MOST_OF_A_CLUSTER if kind == "RayCluster" else MOST_OF_ITS_OWNER)]
+    faults = [*_name(metadata["name"], MOST_OF_A_CLUSTER if kind == "RayCluster" else MOST_OF_ITS_OWNER)]
     if kind == "RayCluster":
-        found += [*_cluster(spec, annotations), *_upgrade(spec, allowed=("Recreate", "None"))]
+        faults += [*_cluster(spec, annotations), *_upgrade(spec, allowed=("Recreate", "None"))]
     elif kind == "RayService":
-        found += _service(spec, annotations)
+        faults += _service(spec, annotations)
     else:
-        found += _job(spec, annotations)
-    return found
+        faults += _job(spec, annotations)
+    return faults
 
 
 def _name(name: str, most: int) -> Iterator[str]:

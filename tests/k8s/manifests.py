@@ -84,20 +84,20 @@ class Pod:
 
 def pods_of(documents: list[Document]) -> list[Pod]:
     """Every pod that the documents bring about, with what the operator adds to Ray's."""
-    found: list[Pod] = []
+    pods: list[Pod] = []
     for document in documents:
         namespace = document["metadata"].get("namespace", "")
         name = document["metadata"]["name"]
         if document["kind"] in CLUSTER_SPEC:
-            found += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
+            pods += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
         elif document["kind"] == "CronJob":
             template = document["spec"]["jobTemplate"]["spec"]["template"]
-            found.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"]))
+            pods.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"]))
         elif "template" in document.get("spec", {}):
             template = document["spec"]["template"]
             most = document["spec"].get("replicas", 1)
-            found.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"], most))
-    return found
+            pods.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"], most))
+    return pods
 
 
 def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> list[Pod]:
@@ -111,7 +111,7 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
     labels = _labels(head, cluster=name, node_type="head", group="headgroup")
     if kind == "RayService":
         labels["ray.io/serve"] = "false"
-    found = [Pod(f"{name}-head", namespace, labels, spec)]
+    pods = [Pod(f"{name}-head", namespace, labels, spec)]
     for group in cluster["workerGroupSpecs"]:
         template = group["template"]
         spec = copy.deepcopy(template["spec"])
@@ -124,8 +124,8 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
         if kind == "RayService":
             labels["ray.io/serve"] = "true"
         most = group["maxReplicas"]
-        found.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most))
-    return found
+        pods.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most))
+    return pods
 
 
 def _labels(template: Document, *, cluster: str, node_type: str, group: str) -> dict[str, str]:
@@ -156,12 +156,12 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 def put(document: Document, path: str, value: Any) -> None:
     """Sets what stands at a path like `spec.workerGroupSpecs.0.maxReplicas`; None takes it away, `~` is a dot."""
     *way, last = (key.replace("~", ".") for key in path.split("."))
-    place: Any = document
+    node: Any = document
     for key in way:
-        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
-    if isinstance(place, list):
-        place[int(last) : int(last) + 1] = [] if value is None else [value]
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+    if isinstance(node, list):
+        node[int(last) : int(last) + 1] = [] if value is None else [value]
     elif value is None:
-        del place[last]
+        del node[last]
     else:
-        place[last] = value
+        node[last] = value

@@ -34,11 +34,11 @@ def test_the_autoscaler_starts_what_is_meant_and_no_work_runs_on_the_head(part: 
     memory, idle_minutes, groups = MEANT[part]
     head = derived["available_node_types"].pop(derived["head_node_type"])
     assert head["resources"] == {"CPU": 0, "memory": memory * GIB}
-    found = {
+    bounds = {
         name: (one["min_workers"], one["max_workers"], one["resources"])
         for name, one in derived["available_node_types"].items()
     }
-    assert found == groups
+    assert bounds == groups
     assert derived["idle_timeout_minutes"] == idle_minutes
     assert derived["max_workers"] == sum(most for _, most, _ in groups.values())
     assert cluster_of(document)["autoscalerOptions"]["version"] == "v2"

@@ -31,11 +31,11 @@ def locked(device: str) -> dict[str, str]:
 @pytest.mark.parametrize("device", EXTRAS)
 def test_a_lock_has_everything_that_the_project_asks_for_in_a_version_that_it_allows(device: str) -> None:
     pins = locked(device)
-    asked = [
+    requirements = [
         *PROJECT["dependencies"],
         *(one for extra in EXTRAS[device] for one in PROJECT["optional-dependencies"][extra]),
     ]
-    for line in asked:
+    for line in requirements:
         requirement = Requirement(line)
         version = pins.get(requirement.name.lower().replace("_", "-"))
         assert version is not None, f"{requirement.name} is not locked; the lock's first lines say how it is made"
@@ -86,14 +86,14 @@ def test_pods_run_as_the_user_that_the_image_has() -> None:
 def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the_documentation_tells_of() -> None:
     keys = Keys(access_key="", secret_key="", token_path=ROOT)
     stack = environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
-    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
-    assert len(told) >= 6
+    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert len(documented) >= 6
     for part in PARTS:
         settings = [
             one["data"] for one in of_kind(build(part), "ConfigMap") if "ray-settings" in one["metadata"]["name"]
         ]
         for one in settings:
-            assert {name: one[name] for name in told} == {name: stack[name] for name in told}
+            assert {name: one[name] for name in documented} == {name: stack[name] for name in documented}
 
 
 def test_the_operator_is_of_one_release_watches_our_namespaces_and_opens_no_alpha_gate() -> None:

@@ -90,8 +90,8 @@ OF_ITS_OWNER: list[tuple[str, dict[str, Any], str]] = [
     ("RayService", {"spec.rayClusterDeletionDelaySeconds": -1}, "rayClusterDeletionDelaySeconds is negative"),
     ("RayService", dict([BY_STEPS]), "takes clusterUpgradeOptions"),
     *(
-        ("RayService", dict([BY_STEPS]) | {"spec.upgradeStrategy.clusterUpgradeOptions": STEPS | changed}, told)
-        for changed, told in (
+        ("RayService", dict([BY_STEPS]) | {"spec.upgradeStrategy.clusterUpgradeOptions": STEPS | changed}, message)
+        for changed, message in (
             ({"maxSurgePercent": 101}, "maxSurgePercent is no percentage"),
             ({"stepSizePercent": -1}, "stepSizePercent is no percentage"),
             ({"stepSizePercent": 60}, "over maxSurgePercent"),
@@ -189,8 +189,8 @@ OF_ITS_OWNER: list[tuple[str, dict[str, Any], str]] = [
         "DeleteNone and shutdownAfterJobFinishes",
     ),
     *(
-        ("RayJob", {"spec.shutdownAfterJobFinishes": False, "spec.deletionStrategy.deletionRules": rules}, told)
-        for rules, told in (
+        ("RayJob", {"spec.shutdownAfterJobFinishes": False, "spec.deletionStrategy.deletionRules": rules}, message)
+        for rules, message in (
             ([rule("DeleteWorkers", "FAILED")], "DeleteWorkers does not go with the autoscaler"),
             ([rule("DeleteSelf", "FAILED", -1)], "ttlSeconds is negative"),
             ([rule("DeleteSelf", "FAILED"), rule("DeleteSelf", "FAILED", 5)], "two rules of one policy"),
@@ -201,19 +201,23 @@ OF_ITS_OWNER: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "told"), OF_A_CLUSTER, ids=[told for _, told in OF_A_CLUSTER])
-def test_a_cluster_that_breaks_a_rule_of_the_operators_is_found(changed: dict[str, Any], told: str) -> None:
-    _must_be_told("RayService", {f"spec.rayClusterConfig.{path}": value for path, value in changed.items()}, told)
+@pytest.mark.parametrize(("changed", "message"), OF_A_CLUSTER, ids=[message for _, message in OF_A_CLUSTER])
+def test_a_cluster_that_breaks_a_rule_of_the_operators_is_found(changed: dict[str, Any], message: str) -> None:
+    require_fault("RayService", {f"spec.rayClusterConfig.{path}": value for path, value in changed.items()}, message)
 
 
-@pytest.mark.parametrize(("kind", "changed", "told"), OF_ITS_OWNER, ids=[f"{one[0]} {one[2]}" for one in OF_ITS_OWNER])
-def test_a_resource_that_breaks_a_rule_of_the_operators_is_found(kind: str, changed: dict[str, Any], told: str) -> None:
-    _must_be_told(kind, changed, told)
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"), OF_ITS_OWNER, ids=[f"{kind} {text}" for kind, _, text in OF_ITS_OWNER]
+)
+def test_a_resource_that_breaks_a_rule_of_the_operators_is_found(
+    kind: str, changed: dict[str, Any], message: str
+) -> None:
+    require_fault(kind, changed, message)
 
 
-def _must_be_told(kind: str, changed: dict[str, Any], told: str) -> None:
+def require_fault(kind: str, changed: dict[str, Any], message: str) -> None:
     (document,) = of_kind(build(SOURCE[kind]), kind)
     for path, value in changed.items():
         put(document, path, value)
-    found = faults(document)
-    assert any(told in fault for fault in found), found
+    reported = faults(document)
+    assert any(message in fault for fault in reported), reported

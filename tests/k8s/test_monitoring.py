@@ -34,9 +34,9 @@ def test_there_is_an_alarm_for_each_that_the_documentation_names_and_no_other() 
 
 
 def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> None:
-    told = {row[0]: row[1] for row in table("Alarms")}
+    expected = {row[0]: row[1] for row in table("Alarms")}
     for rule in queries.rules():
-        condition = told[rule["annotations"]["alarm"]]
+        condition = expected[rule["annotations"]["alarm"]]
         minutes = re.search(r"for (\d+) minutes?", condition)
         if minutes:
             assert rule["for"] == f"{minutes[1]}m", rule["alert"]
@@ -52,8 +52,8 @@ def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> No
     panels = queries.panels()
     assert set(panels) >= {row[0] for row in rows}
     for title, cell in rows:
-        told = set(queries.NAME.findall(cell)) or {"ray_serve_num_http_requests_total"}  # "the same with"
-        assert {name for query in panels[title] for name in queries.NAME.findall(query)} == told, title
+        expected = set(queries.NAME.findall(cell)) or {"ray_serve_num_http_requests_total"}  # "the same with"
+        assert {name for query in panels[title] for name in queries.NAME.findall(query)} == expected, title
 
 
 def test_every_query_asks_for_metrics_and_labels_that_we_make_or_ray_does() -> None:
@@ -95,7 +95,7 @@ def test_the_pod_monitor_selects_ray_pods_and_a_port_that_they_have(name: str) -
 def test_the_probe_is_applied_with_the_service_by_the_job_that_the_alarm_names(name: str) -> None:
     (probe,) = of_kind(build(f"{name}/service"), "Probe")
     assert len(of_kind(environment(name), "Probe")) == 1
-    # No service's address until `render` writes it (tests/unit/test_render.py): one that is forgotten rings at once.
+    # `render` writes the service's address (tests/unit/release/test_manifests.py); one that is missing fires at once.
     assert probe["spec"]["targets"]["staticConfig"]["static"] == ["http://SERVICE-serve-svc.NAMESPACE:8000/readyz"]
     (rule,) = (rule for rule in queries.rules() if rule["annotations"]["alarm"] == "nobody answers")
     assert f'job="{probe["spec"]["jobName"]}"' in rule["expr"]

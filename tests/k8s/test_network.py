@@ -87,10 +87,10 @@ CODE_PORTS = (8265, 6379, 10001)
 def test_nobody_from_elsewhere_reaches_a_port_that_runs_code_but_the_operator_the_dashboards(name: str) -> None:
     network = NETWORKS[name]
     for other in (GATEWAY, PROMETHEUS, STRANGER, PRETENDER, NEWCOMER, OPERATOR):
-        for place, pod in network.pods.items():
+        for location, pod in network.pods.items():
             for port in CODE_PORTS:
-                wanted = other is OPERATOR and port == 8265 and place[1] == "head"
-                assert network.may(other, pod, port) is wanted, (other, place, port)
+                wanted = other is OPERATOR and port == 8265 and location[1] == "head"
+                assert network.may(other, pod, port) is wanted, (other, location, port)
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.autoscaling import SHUTDOWN_S
+from serving.tasks import SERVED_TASKS
 from tests.k8s.manifests import (
     CLUSTER_SPEC,
     ENVIRONMENTS,
@@ -49,7 +49,7 @@ def test_a_pod_is_let_in_by_its_namespace_which_asks_for_restricted(name: str, p
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         ("hostNetwork", True, "hostNetwork"),
         ("volumes.0", {"name": "x", "hostPath": {"path": "/"}}, "hostPath"),
@@ -69,7 +69,7 @@ def test_a_pod_is_let_in_by_its_namespace_which_asks_for_restricted(name: str, p
         ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}, "no seccomp profile"),
     ],
 )
-def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any, told: str) -> None:
+def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any, message: str) -> None:
     (head,) = (
         pod
         for _, pod in ALL_PODS
@@ -77,7 +77,7 @@ def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any
     )
     changed = replace(head, spec=copy.deepcopy(head.spec))
     put(changed.spec, path, value)
-    assert any(told in fault for fault in refusals(changed)), refusals(changed)
+    assert any(message in fault for fault in refusals(changed)), refusals(changed)
 
 
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
@@ -246,7 +246,11 @@ def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_be
     for pod in workers:
         env = {one["name"]: one["value"] for one in pod.spec["containers"][0]["env"]}
         drains_s = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-        assert max(SHUTDOWN_S.values()) < drains_s < pod.spec["terminationGracePeriodSeconds"]
+        assert (
+            max(task.shutdown_s for task in SERVED_TASKS.values())
+            < drains_s
+            < pod.spec["terminationGracePeriodSeconds"]
+        )
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)])

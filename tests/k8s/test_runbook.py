@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tailorbird.config.loader import load_recipe
-from tailorbird.release.manifests import DOORS, render
+from tailorbird.release.manifests import DOORS, render_manifest
 from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
 RUNBOOK = (K8S / "README.md").read_text()
@@ -22,10 +22,10 @@ def test_every_file_of_ours_that_it_names_is_there() -> None:
 
 
 def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_that_fits() -> None:
-    told = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
-    assert {to for _, to in told} == {to for to, door in DOORS.items() if door.template is not None}
+    commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
+    assert {to for _, to in commands} == {to for to, door in DOORS.items() if door.template is not None}
     folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote", "watch": "watch"}
-    for part, to in told:
+    for part, to in commands:
         assert part in PARTS
         assert Path(part).name == folders[to]
 
@@ -34,7 +34,7 @@ def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_th
 def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(to: str) -> None:
     """Kubernetes refuses to change a Job's pod, and an unchanged one it does not run again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
-    documents = list(yaml.safe_load_all(render(recipe, to=to, base=text_of("prod/promote")).text))
+    documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of("prod/promote")).text))
     (name,) = (one["metadata"]["name"] for one in of_kind(documents, "Job"))
     blocks = [block for block in BLOCKS if f"--to {to} " in block]
     assert blocks

@@ -24,11 +24,11 @@ ADVISORY = {
 
 class Advisories(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        told = {"vulns": [ADVISORY]} if asked["package"]["name"] == "leaky" else {}
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        response = {"vulns": [ADVISORY]} if request["package"]["name"] == "leaky" else {}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(told).encode())
+        self.wfile.write(json.dumps(response).encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -57,10 +57,10 @@ def test_a_known_vulnerability_fails_the_check_and_says_what_mends_it(capsys: py
 
 def test_one_that_is_ignored_by_any_of_its_ids_does_not_and_its_reason_is_said() -> None:
     advisory = {"id": "CVE-2026-0001", "aliases": ["GHSA-xxxx"], "fix_versions": []}
-    found = [{"name": "leaky", "version": "1.0", "vulns": [advisory]}]
-    lines, failed = audit.judged(found, ignored={"GHSA-xxxx": "we never call it"})
+    packages = [{"name": "leaky", "version": "1.0", "vulns": [advisory]}]
+    lines, failed = audit.assess(packages, ignored={"GHSA-xxxx": "we never call it"})
     assert (lines[0], failed) == ("leaky 1.0: CVE-2026-0001, ignored: we never call it", False)
-    lines, failed = audit.judged(found, ignored={"GHSA-yyyy": "another"})
+    lines, failed = audit.assess(packages, ignored={"GHSA-yyyy": "another"})
     assert (lines[0].split(";")[0], failed) == ("leaky 1.0: CVE-2026-0001, mended in no version yet", True)
 
 
@@ -73,9 +73,12 @@ def test_a_service_that_cannot_be_reached_does_not_and_it_is_said(
     assert "their service cannot be reached from here" in capsys.readouterr().out
 
 
-def test_what_a_service_does_not_know_is_named_and_a_builds_mark_is_not_asked_for() -> None:
-    found: list[audit.Found] = [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}]
-    assert audit.judged(found, ignored={}) == (
+def test_what_a_service_does_not_know_is_named_and_a_builds_mark_is_not_sent() -> None:
+    packages: list[audit.Found] = [
+        {"name": "a", "version": "1", "vulns": []},
+        {"name": "b", "skip_reason": "not found"},
+    ]
+    assert audit.assess(packages, ignored={}) == (
         ["advisories asked for 1 of 2 installed packages; unknown to the service: b"],
         False,
     )

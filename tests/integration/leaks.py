@@ -20,6 +20,8 @@ def leaks(stack: StackState, secrets: dict[str, str]) -> list[str]:
     wanted = secrets_of(stack) | {name: secret.encode() for name, secret in secrets.items()}
     logs = [path for path in Path(stack.temp_dir).rglob("*") if path.is_file() and path.suffix in LOGS]
     assert len(logs) > 10
-    told = {path: request_dashboard("GET", path).content for path in LISTS}
-    told |= {str(path): path.read_bytes() for path in (*logs, Path(stack.token_path).parent / LOG_FILE)}
-    return [f"{name} in {place}" for place, text in told.items() for name, secret in wanted.items() if secret in text]
+    texts = {path: request_dashboard("GET", path).content for path in LISTS}
+    texts |= {str(path): path.read_bytes() for path in (*logs, Path(stack.token_path).parent / LOG_FILE)}
+    return [
+        f"{name} in {location}" for location, text in texts.items() for name, secret in wanted.items() if secret in text
+    ]
