@@ -120,7 +120,7 @@ def _trainer(material: ChatRuntime, *, base: str, bf16: bool = False) -> dict[st
         {
             "input_ids": row.ids,
             "attention_mask": [1] * len(row),
-            "labels": [token if said else -100 for token, said in zip(row.ids, row.said, strict=True)],
+            "labels": [token if learned else -100 for token, learned in zip(row.ids, row.assistant_mask, strict=True)],
         }
         for row in window.conversations(range(len(window)))
     ]

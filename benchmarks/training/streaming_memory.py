@@ -99,8 +99,8 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     import ray
 
     from cluster.connection import connect
-    from tailorbird.data.sharding.loading import streamed
-    from tailorbird.data.tokenized import Encoding
+    from tailorbird.data.sharding.loading import load_sharded
+    from tailorbird.data.tasks import CLASSIFICATION
 
     config = DataConfig(
         train=f"{uri}/train.parquet",
@@ -112,7 +112,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = streamed(config, Encoding(64), base_model=base_model, task_uri=f"{uri}/home", inputs={})
+            gathered = load_sharded(config, CLASSIFICATION, base_model=base_model, task_uri=f"{uri}/home", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {

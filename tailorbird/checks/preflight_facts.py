@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from cluster import resources
 from cluster.connection import connect
 from cluster.node_probe import Asked, NodeLook, Written, look_from_nodes, try_to_write
@@ -16,9 +14,8 @@ from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Versions
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.loader import columns_of, rows_of
 from tailorbird.data.parquet import open_parquet, parquet_files
-from tailorbird.data.rows import DataError
+from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.metadata import Outline, read_outline
 
@@ -122,7 +119,7 @@ def inspect_cluster(request: Asked) -> Cluster:
     """Joins the cluster for a moment; raises SessionError where it cannot."""
     with connect():
         nodes = resources.live_nodes()
-        node_types, held = resources.told_node_types(), None
+        node_types, held = resources.reported_node_types(), None
         with suppress(Exception):  # whatever the dashboard or the way to it raises: work is done without it
             held = resources.holders()
         looks, silent = look_from_nodes(nodes, request)
@@ -136,17 +133,18 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
     config = recipe.data
     named = [("train", uri) for uri in config.train_uris]
     named += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
+    task = data_task(recipe.task)
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return tuple(pool.map(lambda one: _table(*one, config=config, chat=recipe.task == "chat"), named))
+        return tuple(pool.map(lambda one: _table(*one, config=config, task=task), named))
 
 
 def _model(recipe: Recipe) -> Outline:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
-    return read_outline(staged, chat=recipe.task == "chat", system=recipe.data.system)
+    return read_outline(staged, task=data_task(recipe.task, system=recipe.data.system))
 
 
-def _table(split: str, uri: str, *, config: DataConfig, chat: bool) -> Table:
-    columns = columns_of(config, chat=chat)
+def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:
+    columns = task.columns(config)
     try:
         files = parquet_files(uri)
         looked = files if len(files) <= FOOTERS else [*files[: FOOTERS - 1], files[-1]]
@@ -154,25 +152,11 @@ def _table(split: str, uri: str, *, config: DataConfig, chat: bool) -> Table:
         for name in looked:
             with open_parquet(name, columns=columns) as file:
                 num_rows += file.metadata.num_rows
-                _require_types(file.schema_arrow, columns, config=config, chat=chat, uri=name)
+                task.require_types(file.schema_arrow, config=config, uri=name)
     except ValueError as error:
         return Table(split, uri, fault=str(error))
     fault = None if num_rows or len(looked) < len(files) else f"{uri} has no rows; give a file with at least one row"
     return Table(split, uri, num_rows, num_files=len(files), num_looked=len(looked), file=files[0], fault=fault)
-
-
-def _require_types(schema: pa.Schema, columns: list[str], *, config: DataConfig, chat: bool, uri: str) -> None:
-    """Raises DataError where a column holds what no row can be made of; reads none."""
-    empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-    rows_of(empty, config=config, chat=chat, uri=uri)
-    if chat and config.messages:
-        kind = empty.schema.field(config.messages).type
-        turns = getattr(kind, "value_type", None)
-        named = {turns.field(index).name for index in range(turns.num_fields)} if turns is not None else set()
-        if not {"role", "content"} <= named:
-            raise DataError(
-                f"{uri}: column {config.messages!r} is {kind}, no lists of {{role, content}}; name another column"
-            )
 
 
 def _versions(address: str) -> Versions | None:

@@ -1,4 +1,4 @@
-"""Beside data.encode, for chat: conversations to tokens by the model's own template, and packed without padding."""
+"""Tokenize conversations with the model's own chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Tokens:
-    """A conversation's token ids, and which of them the assistant said: what is learned, and scored."""
+    """A conversation's token ids, and which of them are learned and scored."""
 
     ids: list[int]
-    said: NDArray[np.bool_]
+    assistant_mask: NDArray[np.bool_]
+    """True for the tokens that the assistant wrote."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,13 +35,13 @@ def prompt_tokens(
     system: str | None,
     shots: Sequence[Message] = (),
 ) -> list[int]:
-    """Token ids up to where the assistant is to answer; `shots` are turns put before the conversation's own.
+    """Return the token ids up to where the assistant answers; `shots` are turns put before the conversation's own.
 
     Raises DataError for a tokenizer without a chat template, a conversation that its template refuses, or a turn that
-    spells one of the tokens by which a model tells turns apart.
+    spells a special token.
     """
-    turns = _whole(conversation, system=system, shots=shots)
-    _refuse_forged(turns, tokenizer=tokenizer)
+    turns = _with_system(conversation, system=system, shots=shots)
+    _refuse_special_tokens(turns, tokenizer=tokenizer)
     return _rendered(turns, tokenizer=tokenizer, answering=True)
 
 
@@ -52,44 +53,44 @@ def conversation_tokens(
     system: str | None,
     shots: Sequence[Message] = (),
 ) -> Tokens:
-    """Token ids of a conversation with its answer, up to the answer's end-of-turn token; DataError as `prompt_tokens`.
+    """Tokenize a conversation with its answer, up to the answer's end-of-turn token; DataError as `prompt_tokens`.
 
-    Said are every assistant's turn, its end-of-turn token included, and none of `shots`.
+    The assistant mask covers every assistant turn with its end-of-turn token, and none of `shots`.
     """
-    before = _whole(conversation, system=system, shots=shots)
-    turns = (*before, ("assistant", answer))
-    _refuse_forged(turns, tokenizer=tokenizer)
+    prompt = _with_system(conversation, system=system, shots=shots)
+    turns = (*prompt, ("assistant", answer))
+    _refuse_special_tokens(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
-    said = np.zeros(len(ids), dtype=np.bool_)
-    own = len(before) - len(conversation) + sum(role == "system" for role, _ in conversation)
+    assistant_mask = np.zeros(len(ids), dtype=np.bool_)
+    first_own = len(prompt) - len(conversation) + sum(role == "system" for role, _ in conversation)
     end = 0
-    for place in range(own, len(turns)):
-        if turns[place][0] != "assistant":
+    for index in range(first_own, len(turns)):
+        if turns[index][0] != "assistant":
             continue
-        asked = _rendered(turns[:place], tokenizer=tokenizer, answering=True)
-        told = ids if place + 1 == len(turns) else _rendered(turns[: place + 1], tokenizer=tokenizer, answering=False)
-        if ids[: len(asked)] != asked or ids[: len(told)] != told or len(told) <= len(asked):
+        before = _rendered(turns[:index], tokenizer=tokenizer, answering=True)
+        after = ids if index + 1 == len(turns) else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
+        if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
                 "the model's chat template does not tell a conversation turn by turn (what comes before an answer is "
                 "written otherwise once the answer is there), so its answers cannot be told from the rest; give the "
                 "model another template"
             )
-        end = _end_of_turn(told, begin=len(asked), end_id=tokenizer.eos_token_id)
-        said[len(asked) : end] = True
-    return Tokens(ids[:end], said[:end])
+        end = _end_of_turn(after, begin=len(before), end_id=tokenizer.eos_token_id)
+        assistant_mask[len(before) : end] = True
+    return Tokens(ids[:end], assistant_mask[:end])
 
 
 def cut_to(tokens: Tokens, *, max_length: int) -> Tokens:
-    """The first `max_length` tokens."""
-    return Tokens(tokens.ids[:max_length], tokens.said[:max_length])
+    """Truncate to `max_length` tokens."""
+    return Tokens(tokens.ids[:max_length], tokens.assistant_mask[:max_length])
 
 
 def training_tokens(
     rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, max_length: int
 ) -> list[Tokens]:
-    """Each conversation with its answer, cut at `max_length`.
+    """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    Raises DataError as `prompt_tokens`, with the row, and where a row is so long that nothing of an answer is left.
+    Raises DataError as `prompt_tokens`, with the row, and if truncation leaves no token of an answer.
     """
     assert rows.conversations is not None
     tokens = []
@@ -99,29 +100,29 @@ def training_tokens(
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
         tokens.append(cut_to(whole, max_length=max_length))
-    mute = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.said.any()]
-    if mute:
+    unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
+    if unanswered:
         raise DataError(
-            f"of {len(mute)} training conversations nothing of an answer is left within data.max_length "
-            f"{max_length} tokens (rows {', '.join(mute[:NAMED])}); raise it, or shorten or drop them"
+            f"of {len(unanswered)} training conversations nothing of an answer is left within data.max_length "
+            f"{max_length} tokens (rows {', '.join(unanswered[:NAMED])}); raise it, or shorten or drop them"
         )
     return tokens
 
 
-def _whole(conversation: Conversation, *, system: str | None, shots: Sequence[Message]) -> Conversation:
-    """System message, shots, and the conversation's own turns; a system message of its own stands."""
+def _with_system(conversation: Conversation, *, system: str | None, shots: Sequence[Message]) -> Conversation:
+    """Return system message, shots and turns; the conversation's own system message takes precedence."""
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
 
 
-def _refuse_forged(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """What a turn says is text: spelt out in it, a special token would end the turn and begin another's."""
+def _refuse_special_tokens(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise DataError for content that spells a special token, which would end the turn and begin another."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
     for role, content in turns:
-        found = next((token for token in sorted(special) if token in content), None)
-        if found is not None:
-            raise DataError(f"a turn of the {role} spells {found!r}, a token that tells turns apart; take it out")
+        spelt = next((token for token in sorted(special) if token in content), None)
+        if spelt is not None:
+            raise DataError(f"a turn of the {role} spells {spelt!r}, a token that tells turns apart; take it out")
 
 
 def _rendered(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:
@@ -145,6 +146,6 @@ def _rendered(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase",
 
 
 def _end_of_turn(ids: Sequence[int], *, begin: int, end_id: int | None) -> int:
-    """One past the last end-of-turn token from `begin` on; a template without one ends where the text ends."""
-    found = [place for place in range(begin, len(ids)) if ids[place] == end_id]
-    return found[-1] + 1 if found else len(ids)
+    """Return the index after the last end-of-turn token from `begin` on; the length for a template without one."""
+    ends = [index for index in range(begin, len(ids)) if ids[index] == end_id]
+    return ends[-1] + 1 if ends else len(ids)

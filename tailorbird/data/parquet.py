@@ -91,7 +91,7 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
     """
     reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
     try:
-        filesystem, path = s3.filesystem(uri, patient=in_parts)
+        filesystem, path = s3.filesystem(uri, retry_policy=s3.PERSISTENT if in_parts else s3.STANDARD)
         with filesystem.open_input_file(path) as source, pq.ParquetFile(source, **reading) as file:
             names = file.schema_arrow.names
             for column in columns:

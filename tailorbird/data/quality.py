@@ -1,4 +1,4 @@
-"""Between reading and encoding: the gates that drop copies across splits, count, and refuse what cannot be judged."""
+"""Data quality gates: drop copies across splits, count, and refuse data that cannot be evaluated."""
 
 import hashlib
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 
 from tailorbird.data.near_duplicates import near_duplicates
 from tailorbird.data.rows import DataError, Splits
-from tailorbird.data.splits import normalise, subsample, subsample_of_classes
+from tailorbird.data.splits import normalise, subsample_of_classes
 
 __all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
 
@@ -65,16 +65,14 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
     Raises DataError for an empty split, a single class, or a label in validation or test that train never shows.
     """
-    _refuse_empty(splits, when="")
+    _require_rows(splits, when="")
     texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
     in_test, in_validation = set(texts["test"]), set(texts["validation"])
     validation = [row for row, text in enumerate(texts["validation"]) if text not in in_test]
     train = [row for row, text in enumerate(texts["train"]) if text not in in_test and text not in in_validation]
     cleaned = Splits(train=splits.train.take(train), validation=splits.validation.take(validation), test=splits.test)
-    _refuse_empty(cleaned, when=" after exact copies of rows in later splits were dropped")
-    chat = cleaned.train.conversations is not None
-    if not chat:  # answers in words are no classes
-        _refuse_classes(cleaned)
+    _require_rows(cleaned, when=" after exact copies of rows in later splits were dropped")
+    _require_classes(cleaned)
     copies_of_test = sum(text in in_test for text in texts["train"])
     per_class = Counter(cleaned.train.labels)
     near_test = near_duplicates(cleaned.test.texts, among=cleaned.train.texts)
@@ -93,7 +91,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         near_duplicates_looked_at_in_validation=near_validation.num_looked_at,
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
-        rare_classes=() if chat else rare_classes(per_class),
+        rare_classes=rare_classes(Counter(cleaned.train.class_labels)),
         leaks=leaks_between(cleaned),
     )
 
@@ -136,17 +134,15 @@ def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits
     """
     if size is None or size >= len(splits.train):
         return splits
-    if splits.train.conversations is not None:
-        kept = subsample(len(splits.train), size=size, seed=seed)
-        return Splits(train=splits.train.take(kept), validation=splits.validation, test=splits.test)
+    classes = splits.train.class_labels or ("",) * len(splits.train)
     try:
-        kept = subsample_of_classes(splits.train.labels, size=size, seed=seed)
+        kept = subsample_of_classes(classes, size=size, seed=seed)
     except ValueError as error:
         raise DataError(f"data.max_train_rows {size} is too small: {error}") from None
     return Splits(train=splits.train.take(kept), validation=splits.validation, test=splits.test)
 
 
-def _refuse_empty(splits: Splits, *, when: str) -> None:
+def _require_rows(splits: Splits, *, when: str) -> None:
     for name, rows in splits.items():
         if not len(rows):
             raise DataError(
@@ -154,14 +150,15 @@ def _refuse_empty(splits: Splits, *, when: str) -> None:
             )
 
 
-def _refuse_classes(splits: Splits) -> None:
-    known = set(splits.train.labels)
-    if len(known) < 2:
+def _require_classes(splits: Splits) -> None:
+    """(classification only) Raise DataError for a single class, or a label that train lacks."""
+    known = set(splits.train.class_labels)
+    if len(known) == 1:
         raise DataError(
             f"train has one class only, {next(iter(known))!r}; a classifier needs at least two: check data.label"
         )
     for name in ("validation", "test"):
-        counts = Counter(label for label in getattr(splits, name).labels if label not in known)
+        counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:
             raise DataError(
                 f"{name} has {sum(counts.values())} rows with labels that train never shows: {_some(sorted(counts))}; "

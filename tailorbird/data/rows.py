@@ -1,4 +1,4 @@
-"""First in the way of the data: Parquet on S3 or disk, projected and checked against the recipe, becomes rows."""
+"""Rows of a data set in memory, and their hashes."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ NO_GROUP = "(none)"
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the URI or split, what was found and what to do."""
+    """Data that cannot be used; the message names the URI or split, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows of one split, column by column, all of one length.
 
-    `row_ids` are positions in the file or folder as written ("0", "1", ...), given before anything is dropped.
+    `row_ids` are positions in the file or folder ("0", "1", ...), assigned before anything is dropped.
     """
 
     row_ids: tuple[str, ...]
@@ -34,13 +34,13 @@ class Rows:
     split_keys: tuple[str, ...] | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversations: tuple[Conversation, ...] | None = None
-    """Of a chat task, the turns before the answer. The answer is then the row's label, and its text these turns'."""
+    """(chat only) The turns before the answer; the answer is the row's label, and its text joins these turns."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
-        """The rows at `indices`, in that order."""
+        """Return the rows at `indices`, in that order."""
         positions = [int(index) for index in indices]
 
         def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -55,22 +55,10 @@ class Rows:
             conversations=None if self.conversations is None else pick(self.conversations),
         )
 
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Rows":
-        """From `dataclasses.asdict`, which may have been JSON in between."""
-
-        def column(values: Any) -> Any:
-            return None if values is None else tuple(values)
-
-        turns = value["conversations"]
-        return cls(
-            row_ids=column(value["row_ids"]),
-            texts=column(value["texts"]),
-            labels=column(value["labels"]),
-            split_keys=column(value["split_keys"]),
-            groups={name: column(values) for name, values in value["groups"].items()},
-            conversations=turns and tuple(tuple((role, content) for role, content in one) for one in turns),
-        )
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The labels if they are classes; empty for conversations, whose labels are answers."""
+        return self.labels if self.conversations is None else ()
 
 
 @dataclass(frozen=True)
@@ -82,12 +70,12 @@ class Splits:
     test: Rows
 
     def items(self) -> Iterator[tuple[str, Rows]]:
-        """(name, rows) of each split, train first."""
+        """Yield name and rows of each split, train first."""
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, at least one, which have the same columns, one part after the other."""
+    """Concatenate one or more parts that have the same columns."""
 
     def column(name: str) -> Any:
         columns = [getattr(rows, name) for rows in parts]
@@ -99,23 +87,23 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """sha256 of each split, by name, over its row ids, texts, labels, other columns and groups by name, in order."""
+    """Return the sha256 of each split, over its row ids, texts, labels, other columns and groups by name, in order."""
     return {name: rows_sha256(rows) for name, rows in splits.items()}
 
 
 def digest_of(digests: Iterable[str]) -> str:
-    """sha256 of digests in their order: of rows that are read part by part."""
+    """Return the sha256 of digests in their order, for rows that are read part by part."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def content_sha256(rows: Rows) -> str:
-    """sha256 of the texts with their labels alone, whatever their order and the columns a recipe names beside them."""
+    """Return the sha256 of texts and labels only, independent of row order and of the recipe's other columns."""
     pairs = sorted(zip(rows.texts, rows.labels, strict=True))
     return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
 
 
 def rows_sha256(rows: Rows) -> str:
-    """sha256 of rows, as in `fingerprint`."""
+    """Return the sha256 of rows, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
     if rows.conversations is not None:
@@ -126,7 +114,7 @@ def rows_sha256(rows: Rows) -> str:
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (columns, *zip(*columns.values(), strict=True)):  # the names first: a group is no split key
+    for row in (columns, *zip(*columns.values(), strict=True)):  # names first, so that a group differs from a split key
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")

@@ -1,25 +1,25 @@
-"""Last in the way of the data: texts to tokens, labels to numbers; the same code trains, evaluates and serves."""
+"""Tokenize texts and number labels; training, evaluation and serving use the same code."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tailorbird.data.rows import DataError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a model's folder; nothing is fetched and no code of the folder is run.
+    """Load the tokenizer in a model's folder; nothing is downloaded and no code of the folder runs.
 
-    A tokenizer without a padding token pads with its end or unknown token: the mask hides it either way.
-    Raises DataError when the folder holds none.
+    A tokenizer without a padding token pads with its end or unknown token, which the mask hides.
+    Raises DataError if the folder has no tokenizer.
     """
-    from transformers import AutoTokenizer  # slow to import, and not needed for the labels
+    from transformers import AutoTokenizer  # slow to import
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the local folder of a model with its tokenizer files")
@@ -35,18 +35,20 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def encode_texts(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut at `max_length`, not padded, none empty."""
+    """Return the token ids of each text, with special tokens, truncated to `max_length`, unpadded and never empty."""
     if not texts:
         return []
     encoded = tokenizer(
         list(texts), truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
     )
     unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # a mean over no token is not a number
+    return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # the mean of zero tokens is NaN
 
 
-def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids, attention_mask), both torch int64 [B, T], T the longest of the batch; padding is on the right."""
+def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Return (input_ids, attention_mask), both torch int64 [B, T], padded on the right to the longest row."""
+    import torch  # data preparation runs without it
+
     lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
     width = int(lengths.max(initial=0))
     mask = np.arange(width)[None, :] < lengths[:, None]
@@ -55,26 +57,15 @@ def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple[torch
     return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64))
 
 
-def length_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
-    """Row indices, int64, in batches of like length, the longest first (what does not fit in memory fails at once).
-
-    Each row stands in one batch; every batch but the last has `batch_size` rows.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} must be at least 1")
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 def labels_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """The classes: every label once, sorted; a label's number is its place here."""
+    """Return the classes: each label once, sorted; a class index is a position in it."""
     return tuple(sorted(set(labels)))
 
 
 def label_indices(labels: Sequence[str], *, classes: Sequence[str]) -> np.ndarray:
-    """Number of each label, int64 [N]; raises DataError for a label that is no class."""
-    place = {label: index for index, label in enumerate(classes)}
-    unknown = sorted({label for label in labels if label not in place})
+    """Return the class index of each label, int64 [N]; raises DataError for an unknown label."""
+    indices = {label: index for index, label in enumerate(classes)}
+    unknown = sorted({label for label in labels if label not in indices})
     if unknown:
-        raise DataError(f"labels {unknown[:5]} are none of the {len(place)} classes; train on rows that show them")
-    return np.fromiter((place[label] for label in labels), dtype=np.int64, count=len(labels))
+        raise DataError(f"labels {unknown[:5]} are none of the {len(indices)} classes; train on rows that show them")
+    return np.fromiter((indices[label] for label in labels), dtype=np.int64, count=len(labels))

@@ -1,44 +1,56 @@
-"""After encoding: training rows as tokens, as a window that fits in memory, whichever task they are of."""
+"""Tokenized training rows, as lists and as flat arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.chat_template import Tokens, training_tokens
-from tailorbird.data.rows import Rows
-from tailorbird.data.tokenize import encode_texts, label_indices
+from tailorbird.data.chat_template import Tokens
+from tailorbird.data.tokenize import label_indices
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Places = Sequence[int] | NDArray[np.int64]
+RowIndices = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """N training rows as tokens. Those of all rows lie end to end in one array: lists take ten times its memory."""
+class TokenLists:
+    """Token ids of N rows, and what is learned from each."""
+
+    ids: list[list[int]]
+    assistant_masks: list[NDArray[np.bool_]] | None = None
+    """(chat only) True for the tokens of each row that the assistant wrote."""
+    labels: tuple[str, ...] | None = None
+    """(classification only) [N] labels."""
+
+
+@dataclass(frozen=True)
+class TokenizedRows:
+    """N training rows as tokens, end to end in one array: lists take ten times its memory."""
 
     row_ids: tuple[str, ...]
     ids: NDArray[np.int32]
-    """Of all T tokens, row after row."""
+    """[T] token ids, row after row."""
     offsets: NDArray[np.int64]
-    """[N + 1]: where in `ids` each row begins, and the last one ends."""
-    said: NDArray[np.bool_] | None = None
-    """[T], of a chat task: which tokens the assistant said."""
+    """[N + 1]: start of each row in `ids`, and the end of the last."""
+    assistant_mask: NDArray[np.bool_] | None = None
+    """(chat only) [T]: True for the tokens that the assistant wrote."""
     labels: NDArray[np.int64] | None = None
-    """[N], of a classification: the number of each row's class."""
+    """(classification only) [N]: class indices."""
 
     @classmethod
-    def of_lists(cls, tokens: Sequence[Sequence[int]], **columns: Any) -> Self:
-        """From the token ids of each row; the other columns as they are."""
-        offsets = offsets_of([len(row) for row in tokens])
-        ids = np.fromiter(chain.from_iterable(tokens), dtype=np.int32, count=int(offsets[-1]))
-        return cls(ids=ids, offsets=offsets, **columns)
+    def from_lists(cls, row_ids: tuple[str, ...], tokens: TokenLists, *, classes: Sequence[str]) -> Self:
+        """Flatten lists; raises DataError for a label that is none of `classes`."""
+        offsets = offsets_of([len(ids) for ids in tokens.ids])
+        return cls(
+            row_ids=row_ids,
+            ids=np.fromiter(chain.from_iterable(tokens.ids), dtype=np.int32, count=int(offsets[-1])),
+            offsets=offsets,
+            assistant_mask=None if tokens.assistant_masks is None else np.concatenate(tokens.assistant_masks),
+            labels=None if tokens.labels is None else label_indices(tokens.labels, classes=classes),
+        )
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -48,58 +60,24 @@ class Encoded:
         """[N]: tokens of each row."""
         return np.diff(self.offsets)
 
-    def tokens(self, rows: Places) -> list[list[int]]:
-        """The token ids of these rows."""
+    def tokens(self, rows: RowIndices) -> list[list[int]]:
+        """Return the token ids of these rows."""
         return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
-    def conversations(self, rows: Places) -> list[Tokens]:
-        """These rows of a chat task."""
-        assert self.said is not None
-        spoken = [self.said[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        return [Tokens(ids, said) for ids, said in zip(self.tokens(rows), spoken, strict=True)]
+    def conversations(self, rows: RowIndices) -> list[Tokens]:
+        """(chat only) Return these rows with their masks."""
+        pairs = zip(self.tokens(rows), self._assistant_masks(rows), strict=True)
+        return [Tokens(ids, assistant_mask) for ids, assistant_mask in pairs]
 
-    def num_said(self, rows: Places) -> int:
-        """Tokens that the assistant said in these rows of a chat task."""
-        assert self.said is not None
-        return sum(int(self.said[self.offsets[row] : self.offsets[row + 1]].sum()) for row in rows)
+    def num_assistant_tokens(self, rows: RowIndices) -> int:
+        """(chat only) Count the tokens of these rows that the assistant wrote."""
+        return sum(int(assistant_mask.sum()) for assistant_mask in self._assistant_masks(rows))
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become tokens; a classification if `chat` is false."""
-
-    max_length: int
-    chat: bool = False
-    system: str | None = None
-    """Of a chat task, the system message put before conversations that have none."""
-
-    def tokens(
-        self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase"
-    ) -> tuple[list[list[int]], list[NDArray[np.bool_]] | None]:
-        """Token ids of each row, cut at `max_length`, and of a chat task which of them were said; raises DataError."""
-        if not self.chat:
-            return encode_texts(rows.texts, tokenizer=tokenizer, max_length=self.max_length), None
-        found = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=self.max_length)
-        return [row.ids for row in found], [row.said for row in found]
-
-
-def encode_rows(
-    rows: Rows,
-    encoding: Encoding,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    classes: Sequence[str],
-) -> Encoded:
-    """Training rows that are held in memory, as tokens; labels by their number among the classes."""
-    tokens, said = encoding.tokens(rows, tokenizer=tokenizer)
-    return Encoded.of_lists(
-        tokens,
-        row_ids=rows.row_ids,
-        said=None if said is None else np.concatenate(said),
-        labels=None if encoding.chat else label_indices(rows.labels, classes=classes),
-    )
+    def _assistant_masks(self, rows: RowIndices) -> list[NDArray[np.bool_]]:
+        assert self.assistant_mask is not None
+        return [self.assistant_mask[self.offsets[row] : self.offsets[row + 1]] for row in rows]
 
 
 def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """`Encoded.offsets` of rows with so many tokens."""
+    """Return `TokenizedRows.offsets` of rows with these numbers of tokens."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

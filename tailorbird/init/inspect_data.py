@@ -26,7 +26,7 @@ LONGEST_TEXT, LONGEST_CONVERSATION = 512, 2048
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """What the files or folders of a split are called."""
 TEST_SHARE = 0.17
-"""Of the rows, where a recipe names no test rows; see `data.read`."""
+"""Of the rows, where a recipe names no test rows; see `tailorbird.data.rows`."""
 ALPHA, WANTED_POWER, STEP = 0.05, 0.8, 0.005
 DISCORDANCE, ACCURACY, DEVIATION = 0.15, 0.75, 0.25
 """Supposed, since no model has answered yet: rows on which two models differ, how good the first is, and how much their

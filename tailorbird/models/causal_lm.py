@@ -1,4 +1,4 @@
-"""The one shape of a chat model (a causal language model), its forward pass over packed rows, and its answers."""
+"""A causal language model over packed rows."""
 
 from typing import Any
 
@@ -16,23 +16,27 @@ class ChatModel(nn.Module):
         self.lm = lm
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, owners: torch.Tensor, places: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        conversation_ids: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits [N, V] in fp32 of the tokens that follow `places` [N]; the rest, and `Packed`'s names, are [B, T].
+        """Return fp32 logits [N, V] of the tokens after `positions` [N]; the other inputs, as in `Packed`, are [B, T].
 
-        A token attends to earlier ones of its own conversation alone. The vocabulary is large: only what is asked for
-        is computed. The pass is the language model's own, for some scale or cap what its output layer gives.
+        A token attends to earlier ones of its own conversation. Only these logits are computed, since the vocabulary is
+        large; the forward pass is the language model's own, because some models scale or cap their output.
         """
         lm: Any = self.lm
         causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
-        def asked(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (given[0].reshape(-1, given[0].shape[-1])[places],)
+        def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
 
-        mask = _mask(owners)
+        mask = _mask(conversation_ids)
         if causal.config._attn_implementation == "eager":  # which adds it to the scores
             mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
-        with causal.get_output_embeddings().register_forward_pre_hook(asked):
+        with causal.get_output_embeddings().register_forward_pre_hook(select):
             logits: torch.Tensor = causal(
                 input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
             ).logits
@@ -40,12 +44,12 @@ class ChatModel(nn.Module):
 
 
 def as_tensors(rows: Packed, *, device: Any) -> tuple[torch.Tensor, ...]:
-    """What `ChatModel.forward` takes of packed rows."""
-    arrays = rows.input_ids, rows.position_ids, rows.owners, rows.places
+    """Return the inputs of `ChatModel.forward`."""
+    arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions
     return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
 
-def _mask(owners: torch.Tensor) -> torch.Tensor:
-    """Whether a token [B, 1, T, T] sees another: its own conversation's, up to itself. Padding sees padding."""
-    same = owners[:, None, :, None] == owners[:, None, None, :]
-    return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=owners.device).tril()
+def _mask(conversation_ids: torch.Tensor) -> torch.Tensor:
+    """Return the attention mask [B, 1, T, T]: causal within a conversation; padding attends to padding."""
+    same = conversation_ids[:, None, :, None] == conversation_ids[:, None, None, :]
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()

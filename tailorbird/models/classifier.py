@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tailorbird.data.tokenize import collate, length_batches
+from tailorbird.data.length_batches import length_batches
+from tailorbird.data.tokenize import collate
 from tailorbird.models.temperature import softened
 
 
@@ -80,7 +81,7 @@ def _over_rows(
     width = model.head.out_features if function == model.forward else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
     with torch.inference_mode():
-        for rows in length_batches(lengths, batch_size=batch_size):
+        for rows in length_batches(lengths, max_rows=batch_size):
             input_ids, attention_mask = collate([token_lists[row] for row in rows], pad_id=pad_id)
             output = function(input_ids.to(device), attention_mask.to(device))
             result[rows] = output.float().cpu().numpy()

@@ -1,6 +1,6 @@
-"""Generate answers and score given ones with a causal language model."""
+"""Generate answers with a causal language model, and compute the likelihood of reference answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,48 +9,49 @@ import torch
 from numpy.typing import NDArray
 
 from tailorbird.data.chat_template import Tokens
+from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import packed
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.continuous_batching_attention import attend_apart
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
-"""Of continuous batching on CPU: tokens in the cache of keys and values, in one page of it, and in one forward pass.
+"""Continuous batching on CPU: tokens in the key-value cache, in one page of it, and in one forward pass.
 
-Transformers would take most of the machine's memory for the cache.
+By default transformers allocates most of the machine's memory for the cache.
 """
 SCORED_TOKENS = 4096
-"""Tokens whose likelihood is computed in one forward pass."""
+"""Tokens in one forward pass of `log_likelihoods`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one prompt."""
+    """A model's answer to one prompt."""
 
     tokens: list[int]
-    """Without the token that ends the turn."""
+    """Without the end-of-turn token."""
     finished: bool
-    """Whether it came to an end, or was cut at the most tokens allowed."""
+    """False if it was truncated at `max_new_tokens`."""
     confidence: float
     """exp of the mean log-probability of its tokens."""
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
-    """The most likely next token again and again, for many prompts at once by transformers' continuous batching.
+    """Decode greedily with transformers' continuous batching.
 
-    Raises RuntimeError where the engine gives up on a prompt.
+    Raises RuntimeError if the engine fails on a prompt.
     """
     attend_apart()
-    found = lm.generate_batch(
+    outputs = lm.generate_batch(
         [list(prompt) for prompt in prompts],
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
         continuous_batching_config=batching_config(return_logprobs=True),
         warmup=False,
     )
     answers = []
-    for place, output in enumerate(found.values()):
+    for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
             raise RuntimeError(
-                f"the model gave no answer to prompt {place}: {output.error or 'it was left unfinished'}"
+                f"the model gave no answer to prompt {index}: {output.error or 'it was left unfinished'}"
             )
         tokens = list(output.generated_tokens)
         finished = bool(tokens) and tokens[-1] == end_id
@@ -62,14 +63,14 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
-    """The generation that is evaluated: the most likely token each time, up to the end of the turn."""
+    """Return the generation config of evaluation: greedy, up to the end of the turn."""
     from transformers import GenerationConfig
 
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
 
 
 def batching_config(**options: Any) -> Any:
-    """Continuous batching with a cache that fits beside the model; on a GPU transformers sizes it."""
+    """Return the continuous batching config, with a fixed cache size on CPU; on a GPU transformers sizes it."""
     from transformers import ContinuousBatchingConfig
 
     if not torch.cuda.is_available():
@@ -79,24 +80,21 @@ def batching_config(**options: Any) -> Any:
 
 
 def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) -> NDArray[np.float64]:
-    """Mean log-probability, in nats, of what the assistant says in each row: [N]."""
+    """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N]."""
     device = next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
-        for places in _parts(rows):
-            some = packed([rows[place] for place in places], pad_id=pad_id)
-            logits = model(*as_tensors(some, device=device))
-            told = torch.log_softmax(logits, dim=-1).gather(1, torch.from_numpy(some.targets).to(device)[:, None])
-            sums = np.bincount(some.target_owners, weights=told[:, 0].cpu().double().numpy(), minlength=len(places))
-            result[places] = sums / np.maximum(np.bincount(some.target_owners, minlength=len(places)), 1)
+        for indices in length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost):
+            batch = packed([rows[index] for index in indices], pad_id=pad_id)
+            logits = model(*as_tensors(batch, device=device))
+            targets = torch.from_numpy(batch.targets).to(device)
+            scores = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu().double().numpy()
+            ids = batch.target_conversation_ids
+            sums = np.bincount(ids, weights=scores, minlength=len(indices))
+            result[indices] = sums / np.maximum(np.bincount(ids, minlength=len(indices)), 1)
     return result
 
 
-def _parts(rows: Sequence[Tokens]) -> Iterator[NDArray[np.int64]]:
-    """Places of rows of like length, as many as `SCORED_TOKENS` hold, at least one."""
-    order = np.argsort([-len(row) for row in rows], kind="stable")
-    begin = 0
-    while begin < len(order):
-        size = max(1, SCORED_TOKENS // len(rows[order[begin]]))
-        yield order[begin : begin + size]
-        begin += size
+def _pass_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One a pass, which may exceed `SCORED_TOKENS` only with a single row."""
+    return np.where((num_rows > 1) & (num_rows * longest > SCORED_TOKENS), np.inf, 1.0)

@@ -29,7 +29,7 @@ from tailorbird.registry.versions import (
     verify_files,
 )
 from tailorbird.storage import MANIFEST, read_json
-from tailorbird.storage.node_cache import local_copy, renewed_copy
+from tailorbird.storage.node_cache import local_copy, repaired_copy
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """What transformers' configurations call it: BERT and its kin, and most others."""
@@ -278,7 +278,7 @@ def checked_copy(uri: str) -> Path:
     """
     folder = local_copy(uri)
     if (folder / MANIFEST).exists() and not is_whole(folder):
-        folder = renewed_copy(uri, is_whole=is_whole)
+        folder = repaired_copy(uri, is_whole=is_whole)
         verify_files(uri, folder)
     return folder
 

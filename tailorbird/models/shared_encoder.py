@@ -46,9 +46,11 @@ class SharedEncoder:
         self._num_added = 0
 
     def add(self, version: ModelVersion) -> LoadedModel[ModelVersion]:
-        """The version, whose files have to be on this node or are fetched; ModelError as `models.load.load_weights`."""
+        """Load a version, fetched unless it is on this node; raises ModelError as `loading.load_weights`."""
         folder = checked_copy(version.uri)
-        head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as `models.load.load_version`
+        head = (
+            load_head(folder).to(self.device).eval().requires_grad_(False)
+        )  # fp32, as `tailorbird.models.loading.load_version`
         name = BARE
         if version.kind == "lora":
             # Of each load its own: a version that comes back is not what leaves.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tailorbird.data.profiling.sample import Column, Sample
 from tailorbird.data.rows import DataError
+from tailorbird.data.tasks import TaskName
 
 TEXTS = ("text", "sentence", "content", "body", "message", "utterance", "description", "abstract", "term", "question")
 LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "chapter", "sentiment", "decision")
@@ -46,9 +47,9 @@ class Guess:
     """Columns that rows may be parted by, the likeliest first."""
 
     @property
-    def is_chat(self) -> bool:
-        """Whether it is a chat task."""
-        return self.label is None
+    def task(self) -> TaskName:
+        """The task that the columns fit."""
+        return "chat" if self.label is None else "classification"
 
 
 def guess_columns(sample: Sample, *, text: str | None = None, label: str | None = None) -> Guess:

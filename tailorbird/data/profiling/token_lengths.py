@@ -53,7 +53,7 @@ def conversation_lengths(
         sizes = [[_reckoned(content) for _, content in conversation] for conversation in some]
         return _lengths([sum(row) + TURN_MARKS for row in sizes], [row[-1] + 1 for row in sizes], counted=False)
     found = [conversation_tokens(one[:-1], one[-1][1], tokenizer=tokenizer, system=None) for one in some]
-    said = [_last_run(tokens.said) for tokens in found]
+    said = [_last_run(tokens.assistant_mask) for tokens in found]
     return _lengths([len(tokens) for tokens in found], said, counted=True)
 
 

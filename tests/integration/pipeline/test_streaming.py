@@ -10,19 +10,21 @@ import pytest
 
 from cluster.connection import connect
 from cluster.local.stack import StackState
+from cluster.progress import SILENT, NoteEvent, StepEvent
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_rows
 from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import labels_of
-from tailorbird.data.tokenized import Encoding
 from tailorbird.pipeline import run as pipeline
 from tailorbird.pipeline.prepare import prepare
-from tests.integration.small import Heard, small_recipe, stages, write_data, write_table
+from tests.integration.small import small_recipe, stages, write_data, write_table
 from tests.integration.training.test_faults import BATCH_SIZE, Struck, ends, run, section_of
 from tests.integration.training.test_training import a_worker
+from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
-from training.dataset import load_rows
+from training.dataset import load_dataset
 
 IN_MEMORY = 120
 
@@ -62,26 +64,26 @@ def few(recipe: Recipe, data: str) -> Recipe:
 def task(recipe: Recipe) -> ClassificationTrainingTask:
     """The streamed rows as a training gets them."""
     with connect():
-        task = prepare(recipe, show=Heard()).task()
+        task = prepare(recipe, progress=SILENT).task()
     assert isinstance(task, ClassificationTrainingTask)
     return replace(task, validation=task.validation.take(range(60)))
 
 
 def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        done = pipeline.run_pipeline(few, show=heard)
+        done = pipeline.run_pipeline(few, progress=recorder)
     facts = done.evidence["data"]
     assert facts["num_train"] == facts["trained_on"]
     assert facts["train_copies_of_test"] >= 1
     assert IN_MEMORY * 0.6 < facts["num_in_memory"] < IN_MEMORY * 1.6
-    assert any("streamed" in event["text"] for event in heard.of_kind("note"))
-    step = heard.of_kind("step")[-1]
-    assert step["num_steps"] == -(-facts["num_train"] // few.training.batch_size)
+    assert any("streamed" in event.text for event in recorder.of_kind(NoteEvent))
+    step = recorder.of_kind(StepEvent)[-1]
+    assert step.num_steps == -(-facts["num_train"] // few.training.batch_size)
     before = stages(few.task_uri)
     assert sum("/shards-" in name for name in before) == 1
     with connect():
-        pipeline.run_pipeline(few, show=Heard())
+        pipeline.run_pipeline(few, progress=SILENT)
     assert stages(few.task_uri) == before
 
 
@@ -101,12 +103,12 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: Classifica
 def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
     small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
-    sizes = load_rows(small.train, Encoding(64), tokenizer=None, classes=()).sizes(section_of(), epoch=0)
+    sizes = load_dataset(small.train, CLASSIFICATION, tokenizer=None, max_length=64).sizes(section_of(), epoch=0)
     assert len(sizes) > 2
-    plain, begun = Heard(), sizes[0] // BATCH_SIZE
+    plain, begun = ProgressRecorder(), sizes[0] // BATCH_SIZE
     killed = Struck(lambda: os.kill(a_worker(), signal.SIGKILL), epoch=0, step=begun + 10)
-    run(section_of(epochs=1), small, heard=plain)
-    run(section_of(epochs=1, checkpoint_interval_s=4), small, heard=killed)
+    run(section_of(epochs=1), small, recorder=plain)
+    run(section_of(epochs=1, checkpoint_interval_s=4), small, recorder=killed)
     assert ends(killed) == ends(plain)
 
 
@@ -118,4 +120,4 @@ def test_data_that_are_wrong_are_told_with_their_row(recipe: Recipe, data: str) 
     write_table(broken, table.set_column(table.schema.get_field_index("text"), "text", [texts]))
     asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
     with connect(), pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"):
-        prepare(asked, show=Heard())
+        prepare(asked, progress=SILENT)

@@ -13,19 +13,20 @@ import ray.data  # noqa: F401  registers the type, as in every process that work
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.arrow_safety import made_by_code
-from tailorbird.data.loader import read_conversations, read_rows
+from tailorbird.data.loader import read_rows
 from tailorbird.data.rows import DataError
-from tailorbird.data.shards import _COLUMNS, Shards, file_uri
+from tailorbird.data.sharding.shards import _COLUMNS, Shards, file_uri
+from tailorbird.data.tasks import ChatData
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.storage.s3 import StorageError
 
 PICKLED = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
-"""What a file says of such a column; nothing else is needed to write one."""
+"""Metadata of such a column in a file; nothing else is needed to write one."""
 
 
 class Payload:
-    """Unpickled, it makes a folder."""
+    """Make a folder when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -46,10 +47,10 @@ def written(path: Path, fields: list[pa.Field], row: dict[str, Any]) -> str:
 def test_a_conversation_that_is_a_pickle_is_refused_and_not_looked_at(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     turns = pa.list_(pa.struct([pa.field("role", pa.string()), pickled("content")]))
-    said = [{"role": "user", "content": pickle.dumps(Payload(marker))}, {"role": "assistant", "content": b""}]
-    uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": said})
+    messages = [{"role": "user", "content": pickle.dumps(Payload(marker))}, {"role": "assistant", "content": b""}]
+    uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": messages})
     with pytest.raises(DataError, match=r"column 'messages' is list<.*whose values code would make; write it as plain"):
-        read_conversations(uri, config=DataConfig(train=uri, messages="messages"))
+        read_rows(uri, config=DataConfig(train=uri, messages="messages"), task=ChatData())
     assert not marker.exists()
     with pytest.raises(EOFError):  # the second content is no pickle
         pq.read_table(tmp_path / "rows.parquet").column("messages").to_pylist()
@@ -59,7 +60,7 @@ def test_a_conversation_that_is_a_pickle_is_refused_and_not_looked_at(tmp_path: 
 @pytest.mark.parametrize("name", ["text", "label", "patient"])
 def test_so_is_a_text_a_label_or_a_group(tmp_path: Path, name: str) -> None:
     marker = tmp_path / "it-ran"
-    fields = [pickled(one) if one == name else pa.field(one, pa.string()) for one in ("text", "label", "patient")]
+    fields = [pickled(column) if column == name else plain(column) for column in ("text", "label", "patient")]
     row = dict.fromkeys(("text", "label", "patient"), "a") | {name: pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", fields, row)
     with pytest.raises(DataError, match=f"column {name!r} is .*whose values code would make"):
@@ -76,10 +77,10 @@ def test_a_column_that_no_recipe_names_is_not_read_at_all(tmp_path: Path) -> Non
 
 
 def test_stored_predictions_with_pickles_in_them_are_none(tmp_path: Path) -> None:
-    marker, one = tmp_path / "it-ran", np.ones(1)
-    table = Predictions("full", ("0",), ("a",), ("a",), scores=one, confidences=one, calibrated=one).to_table()
-    place = table.column_names.index("output")
-    changed = table.set_column(place, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary()))
+    marker, ones = tmp_path / "it-ran", np.ones(1)
+    table = Predictions("full", ("0",), ("a",), ("a",), scores=ones, confidences=ones, calibrated=ones).to_table()
+    index = table.column_names.index("output")
+    changed = table.set_column(index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary()))
     pq.write_table(changed, tmp_path / "predictions.parquet")
     with pytest.raises(ValueError, match=r"no table of predictions: code would make the values of output"):
         load_predictions((tmp_path / "predictions.parquet").as_uri())
@@ -102,9 +103,9 @@ def test_shards_of_other_columns_are_not_read(tmp_path: Path) -> None:
 def test_types_of_arrow_itself_pass_and_a_foreign_one_is_found_at_any_depth() -> None:
     kind = registered()
     nested = [pa.list_(kind), pa.struct([("a", pa.map_(pa.string(), kind))]), pa.dictionary(pa.int8(), kind)]
-    assert made_by_code(pa.schema([(str(place), one) for place, one in enumerate(nested)])) == ["0", "1", "2"]
+    assert made_by_code(pa.schema([(str(index), column) for index, column in enumerate(nested)])) == ["0", "1", "2"]
     own = [pa.uuid(), pa.string(), pa.list_(pa.int32()), pa.dictionary(pa.int8(), pa.string()), pa.date32()]
-    assert made_by_code(pa.schema([(str(place), one) for place, one in enumerate(own)])) == []
+    assert made_by_code(pa.schema([(str(index), column) for index, column in enumerate(own)])) == []
 
 
 def plain(name: str) -> pa.Field:
@@ -112,7 +113,7 @@ def plain(name: str) -> pa.Field:
 
 
 def registered() -> pa.DataType:
-    """The type as a reader gets it."""
+    """Return the type as a reader sees it."""
     with pa.BufferOutputStream() as sink:
         with pa.ipc.new_stream(sink, pa.schema([pickled("a")])):
             pass

@@ -24,7 +24,7 @@ def test_what_the_assistant_says_is_learned_with_its_end_and_nothing_else() -> N
     )
     whole = "<system>z</s><user>x</s><assistant>y</s><user>ab</s><assistant>c</s><user>d</s><assistant>ef</s>"
     assert text_of(found.ids) == whole
-    assert text_of(np.array(found.ids)[found.said].tolist()) == "c</s>ef</s>"
+    assert text_of(np.array(found.ids)[found.assistant_mask].tolist()) == "c</s>ef</s>"
 
 
 def test_the_prompt_is_the_conversation_up_to_the_answer() -> None:
@@ -33,8 +33,8 @@ def test_the_prompt_is_the_conversation_up_to_the_answer() -> None:
     whole = conversation_tokens(turns, "ef", tokenizer=tokenizer(), system="z")
     assert text_of(asked) == "<system>z</s><user>ab</s><assistant>"
     assert whole.ids[: len(asked)] == asked
-    assert not whole.said[: len(asked)].any()
-    assert whole.said[len(asked) :].all()
+    assert not whole.assistant_mask[: len(asked)].any()
+    assert whole.assistant_mask[len(asked) :].all()
 
 
 def test_a_system_message_of_the_conversation_stands_for_the_recipes() -> None:
@@ -80,7 +80,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 def test_a_conversation_is_cut_with_what_is_said_of_it() -> None:
     found = cut_to(Tokens([1, 2, 3, 4], np.array([False, False, True, True])), max_length=3)
     assert found.ids == [1, 2, 3]
-    assert found.said.tolist() == [False, False, True]
+    assert found.assistant_mask.tolist() == [False, False, True]
 
 
 def rows_of(lengths: list[int]) -> list[Tokens]:
@@ -99,16 +99,16 @@ def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[
     rows = rows_of(lengths)
     found = packed(rows, pad_id=0)
     for place, row in enumerate(rows):
-        mine = found.owners == place
+        mine = found.conversation_ids == place
         assert found.input_ids[mine].tolist() == row.ids  # in one row, in order
         assert found.position_ids[mine].tolist() == list(range(len(row)))
-        targets = found.targets[found.target_owners == place]
-        assert sorted(targets.tolist()) == np.array(row.ids)[row.said].tolist()
-    assert (found.input_ids[found.owners == -1] == 0).all()
-    assert int((found.owners >= 0).sum()) == sum(lengths)
-    assert len(found.targets) == sum(int(row.said.sum()) for row in rows)
+        targets = found.targets[found.target_conversation_ids == place]
+        assert sorted(targets.tolist()) == np.array(row.ids)[row.assistant_mask].tolist()
+    assert (found.input_ids[found.conversation_ids == -1] == 0).all()
+    assert int((found.conversation_ids >= 0).sum()) == sum(lengths)
+    assert len(found.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_whatever_the_lengths_little_of_packed_rows_is_padding(lengths: list[int]) -> None:
-    assert (packed(rows_of(lengths), pad_id=0).owners == -1).mean() <= 0.03
+    assert (packed(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.config.data import DataConfig
-from tailorbird.data.loader import read_conversations, read_rows, read_splits
+from tailorbird.data.loader import read_rows, read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.rows import DataError, Rows, Splits, content_sha256, fingerprint
 from tailorbird.data.splits import normalise
+from tailorbird.data.tasks import ChatData
 
 
 def put(path: Path, **columns: Any) -> str:
@@ -23,7 +24,7 @@ def put(path: Path, **columns: Any) -> str:
     return path.as_uri()
 
 
-def section(uri: str, **fields: Any) -> DataConfig:
+def config_of(uri: str, **fields: Any) -> DataConfig:
     return DataConfig(train=uri, **fields)
 
 
@@ -36,7 +37,7 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> 
     put(tmp_path / "part-1.parquet", text=["c"], label=["z"])
     put(tmp_path / "part-0.parquet", text=["a", "b"], label=["x", "y"])
     (tmp_path / "_SUCCESS").write_text("")
-    rows = read_rows(tmp_path.as_uri(), config=section(tmp_path.as_uri()))
+    rows = read_rows(tmp_path.as_uri(), config=config_of(tmp_path.as_uri()))
     assert rows.texts == ("a", "b", "c")
     assert rows.labels == ("x", "y", "z")
     assert rows.row_ids == ("0", "1", "2")
@@ -55,7 +56,7 @@ def test_a_file_of_any_name_is_read_when_named(tmp_path: Path) -> None:
 
 def test_integer_labels_and_split_keys_become_strings(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a", "b"], label=[10, 9], patient=[7, 8], sex=["f", None])
-    rows = read_rows(uri, config=section(uri, split_by="patient", groups=("sex",)))
+    rows = read_rows(uri, config=config_of(uri, split_by="patient", groups=("sex",)))
     assert rows.labels == ("10", "9")
     assert rows.split_keys == ("7", "8")
     assert rows.groups == {"sex": ("f", "(none)")}
@@ -67,20 +68,20 @@ def test_dictionary_and_large_strings_are_read_as_strings(tmp_path: Path) -> Non
         text=pa.array(["a", "b"], pa.large_string()),
         label=pa.array(["x", "x"]).dictionary_encode(),
     )
-    rows = read_rows(uri, config=section(uri))
+    rows = read_rows(uri, config=config_of(uri))
     assert (rows.texts, rows.labels) == (("a", "b"), ("x", "x"))
 
 
 def test_one_column_may_serve_as_label_key_and_group(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], label=["x"])
-    rows = read_rows(uri, config=section(uri, split_by="label", groups=("label",)))
+    rows = read_rows(uri, config=config_of(uri, split_by="label", groups=("label",)))
     assert rows.labels == rows.split_keys == rows.groups["label"] == ("x",)
 
 
 def test_a_missing_column_is_named_with_those_there(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"rows.parquet has no column 'label'; it has text, intent"):
-        read_rows(uri, config=section(uri))
+        read_rows(uri, config=config_of(uri))
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string()))
     with pytest.raises(DataError, match="has no rows"):
-        read_rows(uri, config=section(uri))
+        read_rows(uri, config=config_of(uri))
 
 
 @pytest.mark.parametrize("column", ["text", "label", "patient"])
@@ -131,7 +132,7 @@ def test_a_null_is_refused_with_its_column_and_first_row(tmp_path: Path, column:
     columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"], "patient": ["1", "2", "3"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: ["a", None, None]})
     with pytest.raises(DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"):
-        read_rows(uri, config=section(uri, split_by="patient"))
+        read_rows(uri, config=config_of(uri, split_by="patient"))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +147,14 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, column: str, values
     columns: dict[str, list[Any]] = {"text": ["a", "b"], "label": ["x", "y"], "sex": ["f", "m"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
     with pytest.raises(DataError, match=rf"column '{column}' is .*, allowed: .*{allowed}"):
-        read_rows(uri, config=section(uri, groups=("sex",)))
+        read_rows(uri, config=config_of(uri, groups=("sex",)))
 
 
 def test_files_of_one_folder_with_other_types_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
     put(tmp_path / "part-1.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match="do not have the same column types"):
-        read_rows(tmp_path.as_uri(), config=section(tmp_path.as_uri()))
+        read_rows(tmp_path.as_uri(), config=config_of(tmp_path.as_uri()))
 
 
 def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: P
     texts = [f"text {number}" for number in range(600)]
     patients = [number // 3 for number in range(600)]
     uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y"] * 300, patient=patients)
-    splits = read_splits(section(uri, split_by="patient"))
+    splits = read_splits(config_of(uri, split_by="patient"))
     keys = [set(rows.split_keys or ()) for _, rows in splits.items()]
     assert not keys[0] & keys[1]
     assert not keys[0] & keys[2]
@@ -179,7 +180,7 @@ def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: P
     found = {row_id: text for _, rows in splits.items() for row_id, text in zip(rows.row_ids, rows.texts, strict=True)}
     assert found == {str(number): text for number, text in enumerate(texts)}
     assert len(splits.train) > len(splits.test) > len(splits.validation) > 0
-    assert splits == read_splits(section(uri, split_by="patient"))
+    assert splits == read_splits(config_of(uri, split_by="patient"))
 
 
 def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def _named(rows: Rows) -> list[tuple[str, str]]:
 def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     texts = [f"Text {number % 100}" + " " * (number % 3) for number in range(300)]
     uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y", "z"] * 100)
-    splits = read_splits(section(uri))
+    splits = read_splits(config_of(uri))
     held = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
     assert sum(len(texts) for texts in held) == len(set.union(*held)) == 100
 
@@ -271,7 +272,7 @@ def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
 
 def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
-    rows = read_conversations(uri, config=section(uri, split_by="doc"))
+    rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
     assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
     assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
     assert rows.take([1]).conversations == ((("user", "more"),),)
@@ -279,7 +280,7 @@ def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) 
 
 def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
-    rows = read_conversations(uri, config=section(uri, messages="chat"))
+    rows = read_rows(uri, config=config_of(uri, messages="chat"), task=ChatData())
     assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
     assert rows.labels == ("ciao",)
     assert rows.texts == ("be kind\nhi\nhello\nbye",)
@@ -293,7 +294,7 @@ def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
 def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
     with pytest.raises(DataError, match="conversation in row 1 has no answer"):
-        read_conversations(uri, config=section(uri, messages="messages"))
+        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
 
 
 @pytest.mark.parametrize(
@@ -304,21 +305,21 @@ def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: 
 def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=column)
     with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
-        read_conversations(uri, config=section(uri, messages="messages"))
+        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
 
 
 def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
     hashes = []
     for roles in ("uua", "uaa"):
         uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
-        rows = read_conversations(uri, config=section(uri, messages="messages"))
+        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
         hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
     assert hashes[0] != hashes[1]
 
 
 def test_validation_and_test_may_be_parts_that_are_the_same_at_every_run(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(50)], label=["x"] * 50)
-    data = section(uri, validation=uri, test=uri, max_validation_rows=7, max_test_rows=9)
+    data = config_of(uri, validation=uri, test=uri, max_validation_rows=7, max_test_rows=9)
     first, second = read_splits(data), read_splits(data)
     assert (len(first.train), len(first.validation), len(first.test)) == (50, 7, 9)
     assert first.test == second.test

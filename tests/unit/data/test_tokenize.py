@@ -1,6 +1,5 @@
 """One encoder for all: a real WordPiece tokenizer, small enough to be made here, and batches that lose no row."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from tailorbird.data.rows import DataError
-from tailorbird.data.tokenize import collate, encode_texts, label_indices, labels_of, length_batches, load_tokenizer
+from tailorbird.data.tokenize import collate, encode_texts, label_indices, labels_of, load_tokenizer
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "acute", "pain", "chest", "##s", "fever")
 PAD, UNK, CLS, SEP, ACUTE, PAIN, CHEST, PLURAL, FEVER = range(9)
@@ -93,39 +92,6 @@ def test_an_empty_batch_has_no_rows() -> None:
     assert input_ids.shape == mask.shape == (0, 0)
 
 
-@given(token_lists=token_lists_strategy, batch_size=st.integers(1, 12))
-def test_batches_cover_each_row_once(token_lists: list[list[int]], batch_size: int) -> None:
-    batches = length_batches([len(tokens) for tokens in token_lists], batch_size=batch_size)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(token_lists)))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    read_back: dict[int, list[int]] = {}
-    for batch in batches:
-        input_ids, mask = collate([token_lists[row] for row in batch], pad_id=0)
-        for row, ids, seen in zip(batch.tolist(), input_ids, mask.bool(), strict=True):
-            read_back[row] = ids[seen].tolist()
-    assert [read_back[row] for row in range(len(token_lists))] == token_lists
-
-
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), batch_size=st.integers(1, 16))
-def test_batches_of_like_length_pad_little(lengths: list[int], batch_size: int) -> None:
-    batches = length_batches(lengths, batch_size=batch_size)
-    longest = [max(lengths[row] for row in batch) for batch in batches]
-    padding = padded_tokens(lengths, batches)
-    assert longest == sorted(longest, reverse=True)
-    assert padding <= (batch_size - 1) * max(lengths)  # each batch pads at most down to where the next one starts
-
-
-def test_sorted_batches_pad_a_tenth_of_what_batches_in_order_pad() -> None:
-    lengths = np.random.default_rng(0).geometric(1 / 12, size=2000).clip(1, 64)
-    in_order = [np.arange(start, min(start + 32, 2000)) for start in range(0, 2000, 32)]
-    assert padded_tokens(lengths, length_batches(lengths, batch_size=32)) < 0.1 * padded_tokens(lengths, in_order)
-
-
-def test_a_batch_of_no_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        length_batches([3, 2], batch_size=0)
-
-
 @given(labels=st.lists(st.text(max_size=5), min_size=1, max_size=40))
 def test_labels_come_back_from_their_numbers(labels: list[str]) -> None:
     classes = labels_of(labels)
@@ -138,9 +104,3 @@ def test_labels_come_back_from_their_numbers(labels: list[str]) -> None:
 def test_a_label_that_is_no_class_is_refused() -> None:
     with pytest.raises(DataError, match=r"\['c'\] are none of the 2 classes"):
         label_indices(["a", "c"], classes=("a", "b"))
-
-
-def padded_tokens(lengths: Sequence[int] | np.ndarray, batches: list[np.ndarray]) -> int:
-    return sum(
-        max(lengths[row] for row in batch) * len(batch) - sum(lengths[row] for row in batch) for batch in batches
-    )

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.tasks import ChatData
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
+from tailorbird.data.tasks import ChatData
 from tailorbird.init.inspect_data import DraftOptions, expected_gain, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 
@@ -80,11 +80,11 @@ def test_named_splits_are_taken_and_a_key_that_leaks_is_left_out(tmp_path: Path)
 
 @pytest.mark.parametrize("as_messages", [True, False])
 def test_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
-    told = notes(300, seed=1)
-    answers = [" ".join(reversed(text.split())) for text in told["note"]]
-    columns: dict[str, Any] = {"prompt": told["note"], "completion": answers}
+    rows = notes(300, seed=1)
+    answers = [" ".join(reversed(text.split())) for text in rows["note"]]
+    columns: dict[str, Any] = {"prompt": rows["note"], "completion": answers}
     if as_messages:
-        pairs = zip(told["note"], answers, strict=True)
+        pairs = zip(rows["note"], answers, strict=True)
         turns = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs]
         columns = {"turns": turns}
     pq.write_table(pa.table(columns), tmp_path / "talk.parquet")
@@ -130,8 +130,8 @@ def test_splits_are_found_by_the_names_of_files_and_folders(tmp_path: Path) -> N
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"n": [1]}), folder / name)
         uri = folder.as_uri()
-        found = find_splits(uri)
-        short = [one and one.removeprefix(uri).lstrip("/") for one in (*found.train, found.validation, found.test)]
+        uris = find_splits(uri)
+        short = [one and one.removeprefix(uri).lstrip("/") for one in (*uris.train, uris.validation, uris.test)]
         return tuple(short)
 
     assert written("train.parquet", "validation.parquet", "test.parquet") == (
@@ -176,9 +176,9 @@ def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("place", ["a file/recipe.yaml", "a folder"])
-def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(place: str, tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
     with pytest.raises(DraftError, match=r"name a file that can be written by --output"):
-        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / place, options=DraftOptions(), force=True)
+        write_recipe(str(tmp_path / "notes.parquet"), tmp_path / name, options=DraftOptions(), force=True)

@@ -29,7 +29,7 @@ def rows() -> list[Tokens]:
 def logits_of(some: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
     found = packed(some, pad_id=0)
     with torch.no_grad():
-        return MODEL(*as_tensors(found, device="cpu")), found.target_owners
+        return MODEL(*as_tensors(found, device="cpu")), found.target_conversation_ids
 
 
 def test_packed_conversations_never_see_one_another() -> None:
@@ -44,7 +44,7 @@ def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
     for row, value in zip(rows(), found, strict=True):
         with torch.no_grad():
             told = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
-        wanted = [float(told[at - 1, row.ids[at]]) for at in np.flatnonzero(row.said)]
+        wanted = [float(told[at - 1, row.ids[at]]) for at in np.flatnonzero(row.assistant_mask)]
         assert value == pytest.approx(np.mean(wanted), abs=1e-5)
 
 
@@ -63,9 +63,11 @@ def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_mas
     lm, some = model_of(kind, **fields), packed(rows(), pad_id=0)
     with torch.no_grad():
         found = ChatModel(lm)(*as_tensors(some, device="cpu"))
-        alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.said[1:])] for row in rows()]
+        alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])] for row in rows()]
     for place, wanted in enumerate(alone):
-        torch.testing.assert_close(found[torch.from_numpy(some.target_owners == place)], wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found[torch.from_numpy(some.target_conversation_ids == place)], wanted, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:

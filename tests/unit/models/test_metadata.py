@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoConfig, BertConfig, BertModel
 
 from tailorbird.data.rows import DataError
+from tailorbird.data.tasks import CLASSIFICATION, ChatData
 from tailorbird.models.loading import load_encoder
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.metadata import OutlineError, longest_row, read_outline, require_length, shape_of
+from tailorbird.models.metadata import OutlineError, read_outline, require_length, shape_of
 from tests import small_chat
 
 
@@ -21,9 +22,9 @@ def encoder(tmp_path: Path) -> Path:
 
 
 def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
-    outline = read_outline(encoder.as_uri(), chat=False)
+    outline = read_outline(encoder.as_uri(), task=CLASSIFICATION)
     loaded = load_encoder(encoder)
-    assert outline.shape.num_parameters == sum(one.numel() for one in loaded.parameters())
+    assert outline.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
     assert (outline.kind, outline.is_encoder_decoder, outline.longest) == ("bert", False, 512)
     assert outline.num_stored >= outline.shape.num_parameters  # the pooler is stored too
     assert (outline.shape.hidden, outline.shape.intermediate, outline.shape.gated) == (16, 32, False)
@@ -31,9 +32,11 @@ def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder
 
 
 def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
-    shape = read_outline(encoder.as_uri(), chat=False).shape
+    shape = read_outline(encoder.as_uri(), task=CLASSIFICATION).shape
     adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
-    assert 4 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    assert 4 * shape.num_linear_ends == sum(
+        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+    )
 
 
 def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
@@ -41,25 +44,27 @@ def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
     shape = shape_of(model)
     assert shape.gated
     adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
-    assert 2 * shape.num_linear_ends == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    assert 2 * shape.num_linear_ends == sum(
+        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+    )
 
 
 def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
     small_chat.save(tmp_path)
-    outline = read_outline(tmp_path.as_uri(), chat=True)
-    assert (outline.is_causal, outline.template, outline.longest) == (True, None, 256)
+    outline = read_outline(tmp_path.as_uri(), task=ChatData())
+    assert (outline.is_causal, outline.template_error, outline.longest) == (True, None, 256)
     assert outline.num_stored == outline.shape.num_parameters
     small_chat.tokenizer(None).save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    told = read_outline(tmp_path.as_uri(), chat=True).template
-    assert told is not None
-    assert "chat template" in told
+    error = read_outline(tmp_path.as_uri(), task=ChatData()).template_error
+    assert error is not None
+    assert "chat template" in error
 
 
 def test_rows_longer_than_the_model_s_positions_are_refused(encoder: Path) -> None:
-    require_length(encoder.as_uri(), max_length=512, chat=False)
+    require_length(encoder.as_uri(), max_length=512, task=CLASSIFICATION)
     with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
-        require_length(encoder.as_uri(), max_length=513, chat=False)
+        require_length(encoder.as_uri(), max_length=513, task=CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -76,17 +81,18 @@ def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
     kind: str, fields: dict[str, Any], longest: int
 ) -> None:
     config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
-    assert longest_row(config, chat=kind != "modernbert") == longest
-    assert longest_row(config, chat=False) == 4096
+    task = CLASSIFICATION if kind == "modernbert" else ChatData()
+    assert task.longest_row(config) == longest
+    assert CLASSIFICATION.longest_row(config) == 4096
 
 
 def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
     (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
     with pytest.raises(OutlineError, match=r"transformers makes no model of its config\.json"):
-        read_outline(encoder.as_uri(), chat=False)
+        read_outline(encoder.as_uri(), task=CLASSIFICATION)
 
 
 def test_a_file_that_is_no_safetensors_is_refused(encoder: Path) -> None:
     (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
     with pytest.raises(OutlineError, match=r"model\.safetensors is no safetensors file"):
-        read_outline(encoder.as_uri(), chat=False)
+        read_outline(encoder.as_uri(), task=CLASSIFICATION)

@@ -7,7 +7,7 @@ import pytest
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.sharding.shards import Shards, ShardWriter
-from tailorbird.data.tokenized import Encoded
+from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tests.unit.training.small import reports_of, rows_of, section_of, small_material
 from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset, num_steps, steps
 
@@ -21,7 +21,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     for number, size in enumerate(SIZES):
         with ShardWriter(uri, number) as writer:
             rows, tokens = rows_of(size, first=first)
-            writer.add(rows, tokens=tokens, said=None)
+            writer.add(rows.row_ids, TokenLists(tokens, labels=rows.labels))
         first += size
     return ShardedDataset(Shards(uri, SIZES, ("0", "1", "2"), window_rows=512))
 
@@ -56,7 +56,7 @@ def test_only_the_windows_from_a_step_on_are_read(streamed: ShardedDataset, monk
     read: list[int] = []
     window = ShardedDataset.window
 
-    def counted(self: ShardedDataset, config: TrainingConfig, *, epoch: int, number: int) -> Encoded:
+    def counted(self: ShardedDataset, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:
         read.append(number)
         return window(self, config, epoch=epoch, number=number)
 

@@ -23,7 +23,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, in
 
 
 @pytest.fixture(scope="module")
-def section(written: tuple[str, dict[str, int]]) -> DataConfig:
+def config(written: tuple[str, dict[str, int]]) -> DataConfig:
     prefix, _ = written
     return DataConfig(
         train=f"{prefix}/train",

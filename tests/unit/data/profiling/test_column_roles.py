@@ -36,7 +36,7 @@ def names(guess: Guess) -> dict[str, str]:
 def test_columns_that_are_called_so(sampled: Any) -> None:
     guess = guess_columns(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
     assert names(guess) == {"text": "text", "label": "label"}
-    assert not guess.is_chat
+    assert guess.task == "classification"
 
 
 def test_columns_that_are_called_otherwise(sampled: Any) -> None:
@@ -58,7 +58,7 @@ def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     assert names(guess_columns(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
     guess = guess_columns(sampled(question=WORDS, answer=WORDS, source=every(3)))
     assert names(guess) == {"prompt": "question", "completion": "answer"}
-    assert guess.is_chat
+    assert guess.task == "chat"
 
 
 def test_an_answer_of_a_word_is_a_label(sampled: Any) -> None:

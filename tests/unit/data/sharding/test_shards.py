@@ -1,4 +1,4 @@
-"""Shards: what is written is read again, in the order asked; an epoch's windows hold every chunk once."""
+"""Shards: what is written is read back in the requested order; an epoch's windows hold every chunk once."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.data.rows import DataError, Rows
-from tailorbird.data.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
+from tailorbird.data.sharding.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
+from tailorbird.data.tokenized import TokenLists
 from tailorbird.storage.s3 import StorageError
 
 SIZES = (700, 0, 256, 3)
@@ -16,13 +17,13 @@ CLASSES = ("a", "b", "c")
 
 
 def rows_of(first: int, num: int) -> Rows:
-    places = range(first, first + num)
-    ids = tuple(str(place) for place in places)
-    return Rows(ids, ids, tuple(CLASSES[place % 3] for place in places))
+    positions = range(first, first + num)
+    ids = tuple(str(position) for position in positions)
+    return Rows(ids, ids, tuple(CLASSES[position % 3] for position in positions))
 
 
-def tokens_of(place: int) -> list[int]:
-    return [101, *range(place % 7), 102]
+def tokens_of(position: int) -> list[int]:
+    return [101, *range(position % 7), 102]
 
 
 @pytest.fixture(scope="module")
@@ -32,50 +33,52 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
         with ShardWriter(uri, number) as writer:
             for begin in range(0, size, 300):
                 rows = rows_of(first + begin, min(300, size - begin))
-                writer.add(rows, tokens=[tokens_of(int(row_id)) for row_id in rows.row_ids], said=None)
+                tokens = [tokens_of(int(row_id)) for row_id in rows.row_ids]
+                writer.add(rows.row_ids, TokenLists(tokens, labels=rows.labels))
         assert writer.num_rows == size
         first += size
     return Shards(uri, SIZES, CLASSES)
 
 
 def test_every_row_is_in_one_chunk(shards: Shards) -> None:
-    found = shards.read(shards.chunks())
-    assert len(shards) == len(found) == sum(SIZES)
-    assert [int(row_id) for row_id in found.row_ids] == list(range(sum(SIZES)))
-    assert found.tokens(range(len(found))) == [tokens_of(place) for place in range(sum(SIZES))]
-    assert found.labels is not None
-    assert [CLASSES[label] for label in found.labels] == [CLASSES[place % 3] for place in range(sum(SIZES))]
-    assert found.said is None
-    assert found.lengths.tolist() == [len(tokens_of(place)) for place in range(sum(SIZES))]
+    rows = shards.read(shards.chunks())
+    assert len(shards) == len(rows) == sum(SIZES)
+    assert [int(row_id) for row_id in rows.row_ids] == list(range(sum(SIZES)))
+    assert rows.tokens(range(len(rows))) == [tokens_of(position) for position in range(sum(SIZES))]
+    assert rows.labels is not None
+    assert [CLASSES[label] for label in rows.labels] == [CLASSES[position % 3] for position in range(sum(SIZES))]
+    assert rows.assistant_mask is None
+    assert rows.lengths.tolist() == [len(tokens_of(position)) for position in range(sum(SIZES))]
 
 
-def test_chunks_come_in_the_order_asked(shards: Shards) -> None:
+def test_chunks_are_read_in_the_requested_order(shards: Shards) -> None:
     chunks = shards.chunks()
     order = np.array([4, 0, 3, 1])
-    found = shards.read(chunks[order])
-    whole = [shards.read(chunks[[place]]) for place in order]
-    assert found.row_ids == tuple(row_id for part in whole for row_id in part.row_ids)
+    rows = shards.read(chunks[order])
+    whole = [shards.read(chunks[[index]]) for index in order]
+    assert rows.row_ids == tuple(row_id for part in whole for row_id in part.row_ids)
 
 
-def test_what_the_assistant_said_is_kept(tmp_path: Path) -> None:
-    said = [np.array([False, True, True]), np.array([True])]
+def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
+    masks = [np.array([False, True, True]), np.array([True])]
     with ShardWriter(tmp_path.as_uri(), 0) as writer:
-        rows = Rows(("0", "1"), ("q", "q"), ("a", "a"))
-        writer.add(rows, tokens=[[1, 2, 3], [4]], said=said)
-    found = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
-    assert found.labels is None
-    assert [row.said.tolist() for row in found.conversations([1, 0])] == [[True], [False, True, True]]
+        writer.add(("0", "1"), TokenLists([[1, 2, 3], [4]], assistant_masks=masks))
+    rows = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
+    assert rows.labels is None
+    assert [row.assistant_mask.tolist() for row in rows.conversations([1, 0])] == [[True], [False, True, True]]
 
 
 def test_a_shard_whose_writing_failed_is_not_there(tmp_path: Path) -> None:
+    rows = rows_of(0, 600)
     with pytest.raises(ValueError, match="shorter"), ShardWriter(tmp_path.as_uri(), 0) as writer:
-        writer.add(rows_of(0, 600), tokens=[[1]] * 300, said=None)
+        writer.add(rows.row_ids, TokenLists([[1]] * 300, labels=rows.labels))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> None:
     with ShardWriter(tmp_path.as_uri(), 0) as writer:
-        writer.add(rows_of(0, 600), tokens=[[1]] * 600, said=None)
+        rows = rows_of(0, 600)
+        writer.add(rows.row_ids, TokenLists([[1]] * 600, labels=rows.labels))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     shards = Shards(tmp_path.as_uri(), (600,), CLASSES)

@@ -1,0 +1,139 @@
+"""Load a recipe's rows: all into memory, or the training rows into shards on S3."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel
+
+from tailorbird import storage
+from tailorbird.config.data import DataConfig
+from tailorbird.data.loader import read_splits, read_validation_and_test
+from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows
+from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows_sha256
+from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
+from tailorbird.data.splits import normalise
+from tailorbird.data.tasks import DataTask
+from tailorbird.data.tokenize import labels_of
+from tailorbird.storage.stage_cache import cached_stage
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A recipe's rows, checked."""
+
+    splits: Splits
+    """If training rows are sharded, train is a random sample of about `data.stream_above_rows`, with every class."""
+    report: DataReport
+    hashes: dict[str, str]
+    """sha256 of each split; of train over all of its rows."""
+    shards: Shards | None = None
+    """All training rows, if they are sharded."""
+    sample_sha256: str | None = None
+    """Of the training rows in memory, if they are a sample."""
+
+    @property
+    def num_train(self) -> int:
+        """Number of rows that are trained on."""
+        return len(self.splits.train if self.shards is None else self.shards)
+
+
+class _ShardsStage(BaseModel):
+    """Value of the stage that writes shards."""
+
+    uri: str
+    reports: tuple[ShardReport, ...]
+
+
+def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDataset | None:
+    """Read and check a recipe's rows; None if there are more training rows than `stream_above_rows`.
+
+    Raises DataError as `read_splits`, `clean` and `take_training_rows`.
+    """
+    if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
+        return None
+    splits, report = clean(read_splits(config, task=task))
+    splits = take_training_rows(splits, size=config.max_train_rows, seed=seed)
+    return LoadedDataset(splits, report, fingerprint(splits))
+
+
+def load_sharded(
+    config: DataConfig, task: DataTask, *, base_model: str, task_uri: str, inputs: Mapping[str, object]
+) -> LoadedDataset:
+    """Read and check a recipe's rows where `load_in_memory` returns None; training rows are tokenized into shards.
+
+    The shards are a stage under `task_uri`, with `inputs` and the state of the files as its key. Memory is bounded: a
+    task holds a few thousand rows, this process the sample. Rows whose text is in validation or test are dropped, as by
+    `quality.clean`. Raises DataError as that, and if the recipe names no validation or test.
+    """
+    _require_shardable(config)
+    specs = list(shard_specs(config))
+    validation, test = read_validation_and_test(config, task=task)
+    evaluation = {"validation": validation, "test": test}
+
+    def compute(uri: str) -> _ShardsStage:
+        job = ShardingJob(
+            config=config,
+            task=task,
+            base_model=base_model,
+            uri=uri,
+            sample_share=config.stream_above_rows / sum(spec.num_rows for spec in specs),
+            evaluation_texts={name: frozenset(map(normalise, rows.texts)) for name, rows in evaluation.items()},
+            evaluation_keys=frozenset(key for rows in evaluation.values() for key in rows.split_keys or ()),
+        )
+        return _ShardsStage(uri=uri, reports=tuple(run_job(specs, job)))
+
+    key = {
+        "data": config.model_dump(mode="json"),
+        "task": repr(task),
+        "files": [storage.file_state(uri) for uri in dict.fromkeys(spec.uri for spec in specs)],
+        "evaluation": {name: rows_sha256(rows) for name, rows in evaluation.items()},
+    }
+    stage = cached_stage(task_uri, "shards", output=_ShardsStage, inputs={**inputs, **key}, compute=compute)
+    if not sum(report.num_rows for report in stage.reports):
+        raise DataError("train has no rows after exact copies of rows in later splits were dropped; give more data")
+    train = read_sample(stage.uri, num_files=len(stage.reports))
+    return _with_shards(Splits(train=train, validation=validation, test=test), stage)
+
+
+def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
+    """Check the splits with the sample as train, and count what concerns train over the shards."""
+    splits, sample_report = clean(evaluated)
+    reports = stage.reports
+    sizes = tuple(report.num_rows for report in reports)
+    labels = _sum(report.labels for report in reports)
+    keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
+    keys["train"] = {key for report in reports for key in report.shared_keys}
+    copies = _sum(report.copies for report in reports)
+    num_empty = sum(not normalise(text) for rows in (evaluated.validation, evaluated.test) for text in rows.texts)
+    report = replace(
+        sample_report,
+        num_train=sum(sizes),
+        num_in_memory=len(splits.train),
+        num_classes=len(labels) or sample_report.num_classes,  # a chat task's answers are counted in memory
+        train_copies_of_test=copies["test"],
+        train_copies_of_validation=copies["validation"],
+        empty_texts=num_empty + sum(report.num_empty for report in reports),
+        rare_classes=rare_classes(labels),
+        leaks=leaks_of(keys, {name: set(map(normalise, rows.texts)) for name, rows in splits.items()}),
+    )
+    hashes = fingerprint(splits) | {"train": digest_of(report.sha256 for report in reports)}
+    shards = Shards(stage.uri, sizes, labels_of(list(labels)))
+    return LoadedDataset(splits, report, hashes, shards, sample_sha256=rows_sha256(splits.train))
+
+
+def _require_shardable(config: DataConfig) -> None:
+    reason = f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is streamed: "
+    alternative = ", or raise stream_above_rows if every worker's memory holds them all"
+    if config.validation is None or config.test is None:
+        raise DataError(f"{reason}name data.validation and data.test too{alternative}")
+    if config.max_train_rows is not None:
+        raise DataError(f"{reason}leave out data.max_train_rows{alternative}")
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return total

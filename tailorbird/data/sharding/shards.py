@@ -1,0 +1,149 @@
+"""Tokenized training rows in Arrow files on S3, read in random chunks."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tailorbird.data.tokenize import label_indices
+from tailorbird.data.tokenized import TokenizedRows, TokenLists, offsets_of
+from tailorbird.storage import upload_file
+from tailorbird.storage.s3 import PERSISTENT, StorageError, filesystem, storage_errors
+
+CHUNK_ROWS = 256
+"""Rows that are read together: few, so that a window has rows from all over the data."""
+NUM_READS = 8
+_COLUMNS = {
+    "row_id": pa.string(),
+    "ids": pa.list_(pa.int32()),
+    "assistant_mask": pa.list_(pa.bool_()),
+    "label": pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Training rows as tokens in `uri`/<number>.arrow, in chunks of `CHUNK_ROWS` rows; a file's last may be smaller."""
+
+    uri: str
+    sizes: tuple[int, ...]
+    """Rows of each file, in the order of their numbers."""
+    classes: tuple[str, ...]
+    """(classification only) Empty for a chat task."""
+    window_rows: int = 1 << 14
+    """Rows that a worker shuffles together."""
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def chunks(self) -> NDArray[np.int64]:
+        """Return int64 [number of chunks, 3]: file, index in the file, and number of rows of each chunk."""
+        parts = []
+        for file, size in enumerate(self.sizes):
+            indices = np.arange(-(-size // CHUNK_ROWS))
+            num_rows = np.minimum(CHUNK_ROWS, size - indices * CHUNK_ROWS)
+            parts.append(np.stack([np.full_like(indices, file), indices, num_rows]))
+        return np.concatenate(parts, axis=1).T
+
+    def read(self, chunks: NDArray[np.int64]) -> TokenizedRows:
+        """Read the rows of a subset of `chunks()`, in that order."""
+        order = np.argsort(chunks[:, 0], kind="stable")
+        files, starts = np.unique(chunks[order, 0], return_index=True)
+        batches: list[pa.RecordBatch] = [None] * len(chunks)
+        with ThreadPoolExecutor(NUM_READS) as pool:
+            groups = np.split(order, starts[1:])
+            read = pool.map(lambda file, group: self._read_file(file, chunks[group, 1]), files, groups)
+            for group, batches_of_file in zip(groups, read, strict=True):
+                for position, batch in zip(group, batches_of_file, strict=True):
+                    batches[position] = batch
+        table = pa.Table.from_batches(batches)
+        has = {name: table.column(name).null_count == 0 for name in ("assistant_mask", "label")}
+        return TokenizedRows(
+            row_ids=tuple(table.column("row_id").to_pylist()),
+            ids=_flat(table.column("ids")),
+            offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
+            assistant_mask=_flat(table.column("assistant_mask")) if has["assistant_mask"] else None,
+            labels=label_indices(table.column("label").to_pylist(), classes=self.classes) if has["label"] else None,
+        )
+
+    def _read_file(self, file: int, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
+        uri = file_uri(self.uri, int(file))
+        store, path = filesystem(uri, retry_policy=PERSISTENT)
+        try:
+            with storage_errors(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
+                if reader.schema != pa.schema(_COLUMNS):  # a foreign extension type could run code
+                    raise pa.ArrowInvalid("its columns are not those of shards")
+                return [reader.get_batch(int(index)) for index in indices]
+        except pa.ArrowInvalid as error:
+            raise StorageError(
+                f"{uri} is not whole ({error}); delete {self.uri}, and run again: it is made anew"
+            ) from None
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the values of a column of lists, end to end."""
+    flat: NDArray[Any] = pc.list_flatten(column).to_numpy()
+    return flat
+
+
+def file_uri(uri: str, number: int) -> str:
+    """Return the URI of a file of shards."""
+    return f"{uri}/{number:06d}.arrow"
+
+
+class ShardWriter:
+    """Context manager that writes one file of shards to the local disk, and uploads it if the block succeeds."""
+
+    def __init__(self, uri: str, number: int) -> None:
+        self._uri = file_uri(uri, number)
+        self._pending: list[tuple[Any, ...]] = []
+        self._cleanup = ExitStack()
+        self.num_rows = 0
+
+    def __enter__(self) -> Self:
+        folder = self._cleanup.enter_context(TemporaryDirectory(prefix="tailorbird-"))
+        self._path = Path(folder) / "shard.arrow"
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        self._file = pa.ipc.new_file(self._path, pa.schema(_COLUMNS), options=options)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._cleanup:
+            if kind is None:
+                self._flush()
+            self._file.close()
+            if kind is None:
+                upload_file(self._path, self._uri, retry_policy=PERSISTENT)
+
+    def add(self, row_ids: Sequence[str], tokens: TokenLists) -> None:
+        """Append tokenized rows."""
+        nulls = [None] * len(row_ids)
+        columns = (row_ids, tokens.ids, tokens.assistant_masks or nulls, tokens.labels or nulls)
+        self._pending += zip(*columns, strict=True)
+        self.num_rows += len(row_ids)
+        while len(self._pending) >= CHUNK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        chunk, self._pending = self._pending[:CHUNK_ROWS], self._pending[CHUNK_ROWS:]
+        if chunk:
+            rows = [dict(zip(_COLUMNS, row, strict=True)) for row in chunk]
+            self._file.write_batch(pa.RecordBatch.from_pylist(rows, schema=pa.schema(_COLUMNS)))
+
+
+def window_chunks(num_chunks: int, *, rows: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the chunk numbers of each window of about `rows` rows of an epoch: each chunk once, in random order."""
+    order = np.random.default_rng((seed, epoch, 0, 1)).permutation(num_chunks)
+    size = -(-rows // CHUNK_ROWS)
+    return (order[start : start + size] for start in range(0, num_chunks, size))

@@ -1,0 +1,244 @@
+"""Tasks of Ray Data: each checks and tokenizes a few row groups and writes them as one file of shards."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, TypeAdapter
+
+from tailorbird import storage
+from tailorbird.config.data import DataConfig
+from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.rows import DataError, Rows, digest_of, joined, rows_sha256
+from tailorbird.data.sharding.shards import ShardWriter
+from tailorbird.data.splits import normalise
+from tailorbird.data.tasks import DataTask
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.storage import s3
+from tailorbird.storage.node_cache import local_copy
+from tailorbird.storage.stored_model import StoredModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHARD_ROWS = 1 << 17
+BATCH_ROWS = 1 << 13
+"""Rows that a task holds in memory at once."""
+SEED = 0
+EVALUATION_SPLITS = ("test", "validation")
+"""Splits that may not share a text with train; a copy in both counts for the first."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """Row groups of a Parquet file of which one task makes one file of shards."""
+
+    number: int
+    uri: str
+    row_groups: tuple[int, ...]
+    first: int
+    """Position of the first row among all training rows."""
+    first_in_file: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class ShardingJob:
+    """What every task needs besides its spec."""
+
+    config: DataConfig
+    task: DataTask
+    base_model: str
+    uri: str
+    sample_share: float
+    """Share of the rows that the driver keeps in memory."""
+    evaluation_texts: dict[str, frozenset[str]]
+    """Normalised texts of validation and of test."""
+    evaluation_keys: frozenset[str]
+    """Values of `split_by` in either."""
+
+
+class ShardReport(BaseModel, frozen=True):
+    """What the driver needs to know of a file of shards."""
+
+    number: int
+    num_rows: int
+    num_empty: int
+    copies: dict[str, int]
+    """Rows dropped because their text is in an evaluation split, by split."""
+    shared_keys: tuple[str, ...]
+    """Values of `split_by` that an evaluation split has too."""
+    labels: dict[str, int]
+    """(classification only) Rows of each label."""
+    sha256: str
+
+
+class ShardRecord(StoredModel):
+    """JSON next to a file of shards, written last: the report, and the rows that stay in memory."""
+
+    report: ShardReport
+    sample: tuple[Rows, ...]
+    first_rows: dict[str, Rows]
+    """(classification only) The first row of each label."""
+
+
+def shard_specs(config: DataConfig) -> Iterator[ShardSpec]:
+    """Group row groups into shards of about `SHARD_ROWS` rows; a row group is never split."""
+    number = first = 0
+    for file, row_groups in groupby(_row_groups(config), key=lambda row_group: row_group[0]):
+        indices: list[int] = []
+        start = size = 0
+        for index, (_, num_rows) in enumerate(row_groups):
+            indices.append(index)
+            size += num_rows
+            if size >= SHARD_ROWS:
+                yield ShardSpec(number, file, tuple(indices), first, start, size)
+                number, first, start, indices, size = number + 1, first + size, start + size, [], 0
+        if indices:
+            yield ShardSpec(number, file, tuple(indices), first, start, size)
+            number, first = number + 1, first + size
+
+
+def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
+    """Yield file URI and number of rows of each row group of the training rows, in order."""
+    for uri in config.train_uris:
+        for file in parquet_files(uri):
+            with open_parquet(file, columns=(), in_parts=True) as parquet:
+                for index in range(parquet.num_row_groups):
+                    yield file, parquet.metadata.row_group(index).num_rows
+
+
+def run_job(specs: Sequence[ShardSpec], job: ShardingJob) -> list[ShardReport]:
+    """Write all files of shards on the cluster and return their reports by number; raise the first DataError."""
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = [{"spec": _SPEC.dump_json(spec).decode()} for spec in specs]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_task, fn_kwargs={"job": ray.put(job)})
+    reports = []
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise DataError(row["error"])
+        reports.append(ShardReport.model_validate_json(row["report"]))
+    return sorted(reports, key=lambda report: report.number)
+
+
+_SPEC = TypeAdapter(ShardSpec)
+
+
+def _task(row: dict[str, str], job: Any) -> dict[str, str]:
+    """Write one file of shards. An error of data or storage is returned: raised, Ray would report a traceback."""
+    try:
+        report = write_shard(_SPEC.validate_json(row["spec"]), *_job_and_tokenizer(job))
+    except (DataError, s3.StorageError) as error:
+        return {"report": "", "error": str(error)}
+    return {"report": report.model_dump_json(), "error": ""}
+
+
+@lru_cache(maxsize=1)
+def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenizerBase"]:
+    """Load both once a process."""
+    import ray
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
+    job: ShardingJob = ray.get(reference)
+    return job, load_tokenizer(local_copy(job.base_model))
+
+
+@dataclass
+class _Counts:
+    """What is collected of a shard's rows, batch by batch."""
+
+    num_empty: int = 0
+    copies: Counter[str] = field(default_factory=Counter)
+    shared_keys: set[str] = field(default_factory=set)
+    labels: Counter[str] = field(default_factory=Counter)
+    digests: list[str] = field(default_factory=list)
+    sample: list[Rows] = field(default_factory=list)
+    first_rows: dict[str, Rows] = field(default_factory=dict)
+
+    def without_copies(self, rows: Rows, *, job: ShardingJob) -> Rows:
+        """Count and drop the rows whose text is in an evaluation split."""
+        texts = [normalise(text) for text in rows.texts]
+        self.num_empty += sum(not text for text in texts)
+        splits = [
+            next((name for name in EVALUATION_SPLITS if text in job.evaluation_texts[name]), "") for text in texts
+        ]
+        self.copies.update(name for name in splits if name)
+        return rows.take([row for row, name in enumerate(splits) if not name])
+
+    def add(self, rows: Rows, *, job: ShardingJob, generator: np.random.Generator) -> None:
+        self.digests.append(rows_sha256(rows))
+        self.shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
+        for row, label in enumerate(rows.class_labels):
+            if label not in self.first_rows:
+                self.first_rows[label] = rows.take([row])
+        self.labels.update(rows.class_labels)
+        self.sample.append(rows.take(np.flatnonzero(generator.random(len(rows)) < job.sample_share)))
+
+
+def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:
+    """Write a file of shards and its record, unless an earlier run has."""
+    record_uri = _record_uri(job.uri, spec.number)
+    if storage.exists(record_uri):
+        return _read_record(record_uri).report
+    generator, counts = np.random.default_rng((SEED, spec.number)), _Counts()
+    with ShardWriter(job.uri, spec.number) as shard:
+        for batch in _batches(spec, job):
+            rows = counts.without_copies(batch, job=job)
+            tokens = job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length)
+            shard.add(rows.row_ids, tokens)
+            counts.add(rows, job=job, generator=generator)
+    report = ShardReport(
+        number=spec.number,
+        num_rows=shard.num_rows,
+        num_empty=counts.num_empty,
+        copies=counts.copies,
+        shared_keys=tuple(sorted(counts.shared_keys)),
+        labels=counts.labels,
+        sha256=digest_of(counts.digests),
+    )
+    record = ShardRecord(report=report, sample=tuple(counts.sample), first_rows=counts.first_rows)
+    storage.write_json(record_uri, record.model_dump(mode="json"), retry_policy=s3.PERSISTENT)
+    return report
+
+
+def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:
+    columns = job.task.columns(job.config)
+    num_read = 0
+    with open_parquet(spec.uri, columns=columns, in_parts=True) as parquet:
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(spec.row_groups), columns=columns):
+            table = pa.Table.from_batches([batch])
+            # An error names the position in the file; row ids are positions among all training rows.
+            rows = job.task.rows(table, config=job.config, uri=spec.uri, first=spec.first_in_file + num_read)
+            ids = range(spec.first + num_read, spec.first + num_read + len(rows))
+            yield replace(rows, row_ids=tuple(map(str, ids)))
+            num_read += len(rows)
+
+
+def _record_uri(uri: str, number: int) -> str:
+    return f"{uri}/{number:06d}.json"
+
+
+def _read_record(uri: str) -> ShardRecord:
+    return ShardRecord.model_validate(storage.read_json(uri))
+
+
+def read_sample(uri: str, *, num_files: int) -> Rows:
+    """Read the rows that stay in memory: the sample, and the first row of each class that the sample lacks."""
+    records = [_read_record(_record_uri(uri, number)) for number in range(num_files)]
+    parts = [rows for record in records for rows in record.sample]
+    labels = {label for rows in parts for label in rows.class_labels}
+    for record in records:
+        for label, rows in record.first_rows.items():
+            if label not in labels:
+                labels.add(label)
+                parts.append(rows)
+    return joined(parts)

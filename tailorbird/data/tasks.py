@@ -1,0 +1,193 @@
+"""Data objects of the tasks: which columns a task reads, how they become rows, and how rows become tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import pyarrow as pa
+
+from tailorbird.config.data import DataConfig
+from tailorbird.data.chat_template import conversation_tokens, training_tokens
+from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
+from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.tokenize import encode_texts
+from tailorbird.data.tokenized import TokenLists
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TaskName = Literal["classification", "chat"]
+
+
+class DataTask(Protocol):
+    """What differs between tasks from the Parquet file to the tokens."""
+
+    name: ClassVar[TaskName]
+
+    def columns(self, config: DataConfig) -> list[str]:
+        """Return the columns that the task reads, each once."""
+
+    def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
+        """Return a table's rows; its first row has position `first` in `uri`.
+
+        Raises DataError for a wrong type, a null, or a conversation without an answer.
+        """
+
+    def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
+        """Raise DataError for a column that cannot hold rows, without reading any."""
+
+    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
+        """Tokenize training rows, truncated to `max_length` tokens; raises DataError as `training_tokens`."""
+
+    def longest_row(self, config: Any) -> int | None:
+        """Return the maximum tokens of a training row by a model's transformers config; None if it has no limit."""
+
+    def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+        """Return why the tokenizer's chat template cannot be used; None if it can or is not needed."""
+
+    def model_class(self, *, is_causal: bool) -> Any:
+        """Return the transformers auto class of the model that the task trains."""
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """A text and its label."""
+
+    name: ClassVar[TaskName] = "classification"
+
+    def columns(self, config: DataConfig) -> list[str]:
+        return _with_shared(config, config.text, config.label)
+
+    def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
+        texts = texts_of(table, config.text, uri=uri, first=first)
+        labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
+        return _rows(table, texts, labels, config=config, uri=uri, first=first)
+
+    def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
+        self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
+
+    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
+        return TokenLists(encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length), labels=rows.labels)
+
+    def longest_row(self, config: Any) -> int | None:
+        return getattr(config, "max_position_embeddings", None) or None
+
+    def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
+        return None
+
+    def model_class(self, *, is_causal: bool) -> Any:  # noqa: ARG002  chat only
+        from transformers import AutoModel
+
+        return AutoModel
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """A conversation that ends with an answer of the assistant."""
+
+    name: ClassVar[TaskName] = "chat"
+    system: str | None = None
+    """System message of conversations that have none."""
+
+    def columns(self, config: DataConfig) -> list[str]:
+        inputs = [config.messages] if config.messages else [config.prompt, config.completion]
+        return _with_shared(config, *inputs)
+
+    def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
+        if config.messages:
+            conversations = conversations_of(table, config.messages, uri=uri, first=first)
+        else:
+            prompts, answers = (
+                texts_of(table, name, uri=uri, first=first) for name in (config.prompt, config.completion)
+            )
+            turns = zip(prompts, answers, strict=True)
+            conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in turns]
+        _require_answers(conversations, uri=uri, first=first)
+        texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
+        labels = tuple(turns[-1][1] for turns in conversations)
+        prompted = tuple(turns[:-1] for turns in conversations)
+        return _rows(table, texts, labels, config=config, uri=uri, first=first, conversations=prompted)
+
+    def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
+        table = _empty(schema, self.columns(config))
+        self.rows(table, config=config, uri=uri)
+        if config.messages:
+            column = table.schema.field(config.messages).type
+            turn = getattr(column, "value_type", None)
+            fields = {turn.field(index).name for index in range(turn.num_fields)} if turn is not None else set()
+            if not {"role", "content"} <= fields:
+                raise DataError(
+                    f"{uri}: column {config.messages!r} is {column}, no lists of {{role, content}}; name another column"
+                )
+
+    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
+        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length)
+        return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
+
+    def longest_row(self, config: Any) -> int | None:
+        """Attention reaches back over a whole packed conversation, so none may exceed a sliding window."""
+        config = config.get_text_config(decoder=True)
+        limits = [getattr(config, "max_position_embeddings", None)]
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
+            limits.append(getattr(config, "sliding_window", None))
+        return min((limit for limit in limits if limit), default=None)
+
+    def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+        try:
+            conversation_tokens((("user", "a"),), "b", tokenizer=tokenizer, system=self.system)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def model_class(self, *, is_causal: bool) -> Any:
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        return AutoModelForCausalLM if is_causal else AutoModel
+
+
+CLASSIFICATION = ClassificationData()
+
+
+def data_task(name: TaskName, *, system: str | None = None) -> DataTask:
+    """Return a task's data object by its name in the recipe; `system` is `ChatData.system`."""
+    return ChatData(system) if name == "chat" else CLASSIFICATION
+
+
+def _with_shared(config: DataConfig, *inputs: str) -> list[str]:
+    """Append the columns that every task reads, without repeats."""
+    names = (*inputs, config.split_by, *config.groups)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _rows(
+    table: pa.Table,
+    texts: tuple[str, ...],
+    labels: tuple[str, ...],
+    *,
+    config: DataConfig,
+    uri: str,
+    first: int,
+    conversations: tuple[Conversation, ...] | None = None,
+) -> Rows:
+    """Add row ids, split keys and groups."""
+    return Rows(
+        row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
+        texts=texts,
+        labels=labels,
+        split_keys=read_strings(table, config.split_by, uri=uri, first=first) if config.split_by else None,
+        groups={name: groups_of(table, name, uri=uri, first=first) for name in config.groups},
+        conversations=conversations,
+    )
+
+
+def _empty(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def _require_answers(conversations: Sequence[Conversation], *, uri: str, first: int) -> None:
+    for position, turns in enumerate(conversations, start=first):
+        if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
+            raise DataError(
+                f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the assistant "
+                "that is not empty, after at least one other; mend the row or drop it"
+            )

@@ -1,0 +1,102 @@
+"""Length batches: every row once, rows of similar length together, and the cheapest batches by a cost function."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.length_batches import length_batches
+from tailorbird.data.tokenize import collate
+
+BATCH_COST = 50
+few_lengths = st.lists(st.integers(1, 64), max_size=60)
+
+
+@given(
+    token_lists=st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40),
+    max_rows=st.integers(1, 12),
+)
+def test_batches_cover_each_row_once(token_lists: list[list[int]], max_rows: int) -> None:
+    batches = length_batches([len(tokens) for tokens in token_lists], max_rows=max_rows)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(token_lists)))
+    assert all(len(batch) == max_rows for batch in batches[:-1])
+    read_back: dict[int, list[int]] = {}
+    for batch in batches:
+        input_ids, mask = collate([token_lists[row] for row in batch], pad_id=0)
+        for row, ids, seen in zip(batch.tolist(), input_ids, mask.bool(), strict=True):
+            read_back[row] = ids[seen].tolist()
+    assert [read_back[row] for row in range(len(token_lists))] == token_lists
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), max_rows=st.integers(1, 16))
+def test_batches_of_like_length_pad_little(lengths: list[int], max_rows: int) -> None:
+    batches = length_batches(lengths, max_rows=max_rows)
+    longest = [max(lengths[row] for row in batch) for batch in batches]
+    padding = padded_tokens(lengths, batches)
+    assert longest == sorted(longest, reverse=True)
+    assert padding <= (max_rows - 1) * max(lengths)  # each batch pads at most down to where the next one starts
+
+
+def test_sorted_batches_pad_a_tenth_of_what_batches_in_order_pad() -> None:
+    lengths = np.random.default_rng(0).geometric(1 / 12, size=2000).clip(1, 64)
+    in_order = [np.arange(start, min(start + 32, 2000)) for start in range(0, 2000, 32)]
+    assert padded_tokens(lengths, length_batches(lengths, max_rows=32)) < 0.1 * padded_tokens(lengths, in_order)
+
+
+def test_a_batch_of_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        length_batches([3, 2], max_rows=0)
+
+
+def test_shortest_first_the_last_batch_has_the_longest_rows() -> None:
+    batches = length_batches([3, 1, 2, 1, 5], max_rows=2, longest_first=False)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [2, 0], [4]]
+
+
+def cost(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
+    return np.asarray(BATCH_COST + num_rows * longest, dtype=np.float64)
+
+
+def total_cost(batches: list[list[int]]) -> int:
+    return sum(BATCH_COST + len(batch) * max(batch) for batch in batches)
+
+
+@given(few_lengths, st.integers(1, 16))
+def test_with_a_cost_every_row_is_in_one_batch_and_no_batch_is_too_large(lengths: list[int], max_rows: int) -> None:
+    batches = length_batches(lengths, max_rows=max_rows, cost=cost)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(0 < len(batch) <= max_rows for batch in batches)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=7))
+def test_no_other_batches_of_the_sorted_rows_are_cheaper(lengths: list[int]) -> None:
+    ordered = sorted(lengths, reverse=True)
+    cheapest = min(
+        total_cost([ordered[start:end] for start, end in itertools.pairwise((0, *cuts, len(ordered)))])
+        for number in range(len(ordered))
+        for cuts in itertools.combinations(range(1, len(ordered)), number)
+    )
+    batches = length_batches(lengths, max_rows=len(lengths), cost=cost)
+    assert total_cost([[lengths[row] for row in batch] for batch in batches]) == cheapest
+
+
+def test_rows_of_one_length_are_one_batch() -> None:
+    assert [len(batch) for batch in length_batches(np.full(64, 12), max_rows=64, cost=cost)] == [64]
+
+
+def test_a_batch_of_infinite_cost_is_not_made() -> None:
+    def at_most_ten_tokens(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
+        return np.where((num_rows > 1) & (num_rows * longest > 10), np.inf, 1.0)
+
+    batches = length_batches([4, 20, 5, 5, 2, 2, 2], max_rows=7, cost=at_most_ten_tokens)
+    assert len(batches) == 4
+    assert batches[0].tolist() == [1]
+
+
+def padded_tokens(lengths: Sequence[int] | np.ndarray, batches: list[np.ndarray]) -> int:
+    return sum(
+        max(lengths[row] for row in batch) * len(batch) - sum(lengths[row] for row in batch) for batch in batches
+    )
