@@ -40,12 +40,14 @@ def submit(
 
     loaded = read_recipe(recipe, overrides)
     use_dashboard(address)
-    asked = jobs.submit(loaded, root=PROJECT_ROOT, again=again)
+    submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again)
     if follow:
-        print(asked.line(), file=sys.stderr)
-        _follow(asked.job.id, as_json=as_json, value={"how": asked.how})
-    next_step = f"its log: tailorbird jobs logs {asked.job.id} --follow"
-    print_result(asked.job.to_dict() | {"how": asked.how}, as_json=as_json, lines=[asked.line(), next_step])
+        print(submission.line(), file=sys.stderr)
+        _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
+    next_step = f"its log: tailorbird jobs logs {submission.job.id} --follow"
+    print_result(
+        submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=[submission.line(), next_step]
+    )
 
 
 @jobs_app.command("list")
@@ -59,9 +61,9 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    found = jobs.list_jobs()
-    lines = [job.line() for job in found] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
-    print_result({"jobs": [job.to_dict() for job in found]}, as_json=as_json, lines=lines)
+    submitted = jobs.list_jobs()
+    lines = [job.line() for job in submitted] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
+    print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("status")
@@ -75,8 +77,8 @@ def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> 
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    found = jobs.read_job(job)
-    print_result(found.to_dict(), as_json=as_json, lines=[found.line(), found.message])
+    status = jobs.read_job(job)
+    print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
 
 
 @jobs_app.command()
@@ -107,8 +109,8 @@ def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> No
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    found = jobs.stop(job)
-    print_result(found.to_dict(), as_json=as_json, lines=[found.line()])
+    status = jobs.stop(job)
+    print_result(status.to_dict(), as_json=as_json, lines=[status.line()])
 
 
 def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:

@@ -33,20 +33,22 @@ def watch(
     """
     from datetime import UTC, date, datetime
 
-    from tailorbird.operate.watch import watch_champion as look
+    from tailorbird.operate.watch import watch_champion
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
-        found = look(loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), progress=progress)
+        result = watch_champion(
+            loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), progress=progress
+        )
     if metrics is not None:
-        write_text(metrics, found.gauges)
-    advice = found.advice
+        write_text(metrics, result.gauges)
+    advice = result.advice
     lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
     lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []
-    lines += [f"{found.deleted} files older than monitoring.keep_days are deleted"] if found.deleted else []
-    value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": found.page, "deleted": found.deleted}
+    lines += [f"{result.deleted} files older than monitoring.keep_days are deleted"] if result.deleted else []
+    value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": result.page, "deleted": result.deleted}
     value |= {"trial": advice.trial.decision if advice.trial else None}
-    value |= {"reports": [one.model_dump(mode="json") for one in found.reports]}
-    print_result(value, as_json=as_json, lines=[*lines, f"page: {found.page}"])
+    value |= {"reports": [one.model_dump(mode="json") for one in result.reports]}
+    print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
     if advice.reevaluate:
         raise typer.Exit(ExitCode.REEVALUATION_DUE)
 
@@ -57,10 +59,10 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
-    from tailorbird.operate.reevaluate import reevaluate_champion as judge_again
+    from tailorbird.operate.reevaluate import reevaluate_champion
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        done = judge_again(loaded, progress=progress)
+        done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.to_dict(), "holds": done.holds}
     value |= {"back_to": done.back_to, "champion": done.champion.uri, "proposed": done.proposed}
     print_result(value, as_json=as_json, lines=done.lines(recipe))

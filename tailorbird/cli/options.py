@@ -69,11 +69,11 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
 def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
     """Connect to Ray and yield the recipe and a progress reporter that writes to the terminal."""
     from cluster.connection import connect
-    from cluster.progress import display
+    from cluster.progress_display import display
 
     recipe = read_recipe(path, overrides)
-    with connect(), display(Console(stderr=as_json)) as show:
-        yield recipe, show
+    with connect(), display(Console(stderr=as_json)) as progress:
+        yield recipe, progress
 
 
 def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:

@@ -17,8 +17,8 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     from tailorbird.registry.versions import list_versions
 
     task_uri = read_recipe(recipe).task_uri
-    found = read_champion(task_uri)
-    champion, parity = (found[0].uri, found[0].parity) if found else (None, None)
+    serving = read_champion(task_uri)
+    champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
     versions = list_versions(task_uri)
     lines = [
         f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
@@ -41,9 +41,9 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
-    from tailorbird.checks.verify import verify_evidence as find_faults
+    from tailorbird.checks.verify import verify_evidence
 
-    faults = find_faults(uri)
+    faults = verify_evidence(uri)
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
     print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
     if faults:
@@ -75,5 +75,5 @@ def compare(
     """
     from tailorbird.evaluation.report.version_comparison import compare_versions
 
-    found = compare_versions(first, second=second)
-    print_result(found.to_dict(), as_json=as_json, lines=found.lines())
+    comparison = compare_versions(first, second=second)
+    print_result(comparison.to_dict(), as_json=as_json, lines=comparison.lines())

@@ -38,16 +38,20 @@ def promote(
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
-    from tailorbird.release.promotion import promote_version as promote_version
+    from tailorbird.release.promotion import promote_version
 
     if engine is None:  # which takes no Ray where the task is not served
         champion = promote_version(read_recipe(recipe).task_uri, version=version, override=override)
     else:
-        with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
-            champion = promote_version(loaded.task_uri, version=version, override=override, engine=engine, show=show)
-    asked = champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
+        with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+            champion = promote_version(
+                loaded.task_uri, version=version, override=override, engine=engine, progress=progress
+            )
+    parity = (
+        champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
+    )
     print_result(
-        champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", asked]
+        champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", parity]
     )
 
 
@@ -61,7 +65,7 @@ def rollback(
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
-    from tailorbird.release.promotion import roll_back as roll_back
+    from tailorbird.release.promotion import roll_back
 
     champion = roll_back(read_recipe(recipe).task_uri, reason=reason)
     print_result(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
@@ -74,8 +78,8 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     Examples: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
     tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
     """
-    from serving.deploy.application import ROUTES, task_of
     from serving.deploy.rollout import challenger_digest
+    from serving.tasks import SERVED_TASKS
     from tailorbird.release.serving import serve_champion
 
     loaded = read_recipe(recipe, overrides)
@@ -88,7 +92,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
         {"url": url, "version": version.version, "digest": version.digest, "trial": trial},
         as_json=as_json,
         lines=[
-            f"{version.version} answers at {url}{ROUTES[task_of(version)]}",
+            f"{version.version} answers at {url}{SERVED_TASKS[version.task].route}",
             *tried,
             "to whoever holds a key"
             if loaded.serving.api_keys
@@ -115,11 +119,12 @@ def score(
 
     from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
 
-    with connected_recipe(recipe, None, as_json=as_json) as (loaded, show):
+    with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         version = resolve_version(loaded.task_uri, model)
-        asked = column or loaded.input_column
-        batch = new_batch(version, input=input, output=output, column=asked, id_column=id_column)
-        done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(show))
+        batch = new_batch(
+            version, input=input, output=output, column=column or loaded.input_column, id_column=id_column
+        )
+        done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(progress))
     value = asdict(done) | {"version": version.version, "digest": version.digest}
     print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
 
@@ -160,10 +165,10 @@ def render(
 
     Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
     """
-    from tailorbird.release.manifests import render_manifest as render_door
+    from tailorbird.release.manifests import render_manifest
 
     read = base if base is None else sys.stdin.read() if base == "-" else read_text(base)
-    done = render_door(read_recipe(recipe, overrides), to=to, base=read)
+    done = render_manifest(read_recipe(recipe, overrides), to=to, base=read)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     if output is not None:

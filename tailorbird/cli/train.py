@@ -66,8 +66,8 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
     from tailorbird.evaluation.report.console import verdict_lines
     from tailorbird.pipeline import run as pipeline
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        done = pipeline.run_pipeline(loaded, show=show)
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        done = pipeline.run_pipeline(loaded, progress=progress)
     value = {"run": done.run, "winner": done.winner, "verdict": done.verdict.to_dict()}
     print_result(value, as_json=as_json, lines=[*verdict_lines(done.evidence), f"evidence: {done.run}/report.html"])
 
@@ -81,8 +81,8 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from tailorbird.pipeline import run as pipeline
     from tailorbird.pipeline.prepare import prepare
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        rungs, incumbent = pipeline.climb_ladder(prepare(loaded, show=show), show=show)
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        rungs, incumbent = pipeline.climb_ladder(prepare(loaded, progress=progress), progress=progress)
     print_result({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
 
 
@@ -94,8 +94,8 @@ def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     """
     from tailorbird.pipeline import run as pipeline
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        swept = pipeline.sweep_only(loaded, show=show)
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        swept = pipeline.sweep_only(loaded, progress=progress)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
     print_result(swept.to_dict(), as_json=as_json, lines=lines)
@@ -110,8 +110,8 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from tailorbird.evaluation.report.console import verdict_lines
     from tailorbird.pipeline import run as pipeline
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, show):
-        done = pipeline.run_pipeline(loaded, show=show, may_train=False)
+    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        done = pipeline.run_pipeline(loaded, progress=progress, may_train=False)
     print_result(
         {"run": done.run, "verdict": done.verdict.to_dict()}, as_json=as_json, lines=verdict_lines(done.evidence)
     )

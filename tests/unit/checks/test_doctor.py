@@ -42,7 +42,7 @@ def test_a_machine_that_lacks_nothing_has_no_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "state", "said", "todo"),
+    ("changed", "state", "message", "todo"),
     [
         ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, wanted >=3.11,<3.14", "make setup PYTHON="),
         (
@@ -75,11 +75,13 @@ def test_a_machine_that_lacks_nothing_has_no_note() -> None:
         ({"gpu": "NVIDIA H100", "torch_sees_gpu": False}, "note", "torch does not see it", "reinstall torch"),
     ],
 )
-def test_what_is_missing_is_told_with_what_mends_it(changed: dict[str, Any], state: str, said: str, todo: str) -> None:
+def test_what_is_missing_is_told_with_what_mends_it(
+    changed: dict[str, Any], state: str, message: str, todo: str
+) -> None:
     lines = check_machine(replace(GOOD, **changed))
     (line,) = [line for line in lines if line.state != "ok"]
     assert line.state == state
-    assert said in line.message
+    assert message in line.message
     assert todo in line.remedy
     assert passes(lines) is (state != "fault")
 
@@ -91,9 +93,9 @@ def test_a_ray_elsewhere_needs_no_stack() -> None:
 def test_settings_are_told_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "never-shown-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown-2")
-    told = json.dumps(to_json(check_machine(doctor.inspect_machine(tmp_path))))
-    assert "AWS_SECRET_ACCESS_KEY" in told
-    assert "never-shown" not in told
+    printed = json.dumps(to_json(check_machine(doctor.inspect_machine(tmp_path))))
+    assert "AWS_SECRET_ACCESS_KEY" in printed
+    assert "never-shown" not in printed
 
 
 def test_what_listens_is_seen(tmp_path: Path) -> None:
@@ -123,9 +125,9 @@ def test_it_answers_where_heavy_packages_do_not_load(command: tuple[str, ...], t
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
-    told = json.loads(done.stdout)
-    assert (done.returncode == 0) is told["holds"]
-    assert {"Python", "packages", "memory"} <= {line["name"] for line in told["lines"]}
+    printed = json.loads(done.stdout)
+    assert (done.returncode == 0) is printed["holds"]
+    assert {"Python", "packages", "memory"} <= {line["name"] for line in printed["lines"]}
 
 
 def test_a_line_shows_its_remedy_below() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from cluster.node_probe import NodeLook, Written
 from cluster.requirements import ALWAYS, Requirements
-from cluster.resources import Holder, Node, NodeType, Room, Versions
+from cluster.resources import Holder, Node, NodeType, Resources, Versions
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight import check_facts, tried_configs
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table
@@ -41,7 +41,7 @@ LOOK = NodeLook(
 )
 MODEL = Outline("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
 CLUSTER = Cluster(
-    nodes=(Node("1", "10.0.0.1", True, has=Room(4), free=Room(4)),),
+    nodes=(Node("1", "10.0.0.1", True, total=Resources(4), free=Resources(4)),),
     node_types=None,
     holders=(),
     looks={"1": LOOK},
@@ -70,16 +70,16 @@ def on(cluster: Cluster, **changed: Any) -> PreflightFacts:
     return replace(GOOD, cluster=replace(cluster, **changed))
 
 
-def nodes(*rooms: Room, free: Room | None = None) -> tuple[Node, ...]:
+def nodes(*rooms: Resources, free: Resources | None = None) -> tuple[Node, ...]:
     numbered = enumerate(rooms, start=1)
-    return tuple(Node(str(n), f"10.0.0.{n}", n == 1, has=room, free=free or room) for n, room in numbered)
+    return tuple(Node(str(n), f"10.0.0.{n}", n == 1, total=room, free=free or room) for n, room in numbered)
 
 
-def only_fault(found: PreflightFacts, asked: Recipe | None = None) -> CheckResult:
+def only_fault(facts: PreflightFacts, changed_recipe: Recipe | None = None) -> CheckResult:
     """The one fault among the lines; what to do about it is told, of data with the fault itself."""
-    faults = [line for line in check_facts(asked or recipe(), found) if line.state == "fault"]
+    faults = [line for line in check_facts(changed_recipe or recipe(), facts) if line.state == "fault"]
     assert len(faults) == 1, faults
-    assert faults[0].remedy or any(faults[0].message == table.fault for table in found.tables)
+    assert faults[0].remedy or any(faults[0].message == table.fault for table in facts.tables)
     return faults[0]
 
 
@@ -117,8 +117,8 @@ def test_another_patch_of_python_will_do_where_ray_was_told_so() -> None:
 
 def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_job() -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
-    told = [line.message for line in lines if line.name == "versions"]
-    assert told == [
+    states = [line.message for line in lines if line.name == "versions"]
+    assert states == [
         "the cluster runs Ray 2.55.0, wanted >=2.60,<2.61",
         "the cluster runs Python 3.10.2, wanted >=3.11,<3.14",
     ]
@@ -136,7 +136,7 @@ def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         (Written(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
         (Written(refuses_second=False), "does not honour If-None-Match, so two promotions could both win"),
@@ -144,21 +144,21 @@ def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
         (Written(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
     ],
 )
-def test_a_registry_that_promotions_cannot_rest_on(written: Written, said: str) -> None:
+def test_a_registry_that_promotions_cannot_rest_on(written: Written, message: str) -> None:
     line = only_fault(replace(GOOD, written=written))
     assert line.name == "registry"
-    assert said in line.message
+    assert message in line.message
 
 
 def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     denied = replace(LOOK, written=Written(fault="access denied"))
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), looks={"1": denied, "2": denied}))
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), looks={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "what Ray was started with" in line.remedy
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}}, "s3://lake/rows/1: access denied"),
         ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, wanted >=2.60,<2.61"),
@@ -166,17 +166,17 @@ def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
         ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
     ],
 )
-def test_a_node_that_lacks_something(changed: dict[str, Any], said: str) -> None:
-    assert said in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).message
+def test_a_node_that_lacks_something(changed: dict[str, Any], message: str) -> None:
+    assert message in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).message
 
 
 def test_a_node_that_gives_no_look() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(4), Room(4)), silent={"2": "no answer within 60 s"}))
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), silent={"2": "no answer within 60 s"}))
     assert (line.name, line.message) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
 
 
 @pytest.mark.parametrize(
-    ("changed", "sections", "said"),
+    ("changed", "sections", "message"),
     [
         ({"longest": 128}, {"data": {"train": "s3://l/r", "max_length": 256}}, "256 is more than the 128 tokens"),
         ({"num_stored": 5_000_000}, {}, "5,000,000 numbers of 22,000,000 parameters"),
@@ -189,10 +189,10 @@ def test_a_node_that_gives_no_look() -> None:
         ),
     ],
 )
-def test_a_base_model_that_is_not_for_the_task(changed: dict[str, Any], sections: dict[str, Any], said: str) -> None:
+def test_a_base_model_that_is_not_for_the_task(changed: dict[str, Any], sections: dict[str, Any], message: str) -> None:
     line = only_fault(replace(GOOD, model=replace(MODEL, **changed)), recipe(**sections))
     assert line.name == "base model"
-    assert said in line.message
+    assert message in line.message
 
 
 def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
@@ -203,49 +203,49 @@ def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
 
 
 def test_too_few_cpus_in_all() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(1))))
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1))))
     assert line.name == "workers"
     assert line.message == "there is no room for 2 workers of 1 CPU: the cluster holds 1; no autoscaler tells of more"
 
 
 def test_a_worker_must_fit_on_one_node() -> None:
-    asked = recipe(training={"cpus_per_worker": 3})
+    changed_recipe = recipe(training={"cpus_per_worker": 3})
     looks = {"1": LOOK, "2": LOOK}
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(2), Room(2)), looks=looks), asked)
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), looks=looks), changed_recipe)
     assert "no node holds one, the largest has 2 CPUs" in line.message
 
 
 def test_gpus_count_as_cpus_do() -> None:
-    asked = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
     assert (
         "no room for 1 worker of 1 CPU and 1 GPU: no node holds one, the largest has 4 CPUs"
-        in only_fault(GOOD, asked).message
+        in only_fault(GOOD, changed_recipe).message
     )
 
 
 def test_elastic_workers_train_with_what_there_is() -> None:
-    asked = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
-    lines = check_facts(asked, on(CLUSTER, nodes=nodes(Room(2))))
+    changed_recipe = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
+    lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(2))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "workers"]
     assert line.message == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
 
 
 def test_trials_at_a_time_that_there_is_no_room_for_are_told_to_wait() -> None:
-    asked = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
-    lines = check_facts(asked, on(CLUSTER, nodes=nodes(Room(4))))
+    changed_recipe = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
+    lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "trials"]
     assert line.message.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
-    types = (NodeType("worker", Room(4), 2),)
-    grown = check_facts(asked, on(CLUSTER, nodes=nodes(Room(4)), node_types=types))
+    types = (NodeType("worker", Resources(4), 2),)
+    grown = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4)), node_types=types))
     assert not [line for line in grown if line.name == "trials"]
 
 
 @pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True), (None, True)])
 def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: bool) -> None:
-    types = (NodeType("worker", Room(1), most),)
-    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Room(0)), node_types=types))
+    types = (NodeType("worker", Resources(1), most),)
+    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Resources(0)), node_types=types))
     assert passes(lines) is fits
     (line,) = [line for line in lines if line.name == "workers"]
     assert ("the autoscaler may bring nodes" in line.message) is fits
@@ -253,21 +253,25 @@ def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: 
 
 def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
     looks = {"1": replace(LOOK, in_kubernetes=True)}
-    line = only_fault(on(CLUSTER, nodes=nodes(Room(1)), looks=looks))
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1)), looks=looks))
     assert "cannot be known" in line.message
     assert "minReplicas" in line.remedy
 
 
 def test_what_holds_the_cpus_now_is_named() -> None:
-    busy = on(CLUSTER, nodes=nodes(Room(4), free=Room(1)), holders=(Holder("replica of icd10", Room(3)),))
+    busy = on(
+        CLUSTER, nodes=nodes(Resources(4), free=Resources(1)), holders=(Holder("replica of icd10", Resources(3)),)
+    )
     line = only_fault(busy)
     assert line.name == "free now"
     assert line.message == "room for 1 of 2 workers is free now; held by replica of icd10 (3 CPUs)"
 
 
 def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
-    types = (NodeType("worker", Room(4), 3),)
-    lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Room(4), free=Room(0)), node_types=types, holders=None))
+    types = (NodeType("worker", Resources(4), 3),)
+    lines = check_facts(
+        recipe(), on(CLUSTER, nodes=nodes(Resources(4), free=Resources(0)), node_types=types, holders=None)
+    )
     (line,) = [line for line in lines if line.name == "free now"]
     assert line.state == "note"
     assert "the dashboard does not answer" in line.message
@@ -282,12 +286,12 @@ def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
 
 
 def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
-    asked = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
-    room = nodes(Room(4, 1))
+    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    room = nodes(Resources(4, 1))
     states = {}
     for sizes in ((), (GIB,), (80 * GIB,)):
         looks = {"1": replace(LOOK, gpu_bytes=sizes)}
-        lines = check_facts(asked, on(CLUSTER, nodes=room, looks=looks))
+        lines = check_facts(changed_recipe, on(CLUSTER, nodes=room, looks=looks))
         states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
     assert list(states.values()) == ["note", "fault", "ok"]
 

@@ -90,7 +90,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("path", "value", "message"),
     [
         ("trainning", {}, "trainning: no such field; remove it or correct its name"),
         ("training.epoch", 3, "training.epoch: no such field"),
@@ -147,15 +147,15 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_is_one_line_that_names_field_given_and_allowed(
-    tmp_path: Path, place: str, value: Any, said: str
+    tmp_path: Path, path: str, value: Any, message: str
 ) -> None:
     content = minimal()
-    *sections, last = place.split(".")
+    *sections, last = path.split(".")
     inner = content
     for config in sections:
         inner = inner.setdefault(config, {})
     inner[last] = value
-    with pytest.raises(RecipeError, match=said) as caught:
+    with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(written(tmp_path, content))
     head, *lines = str(caught.value).splitlines()
     assert head == f"recipe {tmp_path / 'recipe.yaml'}:"
@@ -189,11 +189,11 @@ def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("", "must be a mapping"), ("- a\n- b", "must be a mapping of sections, not list"), ("a: [", "is not YAML")],
 )
-def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path: Path, content: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, content))
 
 
@@ -215,7 +215,7 @@ def test_overrides_change_a_field_typed_as_in_yaml_and_make_sections_that_are_mi
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("training.epochs", "is not of the form section.key=value"),
         ("=3", "is not of the form section.key=value"),
@@ -225,8 +225,8 @@ def test_overrides_change_a_field_typed_as_in_yaml_and_make_sections_that_are_mi
         ("training.epoch=3", "training.epoch: no such field"),
     ],
 )
-def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, minimal()), overrides=(override,))
 
 

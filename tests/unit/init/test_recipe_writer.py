@@ -175,7 +175,7 @@ def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) 
     assert "leak" not in text
 
 
-@pytest.mark.parametrize("place", ["a file/recipe.yaml", "a folder"])
+@pytest.mark.parametrize("name", ["a file/recipe.yaml", "a folder"])
 def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
     (tmp_path / "a file").touch()
