@@ -5,19 +5,17 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from serving.deploy.application import DEPLOYMENTS
-from serving.replica.chat import RETRY_AFTER_S
+from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
-# Requests beyond what a chat replica takes, which Serve hands it all the same: it refuses them in OpenAI's shape.
 SPARE_REQUESTS = 256
-# What a replica that leaves may take for the answers it has begun.
-SHUTDOWN_S = {"classification": 10, "chat": 120}
+"""Requests that Serve hands a replica beyond its own queue, so that the replica refuses them in its task's format."""
 
 
 def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
-    """Serve's options for a section."""
-    if task == "chat":
+    """Return Serve's options of the deployment for a task."""
+    served = SERVED_TASKS[task]
+    if served.queues_requests:
         max_ongoing = config.max_batch_size + config.max_queued_requests + SPARE_REQUESTS
     else:
         max_ongoing = max(2 * config.max_batch_size, round(2 * config.target_ongoing_requests))
@@ -26,21 +24,21 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "OMP_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The handler never blocks its loop, so it needs no thread of its own: that hop would cost half of a request.
+        # The handler never blocks its event loop, so it needs no thread: that hop would double a request's time.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
-    placed: dict[str, Any] = {}
-    if task == "chat" and config.engine == "vllm":
-        # The replica's servers are actors of their own, in what it holds: a GPU is theirs, not its own process's.
-        placed = {"placement_group_bundles": [_bundle(resources)], "placement_group_strategy": "STRICT_PACK"}
+    placement: dict[str, object] = {}
+    if config.engine in served.actor_engines:
+        # The engine's actors share the replica's placement group, and its GPU is theirs, not its own process's.
+        placement = {"placement_group_bundles": [_bundle(resources)], "placement_group_strategy": "STRICT_PACK"}
         resources["num_gpus"] = 0
     return {
-        "name": DEPLOYMENTS[task],
+        "name": served.deployment,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
-            # No `initial_replicas`: Serve goes back to them at each change of `user_config`, whatever the load.
+            # No `initial_replicas`: Serve returns to them at each change of `user_config`, whatever the load.
             target_ongoing_requests=config.target_ongoing_requests,
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,
@@ -52,14 +50,14 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "max_queued_requests": config.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "max_surge_percent": 25,
-        "graceful_shutdown_timeout_s": SHUTDOWN_S[task],
+        "graceful_shutdown_timeout_s": served.shutdown_s,
         "ray_actor_options": {**resources, "runtime_env": {"env_vars": env_vars}},
-        **placed,
+        **placement,
         "logging_config": LoggingConfig(enable_access_log=False),
     }
 
 
 def _bundle(resources: dict[str, float]) -> dict[str, float]:
-    """A placement group's, which names no resource of which it has none."""
-    named = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-    return {name: amount for name, amount in named.items() if amount}
+    """Return a placement group's bundle, which must not name a resource with amount 0."""
+    amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    return {name: amount for name, amount in amounts.items() if amount}

@@ -1,14 +1,12 @@
-"""Refuse versions and code other than those that were judged."""
+"""Refuse versions and code other than those that were evaluated."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tailorbird.registry.versions import ModelVersion
+from tailorbird.registry.versions import ModelVersion
 
 
-def require_digest(version: "ModelVersion", *, digest: str) -> None:
-    """Raises where a version is not the one that was evaluated."""
+def require_digest(version: ModelVersion, *, digest: str) -> None:
+    """Raise ValueError if a version is not the one that was evaluated."""
     if version.digest != digest:
         raise ValueError(
             f"{version.uri} has digest {version.digest}, not {digest} that was evaluated; deploy the registered version"
@@ -16,9 +14,9 @@ def require_digest(version: "ModelVersion", *, digest: str) -> None:
 
 
 def require_shipped_code() -> None:
-    """Raises where the node's installed code runs instead of the code that the application ships.
+    """Raise RuntimeError if code installed on the node runs instead of the code that the application ships.
 
-    Ray searches the folder in which its head was started first: with our packages in it, it hides the shipped ones.
+    Ray searches the folder in which its head was started first: packages of ours there hide the shipped ones.
     """
     import ray
 

@@ -1,106 +1,126 @@
-"""A Serve application's declaration: import path, arguments and replica configuration."""
+"""The Serve application of a version: code, arguments and the configuration of its replicas."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from serving.http.schemas import PRETRAINED
-from serving.replica.experiment import CHALLENGER
-from tailorbird.config.serving import ServingConfig
-
-if TYPE_CHECKING:
-    from tailorbird.registry.versions import ModelVersion, Part
+from dataclasses import dataclass
 
 from serving.deploy.serve_client import ChallengerError
+from serving.deploy.serve_schema import ApplicationDetails, Deployment, Json, ServeApplication
+from serving.http.schemas import PRETRAINED
+from serving.replica.config import Challenger, ReplicaConfig, VersionRef
+from serving.tasks import SERVED_TASKS
+from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.versions import ModelVersion, Part
 
 IMPORT_PATH = "serving.app:build"
-DEPLOYMENTS = {"classification": "classifier", "chat": "chat"}
-ROUTES = {"classification": "/v1/classify", "chat": "/v1/chat/completions"}
-# Final once it holds: right after a PUT, Serve may still show how the former deploy ended.
-# What of the section only this side reads: the replicas hear of it by `user_config`, and need no restart.
-OURS = {"pretrained", "trial", "versions"}
+USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
+"""Fields of ServingConfig that replicas get by `user_config` instead of arguments: a change restarts none."""
 
 
-def task_of(version: "ModelVersion") -> str:
-    """The task that a version was made for: the recipe's `task`."""
-    return "classification" if version.prompting is None else "chat"
+@dataclass(frozen=True)
+class AdditionalVersions:
+    """The versions that replicas serve next to the champion."""
+
+    pretrained: ModelVersion | Part | None = None
+    """Selected by `model: pretrained`; (classification only)."""
+    challenger: ModelVersion | None = None
+    """Gets the share of `serving.challenger`."""
+    others: Sequence[ModelVersion] = ()
+    """Selected by version."""
 
 
 def application_of(
-    section: ServingConfig,
+    config: ServingConfig,
     *,
     task_uri: str,
-    version: "ModelVersion",
-    pretrained: "ModelVersion | Part | None" = None,
+    version: ModelVersion,
+    additional: AdditionalVersions = AdditionalVersions(),
     verdict: str | None = None,
-    trial: "ModelVersion | None" = None,
-    others: Sequence["ModelVersion"] = (),
-) -> dict[str, Any]:
-    """The application as Serve is told of it, at `/`: what `deploy` puts and a manifest says. Arguments as there, and
-    TrialError for a trial by other code than the champion's."""
-    task = task_of(version)
-    config: dict[str, Any] = version_name(version) | {"verdict": verdict}
-    config |= {"with_pretrained": section.pretrained, "versions": section.versions}  # which `move` goes by
-    beside = {other.version: version_name(other) for other in others if other.digest != version.digest}
-    # A chat model beside would take as much memory again.
-    if pretrained is not None and task == "classification" and section.pretrained:
-        beside[PRETRAINED] = version_name(pretrained)
-    if beside:
-        config["beside"] = beside
-    if trial is not None:
-        assert section.challenger is not None
-        if trial.code != version.code:
-            raise ChallengerError(
-                f"{trial.uri} was made by other code ({trial.code}) than the champion ({version.code}), in whose "
-                "replicas it would run: what is tried would not be what is served later. Try one that was made by the "
-                "champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
-            )
-        config[CHALLENGER] = version_name(trial) | section.challenger.model_dump(exclude={"version"}, exclude_none=True)
-    return {
-        "name": application_name(task_uri),
-        "route_prefix": "/",
-        "import_path": IMPORT_PATH,
-        "runtime_env": {"working_dir": version.code},
-        "args": _build_args(section, task_uri=task_uri, task=task),
-        "deployments": [{"name": DEPLOYMENTS[task], "user_config": config}],
-    }
+) -> ServeApplication:
+    """Return the application at `/`, as `deploy` puts it and a manifest declares it.
+
+    Raises ChallengerError if the challenger was made by other code than the champion.
+    """
+    replicas = _replica_config(config, version=version, additional=additional, verdict=verdict)
+    deployment = Deployment(name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config())
+    return ServeApplication(
+        name=application_name(task_uri),
+        route_prefix="/",
+        import_path=IMPORT_PATH,
+        runtime_env={"working_dir": version.code},
+        args=_build_args(config, task_uri=task_uri, task=version.task),
+        deployments=(deployment,),
+    )
 
 
-def with_config(application: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    return application | {"deployments": [application["deployments"][0] | {"user_config": config}]}
+def _replica_config(
+    config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: str | None
+) -> ReplicaConfig:
+    others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
+    if additional.pretrained is not None and config.pretrained and SERVED_TASKS[version.task].serves_pretrained:
+        others[PRETRAINED] = version_ref(additional.pretrained)
+    return ReplicaConfig(
+        champion=version_ref(version),
+        verdict=verdict,
+        challenger=_challenger(config, champion=version, challenger=additional.challenger),
+        others=others,
+        serve_pretrained=config.pretrained,
+        max_versions=config.versions,
+    )
 
 
-def standalone_application(former: dict[str, Any], *, version: "ModelVersion") -> dict[str, Any]:
-    """The version in an application of its own, with one replica."""
-    name = f"{former['name']}_candidate"  # which no recipe may be called
-    args = former["args"]
-    serving = args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
-    return with_config(former, version_name(version)) | {
+def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:
+    if challenger is None:
+        return None
+    assert config.challenger is not None
+    if challenger.code != champion.code:
+        raise ChallengerError(
+            f"{challenger.uri} was made by other code ({challenger.code}) than the champion ({champion.code}), in "
+            "whose replicas it would run: what is tried would not be what is served later. Try one that was made by the "
+            "champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
+        )
+    share = config.challenger
+    return Challenger(
+        uri=challenger.uri, digest=challenger.digest, canary=share.canary or 0.0, shadow=share.shadow or 0.0
+    )
+
+
+def replica_config(application: ServeApplication) -> ReplicaConfig:
+    """Return what the application's replicas load."""
+    return ReplicaConfig.model_validate(application.user_config)
+
+
+def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
+    """Return an application of its own for the version, with one replica and the arguments of `former`."""
+    name = f"{former.name}_candidate"  # which no recipe may be called
+    serving = former.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
+    update = {
         "name": name,
         "route_prefix": f"/{name}",
         "runtime_env": {"working_dir": version.code},
-        "args": args | {"serving": serving},
+        "args": former.args | {"serving": serving},
     }
+    config = ReplicaConfig(champion=version_ref(version))
+    return former.model_copy(update=update).with_user_config(config.to_user_config())
 
 
-def version_name(version: "ModelVersion | Part") -> dict[str, str]:
-    return {"version_uri": version.uri, "digest": version.digest}
+def version_ref(version: ModelVersion | Part) -> VersionRef:
+    """Return the reference by which a replica loads the version."""
+    return VersionRef(uri=version.uri, digest=version.digest)
 
 
 def application_name(task_uri: str) -> str:
-    """The Serve application of a task's home, `<registry>/<name>`: its name."""
+    """Return the name of the Serve application of a task, the last part of `<registry>/<name>`."""
     return task_uri.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _build_args(config: ServingConfig, *, task_uri: str, task: str) -> dict[str, Any]:
-    """`serving.app.BuildArgs`, as the version's own code reads them: of a field that code may not have, nothing."""
-    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=OURS)
-    args = {"task_uri": task_uri, "serving": fields}
-    return args if task == "classification" else args | {"task": task}
+def _build_args(config: ServingConfig, *, task_uri: str, task: str) -> Json:
+    """Return `serving.app.BuildArgs`; fields at their default are left out, since the version's code may lack them."""
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
+    return {"task_uri": task_uri, "task": task, "serving": fields}
 
 
-def route_prefix(name: str, applications: dict[str, Any]) -> str:
-    """Where it is already, else `/`, else, where another application holds that, `/<name>`."""
-    if name in applications and applications[name].get("route_prefix"):
-        return str(applications[name]["route_prefix"])
-    taken = {application.get("route_prefix") for application in applications.values()}
-    return "/" if "/" not in taken else f"/{name}"
+def route_prefix(name: str, applications: dict[str, ApplicationDetails]) -> str:
+    """Return the application's present prefix, else `/`, else, if another application has that, `/<name>`."""
+    if name in applications and applications[name].route_prefix:
+        return str(applications[name].route_prefix)
+    return f"/{name}" if any(details.route_prefix == "/" for details in applications.values()) else "/"

@@ -1,237 +1,237 @@
-"""From a registered version to a running Serve application, declaratively: the whole configuration is PUT."""
+"""Deploy, stage, switch and undeploy versions declaratively: each step PUTs the whole configuration of Serve."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
 
 import requests
+from pydantic import ConfigDict
 
 from cluster.code_snapshot import shipped_sha256
-from serving.http.schemas import PRETRAINED, config_id
-from serving.replica.experiment import CHALLENGER
-from tailorbird.config.serving import ServingConfig
-from tailorbird.storage import read_bytes
-
-if TYPE_CHECKING:
-    from tailorbird.registry.versions import ModelVersion, Part
-
 from serving.deploy.application import (
-    standalone_application,
+    AdditionalVersions,
     application_name,
     application_of,
+    replica_config,
     route_prefix,
-    task_of,
-    version_name,
-    with_config,
+    standalone_application,
+    version_ref,
 )
 from serving.deploy.serve_client import (
     POLL_S,
     PUT_ATTEMPTS,
+    ChallengerError,
     DeployError,
     OverwrittenError,
-    ChallengerError,
     VersionRefusedError,
     application_status,
     application_url,
     declared_applications,
+    declared_in,
     put_applications,
     require_private_or_keys,
     serve_applications,
     serve_instance,
 )
+from serving.deploy.serve_schema import ServeApplication
+from serving.http.schemas import PRETRAINED, Readiness
+from serving.replica.config import config_id
+from serving.replica.experiment import CHALLENGER
+from serving.tasks import SERVED_TASKS
+from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.versions import ModelVersion, Part, over_same_base, weights_digest
+from tailorbird.storage import read_bytes
 
 DEPLOY_TIMEOUT_S = 240
 READY_ATTEMPTS = 5
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
+"""How long a failure must last to be final: right after a PUT, Serve may still report the end of the former deploy."""
+
+
+class ReplicaStatus(Readiness):
+    """The answer of /readyz; ignores unknown keys, since the version's code may be newer than the client's."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def deploy(
     config: ServingConfig,
     *,
     task_uri: str,
-    version: "ModelVersion",
-    pretrained: "ModelVersion | Part | None" = None,
+    version: ModelVersion,
+    additional: AdditionalVersions = AdditionalVersions(),  # noqa: B008
     verdict: str | None = None,
-    trial: "ModelVersion | None" = None,
-    others: Sequence["ModelVersion"] = (),
 ) -> str:
-    """Makes the version the one that answers, waits until it does, and returns the base URL of its routes.
+    """Make the version the champion of the service, wait until it answers, and return the base URL of its routes.
 
-    Of a classification, `pretrained` answers beside it who asks for that; `verdict` is the sentence that chose it;
-    `trial` gets the share of `section.challenger`, and each of `others` answers under its version's name.
-
-    Other applications are left as they are. A deploy that differs from the running one in its version alone
-    or in its trial alone changes `user_config` only: the replicas stay, and swap when the new version is loaded. Raises
-    DeployError (TrialError where all but the trial is as asked), or SessionError where Ray is not reachable.
+    `verdict` is the sentence that chose it. Other applications are left as they are. A deploy that differs from the
+    running one in its versions alone changes `user_config` only: the replicas stay, and swap when the new version is
+    loaded. Raises DeployError (ChallengerError if all but the challenger is served), or SessionError if Ray cannot be
+    reached.
     """
     name = application_name(task_uri)
     instance = serve_instance()
-    before = instance["applications"]
     if config.api_keys is None and not config.guarded:
         require_private_or_keys(instance)
-    application = application_of(
-        config, task_uri=task_uri, version=version, pretrained=pretrained, verdict=verdict, trial=trial, others=others
-    ) | {"route_prefix": route_prefix(name, before)}
-    base_url = _apply(application, declared=declared_applications(before))
-    if trial is not None:
-        ready = next((found for found in (_ready(base_url) for _ in range(READY_ATTEMPTS)) if found), {})
-        if ready.get("trial") != trial.digest:
-            why = ready.get("absent", {}).get(CHALLENGER, "/readyz does not say why")
-            raise ChallengerError(f"{version.uri} serves at {base_url}, but without {trial.uri} on trial: {why}")
+    application = application_of(config, task_uri=task_uri, version=version, additional=additional, verdict=verdict)
+    application = application.model_copy(update={"route_prefix": route_prefix(name, instance.applications)})
+    base_url = _apply(application, declared=declared_in(instance.applications))
+    if additional.challenger is not None:
+        _require_challenger(additional.challenger, champion=version, base_url=base_url)
     return base_url
 
 
-@contextmanager
-def staged(task_uri: str, *, version: "ModelVersion") -> Iterator[str | None]:
-    """The base URL at which the version answers, while the block lasts, whoever asks for it by its name; None where the
-    task is not served.
+def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, base_url: str) -> None:
+    statuses = (_replica_status(base_url) for _ in range(READY_ATTEMPTS))
+    status = next((status for status in statuses if status.status == "ready"), UNREACHABLE)
+    if status.challenger != challenger.digest:
+        reason = (status.absent or {}).get(CHALLENGER, "/readyz does not say why")
+        raise ChallengerError(f"{champion.uri} serves at {base_url}, but without {challenger.uri} on trial: {reason}")
 
-    It is loaded beside the champion, whose replicas stay. Where it runs other code than they do, it gets a replica in
-    an application of its own for the time, so there must be room for one. Where the block ends well, it stays loaded
-    for `move`, or else what was there before is put back. Raises as `deploy`.
+
+@contextmanager
+def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
+    """Serve the version next to the champion during the block, selectable by its name; yield its base URL, or None if
+    the task is not served.
+
+    The champion's replicas load it; if it needs other code than they run, it gets one replica in an application of its
+    own, for which there must be room. After a block without error it stays loaded for `switch_version`; otherwise the
+    former state is restored. Raises as `deploy`.
     """
-    name, declared = application_name(task_uri), declared_applications(serve_applications())
+    name, declared = application_name(task_uri), declared_applications()
     former = declared.get(name)
     if former is None:
         yield None
         return
-    config = former["deployments"][0]["user_config"]
-    alike = former.get("runtime_env") == {"working_dir": version.code}
-    was_beside = version.version in config.get("beside", {})
-    if alike and config["digest"] == version.digest:
+    config = replica_config(former)
+    same_code = former.code == version.code
+    if same_code and config.champion.digest == version.digest:
         yield application_url(former)
         return
-    if alike:
-        trial = with_config(
-            former, config | {"beside": config.get("beside", {}) | {version.version: version_name(version)}}
-        )
+    if same_code:
+        config_with = config.with_other(version.version, version_ref(version))
+        candidate = former.with_user_config(config_with.to_user_config())
     else:
-        trial = standalone_application(former, version=version)
+        candidate = standalone_application(former, version=version)
     try:
-        url = _apply(trial, declared=declared)
-        absent = _ready(url).get("absent", {})
+        url = _apply(candidate, declared=declared)
+        absent = _replica_status(url).absent or {}
         if version.version in absent:
             raise VersionRefusedError(f"{name}: version refused, the former one serves on: {absent[version.version]}")
         yield url
     except BaseException:
-        if alike and not was_beside:
-            with suppress(DeployError):  # what went wrong before is what is told
+        if same_code and version.version not in config.others:
+            with suppress(DeployError):  # the first error is the one to report
                 _unstage(name, version=version)
         raise
     finally:
-        if not alike:
-            with suppress(DeployError):  # what was asked of it stands
-                undeploy(trial["name"])
+        if not same_code:
+            with suppress(DeployError):  # the candidate's answers stand
+                undeploy(candidate.name)
 
 
-def _unstage(name: str, *, version: "ModelVersion") -> None:
-    """Takes the version from beside the champion, whoever that is by now."""
-    declared = declared_applications(serve_applications())
-    if name not in declared:
-        return
-    config = declared[name]["deployments"][0]["user_config"]
-    beside = {other: one for other, one in config.get("beside", {}).items() if other != version.version}
-    _apply(with_config(declared[name], config | {"beside": beside}), declared=declared)
+def _unstage(name: str, *, version: ModelVersion) -> None:
+    """Unload the version from the replicas, whatever their champion is by now."""
+    declared = declared_applications()
+    if name in declared:
+        config = replica_config(declared[name]).without_other(version.version)
+        _apply(declared[name].with_user_config(config.to_user_config()), declared=declared)
 
 
 def switch_version(
-    task_uri: str, *, version: "ModelVersion", pretrained: "ModelVersion | Part | None", verdict: str | None
+    task_uri: str, *, version: ModelVersion, pretrained: ModelVersion | Part | None, verdict: str | None
 ) -> str | None:
-    """Makes the version the one that answers where the task is served, with the section it is served with, as `deploy`:
-    beside it the versions that are for its base model and code, the former champion among them.
+    """Make the version the champion of the running service, whose other settings stay, and return the base URL; return
+    None if the task is not served.
 
-    Returns the base URL, or None where the task is not served.
+    The other versions over its base model and code, the former champion among them, stay selectable by name. The
+    experiment ends if its challenger becomes the champion or is for other code. Raises as `deploy`.
     """
-    from tailorbird.registry.versions import over_same_base, weights_digest
-
-    declared = declared_applications(serve_applications())
+    declared = declared_applications()
     former = declared.get(application_name(task_uri))
     if former is None:
         return None
-    config = former["deployments"][0]["user_config"]
-    alike = former.get("runtime_env") == {"working_dir": version.code}
-    most = config["versions"]  # by the section of then
-    beside = {other.version: version_name(other) for other in over_same_base(version, task_uri=task_uri, most=most)}
-    if config["with_pretrained"] and pretrained is not None and task_of(version) == "classification":
-        beside[PRETRAINED] = version_name(pretrained)
-    changed = with_config(former, config | version_name(version) | {"verdict": verdict, "beside": beside})
-    tried = config.get(CHALLENGER, {}).get("digest") in (version.digest, weights_digest(version))
-    if CHALLENGER in config and (tried or not alike):
-        del changed["deployments"][0]["user_config"][CHALLENGER]
-    return _apply(changed | {"runtime_env": {"working_dir": version.code}}, declared=declared)
+    config = replica_config(former)
+    others = over_same_base(version, task_uri=task_uri, most=config.max_versions)
+    refs = {other.version: version_ref(other) for other in others}
+    if config.serve_pretrained and pretrained is not None and SERVED_TASKS[version.task].serves_pretrained:
+        refs[PRETRAINED] = version_ref(pretrained)
+    challenger = config.challenger
+    promoted = challenger is not None and challenger.digest in (version.digest, weights_digest(version))
+    config = config.model_copy(
+        update={
+            "champion": version_ref(version),
+            "verdict": verdict,
+            "others": refs,
+            "challenger": None if promoted or former.code != version.code else challenger,
+        }
+    )
+    application = former.model_copy(update={"runtime_env": {"working_dir": version.code}})
+    return _apply(application.with_user_config(config.to_user_config()), declared=declared)
 
 
-def _apply(application: dict[str, Any], *, declared: dict[str, dict[str, Any]]) -> str:
-    """Puts the application in the place of the one that was declared, waits until it answers as configured, and returns
-    its base URL; where it does not, raises DeployError with what was there before put back.
+def _apply(application: ServeApplication, *, declared: dict[str, ServeApplication]) -> str:
+    """Replace the declared application of this name, wait until it answers as configured, and return its base URL; on
+    failure raise DeployError after restoring the former one.
 
-    Serve takes its configuration as a whole and on no condition: who changes another application may put back what he
-    had read of ours. Then it is put again; what somebody else made of ours is left, with DeployError.
+    Serve takes its configuration as a whole and without a precondition: a client that changes another application may
+    put back what it had read of this one. Then it is put again; a change of this application by others is left, with
+    DeployError.
     """
-    name, base_url, former = application["name"], application_url(application), declared.get(application["name"])
-    if (former or {}).get("runtime_env") != application["runtime_env"]:
-        require_unchanged(application["runtime_env"]["working_dir"])
-    config = application["deployments"][0]["user_config"]
-    max_replicas = application["args"].get("serving", {}).get("max_replicas", 1)
+    name, former = application.name, declared.get(application.name)
+    if former is None or former.runtime_env != application.runtime_env:
+        require_unchanged(str(application.code))
     for _ in range(PUT_ATTEMPTS):
         _put_application(application)
         try:
-            _wait_ready(name, base_url=base_url, config=config, num_answers=2 * max_replicas)
-            _require_declared(name, config=config)
+            _wait_ready(application)
+            _require_declared(application)
         except OverwrittenError:
-            if declared_applications(serve_applications()).get(name) != former:
+            if declared_applications().get(name) != former:
                 raise
             continue
         except DeployError:
-            if former is not None:  # a replica that starts later must not be told to load what none can load
+            if former is not None:  # replicas that start later must not load what cannot be loaded
                 _put_application(former)
             raise
-        return base_url
+        return application_url(application)
     raise DeployError(f"{name} was put back {PUT_ATTEMPTS} times by who changes other applications; try again")
 
 
-def _put_application(application: dict[str, Any]) -> None:
-    """The others as they are at this moment."""
-    put_applications(
-        [
-            *(
-                one
-                for other, one in declared_applications(serve_applications()).items()
-                if other != application["name"]
-            ),
-            application,
-        ]
-    )
+def _put_application(application: ServeApplication) -> None:
+    """Put the application next to the others as they are at this moment."""
+    others = declared_applications()
+    others.pop(application.name, None)
+    put_applications([*others.values(), application])
 
 
-def _require_declared(name: str, *, config: dict[str, Any]) -> None:
-    """Raises OverwrittenError where Serve was told something else of the application since."""
-    found = declared_applications(serve_applications()).get(name)
-    if found is None or config_id(found["deployments"][0]["user_config"]) != config_id(config):
+def _require_declared(application: ServeApplication) -> None:
+    """Raise OverwrittenError if the application was declared otherwise since."""
+    name, declared = application.name, declared_applications().get(application.name)
+    if declared is None or config_id(declared.user_config) != config_id(application.user_config):
         raise OverwrittenError(f"somebody else changed or removed {name} meanwhile; `tailorbird serve` it again")
 
 
 def require_unchanged(code: str) -> None:
-    """Raises DeployError where the code that replicas are to run is not what its name says: Ray does not look."""
+    """Raise DeployError if the code's zip is not what its name says, which Ray does not check."""
     name = code.rpartition("/")[2].removesuffix(".zip")
     try:
-        found = shipped_sha256(read_bytes(code))
+        sha256 = shipped_sha256(read_bytes(code))
     except ValueError as error:  # StorageError among them
         raise DeployError(f"the code {code} cannot be served: {error}; run the recipe again, which ships it") from None
-    if found != name:
+    if sha256 != name:
         raise DeployError(
-            f"the code {code} was changed: its files give the sha256 {found}; find out who may write there"
+            f"the code {code} was changed: its files give the sha256 {sha256}; find out who may write there"
         )
 
 
 def undeploy(name: str) -> None:
-    """Takes an application off the cluster and leaves the others; where it is not, nothing happens."""
+    """Remove an application and leave the others; does nothing if there is none of this name."""
     before = serve_applications()
     if name not in before:
         return
-    put_applications([config for other, config in declared_applications(before).items() if other != name])
+    put_applications([application for other, application in declared_in(before).items() if other != name])
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     while name in serve_applications():
         if time.monotonic() > deadline:
@@ -242,53 +242,55 @@ def undeploy(name: str) -> None:
 
 
 def challenger_digest(base_url: str) -> str | None:
-    """Digest of the version on trial beside the champion, where there is one."""
-    found = _ready(base_url).get("trial")
-    return None if found is None else str(found)
+    """Return the digest of the challenger that serves next to the champion, if there is one."""
+    return _replica_status(base_url).challenger
 
 
-def _wait_ready(name: str, *, base_url: str, config: dict[str, Any], num_answers: int) -> dict[str, Any]:
-    """Asks /readyz until every replica that runs has the configuration, and returns the last answer: Serve's status
-    lags behind it by up to half a minute. It takes `num_answers` in a row."""
-    digest, asked = config["digest"], config_id(config)
+def _wait_ready(application: ServeApplication) -> None:
+    """Poll /readyz until every running replica has the configuration: Serve's status lags behind by up to 30 s. The
+    proxy picks a replica a request, so it takes twice as many answers in a row as there may be replicas."""
+    name, base_url, num_answers = application.name, application_url(application), 2 * application.max_replicas
+    digest, wanted = replica_config(application).champion.digest, config_id(application.user_config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
-    in_a_row, heard = 0, set[Any]()
+    in_a_row, answered = 0, set[str | None]()
     while time.monotonic() < deadline:
-        ready = _ready(base_url)
-        if ready.get("config") != asked:  # what was said of a former one
-            ready = {}
-        if ready.get("refused") == digest:
-            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {ready.get('reason')}")
-        right = ready.get("digest") == digest
-        in_a_row, heard = (in_a_row + 1, {*heard, ready.get("replica")}) if right else (0, set())
-        if in_a_row >= num_answers and _running_replicas(name) <= heard:
-            return ready
+        status = _replica_status(base_url)
+        if status.config != wanted:  # of a former configuration
+            status = UNREACHABLE
+        if status.refused == digest:
+            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {status.reason}")
+        matches = status.digest == digest
+        in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
+        if in_a_row >= num_answers and _running_replicas(name) <= answered:
+            return
         if 0 < in_a_row < num_answers:
             continue
-        _require_declared(name, config=config)
-        status = application_status(name)
-        if not status.startswith(FAILED):
+        _require_declared(application)
+        message = application_status(name)
+        if not message.startswith(FAILED):
             failed_since = None
         elif failed_since is None:
             failed_since = time.monotonic()
         elif time.monotonic() - failed_since > FAILED_HOLDS_S:
-            raise DeployError(f"{name} could not be deployed: {status}")
+            raise DeployError(f"{name} could not be deployed: {message}")
         time.sleep(POLL_S)
     raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {application_status(name)}")
 
 
-def _running_replicas(name: str) -> set[str]:
-    """The application's replicas that answer, as Serve names them."""
-    deployments = serve_applications().get(name, {}).get("deployments", {}).values()
-    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
-    return {replica["replica_id"] for replica in replicas if replica["state"] == "RUNNING"}
+def _running_replicas(name: str) -> set[str | None]:
+    """Return the ids of the application's running replicas, as Serve and /readyz name them."""
+    application = serve_applications().get(name)
+    replicas = [] if application is None else application.replicas
+    return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
 
 
-def _ready(base_url: str) -> dict[str, Any]:
+UNREACHABLE = ReplicaStatus(status="loading")
+
+
+def _replica_status(base_url: str) -> ReplicaStatus:
+    """Return a replica's answer to /readyz; UNREACHABLE if there is none."""
     try:
-        answer = requests.get(f"{base_url}/readyz", timeout=5)
-        found = answer.json()
+        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
     except (requests.RequestException, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return UNREACHABLE

@@ -4,15 +4,11 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster.dashboard import request_dashboard
+from serving.deploy.serve_schema import ApplicationDetails, Json, ServeApplication, ServeInstance
 from serving.http.schemas import LOCAL
-
-if TYPE_CHECKING:
-    pass
-
 
 APPLICATIONS = "/api/serve/applications/"
 POLL_S = 0.2
@@ -21,70 +17,78 @@ PUT_ATTEMPTS = 5
 
 
 class DeployError(ValueError):
-    """A deploy that Serve refused or did not finish in time; the message carries Serve's own status."""
+    """Serve refused a deploy or did not finish it in time; the message carries Serve's status."""
 
 
 class VersionRefusedError(DeployError):
-    """The version cannot be loaded; the one that served before serves on."""
+    """The version cannot be loaded; the version that served before still serves."""
 
 
 class OverwrittenError(DeployError):
-    """Somebody else changed or removed the application while it was deployed."""
+    """Another client changed or removed the application during the deploy."""
 
 
 class ChallengerError(DeployError):
-    """The version cannot be tried; the champion serves without it, as it was asked to or as before."""
+    """The challenger cannot be served; the champion serves without it."""
 
 
-def instance_of(applications: Sequence[dict[str, Any]], *, url: str) -> dict[str, Any]:
-    """What Serve is told as a whole: its applications, and that it listens where clients call `url`."""
+def serve_body(applications: Sequence[ServeApplication], *, url: str) -> Json:
+    """Return the body of a PUT: all applications, with Serve listening where clients call `url`."""
     address = urlsplit(url)
     return {
         "proxy_location": "EveryNode",
-        # Serve reads these once, when it starts: on loopback only this machine may call, else HAProxies of all nodes.
-        "http_options": {
-            "host": "127.0.0.1" if _is_local(address.hostname) else "0.0.0.0",
-            "port": address.port or 8000,
-        },
-        "applications": list(applications),
+        # Serve reads these once, when it starts: loopback admits this machine only, else HAProxies run on all nodes.
+        "http_options": {"host": listen_host(url), "port": address.port or 8000},
+        "applications": [application.to_json() for application in applications],
     }
 
 
-def application_url(application: dict[str, Any]) -> str:
-    return serve_url() + str(application["route_prefix"]).rstrip("/")
+def listen_host(url: str) -> str:
+    """Return the address that Serve binds where clients call `url`."""
+    return "127.0.0.1" if _is_local(urlsplit(url).hostname) else "0.0.0.0"
+
+
+def application_url(application: ServeApplication) -> str:
+    """Return the base URL of the application's routes."""
+    return serve_url() + str(application.route_prefix).rstrip("/")
 
 
 def serve_url() -> str:
-    """Where Serve's HTTP listens, by TAILORBIRD_SERVE_URL; else Serve's own default."""
+    """Return where Serve's HTTP proxy listens: TAILORBIRD_SERVE_URL, else Serve's default."""
     return os.environ.get("TAILORBIRD_SERVE_URL", "http://127.0.0.1:8000").rstrip("/")
 
 
-def declared_applications(applications: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Configurations to send again: without `host` and `port`, which Serve may show but does not take."""
+def declared_applications() -> dict[str, ServeApplication]:
+    """Return the configurations that a PUT has to repeat, by name: those of all applications that are not deleted."""
+    return declared_in(serve_applications())
+
+
+def declared_in(applications: dict[str, ApplicationDetails]) -> dict[str, ServeApplication]:
+    """Return the configurations among the details of applications."""
     return {
-        name: {key: value for key, value in application["deployed_app_config"].items() if key not in ("host", "port")}
-        for name, application in applications.items()
-        if application.get("deployed_app_config") and application.get("status") != "DELETING"
+        name: details.deployed_app_config
+        for name, details in applications.items()
+        if details.deployed_app_config is not None and details.status != "DELETING"
     }
 
 
-def serve_applications() -> dict[str, Any]:
-    applications: dict[str, Any] = serve_instance()["applications"]
-    return applications
+def serve_applications() -> dict[str, ApplicationDetails]:
+    """Return the status of all applications by name."""
+    return serve_instance().applications
 
 
-def serve_instance() -> dict[str, Any]:
-    """What Serve says of itself and its applications."""
+def serve_instance() -> ServeInstance:
+    """Return Serve's status."""
     answer = request_dashboard("GET", APPLICATIONS)
     if answer.status_code != 200:
         raise DeployError(f"Serve's status cannot be read ({answer.status_code}): {answer.text[:500]}")
-    return {"applications": {}, **answer.json()}
+    return ServeInstance.model_validate(answer.json())
 
 
-def require_private_or_keys(instance: dict[str, Any]) -> None:
-    """Raises DeployError where whoever reaches the machine could ask, and no key would keep them out."""
-    options = instance.get("http_options")  # none before Serve is started: then we say where it listens
-    listens = "127.0.0.1" if options is None else options.get("host") or "an address that it does not tell"
+def require_private_or_keys(instance: ServeInstance) -> None:
+    """Raise DeployError if other machines can reach Serve; for services without API keys."""
+    options = instance.http_options  # none before Serve is started: then `serve_body` says where it listens
+    listens = "127.0.0.1" if options is None else options.host or "an address that it does not tell"
     if _is_local(urlsplit(serve_url()).hostname) and _is_local(listens):
         return
     raise DeployError(
@@ -98,8 +102,9 @@ def _is_local(host: str | None) -> bool:
     return host in LOCAL
 
 
-def put_applications(applications: list[dict[str, Any]]) -> None:
-    body = instance_of(applications, url=serve_url())
+def put_applications(applications: Sequence[ServeApplication]) -> None:
+    """Replace Serve's configuration; raises DeployError if it refuses."""
+    body = serve_body(applications, url=serve_url())
     for attempt in range(PUT_ATTEMPTS):
         answer = request_dashboard("PUT", APPLICATIONS, body=body)
         if answer.status_code == 200:
@@ -111,18 +116,18 @@ def put_applications(applications: list[dict[str, Any]]) -> None:
 
 
 def application_status(name: str) -> str:
-    """Serve's status of the application and of its deployments; begins with the status itself."""
+    """Return Serve's status of the application and its messages; begins with the status itself."""
     application = serve_applications().get(name)
     if application is None:
         return "not there"
-    parts = [f"{application['status']} {_end(application.get('message', ''))}".strip()]
-    for deployment, details in application.get("deployments", {}).items():
-        if details.get("message"):
-            parts.append(f"{deployment} {details['status']}: {_end(details['message'])}")
+    parts = [f"{application.status} {_end(application.message)}".strip()]
+    for deployment, details in application.deployments.items():
+        if details.message:
+            parts.append(f"{deployment} {details.status}: {_end(details.message)}")
     return "; ".join(parts)
 
 
 def _end(text: str) -> str:
-    """The end of a message, where a traceback says what happened, without colours."""
+    """Return the end of a message, where a traceback names the error, without colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     return plain if len(plain) <= 1500 else f"[...] {plain[-1500:]}"

@@ -13,7 +13,7 @@ import yaml
 
 from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
-from serving.deploy.serve_client import instance_of, serve_url
+from serving.deploy.serve_client import listen_host, serve_body, serve_url
 from serving.http.schemas import LOCAL
 from tailorbird import resource_folder
 from tailorbird.config.base import digest
@@ -195,7 +195,7 @@ DOORS = {
 def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
     """What Serve is told to serve the champion at `url`."""
     from tailorbird.registry.champion import champion_version, read_champion
-    from tailorbird.release.serving import served_alongside  # takes seconds, and no other door needs it
+    from tailorbird.release.serving import additional_versions  # takes seconds, and no other door needs it
 
     found = read_champion(recipe.task_uri)
     if found is None:
@@ -204,14 +204,16 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     _refuse_open_door(config, url=url)
     version = champion_version(champion)
     require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
-    beside = served_alongside(config, task_uri=recipe.task_uri, champion=champion, version=version)
-    application = application_of(config, task_uri=recipe.task_uri, version=version, **beside)
-    return instance_of([application], url=url), _unproven(champion)
+    additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    application = application_of(
+        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=champion.verdict
+    )
+    return serve_body([application], url=url), _unproven(champion)
 
 
 def _refuse_open_door(config: ServingConfig, *, url: str) -> None:
     """As `serving.deploy` refuses it of a Serve that runs."""
-    host = instance_of([], url=url)["http_options"]["host"]
+    host = listen_host(url)
     if config.api_keys is None and not config.guarded and host not in LOCAL:
         raise RenderError(
             "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "

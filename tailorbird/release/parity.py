@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import requests
 
 from cluster.bearer_auth import bearer
-from serving.deploy.application import ROUTES, task_of
 from serving.deploy.serve_client import DeployError
+from serving.tasks import SERVED_TASKS
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
+from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.prediction_store import load_predictions
-from tailorbird.evaluation.predictions import Predictions, ModelPredictions
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence_files import as_routing
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import Parity
@@ -84,7 +85,7 @@ def sample_of(evidence: Mapping[str, Any], *, place: str, version: ModelVersion)
     be read.
     """
     recipe = Recipe.model_validate(evidence["recipe"])
-    rows = read_test(recipe.data, chat=recipe.task == "chat")
+    rows = read_test(recipe.data, task=data_task(recipe.task))
     if rows_sha256(rows) != evidence["data"]["sha256_test"]:
         raise ParityRefused(
             f"the test rows changed since {version.version} was evaluated on them, so nobody can tell whether it is "
@@ -124,7 +125,7 @@ def prove(asked: Sequence[Asked], *, url: str, version: ModelVersion) -> Parity:
             f"of {version.version} no test row can be asked: each lies so near the hybrid's threshold that "
             "rounding may route it otherwise; promote one of its parts, or run the recipe with more test rows"
         )
-    route = f"{url}{ROUTES[task_of(version)]}"
+    route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         answers = list(clients.map(lambda one: _answer(route, one.body), asked))
     parity, differing = compare(asked, answers, tolerance=tolerance_of(version))
@@ -212,7 +213,10 @@ def _evaluated(evidence: Mapping[str, Any], *, place: str, version: ModelVersion
     if roles[0] != "hybrid":
         return load_predictions(f"{place}/predictions/{roles[0]}.parquet"), frozenset()
     routing = as_routing(evidence["routing"])
-    parts = {role: ModelPredictions(load_predictions(f"{place}/predictions/{role}.parquet")) for role in ("incumbent", "candidate")}
+    parts = {
+        role: ModelPredictions(load_predictions(f"{place}/predictions/{role}.parquet"))
+        for role in ("incumbent", "candidate")
+    }
     unsure: frozenset[int] = frozenset()
     if routing.threshold is not None:
         sure_by = enumerate(abs(parts["incumbent"].clean.calibrated - routing.threshold))

@@ -1,11 +1,11 @@
 """Deploy the champion of a task, and move a running service to another version."""
 
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from dataclasses import replace
 
 from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
-from serving.deploy.application import application_name
+from serving.deploy.application import AdditionalVersions, application_name
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import DeployError
 from tailorbird.config.serving import ServingConfig
@@ -13,7 +13,7 @@ from tailorbird.registry.champion import WAY_BACK, Champion, champion_version, c
 from tailorbird.registry.versions import ModelVersion, over_same_base, read_version, weights_digest
 from tailorbird.release.parity import prove, sample_of
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, winner_of
-from tailorbird.storage.s3 import Conflict
+from tailorbird.storage.s3 import PreconditionFailed
 
 
 def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelVersion]:
@@ -29,19 +29,18 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     if found is None:
         raise PromotionRefused(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one")
     champion, version = found[0], champion_version(found[0])
-    more = served_alongside(config, task_uri=task_uri, champion=champion, version=version)
-    trial = more["trial"]
+    additional = additional_versions(config, task_uri=task_uri, champion=champion, version=version)
 
-    def deployed(**fields: Any) -> str:
-        return deploy(config, task_uri=task_uri, version=version, **more | fields)
+    def deployed(additional: AdditionalVersions) -> str:
+        return deploy(config, task_uri=task_uri, version=version, additional=additional, verdict=champion.verdict)
 
     if champion.parity is not None or champion.reason.startswith(WAY_BACK):
-        return deployed(), version
+        return deployed(additional), version
     place = champion.run or champion.uri
     asked = sample_of(read_run_evidence(place), place=place, version=version)
     with staged(task_uri, version=version) as url:
         parity = None if url is None else prove(asked, url=url, version=version)
-    url = deployed(trial=None)  # nothing is tried beside a champion that is not proven
+    url = deployed(replace(additional, challenger=None))  # no experiment before the champion is proven
     if parity is None:
         try:
             parity = prove(asked, url=url, version=version)
@@ -49,19 +48,21 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
             undeploy(application_name(task_uri))
             raise
     _record_parity(task_uri, champion.model_copy(update={"parity": parity}), etag=found[1])
-    return deployed() if trial is not None else url, version
+    return url if additional.challenger is None else deployed(additional), version
 
 
-def served_alongside(
+def additional_versions(
     config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
-) -> dict[str, Any]:
-    """What is served beside the champion, as `deploy` takes it; a trial of the champion itself is none. Raises
-    PromotionRefused or RegistryError where there is no version to try."""
-    trial = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
-    if trial is not None and weights_digest(trial) == weights_digest(version):
-        trial = None
+) -> AdditionalVersions:
+    """Return what is served next to the champion; a challenger with the champion's weights is none.
+
+    Raises PromotionRefused or RegistryError if there is no version of the challenger's name.
+    """
+    challenger = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
+    if challenger is not None and weights_digest(challenger) == weights_digest(version):
+        challenger = None
     others = over_same_base(version, task_uri=task_uri, most=config.versions)
-    return {"pretrained": champion.pretrained, "verdict": champion.verdict, "trial": trial, "others": others}
+    return AdditionalVersions(champion.pretrained, challenger, others)
 
 
 def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
@@ -98,5 +99,5 @@ def switch_service(task_uri: str, version: ModelVersion, *, champion: Champion) 
 
 def _record_parity(task_uri: str, champion: Champion, *, etag: str) -> None:
     """Keeps with the champion how it answered; whoever promoted another meanwhile made that void."""
-    with suppress(Conflict):
+    with suppress(PreconditionFailed):
         change_champion(task_uri, champion, etag=etag)

@@ -1,7 +1,7 @@
 """What Serve's own policy decides, second by second, with the options that a recipe gives it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from ray.serve import autoscaling_policy
@@ -87,3 +87,27 @@ def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none
 
     assert [at(seconds) for seconds in (1, 19, 30, 59)] == [1, 1, 3, 3]
     assert [at(seconds) for seconds in (65, 78, 100, 159)] == [3, 1, 1, 0]
+
+
+def test_a_change_of_the_challenger_leaves_as_many_replicas_as_there_are() -> None:
+    config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
+    assert (config.min_replicas, config.max_replicas) == (0, 3)
+    assert config.initial_replicas is None  # to which Serve would go back at each change of `user_config`
+
+
+@pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
+def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(task: str, max_ongoing: int) -> None:
+    assert deployment_options(ServingConfig(), task=task)["max_ongoing_requests"] == max_ongoing
+
+
+@pytest.mark.parametrize(("num_gpus", "bundle"), [(1, {"CPU": 2, "GPU": 1}), (0, {"CPU": 2})])
+def test_vllms_servers_share_what_their_replica_holds_and_a_gpu_is_theirs(
+    num_gpus: Literal[0, 1], bundle: dict[str, float]
+) -> None:
+    config = ServingConfig(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
+    options = deployment_options(config, task="chat")
+    assert options["placement_group_bundles"] == [bundle]
+    assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (2, 0)
+    own = deployment_options(config.model_copy(update={"engine": "transformers"}), task="chat")
+    assert "placement_group_bundles" not in own
+    assert own["ray_actor_options"]["num_gpus"] == num_gpus

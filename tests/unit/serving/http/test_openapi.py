@@ -15,6 +15,7 @@ from serving.pages.render import render_docs, with_api_docs
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
+from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 
 SECTION = ServingConfig(max_texts=2)
@@ -28,7 +29,8 @@ def _app(service: type, config: ServingConfig = SECTION) -> ASGIApp:
         raise AssertionError
 
     made: Any = object.__new__(service)
-    made._home, made._section, made._replica = "s3://models/task", config, Replica(load, config=config)
+    made._config = config
+    made._replica = Replica(ServedVersions(load), task_uri="s3://models/task", config=config)
     app: ASGIApp = made.__serve_build_asgi_app__()
     return app
 

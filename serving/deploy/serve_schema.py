@@ -1,0 +1,106 @@
+"""The JSON of Ray Serve's REST API, as far as a deploy reads it; what else it holds is kept and sent back."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]
+"""A part of the configuration whose keys are the application's own."""
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Deployment(_Schema):
+    """Configuration of one deployment."""
+
+    name: str
+    user_config: Any = None
+    """A dict for the applications of this project; others may have anything here."""
+
+
+class ServeApplication(_Schema):
+    """Configuration of one application, as it is declared with PUT."""
+
+    name: str
+    route_prefix: str | None = None
+    import_path: str | None = None
+    runtime_env: Json = {}
+    args: Json = {}
+    deployments: tuple[Deployment, ...] = ()
+    host: Any = Field(default=None, exclude=True)
+    """Serve returns it, but refuses it in a PUT."""
+    port: Any = Field(default=None, exclude=True)
+    """Likewise."""
+
+    @property
+    def code(self) -> str | None:
+        """Return the URI of the code that its replicas run."""
+        return self.runtime_env.get("working_dir")
+
+    @property
+    def max_replicas(self) -> int:
+        """Return how many replicas it may have."""
+        return int(self.args.get("serving", {}).get("max_replicas", 1))
+
+    @property
+    def user_config(self) -> Json:
+        """Return the configuration of its replicas; an application of this project has one deployment."""
+        config: Json = self.deployments[0].user_config
+        return config
+
+    def with_user_config(self, user_config: Json) -> "ServeApplication":
+        """Return a copy with another configuration of its replicas."""
+        deployment = self.deployments[0].model_copy(update={"user_config": user_config})
+        return self.model_copy(update={"deployments": (deployment,)})
+
+    def to_json(self) -> Json:
+        """Return the body's part for it, without what Serve sets by default."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class ReplicaDetails(_Schema):
+    """One replica of a deployment."""
+
+    replica_id: str
+    state: str
+    pid: int | None = None
+
+
+class DeploymentDetails(_Schema):
+    """Status of one deployment."""
+
+    status: str
+    message: str = ""
+    replicas: tuple[ReplicaDetails, ...] = ()
+
+
+class ApplicationDetails(_Schema):
+    """Status of one application."""
+
+    status: str
+    message: str = ""
+    route_prefix: str | None = None
+    deployed_app_config: ServeApplication | None = None
+    """None for an application that was not declared through the REST API."""
+    deployments: dict[str, DeploymentDetails] = {}
+
+    @property
+    def replicas(self) -> list[ReplicaDetails]:
+        """Return the replicas of all its deployments."""
+        return [replica for deployment in self.deployments.values() for replica in deployment.replicas]
+
+
+class HttpOptions(_Schema):
+    """Where Serve listens."""
+
+    host: str | None = None
+
+
+class ServeInstance(_Schema):
+    """Status of Serve."""
+
+    http_options: HttpOptions | None = None
+    """None before Serve is started."""
+    applications: dict[str, ApplicationDetails] = {}

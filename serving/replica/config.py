@@ -1,0 +1,73 @@
+"""The `user_config` of a replica: which versions it answers with. A change of it restarts no replica."""
+
+import hashlib
+import json
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from serving.http.schemas import CHAMPION
+from serving.replica.experiment import CHALLENGER, TrafficSplit
+
+
+class _Config(BaseModel):
+    """Ignores unknown keys: the client that deploys may be newer than the replica's code."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class VersionRef(_Config):
+    """A registered version; `digest` is the sha256 of its manifest."""
+
+    uri: str
+    digest: str
+
+
+class Challenger(VersionRef):
+    """The version that is compared with the champion, and its share of the champion's requests."""
+
+    canary: float = 0.0
+    shadow: float = 0.0
+
+    @property
+    def split(self) -> TrafficSplit:
+        """Return the assignment of requests to the experiment's arms."""
+        return TrafficSplit(self.digest, canary=self.canary, shadow=self.shadow)
+
+
+class ReplicaConfig(_Config):
+    """What a replica loads."""
+
+    champion: VersionRef
+    verdict: str | None = None
+    """Sentence of the verdict that chose the champion."""
+    challenger: Challenger | None = None
+    others: dict[str, VersionRef] = {}
+    """Further versions, by the name that a request selects them by."""
+    serve_pretrained: bool = True
+    """`serving.pretrained` of the recipe, which the next `switch_version` follows."""
+    max_versions: int = 0
+    """`serving.versions` of the recipe, likewise."""
+
+    @property
+    def versions(self) -> dict[str, VersionRef]:
+        """Return all versions by name, the champion first."""
+        challenger = {} if self.challenger is None else {CHALLENGER: self.challenger}
+        return {CHAMPION: self.champion, **self.others, **challenger}
+
+    def with_other(self, name: str, version: VersionRef) -> Self:
+        """Return a copy that also loads `version` as `name`."""
+        return self.model_copy(update={"others": self.others | {name: version}})
+
+    def without_other(self, name: str) -> Self:
+        """Return a copy without the version `name`."""
+        return self.model_copy(update={"others": {key: ref for key, ref in self.others.items() if key != name}})
+
+    def to_user_config(self) -> dict[str, Any]:
+        """Return Serve's `user_config`."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def config_id(user_config: dict[str, Any]) -> str:
+    """Return a digest of a `user_config` by which /readyz and a deploy recognise it."""
+    return hashlib.sha256(json.dumps(user_config, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""Answers in words: generation by an engine, cut at stop texts, whole or as a stream of events."""
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, NamedTuple
+
+from serving.engines.base_chat import ChatEngine, Sampling
+from serving.engines.stop_sequences import visible_text
+from serving.http.asgi import Events
+from serving.http.chat_schemas import (
+    LAST_EVENT,
+    AnswerFormat,
+    CompletionRequest,
+    PromptRequest,
+    Usage,
+    event,
+    usage_event,
+)
+from serving.http.metrics import record_failure
+from serving.http.schemas import RequestError
+
+NUM_CONTEXT_TOKENS = 5
+"""Tokens of a prompt that its continuation is decoded behind: at the beginning of a text some tokenizers leave out a
+space."""
+
+_log = logging.getLogger("ray.serve")
+
+
+class GenerationRequest(NamedTuple):
+    """What an engine is asked to generate."""
+
+    engine: ChatEngine
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stops: tuple[str, ...]
+    continues: bool = False
+    """True for a completion, which continues the prompt's text, white space included; a turn of a conversation is
+    stripped, as it was evaluated."""
+
+
+class PartialAnswer(NamedTuple):
+    """An answer so far."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+    """`stop` or `length`; None before the end."""
+
+
+OnFinish = Callable[[PartialAnswer], None]
+"""Called with the answer, whole or as far as it came."""
+
+
+def generation_request(
+    request: PromptRequest, prompt: list[int], *, engine: ChatEngine, param: str, max_new_tokens: int | None
+) -> GenerationRequest:
+    """Return what the engine is asked for; `param` names the request's field that the prompt is from.
+
+    `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the model cannot answer it.
+    """
+    evaluated = engine.prompting.max_new_tokens
+    limit = max_new_tokens or evaluated
+    requested = request.limit or min(evaluated, limit)
+    if requested > limit:
+        raise RequestError(
+            400,
+            "invalid_request",
+            f"max_tokens: {requested} are asked for, at most {limit} are given (the recipe's serving.max_new_tokens)",
+            param="max_tokens",
+        )
+    if len(prompt) + requested > engine.max_length:
+        raise RequestError(
+            400,
+            "too_long",
+            f"the prompt has {len(prompt)} tokens and its answer may have {requested}, together more than the "
+            f"{engine.max_length} that this model takes; shorten the {param}, or ask for fewer max_tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
+    sampling = Sampling(
+        temperature=float(request.temperature or 0.0),
+        top_p=1.0 if request.top_p is None else float(request.top_p),
+        seed=secrets.randbits(64) if request.seed is None else request.seed % 2**64,
+    )
+    continues = isinstance(request, CompletionRequest)
+    return GenerationRequest(engine, prompt, requested, sampling, request.stops, continues=continues)
+
+
+async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+    """Yield the answer as it grows (if not streaming, once it is whole); only the last has a finish reason."""
+    engine = generation.engine
+    decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
+    before = generation.prompt[-NUM_CONTEXT_TOKENS:] if generation.continues else []
+    num_chars_before = len(decode(before)) if before else 0
+    generating = engine.generate(
+        generation.prompt,
+        max_new_tokens=generation.max_new_tokens,
+        sampling=generation.sampling,
+        streaming=streaming,
+    )
+    with engine.in_use():
+        async with aclosing(generating):
+            async for tokens, ended in generating:
+                visible = tokens[:-1] if tokens[-1] == engine.end_id else tokens
+                text = decode(before + visible)[num_chars_before:]
+                text, stopped = visible_text(
+                    text, stops=generation.stops, ended=ended, stripped=not generation.continues
+                )
+                reason = "stop" if stopped or len(visible) < len(tokens) else "length" if ended else None
+                yield PartialAnswer(text, len(tokens), reason)
+                if reason is not None:
+                    return
+
+
+async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
+    """Return the whole answer; it is watched for stop texts while it grows."""
+    last = PartialAnswer("", 0, None)
+    async with aclosing(partial_answers(generation, streaming=bool(generation.stops))) as answers:
+        async for answer in answers:
+            last = answer
+    return last
+
+
+async def stream_events(
+    generation: GenerationRequest,
+    *,
+    format: AnswerFormat,
+    head: dict[str, Any],
+    with_usage: bool,
+    on_finish: OnFinish,
+) -> Events:
+    """Yield the answer as OpenAI's events. An error before the first is raised; a later one is the last event."""
+    last = PartialAnswer("", 0, None)
+    begun = False
+    try:
+        async with aclosing(partial_answers(generation, streaming=True)) as answers:
+            async for answer in answers:
+                if not begun:
+                    begun = True
+                    for data in format.first(head):
+                        yield data
+                new, last = answer.text[len(last.text) :], answer
+                if new:
+                    yield format.piece(head, text=new)
+        yield format.last(head, finish_reason=last.finish_reason)
+        if with_usage:
+            yield usage_event(head, usage=Usage(len(generation.prompt), last.num_tokens))
+        yield LAST_EVENT
+    except Exception as error:
+        if not begun:
+            raise
+        _log.exception("a stream of %s broke off", head["id"])
+        refusal = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
+        record_failure(refusal.status)
+        yield event(refusal.body)
+    finally:
+        if begun:  # a client that hung up was answered as far as this
+            on_finish(last)

@@ -1,0 +1,100 @@
+"""What a deploy declares to Serve for a version: arguments, code and the configuration of the replicas."""
+
+import pytest
+
+from serving.app import BuildArgs
+from serving.deploy.application import (
+    AdditionalVersions,
+    application_name,
+    application_of,
+    replica_config,
+    route_prefix,
+    standalone_application,
+)
+from serving.deploy.serve_client import ChallengerError
+from serving.deploy.serve_schema import ApplicationDetails
+from serving.replica.config import VersionRef
+from tailorbird.config.serving import ChallengerConfig, ServingConfig
+from tailorbird.registry.versions import Prompting
+from tests.unit.serving.deploy.registered import registered
+
+TASK = "s3://models/t"
+CHAT = Prompting(system=None, max_new_tokens=8)
+EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
+
+
+def test_fields_at_their_default_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
+    config = ServingConfig(max_replicas=2, max_texts=8)
+    args = application_of(config, task_uri=TASK, version=registered("full-1")).args
+    assert args == {"task_uri": TASK, "task": "classification", "serving": {"max_replicas": 2, "max_texts": 8}}
+    assert BuildArgs.model_validate(args).serving == config
+
+
+def test_a_chat_version_is_deployed_as_one() -> None:
+    application = application_of(ServingConfig(), task_uri=TASK, version=registered("full-1", prompting=CHAT))
+    assert BuildArgs.model_validate(application.args).task == "chat"
+    assert [deployment.name for deployment in application.deployments] == ["chat"]
+
+
+def test_a_challenger_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
+    args = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1")).args
+    assert args == {"task_uri": TASK, "task": "classification", "serving": {}}
+
+
+def test_replicas_load_the_champion_and_the_additional_versions() -> None:
+    champion, pretrained, lora = (registered(name) for name in ("full-1", "probe-1", "lora-1"))
+    additional = AdditionalVersions(pretrained, registered("full-2"), (lora, champion))
+    application = application_of(
+        EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict="FINE_TUNE: why"
+    )
+    config = replica_config(application)
+    digests = {name: version.digest for name, version in config.versions.items()}
+    assert digests == {
+        "champion": "d-full-1",
+        "lora-1": "d-lora-1",
+        "pretrained": "d-probe-1",
+        "challenger": "d-full-2",
+    }
+    assert config.challenger is not None
+    assert (config.challenger.canary, config.challenger.shadow, config.verdict) == (0.1, 0.0, "FINE_TUNE: why")
+    assert (config.serve_pretrained, config.max_versions) == (True, 4)
+
+
+@pytest.mark.parametrize(("prompting", "pretrained"), [(CHAT, True), (None, False)])
+def test_the_pretrained_model_is_served_for_classification_and_where_the_recipe_says_so(
+    prompting: Prompting | None, pretrained: bool
+) -> None:
+    version = registered("full-1", prompting=prompting)
+    additional = AdditionalVersions(registered("probe-1"))
+    application = application_of(
+        ServingConfig(pretrained=pretrained), task_uri=TASK, version=version, additional=additional
+    )
+    assert replica_config(application).others == {}
+
+
+def test_a_version_by_other_code_is_no_challenger_in_the_champions_replicas() -> None:
+    additional = AdditionalVersions(challenger=registered("full-2", code="s3://models/code/b.zip"))
+    with pytest.raises(ChallengerError, match=r"full-2 was made by other code .*promote this one"):
+        application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional)
+
+
+def test_a_standalone_application_has_one_replica_its_own_code_and_the_arguments_of_the_former() -> None:
+    former = application_of(
+        ServingConfig(min_replicas=2, max_replicas=3, max_texts=8), task_uri=TASK, version=registered("full-1")
+    )
+    candidate = standalone_application(former, version=registered("full-2", code="s3://models/code/b.zip"))
+    assert (candidate.name, candidate.route_prefix) == ("t_candidate", "/t_candidate")
+    assert (candidate.code, candidate.max_replicas) == ("s3://models/code/b.zip", 1)
+    assert candidate.args["serving"] == {"min_replicas": 1, "max_replicas": 1, "max_texts": 8}
+    champion = VersionRef(uri="s3://models/t/versions/full-2", digest="d-full-2")
+    assert replica_config(candidate).versions == {"champion": champion}
+
+
+def test_an_application_keeps_its_prefix_and_a_second_one_gets_its_name() -> None:
+    def details(prefix: str) -> ApplicationDetails:
+        return ApplicationDetails(status="RUNNING", route_prefix=prefix)
+
+    assert application_name("s3://models/t/") == "t"
+    assert route_prefix("t", {}) == "/"
+    assert route_prefix("t", {"other": details("/")}) == "/t"
+    assert route_prefix("t", {"other": details("/"), "t": details("/mine")}) == "/mine"

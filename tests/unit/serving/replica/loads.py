@@ -1,0 +1,48 @@
+"""A loader of engines that a test controls."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from serving.replica.served_versions import ServedVersions
+
+
+class Loads:
+    """Waits until it is let go, and cannot load the version `bad`."""
+
+    def __init__(self, *, waits: bool = False) -> None:
+        self.go = threading.Event()
+        self.loaded: list[str] = []
+        self.unloaded: list[str] = []
+        if not waits:
+            self.go.set()
+
+    def load(self, uri: str, digest: str) -> Any:
+        assert self.go.wait(10)
+        if uri == "bad":
+            raise ValueError("it is not whole")
+        self.loaded.append(uri)
+        return SimpleNamespace(version=SimpleNamespace(name="task", version=uri, digest=digest))
+
+    def versions(self) -> ServedVersions[Any]:
+        return ServedVersions(self.load, unload=lambda former: self.unloaded.append(former.version.version))
+
+
+def ref(uri: str, **shares: float) -> dict[str, Any]:
+    return {"uri": uri, "digest": f"d-{uri}", **shares}
+
+
+def config(champion: str, **fields: Any) -> dict[str, Any]:
+    """A `user_config`."""
+    return {"champion": ref(champion), **fields}
+
+
+async def settle(versions: ServedVersions[Any]) -> None:
+    """Wait for the changes so far."""
+    if versions._changes is not None:
+        await versions._changes
+
+
+async def change(versions: ServedVersions[Any], user_config: dict[str, Any]) -> None:
+    await versions.reconfigure(user_config)
+    await settle(versions)

@@ -1,0 +1,23 @@
+"""A replica's configuration over JSON, from a client that may be newer or older."""
+
+from serving.replica.config import Challenger, ReplicaConfig, VersionRef, config_id
+
+CONFIG = ReplicaConfig(
+    champion=VersionRef(uri="s3://a", digest="a"),
+    challenger=Challenger(uri="s3://b", digest="b", shadow=0.5),
+    others={"lora-1": VersionRef(uri="s3://c", digest="c")},
+)
+
+
+def test_a_configuration_is_the_same_after_json_and_unknown_keys_are_ignored() -> None:
+    user_config = CONFIG.to_user_config()
+    assert ReplicaConfig.model_validate(user_config) == CONFIG
+    assert ReplicaConfig.model_validate(user_config | {"newer": 1}) == CONFIG
+    assert config_id(user_config | {"newer": 1}) != config_id(user_config)
+
+
+def test_another_version_comes_and_goes_by_its_name() -> None:
+    version = VersionRef(uri="s3://d", digest="d")
+    more = CONFIG.with_other("lora-2", version)
+    assert list(more.versions) == ["champion", "lora-1", "lora-2", "challenger"]
+    assert more.without_other("lora-2") == CONFIG

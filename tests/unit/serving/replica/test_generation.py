@@ -1,0 +1,207 @@
+"""From a request to what is sent: answers and their events."""
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any, cast
+
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from serving.engines.base_chat import ChatEngine, Sampling
+from serving.http.chat_schemas import CHAT, COMPLETION, parse_chat, parse_completion
+from serving.http.schemas import RequestError
+from serving.replica.generation import (
+    GenerationRequest,
+    OnFinish,
+    PartialAnswer,
+    generation_request,
+    stream_events,
+    whole_answer,
+)
+from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
+
+WORDS = ("</s>", "▁a", "▁fracture", "▁is", "▁break")
+HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+
+
+def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> GenerationRequest:
+    return GenerationRequest(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
+
+
+def streamed(
+    engine: FakeEngine, *, stops: tuple[str, ...] = (), with_usage: bool = False, on_finish: OnFinish = lambda _: None
+) -> list[Any]:
+    """The events of a stream, decoded."""
+
+    async def read() -> list[bytes]:
+        events = stream_events(
+            generation(engine, stops=stops), format=CHAT, head=HEAD, with_usage=with_usage, on_finish=on_finish
+        )
+        return [event async for event in events]
+
+    lines = [event.removeprefix(b"data: ").removesuffix(b"\n\n") for event in asyncio.run(read())]
+    return [line.decode() if line == b"[DONE]" else json.loads(line) for line in lines]
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(
+        event["choices"][0]["delta"].get("content", "") for event in events if event != "[DONE]" and event["choices"]
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("generated", "stops", "text", "reason"),
+    [
+        ("one two</s>", (), "one two", "stop"),
+        ("one two", (), "one two", "length"),
+        (" one </s>", (), "one", "stop"),
+        ("</s>", (), "", "stop"),
+        ("one two three</s>", ("tw",), "one", "stop"),
+        ("one two three</s>", ("x", "e t"), "on", "stop"),
+        ("one twx</s>", ("two",), "one twx", "stop"),
+    ],
+)
+def test_the_events_put_together_are_the_answer(
+    generated: str, stops: tuple[str, ...], text: str, reason: str, at_once: int
+) -> None:
+    whole = asyncio.run(whole_answer(generation(FakeEngine(generated, at_once=at_once), stops=stops)))
+    assert (whole.text, whole.finish_reason) == (text, reason)
+    events = streamed(FakeEngine(generated, at_once=at_once), stops=stops, with_usage=True)
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert text_of(events) == text
+    assert [event["choices"][0]["finish_reason"] for event in events[:-3]] == [None] * len(events[:-3])
+    assert (events[-3]["choices"][0]["finish_reason"], events[-1]) == (reason, "[DONE]")
+    assert events[-2]["usage"]["completion_tokens"] == whole.num_tokens
+
+
+def test_after_a_stop_text_nothing_more_is_generated() -> None:
+    engine = FakeEngine("one two three")
+    answer = asyncio.run(whole_answer(generation(engine, stops=("tw",))))
+    assert answer == PartialAnswer("one", 6, "stop")
+    assert (engine.num_generated, engine.num_active) == (6, 0)
+
+
+def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_event() -> None:
+    with pytest.raises(RequestError, match="it gave up"):
+        streamed(FakeEngine("abcd", fails_after=0))
+    events = streamed(FakeEngine("abcd", fails_after=2))
+    assert text_of(events[:-1]) == "ab"
+    assert events[-1]["error"]["type"] == "engine_failed"
+
+
+def test_a_streams_answer_is_reported_once_also_where_it_broke_off_or_the_client_hung_up() -> None:
+    reported: list[PartialAnswer] = []
+    streamed(FakeEngine("one two</s>"), on_finish=reported.append)
+    streamed(FakeEngine("abcd", fails_after=2), on_finish=reported.append)
+    with pytest.raises(RequestError):
+        streamed(FakeEngine("abcd", fails_after=0), on_finish=reported.append)
+
+    async def hang_up() -> None:
+        events = stream_events(
+            generation(FakeEngine("one two")), format=CHAT, head=HEAD, with_usage=False, on_finish=reported.append
+        )
+        async with aclosing(events):
+            async for event in events:
+                if b'"content":"n"' in event:
+                    break
+
+    asyncio.run(hang_up())
+    assert [answer.text for answer in reported] == ["one two", "ab", "on"]
+
+
+def in_words() -> Any:
+    """A tokenizer whose words carry the space before them, and which leaves out that of a text's first."""
+    inner = Tokenizer(WordLevel({word: index for index, word in enumerate(("?", *WORDS))}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="?")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "generated"),
+    [
+        (TOKENIZER, "a fracture is", " a break  "),
+        (TOKENIZER, "a fracture is ", "a break"),
+        (in_words(), "a fracture is", " a break"),
+    ],
+)
+def test_a_prompt_and_its_completion_are_the_text_that_the_model_wrote(
+    tokens: Any, prompt: str, generated: str
+) -> None:
+    engine = FakeEngine("")
+    engine.tokenizer = tokens
+    request = parse_completion(json.dumps({"prompt": prompt}).encode())
+    written = tokens(prompt)["input_ids"]
+    engine.tokens = tokens(prompt + generated)["input_ids"][len(written) :]
+    completion = generation_request(
+        request, written, engine=cast(ChatEngine, engine), param="prompt", max_new_tokens=None
+    )
+    whole = asyncio.run(whole_answer(completion)).text
+    assert prompt + whole == tokens.decode(written + engine.tokens) == prompt + generated
+
+    async def read() -> list[bytes]:
+        events = stream_events(completion, format=COMPLETION, head=HEAD, with_usage=False, on_finish=lambda _: None)
+        return [event async for event in events]
+
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in asyncio.run(read())[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
+
+
+def test_a_completions_events_put_together_are_its_text() -> None:
+    async def read() -> list[bytes]:
+        events = stream_events(
+            generation(FakeEngine("one two</s>")),
+            format=COMPLETION,
+            head=HEAD,
+            with_usage=False,
+            on_finish=lambda _: None,
+        )
+        return [event async for event in events]
+
+    *events, last = asyncio.run(read())
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+    assert "".join(choice["text"] for choice in choices) == "one two"
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert last == b"data: [DONE]\n\n"
+
+
+def request_of(fields: dict[str, Any], *, max_new_tokens: int | None = None) -> GenerationRequest:
+    """What the engine is asked for a chat request, with one token a character."""
+    body = {"messages": [{"role": "user", "content": "abc"}]} | fields
+    request, engine = parse_chat(json.dumps(body).encode()), cast(ChatEngine, FakeEngine(""))
+    num_tokens = len(request.conversation[-1][1])
+    return generation_request(request, [1] * num_tokens, engine=engine, param="messages", max_new_tokens=max_new_tokens)
+
+
+def test_more_tokens_than_were_evaluated_are_given_only_where_the_recipe_allows_them() -> None:
+    assert request_of({"max_tokens": 3}).max_new_tokens == 3
+    assert request_of({"max_tokens": 20}, max_new_tokens=20).max_new_tokens == 20
+    assert request_of({}, max_new_tokens=20).max_new_tokens == 8
+    for limit, most in ((None, 8), (20, 20), (4, 4)):
+        with pytest.raises(RequestError, match=f"at most {most} are given") as caught:
+            request_of({"max_tokens": most + 1}, max_new_tokens=limit)
+        assert (caught.value.status, caught.value.param) == (400, "max_tokens")
+
+
+def test_a_limit_under_what_was_evaluated_is_the_default_too() -> None:
+    assert request_of({}, max_new_tokens=4).max_new_tokens == 4
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_a_400_with_openais_code() -> None:
+    with pytest.raises(RequestError, match=r"may have 8, together more than the 64") as caught:
+        request_of({"messages": [{"role": "user", "content": "abc" * 20}]})
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_a_seed_of_any_sign_is_taken_and_without_one_answers_differ() -> None:
+    assert request_of({"seed": -1}).sampling.seed == 2**64 - 1
+    assert request_of({}).sampling.seed != request_of({}).sampling.seed
+
+
+def test_without_a_temperature_the_most_likely_tokens_are_taken() -> None:
+    assert request_of({}).sampling[:2] == (0.0, 1.0)
+    assert request_of({}).max_new_tokens == 8

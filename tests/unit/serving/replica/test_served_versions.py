@@ -1,0 +1,183 @@
+"""Versions are changed while they answer, and those that were configured last stay."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serving.http.schemas import RequestError
+from serving.replica import served_versions
+from serving.replica.config import config_id
+from serving.replica.served_versions import ServedVersions
+from tests.unit.serving.replica.loads import Loads, change, config, ref, settle
+
+
+def champion(versions: ServedVersions[Any]) -> str:
+    return str(versions.champion.version.version)
+
+
+def test_the_first_version_is_waited_for_and_its_fault_is_the_replicas() -> None:
+    async def scenario() -> None:
+        versions = Loads().versions()
+        with pytest.raises(RequestError, match="still being loaded"):
+            _ = versions.champion
+        with pytest.raises(ValueError, match="not whole"):
+            await versions.reconfigure(config("bad"))
+        await versions.reconfigure(config("one"))
+        assert (champion(versions), versions.config_id) == ("one", config_id(config("one")))
+
+    asyncio.run(scenario())
+
+
+def test_the_former_serves_until_a_later_one_is_loaded_and_serve_does_not_wait_for_that() -> None:
+    async def scenario() -> None:
+        loads = Loads()
+        versions = loads.versions()
+        await versions.reconfigure(config("one"))
+        loads.go.clear()
+        for uri in ("two", "three"):
+            await versions.reconfigure(config(uri))
+        assert (champion(versions), loads.unloaded) == ("one", [])
+        loads.go.set()
+        await settle(versions)
+        assert (champion(versions), loads.unloaded) == ("three", ["one", "two"])
+
+    asyncio.run(scenario())
+
+
+def test_a_later_one_that_cannot_be_loaded_is_refused_until_the_next_change() -> None:
+    async def scenario() -> None:
+        loads = Loads()
+        versions = loads.versions()
+        await versions.reconfigure(config("one"))
+        await change(versions, config("bad"))
+        assert (champion(versions), versions.refused) == ("one", ("d-bad", "it is not whole"))
+        assert versions.config_id == config_id(config("bad"))
+        await change(versions, config("one"))
+        assert versions.refused is None
+        assert (loads.loaded, loads.unloaded) == (["one"], [])
+
+    asyncio.run(scenario())
+
+
+def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
+    async def scenario() -> None:
+        versions = Loads().versions()
+        await versions.reconfigure(config("full-1", others={"pretrained": ref("probe-1")}))
+        for model in ("champion", "task", "full-1", "task@full-1"):
+            assert versions.engine_of(model).version.version == "full-1"
+        for model in ("pretrained", "probe-1", "task@probe-1"):
+            assert versions.engine_of(model).version.version == "probe-1"
+        with pytest.raises(RequestError) as caught:
+            versions.engine_of("gpt-4")
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+    asyncio.run(scenario())
+
+
+def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_is_unloaded() -> None:
+    async def scenario() -> None:
+        loads = Loads()
+        versions = loads.versions()
+        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        await change(versions, config("two", others={"pretrained": ref("probe")}))
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one"])
+        await change(versions, config("probe", others={"pretrained": ref("probe")}))
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one", "two"])
+        assert versions.champion is versions.engine_of("pretrained")
+        await change(versions, config("one", others={"pretrained": ref("bad")}))
+        assert versions.refused is None  # the champion does not need the other
+        assert champion(versions) == "one"
+        with pytest.raises(RequestError, match="no model 'pretrained' here"):
+            versions.engine_of("pretrained")
+
+    asyncio.run(scenario())
+
+
+def test_a_challenger_gets_its_share_of_the_requests_for_the_champion_and_of_no_others() -> None:
+    async def scenario() -> None:
+        loads = Loads()
+        versions = loads.versions()
+        await versions.reconfigure(config("one", challenger=ref("new", canary=1.0)))
+        for model in ("champion", "task"):
+            engine, arm = versions.assign_arm(model, unit="u")
+            assert (engine.version.version, arm) == ("new", "canary")
+        for model, version in (("one", "one"), ("task@one", "one"), ("challenger", "new"), ("new", "new")):
+            engine, arm = versions.assign_arm(model, unit="u")
+            assert (engine.version.version, arm) == (version, None)
+        assert versions.shadow_of(unit="u") is None
+        assert versions.is_challenger(versions.engine_of("new"))
+        await change(versions, config("one", challenger=ref("new", shadow=1.0)))
+        engine, arm = versions.assign_arm("champion", unit="u")
+        shadow = versions.shadow_of(unit="u")
+        assert (engine.version.version, arm, shadow and shadow.version.version) == ("one", "champion", "new")
+        await change(versions, config("one"))
+        assert (versions.assign_arm("champion", unit="u")[1], versions.shadow_of(unit="u")) == ("champion", None)
+        assert (loads.loaded, loads.unloaded) == (["one", "new"], ["new"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_challenger_that_cannot_be_loaded_is_reported_and_the_champion_serves(first: bool) -> None:
+    async def scenario() -> None:
+        versions = Loads().versions()
+        if not first:
+            await versions.reconfigure(config("one"))
+        await change(versions, config("one", challenger=ref("bad", canary=1.0)))
+        engine, arm = versions.assign_arm("champion", unit="u")
+        assert (engine.version.version, arm) == ("one", "champion")
+        assert (versions.absent, versions.refused) == ({"challenger": "it is not whole"}, None)
+        await change(versions, config("one"))
+        assert versions.absent == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_is_absent_is_tried_again_until_it_is_there_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
+    monkeypatch.setattr(served_versions, "MAX_RETRY_S", 0.02)
+    num_tries = 0
+
+    async def scenario() -> None:
+        loads = Loads()
+
+        def load(uri: str, digest: str) -> Any:
+            nonlocal num_tries
+            num_tries += uri == "probe"
+            return loads.load("bad" if uri == "probe" and num_tries < 4 else uri, digest)
+
+        versions: ServedVersions[Any] = ServedVersions(load)
+        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        retries = asyncio.create_task(versions.keep_retrying())
+        await change(versions, config("bad"))  # which is refused: what served before stays
+        while "pretrained" not in versions.engines:
+            await asyncio.sleep(0.01)
+        assert versions.engine_of("pretrained").version.version == "probe"
+        assert (versions.refused and versions.refused.digest, versions.absent) == ("d-bad", {})
+        await asyncio.sleep(0.1)
+        assert (loads.loaded, num_tries) == (["one", "probe"], 4)
+        retries.cancel()
+
+    asyncio.run(scenario())
+    assert len([record for record in caplog.records if "probe cannot be loaded" in record.getMessage()]) == 1
+
+
+def test_a_version_next_to_the_champion_that_stopped_by_itself_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        loads = Loads()
+        versions = loads.versions()
+        await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        retries = asyncio.create_task(versions.keep_retrying())
+        first = versions.engine_of("pretrained")
+        first.running = False
+        while versions.engine_of("pretrained") is first:
+            await asyncio.sleep(0.01)
+        assert (loads.loaded, loads.unloaded) == (["one", "probe", "probe"], ["probe"])
+        retries.cancel()
+
+    asyncio.run(scenario())
