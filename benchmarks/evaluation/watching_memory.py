@@ -3,9 +3,9 @@
     python -m benchmarks.evaluation.watching_memory [most rows]
 
 Generated answers of one day as serving writes them, ten thousand a file, on an S3 server of its own; the labels by
-feedback. Each size is read in a process of its own by Ray Data on two cores, as `tailorbird watch` does before it looks
-at any text. Told are the peaks of the reading process and of the largest task (each sampled ten times a second, its own
-pages only), and answers a second. The bounds are on what the most rows take more than a million.
+feedback. Each size is read in a process of its own by Ray Data on two cores, as `tailorbird watch` does before it
+embeds texts. Reported are the peaks of the reading process and of the largest task (each sampled ten times a second,
+its own pages only), and answers a second. The bounds are on what the most rows take more than a million.
 """
 
 import io
@@ -28,9 +28,10 @@ from benchmarks.rounds import finish, show
 from benchmarks.training.streaming_memory import peaks
 from cluster.connection import connect
 from serving.request_log.schema import ANSWERS, FEEDBACK
-from serving.request_log.writer import _arrow
+from serving.request_log.writer import arrow_schema
 from tailorbird import storage
-from tailorbird.monitoring.log_reader import Watched, files_of, read_labels, read_traffic
+from tailorbird.monitoring.log_reader import files_of, read_labels, read_traffic
+from tailorbird.monitoring.traffic import WatchedVersions
 
 SIZES, COMPARED = (100_000, 1_000_000, 10_000_000), 1_000_000
 FILE_ROWS, NUM_CLASSES, LABELLED, DAY = 10_000, 21, 50, "2026-03-01"
@@ -46,7 +47,7 @@ def main() -> None:
     if most <= COMPARED:
         sys.exit(f"{most} rows cannot be compared with {COMPARED:,}; give {SIZES[-1]:,}")
     os.environ["OMP_NUM_THREADS"] = "1"
-    found: dict[int, dict[str, float]] = {}
+    peak_sizes: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2):
         for num_rows in [size for size in SIZES if size <= most]:
             _generate(f"s3://lake/log-{num_rows}", num_rows)
@@ -58,35 +59,35 @@ def main() -> None:
                 f"s3://lake/log-{num_rows}",
             ]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-            found[num_rows] = json.loads(done.stdout.splitlines()[-1])
-            print(f"{num_rows:,} answers: {found[num_rows]}", flush=True)
-    show("A day's log", {f"{size:,} answers": figures for size, figures in found.items()})
-    largest, compared = found[max(found)], found[COMPARED]
+            peak_sizes[num_rows] = json.loads(done.stdout.splitlines()[-1])
+            print(f"{num_rows:,} answers: {peak_sizes[num_rows]}", flush=True)
+    show("A day's log", {f"{size:,} answers": figures for size, figures in peak_sizes.items()})
+    largest, compared = peak_sizes[max(peak_sizes)], peak_sizes[COMPARED]
     growth = {f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("reader", "task")}
-    finish("watching_memory", growth | {"num_rows": max(found), "rows_per_s": largest["rows/s"]}, bounds=BOUNDS)
+    finish("watching_memory", growth | {"num_rows": max(peak_sizes), "rows_per_s": largest["rows/s"]}, bounds=BOUNDS)
 
 
 def _generate(log: str, num_rows: int) -> None:
     chance, at = np.random.default_rng(7), datetime(2026, 3, 1, 12, tzinfo=UTC)
     for number in range(num_rows // FILE_ROWS):
-        ids = [f"{number:06d}-{place:05d}" for place in range(FILE_ROWS)]
+        ids = [f"{number:06d}-{index:05d}" for index in range(FILE_ROWS)]
         labels = [f"class {label}" for label in chance.integers(0, NUM_CLASSES, FILE_ROWS)]
-        given: dict[str, Any] = {"request_id": ids, "row": [0] * FILE_ROWS, "at": [at] * FILE_ROWS, "label": labels}
-        given |= {"digest": ["d"] * FILE_ROWS, "arm": ["champion"] * FILE_ROWS, "score": chance.random(FILE_ROWS)}
-        given["attributes"] = [f'{{"sex": "{sex}"}}' for sex in chance.choice(["f", "m"], FILE_ROWS)]
-        _write(f"{log}/answers/day={DAY}/{number:06d}.parquet", given, schema=_arrow(ANSWERS))
-        told = {name: given[name][::LABELLED] for name in ("request_id", "row", "at", "label")}
-        _write(f"{log}/feedback/day={DAY}/{number:06d}.parquet", told, schema=_arrow(FEEDBACK))
+        columns: dict[str, Any] = {"request_id": ids, "row": [0] * FILE_ROWS, "at": [at] * FILE_ROWS, "label": labels}
+        columns |= {"digest": ["d"] * FILE_ROWS, "arm": ["champion"] * FILE_ROWS, "score": chance.random(FILE_ROWS)}
+        columns["attributes"] = [f'{{"sex": "{sex}"}}' for sex in chance.choice(["f", "m"], FILE_ROWS)]
+        _write(f"{log}/answers/day={DAY}/{number:06d}.parquet", columns, schema=arrow_schema(ANSWERS))
+        feedback = {name: columns[name][::LABELLED] for name in ("request_id", "row", "at", "label")}
+        _write(f"{log}/feedback/day={DAY}/{number:06d}.parquet", feedback, schema=arrow_schema(FEEDBACK))
 
 
-def _write(uri: str, given: dict[str, Any], *, schema: pa.Schema) -> None:
-    num = len(given["row"])
-    columns = [
-        pa.array(given[field.name], field.type) if field.name in given else pa.nulls(num, field.type)
+def _write(uri: str, columns: dict[str, Any], *, schema: pa.Schema) -> None:
+    num = len(columns["row"])
+    arrays = [
+        pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(num, field.type)
         for field in schema
     ]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)
     storage.write_bytes(uri, sink.getvalue())
 
 
@@ -94,22 +95,21 @@ def _read(log: str) -> dict[str, float]:
     """Peaks in MiB of this process and of the tasks, and the rate."""
     import ray
 
-    from tailorbird.monitoring.daily_report import (
-        on_cluster,  # Ray reads how to authenticate when imported: not before the stack is up
-    )
+    # Ray reads its token when it is imported, so not before the stack is up.
+    from tailorbird.monitoring.report_window import map_on_cluster
 
     with connect():
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
-        with peaks(tasks=True) as found:
+        with peaks(tasks=True) as sizes:
             labels = read_labels(files_of(log, "feedback", [DAY]))
             files = files_of(log, "answers", [DAY])
-            traffic = read_traffic(files, Watched("d", None, ("sex",)), labels=labels, each=on_cluster)
+            traffic = read_traffic(files, WatchedVersions("d", None, ("sex",)), labels=labels, map_parts=map_on_cluster)
         took = time.perf_counter() - begun
     assert traffic.num_rows == len(files) * FILE_ROWS
     assert len(traffic.outcomes) == traffic.num_rows // LABELLED
     assert traffic.outcomes.right.all()
-    return {"reader MiB": found["own"], "task MiB": found["task"], "rows/s": traffic.num_rows / took}
+    return {"reader MiB": sizes["own"], "task MiB": sizes["task"], "rows/s": traffic.num_rows / took}
 
 
 if __name__ == "__main__":

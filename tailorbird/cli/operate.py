@@ -40,16 +40,22 @@ def watch(
             loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), progress=progress
         )
     if metrics is not None:
-        write_text(metrics, result.gauges)
-    advice = result.advice
-    lines = [f"the verdict should be made again: {reason}" for reason in advice.reasons] or ["nothing calls for a look"]
-    lines += [f"on trial: {advice.trial.decision}; {advice.trial.reason}"] if advice.trial else []
+        write_text(metrics, result.metrics)
+    recommendation, decision = result.recommendation, result.recommendation.challenger
+    lines = [f"the verdict should be made again: {reason}" for reason in recommendation.reasons]
+    lines = lines or ["no re-evaluation is needed"]
+    lines += [f"challenger: {decision.decision}; {decision.reason}"] if decision else []
     lines += [f"{result.deleted} files older than monitoring.keep_days are deleted"] if result.deleted else []
-    value = {"reevaluate": advice.reevaluate, "reasons": advice.reasons, "page": result.page, "deleted": result.deleted}
-    value |= {"trial": advice.trial.decision if advice.trial else None}
-    value |= {"reports": [one.model_dump(mode="json") for one in result.reports]}
+    value = {
+        "reevaluate": recommendation.reevaluate,
+        "reasons": recommendation.reasons,
+        "challenger": decision.decision if decision else None,
+        "page": result.page,
+        "deleted": result.deleted,
+        "reports": [report.model_dump(mode="json") for report in result.reports],
+    }
     print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
-    if advice.reevaluate:
+    if recommendation.reevaluate:
         raise typer.Exit(ExitCode.REEVALUATION_DUE)
 
 

@@ -1,110 +1,121 @@
-"""Beside a version, what traffic is compared with: the rows it was chosen on, as embeddings, confidences and groups."""
+"""What traffic is compared with: a version's answers to validation rows, as embeddings, confidences and groups."""
 
 import io
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.remote import remotely
+from cluster.remote import run_remote
+from cluster.resources import worker_resources
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.arrow_safety import made_by_code
-from tailorbird.data.loader import read_later, read_splits
-from tailorbird.data.pii import redacted
+from tailorbird.data.arrow_safety import extension_columns
+from tailorbird.data.loader import read_splits, read_validation_and_test
+from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
-from tailorbird.monitoring.drift import Asked
-from tailorbird.monitoring.quality import Before
+from tailorbird.monitoring.drift import TrafficSample
+from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.paths import TaskPaths
+from tailorbird.storage.stored_model import StoredModel
 
-MOST_ROWS = 4_000
-"""Each is compared with each: a part of the rows, drawn by lot, where there are more."""
+MAX_ROWS = 4_000
+"""Rows drawn at random if there are more: each is compared with each."""
 SEED = 1979
+METADATA = b"tailorbird"
+"""Key of the Parquet schema's metadata."""
 
 
 class ReferenceMissing(ValueError):
     """There is nothing to compare traffic with; the message says how to make it."""
 
 
+class ReferenceMetadata(StoredModel):
+    """Metadata of a reference's Parquet file."""
+
+    digest: str
+    """Of the version."""
+    made_at: str
+    groups: tuple[str, ...]
+    """Group columns."""
+
+
 @dataclass(frozen=True, eq=False)
-class Reference:
+class DriftReference:
     """A version's answers to validation rows, without their texts."""
 
     digest: str
     """Of the version."""
     made_at: str
-    asked: Asked
+    sample: TrafficSample
     right: NDArray[np.bool_]
     """[N]"""
     groups: dict[str, tuple[str, ...]]
-    """Group columns by name, one value a row."""
+    """Group columns by name, one value per row."""
 
-    def before(self) -> dict[str, Before]:
-        """How often the version was right in each group, `column = value`."""
-        found = {}
+    def group_accuracies(self) -> dict[str, GroupAccuracy]:
+        """Return the version's accuracy in each group, `column = value`."""
+        accuracies = {}
         for column, values in self.groups.items():
             for value in sorted(set(values)):
-                mask = np.array([one == value for one in values])
-                found[f"{column} = {value}"] = Before(int(mask.sum()), int(self.right[mask].sum()))
-        return found
+                mask = np.array([row_value == value for row_value in values])
+                accuracies[f"{column} = {value}"] = GroupAccuracy(int(mask.sum()), int(self.right[mask].sum()))
+        return accuracies
 
 
-def reference_uri(task_uri: str, digest: str) -> str:
-    """Where a version's reference lies. Embeddings can be turned back into words: it is as personal as the rows are."""
-    return f"{task_uri}/references/{digest}.parquet"
+def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
+    """Return the URI of the version's reference; build it from validation rows, on the cluster, if there is none.
 
-
-def remember(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
-    """Makes the version's reference from the recipe's validation rows, on the cluster, where there is none; its URI."""
-    uri = reference_uri(recipe.task_uri, version.digest)
+    Embeddings can be turned back into words: the file is as personal as the rows are.
+    """
+    uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
         rows = validation_rows(recipe.data)
-        if len(rows) > MOST_ROWS:
-            rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MOST_ROWS]))
-        content = remotely(made, recipe.training)(version.uri, rows=rows, made_at=made_at)
-        storage.write_bytes(uri, content)
+        if len(rows) > MAX_ROWS:
+            rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
+        build = run_remote(build_reference, resources=worker_resources(recipe.training))
+        storage.write_bytes(uri, build(version.uri, rows=rows, made_at=made_at))
     return uri
 
 
-def read_reference(task_uri: str, version: ModelVersion) -> Reference:
-    """What `remember` made of the version; raises ReferenceMissing where it did not."""
+def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
+    """Read the version's reference; raise ReferenceMissing if `ensure_reference` did not build one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    uri = reference_uri(task_uri, version.digest)
+    uri = TaskPaths(task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
         raise ReferenceMissing(f"{uri} is not there; `tailorbird watch RECIPE` makes it of validation rows")
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-    if made_by_code(table.schema):
+    if extension_columns(table.schema):
         raise ReferenceMissing(f"{uri} holds values that code would make; delete it: `tailorbird watch` makes it")
-    told = json.loads(table.schema.metadata[b"tailorbird"])
-    flat = table["embedding"].combine_chunks().flatten().to_numpy()
-    asked = Asked(
+    metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
+    embeddings = table["embedding"].combine_chunks().flatten().to_numpy()
+    sample = TrafficSample(
         table["confidence"].to_numpy().astype(np.float64),
         table["output"].to_pylist(),
-        flat.reshape(len(table), -1).astype(np.float32),
+        embeddings.reshape(len(table), -1).astype(np.float32),
         table["key"].to_numpy() if "key" in table.column_names else None,
     )
-    groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in told["groups"]}
+    groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
-    return Reference(told["digest"], told["made_at"], asked, right, groups)
+    return DriftReference(metadata.digest, metadata.made_at, sample, right, groups)
 
 
 def validation_rows(config: DataConfig) -> Rows:
-    """The rows that a champion is chosen on."""
+    """Return the rows that a champion is selected on."""
     if config.validation is not None and config.test is not None:
-        return read_later(config, chat=False)[0]
+        return read_validation_and_test(config)[0]
     return read_splits(config).validation
 
 
-def made(uri: str, *, rows: Rows, made_at: str) -> bytes:
-    """A version's reference as Parquet: what it answers to the rows, and their embeddings.
+def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
+    """Return a version's reference as Parquet: its answers to the rows, and their embeddings.
 
-    Embedded are the texts as a log would keep them, redacted: else any task with numbers in its texts would look as if
-    its traffic had left the reference.
+    Texts are embedded redacted, as the request log keeps them: otherwise the traffic of any task with numbers in its
+    texts would look like drift.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -113,26 +124,26 @@ def made(uri: str, *, rows: Rows, made_at: str) -> bytes:
     from tailorbird.registry.versions import read_version
 
     version = read_version(uri)
-    table = predict_rows(uri, rows=rows)
-    kept = tuple(map(redacted, rows.texts))
-    embeddings = embedded(version.base_model, kept, max_length=version.max_length)
-    columns: dict[str, Any] = {
-        "output": pa.array(table.outputs, pa.string()),
-        "confidence": pa.array(table.calibrated),
-        "right": pa.array(table.scores == 1.0),
+    predictions = predict_rows(uri, rows=rows)
+    texts = tuple(map(redact, rows.texts))
+    embeddings = embed_texts(version.base_model, texts, max_length=version.max_length)
+    columns: dict[str, pa.Array] = {
+        "output": pa.array(predictions.outputs, pa.string()),
+        "confidence": pa.array(predictions.calibrated),
+        "right": pa.array(predictions.scores == 1.0),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1]),
     }
-    columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in table.groups.items()}
-    if rows.split_keys is not None:  # by number: a key may be a patient
+    columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
+    if rows.split_keys is not None:  # as integers: a key may identify a patient
         columns["key"] = pa.array(np.unique(np.array(rows.split_keys), return_inverse=True)[1])
-    told = {"digest": version.digest, "made_at": made_at, "groups": list(table.groups)}
+    metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=tuple(predictions.groups))
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata({"tailorbird": json.dumps(told)}), sink)
+    pq.write_table(pa.table(columns).replace_schema_metadata({METADATA: metadata.model_dump_json()}), sink)
     return sink.getvalue()
 
 
-def embedded(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
-    """[N, D] of the pretrained encoder, which no training moved: the same space whoever is the champion."""
+def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
+    """Return embeddings [N, D] by the pretrained encoder: the same space for all champions of a base model."""
     from tailorbird.data.tokenize import encode_texts, load_tokenizer
     from tailorbird.models.classifier import Classifier, embed_rows, zero_head
     from tailorbird.models.loading import load_encoder

@@ -1,78 +1,80 @@
-"""Between log and reports: a day of the log is read once in a run, for all the windows that it is part of."""
+"""Traffic of windows of days: each day of the log is read once, for all the windows that include it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.monitoring.log_reader import DAY_US, Labels, Traffic, Watched, by_day, joined, read_labels, read_traffic
+from tailorbird.monitoring.log_reader import MapParts, by_day, read_labels, read_traffic
+from tailorbird.monitoring.traffic import DAY_US, Labels, Traffic, WatchedVersions, merge_traffic
 
 
-class Days:
-    """The days of a log; held are those of the window that was asked for last, and labels.
+class LogDays:
+    """The days of a log. Holds the days of the last window in memory, and the labels.
 
-    Windows are asked for in order. `each` is as in `read_traffic`; feedback is read of the days from `since` on.
+    Windows are requested in order. Feedback is read from the day `since` on.
     """
 
-    def __init__(self, log: str, watched: Watched, *, audits: Sequence[str], each: Callable[..., Any] = map) -> None:
-        self.watched, self.audits, self.each = watched, audits, each
+    def __init__(
+        self, log: str, versions: WatchedVersions, *, audits: Sequence[str], map_parts: MapParts = map
+    ) -> None:
+        self.versions, self.audits, self.map_parts = versions, audits, map_parts
         self.answers, self.feedback = by_day(log, "answers"), by_day(log, "feedback")
         self.since = date.max
-        self._read: dict[date, Traffic] = {}
-        self._known: dict[date, NDArray[np.int32]] = {}
+        self._days: dict[date, Traffic] = {}
+        self._answered: dict[date, NDArray[np.int32]] = {}
 
     @cached_property
     def labels(self) -> Labels:
-        """What is known to be right, of the days from `since` on."""
+        """Labels of the days from `since` on."""
         days = [day for day in self.feedback if day >= self.since.isoformat()]
         return read_labels([uri for day in days for uri in self.feedback[day]], audits=self.audits)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
-        """These days as one; of feedback that which came at most `label_days` after the last of them."""
-        for day in [day for day in self._read if day < first]:
-            del self._read[day]
+        """Return the traffic of these days, with the feedback received at most `label_days` after the last."""
+        for day in [day for day in self._days if day < first]:
+            del self._days[day]
         for day in span(first, last):
-            if day not in self._read:
-                self._read[day] = self._day(day)
-        found = joined(self._read[day] for day in span(first, last))
-        outcomes = found.outcomes
-        in_time = outcomes.audited | (outcomes.told < microseconds(last + timedelta(days=label_days + 1)))
-        return found if in_time.all() else replace(found, outcomes=outcomes.where(in_time))
+            if day not in self._days:
+                self._days[day] = self._read_day(day)
+        traffic = merge_traffic(self._days[day] for day in span(first, last))
+        outcomes = traffic.outcomes
+        in_time = outcomes.audited | (outcomes.labelled_at < microseconds(last + timedelta(days=label_days + 1)))
+        return traffic if in_time.all() else replace(traffic, outcomes=outcomes.where(in_time))
 
-    def unanswered(self, first: date, last: date, *, label_days: int) -> int:
-        """Texts of which feedback told on these days, and that nobody asked on them or `label_days` before."""
+    def num_unmatched(self, first: date, last: date, *, label_days: int) -> int:
+        """Return the number of texts with feedback on these days but no answer on them or `label_days` before."""
         labels = self.labels
-        of_days = (labels.told >= microseconds(first)) & (labels.told < microseconds(last) + DAY_US)
-        told = np.flatnonzero(of_days & ~labels.audited)
+        in_window = (labels.labelled_at >= microseconds(first)) & (labels.labelled_at < microseconds(last) + DAY_US)
+        unmatched = np.flatnonzero(in_window & ~labels.audited)
         for day in span(first - timedelta(days=label_days), last):
-            if not len(told):
+            if not len(unmatched):
                 break
-            if day not in self._known:
-                self._day(day)
-            told = np.setdiff1d(told, self._known[day], assume_unique=True)
-        return len(told)
+            if day not in self._answered:
+                self._read_day(day)
+            unmatched = np.setdiff1d(unmatched, self._answered[day], assume_unique=True)
+        return len(unmatched)
 
-    def _day(self, day: date) -> Traffic:
+    def _read_day(self, day: date) -> Traffic:
         files = self.answers.get(day.isoformat(), [])
-        found = read_traffic(files, self.watched, labels=self.labels, each=self.each)
-        self._known[day] = found.known
-        return found
+        traffic = read_traffic(files, self.versions, labels=self.labels, map_parts=self.map_parts)
+        self._answered[day] = traffic.answered
+        return traffic
 
 
 def files_between(by_day: dict[str, list[str]], first: date, last: date) -> list[str]:
-    """Files of the days from first to last, in order."""
+    """Return the files of the days from first to last, in order."""
     return [uri for day in span(first, last) for uri in by_day.get(day.isoformat(), [])]
 
 
 def span(first: date, last: date) -> Iterator[date]:
-    """The days from first to last, both included."""
+    """Return the days from first to last, both included."""
     return (first + timedelta(days=number) for number in range((last - first).days + 1))
 
 
 def microseconds(day: date) -> int:
-    """When a day begins, since 1970, UTC."""
+    """Return the start of a day in microseconds since 1970, UTC."""
     return int(np.datetime64(day.isoformat(), "us").astype(np.int64))

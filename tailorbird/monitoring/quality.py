@@ -1,7 +1,7 @@
-"""From labelled answers: how often the champion is right, in which groups it is worse now, and the trial's pairs.
+"""Quality on labelled answers: the champion's accuracy, its change per group, and pairs with the challenger.
 
-Only labels of texts that were drawn by lot (audits) are compared. Feedback is given where an answer was wrong, of the
-champion alone: it would find against any champion.
+Only audits (labels of texts drawn at random) are compared. Feedback is biased: it is given where the champion's answer
+was wrong, so it would speak against any champion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,28 @@ from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.gates.subgroups import group_bound, proven_harmed
 from tailorbird.evaluation.statistics.paired import PairedCounts, holm, wilson_interval
-from tailorbird.monitoring.log_reader import ARMS, CANARY, CHAMPION, Outcomes, Traffic
 from tailorbird.monitoring.sequential_test import Pairs
+from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
 
 OTHERS = "(others)"
-"""Values that are not looked at apart, in parentheses as those of no group are. What clients state may be anything, a
-person's name too: only values that the reference has are ever named."""
-GROUP_VALUES = 20
-"""Of a column, the reference's most common ones."""
+"""Group of all values that the reference does not have; in parentheses like the group of missing values. A client may
+send anything, also a person's name: only values of the reference are ever reported."""
+MAX_GROUP_VALUES = 20
+"""Of a column: the reference's most common ones."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How often the champion was right on the answers whose labels are known."""
+    """The champion's accuracy on labelled answers."""
 
     answers: int
     labelled: int
     right: int
     interval: tuple[float, float]
-    """Wilson's, of the accuracy; (0, 1) without labels."""
+    """Wilson interval of the accuracy; (0, 1) without labels."""
     estimate: float | None
-    """Mean confidence of the sampled answers that have a class: what the accuracy would be if the champion were
-    calibrated on this traffic. It is no measurement, and nothing acts on it."""
+    """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. It is not a
+    measurement, and nothing acts on it."""
 
     @property
     def accuracy(self) -> float | None:
@@ -45,28 +45,30 @@ class Quality:
 
     @property
     def coverage(self) -> float:
-        """Share of the answers whose label is known."""
+        """Share of the answers with a label."""
         return self.labelled / self.answers if self.answers else 0.0
 
 
+NO_ANSWERS = Quality(0, 0, 0, (0.0, 1.0), None)
+
+
 @dataclass(frozen=True)
-class Before:
-    """How often the champion was right on the rows that it was chosen on."""
+class GroupAccuracy:
+    """Right answers among the rows of a group."""
 
     n: int
     right: int
 
 
-def by_feedback(outcomes: Outcomes) -> Outcomes:
-    """What feedback tells, as if it were an audit: to be shown beside one, and never to be acted on."""
+def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
+    """Return the outcomes with feedback in the role of the audit, for display next to it; nothing may act on it."""
     return replace(outcomes, audited=~outcomes.audited)
 
 
 def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> Quality:
-    """The champion's accuracy on its labelled answers: on those drawn by lot for an audit, or on those that got
-    feedback, which may be the odd ones."""
-    answers = traffic.num_of(CHAMPION, champion)
-    outcomes = traffic.outcomes if audited else by_feedback(traffic.outcomes)
+    """Return the champion's accuracy on audited answers, or on answers with feedback, which is a biased selection."""
+    answers = traffic.num_rows_of(CHAMPION, champion)
+    outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
     right = outcomes.right[_audited(outcomes, CHAMPION)]
     labelled, num_right = len(right), int(right.sum())
     interval = wilson_interval(num_right, n=labelled, alpha=alpha) if labelled else (0.0, 1.0)
@@ -74,100 +76,103 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
     return Quality(answers, labelled, num_right, interval, estimate)
 
 
-def fixed_groups(before: Mapping[str, Before], *, columns: Sequence[str]) -> tuple[str, ...]:
-    """Names, `column = value`, of the groups that are looked at: known before any traffic is, so that their number is
-    no matter of what was seen. Of each column, the reference's most common values."""
-    found: list[str] = []
+def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names, `column = value`, of the groups to compare: the reference's most common values per column.
+
+    They are fixed before any traffic, so that their number does not depend on it.
+    """
+    groups: list[str] = []
     for column in columns:
-        names = [name for name in before if name.startswith(f"{column} = ")]
-        found += sorted(sorted(names, key=lambda name: (-before[name].n, name))[:GROUP_VALUES])
-    return tuple(found)
+        names = [name for name in reference if name.startswith(f"{column} = ")]
+        groups += sorted(sorted(names, key=lambda name: (-reference[name].n, name))[:MAX_GROUP_VALUES])
+    return tuple(groups)
 
 
-def groups_of(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Masks [F] of the rows of each fixed group, and of each column's other values, `column = (others)`."""
-    found: dict[str, NDArray[np.bool_]] = {}
-    for place, column in enumerate(columns):
-        places = {name: number for number, name in enumerate(fixed) if name.startswith(f"{column} = ")}
-        named = (places.get(f"{column} = {row[place]}", -1) for row in outcomes.groups)
-        codes = np.fromiter(named, np.int64, len(outcomes))
-        found |= {name: codes == number for name, number in places.items()}
-        found[f"{column} = {OTHERS}"] = codes == -1
-    return found
+def group_masks(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return masks [F] of the rows of each fixed group, and of each column's other values, `column = (others)`."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for index, column in enumerate(columns):
+        codes = {name: code for code, name in enumerate(fixed) if name.startswith(f"{column} = ")}
+        row_codes = np.fromiter(
+            (codes.get(f"{column} = {values[index]}", -1) for values in outcomes.groups), np.int64, len(outcomes)
+        )
+        masks |= {name: row_codes == code for name, code in codes.items()}
+        masks[f"{column} = {OTHERS}"] = row_codes == -1
+    return masks
 
 
-def groups_now(
+def group_gate(
     outcomes: Outcomes,
     *,
     columns: Sequence[str],
-    before: Mapping[str, Before],
+    reference: Mapping[str, GroupAccuracy],
     limits: SubgroupGateConfig,
     alpha: float,
 ) -> Gate:
-    """Whether a group is served worse than on the rows that the champion was chosen on; other rows, so not paired.
+    """Compare each group's accuracy with the reference's; the rows differ, so the comparison is unpaired.
 
-    A group fails if its loss is proven (Holm over the groups, and Newcombe's upper end for two proportions at its level
-    under 0). No point decides, as one may of paired rows: of two samples of 100 rows one change in four is three points
-    or more by chance. It passes if the lower end of the unadjusted interval is over -`max_loss`, and is not assessable
-    otherwise. Rows of a value that the reference does not have are counted, and not compared.
+    A group fails if its loss is proven (Holm over the groups, and the upper end of Newcombe's interval for two
+    proportions at its level under 0). A point estimate never decides, as it may with paired rows: between two samples
+    of 100 rows one change in four is three points or more by chance. A group passes if the lower end of the unadjusted
+    interval is over -`max_loss`, and is not assessable otherwise. Rows of values that the reference does not have are
+    counted, not compared.
     """
-    fixed, audited = fixed_groups(before, columns=columns), _audited(outcomes, CHAMPION)
+    fixed, audited = fixed_groups(reference, columns=columns), _audited(outcomes, CHAMPION)
     counts = {
-        name: Before(int((mask & audited).sum()), int(outcomes.right[mask & audited].sum()))
-        for name, mask in groups_of(outcomes, columns=columns, fixed=fixed).items()
+        name: GroupAccuracy(int((mask & audited).sum()), int(outcomes.right[mask & audited].sum()))
+        for name, mask in group_masks(outcomes, columns=columns, fixed=fixed).items()
     }
-    others = [f"{now.n:,} of {name}" for name, now in counts.items() if now.n and name not in fixed]
+    others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
     note = f"labelled rows that are not compared: {', '.join(others)}" if others else ""
     known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
         return gate("groups", (), note=note or "no labelled answer is of a group")
-    pairs = [(now, before[name]) for name, now in known.items()]
-    p_values = [_p_value(now, than) for now, than in pairs]
+    pairs = [(now, reference[name]) for name, now in known.items()]
+    p_values = [_p_value(now, before) for now, before in pairs]
     adjusted = holm(p_values)
     ordered = sorted(p_values)
     bounds = []
-    for (now, than), name, p_value, holms in zip(pairs, known, p_values, adjusted, strict=True):
+    for (now, before), name, p_value, adjusted_p in zip(pairs, known, p_values, adjusted, strict=True):
         level = alpha / (len(pairs) - ordered.index(p_value))
-        harmed = holms < alpha and _interval(now, than, alpha=level)[1] < 0
-        bounds.append(_bound(name, now=now, than=than, harmed=harmed, limits=limits, alpha=alpha))
+        harmed = adjusted_p < alpha and _interval(now, before, alpha=level)[1] < 0
+        bounds.append(_bound(name, now=now, before=before, harmed=harmed, limits=limits, alpha=alpha))
     return gate("groups", bounds, note=note)
 
 
-def trial_pairs(
+def challenger_pairs(
     outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]
 ) -> tuple[Pairs, dict[str, Pairs], list[PairedCounts]]:
-    """Audited pairs of champion and trial: overall, by each fixed group, one without pairs included, and as tables of
-    the groups that have some.
+    """Return audited pairs of champion and challenger: overall, by fixed group, and as tables of groups with pairs.
 
     A shadow answers the same text as the champion, which is a pair: the champion's audit is the shadow's. A canary
-    answers others: its n-th audited answer is paired with the champion's n-th, in the order of time, and in a group the
-    n-th of that group, for a group may be harder than others. Of a canary only answers to nobody in particular count: a
-    subject stays in one arm, and who happens to be there would be told from who is not, whatever answers.
+    answers other texts: its n-th audited answer is paired with the champion's n-th by time, within a group with the
+    n-th of that group, since a group may be harder than others. Of a canary only answers without a subject count: a
+    subject stays in one arm, so the arms' subjects differ whatever the models do.
     """
     arms = [np.flatnonzero(_audited(outcomes, arm)) for arm in ARMS]
-    masks = groups_of(outcomes, columns=columns, fixed=fixed)
+    masks = group_masks(outcomes, columns=columns, fixed=fixed)
     tables = {name: _paired(outcomes, [rows[masks[name][rows]] for rows in arms]) for name in fixed}
     groups = {name: _pairs(table) for name, table in tables.items()}
     return _pairs(_paired(outcomes, arms)), groups, [table for table in tables.values() if table is not None]
 
 
-def num_of_subjects(outcomes: Outcomes) -> int:
-    """Audited answers of a canary that are paired with none, since they are a subject's."""
-    return int((_audited(outcomes, CANARY) & outcomes.of_subject).sum())
+def num_with_subject(outcomes: Outcomes) -> int:
+    """Return the number of a canary's audited answers that have a subject, and so are not paired."""
+    return int((_audited(outcomes, CANARY) & outcomes.has_subject).sum())
 
 
 def paired_by_order(outcomes: Outcomes) -> bool:
-    """Whether there are pairs of a canary's, which other answers are paired into when labels come late."""
+    """Return True if there are pairs of a canary, which change with late labels."""
     return bool(_audited(outcomes, CANARY).any())
 
 
-def trial_groups(
+def challenger_group_gate(
     pairs: Mapping[str, Pairs], tables: Sequence[PairedCounts], *, limits: SubgroupGateConfig, alpha: float
 ) -> Gate:
-    """The verdict's own reading of the groups that have pairs, on the trial's audited ones."""
+    """Return the verdict's subgroup gate on the challenger's audited pairs."""
     if not tables:
         return gate("groups", (), note="no audited pair is of a group that the champion was chosen on")
-    names = [name for name, found in pairs.items() if found.num_pairs]
+    names = [name for name, group in pairs.items() if group.num_pairs]
     harmed = proven_harmed(tables, alpha=alpha)
     bounds = [
         group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha)
@@ -177,20 +182,20 @@ def trial_groups(
 
 
 def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
-    """[F] the arm's audited rows; one that stands twice in the log counts once."""
-    named = np.rec.fromarrays([outcomes.keys, outcomes.arms])
+    """Return the mask [F] of the arm's audited rows; a row that the log holds twice counts once."""
+    ids = np.rec.fromarrays([outcomes.keys, outcomes.arms])
     first = np.zeros(len(outcomes), bool)
-    first[np.unique(named, return_index=True)[1]] = True
+    first[np.unique(ids, return_index=True)[1]] = True
     return np.asarray(first & outcomes.audited & (outcomes.arms == ARMS.index(arm)))
 
 
 def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCounts | None:
-    """Of rows of the champion, a canary and a shadow; None where no two are a pair."""
+    """Pair rows of the champion with rows of a shadow, then with a canary's; None without pairs."""
     champion, canary, shadow = arms
     _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
-    left = np.setdiff1d(champion, champion[ours])
-    anyones = [rows[~outcomes.of_subject[rows]] for rows in (left, canary)]
-    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in anyones]
+    unpaired = np.setdiff1d(champion, champion[ours])
+    without_subject = [rows[~outcomes.has_subject[rows]] for rows in (unpaired, canary)]
+    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in without_subject]
     size = min(map(len, streams))
     first = outcomes.right[np.concatenate([champion[ours], streams[0][:size]])]
     second = outcomes.right[np.concatenate([shadow[theirs], streams[1][:size]])]
@@ -208,19 +213,21 @@ def _pairs(table: PairedCounts | None) -> Pairs:
     return Pairs(0, 0, 0) if table is None else Pairs(table.only_candidate_right, table.only_other_right, table.n)
 
 
-def _p_value(now: Before, than: Before) -> float:
-    if now.right / now.n == than.right / than.n:
+def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:
+    if now.right / now.n == before.right / before.n:
         return 1.0
-    return float(test_proportions_2indep(now.right, now.n, than.right, than.n, method="agresti-caffo").pvalue)
+    return float(test_proportions_2indep(now.right, now.n, before.right, before.n, method="agresti-caffo").pvalue)
 
 
-def _interval(now: Before, than: Before, *, alpha: float) -> tuple[float, float]:
-    low, high = confint_proportions_2indep(now.right, now.n, than.right, than.n, method="newcomb", alpha=alpha)
+def _interval(now: GroupAccuracy, before: GroupAccuracy, *, alpha: float) -> tuple[float, float]:
+    low, high = confint_proportions_2indep(now.right, now.n, before.right, before.n, method="newcomb", alpha=alpha)
     return float(low), float(high)
 
 
-def _bound(name: str, *, now: Before, than: Before, harmed: bool, limits: SubgroupGateConfig, alpha: float) -> Bound:
-    change, interval = now.right / now.n - than.right / than.n, _interval(now, than, alpha=alpha)
+def _bound(
+    name: str, *, now: GroupAccuracy, before: GroupAccuracy, harmed: bool, limits: SubgroupGateConfig, alpha: float
+) -> Bound:
+    change, interval = now.right / now.n - before.right / before.n, _interval(now, before, alpha=alpha)
     unharmed = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
     state = State.FAILS if harmed else unharmed
     return Bound(f"change in {name}", change, interval, -limits.max_loss, now.n, state)

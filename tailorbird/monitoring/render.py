@@ -1,99 +1,115 @@
-"""Reports as one self-contained page for people, `monitoring.html`, and as gauges for Prometheus."""
+"""Render reports as one self-contained HTML page, `monitoring.html`, and as gauges in Prometheus' text format."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.report.html_elements import bullets, document, paragraph, section, table, text
 from tailorbird.monitoring.quality import Quality
-from tailorbird.monitoring.recommendation import Advice, added
-from tailorbird.monitoring.report import Report, TrialPairs
+from tailorbird.monitoring.recommendation import Recommendation, sum_pairs
+from tailorbird.monitoring.report import ChallengerPairs, Report
 
-SHOWN = 60
+MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
 
 
-def page(name: str, reports: Sequence[Report], *, advice: Advice) -> str:
-    """The latest reports, the newest first, and what they call for; everything in them is escaped."""
-    latest = [report for report in reports if report.rows][-SHOWN:]
-    sections = [f"<h1>{text(name)}: how the champion does</h1>", _advice(advice)]
+def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
+    """Render the latest reports, the newest first, and what they call for; all values are escaped."""
+    latest = [report for report in reports if report.rows][-MAX_REPORTS:]
+    sections = [f"<h1>{text(name)}: how the champion does</h1>", _recommendation(recommendation)]
     if latest:
-        now = latest[-1]
-        of = f"{now.day}" if now.days == 1 else f"{now.days} days up to {now.day}"
+        newest = latest[-1]
+        days = f"{newest.day}" if newest.days == 1 else f"{newest.days} days up to {newest.day}"
+        version = paragraph(f"{newest.version}; {newest.rows:,} rows", soft=True)
         sections += [
-            section(f"Drift, {of}", paragraph(f"{now.version}; {now.rows:,} rows", soft=True), _signs(latest)),
-            section("How often it is right", *_quality(now)),
-            _gate("Groups", now.groups),
-            _gate("Groups by feedback, which nothing acts on", now.groups_by_feedback)
-            if now.groups_by_feedback
-            else "",
-            _gate("Names, sexes and ages swapped", now.counterfactual) if now.counterfactual else "",
-            _gate("Groups of the trial's pairs", now.trial.reading) if now.trial else "",
-            _told(now.trial, latest) if now.trial else "",
-            section("What could not be looked at, and what is odd", bullets(now.notes)) if now.notes else "",
+            section(f"Drift, {days}", version, _drift(latest)),
+            section("How often it is right", *_quality(newest)),
+            _gate("Groups", newest.groups),
+            _gate("Groups by feedback, which nothing acts on", newest.groups_by_feedback),
+            _gate("Names, sexes and ages swapped", newest.counterfactual) if newest.counterfactual else "",
+            _gate("Groups of the challenger's pairs", newest.challenger.group_gate) if newest.challenger else "",
+            _feedback_pairs(newest.challenger, latest) if newest.challenger else "",
+            section("What could not be computed, and irregularities", bullets(newest.notes)) if newest.notes else "",
         ]
-    sections.append(section("Days", _days(reports[-SHOWN:])))
+    sections.append(section("Days", _days(reports[-MAX_REPORTS:])))
     return document(f"{name}: monitoring", sections=sections)
 
 
-def gauges(name: str, reports: Sequence[Report], *, advice: Advice) -> str:
-    """The latest window in Prometheus' text format, for a node exporter's folder of text files."""
-    found: list[tuple[str, str, dict[str, str], float]] = [
-        ("reevaluation_wanted", "Whether the verdict should be made again.", {}, float(advice.reevaluate))
-    ]
-    seen = [report for report in reports if report.feedback.answers]
-    if seen:
-        now, kinds = seen[-1], {"feedback": seen[-1].feedback, "audit": seen[-1].audit}
-        limit, labelled = "What a clean window hardly exceeds.", "Answers whose label is known."
-        right = "Share of labelled answers that were right."
-        failed = [bound.state == "fails" for bound in now.groups.bounds]
-        found += [("drift", "A statistic of drift.", {"sign": sign.name}, sign.value) for sign in now.signs]
-        found += [("drift_threshold", limit, {"sign": sign.name}, sign.threshold) for sign in now.signs]
-        found += [("labelled_answers", labelled, {"by": kind}, float(told.labelled)) for kind, told in kinds.items()]
-        found += [
-            ("accuracy", right, {"by": kind}, told.accuracy)
-            for kind, told in kinds.items()
-            if told.accuracy is not None
-        ]
-        found.append(
-            ("groups_failed", "Groups that audits prove to be served worse than before.", {}, float(sum(failed)))
-        )
-        found.append(("answers", "The champion's answers in the window.", {}, float(now.feedback.answers)))
-    lines, told_of = [], set()
-    for metric, what, labels, value in found:
-        full = f"tailorbird_watch_{metric}"
-        if full not in told_of:
-            told_of.add(full)
-            lines += [f"# HELP {full} {what}", f"# TYPE {full} gauge"]
-        given = ",".join(f'{key}="{_escaped(one)}"' for key, one in ({"model": name} | labels).items())
-        lines.append(f"{full}{{{given}}} {value:g}")
+@dataclass(frozen=True)
+class _Gauge:
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
+    """Render the latest window in Prometheus' text format, for a node exporter's folder of text files."""
+    wanted = _Gauge("reevaluation_wanted", "Whether the verdict should be made again.", recommendation.reevaluate)
+    answered = [report for report in reports if report.feedback.answers]
+    lines, names = [], set[str]()
+    for gauge in (wanted, *(_gauges(answered[-1]) if answered else ())):
+        metric = f"tailorbird_watch_{gauge.name}"
+        if metric not in names:
+            names.add(metric)
+            lines += [f"# HELP {metric} {gauge.help}", f"# TYPE {metric} gauge"]
+        labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in ({"model": name} | gauge.labels).items())
+        lines.append(f"{metric}{{{labels}}} {float(gauge.value):g}")
     return "\n".join(lines) + "\n"
 
 
-def _advice(advice: Advice) -> str:
-    tone, said = ("INSUFFICIENT_EVIDENCE", "Make the verdict again") if advice.reevaluate else ("FINE_TUNE", "Go on")
-    trial = paragraph(f"On trial: {advice.trial.decision}. {advice.trial.reason}") if advice.trial else ""
-    return f'<div class="verdict {tone}"><strong>{said}</strong>{bullets(advice.reasons)}{trial}</div>'
+def _gauges(report: Report) -> list[_Gauge]:
+    limit, labelled = "What a clean window hardly exceeds.", "Answers whose label is known."
+    right, groups = (
+        "Share of labelled answers that were right.",
+        "Groups that audits prove to be served worse than before.",
+    )
+    kinds = {"feedback": report.feedback, "audit": report.audit}
+    return [
+        *(_Gauge("drift", "A statistic of drift.", drift.value, {"statistic": drift.name}) for drift in report.drift),
+        *(_Gauge("drift_threshold", limit, drift.threshold, {"statistic": drift.name}) for drift in report.drift),
+        *(_Gauge("labelled_answers", labelled, quality.labelled, {"by": kind}) for kind, quality in kinds.items()),
+        *(
+            _Gauge("accuracy", right, quality.accuracy, {"by": kind})
+            for kind, quality in kinds.items()
+            if quality.accuracy is not None
+        ),
+        _Gauge("groups_failed", groups, sum(bound.state == "fails" for bound in report.groups.bounds)),
+        _Gauge("answers", "The champion's answers in the window.", report.feedback.answers),
+    ]
 
 
-def _signs(reports: Sequence[Report]) -> str:
+def _recommendation(recommendation: Recommendation) -> str:
+    title, tone = (
+        ("Make the verdict again", "INSUFFICIENT_EVIDENCE") if recommendation.reevaluate else ("Continue", "FINE_TUNE")
+    )
+    decision = recommendation.challenger
+    challenger = paragraph(f"Challenger: {decision.decision}. {decision.reason}") if decision else ""
+    reasons = bullets(recommendation.reasons)
+    return f'<div class="verdict {tone}"><strong>{title}</strong>{reasons}{challenger}</div>'
+
+
+def _drift(reports: Sequence[Report]) -> str:
     rows = []
-    for sign in reports[-1].signs:
-        course = [next((one.value for one in report.signs if one.name == sign.name), None) for report in reports]
-        state = '<span class="fails">alarm</span>' if sign.alarm else '<span class="passes">usual</span>'
-        figures = (f"{sign.value:.3f}", f"{sign.threshold:.3f}", f"{sign.n:,}")
-        rows.append((text(sign.what), *figures, state, _course(course, limit=sign.threshold)))
+    for statistic in reports[-1].drift:
+        history = [
+            next((past.value for past in report.drift if past.name == statistic.name), None) for report in reports
+        ]
+        state = '<span class="fails">alarm</span>' if statistic.alarm else '<span class="passes">usual</span>'
+        values = (f"{statistic.value:.3f}", f"{statistic.threshold:.3f}", f"{statistic.n:,}")
+        rows.append((text(statistic.description), *values, state, _sparkline(history, limit=statistic.threshold)))
     head = ("statistic", "window", "clean windows up to", "rows", "", "plot:days")
-    return table(head, rows=rows) if rows else paragraph("No drift could be looked for.")
+    return table(head, rows=rows) if rows else paragraph("No drift statistic could be computed.")
 
 
-def _course(values: Sequence[float | None], *, limit: float) -> str:
-    """The days' values as a line, the threshold dashed."""
+def _sparkline(values: Sequence[float | None], *, limit: float) -> str:
+    """Plot the days' values as a line, the threshold dashed."""
     known = [value for value in values if value is not None]
     top = max([*known, limit]) * 1.1 or 1.0
     step = WIDTH / max(1, len(values) - 1)
     points = " ".join(
-        f"{place * step:.1f},{HEIGHT * (1 - value / top):.1f}"
-        for place, value in enumerate(values)
+        f"{index * step:.1f},{HEIGHT * (1 - value / top):.1f}"
+        for index, value in enumerate(values)
         if value is not None
     )
     at = f"{HEIGHT * (1 - limit / top):.1f}"
@@ -104,31 +120,34 @@ def _course(values: Sequence[float | None], *, limit: float) -> str:
     )
 
 
-def _quality(now: Report) -> tuple[str, str]:
-    kinds = {"texts drawn by lot (audit)": now.audit, "texts that feedback was given on": now.feedback}
-    rows = [(text(name), *_accuracy(told)) for name, told in kinds.items()]
-    shown = table(("labels", "right", "interval", "labelled", "of the answers"), rows=rows)
-    estimate = now.feedback.estimate
+def _quality(report: Report) -> tuple[str, str]:
+    kinds = {"texts drawn at random (audit)": report.audit, "texts with feedback": report.feedback}
+    rows = [(text(name), *_accuracy(quality)) for name, quality in kinds.items()]
+    accuracies = table(("labels", "right", "interval", "labelled", "of the answers"), rows=rows)
+    estimate = report.feedback.estimate
     if estimate is None:
-        return shown, ""
-    told = f"{100 * estimate:.1f} % of the answers would be right if their confidences were true"
-    return shown, paragraph(f"Without labels: {told}. An estimate, which nothing acts on.", soft=True)
+        return accuracies, ""
+    note = f"{100 * estimate:.1f} % of the answers would be right if their confidences were true"
+    return accuracies, paragraph(f"Without labels: {note}. An estimate, which nothing acts on.", soft=True)
 
 
-def _accuracy(told: Quality) -> tuple[str, str, str, str]:
-    if told.accuracy is None:
+def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
+    if quality.accuracy is None:
         return "unknown", "", "0", "0 %"
-    low, high = told.interval
-    right, interval = f"{100 * told.accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
-    return right, interval, f"{told.labelled:,}", f"{100 * told.coverage:.2g} %"
+    low, high = quality.interval
+    right, interval = f"{100 * quality.accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
+    return right, interval, f"{quality.labelled:,}", f"{100 * quality.coverage:.2g} %"
 
 
-def _told(trial: TrialPairs, reports: Sequence[Report]) -> str:
-    """What feedback says of the version on trial, on all days that are shown."""
-    ours = [one.trial for one in reports if one.trial and one.trial.digest == trial.digest]
-    told = added([one.by_feedback for one in ours if one.by_feedback])
-    said = f"Of {told.discordant:,} pairs that differ the trial alone is right in {told.only_trial_right:,}."
-    return section("The trial by feedback, which nothing acts on", paragraph(said, soft=True)) if told.num_pairs else ""
+def _feedback_pairs(challenger: ChallengerPairs, reports: Sequence[Report]) -> str:
+    """Render the challenger's pairs by feedback, summed over the reports' days."""
+    days = [report.challenger for report in reports if report.challenger]
+    pairs = sum_pairs([day.by_feedback for day in days if day.digest == challenger.digest])
+    counts = (
+        f"Of {pairs.discordant:,} pairs that differ the challenger alone is right in {pairs.only_challenger_right:,}."
+    )
+    title = "The challenger by feedback, which nothing acts on"
+    return section(title, paragraph(counts, soft=True)) if pairs.num_pairs else ""
 
 
 def _gate(title: str, gate: Gate) -> str:
@@ -142,8 +161,8 @@ def _gate(title: str, gate: Gate) -> str:
         )
         for bound in gate.bounds
     ]
-    shown = table(("", "points", "interval", "rows", ""), rows=rows) if rows else ""
-    return section(f"{title}: {gate.state}", shown, paragraph(gate.note, soft=True) if gate.note else "")
+    bounds = table(("", "points", "interval", "rows", ""), rows=rows) if rows else ""
+    return section(f"{title}: {gate.state}", bounds, paragraph(gate.note, soft=True) if gate.note else "")
 
 
 def _days(reports: Sequence[Report]) -> str:

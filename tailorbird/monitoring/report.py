@@ -1,112 +1,100 @@
-"""What a window of days looked like, as a value: what is written under `monitoring/<day>.json`, and read back."""
+"""The report of a window of days, stored as `monitoring/<day>.json`."""
 
 from datetime import date, timedelta
-from typing import Any
 
-from tailorbird.evaluation.gates.base import Gate
-from tailorbird.monitoring.drift import Sign
-from tailorbird.monitoring.quality import Quality
+from tailorbird.evaluation.gates.base import Gate, gate
+from tailorbird.monitoring.drift import DriftStatistic
+from tailorbird.monitoring.quality import NO_ANSWERS, Quality
 from tailorbird.monitoring.sequential_test import Pairs
 from tailorbird.registry.versions import Frozen
+from tailorbird.storage.stored_model import StoredModel
+
+NO_GROUPS = gate("groups", (), note="no labelled answer")
 
 
-class Counted(Frozen):
-    """Rows of the log by who answered."""
+class ArmCount(Frozen):
+    """Rows of the log that one version answered in one arm."""
 
     arm: str
-    """`champion`, `canary`, `shadow`, or empty of a model that was asked for by name."""
+    """`champion`, `canary`, `shadow`; empty if the request named the model."""
     digest: str
     rows: int
 
 
-class TrialPairs(Frozen):
-    """Of one day alone, so that days can be added up, by audits alone."""
+class ChallengerPairs(Frozen):
+    """Audited pairs of champion and challenger, of one day, so that days can be added up."""
 
     digest: str
-    """Of the version on trial."""
+    """Of the challenger."""
     pairs: Pairs
     groups: dict[str, Pairs]
-    """Every group of the reference's, one without pairs included."""
-    reading: Gate
-    """The verdict's own reading of the groups, on the whole window's pairs."""
+    """Every group of the reference, including those without pairs."""
+    group_gate: Gate
+    """The verdict's subgroup gate on the whole window's pairs."""
     by_order: bool = False
-    """Whether answers to different texts were paired by their order, as a canary's are: a label that comes late changes
-    such pairs."""
-    by_feedback: Pairs | None = None
-    """Those that feedback tells of, to be shown alone; None of reports in which pairs were of both kinds, whose pairs
-    decide nothing either."""
+    """Whether answers to different texts were paired by their order, as a canary's are: a late label changes them."""
+    by_feedback: Pairs
+    """Pairs by feedback. Displayed only."""
 
 
-class Report(Frozen):
-    """The last `days` days up to `day`."""
+class Report(StoredModel):
+    """The last `days` days up to `day`. Without an answer of the champion, quality, drift and gates are empty."""
 
     day: str
     days: int
     made_at: str
     """ISO 8601."""
     inputs: str
-    """sha256 of the answers, the files and the labels it was made from, as `a:b:c`; a report whose inputs changed, for
-    feedback came late, is made anew."""
+    """Fingerprints of the answers, the label files and the labels, `a:b:c`; the report is made again if they change."""
     version: str
     digest: str
-    """Of the champion that is watched: answers of others are counted alone."""
+    """Of the champion. Answers of other versions are only counted."""
     rows: int
-    counted: tuple[Counted, ...]
-    feedback: Quality
-    audit: Quality
-    signs: tuple[Sign, ...]
-    groups: Gate
-    """By audits alone."""
-    counterfactual: Gate | None
-    """None where no texts are kept."""
-    trial: TrialPairs | None
+    counts: tuple[ArmCount, ...]
+    labels_until: str
+    """Last day whose labels are included."""
+    challenger: ChallengerPairs | None
     notes: tuple[str, ...]
-    """What could not be looked at, and what is odd about the log."""
-    labels_until: str | None = None
-    """Last day whose labels are waited for; None where that was not noted, and none is waited for."""
-    groups_by_feedback: Gate | None = None
-    """What feedback tells of the groups, to be shown alone; None of reports in which `groups` is of both kinds, and
-    calls for nothing either."""
+    """What could not be computed, and irregularities of the log."""
+    drift: tuple[DriftStatistic, ...] = ()
+    counterfactual: Gate | None = None
+    """None if the log keeps no texts."""
+    feedback: Quality = NO_ANSWERS
+    audit: Quality = NO_ANSWERS
+    groups: Gate = NO_GROUPS
+    """By audits."""
+    groups_by_feedback: Gate = NO_GROUPS
+    """Displayed only."""
 
     def to_json(self) -> bytes:
-        """As it lies on S3."""
+        """Return the stored JSON."""
         return self.model_dump_json(indent=1).encode()
 
     def awaits_labels(self, today: date) -> bool:
-        """Whether it may still be made anew: of the labels of a day one learns on the next."""
-        return self.labels_until is not None and today <= date.fromisoformat(self.labels_until) + timedelta(days=1)
+        """Return True if labels may still change the report: a day's labels are complete on the next."""
+        return today <= date.fromisoformat(self.labels_until) + timedelta(days=1)
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What a clean window would hardly show, each as a sentence."""
-        return (*self.drifted, *self.failed.values())
+        """Drift alarms and failed gates, each as a sentence."""
+        return (*self.drift_alarms, *self.failures.values())
 
     @property
-    def drifted(self) -> tuple[str, ...]:
-        """The signs of drift that alarm."""
+    def drift_alarms(self) -> tuple[str, ...]:
         return tuple(
-            f"{sign.what}: {sign.value:.3f}, a clean window stays at or under {sign.threshold:.3f} "
-            f"{100 * (1 - sign.rate):.4g} times in 100 (n = {sign.n:,})"
-            for sign in self.signs
-            if sign.alarm
+            f"{statistic.description}: {statistic.value:.3f}, a clean window stays at or under "
+            f"{statistic.threshold:.3f} {100 * (1 - statistic.rate):.4g} times in 100 (n = {statistic.n:,})"
+            for statistic in self.drift
+            if statistic.alarm
         )
 
     @property
-    def failed(self) -> dict[str, str]:
-        """The bounds of gates that fail, by what they are about."""
-        audited = self.groups if self.groups_by_feedback is not None else None
+    def failures(self) -> dict[str, str]:
+        """Failed bounds of gates as sentences, by what they bound."""
         return {
             bound.what: f"{bound.what}: {100 * bound.estimate:+.1f} points ({100 * bound.interval[0]:+.1f} to "
             f"{100 * bound.interval[1]:+.1f}, n = {bound.n:,})"
-            for gate in (audited, self.counterfactual)
-            for bound in (gate.bounds if gate else ())
+            for checked in (self.groups, self.counterfactual)
+            for bound in (checked.bounds if checked else ())
             if bound.state == "fails"
         }
-
-
-def without_traffic(**fields: Any) -> Report:
-    """The report of a window in which the champion answered nothing: no alarm, for nothing is known."""
-    nothing = Quality(0, 0, 0, (0.0, 1.0), None)
-    empty = Gate.from_dict({"name": "groups", "state": "not assessable", "bounds": [], "note": "no labelled answer"})
-    given: dict[str, Any] = {"feedback": nothing, "audit": nothing, "signs": (), "groups": empty}
-    return Report(**given | {"groups_by_feedback": empty, "counterfactual": None, "trial": None} | fields)

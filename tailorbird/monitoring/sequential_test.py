@@ -1,4 +1,4 @@
-"""Between two arms that serve: whether one is proven better, however often and whenever one looks."""
+"""Anytime-valid test between two served arms: valid at every look, however often and whenever it is computed."""
 
 import math
 from collections.abc import Mapping
@@ -11,139 +11,136 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
 SHAPE = 5
-"""Of the bet: of 1, 3, 5, 10, 20 it is about the quickest for chances of 0.55 to 0.7 (`pairs_needed` compares them)."""
-LOOKED_AHEAD = 20_000
-"""Discordant pairs up to which `pairs_needed` looks."""
+"""Of the Beta mixture: of 1, 3, 5, 10, 20 about the quickest for win rates of 0.55 to 0.7 (see `pairs_needed`)."""
+MAX_PAIRS = 20_000
+"""Discordant pairs up to which `pairs_needed` searches."""
 
 
 class Decision(StrEnum):
-    """What to do with the version on trial."""
+    """What to do with the challenger."""
 
     PROMOTE = "promote"
-    GO_ON = "go on"
+    CONTINUE = "continue"
     STOP = "stop"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Labelled requests that both arms answered, or that were paired by their order, as far as the arms differ."""
+    """Counts of labelled requests that both arms answered, or that were paired by their order."""
 
-    only_trial_right: int
+    only_challenger_right: int
     only_champion_right: int
     num_pairs: int
-    """Those on which they do not differ included."""
+    """Including pairs on which the arms agree."""
 
     def __post_init__(self) -> None:
-        if min(self.only_trial_right, self.only_champion_right) < 0 or self.discordant > self.num_pairs:
+        if min(self.only_challenger_right, self.only_champion_right) < 0 or self.discordant > self.num_pairs:
             raise ValueError(f"{self} cannot be: counts are 0 or more, and no more pairs differ than there are")
 
     @property
     def discordant(self) -> int:
-        """Pairs of which one arm alone was right."""
-        return self.only_trial_right + self.only_champion_right
+        """Pairs of which exactly one arm was right."""
+        return self.only_challenger_right + self.only_champion_right
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is known of the version on trial, and why."""
+class ChallengerDecision:
+    """The decision on the challenger, with the evidence for it."""
 
     decision: Decision
     reason: str
-    wealth: float
-    """The e-value against "the trial is no better": a fair bettor's money, who began with 1."""
-    wealth_against: float
-    """The same against "the trial is no worse"."""
+    e_value: float
+    """Against "the challenger is no better"."""
+    e_value_worse: float
+    """Against "the challenger is no worse"."""
     pairs: Pairs
 
 
-def log_wealth(wins: int, losses: int) -> float:
-    """Natural logarithm of what a bettor on wins has, who began with 1, if the odds were even.
+def log_e_value(wins: int, losses: int) -> float:
+    """Return the natural logarithm of the e-value against "a win is no likelier than a loss".
 
-    The bet is spread over all chances p of a win from 1/2 to 1 by a Beta(5, 5) density (a mixture, so no bet has to be
-    chosen beforehand): the integral of p^wins (1-p)^losses over it, over 2^-(wins + losses). Where a win is no likelier
-    than a loss this is a nonnegative supermartingale, whatever came before, so that it reaches 1 / alpha at any time
-    with a probability of at most alpha: Ville's inequality; Ramdas, Gruenwald, Vovk, Shafer, Statistical Science 38
-    (2023).
+    The bet is spread over all win rates p from 1/2 to 1 by a Beta(5, 5) density (a mixture, so no bet has to be chosen
+    beforehand): the integral of p^wins (1-p)^losses over it, over 2^-(wins + losses). Under the null hypothesis this is
+    a nonnegative supermartingale, so it reaches 1 / alpha at any time with probability at most alpha: Ville's
+    inequality; Ramdas, Gruenwald, Vovk, Shafer, Statistical Science 38 (2023).
     """
     above = betainc(losses + SHAPE, wins + SHAPE, 0.5)  # the mass of p over 1/2
-    if above <= 0:  # underflow: a bettor who lost everything
+    if above <= 0:  # underflow
         return -math.inf
     odds = betaln(wins + SHAPE, losses + SHAPE) - betaln(SHAPE, SHAPE) + math.log(above)
     return float(odds + (wins + losses + 1) * math.log(2))
 
 
-def judge_trial(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float) -> Judgement:
-    """Promote, go on, or stop: may be asked after every pair, and errs at most with probability alpha each way.
+def decide_challenger(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float) -> ChallengerDecision:
+    """Decide to promote, continue or stop; valid after every pair, errs with probability at most alpha each way.
 
-    Stops where the trial is proven worse, overall or in one of the groups, each at alpha over the number of these
-    questions. `groups`, by name, are all that may ever be asked about, fixed before the trial, those without pairs
-    included: chosen by what was seen, their number would be no fixed one. Promotes where the trial is proven better
-    overall and in no group worse. The verdict of `tailorbird promote` is asked for all the same: this says only what
-    the live traffic shows.
+    Stops if the challenger is proven worse, overall or in a group, each at alpha over the number of these hypotheses.
+    `groups`, by name, are all groups that will ever be tested, fixed before the experiment, including those without
+    pairs: chosen by the data, their number would not be fixed. Promotes if the challenger is proven better overall and
+    in no group worse. `tailorbird promote` needs a verdict all the same: this is about live traffic only.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; allowed: over 0 and under 0.5")
-    up = _wealth(pairs.only_trial_right, pairs.only_champion_right)
-    down = _against(pairs)
-    told = f"of {pairs.discordant:,} pairs that differ the trial alone is right in {pairs.only_trial_right:,}"
+    better = _e_value(pairs.only_challenger_right, pairs.only_champion_right)
+    worse = _e_value(pairs.only_champion_right, pairs.only_challenger_right)
+    counts = (
+        f"of {pairs.discordant:,} pairs that differ the challenger alone is right in {pairs.only_challenger_right:,}"
+    )
     level = alpha / (len(groups) + 1)
-    at = f"alpha {level:.4g}, one of {len(groups) + 1} questions" if groups else f"alpha {level:.4g}"
+    at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses" if groups else f"alpha {level:.4g}"
     harmed = sorted(
         name
         for name, group in groups.items()
-        if _wealth(group.only_champion_right, group.only_trial_right) >= 1 / level
+        if _e_value(group.only_champion_right, group.only_challenger_right) >= 1 / level
     )
     if harmed:
-        reason = f"proven worse in {', '.join(harmed)} ({at})"
-        return Judgement(Decision.STOP, reason, up, down, pairs)
-    if down >= 1 / level:
-        return Judgement(Decision.STOP, f"proven worse: {told} ({at})", up, down, pairs)
-    if up >= 1 / alpha:
-        return Judgement(Decision.PROMOTE, f"proven better: {told}", up, down, pairs)
-    needed = pairs_needed(0.6, alpha=alpha)
-    reason = f"{told}; a split of 60 to 40 would be found with about {needed:,} (8 times in 10)"
-    return Judgement(Decision.GO_ON, reason, up, down, pairs)
+        decision, reason = Decision.STOP, f"proven worse in {', '.join(harmed)} ({at})"
+    elif worse >= 1 / level:
+        decision, reason = Decision.STOP, f"proven worse: {counts} ({at})"
+    elif better >= 1 / alpha:
+        decision, reason = Decision.PROMOTE, f"proven better: {counts}"
+    else:
+        needed = pairs_needed(0.6, alpha=alpha)
+        decision = Decision.CONTINUE
+        reason = f"{counts}; a split of 60 to 40 would be found with about {needed:,} (8 times in 10)"
+    return ChallengerDecision(decision, reason, better, worse, pairs)
 
 
 @cache
-def pairs_needed(chance: float, *, alpha: float, power: float = 0.8) -> int:
-    """Discordant pairs by which a trial that wins each with `chance` is proven better with probability `power`.
+def pairs_needed(win_rate: float, *, alpha: float, power: float = 0.8) -> int:
+    """Return the discordant pairs by which a challenger with this win rate is proven better with probability `power`.
 
-    Exact, by the distribution of wins over pairs among the courses not yet ended. Raises ValueError for a chance of 1/2
-    or less, and where `LOOKED_AHEAD` pairs do not suffice.
+    Exact, by the distribution of wins over pairs among the paths that have not ended. Raises ValueError for a win rate
+    of 1/2 or less, and if `MAX_PAIRS` pairs do not suffice.
     """
-    if not 0.5 < chance < 1:
-        raise ValueError(f"the chance of a win is {chance}; allowed: over 0.5 and under 1")
-    going: NDArray[np.float64] = np.ones(1)  # by wins so far
+    if not 0.5 < win_rate < 1:
+        raise ValueError(f"the chance of a win is {win_rate}; allowed: over 0.5 and under 1")
+    open_paths: NDArray[np.float64] = np.ones(1)  # by wins so far
     ended = 0.0
-    for num in range(1, LOOKED_AHEAD + 1):
-        further = np.zeros(num + 1)
-        further[1:] += chance * going
-        further[:-1] += (1 - chance) * going
-        proven = least_wins(num, alpha=alpha)
-        ended += float(further[proven:].sum())
-        further[proven:] = 0
-        going = further
+    for num in range(1, MAX_PAIRS + 1):
+        paths = np.zeros(num + 1)
+        paths[1:] += win_rate * open_paths
+        paths[:-1] += (1 - win_rate) * open_paths
+        proven = min_wins(num, alpha=alpha)
+        ended += float(paths[proven:].sum())
+        paths[proven:] = 0
+        open_paths = paths
         if ended >= power:
             return num
-    raise ValueError(f"with a chance of {chance} more than {LOOKED_AHEAD:,} pairs are needed; expect a larger one")
+    raise ValueError(f"with a chance of {win_rate} more than {MAX_PAIRS:,} pairs are needed; expect a larger one")
 
 
-def least_wins(num: int, *, alpha: float) -> int:
-    """The fewest wins of `num` pairs that prove it; `num + 1` where none do. Wealth grows with wins."""
+def min_wins(num: int, *, alpha: float) -> int:
+    """Return the fewest wins of `num` pairs that are proof; `num + 1` if none are. The e-value grows with wins."""
     low, high = (num + 1) // 2, num + 1
     while low < high:
         middle = (low + high) // 2
-        if log_wealth(middle, num - middle) >= -math.log(alpha):
+        if log_e_value(middle, num - middle) >= -math.log(alpha):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _against(pairs: Pairs) -> float:
-    return _wealth(pairs.only_champion_right, pairs.only_trial_right)
-
-
-def _wealth(wins: int, losses: int) -> float:
-    return math.exp(min(log_wealth(wins, losses), 700.0))
+def _e_value(wins: int, losses: int) -> float:
+    return math.exp(min(log_e_value(wins, losses), 700.0))

@@ -1,74 +1,81 @@
-"""Beside a service: the watch over its champion, what it calls for, and the log's old days, which are deleted."""
+"""Monitor a served champion: daily reports, what they call for, and deletion of old days of the request log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
 
-from cluster.progress import Show
+from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.monitoring.daily_report import Serving, WatchError, read_reports
-from tailorbird.monitoring.daily_report import watch as watch_log
-from tailorbird.monitoring.drift_reference import remember
-from tailorbird.monitoring.label_audit import export
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.monitoring.daily_report import MonitoringError, make_reports, read_reports
+from tailorbird.monitoring.drift_reference import ensure_reference
+from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
-from tailorbird.monitoring.recommendation import Advice, advise
-from tailorbird.monitoring.render import gauges, page
+from tailorbird.monitoring.recommendation import Recommendation, recommend
+from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import Report
+from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_version
 from tailorbird.release.serving import challenger_version
+from tailorbird.storage.paths import TaskPaths
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What a watch found."""
+class WatchResult:
+    """Reports of the champion's days, and what they call for."""
 
     reports: list[Report]
-    advice: Advice
+    recommendation: Recommendation
     page: str
-    """URI of the page for people."""
-    gauges: str
-    """Prometheus' text format."""
+    """URI of the HTML page."""
+    metrics: str
+    """Prometheus text format."""
     deleted: int
-    """Files of the log that were older than `monitoring.keep_days`."""
+    """Files of the log older than `monitoring.keep_days`."""
 
 
-def watch_champion(recipe: Recipe, *, today: date, show: Show) -> Watched:
-    """Reports of the days before `today` (UTC), and what they call for; page and gauges lie beside them.
+def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
+    """Report on the days before `today` (UTC), and store page and metrics next to the reports.
 
-    What traffic is compared with is made of the recipe's validation rows at the first watch after a promotion, which
-    itself may be made where there is no Ray. Raises WatchError where nothing serves or the recipe keeps no log,
-    TrafficError, StorageError.
+    The drift reference is built from the recipe's validation rows by the first watch after a promotion, since a
+    promotion may run without a Ray cluster. Raises MonitoringError without a champion or a log, TrafficError,
+    StorageError.
     """
     champion = _champion(recipe)
     version = champion_version(champion)
     pretrained = read_version(champion.pretrained.uri) if champion.pretrained else None
-    trial = _trial(recipe, champion=version)
-    show({"event": "stage", "text": f"the request log of {version.version}"})
-    remember(recipe, version, made_at=now())
-    watch_log(
-        recipe, Serving(version, pretrained, trial, date.fromisoformat(champion.since[:10])), today=today, show=show
-    )
-    again, since = _reevaluations(recipe.task_uri, champion=champion), champion.since[:10]
-    reports = [one for one in read_reports(recipe.task_uri) if one.digest == version.digest and one.day >= since]
-    advice = advise(
+    challenger = _challenger(recipe, champion=version)
+    progress.stage(f"the request log of {version.version}")
+    ensure_reference(recipe, version, made_at=now())
+    since = champion.since[:10]
+    served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since))
+    make_reports(recipe, served, today=today, progress=progress)
+    reevaluations = _reevaluations(recipe.task_uri, champion=champion)
+    reports = [
+        report for report in read_reports(recipe.task_uri) if report.digest == version.digest and report.day >= since
+    ]
+    recommendation = recommend(
         reports,
-        expires=_expires(champion, reevaluations=again),
+        expires=_expires_at(champion, reevaluations=reevaluations),
         today=today,
-        trial=trial.digest if trial else None,
+        challenger=challenger.digest if challenger else None,
         alpha=recipe.evaluation.alpha,
-        since=again[-1]["at"] if again else None,
+        since=reevaluations[-1].at if reevaluations else None,
     )
-    uri, told = f"{recipe.task_uri}/monitoring/monitoring.html", gauges(recipe.name, reports, advice=advice)
-    storage.write_bytes(uri, page(recipe.name, reports, advice=advice).encode())
-    storage.write_bytes(f"{recipe.task_uri}/monitoring/metrics.prom", told.encode())
-    return Watched(reports, advice, uri, told, forget(recipe, today=today))
+    paths = TaskPaths(recipe.task_uri)
+    page = render_page(recipe.name, reports, recommendation=recommendation)
+    metrics = render_metrics(recipe.name, reports, recommendation=recommendation)
+    storage.write_bytes(paths.monitoring_page, page.encode())
+    storage.write_bytes(paths.metrics, metrics.encode())
+    return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
 
 
-def forget(recipe: Recipe, *, today: date) -> int:
-    """Deletes the log's days that are older than `monitoring.keep_days`; how many files that were."""
+def delete_old_log(recipe: Recipe, *, today: date) -> int:
+    """Delete the log's files older than `monitoring.keep_days`; return how many."""
     log, keep = recipe.serving.request_log, recipe.monitoring.keep_days
     if log is None or keep is None:
         return 0
@@ -82,46 +89,47 @@ def forget(recipe: Recipe, *, today: date) -> int:
 
 
 def champion_of(recipe: Recipe) -> ModelVersion:
-    """The version that serves; WatchError where none does."""
+    """Return the champion; raise MonitoringError if there is none."""
     return champion_version(_champion(recipe))
 
 
 def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) -> int:
-    """Draws answers of the champion, and of a version on trial that answers in its stead; see `monitoring.audit`."""
+    """Draw answers of the champion and of a challenger's canary to label; see `monitoring.label_audit`."""
     champion = champion_of(recipe)
-    trial = _trial(recipe, champion=champion)
-    tried = trial.digest if trial else None
-    return export(recipe, digest=champion.digest, trial=tried, days=days, num_rows=num_rows, to=to)
+    challenger = _challenger(recipe, champion=champion)
+    digest = challenger.digest if challenger else None
+    return export_answers(recipe, digest=champion.digest, challenger=digest, days=days, num_rows=num_rows, to=to)
 
 
 def _champion(recipe: Recipe) -> Champion:
-    found = read_champion(recipe.task_uri)
-    if found is None:
-        raise WatchError(f"{recipe.task_uri} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one")
-    return found[0]
+    stored = read_champion(recipe.task_uri)
+    if stored is None:
+        raise MonitoringError(
+            f"{recipe.task_uri} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one"
+        )
+    return stored[0]
 
 
-def _trial(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
+def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | None:
     if recipe.serving.challenger is None:
         return None
     version = challenger_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
 
 
-def _reevaluations(task_uri: str, *, champion: Champion) -> list[dict[str, Any]]:
-    """Evidence of each time that this champion's verdict was made again since it serves, in order."""
-    prefix = f"{task_uri}/reevaluations"
-    files = storage.list_files(prefix) if storage.exists(prefix) else []
-    told = [storage.read_json(uri) for uri in sorted(files) if uri.endswith("/evidence.json")]
-    ours = (champion.digest, champion.since)
-    return [one for one in told if (one["champion"]["digest"], one["champion"]["since"]) == ours]
+def _reevaluations(task_uri: str, *, champion: Champion) -> list[ReevaluationEvidence]:
+    """Return the re-evaluations of this champion's present term, in order."""
+    term = (champion.digest, champion.since)
+    return [
+        evidence
+        for evidence in read_reevaluations(task_uri)
+        if (evidence.champion.digest, evidence.champion.since) == term
+    ]
 
 
-def _expires(champion: Champion, *, reevaluations: list[dict[str, Any]]) -> str | None:
-    """When the verdict of the run ends, or the last one that upheld it."""
-    if not champion.run or not storage.exists(f"{champion.run}/evidence.json"):
+def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:
+    """Return when the run's verdict expires, or the last re-evaluation that upheld it."""
+    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
         return None
-    expires: str = storage.read_json(f"{champion.run}/evidence.json")["expires_at"]
-    renewed = [one["expires_at"] for one in reevaluations if one["expires_at"]]
-    last: str = max([expires, *renewed], key=datetime.fromisoformat)
-    return last
+    renewed = [evidence.expires_at for evidence in reevaluations if evidence.expires_at]
+    return max([read_evidence(champion.run).expires_at, *renewed], key=datetime.fromisoformat)

@@ -24,6 +24,7 @@ from torch import nn
 
 from cluster import code_snapshot
 from cluster.connection import connect
+from cluster.progress import SILENT
 from serving.deploy import rollout
 from tailorbird import storage
 from tailorbird.cli.options import ExitCode
@@ -33,22 +34,22 @@ from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, loading
-from tailorbird.monitoring.daily_report import WatchError
-from tailorbird.monitoring.label_audit import AuditError, days_between, take_in
+from tailorbird.monitoring.daily_report import MonitoringError
+from tailorbird.monitoring.label_audit import AuditError, import_labels, parse_days
 from tailorbird.monitoring.log_reader import by_day, files_of
-from tailorbird.monitoring.recommendation import Advice
+from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
 from tailorbird.operate.reevaluate import Reevaluated, ReevaluationError, reevaluate_champion
 from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
 from tailorbird.storage import node_cache
-from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, Heard, write_table
+from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, write_table
 
 KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
 FOREIGN = ("mental and behavioral disorders", "pregnancy and childbirth", "diseases of the eye", "diseases of the skin")
-NUM_ASKED, NUM_TOLD, LIST, MOST = 240, 40, 8, 600
-SECRET, PERSON = "subject-of-the-watching-test", "the ward of a person of the watching test"
+NUM_REQUESTS, NUM_LABELLED, LIST, MOST = 240, 40, 8, 600
+SECRET, PERSON = "subject-of-the-monitoring-test", "the ward of a person of the monitoring test"
 Rows = list[tuple[str, str]]
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
         row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
     ]
     order = np.random.default_rng(1979).permutation(len(rows))
-    return [rows[place] for place in order[part::5]][:MOST]
+    return [rows[index] for index in order[part::5]][:MOST]
 
 
 class Task:
@@ -124,14 +125,14 @@ class Task:
         model = classifier.Classifier(encoder, nn.Linear(384, 1))
         texts, labels = zip(*rows, strict=True)
         tokens = encode_texts(texts, tokenizer=tokenizer, max_length=32)
-        found = LogisticRegression(C=10, max_iter=500).fit(
+        head = LogisticRegression(C=10, max_iter=500).fit(
             classifier.embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id)), labels
         )
         classes = tuple(sorted(KNOWN + FOREIGN))
         weight, bias = torch.zeros(len(classes), 384), torch.full((len(classes),), -100.0)
-        for place, name in enumerate(found.classes_):
-            weight[classes.index(name)] = torch.from_numpy(found.coef_[place]).float()
-            bias[classes.index(name)] = float(found.intercept_[place])
+        for index, name in enumerate(head.classes_):
+            weight[classes.index(name)] = torch.from_numpy(head.coef_[index]).float()
+            bias[classes.index(name)] = float(head.intercept_[index])
         save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
         if kind == "full":
             save_file(dict(encoder.state_dict()), folder / "encoder.safetensors")
@@ -148,18 +149,18 @@ class Task:
         registry.write_config(folder, config)
         return registry.register(self.recipe.task_uri, folder)
 
-    def ask(self, rows: Rows) -> list[str]:
+    def classify(self, rows: Rows) -> list[str]:
         """Request ids of the answers."""
-        found = []
+        ids = []
         for start in range(0, len(rows), LIST):
             texts = [text for text, _ in rows[start : start + LIST]]
             body = {"input": texts, "subject": SECRET, "attributes": {"ward": PERSON}}
             answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
             answer.raise_for_status()
-            found.append(answer.json()["request_id"])
-        return found
+            ids.append(answer.json()["request_id"])
+        return ids
 
-    def await_log(self, num_asked: int) -> None:
+    def await_log(self, num_answers: int) -> None:
         """Until both arms' answers to so many texts lie in the log."""
         log = self.recipe.serving.request_log
         assert log is not None
@@ -167,11 +168,11 @@ class Task:
             files = files_of(log, "answers", by_day(log, "answers"))
             if (
                 sum(pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).num_rows for uri in files)
-                >= 2 * num_asked
+                >= 2 * num_answers
             ):
                 return
             threading.Event().wait(0.5)
-        raise AssertionError(f"{2 * num_asked} rows are not in the log")
+        raise AssertionError(f"{2 * num_answers} rows are not in the log")
 
 
 @pytest.fixture(scope="module")
@@ -181,48 +182,55 @@ def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
     rollout.undeploy("watching-test")
 
 
-def look(recipe: Recipe) -> tuple[Report, Advice]:
-    """What a watch finds tomorrow, when today is over: the last report, and what it calls for."""
+def watch_tomorrow(recipe: Recipe) -> tuple[Report, Recommendation]:
+    """Return the last report of a watch tomorrow, when today is over, and the recommendation."""
     with connect():
-        found = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), show=Heard())
-    assert storage.exists(found.page)
-    return found.reports[-1], found.advice
+        result = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
+    assert storage.exists(result.page)
+    return result.reports[-1], result.recommendation
 
 
 def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_under_load(
     task: Task, tmp_path: Path
 ) -> None:
-    clean = rows_of(KNOWN, part=3)[:NUM_ASKED]
-    task.ask(clean)
-    task.await_log(NUM_ASKED)
-    report, advice = look(task.recipe)
-    assert (report.feedback.answers, report.feedback.labelled) == (NUM_ASKED, 0)
-    assert {sign.name for sign in report.signs} == {"unfamiliar", "confidence", "classes", "told apart"}
-    assert advice.reasons == ()
-    assert advice.trial is not None
-    assert advice.trial.decision == "go on"  # no label, no pair
+    clean = rows_of(KNOWN, part=3)[:NUM_REQUESTS]
+    task.classify(clean)
+    task.await_log(NUM_REQUESTS)
+    report, recommendation = watch_tomorrow(task.recipe)
+    assert (report.feedback.answers, report.feedback.labelled) == (NUM_REQUESTS, 0)
+    assert {statistic.name for statistic in report.drift} == {"unfamiliar", "confidence", "classes", "two-sample"}
+    assert recommendation.reasons == ()
+    assert recommendation.challenger is not None
+    assert recommendation.challenger.decision == "continue"  # no label, no pair
 
-    foreign = rows_of(FOREIGN, part=3)[:NUM_ASKED]
-    ids = task.ask(foreign)
-    for place, (_, label) in enumerate(foreign[:NUM_TOLD]):
-        right = {"request_id": ids[place // LIST], "row": place % LIST, "label": label}
+    foreign = rows_of(FOREIGN, part=3)[:NUM_REQUESTS]
+    ids = task.classify(foreign)
+    for number, (_, label) in enumerate(foreign[:NUM_LABELLED]):
+        right = {"request_id": ids[number // LIST], "row": number % LIST, "label": label}
         assert requests.post(f"{task.url}/v1/feedback", json=right, timeout=60).status_code == 202
-    task.await_log(NUM_ASKED + len(foreign))
-    told = _by_the_command_line(task)
-    assert (told["reevaluate"], told["reports"][-1]["feedback"]["labelled"]) == (True, NUM_TOLD)
-    report, advice = look(task.recipe)
-    assert any("a classifier that tells the texts from reference texts" in reason for reason in advice.reasons), advice
-    assert advice.trial is not None
-    assert (advice.trial.decision, advice.trial.pairs.num_pairs) == ("go on", 0)  # who complains is no sample
+    task.await_log(NUM_REQUESTS + len(foreign))
+    output = _by_the_command_line(task)
+    assert (output["reevaluate"], output["reports"][-1]["feedback"]["labelled"]) == (True, NUM_LABELLED)
+    report, recommendation = watch_tomorrow(task.recipe)
+    assert any(
+        "a classifier that tells the texts from reference texts" in reason for reason in recommendation.reasons
+    ), recommendation
+    assert recommendation.challenger is not None
+    assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == (
+        "continue",
+        0,
+    )  # who complains is no sample
     assert report.feedback.estimate is not None  # which nothing acted on
 
     with connect(), pytest.raises(ReevaluationError, match="0 audited rows are left"):
-        reevaluate_champion(task.recipe, show=Heard())
+        reevaluate_champion(task.recipe, progress=SILENT)
     _audit(task, tmp_path)
-    report, advice = look(task.recipe)
+    report, recommendation = watch_tomorrow(task.recipe)
     assert report.audit.labelled == 400
-    assert advice.trial is not None
-    assert (advice.trial.decision, advice.trial.pairs.num_pairs) == ("promote", 400), advice.trial
+    assert recommendation.challenger is not None
+    assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == ("promote", 400), (
+        recommendation.challenger
+    )
     assert report.audit.accuracy is not None
     assert report.audit.accuracy < 0.7
     done, answers = _reevaluated_under_load(task)
@@ -258,36 +266,36 @@ def _audit(task: Task, folder: Path) -> None:
     """Draws answers, labels them as somebody would who knows, and takes the labels in."""
     today, uri = datetime.now(UTC).date().isoformat(), (folder / "audit.parquet").as_uri()
     truth = dict(rows_of(KNOWN, part=3) + rows_of(FOREIGN, part=3))
-    assert draw_audit(task.recipe, days=days_between(f"{today}:{today}"), num_rows=400, to=uri) == 400
+    assert draw_audit(task.recipe, days=parse_days(f"{today}:{today}"), num_rows=400, to=uri) == 400
     table = pq.read_table(folder / "audit.parquet")
     assert table["label"].null_count == len(table)  # and what the model answered is not in it
     labels = [truth[text] for text in table["text"].to_pylist()]
-    place = table.column_names.index("label")
-    pq.write_table(table.set_column(place, "label", pa.array(labels)), folder / "labelled.parquet")
-    wrong = table.set_column(place, "label", pa.array(["no such class", *labels[1:]]))
+    index = table.column_names.index("label")
+    pq.write_table(table.set_column(index, "label", pa.array(labels)), folder / "labelled.parquet")
+    wrong = table.set_column(index, "label", pa.array(["no such class", *labels[1:]]))
     pq.write_table(wrong, folder / "wrong.parquet")
     with pytest.raises(AuditError, match="labels that are no class: no such class"):
-        take_in(task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes)
+        import_labels(task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes)
     labelled = (folder / "labelled.parquet").as_uri()
-    first, num = take_in(task.recipe, labelled, classes=task.champion.classes)
-    assert (num, take_in(task.recipe, labelled, classes=task.champion.classes)) == (400, (first, 400))
+    first, num = import_labels(task.recipe, labelled, classes=task.champion.classes)
+    assert (num, import_labels(task.recipe, labelled, classes=task.champion.classes)) == (400, (first, 400))
 
 
 def _reevaluated_under_load(task: Task) -> tuple[Reevaluated, list[tuple[int, str]]]:
     """The verdict made again while four clients ask; it, and each answer's status and version in the order of time."""
     over, answers = threading.Event(), list[tuple[int, str]]()
 
-    def keep_asking() -> None:
+    def keep_requesting() -> None:
         while not over.is_set():
             answer = requests.post(f"{task.url}/v1/classify", json={"input": "Cataract"}, timeout=60)
             answers.append((answer.status_code, answer.json().get("version", "")))
 
-    clients = [threading.Thread(target=keep_asking) for _ in range(4)]
+    clients = [threading.Thread(target=keep_requesting) for _ in range(4)]
     for client in clients:
         client.start()
     try:
         with connect():
-            done = reevaluate_champion(task.recipe, show=Heard())
+            done = reevaluate_champion(task.recipe, progress=SILENT)
         threading.Event().wait(1)
     finally:
         over.set()
@@ -308,14 +316,14 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
         content = storage.read_bytes(uri)
         if uri.endswith(".parquet"):  # compressed
             content = repr(pq.read_table(pa.BufferReader(content)).to_pylist()).encode()
-        assert not [one for one in (SECRET, PERSON, "k" * 32) if one.encode() in content], uri
+        assert not [secret for secret in (SECRET, PERSON, "k" * 32) if secret.encode() in content], uri
         assert not [text for text in texts if len(text) > 12 and text.encode() in content], uri
 
 
-def test_a_task_that_keeps_no_log_or_has_no_champion_is_told_so(task: Task) -> None:
+def test_a_task_that_keeps_no_log_or_has_no_champion_is_refused(task: Task) -> None:
     unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
-    with connect(), pytest.raises(WatchError, match=r"give serving\.request_log a prefix"):
-        watch_champion(unlogged, today=datetime.now(UTC).date(), show=Heard())
+    with connect(), pytest.raises(MonitoringError, match=r"give serving\.request_log a prefix"):
+        watch_champion(unlogged, today=datetime.now(UTC).date(), progress=SILENT)
     other = task.recipe.model_copy(update={"name": "nobody"})
-    with pytest.raises(WatchError, match="has no champion"):
-        watch_champion(other, today=datetime.now(UTC).date(), show=Heard())
+    with pytest.raises(MonitoringError, match="has no champion"):
+        watch_champion(other, today=datetime.now(UTC).date(), progress=SILENT)

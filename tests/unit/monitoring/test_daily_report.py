@@ -10,19 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.progress import NoteEvent
 from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring import daily_report as watch_module
-from tailorbird.monitoring import log_windows as days_module
-from tailorbird.monitoring.daily_report import Serving, _days, watch
-from tailorbird.monitoring.drift import Asked
-from tailorbird.monitoring.drift_reference import Reference
-from tailorbird.monitoring.label_audit import export, take_in
+from tailorbird.monitoring import daily_report, log_windows, report_window
+from tailorbird.monitoring.daily_report import make_reports, report_days
+from tailorbird.monitoring.drift import TrafficSample
+from tailorbird.monitoring.drift_reference import DriftReference
+from tailorbird.monitoring.label_audit import export_answers, import_labels
 from tailorbird.monitoring.log_reader import read_traffic
 from tailorbird.monitoring.report import Report
+from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.registry.versions import ModelVersion
+from tests.progress import ProgressRecorder
 
 FIRST = date(2026, 3, 1)
 DIGEST = "champion-digest"
@@ -35,7 +37,7 @@ def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
     return row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"what somebody asked, {number}"} | fields
 
 
-def told(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
+def feedback(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
     at = datetime(day.year, day.month, day.day, 13, tzinfo=UTC)
     return {"request_id": request_id, "row": 0, "at": at, "label": label, "caller": None}
 
@@ -54,7 +56,7 @@ class Task:
     folder: Path
     embedded: list[tuple[str, ...]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    recorder: ProgressRecorder = field(default_factory=ProgressRecorder)
 
     @property
     def log(self) -> Path:
@@ -69,15 +71,15 @@ class Task:
         }
         content["data"] = {"train": "s3://lake/train", "text": "text", "label": "label", "groups": ["sex"]}
         content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
-        found = Recipe.model_validate(content)
-        return found.model_copy(update={"registry": (self.folder / "models").as_uri()})
+        recipe = Recipe.model_validate(content)
+        return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
 
-    def watch(self, today: date, *, trial: ModelVersion | None = None) -> list[Report]:
-        return watch(
+    def watch(self, today: date, *, challenger: ModelVersion | None = None) -> list[Report]:
+        return make_reports(
             self.recipe,
-            Serving(CHAMPION, None, trial, FIRST),
+            ServedVersions(CHAMPION, None, challenger, FIRST),
             today=today,
-            show=lambda event: self.told.append(str(event["text"])),
+            progress=self.recorder,
         )
 
     def files(self) -> dict[str, bytes]:
@@ -86,23 +88,23 @@ class Task:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
-    found, chance = Task(tmp_path), np.random.default_rng(3)
+    task, chance = Task(tmp_path), np.random.default_rng(3)
 
     def embed(_: str, texts: tuple[str, ...], **__: Any) -> Any:
-        found.embedded.append(texts)
+        task.embedded.append(texts)
         return _unit(chance, len(texts))
 
-    def read(files: Sequence[str], *given: Any, **named: Any) -> Any:
-        found.read += files
-        return read_traffic(files, *given, **named)
+    def read(files: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        task.read += files
+        return read_traffic(files, *args, **kwargs)
 
-    asked = Asked(np.full(100, 0.75), ["a"] * 100, _unit(chance, 100))
-    reference = Reference(DIGEST, "2026-02-28", asked, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50})
-    monkeypatch.setattr(watch_module, "read_reference", lambda *_: reference)
-    monkeypatch.setattr(watch_module, "embedded", embed)
-    monkeypatch.setattr(watch_module, "remotely", lambda function, _: function)
-    monkeypatch.setattr(days_module, "read_traffic", read)
-    return found
+    sample = TrafficSample(np.full(100, 0.75), ["a"] * 100, _unit(chance, 100))
+    reference = DriftReference(DIGEST, "2026-02-28", sample, np.ones(100, bool), {"sex": ("f",) * 50 + ("m",) * 50})
+    monkeypatch.setattr(daily_report, "read_reference", lambda *_: reference)
+    monkeypatch.setattr(report_window, "embed_texts", embed)
+    monkeypatch.setattr(report_window, "run_remote", lambda function, **_: function)
+    monkeypatch.setattr(log_windows, "read_traffic", read)
+    return task
 
 
 def _unit(chance: np.random.Generator, num: int) -> Any:
@@ -119,15 +121,15 @@ def log_days(task: Task, num: int, *, rows: int = 20) -> None:
         write(task.log, "answers", day, [answer(day, number) for number in range(rows)])
 
 
-def test_a_champion_is_looked_at_from_its_first_day_on_and_quiet_days_are_days_too() -> None:
+def test_a_champion_is_monitored_from_its_first_day_on_and_quiet_days_are_days_too() -> None:
     answered = ["2026-03-01", "2026-03-04", "2026-03-06", "2026-03-07"]
-    found = _days(answered, since=date(2026, 3, 3), before=date(2026, 3, 10))
-    assert [day.day for day in found] == [4, 5, 6, 7, 8, 9]
-    assert [day.day for day in _days(answered, since=date(2026, 4, 1), before=date(2026, 4, 4))] == [1, 2, 3]
-    assert list(_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
+    days = report_days(answered, since=date(2026, 3, 3), before=date(2026, 3, 10))
+    assert [day.day for day in days] == [4, 5, 6, 7, 8, 9]
+    assert [day.day for day in report_days(answered, since=date(2026, 4, 1), before=date(2026, 4, 4))] == [1, 2, 3]
+    assert list(report_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
 
 
-def test_traffic_that_stops_is_told_of_each_day(task: Task) -> None:
+def test_traffic_that_stops_is_reported_each_day(task: Task) -> None:
     log_days(task, 2)
     reports = task.watch(FIRST + timedelta(days=12))
     assert [report.day for report in reports] == [str(day) for day in days_from(FIRST, 12)]
@@ -145,12 +147,12 @@ def test_a_label_that_came_late_is_joined_and_nothing_else_is_made_again(task: T
     task.embedded.clear()
     task.read.clear()
 
-    write(task.log, "feedback", today, [told(today, f"{FIRST}-3", "b"), told(today, f"{FIRST}-4")])
+    write(task.log, "feedback", today, [feedback(today, f"{FIRST}-3", "b"), feedback(today, f"{FIRST}-4")])
     after = task.watch(today + timedelta(days=1))
     assert len(task.embedded) == 1  # the new day's
     assert [report.feedback.labelled for report in after] == [2] * 7 + [0] * 4
     assert [report.feedback.right for report in after[:7]] == [1] * 7
-    assert [report.signs for report in after[:10]] == [report.signs for report in before]
+    assert [report.drift for report in after[:10]] == [report.drift for report in before]
     assert [report.made_at for report in after[7:10]] == [report.made_at for report in before[7:]]
     assert after[0].notes == before[0].notes
     assert after[-1].notes == ()
@@ -160,23 +162,22 @@ def test_a_label_that_came_late_is_joined_and_nothing_else_is_made_again(task: T
     assert len(changed) == 11
     files = task.files()
     task.read.clear()
-    task.told.clear()
+    task.recorder.events.clear()
     assert task.watch(today + timedelta(days=1)) == after
-    assert (task.read, task.told, task.files()) == ([], [], files)
+    assert (task.read, task.recorder.events, task.files()) == ([], [], files)
 
 
-def test_a_trial_that_begins_changes_pairs_alone(task: Task) -> None:
-    shadows = [answer(FIRST, number, arm="shadow", digest="trial-digest", label="b") for number in range(60)]
+def test_a_new_challenger_changes_pairs_alone(task: Task) -> None:
+    shadows = [answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b") for number in range(60)]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
-    write(task.log, "feedback", FIRST, [told(FIRST, f"{FIRST}-{number}") for number in range(9)])
+    write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(9)])
     before = task.watch(FIRST + timedelta(days=1))[0]
-    assert before.trial is None
-    trial = ModelVersion.model_construct(version="v2", digest="trial-digest")
-    after = task.watch(FIRST + timedelta(days=1), trial=trial)[0]
-    assert after.trial is not None
-    assert after.trial.by_feedback is not None
-    assert (after.trial.pairs.num_pairs, after.trial.by_feedback.num_pairs) == (0, 9)
-    assert (after.signs, after.feedback, len(task.embedded)) == (before.signs, before.feedback, 1)
+    assert before.challenger is None
+    challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
+    after = task.watch(FIRST + timedelta(days=1), challenger=challenger)[0]
+    assert after.challenger is not None
+    assert (after.challenger.pairs.num_pairs, after.challenger.by_feedback.num_pairs) == (0, 9)
+    assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
 
 
 def test_an_audit_and_a_file_of_answers_that_came_late_are_seen(task: Task) -> None:
@@ -184,14 +185,14 @@ def test_an_audit_and_a_file_of_answers_that_came_late_are_seen(task: Task) -> N
     today = FIRST + timedelta(days=3)
     before = task.watch(today)
     to = (task.folder / "audit.parquet").as_uri()
-    assert export(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to) == 10
+    assert export_answers(task.recipe, digest=DIGEST, days=days_from(FIRST, 3), num_rows=10, to=to) == 10
     table = pq.read_table(task.folder / "audit.parquet")
-    place = table.column_names.index("label")
-    pq.write_table(table.set_column(place, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet")
-    take_in(task.recipe, to, classes=("a", "b"))
+    index = table.column_names.index("label")
+    pq.write_table(table.set_column(index, "label", pa.array(["b"] * 10)), task.folder / "audit.parquet")
+    import_labels(task.recipe, to, classes=("a", "b"))
     reports = task.watch(today)
     assert (reports[-1].audit.labelled, reports[-1].audit.right) == (10, 0)
-    assert reports[-1].signs == before[-1].signs
+    assert reports[-1].drift == before[-1].drift
     task.embedded.clear()
     write(task.log, "answers", FIRST, [answer(FIRST, 99)])
     assert [report.rows for report in task.watch(today)] == [31, 61, 91]
@@ -212,36 +213,38 @@ def test_what_is_over_stays_as_it_is(task: Task) -> None:
 def test_feedback_that_came_after_the_days_that_it_is_waited_for_does_not_count(task: Task) -> None:
     log_days(task, 1)
     last = FIRST + timedelta(days=task.recipe.monitoring.label_days)
-    write(task.log, "feedback", last, [told(last, f"{FIRST}-1")])
-    write(task.log, "feedback", last + timedelta(days=1), [told(last + timedelta(days=1), f"{FIRST}-2")])
+    write(task.log, "feedback", last, [feedback(last, f"{FIRST}-1")])
+    write(task.log, "feedback", last + timedelta(days=1), [feedback(last + timedelta(days=1), f"{FIRST}-2")])
     reports = task.watch(last + timedelta(days=10))
     assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
 
 
-def test_feedback_whose_ids_nobody_was_answered_under_is_told(task: Task) -> None:
+def test_feedback_whose_ids_no_answer_has_is_reported(task: Task) -> None:
     log_days(task, 1)
     later = FIRST + timedelta(days=9)
     write(task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")])
-    known = [told(later, f"{later}-0"), told(later, f"{later}-1"), told(later, f"{FIRST}-5")]
-    write(task.log, "feedback", later, [*known, told(later, "mistyped"), told(later, "invented")])
+    known = [feedback(later, f"{later}-0"), feedback(later, f"{later}-1"), feedback(later, f"{FIRST}-5")]
+    write(task.log, "feedback", later, [*known, feedback(later, "mistyped"), feedback(later, "invented")])
     report = task.watch(later + timedelta(days=1))[-1]
-    assert "feedback on 2 texts has ids that no answer of the log has; it counts for nothing" in report.notes
+    assert "feedback on 2 texts has ids that no answer of the log has; it is ignored" in report.notes
     assert report.feedback.labelled == 1
 
 
-def test_rows_that_lie_under_another_day_are_told_labelled_or_not(task: Task) -> None:
+def test_rows_that_are_stored_under_another_day_are_reported_labelled_or_not(task: Task) -> None:
     other = FIRST + timedelta(days=3)
     write(task.log, "answers", FIRST, [answer(FIRST, 0), answer(other, 1), answer(other, 2, arm=None)])
     report = task.watch(FIRST + timedelta(days=1))[0]
-    assert "2 answers lie under another day than their own clock says" in report.notes
+    assert "2 answers are stored under another day than their timestamp's" in report.notes
 
 
 def test_a_report_holds_no_text_no_subject_and_no_value_that_somebody_stated(task: Task) -> None:
     stated = {"attributes": json.dumps({"sex": "stated-by-somebody"}), "subject": "hash-of-somebody"}
     write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
-    write(task.log, "feedback", FIRST, [told(FIRST, f"{FIRST}-{number}") for number in range(60)])
+    write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(60)])
     task.watch(FIRST + timedelta(days=1))
-    content = b"".join(task.files().values()) + " ".join(task.told).encode()
+    content = (
+        b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
+    )
     assert b'"labelled": 60' in content
     for kept_out in ("somebody", "what somebody asked", f"{FIRST}-1"):
         assert kept_out.encode() not in content

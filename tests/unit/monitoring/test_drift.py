@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.monitoring.drift import LEAST_KEYS, Asked, DriftError, drift_signs
+from tailorbird.monitoring.drift import MIN_KEYS, DriftError, TrafficSample, drift_statistics
 
 RATE, WIDTH = 0.05, 16
 Chance = np.random.Generator
 
 
-def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> Asked:
+def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> TrafficSample:
     """Rows about five topics, each its own class; `foreign` of them about a sixth that no model knows."""
     topics = 3 * np.eye(6, WIDTH)
     shares = np.array([1 + shift, 1, 1, 1, 1 - shift]) / 5
@@ -18,28 +18,28 @@ def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> 
     embeddings = (topics[chosen] + chance.normal(0, 0.5, (num, WIDTH))).astype(np.float32)
     sure = np.where(chosen == 5, chance.beta(5, 5, num), chance.beta(9, 1, num))
     outputs = np.where(chosen == 5, chance.integers(0, 5, num), chosen)
-    return Asked(sure, [f"class {place}" for place in outputs], embeddings)
+    return TrafficSample(sure, [f"class {code}" for code in outputs], embeddings)
 
 
-def documents(chance: Chance, num: int, *, rows: int) -> Asked:
+def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
     """Documents of so many rows each, close together, of one class and about one confidence."""
-    one = texts(chance, num)
-    assert one.embeddings is not None
+    centres = texts(chance, num)
+    assert centres.embeddings is not None
     keys = np.repeat(np.arange(num), rows)
-    embeddings = one.embeddings[keys] + chance.normal(0, 0.05, (num * rows, WIDTH)).astype(np.float32)
-    return Asked(one.confidences[keys], [one.outputs[key] for key in keys.tolist()], embeddings, keys)
+    embeddings = centres.embeddings[keys] + chance.normal(0, 0.05, (num * rows, WIDTH)).astype(np.float32)
+    return TrafficSample(centres.confidences[keys], [centres.outputs[key] for key in keys.tolist()], embeddings, keys)
 
 
-def alarms(make: Callable[[Chance], Asked], *, runs: int = 25) -> dict[str, float]:
-    """Share of the runs in which each sign alarms, and in which any does."""
-    found: dict[str, float] = {"any": 0.0}
+def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 25) -> dict[str, float]:
+    """Share of the runs in which each statistic alarms, and in which any does."""
+    counts: dict[str, float] = {"any": 0.0}
     for seed in range(runs):
         chance = np.random.default_rng(seed)
-        signs = drift_signs(make(chance), reference=texts(chance, 800), rate=RATE)
-        for sign in signs:
-            found[sign.name] = found.get(sign.name, 0) + sign.alarm
-        found["any"] += any(sign.alarm for sign in signs)
-    return {name: num / runs for name, num in found.items()}
+        statistics = drift_statistics(make(chance), reference=texts(chance, 800), rate=RATE)
+        for statistic in statistics:
+            counts[statistic.name] = counts.get(statistic.name, 0) + statistic.alarm
+        counts["any"] += any(statistic.alarm for statistic in statistics)
+    return {name: num / runs for name, num in counts.items()}
 
 
 @pytest.mark.parametrize("num", [60, 400])
@@ -47,25 +47,25 @@ def test_clean_windows_alarm_hardly_more_often_than_is_stated(num: int) -> None:
     assert alarms(lambda chance: texts(chance, num))["any"] <= RATE + 0.08  # two standard errors of 25 runs
 
 
-def test_a_tenth_of_foreign_texts_is_found_by_their_distance_where_the_confidence_hardly_moves() -> None:
-    found = alarms(lambda chance: texts(chance, 200, foreign=20))
-    assert found["unfamiliar"] == 1.0
-    assert found["confidence"] < 1.0
+def test_a_tenth_of_foreign_texts_is_detected_by_their_distance_where_the_confidence_hardly_moves() -> None:
+    rates = alarms(lambda chance: texts(chance, 200, foreign=20))
+    assert rates["unfamiliar"] == 1.0
+    assert rates["confidence"] < 1.0
 
 
-def test_other_shares_of_the_classes_are_found_though_no_text_is_unfamiliar() -> None:
-    found = alarms(lambda chance: texts(chance, 400, shift=0.5))
-    assert found["classes"] > 0.9
-    assert found["unfamiliar"] < 0.2
+def test_other_shares_of_the_classes_are_detected_though_no_text_is_unfamiliar() -> None:
+    rates = alarms(lambda chance: texts(chance, 400, shift=0.5))
+    assert rates["classes"] > 0.9
+    assert rates["unfamiliar"] < 0.2
 
 
-def test_texts_that_moved_without_leaving_their_topics_are_told_apart() -> None:
-    def moved(chance: Chance) -> Asked:
+def test_texts_that_moved_without_leaving_their_topics_are_detected() -> None:
+    def moved(chance: Chance) -> TrafficSample:
         window = texts(chance, 400)
         assert window.embeddings is not None
         return replace(window, embeddings=window.embeddings + 0.4 * np.eye(1, WIDTH, 10, dtype=np.float32))
 
-    assert alarms(moved)["told apart"] > 0.9
+    assert alarms(moved)["two-sample"] > 0.9
 
 
 def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_are_to_it() -> None:
@@ -73,31 +73,33 @@ def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_a
     for seed in range(20):
         chance = np.random.default_rng(seed)
         reference, window = documents(chance, 100, rows=10), texts(chance, 100)
-        for name, given in (("known", reference), ("unknown", replace(reference, keys=None))):
-            alarmed[name] += drift_signs(window, reference=given, rate=RATE)[0].alarm
+        for name, compared in (("known", reference), ("unknown", replace(reference, keys=None))):
+            alarmed[name] += drift_statistics(window, reference=compared, rate=RATE)[0].alarm
     assert alarmed["known"] <= 2
     assert alarmed["unknown"] == 20
 
 
-@pytest.mark.parametrize("num", [LEAST_KEYS, 100])
+@pytest.mark.parametrize("num", [MIN_KEYS, 100])
 def test_a_reference_of_few_documents_tells_less_than_its_rows(num: int) -> None:
     alarmed = {"known": 0, "unknown": 0}
     for seed in range(20):
         chance = np.random.default_rng(seed)
         reference, window = documents(chance, num, rows=1000 // num), texts(chance, 1000)
-        for name, given in (("known", reference), ("unknown", replace(reference, keys=None))):
-            signs = drift_signs(window, reference=given, rate=RATE)
-            alarmed[name] += any(sign.alarm for sign in signs if sign.name in ("confidence", "classes"))
+        for name, compared in (("known", reference), ("unknown", replace(reference, keys=None))):
+            statistics = drift_statistics(window, reference=compared, rate=RATE)
+            alarmed[name] += any(
+                statistic.alarm for statistic in statistics if statistic.name in ("confidence", "classes")
+            )
             if name == "known":
-                assert not any(sign.alarm for sign in signs if sign.name == "told apart")
+                assert not any(statistic.alarm for statistic in statistics if statistic.name == "two-sample")
     assert alarmed["known"] <= 2
     assert alarmed["unknown"] >= 15
 
 
-def test_other_shares_of_the_classes_are_found_beside_a_reference_of_documents_too() -> None:
+def test_other_shares_of_the_classes_are_detected_beside_a_reference_of_documents_too() -> None:
     chance = np.random.default_rng(0)
-    signs = drift_signs(texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), rate=RATE)
-    assert next(sign for sign in signs if sign.name == "classes").alarm
+    statistics = drift_statistics(texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), rate=RATE)
+    assert next(statistic for statistic in statistics if statistic.name == "classes").alarm
 
 
 def test_documents_of_unlike_sizes_count_by_their_sizes() -> None:
@@ -108,25 +110,27 @@ def test_documents_of_unlike_sizes_count_by_their_sizes() -> None:
         assert reference.keys is not None
         assert reference.embeddings is not None
         kept = np.flatnonzero((reference.keys < 4) | (np.arange(len(reference)) % 100 < 5))  # four large documents
-        outputs = [reference.outputs[place] for place in kept.tolist()]
-        uneven = Asked(reference.confidences[kept], outputs, reference.embeddings[kept], reference.keys[kept])
-        alarmed += any(sign.alarm for sign in drift_signs(window, reference=uneven, rate=RATE))
+        outputs = [reference.outputs[index] for index in kept.tolist()]
+        uneven = TrafficSample(reference.confidences[kept], outputs, reference.embeddings[kept], reference.keys[kept])
+        alarmed += any(statistic.alarm for statistic in drift_statistics(window, reference=uneven, rate=RATE))
     assert alarmed <= 3
 
 
 def test_thresholds_are_as_wide_as_the_documents_are_few_and_unlike() -> None:
     chance = np.random.default_rng(0)
     reference, window = documents(chance, 100, rows=10), texts(chance, 1000)
-    found = []
+    thresholds = []
     for keys in (
         np.arange(1000),
         np.arange(1000) // 10,
         np.maximum(np.arange(1000) - 600, 0) // 4,
         np.arange(1000) // 50,
     ):
-        signs = drift_signs(window, reference=replace(reference, keys=keys), rate=RATE)
-        found.append([sign.threshold for sign in signs if sign.name in ("unfamiliar", "told apart")])
-    own, equal, one_large, few = found
+        statistics = drift_statistics(window, reference=replace(reference, keys=keys), rate=RATE)
+        thresholds.append(
+            [statistic.threshold for statistic in statistics if statistic.name in ("unfamiliar", "two-sample")]
+        )
+    own, equal, one_large, few = thresholds
     assert own < equal < one_large
     assert equal[1] < one_large[1]  # as many documents, of which one has six rows in ten
     assert few[0] > 0.15  # with twenty documents a clean row is the farthest one time in 21
@@ -140,10 +144,10 @@ def test_the_order_of_a_references_rows_is_no_drift(keyed: bool) -> None:
         rows = texts(chance, 2000)
         assert rows.embeddings is not None
         order = np.argsort(rows.outputs, kind="stable")
-        outputs, keys = [rows.outputs[place] for place in order.tolist()], np.arange(2000) if keyed else None
-        by_class = Asked(rows.confidences[order], outputs, rows.embeddings[order], keys)
-        signs = drift_signs(texts(chance, 200), reference=by_class, rate=RATE)
-        alarmed += next(sign for sign in signs if sign.name == "told apart").alarm
+        outputs, keys = [rows.outputs[index] for index in order.tolist()], np.arange(2000) if keyed else None
+        by_class = TrafficSample(rows.confidences[order], outputs, rows.embeddings[order], keys)
+        statistics = drift_statistics(texts(chance, 200), reference=by_class, rate=RATE)
+        alarmed += next(statistic for statistic in statistics if statistic.name == "two-sample").alarm
     assert alarmed <= 1
 
 
@@ -151,37 +155,46 @@ def test_a_reference_of_one_document_says_nothing() -> None:
     chance = np.random.default_rng(0)
     reference = documents(chance, 1, rows=500)
     with pytest.raises(DriftError, match=r"all 500 rows of the reference share 1 of data\.split_by's keys"):
-        drift_signs(texts(chance, 100), reference=reference, rate=RATE)
+        drift_statistics(texts(chance, 100), reference=reference, rate=RATE)
 
 
-def test_without_texts_only_what_was_answered_is_looked_at() -> None:
+def test_without_texts_only_answers_are_compared() -> None:
     chance = np.random.default_rng(0)
     window = replace(texts(chance, 100), embeddings=None)
-    signs = drift_signs(window, reference=texts(chance, 800), rate=RATE)
-    assert [(sign.name, sign.rate) for sign in signs] == [("confidence", RATE / 2), ("classes", RATE / 2)]
+    statistics = drift_statistics(window, reference=texts(chance, 800), rate=RATE)
+    assert [(statistic.name, statistic.rate) for statistic in statistics] == [
+        ("confidence", RATE / 2),
+        ("classes", RATE / 2),
+    ]
 
 
 def test_the_same_window_gives_the_same_signs() -> None:
     window, reference = texts(np.random.default_rng(1), 100), texts(np.random.default_rng(2), 800)
-    assert drift_signs(window, reference=reference, rate=RATE) == drift_signs(window, reference=reference, rate=RATE)
+    assert drift_statistics(window, reference=reference, rate=RATE) == drift_statistics(
+        window, reference=reference, rate=RATE
+    )
 
 
 def test_a_class_that_the_reference_never_had_is_no_infinite_index() -> None:
     chance = np.random.default_rng(3)
     window = replace(texts(chance, 100), outputs=["new"] * 100)
-    sign = next(sign for sign in drift_signs(window, reference=texts(chance, 800), rate=RATE) if sign.name == "classes")
-    assert sign.alarm
-    assert np.isfinite(sign.value)
+    statistic = next(
+        statistic
+        for statistic in drift_statistics(window, reference=texts(chance, 800), rate=RATE)
+        if statistic.name == "classes"
+    )
+    assert statistic.alarm
+    assert np.isfinite(statistic.value)
 
 
 def test_confidences_that_are_all_the_same_are_no_fault() -> None:
-    same = Asked(np.full(100, 0.5), ["a"] * 100)
-    assert not any(sign.alarm for sign in drift_signs(same, reference=same, rate=RATE))
+    same = TrafficSample(np.full(100, 0.5), ["a"] * 100)
+    assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, rate=RATE))
 
 
 def test_a_window_too_small_to_say_anything_is_refused() -> None:
     chance = np.random.default_rng(4)
     with pytest.raises(DriftError, match="the window has 49 rows"):
-        drift_signs(texts(chance, 49), reference=texts(chance, 800), rate=RATE)
+        drift_statistics(texts(chance, 49), reference=texts(chance, 800), rate=RATE)
     with pytest.raises(DriftError, match="the reference has 10 rows"):
-        drift_signs(texts(chance, 60), reference=texts(chance, 10), rate=RATE)
+        drift_statistics(texts(chance, 60), reference=texts(chance, 10), rate=RATE)

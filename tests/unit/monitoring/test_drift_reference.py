@@ -12,19 +12,19 @@ def test_what_is_embedded_are_the_texts_as_a_log_keeps_them(monkeypatch: pytest.
     seen: dict[str, Any] = {}
 
     def predict_rows(_: str, *, rows: Rows) -> Any:
-        seen["asked"] = rows.texts
+        seen["predicted"] = rows.texts
         num = len(rows)
         return SimpleNamespace(outputs=("a",) * num, calibrated=np.ones(num), scores=np.ones(num), groups={})
 
-    def embedded(_: str, texts: tuple[str, ...], **__: Any) -> Any:
+    def embed_texts(_: str, texts: tuple[str, ...], **__: Any) -> Any:
         seen["embedded"] = texts
         return np.ones((len(texts), 2), np.float32)
 
     version = SimpleNamespace(base_model="b", max_length=8, digest="d")
     monkeypatch.setattr("tailorbird.evaluation.inference.predict.predict_rows", predict_rows)
     monkeypatch.setattr("tailorbird.registry.versions.read_version", lambda _: version)
-    monkeypatch.setattr(drift_reference, "embedded", embedded)
+    monkeypatch.setattr(drift_reference, "embed_texts", embed_texts)
     texts = ("record MRN1234567: a cough", "a rash")
-    content = drift_reference.made("u", rows=Rows(("0", "1"), texts, ("a", "a")), made_at="2026-03-01")
-    assert seen == {"asked": texts, "embedded": ("record MRN[number]: a cough", "a rash")}
+    content = drift_reference.build_reference("u", rows=Rows(("0", "1"), texts, ("a", "a")), made_at="2026-03-01")
+    assert seen == {"predicted": texts, "embedded": ("record MRN[number]: a cough", "a rash")}
     assert b"1234567" not in content

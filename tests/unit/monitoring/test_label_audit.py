@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring.daily_report import audits_of
-from tailorbird.monitoring.label_audit import AuditError, audited_rows, export, take_in
+from tailorbird.monitoring.label_audit import AuditError, audit_files, audited_rows, export_answers, import_labels
 from tailorbird.monitoring.log_reader import key_of
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, Task, answer, write
 
@@ -18,18 +17,18 @@ def task(tmp_path: Path) -> Task:
 
 
 def drawn(task: Task, *, num_rows: int) -> pa.Table:
-    """What an export wrote."""
+    """Return what an export wrote."""
     to = task.folder / "audit.parquet"
-    export(task.recipe, digest=DIGEST, days=[FIRST], num_rows=num_rows, to=to.as_uri())
+    export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=num_rows, to=to.as_uri())
     return pq.read_table(to)
 
 
-def take(task: Task, table: pa.Table, labels: list[str | None], **columns: list[Any]) -> tuple[str, int]:
-    """Takes it in with these labels."""
+def import_with(task: Task, table: pa.Table, labels: list[str | None], **columns: list[Any]) -> tuple[str, int]:
+    """Import it with these labels."""
     for name, values in {"label": labels, **columns}.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
     pq.write_table(table, task.folder / "labelled.parquet")
-    return take_in(task.recipe, (task.folder / "labelled.parquet").as_uri(), classes=("a", "b"))
+    return import_labels(task.recipe, (task.folder / "labelled.parquet").as_uri(), classes=("a", "b"))
 
 
 def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(task: Task) -> None:
@@ -40,7 +39,7 @@ def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(t
     keys = [key_of(request_id, 0) for request_id in table["request_id"].to_pylist()]
     assert keys == sorted(key_of(row["request_id"], 0) for row in rows)[:20]
     assert table["label"].null_count == 20
-    take(task, table, ["a"] * 20)
+    import_with(task, table, ["a"] * 20)
     others = drawn(task, num_rows=100)
     assert len(others) == 40
     assert not set(others["request_id"].to_pylist()) & set(table["request_id"].to_pylist())
@@ -49,39 +48,30 @@ def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(t
 
 
 def test_what_a_canary_answered_in_the_champions_stead_is_drawn_too(task: Task) -> None:
-    canary = [answer(FIRST, 10 + number, arm="canary", digest="trial-digest") for number in range(3)]
-    shadow = [answer(FIRST, number, arm="shadow", digest="trial-digest") for number in range(3)]
+    canary = [answer(FIRST, 10 + number, arm="canary", digest="challenger-digest") for number in range(3)]
+    shadow = [answer(FIRST, number, arm="shadow", digest="challenger-digest") for number in range(3)]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(3)), *canary, *shadow])
     to = task.folder / "both.parquet"
-    drew: dict[str, Any] = {"days": [FIRST], "num_rows": 100, "to": to.as_uri()}
-    assert export(task.recipe, digest=DIGEST, trial="trial-digest", **drew) == 6
-    assert export(task.recipe, digest=DIGEST, trial="another", **drew) == 3
+    arguments: dict[str, Any] = {"days": [FIRST], "num_rows": 100, "to": to.as_uri()}
+    assert export_answers(task.recipe, digest=DIGEST, challenger="challenger-digest", **arguments) == 6
+    assert export_answers(task.recipe, digest=DIGEST, challenger="another", **arguments) == 3
     assert len(drawn(task, num_rows=100)) == 3
 
 
-def test_of_corrections_the_last_one_that_was_taken_in_stands(task: Task) -> None:
+def test_of_corrections_the_last_one_that_was_imported_counts(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, 0)])
     table, kept = drawn(task, num_rows=1), []
     for label in ("a", "b", "a", "b", "a"):
-        kept.append(take(task, table, [label])[0])
-        assert take(task, table, [label])[0] == kept[-1]  # the same file twice is one
+        kept.append(import_with(task, table, [label])[0])
+        assert import_with(task, table, [label])[0] == kept[-1]  # the same file twice is one
         assert audited_rows(task.recipe).labels == (label,)
-    assert audits_of(task.recipe.task_uri) == kept
+    assert audit_files(task.recipe.task_uri) == kept
     assert len(set(kept)) == 5
-
-
-def test_audits_from_before_they_were_numbered_come_first(task: Task) -> None:
-    write(task.log, "answers", FIRST, [answer(FIRST, 0)])
-    table = drawn(task, num_rows=1)
-    former = Path(take(task, table, ["b"])[0].removeprefix("file://"))
-    former.rename(former.with_name("fedcba9876543210.parquet"))
-    take(task, table, ["a"])
-    assert audited_rows(task.recipe).labels == ("a",)
 
 
 def test_texts_that_people_filled_in_are_redacted(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, number, text=None) for number in range(2)])
-    kept, num = take(task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None])
+    kept, num = import_with(task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None])
     assert num == 2
     assert pq.read_table(kept.removeprefix("file://"))["text"].to_pylist() == ["[email] is ill", None]
     assert audited_rows(task.recipe).texts == ("[email] is ill",)
@@ -89,6 +79,11 @@ def test_texts_that_people_filled_in_are_redacted(task: Task) -> None:
 
 def test_a_row_whose_client_stated_nothing_is_of_the_group_that_data_without_a_value_is_of(task: Task) -> None:
     stated = [None, "{}", '{"sex": null}', '{"sex": "f"}']
-    write(task.log, "answers", FIRST, [answer(FIRST, number, attributes=one) for number, one in enumerate(stated)])
-    take(task, drawn(task, num_rows=4), ["a"] * 4)
+    write(
+        task.log,
+        "answers",
+        FIRST,
+        [answer(FIRST, number, attributes=attributes) for number, attributes in enumerate(stated)],
+    )
+    import_with(task, drawn(task, num_rows=4), ["a"] * 4)
     assert sorted(audited_rows(task.recipe).groups["sex"]) == [NO_GROUP] * 3 + ["f"]

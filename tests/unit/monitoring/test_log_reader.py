@@ -13,21 +13,12 @@ import pytest
 from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring import log_reader
-from tailorbird.monitoring.log_reader import (
-    CHAMPION,
-    Labels,
-    TrafficError,
-    Watched,
-    by_day,
-    files_of,
-    key_of,
-    read_labels,
-    read_traffic,
-)
+from tailorbird.monitoring import log_reader, traffic
+from tailorbird.monitoring.log_reader import TrafficError, by_day, files_of, key_of, read_labels, read_traffic
+from tailorbird.monitoring.traffic import CHAMPION, Labels, WatchedVersions
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
-WATCHED = Watched("champion-digest", "trial-digest", ("sex",))
+WATCHED = WatchedVersions("champion-digest", "trial-digest", ("sex",))
 
 
 def answer(number: int, **fields: Any) -> dict[str, Any]:
@@ -35,7 +26,7 @@ def answer(number: int, **fields: Any) -> dict[str, Any]:
     return row | {"label": "a", "score": 0.75, "attributes": '{"sex": "f"}', "text": f"text {number}"} | fields
 
 
-def told(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
+def feedback_row(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
     return {"request_id": f"r{number}", "row": 0, "at": AT.replace(minute=minute), "label": label, "caller": None}
 
 
@@ -43,20 +34,20 @@ def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Se
     """A log as serving writes it, of one file each."""
     for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
         if rows:
-            place = folder / kind / "day=2026-03-01"
-            place.mkdir(parents=True)
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(schema)), place / "one.parquet")
+            path = folder / kind / "day=2026-03-01"
+            path.mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(schema)), path / "one.parquet")
     return folder.as_uri()
 
 
-def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[log_reader.Traffic, Labels]:
+def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[traffic.Traffic, Labels]:
     log = log_of(folder, **kinds)
     labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
     return read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels), labels
 
 
 def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp_path: Path) -> None:
-    found, labels = read(
+    result, labels = read(
         tmp_path,
         answers=[
             answer(0),
@@ -65,45 +56,47 @@ def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp
             answer(2, arm=None, digest="another"),
             answer(3, label=None, score=None, attributes=None),
         ],
-        feedback=[told(0, "b"), told(9, "a")],
+        feedback=[feedback_row(0, "b"), feedback_row(9, "a")],
     )
-    assert found.num_rows == 5
-    assert found.rows == {
+    assert result.num_rows == 5
+    assert result.rows == {
         (CHAMPION, "champion-digest"): 3,
         ("shadow", "trial-digest"): 1,
         ("", "another"): 1,
     }
-    assert found.without_class == 1
+    assert result.without_class == 1
     assert len(labels) == 2
-    assert found.outcomes.right.tolist() == [False, True]
-    assert [log_reader.ARMS[arm] for arm in found.outcomes.arms] == [CHAMPION, "shadow"]
-    assert found.outcomes.groups == (("f",), ("f",))
-    assert not found.outcomes.audited.any()
+    assert result.outcomes.right.tolist() == [False, True]
+    assert [traffic.ARMS[arm] for arm in result.outcomes.arms] == [CHAMPION, "shadow"]
+    assert result.outcomes.groups == (("f",), ("f",))
+    assert not result.outcomes.audited.any()
 
 
 def test_of_two_words_on_one_text_the_later_stands_and_is_counted(tmp_path: Path) -> None:
-    found, labels = read(
-        tmp_path, answers=[answer(0)], feedback=[told(0, "a", minute=5), told(0, "b", minute=1), told(0, "c", minute=2)]
+    result, labels = read(
+        tmp_path,
+        answers=[answer(0)],
+        feedback=[feedback_row(0, "a", minute=5), feedback_row(0, "b", minute=1), feedback_row(0, "c", minute=2)],
     )
-    assert found.outcomes.right.tolist() == [True]
-    assert labels.told_again == 2
+    assert result.outcomes.right.tolist() == [True]
+    assert labels.num_replaced == 2
 
 
 def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Path) -> None:
-    log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=50)])
+    log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
-    pq.write_table(pa.Table.from_pylist([told(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
+    pq.write_table(pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
     labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), audits=[audit.as_uri()])
-    found = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
-    assert found.outcomes.right.tolist() == [True]
-    assert found.outcomes.audited.tolist() == [True]
+    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
+    assert result.outcomes.right.tolist() == [True]
+    assert result.outcomes.audited.tolist() == [True]
 
 
 def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_reader, "SAMPLE_ROWS", 20)
-    monkeypatch.setattr(log_reader, "FILES_A_TASK", 2)
+    monkeypatch.setattr(traffic, "MAX_SAMPLE_ROWS", 20)
+    monkeypatch.setattr(log_reader, "FILES_PER_TASK", 2)
     rows = [answer(number, score=number / 100) for number in range(100)]
     files = []
     for start in range(0, 100, 10):
@@ -112,7 +105,7 @@ def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
-    cut, at_once = (read_traffic(some, WATCHED, labels=Labels()).sample for some in (files, [whole.as_uri()]))
+    cut, at_once = (read_traffic(uris, WATCHED, labels=Labels()).sample for uris in (files, [whole.as_uri()]))
     assert len(cut) == 20
     assert cut.texts == at_once.texts
     assert np.array_equal(cut.scores, at_once.scores)
@@ -121,8 +114,8 @@ def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
 
 
 def test_a_row_that_stands_twice_in_the_log_is_sampled_once(tmp_path: Path) -> None:
-    found, _ = read(tmp_path, answers=[answer(0), answer(0), answer(1)])
-    assert len(found.sample) == 2
+    result, _ = read(tmp_path, answers=[answer(0), answer(0), answer(1)])
+    assert len(result.sample) == 2
 
 
 def test_what_is_no_log_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -147,48 +140,50 @@ def test_what_is_read_is_what_serving_writes() -> None:
 
 def test_a_row_without_an_attribute_is_of_the_group_that_data_without_a_value_is_of(tmp_path: Path) -> None:
     stated = [None, "{}", '{"sex": null}', '{"age": "7"}']
-    found, _ = read(
+    result, _ = read(
         tmp_path,
-        answers=[answer(number, attributes=one) for number, one in enumerate(stated)],
-        feedback=[told(number, "a") for number in range(4)],
+        answers=[answer(number, attributes=attributes) for number, attributes in enumerate(stated)],
+        feedback=[feedback_row(number, "a") for number in range(4)],
     )
-    assert found.outcomes.groups == ((NO_GROUP,),) * 4
+    assert result.outcomes.groups == ((NO_GROUP,),) * 4
 
 
 @pytest.mark.parametrize(
     "kind", [pa.timestamp("s", tz="UTC"), pa.timestamp("ns", tz="Europe/Berlin"), pa.timestamp("ms")]
 )
 def test_times_in_another_unit_are_the_same_times(tmp_path: Path, kind: pa.DataType) -> None:
-    log = log_of(tmp_path, answers=[answer(0)], feedback=[told(0, "b", minute=1), told(0, "a", minute=2)])
+    log = log_of(
+        tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=1), feedback_row(0, "a", minute=2)]
+    )
     for uri in [*files_of(log, "answers", by_day(log, "answers")), *files_of(log, "feedback", by_day(log, "answers"))]:
         table = pq.read_table(uri)
-        place = table.column_names.index("at")
-        pq.write_table(table.set_column(place, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
+        index = table.column_names.index("at")
+        pq.write_table(table.set_column(index, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
     labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
-    found = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
-    assert found.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
-    assert found.outcomes.told.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
-    assert found.outcomes.right.tolist() == [True]
-    assert found.misplaced == 0
+    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
+    assert result.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
+    assert result.outcomes.labelled_at.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
+    assert result.outcomes.right.tolist() == [True]
+    assert result.misplaced == 0
 
 
 def test_labels_whose_text_was_answered_are_known_whoever_answered_and_other_days_rows_are_counted(
     tmp_path: Path,
 ) -> None:
-    found, labels = read(
+    result, labels = read(
         tmp_path,
         answers=[answer(0), answer(1, arm=None, digest="another"), answer(2, at=AT.replace(day=2)), answer(3)],
-        feedback=[told(0, "a"), told(0, "b", minute=1), told(1, "a"), told(9, "a")],
+        feedback=[feedback_row(0, "a"), feedback_row(0, "b", minute=1), feedback_row(1, "a"), feedback_row(9, "a")],
     )
-    assert found.known.tolist() == sorted(labels.keys.tolist().index(key_of(f"r{number}", 0)) for number in (0, 1))
-    assert sorted(labels.words.tolist()) == [1, 1, 2]
-    assert found.misplaced == 1
+    assert result.answered.tolist() == sorted(labels.keys.tolist().index(key_of(f"r{number}", 0)) for number in (0, 1))
+    assert sorted(labels.counts.tolist()) == [1, 1, 2]
+    assert result.misplaced == 1
 
 
 def test_labels_take_a_few_bytes_a_word_while_they_are_read(tmp_path: Path) -> None:
-    num, log = 20_000, log_of(tmp_path, feedback=[told(number, "a") for number in range(20_000)])
+    num, log = 20_000, log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)])
     files = files_of(log, "feedback", ["2026-03-01"])
-    small = log_of(tmp_path / "small", feedback=[told(0, "a")])
+    small = log_of(tmp_path / "small", feedback=[feedback_row(0, "a")])
     read_labels(files_of(small, "feedback", ["2026-03-01"]))
     tables = [log_reader.read_columns(uri, log_reader.FEEDBACK) for uri in files]
     tracemalloc.start()

@@ -10,26 +10,27 @@ import pytest
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.gates.base import State
-from tailorbird.monitoring.log_reader import ARMS, Outcomes, Sample, Traffic, Watched, read_labels, read_traffic
+from tailorbird.monitoring.log_reader import read_labels, read_traffic
 from tailorbird.monitoring.quality import (
-    Before,
-    by_feedback,
+    GroupAccuracy,
+    challenger_group_gate,
+    challenger_pairs,
+    feedback_as_audit,
     fixed_groups,
-    groups_now,
-    groups_of,
-    num_of_subjects,
+    group_gate,
+    group_masks,
+    num_with_subject,
     paired_by_order,
     quality,
-    trial_groups,
-    trial_pairs,
 )
-from tailorbird.monitoring.sequential_test import Decision, Pairs, judge_trial
+from tailorbird.monitoring.sequential_test import Decision, Pairs, decide_challenger
+from tailorbird.monitoring.traffic import ARMS, AnswerSample, Outcomes, Traffic, WatchedVersions
 
 LIMITS, ALPHA = SubgroupGateConfig(), 0.05
 SEXES = ("sex = f", "sex = m")
 
 
-def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True, of_subject: bool = False) -> Outcomes:
+def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True, has_subject: bool = False) -> Outcomes:
     """Rows of key, arm, right, sex; in the order of time."""
     return Outcomes(
         np.array([row[0] for row in rows], np.uint64),
@@ -38,7 +39,7 @@ def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True, of_subject
         np.array([row[2] for row in rows], bool),
         np.full(len(rows), audited),
         tuple((row[3],) for row in rows),
-        of_subject=np.full(len(rows), of_subject),
+        has_subject=np.full(len(rows), has_subject),
     )
 
 
@@ -47,51 +48,59 @@ def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tup
 
 
 def test_accuracy_has_an_interval_and_says_of_how_many_answers_the_label_is_known() -> None:
-    told = outcomes(*of_champion(80, 20, "f"), audited=False)
-    sample = Sample(np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4)
-    traffic = Traffic(1000, {("champion", "d"): 1000}, without_class=500, outcomes=told, sample=sample)
-    found = quality(traffic, champion="d", alpha=ALPHA, audited=False)
-    # answers without a class have no confidence that could be told
-    assert (found.accuracy, found.coverage, found.estimate) == (0.8, 0.1, 0.75)
-    assert found.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson's for 80 of 100
+    labelled = outcomes(*of_champion(80, 20, "f"), audited=False)
+    sample = AnswerSample(
+        np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4
+    )
+    traffic = Traffic(1000, {("champion", "d"): 1000}, without_class=500, outcomes=labelled, sample=sample)
+    result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
+    # answers without a class have no confidence
+    assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)
+    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson's for 80 of 100
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
     assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
     assert quality(Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True).estimate is None
 
 
 def test_a_row_that_stands_twice_in_the_log_counts_once() -> None:
-    told = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
-    found = quality(Traffic(20, {("champion", "d"): 20}, outcomes=told), champion="d", alpha=ALPHA, audited=True)
-    assert (found.labelled, found.right) == (10, 8)
-    gate = groups_now(told, columns=("sex",), before={"sex = f": Before(100, 80)}, limits=LIMITS, alpha=ALPHA)
+    labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
+    result = quality(Traffic(20, {("champion", "d"): 20}, outcomes=labelled), champion="d", alpha=ALPHA, audited=True)
+    assert (result.labelled, result.right) == (10, 8)
+    gate = group_gate(
+        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(100, 80)}, limits=LIMITS, alpha=ALPHA
+    )
     assert gate.bounds[0].n == 10
 
 
-def test_feedback_fails_no_group_and_is_told_beside() -> None:
-    told = outcomes(*of_champion(0, 200, "f"), audited=False)
-    before = {"sex = f": Before(1000, 800)}
-    gate = groups_now(told, columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+def test_feedback_fails_no_group_and_is_displayed_alone() -> None:
+    labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
+    reference = {"sex = f": GroupAccuracy(1000, 800)}
+    gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
-    beside = groups_now(by_feedback(told), columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
-    assert (beside.state, beside.bounds[0].n) == (State.FAILS, 200)
+    by_feedback = group_gate(
+        feedback_as_audit(labelled), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA
+    )
+    assert (by_feedback.state, by_feedback.bounds[0].n) == (State.FAILS, 200)
     both = replace(outcomes(*of_champion(800, 200, "f"), *of_champion(0, 200, "f", first=5000)))
     both = replace(both, audited=np.arange(1200) < 1000)
-    gate = groups_now(both, columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+    gate = group_gate(both, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
 
 
-def test_a_group_that_lost_is_found_and_one_that_did_not_passes() -> None:
-    told = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
-    before = {"sex = f": Before(1000, 800), "sex = m": Before(1000, 940)}
-    gate = groups_now(told, columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+def test_a_group_that_lost_fails_and_one_that_did_not_passes() -> None:
+    labelled = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
+    reference = {"sex = f": GroupAccuracy(1000, 800), "sex = m": GroupAccuracy(1000, 940)}
+    gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     states = {bound.what: bound.state for bound in gate.bounds}
     assert states == {"change in sex = f": State.FAILS, "change in sex = m": State.PASSES}
     assert gate.bounds[0].estimate == pytest.approx(-0.2)
 
 
 def test_a_few_labels_of_a_group_decide_nothing_however_bad_they_look() -> None:
-    told = outcomes(*of_champion(5, 2, "f"))
-    gate = groups_now(told, columns=("sex",), before={"sex = f": Before(100, 80)}, limits=LIMITS, alpha=ALPHA)
+    labelled = outcomes(*of_champion(5, 2, "f"))
+    gate = group_gate(
+        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(100, 80)}, limits=LIMITS, alpha=ALPHA
+    )
     assert [bound.state for bound in gate.bounds] == [State.NOT_ASSESSABLE]
 
 
@@ -99,50 +108,58 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
     chance, failed = np.random.default_rng(5), 0
     for _ in range(40):
         rows = []
-        for place, sex in enumerate("ab"):
+        for index, sex in enumerate("ab"):
             right = int(chance.binomial(150, 0.8))
-            rows += of_champion(right, 150 - right, sex, first=1000 * place)
-        before = {f"sex = {sex}": Before(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
-        gate = groups_now(outcomes(*rows), columns=("sex",), before=before, limits=LIMITS, alpha=ALPHA)
+            rows += of_champion(right, 150 - right, sex, first=1000 * index)
+        reference = {f"sex = {sex}": GroupAccuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
+        gate = group_gate(outcomes(*rows), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
         failed += gate.state is State.FAILS
     assert failed / 40 <= ALPHA + 0.08
 
 
 def test_what_clients_state_beyond_the_reference_is_counted_and_never_printed() -> None:
-    told = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
-    gate = groups_now(told, columns=("sex",), before={"sex = f": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
+    gate = group_gate(
+        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
+    )
     assert [bound.what for bound in gate.bounds] == ["change in sex = f"]
     assert gate.note == "labelled rows that are not compared: 10 of sex = (others)"
-    nothing = groups_now(Outcomes(), columns=("sex",), before={}, limits=LIMITS, alpha=ALPHA)
+    nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
     assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer is of a group")
-    alone = groups_now(told, columns=("sex",), before={"sex = m": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    alone = group_gate(
+        labelled, columns=("sex",), reference={"sex = m": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
+    )
     assert (alone.bounds, alone.note) == ((), "labelled rows that are not compared: 20 of sex = (others)")
 
 
 def test_rows_without_a_value_are_a_group_of_the_same_name_as_in_the_reference() -> None:
-    told = outcomes(*of_champion(5, 5, NO_GROUP))
-    gate = groups_now(told, columns=("sex",), before={"sex = (none)": Before(10, 5)}, limits=LIMITS, alpha=ALPHA)
+    labelled = outcomes(*of_champion(5, 5, NO_GROUP))
+    gate = group_gate(
+        labelled, columns=("sex",), reference={"sex = (none)": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
+    )
     assert [(bound.what, bound.n) for bound in gate.bounds] == [("change in sex = (none)", 10)]
 
 
 def test_groups_are_fixed_by_the_reference_at_most_twenty_of_a_column() -> None:
-    before = {f"ward = {number:02}": Before(100 - number, 50) for number in range(30)} | {"sex = f": Before(5, 5)}
-    fixed = fixed_groups(before, columns=("sex", "ward"))
+    reference = {f"ward = {number:02}": GroupAccuracy(100 - number, 50) for number in range(30)} | {
+        "sex = f": GroupAccuracy(5, 5)
+    }
+    fixed = fixed_groups(reference, columns=("sex", "ward"))
     assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
     rows = [(number, "champion", True, f"{number % 40:02}") for number in range(400)]
-    masks = groups_of(outcomes(*rows), columns=("ward",), fixed=fixed_groups(before, columns=("ward",)))
+    masks = group_masks(outcomes(*rows), columns=("ward",), fixed=fixed_groups(reference, columns=("ward",)))
     assert len(masks) == 21
     assert int(masks["ward = (others)"].sum()) == 200
     assert sum(int(mask.sum()) for mask in masks.values()) == 400
 
 
-def test_a_trials_groups_are_as_many_before_it_was_asked_anything_as_afterwards() -> None:
-    for told in (Outcomes(), outcomes((1, "champion", True, "x"), (1, "shadow", False, "x"))):
-        pairs, groups, tables = trial_pairs(told, columns=("sex",), fixed=SEXES)
+def test_a_challengers_groups_are_as_many_before_any_request_as_afterwards() -> None:
+    for labelled in (Outcomes(), outcomes((1, "champion", True, "x"), (1, "shadow", False, "x"))):
+        pairs, groups, tables = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
         assert groups == {"sex = f": Pairs(0, 0, 0), "sex = m": Pairs(0, 0, 0)}
-        assert pairs.num_pairs == len(told) / 2
+        assert pairs.num_pairs == len(labelled) / 2
         assert tables == []
-        assert trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA).bounds == ()
+        assert challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA).bounds == ()
 
 
 def test_complaints_of_the_champion_alone_promote_no_equal_shadow() -> None:
@@ -156,10 +173,10 @@ def test_complaints_of_the_champion_alone_promote_no_equal_shadow() -> None:
         if not champion[key]
     ]
     complained = outcomes(*rows, audited=False)
-    pairs, groups, _ = trial_pairs(complained, columns=("sex",), fixed=SEXES)
+    pairs, groups, _ = challenger_pairs(complained, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(0, 0, 0)
-    beside, _, _ = trial_pairs(by_feedback(complained), columns=("sex",), fixed=SEXES)
-    assert judge_trial(beside, groups=groups, alpha=ALPHA).decision is Decision.PROMOTE  # which is why
+    by_feedback, _, _ = challenger_pairs(feedback_as_audit(complained), columns=("sex",), fixed=SEXES)
+    assert decide_challenger(by_feedback, groups=groups, alpha=ALPHA).decision is Decision.PROMOTE  # which is why
 
 
 def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Path) -> None:
@@ -170,19 +187,19 @@ def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Pat
         for number in range(3)
         for arm, label in (("champion", "a"), ("shadow", "b"))
     ]
-    told = [{"request_id": f"r{number}", "row": 0, "at": at, "label": "b"} for number in range(3)]
-    for name, rows in (("answers", both), ("feedback", told), ("audit", told[:2])):
+    feedback_rows = [{"request_id": f"r{number}", "row": 0, "at": at, "label": "b"} for number in range(3)]
+    for name, rows in (("answers", both), ("feedback", feedback_rows), ("audit", feedback_rows[:2])):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     answers, feedback, audit = ((tmp_path / f"{name}.parquet").as_uri() for name in ("answers", "feedback", "audit"))
     labels = read_labels([feedback], audits=[audit])
-    found = read_traffic([answers], Watched("champion", "shadow", ("sex",)), labels=labels).outcomes
-    assert trial_pairs(found, columns=("sex",), fixed=SEXES)[0] == Pairs(2, 0, 2)
-    assert trial_pairs(by_feedback(found), columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)
-    assert found.of_subject.tolist() == [False, False, True, True, True, True]
+    result = read_traffic([answers], WatchedVersions("champion", "shadow", ("sex",)), labels=labels).outcomes
+    assert challenger_pairs(result, columns=("sex",), fixed=SEXES)[0] == Pairs(2, 0, 2)
+    assert challenger_pairs(feedback_as_audit(result), columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)
+    assert result.has_subject.tolist() == [False, False, True, True, True, True]
 
 
 def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
-    told = outcomes(
+    labelled = outcomes(
         (1, "champion", True, "f"),
         (1, "shadow", False, "f"),
         (2, "shadow", True, "m"),
@@ -191,24 +208,24 @@ def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
         (4, "shadow", True, "m"),
         (1, "shadow", False, "f"),  # stands twice in the log
     )
-    pairs, groups, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
-    assert pairs == Pairs(only_trial_right=1, only_champion_right=1, num_pairs=2)
+    pairs, groups, _ = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
+    assert pairs == Pairs(only_challenger_right=1, only_champion_right=1, num_pairs=2)
     assert groups == {"sex = f": Pairs(0, 1, 1), "sex = m": Pairs(1, 0, 1)}
 
 
 def test_a_canarys_answers_are_paired_with_the_champions_by_their_order_in_time() -> None:
-    told = outcomes(
+    labelled = outcomes(
         (1, "champion", True, "f"),
         (2, "champion", False, "f"),
         (3, "canary", False, "f"),
         (4, "canary", True, "m"),
         (5, "canary", True, "m"),
     )
-    pairs, _, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
-    assert pairs == Pairs(only_trial_right=1, only_champion_right=1, num_pairs=2)
-    backwards = replace(told, at=told.at[::-1].copy())
-    assert trial_pairs(backwards, columns=("sex",), fixed=SEXES)[0] == Pairs(
-        only_trial_right=1, only_champion_right=0, num_pairs=2
+    pairs, _, _ = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
+    assert pairs == Pairs(only_challenger_right=1, only_champion_right=1, num_pairs=2)
+    backwards = replace(labelled, at=labelled.at[::-1].copy())
+    assert challenger_pairs(backwards, columns=("sex",), fixed=SEXES)[0] == Pairs(
+        only_challenger_right=1, only_champion_right=0, num_pairs=2
     )
 
 
@@ -219,15 +236,15 @@ def test_a_canarys_answers_to_a_subject_are_paired_with_none_and_a_shadows_are()
         (3, "canary", False, "f"),
         (4, "canary", True, "f"),
     ]
-    told = outcomes(*rows, of_subject=True)
-    pairs, groups, tables = trial_pairs(told, columns=("sex",), fixed=SEXES)
+    labelled = outcomes(*rows, has_subject=True)
+    pairs, groups, tables = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
     assert (pairs, groups["sex = f"], tables) == (Pairs(0, 0, 0), Pairs(0, 0, 0), [])
-    assert num_of_subjects(told) == 2
-    some = replace(told, of_subject=np.array([True, False, True, False]))
-    assert trial_pairs(some, columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)  # the others' only
-    shadow = outcomes((1, "champion", True, "f"), (1, "shadow", False, "f"), of_subject=True)
-    assert trial_pairs(shadow, columns=("sex",), fixed=SEXES)[0] == Pairs(0, 1, 1)
-    assert num_of_subjects(shadow) == 0
+    assert num_with_subject(labelled) == 2
+    mixed = replace(labelled, has_subject=np.array([True, False, True, False]))
+    assert challenger_pairs(mixed, columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)  # the others' only
+    shadow = outcomes((1, "champion", True, "f"), (1, "shadow", False, "f"), has_subject=True)
+    assert challenger_pairs(shadow, columns=("sex",), fixed=SEXES)[0] == Pairs(0, 1, 1)
+    assert num_with_subject(shadow) == 0
 
 
 def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_group() -> None:
@@ -235,24 +252,24 @@ def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_grou
     for number in range(200):  # of f both are right in half, of m always; the champion is asked of m alone at first
         rows.append((number, "champion", number < 100 or number % 2 == 0, "m" if number < 100 else "f"))
         rows.append((1000 + number, "canary", number >= 100 or number % 2 == 0, "f" if number < 100 else "m"))
-    told = outcomes(*rows)
-    pairs, groups, _ = trial_pairs(told, columns=("sex",), fixed=SEXES)
+    labelled = outcomes(*rows)
+    pairs, groups, _ = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(50, 50, 200)
     assert groups == {"sex = f": Pairs(0, 0, 100), "sex = m": Pairs(0, 0, 100)}
-    assert paired_by_order(told)
-    assert not paired_by_order(by_feedback(told))
+    assert paired_by_order(labelled)
+    assert not paired_by_order(feedback_as_audit(labelled))
     assert not paired_by_order(outcomes((1, "champion", True, "f"), (1, "shadow", True, "f")))
 
 
 def test_without_a_labelled_pair_there_is_none() -> None:
-    pairs, groups, tables = trial_pairs(outcomes((1, "champion", True, "f")), columns=("sex",), fixed=SEXES)
+    pairs, groups, tables = challenger_pairs(outcomes((1, "champion", True, "f")), columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(0, 0, 0)
-    assert trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA).state is State.NOT_ASSESSABLE
+    assert challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA).state is State.NOT_ASSESSABLE
 
 
-def test_a_trials_groups_are_read_as_the_verdict_reads_them() -> None:
+def test_a_challengers_groups_are_read_as_the_verdict_reads_them() -> None:
     rows = [row for key in range(300) for row in ((key, "champion", True, "f"), (key, "shadow", key % 10 > 0, "f"))]
-    _, groups, tables = trial_pairs(outcomes(*rows), columns=("sex",), fixed=SEXES)
-    gate = trial_groups(groups, tables, limits=LIMITS, alpha=ALPHA)
+    _, groups, tables = challenger_pairs(outcomes(*rows), columns=("sex",), fixed=SEXES)
+    gate = challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA)
     assert gate.state is State.FAILS
     assert gate.bounds[0].what == "change in sex = f"

@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from tailorbird.monitoring.sequential_test import SHAPE, Decision, Pairs, judge_trial, log_wealth, pairs_needed
+from tailorbird.monitoring.sequential_test import SHAPE, Decision, Pairs, decide_challenger, log_e_value, pairs_needed
 
 ALPHA = 0.05
 
@@ -19,13 +19,13 @@ def test_wealth_is_the_integral_that_it_is_said_to_be(wins: int, losses: int) ->
     def bet(p: float) -> float:
         return float(2 * beta.pdf(p, SHAPE, SHAPE) * (2 * p) ** wins * (2 * (1 - p)) ** losses)
 
-    assert math.exp(log_wealth(wins, losses)) == pytest.approx(quad(bet, 0.5, 1)[0], rel=1e-6)
+    assert math.exp(log_e_value(wins, losses)) == pytest.approx(quad(bet, 0.5, 1)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 2), (2, 9), (300, 280)])
 def test_a_fair_game_leaves_the_bettor_what_he_had_on_average(wins: int, losses: int) -> None:
-    now = math.exp(log_wealth(wins, losses))
-    won, lost = math.exp(log_wealth(wins + 1, losses)), math.exp(log_wealth(wins, losses + 1))
+    now = math.exp(log_e_value(wins, losses))
+    won, lost = math.exp(log_e_value(wins + 1, losses)), math.exp(log_e_value(wins, losses + 1))
     assert (won + lost) / 2 == pytest.approx(now)
 
 
@@ -33,7 +33,8 @@ def test_looking_after_every_pair_raises_a_false_alarm_in_at_most_alpha_of_the_r
     chance = np.random.default_rng(1979)
     alarms, runs, length = 0, 400, 300
     least = [
-        next((w for w in range(n + 1) if log_wealth(w, n - w) >= -math.log(ALPHA)), n + 1) for n in range(1, length + 1)
+        next((w for w in range(n + 1) if log_e_value(w, n - w) >= -math.log(ALPHA)), n + 1)
+        for n in range(1, length + 1)
     ]
     for _ in range(runs):
         wins = np.cumsum(chance.random(length) < 0.5)
@@ -41,54 +42,56 @@ def test_looking_after_every_pair_raises_a_false_alarm_in_at_most_alpha_of_the_r
     assert alarms / runs < ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
-def test_the_pairs_told_beforehand_suffice_eight_times_in_ten() -> None:
+def test_the_pairs_needed_suffice_eight_times_in_ten() -> None:
     chance, needed = np.random.default_rng(7), pairs_needed(0.6, alpha=ALPHA)
     assert 200 < needed < 300
-    found = 0
+    num_proven = 0
     for _ in range(500):
         wins = np.cumsum(chance.random(needed) < 0.6)
-        found += any(log_wealth(int(w), n - int(w)) >= -math.log(ALPHA) for n, w in enumerate(wins, 1))
-    assert found / 500 == pytest.approx(0.8, abs=0.06)
+        num_proven += any(log_e_value(int(w), n - int(w)) >= -math.log(ALPHA) for n, w in enumerate(wins, 1))
+    assert num_proven / 500 == pytest.approx(0.8, abs=0.06)
 
 
-def test_a_trial_is_promoted_stopped_or_gone_on_with() -> None:
-    assert judge_trial(pairs(60, 20), groups={}, alpha=ALPHA).decision is Decision.PROMOTE
-    stopped = judge_trial(pairs(20, 60), groups={}, alpha=ALPHA)
+def test_a_challenger_is_promoted_stopped_or_continued() -> None:
+    assert decide_challenger(pairs(60, 20), groups={}, alpha=ALPHA).decision is Decision.PROMOTE
+    stopped = decide_challenger(pairs(20, 60), groups={}, alpha=ALPHA)
     assert (stopped.decision, stopped.reason) == (
         Decision.STOP,
-        "proven worse: of 80 pairs that differ the trial alone is right in 20 (alpha 0.05)",
+        "proven worse: of 80 pairs that differ the challenger alone is right in 20 (alpha 0.05)",
     )
-    going = judge_trial(pairs(30, 25), groups={}, alpha=ALPHA)
-    assert going.decision is Decision.GO_ON
+    going = decide_challenger(pairs(30, 25), groups={}, alpha=ALPHA)
+    assert going.decision is Decision.CONTINUE
     assert "60 to 40 would be found with about 276 " in going.reason
 
 
-def test_one_group_that_is_proven_worse_stops_a_trial_that_is_better_overall() -> None:
+def test_one_group_that_is_proven_worse_stops_a_challenger_that_is_better_overall() -> None:
     groups = {"sex = female": pairs(2, 30), "sex = male": pairs(90, 5)}
-    found = judge_trial(pairs(92, 35), groups=groups, alpha=ALPHA)
-    assert found.decision is Decision.STOP
-    assert found.reason == "proven worse in sex = female (alpha 0.01667, one of 3 questions)"
+    decision = decide_challenger(pairs(92, 35), groups=groups, alpha=ALPHA)
+    assert decision.decision is Decision.STOP
+    assert decision.reason == "proven worse in sex = female (alpha 0.01667, one of 3 hypotheses)"
 
 
-def test_overall_and_groups_are_one_family_of_which_each_question_has_its_part_of_alpha() -> None:
+def test_overall_and_groups_are_one_family_of_which_each_hypothesis_has_its_part_of_alpha() -> None:
     worse = pairs(3, 17)
-    assert judge_trial(worse, groups={}, alpha=ALPHA).decision is Decision.STOP
+    assert decide_challenger(worse, groups={}, alpha=ALPHA).decision is Decision.STOP
     unseen = {f"ward = {number}": pairs(0, 0) for number in range(20)}
-    assert judge_trial(worse, groups=unseen, alpha=ALPHA).decision is Decision.GO_ON
+    assert decide_challenger(worse, groups=unseen, alpha=ALPHA).decision is Decision.CONTINUE
     in_one = {"ward = 0": pairs(2, 17)}
-    assert judge_trial(pairs(50, 50), groups=in_one, alpha=ALPHA).decision is Decision.STOP
-    assert judge_trial(pairs(50, 50), groups=unseen | in_one, alpha=ALPHA).decision is Decision.GO_ON
+    assert decide_challenger(pairs(50, 50), groups=in_one, alpha=ALPHA).decision is Decision.STOP
+    assert decide_challenger(pairs(50, 50), groups=unseen | in_one, alpha=ALPHA).decision is Decision.CONTINUE
 
 
-def test_a_fair_trial_in_fair_groups_is_stopped_in_at_most_alpha_of_the_runs() -> None:
+def test_a_fair_challenger_in_fair_groups_is_stopped_in_at_most_alpha_of_the_runs() -> None:
     chance, runs, stopped = np.random.default_rng(11), 200, 0
     for _ in range(runs):
         groups = chance.random((60, 2)) < 0.5  # a pair of each group in turn
         for num in range(5, 61, 5):
             wins = groups[:num].sum(0)
-            told = {name: pairs(int(win), num - int(win)) for name, win in zip("ab", wins, strict=True)}
+            by_group = {name: pairs(int(win), num - int(win)) for name, win in zip("ab", wins, strict=True)}
             if (
-                judge_trial(pairs(int(wins.sum()), 2 * num - int(wins.sum())), groups=told, alpha=0.2).decision
+                decide_challenger(
+                    pairs(int(wins.sum()), 2 * num - int(wins.sum())), groups=by_group, alpha=0.2
+                ).decision
                 == "stop"
             ):
                 stopped += 1

@@ -1,0 +1,296 @@
+"""Compute the report of one window of days from its traffic."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
+
+import numpy as np
+
+from cluster.remote import run_remote
+from cluster.resources import worker_resources
+from tailorbird.config.evaluation import CounterfactualGateConfig, SubgroupGateConfig
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.behavioral import counterfactual_gate
+from tailorbird.evaluation.inference.perturbations import swap_demographics
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
+from tailorbird.monitoring.drift_reference import DriftReference, embed_texts
+from tailorbird.monitoring.log_reader import ReadPart
+from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
+from tailorbird.monitoring.quality import (
+    NO_ANSWERS,
+    Quality,
+    challenger_group_gate,
+    challenger_pairs,
+    feedback_as_audit,
+    fixed_groups,
+    group_gate,
+    num_with_subject,
+    paired_by_order,
+    quality,
+)
+from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerPairs, Report
+from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
+from tailorbird.registry.versions import ModelVersion, now
+
+MAX_COUNTERFACTUAL_TEXTS = 500
+"""Sampled texts in which names, sexes and ages are swapped."""
+RELABELLED = "texts were labelled more than once; the latest label counts"
+
+
+@dataclass(frozen=True)
+class ServedVersions:
+    """The versions that the registry says are served."""
+
+    champion: ModelVersion
+    pretrained: ModelVersion | None
+    """The pretrained model that the champion was compared with."""
+    challenger: ModelVersion | None
+    since: date
+    """First day of the champion, UTC; days before it keep the reports of former champions."""
+
+
+@dataclass(frozen=True)
+class _Unlabelled:
+    """The part of a report that needs no labels."""
+
+    drift: tuple[DriftStatistic, ...]
+    counterfactual: Gate | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The part of a report that needs labels; empty if the champion answered nothing."""
+
+    feedback: Quality = NO_ANSWERS
+    audit: Quality = NO_ANSWERS
+    groups: Gate = NO_GROUPS
+    groups_by_feedback: Gate = NO_GROUPS
+
+
+@dataclass(frozen=True, eq=False)
+class ReportWindow:
+    """The days up to `day` that one report covers."""
+
+    recipe: Recipe
+    days: LogDays
+    served: ServedVersions
+    reference: DriftReference
+    day: date
+
+    @property
+    def first(self) -> date:
+        return self.day - timedelta(days=self.recipe.monitoring.window_days - 1)
+
+    @property
+    def label_days(self) -> int:
+        return self.recipe.monitoring.label_days
+
+    @property
+    def group_limits(self) -> SubgroupGateConfig:
+        return self.recipe.evaluation.gates.groups or SubgroupGateConfig()
+
+    @cached_property
+    def answers_fingerprint(self) -> str:
+        """Hash of the answer files and of all that the report takes from them."""
+        config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
+        files = files_between(self.days.answers, self.first, self.day)
+        return _sha256([*files, self.served.champion.digest, self.reference.made_at, config, self.recipe.data.groups])
+
+    @cached_property
+    def labels_fingerprint(self) -> str:
+        """Hash of the files with labels, and of the challenger."""
+        files = files_between(self.days.feedback, self.first, self.day + timedelta(days=self.label_days))
+        return _sha256([*files, *self.days.audits, self._challenger_digest])
+
+    def unchanged(self, stored: Report | None) -> Report | None:
+        """Return the stored report if no file was added that may change it."""
+        prefix = f"{self.answers_fingerprint}:{self.labels_fingerprint}:"
+        return stored if stored is not None and stored.inputs.startswith(prefix) else None
+
+    def report(self, stored: Report | None) -> Report:
+        """Compute the report; what needs no labels is taken from a stored report of the same answers."""
+        traffic = self.days.window(self.first, self.day, label_days=self.label_days)
+        relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
+        outcomes = _outcomes_fingerprint(traffic.outcomes, relabelled=relabelled, challenger=self._challenger_digest)
+        inputs = f"{self.answers_fingerprint}:{self.labels_fingerprint}:{outcomes}"
+        if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
+            stored = None
+        if stored is not None and stored.inputs.endswith(f":{outcomes}"):
+            return stored.model_copy(update={"inputs": inputs})  # the new labels are of other answers
+        unlabelled = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
+        labelled = self._labelled(traffic)
+        counts = sorted(traffic.rows.items(), key=lambda count: -count[1])
+        return Report(
+            day=self.day.isoformat(),
+            days=self.recipe.monitoring.window_days,
+            made_at=now(),
+            inputs=inputs,
+            version=self.served.champion.version,
+            digest=self.served.champion.digest,
+            rows=traffic.num_rows,
+            counts=tuple(ArmCount(arm=arm, digest=digest or "", rows=rows) for (arm, digest), rows in counts),
+            labels_until=(self.day + timedelta(days=self.label_days)).isoformat(),
+            challenger=self._challenger(traffic.outcomes),
+            notes=(*unlabelled.notes, *((f"{relabelled:,} {RELABELLED}",) if relabelled else ())),
+            drift=unlabelled.drift,
+            counterfactual=unlabelled.counterfactual,
+            feedback=labelled.feedback,
+            audit=labelled.audit,
+            groups=labelled.groups,
+            groups_by_feedback=labelled.groups_by_feedback,
+        )
+
+    @property
+    def _challenger_digest(self) -> str | None:
+        return self.served.challenger.digest if self.served.challenger else None
+
+    def _labelled(self, traffic: Traffic) -> _Labelled:
+        champion, alpha = self.served.champion.digest, self.recipe.evaluation.alpha
+        if not traffic.num_rows_of(CHAMPION, champion):
+            return _Labelled()
+        groups = self.reference.group_accuracies()
+        audits, feedback = (
+            group_gate(
+                outcomes, columns=self.recipe.data.groups, reference=groups, limits=self.group_limits, alpha=alpha
+            )
+            for outcomes in (traffic.outcomes, feedback_as_audit(traffic.outcomes))
+        )
+        return _Labelled(
+            feedback=quality(traffic, champion=champion, alpha=alpha, audited=False),
+            audit=quality(traffic, champion=champion, alpha=alpha, audited=True),
+            groups=audits,
+            groups_by_feedback=feedback,
+        )
+
+    def _unlabelled(self, traffic: Traffic) -> _Unlabelled:
+        unmatched = self.days.num_unmatched(self.first, self.day, label_days=self.label_days)
+        notes = _irregularities(traffic, unmatched=unmatched)
+        if not traffic.num_rows_of(CHAMPION, self.served.champion.digest):
+            reason = "no traffic" if not traffic.num_rows else "no answer of the champion"
+            return _Unlabelled((), None, (*notes, f"{reason} in this window: nothing is known of it"))
+        drift, drift_notes = self._drift(traffic.sample)
+        return _Unlabelled(drift, self._counterfactual(traffic.sample), (*notes, *drift_notes))
+
+    def _drift(self, sample: AnswerSample) -> tuple[tuple[DriftStatistic, ...], list[str]]:
+        """Return the drift statistics, and notes on those that could not be computed."""
+        notes = []
+        texts = tuple(text for text in sample.texts if text is not None)
+        embeddings = None
+        if len(texts) >= MIN_ROWS:
+            champion = self.served.champion
+            embed = run_remote(embed_texts, resources=worker_resources(self.recipe.training))
+            embeddings = embed(champion.base_model, texts, max_length=champion.max_length)
+        else:
+            reason = f"{len(texts)} texts are in the log (serving.log_texts keeps them)"
+            notes.append(f"the texts' distance was not computed: {reason}")
+        window = TrafficSample(sample.scores.astype(np.float64), sample.labels, embeddings)
+        try:
+            rate = self.recipe.monitoring.false_alarm_rate
+            return drift_statistics(window, reference=self.reference.sample, rate=rate), notes
+        except DriftError as error:
+            return (), [*notes, f"no drift statistic was computed: {error}"]
+
+    def _counterfactual(self, sample: AnswerSample) -> Gate | None:
+        """Return the counterfactual gate on sampled texts, which needs no labels."""
+        pretrained, config = self.served.pretrained, self.recipe.evaluation
+        texts = [text for text in sample.texts if text is not None][:MAX_COUNTERFACTUAL_TEXTS]
+        if pretrained is None or not texts:
+            return None
+        rows = Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("",) * len(texts))
+        swapped = swap_demographics(rows)
+        if not len(swapped):
+            return None
+        predict = run_remote(predict_rows, resources=worker_resources(self.recipe.training))
+        candidate, incumbent = (
+            (predict(version.uri, rows=rows), predict(version.uri, rows=swapped))
+            for version in (self.served.champion, pretrained)
+        )
+        limits = config.gates.counterfactual or CounterfactualGateConfig()
+        return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
+
+    def _challenger(self, outcomes: Outcomes) -> ChallengerPairs | None:
+        """Return the pairs of the window's last day, so that days add up, and the group gate of the whole window."""
+        if self.served.challenger is None:
+            return None
+        start = microseconds(self.day)
+        last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
+        columns = self.recipe.data.groups
+        fixed = fixed_groups(self.reference.group_accuracies(), columns=columns)
+        pairs, groups, _ = challenger_pairs(last_day, columns=columns, fixed=fixed)
+        _, window_groups, tables = challenger_pairs(outcomes, columns=columns, fixed=fixed)
+        alpha = self.recipe.evaluation.alpha
+        return ChallengerPairs(
+            digest=self.served.challenger.digest,
+            pairs=pairs,
+            groups=groups,
+            group_gate=challenger_group_gate(window_groups, tables, limits=self.group_limits, alpha=alpha),
+            by_order=paired_by_order(last_day),
+            by_feedback=challenger_pairs(feedback_as_audit(last_day), columns=columns, fixed=fixed)[0],
+        )
+
+
+def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
+    """Like `map`, on Ray Data with one CPU per part; in this process if there is only one part."""
+    parts = list(parts)
+    if len(parts) < 2:
+        yield from map(read_part, parts)
+        return
+    import pickle
+
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shared = ray.put(read_part)
+
+    def read(row: dict[str, str]) -> dict[str, bytes]:
+        return {"traffic": pickle.dumps(ray.get(shared)(json.loads(row["files"])))}
+
+    dataset = ray.data.from_items([{"files": json.dumps(part)} for part in parts], override_num_blocks=len(parts))
+    for row in dataset.map(read).iter_rows():
+        yield pickle.loads(row["traffic"])  # written by our own task just now
+
+
+def _stored_unlabelled(stored: Report) -> _Unlabelled:
+    notes = tuple(note for note in stored.notes if not note.endswith(RELABELLED))
+    return _Unlabelled(stored.drift, stored.counterfactual, notes)
+
+
+def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: str | None) -> str:
+    """Hash all that a report takes from labels, independently of the order in which the log was read."""
+    order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
+    digest = hashlib.sha256(json.dumps([relabelled, challenger]).encode())
+    for name in ("keys", "arms", "at", "right", "audited", "has_subject"):
+        digest.update(getattr(outcomes, name)[order].tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(values: list[object]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
+    notes = []
+    if traffic.without_class:
+        notes.append(f"{traffic.without_class:,} rows have no class or no score, and are only counted")
+    if traffic.misplaced:
+        notes.append(f"{traffic.misplaced:,} answers are stored under another day than their timestamp's")
+    if unmatched:
+        notes.append(f"feedback on {unmatched:,} texts has ids that no answer of the log has; it is ignored")
+    with_subject = num_with_subject(traffic.outcomes)
+    if with_subject:
+        notes.append(
+            f"{with_subject:,} audited answers of the canary have a subject, who stays in one arm, and are not "
+            "compared: a shadow's would be (serving.challenger.shadow)"
+        )
+    challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
+    if len(challengers) > 1:
+        notes.append(f"{len(challengers)} challengers answered in this window; only the recipe's is evaluated")
+    return notes

@@ -1,0 +1,76 @@
+"""The evidence of re-evaluations of the champion, read by later re-evaluations and by watches."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from tailorbird import storage
+from tailorbird.evaluation.prediction_store import save_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.report.run_record import CostRecord
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.champion import Champion
+from tailorbird.registry.versions import Part
+from tailorbird.storage.paths import TaskPaths
+from tailorbird.storage.stored_model import StoredModel
+
+
+class AuditedData(BaseModel):
+    """The audited rows of a re-evaluation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256_test: str
+    num_rows: int
+    dropped: dict[str, int]
+    """Rows left out, by the reason."""
+
+
+class ReevaluationEvidence(StoredModel):
+    """A re-evaluation of a champion."""
+
+    protocol: TestProtocol
+    data: AuditedData
+    access_number: int
+    """Of the entry in the test-set ledger, from 1."""
+    cost: CostRecord
+    versions: dict[str, Part]
+    """By role: `candidate` is the champion, `incumbent` the version that a rollback goes to."""
+    champion: Champion
+    at: str
+    """ISO 8601."""
+    verdict: Verdict
+    holds: bool | None
+    """Whether the champion's verdict holds; None if the rows do not decide it."""
+    expires_at: str | None
+    """When the renewed verdict expires; None unless it holds."""
+
+
+def read_reevaluations(task_uri: str) -> list[ReevaluationEvidence]:
+    """Return the evidence of all re-evaluations of a task, in order."""
+    uris = [uri for uri in _files(task_uri) if uri.endswith(f"/{EVIDENCE_FILE}")]
+    return [ReevaluationEvidence.model_validate_json(storage.read_bytes(uri)) for uri in sorted(uris)]
+
+
+def prediction_files(task_uri: str) -> list[str]:
+    """Return the champion's predictions of all re-evaluations, whose rows are not evaluated again."""
+    return [uri for uri in _files(task_uri) if uri.endswith("/predictions/candidate.parquet")]
+
+
+def write_reevaluation(
+    task_uri: str, uri: str, evidence: ReevaluationEvidence, *, tables: Mapping[str, Predictions]
+) -> None:
+    """Write predictions and evidence under `uri`, and an entry of the champion's history."""
+    for name, table in tables.items():
+        save_predictions(f"{uri}/predictions/{name}.parquet", table)
+    storage.write_bytes(f"{uri}/{EVIDENCE_FILE}", evidence.model_dump_json(indent=1).encode())
+    entry = evidence.model_dump(mode="json", include={"format", "at", "versions", "holds", "verdict"})
+    name = f"{evidence.at.replace(':', '')}-reevaluation"
+    storage.write_json(TaskPaths(task_uri).history_entry(name), entry | {"reevaluation": uri})
+
+
+def _files(task_uri: str) -> list[str]:
+    prefix = TaskPaths(task_uri).reevaluations
+    return storage.list_files(prefix) if storage.exists(prefix) else []
