@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cluster.connection import connect
 from cluster.local import stack
+from cluster.progress import ProgressEvent
 from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import labels_of
@@ -57,41 +58,51 @@ def _part(table: pa.Table, size: int) -> Rows:
     return Rows(ids, tuple(some["text"].to_pylist()), tuple(some["chapter"].to_pylist()))
 
 
+@dataclass(frozen=True)
+class MeasuredEvent:
+    """A progress event with the worker's clocks (s) and resident memory (bytes) when it was reported."""
+
+    event: ProgressEvent
+    time: float
+    cpu: float
+    rss: int
+
+
 class Listener:
-    """Used as a Ray actor: keeps what it is told."""
+    """A Ray actor that keeps events."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        self._events: list[MeasuredEvent] = []
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def put(self, event: MeasuredEvent) -> None:
         self._events.append(event)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[MeasuredEvent]:
         return self._events
 
 
 @dataclass(frozen=True)
-class _Tell:
+class _Put:
     listener: Any
 
-    def remote(self, event: dict[str, Any]) -> None:
-        """Called in the worker: adds the worker's own clocks and memory to what it tells."""
+    def remote(self, event: ProgressEvent) -> None:
+        """Called in the worker: adds the worker's own clocks and memory to the event."""
         rss = psutil.Process().memory_info().rss
-        self.listener.tell.remote(event | {"time": time.time(), "cpu": time.process_time(), "rss": rss})
+        self.listener.put.remote(MeasuredEvent(event, time=time.time(), cpu=time.process_time(), rss=rss))
 
 
 @dataclass(frozen=True)
-class _Relay:
-    """In place of a relay actor."""
+class _Queue:
+    """In place of the handle of an EventQueue."""
 
-    tell: _Tell
+    put: _Put
 
 
 @contextmanager
-def cpu_reader() -> Iterator[tuple[Any, Callable[[], list[dict[str, Any]]]]]:
-    """A relay for `finetune` or `sweep`, and a function that gives what the worker of rank 0 told so far."""
+def cpu_reader() -> Iterator[tuple[Any, Callable[[], list[MeasuredEvent]]]]:
+    """Yield an event queue for `finetune` or `sweep`, and a function that returns the events of rank 0 so far."""
     import ray
 
     listener = ray.remote(Listener).options(num_cpus=0).remote()
-    yield _Relay(_Tell(listener)), lambda: list(ray.get(listener.events.remote()))
+    yield _Queue(_Put(listener)), lambda: list(ray.get(listener.events.remote()))
     ray.kill(listener)

@@ -26,7 +26,7 @@ class CodeVersion:
 
 
 def ship_code(task_uri: str, root: Path) -> CodeVersion:
-    """Puts the project's runtime files, as they lie under `root`, at `<home>/code/<sha256>.zip`, once.
+    """Puts the project's runtime files, as they lie under `root`, at `<task_uri>/code/<sha256>.zip`, once.
 
     Only our own files count, so a git checkout and a submitted job's working folder give the same sha256. The zip has
     one top-level folder, as Ray wants of a `working_dir`.
@@ -62,7 +62,9 @@ def runtime_files(root: Path) -> tuple[str, ...]:
     if missing:
         raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")
     top = [*root.glob("pyproject.toml")]
-    inner = [path for package in PACKAGES for kind in ("*.py", "*.html") for path in (root / package).rglob(kind)]
+    inner = [
+        path for package in PACKAGES for kind in ("*.py", "*.html", "*.yaml") for path in (root / package).rglob(kind)
+    ]
     return tuple(sorted(path.relative_to(root).as_posix() for path in (*top, *inner)))
 
 

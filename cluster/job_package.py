@@ -1,6 +1,5 @@
 """What a submitted job is shipped: what git tracks and the recipe, as one zip that Ray keeps for its workers."""
 
-import hashlib
 import io
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from cluster.code_snapshot import FILE_MODE, FIXED_TIME, runtime_files
 from cluster.dashboard import request_dashboard
+from cluster.ray_private import package_uri
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 
@@ -33,7 +33,7 @@ class Package:
     @property
     def uri(self) -> str:
         """As Ray's own client names what it uploads: by the content's sha1."""
-        return f"gcs://_ray_pkg_{hashlib.sha1(self.content, usedforsecurity=False).hexdigest()}.zip"
+        return package_uri(self.content)
 
 
 def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Package:

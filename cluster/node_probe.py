@@ -1,4 +1,4 @@
-"""What a node of the cluster sees: a look that runs as a Ray task on each, with the credentials that workers have."""
+"""Probe the nodes of a cluster: a Ray task on each reports what it can read, write and compute."""
 
 import os
 import shutil
@@ -17,108 +17,109 @@ import pyarrow.parquet as pq
 import yaml
 
 from cluster.requirements import installed_version
-from cluster.resources import Node, NodeType, Versions, local_versions, node_types_of
+from cluster.resources import Node, NodeType, Versions, local_versions, parse_node_types
 from tailorbird import storage
 from tailorbird.storage import s3
+from tailorbird.storage.paths import TaskPaths
 
 PROBE_TIMEOUT_S = 60
-NOWHERE = '"00000000000000000000000000000000"'
+ABSENT_ETAG = '"00000000000000000000000000000000"'
 """An ETag that no object has."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's file on the head, for its autoscaler."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a node is asked to look at."""
+class ProbeRequest:
+    """What a node checks."""
 
     data: tuple[str, ...]
     """A Parquet file of each data URI."""
     task_uri: str
-    """URI under which it must be able to write."""
+    """URI that it must be able to write under."""
     base_model: str | None
-    """URI of the model's folder; None where there is none to look for."""
+    """URI of the model's folder; None if there is none to check."""
     packages: tuple[str, ...]
-    """Whose versions count."""
+    """Packages whose versions are reported."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What came of writing in the registry; None of a fault is that there is none."""
+class WriteCheck:
+    """The result of writing in the registry; `fault` is None if it succeeded."""
 
     fault: str | None = None
     refuses_second: bool = True
-    """Whether a write that must not overwrite was refused where an object stood (If-None-Match)."""
+    """True if a write that must not replace an object was refused (If-None-Match)."""
     refuses_stale: bool = True
-    """Whether a write over another version than the one that stood was refused (If-Match)."""
+    """True if a write that expects another version was refused (If-Match)."""
 
 
 @dataclass(frozen=True)
-class NodeLook:
-    """What one node sees."""
+class NodeReport:
+    """What one node reports."""
 
     node: str
     """Its address."""
     versions: Versions
     packages: dict[str, str | None]
-    """Versions by name; None where a package is not installed."""
+    """Versions by name; None if a package is not installed."""
     unread: dict[str, str]
-    """Why a URI cannot be read, by URI."""
-    written: Written
+    """Errors of the URIs that cannot be read, by URI."""
+    written: WriteCheck
     memory_bytes: int
     """Of the node, or of its container."""
     free_bytes: int
-    """Of these, not in use."""
+    """Memory not in use."""
     gpu_bytes: tuple[int, ...]
-    """Memory of each GPU, where `nvidia-smi` tells."""
+    """Memory of each GPU, as `nvidia-smi` reports."""
     bfloat16: bool
-    """Whether its CPU computes in bfloat16."""
+    """True if its CPU computes in bfloat16."""
     node_types: tuple[NodeType, ...]
-    """What an autoscaler may start, where the cluster's file lies here."""
+    """What an autoscaler may start, if the cluster file of `ray up` is on this node."""
     in_kubernetes: bool
     seconds: float
 
 
-def look_from_nodes(nodes: Sequence[Node], asked: Asked) -> tuple[dict[str, NodeLook], dict[str, str]]:
-    """Looks from each node at once, by its id, and why those that gave no answer did not.
+def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
+    """Probe all nodes at once; return the reports, and the errors of nodes without one, by node id.
 
-    A look takes no CPU, so that a busy cluster is looked at too, and has PROBE_TIMEOUT_S seconds.
+    A probe requests no CPU, so it also runs on a busy cluster, and has PROBE_TIMEOUT_S seconds.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
     running = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(asked): node
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(request): node
         for node in nodes
     }
     done, late = ray.wait(list(running), num_returns=len(running), timeout=PROBE_TIMEOUT_S)
-    looks, faults = {}, {}
-    for one in late:
-        ray.cancel(one, force=True)
-        faults[running[one].id] = f"no answer within {PROBE_TIMEOUT_S} s"
-    for one in done:
+    reports, faults = {}, {}
+    for probe in late:
+        ray.cancel(probe, force=True)
+        faults[running[probe].id] = f"no answer within {PROBE_TIMEOUT_S} s"
+    for probe in done:
         try:
-            looks[running[one].id] = ray.get(one)
+            reports[running[probe].id] = ray.get(probe)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            faults[running[one].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
-    return looks, faults
+            faults[running[probe].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
+    return reports, faults
 
 
-def look(asked: Asked) -> NodeLook:
-    """From where it runs; what it writes it deletes."""
+def probe_node(request: ProbeRequest) -> NodeReport:
+    """Return the report of the node that this runs on."""
     begun = time.monotonic()
-    unread = {uri: why for uri in asked.data if (why := _unread(uri))}
-    if asked.base_model is not None and (why := _absent(f"{asked.base_model}/config.json")):
-        unread[asked.base_model] = why
+    unread = {uri: fault for uri in request.data if (fault := _read_fault(uri))}
+    if request.base_model is not None and (fault := _absence(f"{request.base_model}/config.json")):
+        unread[request.base_model] = fault
     total, free = memory_bytes()
-    return NodeLook(
+    return NodeReport(
         node=socket.gethostname(),
         versions=local_versions(),
-        packages={name: installed_version(name) for name in asked.packages},
+        packages={name: installed_version(name) for name in request.packages},
         unread=unread,
-        written=try_to_write(asked.task_uri),
+        written=check_writing(request.task_uri),
         memory_bytes=total,
         free_bytes=free,
         gpu_bytes=_gpu_bytes(),
@@ -129,23 +130,23 @@ def look(asked: Asked) -> NodeLook:
     )
 
 
-def try_to_write(task_uri: str) -> Written:
-    """Writes a small object under `task_uri`, tries what a promotion rests on, reads it back and deletes it."""
-    uri = f"{task_uri}/preflight/{uuid.uuid4().hex}"
+def check_writing(task_uri: str) -> WriteCheck:
+    """Write a small object under `task_uri` with the conditional writes that a promotion needs; delete it again."""
+    uri = TaskPaths(task_uri).preflight_probe(uuid.uuid4().hex)
     try:
         etag = storage.write_if_match(uri, b"one", etag=None)
         try:
-            second, stale = (_is_refused(uri, etag=other) for other in (None, NOWHERE))
+            second, stale = (_is_refused(uri, etag=other) for other in (None, ABSENT_ETAG))
             if second and stale:
                 storage.write_if_match(uri, b"two", etag=etag)
                 if storage.read_bytes(uri) != b"two":
-                    return Written(f"{uri} was written, and something else was read back; check the store")
+                    return WriteCheck(f"{uri} was written, and something else was read back; check the store")
             storage.write_bytes(uri, b"three")
         finally:
             storage.delete(uri)
     except ValueError as error:
-        return Written(str(error))
-    return Written(refuses_second=second, refuses_stale=stale)
+        return WriteCheck(str(error))
+    return WriteCheck(refuses_second=second, refuses_stale=stale)
 
 
 def _is_refused(uri: str, *, etag: str | None) -> bool:
@@ -157,7 +158,7 @@ def _is_refused(uri: str, *, etag: str | None) -> bool:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Of this machine, or of its container where that has less: all, and what is free."""
+    """Return the total and free memory of this machine, or of its container if that has less."""
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
     for limit, used in (
@@ -171,19 +172,19 @@ def memory_bytes() -> tuple[int, int]:
     return total, max(0, free)
 
 
-def _unread(uri: str) -> str | None:
-    """Why the footer of a Parquet file cannot be read."""
+def _read_fault(uri: str) -> str | None:
+    """Return why the footer of a Parquet file cannot be read."""
     try:
         store, path = s3.filesystem(uri)
         with s3.storage_errors(uri), store.open_input_file(path) as source:
             pq.read_schema(source)
-    except ValueError as error:  # pyarrow's own for what is no Parquet among them
+    except ValueError as error:  # also pyarrow's own, for a file that is not Parquet
         return str(error)
     return None
 
 
-def _absent(uri: str) -> str | None:
-    """Why a file is not there, from here."""
+def _absence(uri: str) -> str | None:
+    """Return an error if this node cannot see a file."""
     try:
         return None if storage.exists(uri) else f"{uri} is not there; a base model on file:// must lie on every node"
     except ValueError as error:
@@ -191,14 +192,14 @@ def _absent(uri: str) -> str | None:
 
 
 def _gpu_bytes() -> tuple[int, ...]:
-    """As the driver's own program tells, so that no CUDA context is made for it."""
+    """Return each GPU's memory, by nvidia-smi, which creates no CUDA context."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-        return tuple(int(line) << 20 for line in told.split())
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        return tuple(int(line) << 20 for line in output.split())
     return ()
 
 
@@ -214,4 +215,4 @@ def _bootstrap_types() -> tuple[NodeType, ...]:
     content: Any = None
     with suppress(OSError, yaml.YAMLError, RuntimeError):  # RuntimeError: a user without a home
         content = yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8"))
-    return node_types_of(content)
+    return parse_node_types(content)

@@ -1,4 +1,4 @@
-"""How a training ended that failed for good: Ray Train's errors, and a full disk, as one line that says what to do."""
+"""Errors of a training run (Ray Train's, and a full disk) as one line that says what to do."""
 
 import errno
 import shutil
@@ -7,22 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.ray_private import unwrap_worker_failure
 from tailorbird.storage.s3 import StorageError, storage_errors
 from training.preemption import Interrupted
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIN_FREE_BYTES = 16 << 20
-"""With less room than this, a write that failed is put down to the disk: torch says only `unexpected pos`."""
+"""With less free space, a failed write is attributed to the disk: torch raises only `unexpected pos`."""
 MAX_MESSAGE_CHARS = 600
 
 
 class DiskFull(OSError):
-    """A worker's temporary folder has no room; the message names it, the room left and what to do."""
+    """A worker's temporary folder is full; the message names it, the free space and what to do."""
 
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A temporary folder, gone after the block; what fails in it for want of room raises DiskFull."""
+    """Yield a temporary folder that is deleted after the block. Raises DiskFull if the block fails for lack of space."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)
@@ -37,23 +38,16 @@ def temporary_directory() -> Iterator[Path]:
 
 
 def describe_failure(error: Exception, *, uri: str) -> str:
-    """The cause of a failed Ray Train run whose files lie under `uri`, in one line, with what to do."""
+    """Return the cause of a failed Ray Train run stored in `uri`, in one line, with what to do."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
-    failures = {rank: _unwrap(failure) for rank, failure in sorted(error.worker_failures.items())}
-    # A worker that dies or is told to go takes the others' connections with it: their errors say nothing.
-    first = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, DiskFull, StorageError))}
-    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (first or failures).items())
-
-
-def _unwrap(failure: BaseException) -> BaseException:
-    """What happened to a worker, out of what Ray Train puts around it."""
-    for name in ("health_check_failure", "_base_exc"):
-        failure = getattr(failure, name, failure)
-    return failure
+    failures = {rank: unwrap_worker_failure(failure) for rank, failure in sorted(error.worker_failures.items())}
+    # The end of a worker breaks the connections of the others, whose errors then say nothing.
+    causes = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, DiskFull, StorageError))}
+    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (causes or failures).items())
 
 
 def _message(failure: BaseException, *, uri: str) -> str:
@@ -68,13 +62,13 @@ def _message(failure: BaseException, *, uri: str) -> str:
         try:
             with storage_errors(uri):
                 raise failure
-        except StorageError as told:
-            return str(told)
+        except StorageError as storage_error:
+            return str(storage_error)
     return f"{type(failure).__name__}: {text[-MAX_MESSAGE_CHARS:]}"
 
 
 def _death_message(text: str) -> str:
-    """A dead worker in words; `text` is what Ray says of it, at length."""
+    """Return why a worker died; `text` is Ray's long message."""
     if "low on memory" in text or "OutOfMemory" in text:
         return (
             "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "

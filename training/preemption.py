@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from cluster import ray_private
+
 _terminated = threading.Event()
 _preemption_context: Any = None
 """Ray Train's record of preempted nodes; None outside a worker with handlers."""
@@ -24,12 +26,8 @@ def install_handlers() -> None:
     the handler is installed by a method of the worker's actor, which runs in the main thread.
     """
     global _preemption_context
-    import ray
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    # ray.train.get_preemption_info() is a barrier over all ranks: an actor call at each step.
-    _preemption_context = get_train_context().preemption_context
-    ray.get(ray.get_runtime_context().current_actor.execute.remote(_handle_sigterm))
+    _preemption_context = ray_private.preemption_context()
+    ray_private.run_in_main_thread(_handle_sigterm)
 
 
 def preemption_reason() -> str | None:

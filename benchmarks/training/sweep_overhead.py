@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
+from cluster.progress import EpochEvent, StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from training.task import TrainingTask
@@ -47,39 +48,39 @@ def main() -> None:
 def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
-    with cpu_reader() as (relay, events):
+    with cpu_reader() as (queue, read_events):
         begun = time.time()
-        result = sweep(TUNING, training=TRAINING, task=task, goal=Target({}, 0.0, ""), uri=uri, relay=relay)
+        result = sweep(TUNING, training=TRAINING, task=task, goal=Target({}, 0.0, ""), uri=uri, events=queue)
         wall = time.time() - begun
-        told = events()
+        events = read_events()
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["completed"] * NUM_TRIALS
-    steps = [event for event in told if event["event"] == "step"]
+    steps = [(row.event, row.time) for row in events if isinstance(row.event, StepEvent)]
     firsts, lasts = _ends(steps, first=True), _ends(steps, first=False)
-    memory = [event["rss"] for event in told if event["event"] == "epoch"]
+    memory = [row.rss for row in events if isinstance(row.event, EpochEvent)]
     return {
         "seconds_beside_steps_a_trial": (wall - sum(row.seconds for row in trials)) / NUM_TRIALS,
-        "seconds_to_first_step": _step_begin(firsts[0]) - begun,
+        "seconds_to_first_step": _step_begin(*firsts[0]) - begun,
         "gap_seconds_between_trials": median(
-            _step_begin(first) - last["time"] for last, first in zip(lasts[:-1], firsts[1:], strict=True)
+            _step_begin(*first) - last[1] for last, first in zip(lasts[:-1], firsts[1:], strict=True)
         ),
-        "seconds_after_last_step": begun + wall - lasts[-1]["time"],
+        "seconds_after_last_step": begun + wall - lasts[-1][1],
         "memory_growth_mib_a_trial": (memory[-1] - memory[1]) / (NUM_TRIALS - 2) / 2**20,
     }
 
 
-def _ends(steps: list[dict[str, Any]], *, first: bool) -> list[dict[str, Any]]:
-    """The first, or the last, word on a step of each trial, in the trials' order."""
-    ends: dict[str, dict[str, Any]] = {}
-    for step in steps:
-        if not (first and step["trial"] in ends):
-            ends[step["trial"]] = step
+def _ends(steps: list[tuple[StepEvent, float]], *, first: bool) -> list[tuple[StepEvent, float]]:
+    """Return the first, or the last, step event of each trial with its time, in the trials' order."""
+    ends: dict[str | None, tuple[StepEvent, float]] = {}
+    for step, at in steps:
+        if not (first and step.trial in ends):
+            ends[step.trial] = step, at
     return list(ends.values())
 
 
-def _step_begin(step: dict[str, Any]) -> float:
-    """When the trial's steps began: a word on a step comes with the rate since then."""
-    return float(step["time"] - step["step"] * BATCH_SIZE / step["rows_per_second"])
+def _step_begin(step: StepEvent, at: float) -> float:
+    """Return when the trial's steps began: a step event has the rate since then."""
+    return at - step.step * BATCH_SIZE / step.rows_per_second
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from typing import Any
 
 from benchmarks.material import MAX_LENGTH, icd10_task, own_stack
 from benchmarks.rounds import finish, show
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask
-from tuning.futility import Target, set_goal
+from tuning.futility import Target, set_target
 
 NUM_ROWS, NUM_TRIALS, EPOCHS = 256, 8, 4
 MINIMUM_GAIN = 0.01
@@ -41,7 +42,7 @@ def main() -> None:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         goal = _goal(task)
         print(f"goal: {goal.text}", flush=True)
-        whole = _sweep(TO_THE_END, task=task, goal=Target(goal.rungs, 0.0, ""), uri="s3://models/whole")
+        whole = _sweep(TO_THE_END, task=task, goal=Target(goal.baselines, 0.0, ""), uri="s3://models/whole")
         stopped = _sweep(STOPPING, task=task, goal=goal, uri="s3://models/stopped")
     assert whole["epochs"] == NUM_TRIALS * EPOCHS
     show(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
@@ -56,20 +57,19 @@ def main() -> None:
 
 
 def _goal(task: ClassificationTrainingTask) -> Target:
-    from cluster.remote import remotely
-    from tailorbird.evaluation.baselines.classification import climb
+    from cluster.remote import run_remote
+    from cluster.resources import worker_resources
+    from tailorbird.evaluation.baselines.classification import fit_baselines
 
-    ladder = remotely(climb, TRAINING)(
+    results = run_remote(fit_baselines, resources=worker_resources(TRAINING))(
         task.base_model,
         train=task.train,
         validation=task.validation,
-        classes=task.classes,
         max_length=MAX_LENGTH,
-        shots=10,
+        config=EvaluationConfig(),
         seed=0,
-        metric=task.metric,
     )
-    return set_goal([rung.to_dict() for rung in ladder.rungs], minimum_gain=MINIMUM_GAIN)
+    return set_target(results.baselines, minimum_gain=MINIMUM_GAIN)
 
 
 def _sweep(config: TuningConfig, *, task: TrainingTask, goal: Target, uri: str) -> dict[str, Any]:

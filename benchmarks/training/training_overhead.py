@@ -30,13 +30,14 @@ from torch.nn.functional import cross_entropy
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
+from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.models.loading import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.batch_sampler import epoch_batches
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.loop import EpochReport, StepReport, build_engine, train
 
 NUM_ROWS, NUM_ROUNDS = 640, 5
@@ -166,14 +167,14 @@ def _through_ray(task: Any) -> dict[str, float]:
     """Samples per CPU-second of the worker process between its first and its last word on a step."""
     from training.trainer import finetune  # Ray reads how to authenticate when imported: not before the stack is up
 
-    with cpu_reader() as (relay, events):
-        finetune(SECTION, task=task, uri="s3://models/training-overhead", relay=relay)
-        steps = [event for event in events() if event["event"] == "step"]
-    first, last = steps[0], steps[-1]
-    rows = (last["step"] - first["step"]) * SECTION.batch_size
+    with cpu_reader() as (queue, read_events):
+        finetune(SECTION, task=task, uri="s3://models/training-overhead", events=queue)
+        steps = [(row.event, row) for row in read_events() if isinstance(row.event, StepEvent)]
+    (first, begin), (last, end) = steps[0], steps[-1]
+    rows = (last.step - first.step) * SECTION.batch_size
     return {
-        "rows per CPU-second": rows / (last["cpu"] - first["cpu"]),
-        "rows per second": rows / (last["time"] - first["time"]),
+        "rows per CPU-second": rows / (end.cpu - begin.cpu),
+        "rows per second": rows / (end.time - begin.time),
     }
 
 

@@ -11,7 +11,8 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from cluster.connection import connect
 from cluster.local import stack as stacks
 from tailorbird.pipeline import run
-from tests.integration.small import Heard, SmallRun, small_recipe, write_data
+from tests.integration.small import SmallRun, small_recipe, write_data
+from tests.progress import ProgressRecorder
 
 HERE = Path(__file__).parent
 
@@ -59,6 +60,6 @@ def small_data(stack: stacks.StackState) -> str:
 def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """The small recipe, run to its end once."""
     recipe = small_recipe(tmp_path_factory.mktemp("small"), name="small", data=small_data)
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        return SmallRun(recipe, run.run(recipe, show=heard), heard)
+        return SmallRun(recipe, run.run_pipeline(recipe, progress=recorder), recorder)

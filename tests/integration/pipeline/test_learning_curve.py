@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from cluster.connection import connect
+from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.pipeline import run
-from tests.integration.small import Heard, small_recipe
+from tests.integration.small import small_recipe
 
 
 @pytest.mark.long
@@ -15,7 +16,7 @@ def test_a_recipe_that_asks_for_its_curve_gets_it_in_evidence_and_page(small_dat
     asked = ("tuning.learning_curve=true", "data.max_train_rows=96", "tuning.num_trials=1", "tuning.space={}")
     recipe = small_recipe(tmp_path, name="curve", data=small_data, overrides=asked)
     with connect():
-        done = run.run(recipe, show=Heard())
+        done = run.run_pipeline(recipe, progress=SILENT)
     curve = done.evidence["curve"]
     assert curve["sizes"] == [24, 48, 96]
     assert curve["scores"][-1] == done.evidence["seeds"][0]["validation"]

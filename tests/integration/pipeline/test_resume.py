@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.connection import connect
+from cluster.progress import SILENT, EpochEvent
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.loader import load_recipe
@@ -16,7 +17,8 @@ from tailorbird.pipeline.prepare import prepare
 from tailorbird.registry.champion import read_champion
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
-from tests.integration.small import REGISTRY, Heard, SmallRun, recipe_file, small_recipe, start_run, written
+from tests.integration.small import REGISTRY, SmallRun, recipe_file, small_recipe, start_run, written
+from tests.progress import ProgressRecorder
 
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
 WAIT_S = 240
@@ -43,24 +45,24 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
     left = written(task_uri)
     assert [key.rsplit("/", 2)[1].split("-")[0] for key in left] == ["ladder"]
     recipe = load_recipe(path, overrides=TINY)
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        done = pipeline.run_pipeline(recipe, show=heard)
+        done = pipeline.run_pipeline(recipe, progress=recorder)
     assert left.items() <= written(task_uri).items()
     names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri))
     # Both models on test, on validation and on two changed sets, and the reference on test.
     assert names == [*9 * ["answers"], "cost", "ladder", "sweep", "temperature"]
     assert storage.exists(f"{done.run}/evidence.json")
     assert done.verdict.n == 400
-    assert len({event["trial"] for event in heard.of_kind("epoch")}) == 1
+    assert len({event.trial for event in recorder.of_kind(EpochEvent)}) == 1
     assert (done.evidence["look"], done.verdict.confirmatory) == (1, True)
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        renewed = pipeline.run_pipeline(load_recipe(path, overrides=(*TINY, "license=mit")), show=heard)
+        renewed = pipeline.run_pipeline(load_recipe(path, overrides=(*TINY, "license=mit")), progress=recorder)
         asked_anew = pipeline.run_pipeline(
-            load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), show=heard
+            load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), progress=recorder
         )
-    assert heard.of_kind("epoch") == []  # neither trains: what is asked of the models is no part of what they are
+    assert recorder.of_kind(EpochEvent) == []  # neither trains: what is asked of the models is no part of what they are
     assert renewed.run != done.run
     assert [renewed.evidence[name] for name in ("look", "expires_at")] == [1, done.evidence["expires_at"]]
     assert (asked_anew.evidence["look"], asked_anew.verdict.confirmatory) == (2, False)
@@ -78,7 +80,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     kill_after("sweep", start_run(path, *overrides), task_uri=task_uri, log=path.with_suffix(".log"))
     left = written(task_uri)
     with connect():
-        done = pipeline.run_pipeline(load_recipe(path, overrides=overrides), show=Heard())
+        done = pipeline.run_pipeline(load_recipe(path, overrides=overrides), progress=SILENT)
     assert left.items() <= written(task_uri).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
     assert names == {"ladder", "sweep", "seed", "average", "temperature", "answers", "cost"}
@@ -99,8 +101,8 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
     assert champion is not None
     recipe = small_recipe(tmp_path, name="small", data=small_data, overrides=("data.max_train_rows=250",))
     with connect():
-        prepared = prepare(recipe, show=Heard())
-        rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
+        prepared = prepare(recipe, progress=SILENT)
+        rungs, incumbent = pipeline.climb_ladder(prepared, progress=SILENT)
     assert prepared.champion == champion[0].uri
     assert rungs[0]["uri"] == champion[0].uri
     assert champion[0].version in rungs[0]["note"]
@@ -111,5 +113,5 @@ def test_the_champion_that_serves_is_a_rung_of_the_next_run(
 def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
     with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep"):
-        pipeline.run_pipeline(recipe, show=Heard(), may_train=False)
+        pipeline.run_pipeline(recipe, progress=SILENT, may_train=False)
     assert not storage.exists(f"{recipe.task_uri}/versions")

@@ -1,7 +1,7 @@
 """A training on a cluster whose nodes come and go, as a process of its own:
 `python -m tests.integration.training.nodes KIND`.
 
-KIND is `removed`, `drained` or `elastic`. S3 is the environment's; the last line of the output is what was heard, as
+KIND is `removed`, `drained` or `elastic`. S3 is the environment's; the last line of the output is the report, as
 JSON.
 """
 
@@ -21,10 +21,12 @@ import ray.train
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from cluster.progress import Event, relayed
+from cluster.event_queue import forward_events
+from cluster.progress import EpochEvent, ProgressEvent, StepEvent
 from tailorbird.config.training import TrainingConfig
-from tests.integration.small import REGISTRY, Heard
+from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task
+from tests.progress import ProgressRecorder
 from training.trainer import finetune
 
 DATA = "s3://lake/small"
@@ -37,8 +39,8 @@ LIMIT_S = 560
 """Before pytest's own limit, so that the nodes are stopped in any case."""
 
 
-class Watched(Heard):
-    """Hears of work that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
+class Watched(ProgressRecorder):
+    """Records the events of work that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +67,10 @@ class Watched(Heard):
                 raise self.failure
             assert not ended or holds(), "the work ended before"
 
-    def until_told(self, wanted: Callable[[Event], bool]) -> None:
+    def until_told(self, wanted: Callable[[ProgressEvent], bool]) -> None:
         """Until such an event comes after now."""
-        heard = len(self.events)
-        self.until(lambda: any(wanted(event) for event in self.events[heard:]))
+        start = len(self.events)
+        self.until(lambda: any(wanted(event) for event in self.events[start:]))
 
 
 def too_long(*_: Any) -> None:
@@ -82,43 +84,43 @@ def workers(*states: str) -> list[str]:
     return [actor["Address"]["NodeID"] for actor in found]
 
 
-def steps(heard: Heard, *, epoch: int) -> list[int]:
+def steps(recorder: ProgressRecorder, *, epoch: int) -> list[int]:
     """What was said of an epoch's steps, by their numbers."""
-    return [event["step"] for event in heard.of_kind("step") if event["epoch"] == epoch]
+    return [event.step for event in recorder.of_kind(StepEvent) if event.epoch == epoch]
 
 
-def second_epoch(event: Event) -> bool:
-    return bool(event["event"] == "step" and event["epoch"] == 1 and event["step"] >= 2)
+def second_epoch(event: ProgressEvent) -> bool:
+    return bool(isinstance(event, StepEvent) and event.epoch == 1 and event.step >= 2)
 
 
-def removed(cluster: Cluster, heard: Watched) -> None:
+def removed(cluster: Cluster, recorder: Watched) -> None:
     """Three nodes for two workers; a worker's node is lost without a word."""
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-    heard.until_told(second_epoch)
+    recorder.until_told(second_epoch)
     cluster.remove_node(nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False)
-    heard.until(heard.over.is_set)
+    recorder.until(recorder.over.is_set)
 
 
-def drained(cluster: Cluster, heard: Watched) -> None:
+def drained(cluster: Cluster, recorder: Watched) -> None:
     """Three nodes for two workers; a worker's node is to go in 30 s, as a cloud takes back what it lent."""
     nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
-    heard.until_told(second_epoch)
+    recorder.until_told(second_epoch)
     drain = ray._private.worker.global_worker.gcs_client.drain_node
     node, deadline = next(node for node in workers("ALIVE") if node in nodes), int(time.time() * 1000) + NOTICE_MS
     accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
     assert accepted, reason
-    heard.until(heard.over.is_set)
+    recorder.until(recorder.over.is_set)
 
 
-def elastic(cluster: Cluster, heard: Watched) -> None:
+def elastic(cluster: Cluster, recorder: Watched) -> None:
     """One node, then two, then one again; each time training goes on."""
-    heard.until_told(second_epoch)
-    heard.group_sizes.append(len(workers("ALIVE")))
+    recorder.until_told(second_epoch)
+    recorder.group_sizes.append(len(workers("ALIVE")))
     node = cluster.add_node(num_cpus=1)
     for size in (2, 1):
-        heard.until(lambda size=size: len(workers("ALIVE")) == size)  # type: ignore[misc]
-        heard.until_told(lambda event: event["event"] == "epoch")
-        heard.group_sizes.append(len(workers("ALIVE")))
+        recorder.until(lambda size=size: len(workers("ALIVE")) == size)  # type: ignore[misc]
+        recorder.until_told(lambda event: isinstance(event, EpochEvent))
+        recorder.group_sizes.append(len(workers("ALIVE")))
         if size == 2:
             cluster.remove_node(node, allow_graceful=False)
 
@@ -138,7 +140,7 @@ def main(kind: str) -> None:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
     ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
-    cluster, heard = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
+    cluster, recorder = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), Watched()
     try:
         os.environ |= {
             "RAY_ADDRESS": cluster.address,
@@ -146,16 +148,16 @@ def main(kind: str) -> None:
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
         }
         ray.init(address=cluster.address, log_to_driver=False)
-        with relayed(heard) as relay:
+        with forward_events(recorder) as events:
             task, uri = training_task(DATA, num_rows=NUM_ROWS), f"{REGISTRY}/training-{uuid.uuid4().hex}"
-            heard.start(lambda: finetune(config, task=task, uri=uri, relay=relay))
-            change(cluster, heard)
+            recorder.start(lambda: finetune(config, task=task, uri=uri, events=events))
+            change(cluster, recorder)
             started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
         told = {
-            "ends": [(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")],
-            "group_sizes": heard.group_sizes,
+            "ends": [(event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)],
+            "group_sizes": recorder.group_sizes,
             "num_workers": started,
-            "steps": steps(heard, epoch=1),
+            "steps": steps(recorder, epoch=1),
         }
         print(json.dumps(told), flush=True)
     finally:

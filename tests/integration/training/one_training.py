@@ -6,9 +6,11 @@ Ray and S3 are the environment's; what it shows is printed as a line of JSON eac
 
 import json
 import sys
+from dataclasses import asdict
 
 from cluster.connection import connect
-from cluster.progress import Event, relayed
+from cluster.event_queue import forward_events
+from cluster.progress import ProgressEvent, ProgressReporter
 from tailorbird.config.training import TrainingConfig
 from tests.integration.training.test_training import training_task
 from training.trainer import finetune
@@ -17,13 +19,13 @@ NUM_EPOCHS, NUM_ROWS = 5, 160
 SECTION = TrainingConfig(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
 
 
-def show(event: Event) -> None:
-    print(json.dumps(event), flush=True)
+def print_event(event: ProgressEvent) -> None:
+    print(json.dumps({"event": type(event).__name__} | asdict(event)), flush=True)
 
 
 def main(data: str, uri: str) -> None:
-    with connect(), relayed(show) as relay:
-        finetune(SECTION, task=training_task(data, num_rows=NUM_ROWS), uri=uri, relay=relay)
+    with connect(), forward_events(ProgressReporter(print_event)) as events:
+        finetune(SECTION, task=training_task(data, num_rows=NUM_ROWS), uri=uri, events=events)
 
 
 if __name__ == "__main__":

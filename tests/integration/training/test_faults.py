@@ -18,12 +18,14 @@ import pytest
 from ray.util import state as ray_state
 
 from cluster.connection import connect
+from cluster.event_queue import forward_events
 from cluster.local import ports, supervisor
-from cluster.progress import Event, Show, relayed
+from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
 from tailorbird.config.training import TrainingConfig
-from tests.integration.small import REGISTRY, ROOT, Heard, write_data
+from tests.integration.small import REGISTRY, ROOT, write_data
 from tests.integration.training.nodes import NUM_ROWS, steps
 from tests.integration.training.test_training import a_worker, training_task
+from tests.progress import ProgressRecorder
 from training import trainer
 from training.task import TrainingTask
 from training.trainer import TrainingFailed, finetune
@@ -37,30 +39,30 @@ def section_of(**fields: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(values | fields)
 
 
-def ends(heard: Heard) -> set[tuple[int, float, float]]:
-    return {(event["epoch"], event["loss"], event["score"]) for event in heard.of_kind("epoch")}
+def ends(recorder: ProgressRecorder) -> set[tuple[int, float, float]]:
+    return {(event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)}
 
 
-class Struck(Heard):
+class Struck(ProgressRecorder):
     """Hears a training, and strikes once, at the first word of a step of an epoch from `step` on."""
 
     def __init__(self, strike: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
         super().__init__()
         self.strike, self.epoch, self.step, self.struck = strike, epoch, step, False
 
-    def __call__(self, event: Event) -> None:
-        super().__call__(event)
-        due = event["event"] == "step" and event["epoch"] == self.epoch and event["step"] >= self.step
+    def record(self, event: ProgressEvent) -> None:
+        super().record(event)
+        due = isinstance(event, StepEvent) and event.epoch == self.epoch and event.step >= self.step
         if due and not self.struck:
             self.struck = True
             self.strike()
 
 
-def run(config: TrainingConfig, task: TrainingTask, *, heard: Show, uri: str | None = None) -> None:
-    with connect(), relayed(heard) as relay:
-        finetune(config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
-    if isinstance(heard, Struck):
-        assert heard.struck
+def run(config: TrainingConfig, task: TrainingTask, *, recorder: ProgressReporter, uri: str | None = None) -> None:
+    with connect(), forward_events(recorder) as events:
+        finetune(config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+    if isinstance(recorder, Struck):
+        assert recorder.struck
 
 
 def num_workers_started() -> int:
@@ -75,22 +77,22 @@ def task(small_data: str) -> TrainingTask:
 @pytest.fixture(scope="module")
 def undisturbed(task: TrainingTask) -> set[tuple[int, float, float]]:
     """What each epoch of such a training ends with."""
-    heard = Heard()
-    run(section_of(), task, heard=heard)
-    return ends(heard)
+    recorder = ProgressRecorder()
+    run(section_of(), task, recorder=recorder)
+    return ends(recorder)
 
 
 @pytest.mark.slow
 def test_sigterm_keeps_the_very_step_and_training_goes_on_from_it(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
-    heard = Struck(lambda: os.kill(a_worker(), signal.SIGTERM))
+    recorder = Struck(lambda: os.kill(a_worker(), signal.SIGTERM))
     with connect():
         before = num_workers_started()
-        run(section_of(), task, heard=heard)
+        run(section_of(), task, recorder=recorder)
         assert num_workers_started() == before + 2 * 2  # the notice was heeded: others went on
-    assert ends(heard) == undisturbed
-    told = steps(heard, epoch=1)
+    assert ends(recorder) == undisturbed
+    told = steps(recorder, epoch=1)
     assert told == sorted(set(told))  # no step was computed twice: the only checkpoint before was the epoch's start
 
 
@@ -101,22 +103,21 @@ def test_ray_46814_workers_killed_at_any_moment_leave_no_trace_in_the_losses(
     seed = random.randrange(1 << 30)
     chance, kills = random.Random(seed), 3
     ticks = threading.Event()
-    heard = Heard()
+    recorder = ProgressRecorder()
     num_steps = NUM_ROWS // BATCH_SIZE
     due = [chance.randrange(int(1.6 * num_steps)) for _ in range(kills)]
 
-    def show(event: Event) -> None:
-        heard(event)
-        done = event["epoch"] * num_steps + event.get("step", 0)
-        if due and event["event"] == "step" and done > min(due):
+    def report(event: ProgressEvent) -> None:
+        recorder.record(event)
+        if due and isinstance(event, StepEvent) and event.epoch * num_steps + event.step > min(due):
             ticks.wait(chance.random())  # so that it is within a step, a checkpoint or its upload
             with suppress(IndexError, ProcessLookupError):  # the group of this step may be gone already
                 os.kill(a_worker(), signal.SIGKILL)
                 due.remove(min(due))
 
-    run(section_of(checkpoint_interval_s=1, max_failures=kills), task, heard=show)
+    run(section_of(checkpoint_interval_s=1, max_failures=kills), task, recorder=ProgressReporter(report))
     assert due == [], f"seed {seed}"
-    assert ends(heard) == undisturbed, f"seed {seed}"
+    assert ends(recorder) == undisturbed, f"seed {seed}"
 
 
 @pytest.fixture
@@ -178,13 +179,13 @@ def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
 ) -> None:
     write_data("s3://lake/small")
     task = training_task("s3://lake/small", num_rows=NUM_ROWS)
-    heard = Struck(server.fail_a_while)
+    recorder = Struck(server.fail_a_while)
     # Ray Train's controller too has the settings of S3 from its environment.
     with connect(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}}):
         before = num_workers_started()
-        run(section_of(checkpoint_interval_s=5), task, heard=heard)
+        run(section_of(checkpoint_interval_s=5), task, recorder=recorder)
         assert num_workers_started() == before + 2
-    assert ends(heard) == undisturbed
+    assert ends(recorder) == undisturbed
 
 
 @pytest.fixture
@@ -215,16 +216,16 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_go
     def fill() -> None:
         threading.Thread(target=keep_full, daemon=True).start()
 
-    heard = Struck(fill)
+    recorder = Struck(fill)
     config = section_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
     with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: .* left in {small_disk}"):
-        run(config, task, heard=heard, uri=uri)
+        run(config, task, recorder=recorder, uri=uri)
     over.set()
     filler.unlink()
-    again = Heard()
-    run(config, task, heard=again, uri=uri)
+    again = ProgressRecorder()
+    run(config, task, recorder=again, uri=uri)
     assert steps(again, epoch=0) == []
-    assert ends(heard) | ends(again) == undisturbed
+    assert ends(recorder) | ends(again) == undisturbed
 
 
 def nodes(kind: str) -> dict[str, Any]:
@@ -237,16 +238,16 @@ def nodes(kind: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    heard: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return heard
+    reported: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return reported
 
 
 @pytest.mark.long
 def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: set[tuple[int, float, float]]) -> None:
     assert small_data == "s3://lake/small"
-    heard = nodes("removed")
-    assert {tuple(end) for end in heard["ends"]} == undisturbed
-    assert heard["num_workers"] > 2
+    reported = nodes("removed")
+    assert {tuple(end) for end in reported["ends"]} == undisturbed
+    assert reported["num_workers"] > 2
 
 
 @pytest.mark.long
@@ -254,18 +255,18 @@ def test_a_node_taken_back_with_notice_keeps_the_very_step(
     small_data: str, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     assert small_data == "s3://lake/small"
-    heard = nodes("drained")
-    assert {tuple(end) for end in heard["ends"]} == undisturbed
-    assert heard["num_workers"] == 2 * 2  # the notice was heeded: others went on
-    assert heard["steps"] == sorted(set(heard["steps"]))
+    reported = nodes("drained")
+    assert {tuple(end) for end in reported["ends"]} == undisturbed
+    assert reported["num_workers"] == 2 * 2  # the notice was heeded: others went on
+    assert reported["steps"] == sorted(set(reported["steps"]))
 
 
 @pytest.mark.long
 def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -> None:
     assert small_data == "s3://lake/small"
-    heard = nodes("elastic")
-    assert heard["group_sizes"] == [1, 2, 1]
-    epochs, losses, _ = zip(*heard["ends"], strict=True)
+    reported = nodes("elastic")
+    assert reported["group_sizes"] == [1, 2, 1]
+    epochs, losses, _ = zip(*reported["ends"], strict=True)
     assert list(epochs) == sorted(epochs)  # it went on each time, and did not begin anew
     assert set(epochs) == set(range(len(set(epochs))))
     assert losses[-1] < losses[0]

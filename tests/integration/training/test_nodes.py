@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.local import stack
-from cluster.progress import Event
+from cluster.progress import EpochEvent, ProgressEvent, StepEvent
 from serving.deploy import rollout, serve_client
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -29,6 +29,7 @@ from tests.integration.training.one_training import NUM_EPOCHS
 
 pytestmark = pytest.mark.long
 
+EVENTS = {kind.__name__: kind for kind in (EpochEvent, StepEvent)}
 NAME = "serving-on-nodes"
 HOME, LOG = f"s3://models/{NAME}", f"s3://lake/{NAME}"
 BUSY = {429, 503}
@@ -165,7 +166,9 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
     again, told_again = training(small_data, uri, log=tmp_path / "again.log")
     assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()[-3000:]
     tell("trained_s", time.monotonic() - at)
-    first, then = ([event["epoch"] for event in shown if event["event"] == "epoch"] for shown in (told(), told_again()))
+    first, then = (
+        [event.epoch for event in shown if isinstance(event, EpochEvent)] for shown in (told(), told_again())
+    )
     tell("epochs", (first, then))
     assert left != 0
     assert then == list(range(then[0], NUM_EPOCHS))
@@ -176,19 +179,20 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
     wait(lambda: at_left.ids(200) | at_head.ids(200) <= logged(), within_s=MENDED_S)
 
 
-def training(data: str, uri: str, *, log: Path) -> tuple["subprocess.Popen[bytes]", Callable[[], list[Event]]]:
+def training(data: str, uri: str, *, log: Path) -> tuple["subprocess.Popen[bytes]", Callable[[], list[ProgressEvent]]]:
     """`one_training` under way, and what it has shown so far."""
     command = [sys.executable, "-m", "tests.integration.training.one_training", data, uri]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
 
-    def told() -> list[Event]:
-        return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
+    def told() -> list[ProgressEvent]:
+        rows = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
+        return [EVENTS[row.pop("event")](**row) for row in rows]
 
     return process, told
 
 
-def second_epoch(driver: "subprocess.Popen[bytes]", told: list[Event]) -> bool:
+def second_epoch(driver: "subprocess.Popen[bytes]", told: list[ProgressEvent]) -> bool:
     """Whether the first epoch is kept, and the next one trains."""
     assert driver.poll() is None
-    return any(event["event"] == "step" and event["epoch"] == 1 for event in told)
+    return any(isinstance(event, StepEvent) and event.epoch == 1 for event in told)

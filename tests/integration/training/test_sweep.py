@@ -9,14 +9,16 @@ import pytest
 import ray
 
 from cluster.connection import connect
-from cluster.progress import Event, relayed
-from cluster.remote import SETTLED_S
+from cluster.event_queue import forward_events
+from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
+from cluster.remote import RELEASE_TIMEOUT_S
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from tests.integration.machines import wait
-from tests.integration.small import REGISTRY, Heard
+from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import a_worker, training_task
+from tests.progress import ProgressRecorder
 from training.trainer import START_TIMEOUT_S
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
@@ -33,10 +35,10 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
     task = training_task(small_data, num_rows=64)
     training = TrainingConfig(epochs=4, batch_size=16, learning_rate=1e-6)
     rungs = {"majority": 0.2, "probe": 0.99}
-    heard = Heard()
-    with connect(), relayed(heard) as relay:
+    recorder = ProgressRecorder()
+    with connect(), forward_events(recorder) as events:
         config, goal = TuningConfig(num_trials=2, grace_epochs=4), Target(rungs, 0.99, "")
-        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri(), relay=relay)
+        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri(), events=events)
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
     assert [len(row.scores) for row in trials] == [2, 2]
@@ -46,7 +48,7 @@ def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exp
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert result.trained.score == max(row.score for row in trials)
     assert SweepResult.from_dict(result.to_dict()) == result
-    assert len(heard.of_kind("epoch")) == 4
+    assert len(recorder.of_kind(EpochEvent)) == 4
 
 
 def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_still_selects_one(small_data: str) -> None:
@@ -74,7 +76,7 @@ def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_dat
         result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri())
         assert time.monotonic() - begun < START_TIMEOUT_S / 2
         wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # nor is any room held for it
-        time.sleep(SETTLED_S)
+        time.sleep(RELEASE_TIMEOUT_S)
         assert ray.available_resources()["CPU"] == num_cpus
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
@@ -85,27 +87,27 @@ def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_o
     training = TrainingConfig(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
     config = TuningConfig(num_trials=2, space=RATES, grace_epochs=4)
     uri = a_uri()
-    killed: list[str] = []
-    undisturbed, heard = Heard(), Heard()
+    killed: list[str | None] = []
+    undisturbed, recorder = ProgressRecorder(), ProgressRecorder()
 
-    def show(event: Event) -> None:
-        heard(event)
-        if event["event"] == "step" and event["epoch"] == 1 and not killed:
-            killed.append(event["trial"])
+    def report(event: ProgressEvent) -> None:
+        recorder.record(event)
+        if isinstance(event, StepEvent) and event.epoch == 1 and not killed:
+            killed.append(event.trial)
             os.kill(a_worker(), signal.SIGKILL)
 
     with connect():
-        with relayed(undisturbed) as relay:
-            whole = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri(), relay=relay)
-        with relayed(show) as relay:
-            result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=uri, relay=relay)
+        with forward_events(undisturbed) as events:
+            whole = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri(), events=events)
+        with forward_events(ProgressReporter(report)) as events:
+            result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=uri, events=events)
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1
-    ends = [event["epoch"] for event in heard.of_kind("epoch") if event["trial"] == killed[0]]
+    ends = [event.epoch for event in recorder.of_kind(EpochEvent) if event.trial == killed[0]]
     assert ends.count(0) == 1  # it did not begin again
     assert set(ends) == {0, 1, 2, 3}
     # What is computed again comes out the same.
     assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in whole.rows]
-    found = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
+    found = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert found[1] == found[0]
     assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]

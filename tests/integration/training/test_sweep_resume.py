@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from cluster.connection import connect
+from cluster.progress import EpochEvent
 from tailorbird import storage
 from tailorbird.config.loader import load_recipe
 from tailorbird.pipeline import run
 from tailorbird.storage import s3
-from tests.integration.small import REGISTRY, Heard, recipe_file, start_run, written
+from tests.integration.small import REGISTRY, recipe_file, start_run, written
+from tests.progress import ProgressRecorder
 
 ASKED = (
     "data.max_train_rows=64",
@@ -60,14 +62,14 @@ def test_a_driver_ended_in_its_sweep_keeps_what_is_trained_and_goes_on_with_the_
     process.send_signal(end)
     assert process.wait(timeout=60) != 0
     over, underway = ([trial for trial in before if bool(trial["outcome"]) is wanted] for wanted in (True, False))
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        swept = run.sweep_only(load_recipe(path, overrides=ASKED), show=heard)
+        swept = run.sweep_only(load_recipe(path, overrides=ASKED), progress=recorder)
     trials = {row.trial: row for row in swept.rows if row.status != "pretrained"}
     assert len(trials) == 3
     assert {trial["trial"] for trial in before} < set(trials)
     assert len({row.config["learning_rate"] for row in trials.values()}) == 3
-    trained = {(event["trial"], event["epoch"]) for event in heard.of_kind("epoch")}
+    trained = {(event.trial, event.epoch) for event in recorder.of_kind(EpochEvent)}
     for trial in over:
         assert trials[trial["trial"]].scores == tuple(epoch["score"] for epoch in trial["epochs"])
         assert not {(trial["trial"], number) for number in range(4)} & trained

@@ -10,7 +10,8 @@ import pytest
 from ray.util import state as ray_state
 
 from cluster.connection import connect
-from cluster.progress import Event, relayed
+from cluster.event_queue import forward_events
+from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.training import TrainingConfig
@@ -21,7 +22,8 @@ from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import load_encoder, load_weights
 from tailorbird.storage.node_cache import local_copy
-from tests.integration.small import BASE_MODEL, REGISTRY, Heard, content
+from tests.integration.small import BASE_MODEL, REGISTRY, content
+from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
 from training.trainer import TrainingFailed, TrainingResult, finetune
 
@@ -53,11 +55,11 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
     """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
-    heard = Heard()
-    with connect(), relayed(heard) as relay:
+    recorder = ProgressRecorder()
+    with connect(), forward_events(recorder) as events:
         uri = f"{REGISTRY}/training-{uuid.uuid4().hex}"
-        trained = finetune(config, task=task, uri=uri, relay=relay)
-    losses = [event["loss"] for event in heard.of_kind("step")]
+        trained = finetune(config, task=task, uri=uri, events=events)
+    losses = [event.loss for event in recorder.of_kind(StepEvent)]
     assert losses
     assert np.isfinite(losses).all()
     names = {name.removeprefix(f"{trained.weights}/").split("/")[0] for name in storage.list_files(trained.weights)}
@@ -73,14 +75,14 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
 def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
-    heard = Heard()
+    recorder = ProgressRecorder()
     with (
         connect(),
-        relayed(heard) as relay,
+        forward_events(recorder) as events,
         pytest.raises(TrainingFailed, match="diverged: the loss is nan in epoch 1"),
     ):
-        finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
-    assert [event["step"] for event in heard.of_kind("step")] in ([], [1])  # nothing was tried twice
+        finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+    assert [event.step for event in recorder.of_kind(StepEvent)] in ([], [1])  # nothing was tried twice
 
 
 @pytest.mark.long
@@ -88,23 +90,23 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
     task = training_task(small_data, num_rows=800)
     config = TrainingConfig(epochs=2, batch_size=32, checkpoint_interval_s=3)
     killed: list[int] = []
-    undisturbed, heard = Heard(), Heard()
+    undisturbed, recorder = ProgressRecorder(), ProgressRecorder()
 
-    def show(event: Event) -> None:
-        heard(event)
-        if event["event"] == "step" and event["epoch"] == 1 and event["step"] > 20 and not killed:
+    def report(event: ProgressEvent) -> None:
+        recorder.record(event)
+        if isinstance(event, StepEvent) and event.epoch == 1 and event.step > 20 and not killed:
             killed.append(a_worker())
             os.kill(killed[0], signal.SIGKILL)
 
     with connect():
-        with relayed(undisturbed) as relay:
-            finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
-        with relayed(show) as relay:
-            trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", relay=relay)
+        with forward_events(undisturbed) as events:
+            finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
+        with forward_events(ProgressReporter(report)) as events:
+            trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
     assert len(killed) == 1
     assert trained.epochs == 2
     # It may go on from a checkpoint before the newest one; whatever is computed again comes out the same.
-    ends = [{(e["epoch"], e["loss"], e["score"]) for e in each.of_kind("epoch")} for each in (undisturbed, heard)]
+    ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert ends[1] == ends[0]
     assert np.isfinite(validation_logits(trained, task, method="full")).all()
 

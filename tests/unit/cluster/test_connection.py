@@ -10,6 +10,7 @@ import pytest
 from cluster import auth, connection, dashboard
 from cluster import remote as remote_module
 from cluster.local import stack
+from cluster.resources import Resources, worker_resources
 from tailorbird.config.training import TrainingConfig
 
 NAMES = (
@@ -206,7 +207,7 @@ def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_d
 
 
 @pytest.mark.parametrize(
-    ("has", "cpus", "gpus"),
+    ("available", "cpus", "gpus"),
     [
         (None, 4, 1),  # nodes may come
         ({"CPU": 2.0}, 2, 0),
@@ -216,10 +217,10 @@ def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_d
     ],
 )
 def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
-    has: dict[str, float] | None, cpus: float, gpus: float
+    available: dict[str, float] | None, cpus: float, gpus: float
 ) -> None:
-    config = TrainingConfig(cpus_per_worker=4, gpus_per_worker=1)
-    assert remote_module.room_asked(config, has=has) == {"num_cpus": cpus, "num_gpus": gpus}
+    options = remote_module.task_options(Resources(4, 1), available=available)
+    assert options == {"num_cpus": cpus, "num_gpus": gpus}
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
@@ -240,7 +241,10 @@ def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr("ray.remote", lambda _: Task())
     monkeypatch.setattr("ray.get", lambda value: value)
-    assert remote_module.remotely(lambda: None, TrainingConfig(cpus_per_worker=4))() == "value"
+    assert (
+        remote_module.run_remote(lambda: None, resources=worker_resources(TrainingConfig(cpus_per_worker=4)))()
+        == "value"
+    )
     assert asked == [{"num_cpus": cpus, "num_gpus": 0.0}]
 
 

@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import node_probe
-from cluster.node_probe import Asked, look, memory_bytes
-from cluster.resources import NodeType, Room
+from cluster.node_probe import ProbeRequest, memory_bytes, probe_node
+from cluster.resources import NodeType, Resources
 
 
 @pytest.fixture
@@ -25,17 +25,19 @@ def test_a_node_says_what_it_cannot_read(tmp_path: Path, model: str) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "good.parquet")
     (tmp_path / "bad.parquet").write_text("text")
     good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
-    found = look(Asked((good, bad, none), task_uri="s3://", base_model=model, packages=("pytest", "no-such-package")))
-    assert found.unread.keys() == {bad, none}
-    assert "Parquet" in found.unread[bad]
-    assert found.packages["no-such-package"] is None
-    assert found.packages["pytest"] == pytest.__version__
-    assert found.written.fault is not None  # no store
+    report = probe_node(
+        ProbeRequest((good, bad, none), task_uri="s3://", base_model=model, packages=("pytest", "no-such-package"))
+    )
+    assert report.unread.keys() == {bad, none}
+    assert "Parquet" in report.unread[bad]
+    assert report.packages["no-such-package"] is None
+    assert report.packages["pytest"] == pytest.__version__
+    assert report.written.fault is not None  # no store
 
 
 def test_a_model_that_lies_on_another_node_is_missed(tmp_path: Path) -> None:
     gone = (tmp_path / "elsewhere").as_uri()
-    assert gone in look(Asked((), task_uri="s3://", base_model=gone, packages=())).unread
+    assert gone in probe_node(ProbeRequest((), task_uri="s3://", base_model=gone, packages=())).unread
 
 
 def test_the_head_of_a_ray_up_cluster_tells_its_node_types(
@@ -44,6 +46,6 @@ def test_the_head_of_a_ray_up_cluster_tells_its_node_types(
     path = tmp_path / "bootstrap.yaml"
     path.write_text("{max_workers: 4, available_node_types: {gpu: {resources: {CPU: 8, GPU: 1}, max_workers: 2}}}")
     monkeypatch.setattr(node_probe, "BOOTSTRAP", path)
-    assert look(Asked((), task_uri="s3://", base_model=model, packages=())).node_types == (
-        NodeType("gpu", Room(8, 1), 2, max_of_all=4),
+    assert probe_node(ProbeRequest((), task_uri="s3://", base_model=model, packages=())).node_types == (
+        NodeType("gpu", Resources(8, 1), 2, max_nodes_of_all_types=4),
     )

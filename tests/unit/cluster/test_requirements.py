@@ -1,6 +1,8 @@
 import tomllib
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from cluster.requirements import ALWAYS, Package, fits, installed_packages, requirements
 
 ROOT = Path(__file__).parents[3]
@@ -14,13 +16,15 @@ def test_what_is_asked_for_is_what_pyproject_says() -> None:
     assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
     assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
     assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
-    assert {one.line for one in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {*project["dependencies"]}
+    assert {one.line for one in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {
+        *project["dependencies"]
+    }
 
 
 def test_without_that_file_the_installed_distribution_is_asked(tmp_path: Path) -> None:
     names = {name for name, _ in requirements(tmp_path).packages[ALWAYS]}
     assert {"ray", "torch", "deepspeed"} <= names
-    assert names <= {name for name, _ in requirements().packages[ALWAYS]}
+    assert names <= {canonicalize_name(name) for name, _ in requirements().packages[ALWAYS]}
     assert {"train", "serve", "tune"} <= set(requirements(tmp_path).features["ray"].strip("[]").split(","))
 
 

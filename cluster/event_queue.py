@@ -1,0 +1,52 @@
+"""Progress events from workers to the driver, through a Ray actor."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from cluster.progress import ProgressEvent, ProgressReporter
+from cluster.remote import this_node_selector
+
+POLL_S = 0.5
+
+
+class EventQueue:
+    """A Ray actor without a CPU that keeps events until the driver fetches them."""
+
+    def __init__(self) -> None:
+        self._events: list[ProgressEvent] = []
+
+    def put(self, event: ProgressEvent) -> None:
+        self._events.append(event)
+
+    def fetch(self) -> list[ProgressEvent]:
+        """Return the events since the last fetch."""
+        events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def forward_events(progress: ProgressReporter) -> Iterator[Any]:
+    """Yield the handle of an EventQueue whose events a thread reports to `progress` until the block ends."""
+    queue = ray.remote(EventQueue).options(num_cpus=0, label_selector=this_node_selector()).remote()
+    over = threading.Event()
+
+    def follow() -> None:
+        while True:
+            last = over.wait(POLL_S)
+            for event in ray.get(queue.fetch.remote()):
+                progress.report(event)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        over.set()
+        thread.join()
+        ray.kill(queue)

@@ -1,0 +1,138 @@
+"""Progress on a console: a live line and the sweep's table on a terminal, plain lines in a log."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.table import Table
+
+from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StageEvent, StepEvent, TrialEvent
+
+LOG_INTERVAL_S = 15.0
+
+Rows = Mapping[str, "Row"]
+"""By trial, or by kind of a baseline."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A baseline or a trial in the sweep's table."""
+
+    name: str
+    status: str
+    score: float | None = None
+    """On validation, after the latest epoch."""
+    epochs: int = 0
+    config: str = ""
+
+
+@contextmanager
+def display(console: Console) -> Iterator[ProgressReporter]:
+    """Yield a reporter that prints events on a console.
+
+    On a terminal a stage with `baselines` has a table of them and of its trials, which stays when the stage ends.
+    """
+    if not console.is_terminal:
+        yield ProgressReporter(_lines(console))
+        return
+    with Live(console=console, transient=True) as live:
+        yield ProgressReporter(_live(console, live))
+
+
+def baseline_rows(baselines: Mapping[str, float]) -> Rows:
+    """Return the rows of a table before its first trial."""
+    return {kind: Row(kind, "pretrained", score) for kind, score in baselines.items()}
+
+
+def updated_rows(rows: Rows, event: ProgressEvent) -> Rows:
+    """Return the rows after an event; only a TrialEvent and the EpochEvent of a trial change them."""
+    if not isinstance(event, (TrialEvent, EpochEvent)) or event.trial is None:
+        return rows
+    row = rows.get(event.trial) or Row(event.trial, "training")
+    if isinstance(event, EpochEvent):
+        row = replace(row, score=event.score, epochs=event.epoch + 1)
+    else:
+        row = replace(row, status=event.status, config=_words(event.config))
+    return {**rows, event.trial: row}
+
+
+def progress_table(rows: Rows) -> Table:
+    """Return the table, best score first; trials before their first epoch come last."""
+    table = Table("", "validation", "epochs", "status", "configuration", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in sorted(rows.values(), key=lambda row: -1.0 if row.score is None else row.score, reverse=True):
+        score = "" if row.score is None else f"{row.score:.3f}"
+        table.add_row(escape(row.name), score, str(row.epochs or ""), row.status, escape(row.config))
+    return table
+
+
+def _live(console: Console, live: Live) -> Callable[[ProgressEvent], None]:
+    rows: Rows = {}
+    spinner = Spinner("dots", "starting")
+
+    def report(event: ProgressEvent) -> None:
+        nonlocal rows
+        if isinstance(event, StageEvent):
+            if rows:
+                console.print(progress_table(rows))
+            rows = baseline_rows(event.baselines)
+        rows = updated_rows(rows, event) if rows else rows
+        if isinstance(event, StepEvent):
+            spinner.update(text=_step_line(event))
+        elif not isinstance(event, TrialEvent):
+            console.print(_line(event), highlight=False, soft_wrap=True)
+            spinner.update(text="…" if isinstance(event, EpochEvent) else escape(event.text))
+        live.update(Group(spinner, progress_table(rows)) if rows else spinner)
+
+    return report
+
+
+def _lines(console: Console) -> Callable[[ProgressEvent], None]:
+    last_step_line = 0.0
+
+    def report(event: ProgressEvent) -> None:
+        nonlocal last_step_line
+        if isinstance(event, TrialEvent):
+            return
+        if not isinstance(event, StepEvent):
+            console.print(_line(event), highlight=False, soft_wrap=True)
+        elif time.monotonic() - last_step_line > LOG_INTERVAL_S:
+            last_step_line = time.monotonic()
+            console.print("  " + _step_line(event), highlight=False, soft_wrap=True)
+
+    return report
+
+
+def _line(event: ProgressEvent) -> str:
+    match event:
+        case StageEvent(text):
+            return f"[bold]{escape(text)}[/bold]"
+        case EpochEvent():
+            return (
+                f"  {_source(event)} epoch {event.epoch + 1}: validation {event.score:.3f}, "
+                f"loss {event.loss:.3f}, {event.rows_per_second:.0f} rows/s"
+            )
+        case StepEvent() | TrialEvent():
+            raise AssertionError(event)
+    return f"  {escape(event.text)}"
+
+
+def _step_line(event: StepEvent) -> str:
+    return (
+        f"{_source(event)} epoch {event.epoch + 1}, step {event.step}/{event.num_steps}, "
+        f"loss {event.loss:.3f}, {event.rows_per_second:.0f} rows/s"
+    )
+
+
+def _source(event: EpochEvent | StepEvent) -> str:
+    return f"seed {event.seed}" if event.trial is None else f"trial {event.trial[-5:]}"
+
+
+def _words(config: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in config.items()
+    )
