@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sampling(NamedTuple):
-    """How a request's tokens are chosen; a temperature of 0 takes the most likely one each time."""
+    """How a request's tokens are chosen; temperature 0 takes the most likely one each time."""
 
     temperature: float
     top_p: float
@@ -21,14 +21,14 @@ class Sampling(NamedTuple):
 
 
 class ChatEngine(ABC):
-    """Answers for one chat version.
+    """Generates answers with one chat version.
 
-    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the engine ends when
-    the version is retired and the last request that holds it is over.
+    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the engine ends once
+    it is unloaded and the last request that uses it is over.
     """
 
     max_length: int
-    """Tokens that a prompt and its answer may have together."""
+    """Most tokens that a prompt and its answer may have together."""
 
     def __init__(
         self, *, version: "ModelVersion", tokenizer: "PreTrainedTokenizerBase", prompting: "Prompting"
@@ -44,25 +44,25 @@ class ChatEngine(ABC):
     @property
     @abstractmethod
     def running(self) -> bool:
-        """Whether it answers; an error outside of one request ends it."""
+        """Return True while it answers; an error outside of a single request ends it."""
 
     @abstractmethod
     def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """The tokens so far, and whether they are all, again and again (where not streaming, once they are all).
+        """Yield all tokens so far and whether the answer is complete; if not `streaming`, only the complete answer.
 
-        The token that ends a turn is one of them. Closing the generator cancels the request. Raises RequestError where
-        the engine gives up.
+        The end-of-turn token is included. Closing the generator cancels the request. Raises RequestError if the engine
+        fails.
         """
 
     @abstractmethod
     def end(self) -> None:
-        """Gives back what it holds; waits."""
+        """Release the engine's resources; blocks."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps it running while the block, and what it hands on without a wait, go on."""
+        """Keep the engine running during the block, and during work that the block starts without awaiting."""
         self.num_active += 1
         try:
             yield
@@ -71,7 +71,7 @@ class ChatEngine(ABC):
             asyncio.get_running_loop().call_soon(self._end_if_unused)
 
     def unload(self) -> None:
-        """Another version answers from now on."""
+        """End the engine once its requests are over."""
         self._unloaded = True
         self._end_if_unused()
 

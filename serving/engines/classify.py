@@ -1,4 +1,4 @@
-"""Behind the batcher: texts go through a version's model, or to those of a hybrid's two models that are to answer."""
+"""Predict texts with a version's model, or with the part of a hybrid that its routing chooses."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -7,11 +7,11 @@ import numpy as np
 
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
-from tailorbird.models.temperature import softened
-from tailorbird.registry.routing import Routing, to_candidate
+from tailorbird.models.temperature import temperature_softmax
+from tailorbird.registry.routing import Routing, routes_to_candidate
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedHybrid, LoadedModel
+    from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.versions import ModelVersion
 
@@ -27,19 +27,21 @@ def pass_cost(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
 
 
 class Prediction(NamedTuple):
-    """One text's answer."""
+    """The prediction of one text."""
 
     label: str
     score: float
     """The label's probability, after temperature."""
-    scores: Any
+    scores: np.ndarray
     """Probabilities of all classes of the model that answered, [L]."""
     answered_by: Literal["incumbent", "candidate"] | None = None
-    """Which part of a hybrid it was."""
+    """The part of a hybrid that answered."""
 
 
-def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, batch_size: int) -> list[Prediction]:
-    """The same encoder and forward pass as the evaluation's, on texts: one prediction each, in order."""
+def predict_texts(
+    loaded: "LoadedClassifier[ModelVersion]", texts: Sequence[str], *, batch_size: int
+) -> list[Prediction]:
+    """Return the predictions of texts, in order, by the same tokenization and forward pass as the evaluation."""
     from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 
@@ -52,11 +54,11 @@ def predict_texts(loaded: "LoadedModel[ModelVersion]", texts: Sequence[str], *, 
 
 
 def predict_shared(
-    encoder: "SharedEncoder", rows: Sequence[tuple["LoadedModel[ModelVersion]", str]], *, batch_size: int
+    encoder: "SharedEncoder", rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]], *, batch_size: int
 ) -> list[Prediction]:
-    """Texts, each with its version over the encoder, mixed in one pass: one prediction each, in order.
+    """Return the predictions of texts, each with its version over the encoder, in order; passes mix versions.
 
-    Each is the prediction that `predict_texts` makes of it with its version alone, but for rounding.
+    Up to rounding, each is the prediction of `predict_texts` with its version alone.
     """
     members = {loaded.version.digest: loaded for loaded, _ in rows}
     if len(members) == 1:
@@ -66,35 +68,35 @@ def predict_shared(
     from tailorbird.data.tokenize import collate, encode_texts
     from tailorbird.models.shared_encoder import adapter_of
 
-    whose = np.array([loaded.version.digest for loaded, _ in rows])
+    digests = np.array([loaded.version.digest for loaded, _ in rows])
     token_lists: list[Any] = [None] * len(rows)
     results: list[Any] = [None] * len(rows)
     for digest, loaded in members.items():
-        own = np.flatnonzero(whose == digest).tolist()
-        texts = [rows[row][1] for row in own]
+        positions = np.flatnonzero(digests == digest).tolist()
+        texts = [rows[row][1] for row in positions]
         encoded = encode_texts(texts, tokenizer=encoder.tokenizer, max_length=loaded.max_length)
-        for row, tokens in zip(own, encoded, strict=True):
+        for row, tokens in zip(positions, encoded, strict=True):
             token_lists[row] = tokens
     with torch.inference_mode():
-        for chosen in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
-            ids, mask = collate([token_lists[row] for row in chosen], pad_id=int(encoder.tokenizer.pad_token_id))
-            adapters = [adapter_of(rows[row][0]) for row in chosen]
+        for batch in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
+            ids, mask = collate([token_lists[row] for row in batch], pad_id=int(encoder.tokenizer.pad_token_id))
+            adapters = [adapter_of(rows[row][0]) for row in batch]
             embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
             for digest, loaded in members.items():
-                part = np.flatnonzero(whose[chosen] == digest)
+                part = np.flatnonzero(digests[batch] == digest)
                 if not part.size:
                     continue
                 head = loaded.model.head
                 logits = head(embedded[part].to(head.weight.dtype)).float().cpu().numpy()
-                for row, prediction in zip(chosen[part], _predictions(loaded, logits), strict=True):
+                for row, prediction in zip(batch[part], _predictions(loaded, logits), strict=True):
                     results[row] = prediction
     return results
 
 
-def _predictions(loaded: "LoadedModel[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
-    """Of one model's logits [N, L]."""
-    scores = softened(logits, temperature=loaded.version.temperature)
-    best = logits.argmax(axis=-1).tolist()  # of the logits: a high temperature rounds close probabilities to a tie
+def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
+    """Return the predictions of one model's logits [N, L]."""
+    scores = temperature_softmax(logits, temperature=loaded.version.temperature)
+    best = logits.argmax(axis=-1).tolist()  # a high temperature rounds close probabilities to a tie
     highest = scores.max(axis=-1).tolist()
     return [
         Prediction(loaded.classes[index], score, row) for index, score, row in zip(best, highest, scores, strict=True)
@@ -102,49 +104,51 @@ def _predictions(loaded: "LoadedModel[ModelVersion]", logits: np.ndarray) -> lis
 
 
 def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
-    """Each text with its value of the attribute that routes; None where there is none, or none is looked at."""
-    texts, given = request.texts, request.attributes
-    if given is None or routing.column is None:
+    """Return each text with the value of the attribute that routes it, None if there is none or none routes."""
+    texts, attributes = request.texts, request.attributes
+    if attributes is None or routing.column is None:
         return [(text, None) for text in texts]
-    rows = given if isinstance(given, list) else [given] * len(texts)
-    return [(text, attributes.get(routing.column)) for text, attributes in zip(texts, rows, strict=True)]
+    by_text = attributes if isinstance(attributes, list) else [attributes] * len(texts)
+    return [(text, values.get(routing.column)) for text, values in zip(texts, by_text, strict=True)]
 
 
 def predict_hybrid(
     loaded: "LoadedHybrid", rows: Sequence[tuple[str, str | None]], *, batch_size: int
 ) -> list[Prediction]:
-    """The answer of the part that `to_candidate` names, for each row of `hybrid_rows`, in order.
+    """Return the prediction of the part that `routes_to_candidate` chooses, for each row of `hybrid_rows`, in order.
 
-    By confidence the incumbent reads every text first, and the candidate those that it is not sure of.
+    If it routes by confidence, the incumbent reads every text first, and the candidate those it is not sure of.
     """
     texts = [text for text, _ in rows]
     results: list[Any] = [None] * len(rows)
 
-    def answer(who: Literal["incumbent", "candidate"], chosen: np.ndarray) -> None:
-        if not chosen.size:
+    def answer(name: Literal["incumbent", "candidate"], indices: np.ndarray) -> None:
+        if not indices.size:
             return
-        part = loaded.incumbent if who == "incumbent" else loaded.candidate
-        found = predict_texts(part, [texts[row] for row in chosen], batch_size=batch_size)
-        for row, prediction in zip(chosen, found, strict=True):
-            results[row] = prediction._replace(answered_by=who)
+        part = loaded.incumbent if name == "incumbent" else loaded.candidate
+        predictions = predict_texts(part, [texts[index] for index in indices], batch_size=batch_size)
+        for index, prediction in zip(indices, predictions, strict=True):
+            results[index] = prediction._replace(answered_by=name)
 
     if loaded.routing.by == "group":
-        routed = to_candidate(loaded.routing, groups=[value for _, value in rows])
+        routed = routes_to_candidate(loaded.routing, groups=[value for _, value in rows])
         answer("incumbent", np.flatnonzero(~routed))
     else:
         answer("incumbent", np.arange(len(rows)))
-        routed = to_candidate(loaded.routing, confidences=[prediction.score for prediction in results])
+        routed = routes_to_candidate(loaded.routing, confidences=[prediction.score for prediction in results])
     answer("candidate", np.flatnonzero(routed))
     return results
 
 
-def scores_by_class(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", prediction: Prediction) -> dict[str, float]:
-    """Probability of each class; 0 where the part of a hybrid that answered does not know it."""
+def scores_by_class(
+    loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction
+) -> dict[str, float]:
+    """Return the probability of each class; 0 for a class that the answering part of a hybrid does not know."""
     scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
     return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
 
 
-def classes_of(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
-    """What the prediction's scores are of: the classes of the model, or of the part of a hybrid, that answered."""
+def classes_of(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
+    """Return the classes that the prediction's scores belong to: those of the model that answered."""
     part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
     return tuple(part.classes)

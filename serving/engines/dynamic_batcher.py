@@ -1,4 +1,4 @@
-"""Between requests and the model: whatever waits when the engine is free goes through it together."""
+"""Dynamic batching: all requests that wait when the model is free go through it together."""
 
 import asyncio
 from collections import deque
@@ -6,71 +6,78 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
+
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass
-class _Request:
-    """One request: its rows, the results so far, and who waits for them."""
+class _Request(Generic[RowT, ResultT]):
+    """A request's rows and its results so far."""
 
-    rows: Sequence[Any]
-    done: asyncio.Future[list[Any]]
-    taken: int = 0
-    results: list[Any] = field(default_factory=list)
+    rows: Sequence[RowT]
+    done: asyncio.Future[list[ResultT]]
+    num_taken: int = 0
+    results: list[ResultT] = field(default_factory=list)
 
 
-class DynamicBatcher:
+Shares = list[tuple[_Request[RowT, ResultT], int]]
+"""How many rows of a batch belong to which request, in order."""
+
+
+class DynamicBatcher(Generic[RowT, ResultT]):
     """Runs `run(rows) -> results` on `executor`, one call at a time, over rows of waiting requests in order of arrival.
 
-    A lone request starts at once, and while a call runs the next batch gathers by itself. Clients that wait for
-    an answer before they ask again would fall into two groups that take turns, each with half a batch: so a call that
+    A lone request starts at once, and while a call runs the next batch gathers. Clients that wait for an answer before
+    they send the next request would fall into two groups that take turns, each with half a batch: so a call that
     follows another within `linger_s` waits, no longer, until as many requests are there as were when the other ended.
     A request larger than `max_rows` goes through in several calls. (`serve.batch` gathers its next batch *before* the
-    engine is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.)
+    model is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.)
     Lives in one event loop.
     """
 
     def __init__(
-        self, run: Callable[[list[Any]], Sequence[Any]], *, executor: Executor, max_rows: int, linger_s: float
+        self, run: Callable[[list[RowT]], Sequence[ResultT]], *, executor: Executor, max_rows: int, linger_s: float
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_rows = max_rows
         self._linger_s = linger_s
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[_Request[RowT, ResultT]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._gathered = asyncio.Event()
         self._num_expected = 0
         self._ended_at = float("-inf")
 
-    async def submit(self, rows: Sequence[Any]) -> list[Any]:
-        """Results of the rows, in their order; raises what `run` raises. A cancelled caller leaves the queue."""
-        job = _Request(rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
+    async def submit(self, rows: Sequence[RowT]) -> list[ResultT]:
+        """Return the results of the rows, in order; raise what `run` raises. Cancelling leaves the queue."""
+        request = _Request[RowT, ResultT](rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
         if self._is_gathered():
             self._gathered.set()
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
-        return await job.done
+        return await request.done
 
     def idle_s(self) -> float:
-        """Seconds since there was anything to do; 0 while there is."""
+        """Return the seconds since the last call ended; 0 while there is work."""
         return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
 
-    def take(self) -> tuple[list[Any], list[tuple[_Request, int]]]:
-        """The next rows, and how many of them belong to which request."""
-        rows: list[Any] = []
-        shares: list[tuple[_Request, int]] = []
+    def _take(self) -> tuple[list[RowT], Shares[RowT, ResultT]]:
+        """Return the next batch."""
+        rows: list[RowT] = []
+        shares: Shares[RowT, ResultT] = []
         while self._waiting and len(rows) < self._max_rows:
-            job = self._waiting[0]
-            if job.done.done():
+            request = self._waiting[0]
+            if request.done.done():
                 self._waiting.popleft()
                 continue
-            part = job.rows[job.taken : job.taken + self._max_rows - len(rows)]
+            part = request.rows[request.num_taken : request.num_taken + self._max_rows - len(rows)]
             rows.extend(part)
-            shares.append((job, len(part)))
-            job.taken += len(part)
-            if job.taken == len(job.rows):
+            shares.append((request, len(part)))
+            request.num_taken += len(part)
+            if request.num_taken == len(request.rows):
                 self._waiting.popleft()
         return rows, shares
 
@@ -79,19 +86,19 @@ class DynamicBatcher:
         try:
             while True:
                 await self._linger()
-                rows, shares = self.take()
+                rows, shares = self._take()
                 if not shares:
                     return
                 try:
                     results = await loop.run_in_executor(self._executor, self._run, rows)
                     assert len(results) == len(rows), f"{len(rows)} rows gave {len(results)} results"
                 except Exception as error:
-                    for job, _ in shares:
-                        if not job.done.done():
-                            job.done.set_exception(error)
+                    for request, _ in shares:
+                        if not request.done.done():
+                            request.done.set_exception(error)
                 else:
                     _distribute(results, shares)
-                self._num_expected = len(self._waiting) + sum(job.done.done() for job, _ in shares)
+                self._num_expected = len(self._waiting) + sum(request.done.done() for request, _ in shares)
                 self._ended_at = loop.time()
         finally:
             self._task = None
@@ -106,13 +113,14 @@ class DynamicBatcher:
                 await self._gathered.wait()
 
     def _is_gathered(self) -> bool:
-        return len(self._waiting) >= self._num_expected or sum(len(job.rows) for job in self._waiting) >= self._max_rows
+        num_rows = sum(len(request.rows) for request in self._waiting)
+        return len(self._waiting) >= self._num_expected or num_rows >= self._max_rows
 
 
-def _distribute(results: Sequence[Any], shares: list[tuple[_Request, int]]) -> None:
+def _distribute(results: Sequence[ResultT], shares: Shares[RowT, ResultT]) -> None:
     start = 0
-    for job, count in shares:
-        job.results.extend(results[start : start + count])
+    for request, count in shares:
+        request.results.extend(results[start : start + count])
         start += count
-        if len(job.results) == len(job.rows) and not job.done.done():
-            job.done.set_result(job.results)
+        if len(request.results) == len(request.rows) and not request.done.done():
+            request.done.set_result(request.results)

@@ -1,11 +1,11 @@
-"""What a classification replica holds in memory: an engine a version, weights that several share once."""
+"""The versions that a classification replica holds in memory: one engine a version, shared weights once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from serving.engines.classify import Prediction, predict_hybrid, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher
@@ -13,49 +13,50 @@ from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.version_checks import require_digest
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedHybrid, LoadedModel
+    from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.routing import Routing
     from tailorbird.registry.versions import ModelVersion
 
-# How long the next pass waits, at most, for the clients that were answered just now to ask again.
 LINGER_S = 0.003
-# Texts taken from the queue at once, in forward passes: the more there are to sort by length, the less is padding.
+"""Most time that the next pass waits for the clients that were answered just now to send their next request."""
 PASSES = 4
+"""Texts taken from the queue at once, in forward passes: with more texts to sort by length, less is padding."""
 WARM_UP = "the first pass prepares kernels"
 SHARED = "shared"
-"""The version of a metric about a pass in which rows of several may be."""
+"""The version in metrics of a pass that may hold rows of several versions."""
 
 
 @dataclass(frozen=True)
 class ClassifierEngine:
-    """A loaded version behind a queue: a request is answered by one version, whatever is swapped meanwhile."""
+    """A loaded version behind a queue. A request is answered by one version, whatever is swapped meanwhile."""
 
-    loaded: "LoadedModel[ModelVersion] | LoadedHybrid"
+    loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid"
     submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
-    """Predictions of texts, in order; of a hybrid's `answer.hybrid_rows`."""
+    """Return the predictions of texts, in order; for a hybrid, of `hybrid_rows`."""
     idle_s: Callable[[], float]
-    """Seconds since there was anything in its queue; 0 while there is."""
+    """Return the seconds since its queue had work; 0 while it has."""
     routing: "Routing | None" = None
-    """A hybrid's; None where one model answers everything."""
+    """A hybrid's; None if one model answers everything."""
 
     @property
     def version(self) -> "ModelVersion":
         return self.loaded.version
 
 
-class _Unload(NamedTuple):
-    """The last row of a version: what was asked of it stands before it in the queue."""
+class _SharedRow(NamedTuple):
+    """A text for a version over a shared encoder; without a text, the request to unload the version."""
 
-    loaded: Any
+    loaded: "LoadedClassifier[ModelVersion]"
+    text: str | None
 
 
 @dataclass
 class _SharedBase:
-    """A base model, its queue, and how many versions are over it."""
+    """A base model, its queue, and the number of versions over it."""
 
     encoder: "SharedEncoder"
-    batcher: DynamicBatcher
+    batcher: "DynamicBatcher[_SharedRow, Prediction | None]"
     num_versions: int = 0
 
 
@@ -67,37 +68,38 @@ class ModelPool:
         self._batch_size = batch_size
         self._meter = meter
         self._shared: dict[tuple[str, str], _SharedBase] = {}
-        self._leaving: set[asyncio.Future[Any]] = set()
+        self._unloading: set[asyncio.Future[list[Prediction | None]]] = set()
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
-        """The version's engine, warm. Files are fetched and read on the caller's thread; one call at a time."""
-        from tailorbird.models.loading import LoadedHybrid, checked_copy, load_served
+        """Return the version's engine, warmed up. Reads files on the caller's thread; one call at a time."""
+        from tailorbird.models.loading import LoadedClassifier, LoadedHybrid, checked_copy, load_model
         from tailorbird.registry.versions import read_version, shares_base
 
         version = read_version(uri)
         require_digest(version, digest=digest)
         if shares_base(version):
             checked_copy(uri)
-            return self._sharing(version)
-        loaded = load_served(uri)
+            return self._load_shared(version)
+        loaded = load_model(uri)
         if isinstance(loaded, LoadedHybrid):
             for part in (loaded.incumbent, loaded.candidate):
                 predict_texts(part, [WARM_UP], batch_size=self._batch_size)
-            queue = self._queue(partial(predict_hybrid, loaded), version.name, version.version)
-            return ClassifierEngine(loaded, queue.submit, queue.idle_s, loaded.routing)
+            hybrid = self._batcher(partial(predict_hybrid, loaded), version.name, version.version)
+            return ClassifierEngine(loaded, hybrid.submit, hybrid.idle_s, loaded.routing)
+        assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
-        queue = self._queue(partial(predict_texts, loaded), version.name, version.version)
-        return ClassifierEngine(loaded, queue.submit, queue.idle_s)
+        batcher = self._batcher(partial(predict_texts, loaded), version.name, version.version)
+        return ClassifierEngine(loaded, batcher.submit, batcher.idle_s)
 
-    def _sharing(self, version: "ModelVersion") -> ClassifierEngine:
-        """A head or an adapter: it comes in between two passes of those that serve."""
+    def _load_shared(self, version: "ModelVersion") -> ClassifierEngine:
+        """Add a head or an adapter to the shared encoder, between two passes of the versions that serve."""
         from tailorbird.models.shared_encoder import SharedEncoder
 
         key = (version.base_model, version.dtype)
         shared = self._shared.get(key)
         if shared is None:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
-            shared = _SharedBase(encoder, self._queue(partial(_predict_or_unload, encoder), version.name, SHARED))
+            shared = _SharedBase(encoder, self._batcher(partial(_predict_or_unload, encoder), version.name, SHARED))
         loaded = self._worker.submit(shared.encoder.add, version).result()
         try:
             self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
@@ -108,11 +110,12 @@ class ModelPool:
         shared.num_versions += 1
 
         async def submit(texts: Sequence[str]) -> list[Prediction]:
-            return await shared.batcher.submit([(loaded, text) for text in texts])
+            predictions = await shared.batcher.submit([_SharedRow(loaded, text) for text in texts])
+            return [prediction for prediction in predictions if prediction is not None]
 
         return ClassifierEngine(loaded, submit, shared.batcher.idle_s)
 
-    def _queue(self, predict: Callable[..., list[Any]], *labels: str) -> DynamicBatcher:
+    def _batcher(self, predict: Callable[..., list[Any]], *labels: str) -> "DynamicBatcher[Any, Any]":
         def run(rows: list[Any]) -> list[Any]:
             self._meter.observe(BATCH_TEXTS, *labels, value=len(rows))
             return predict(rows, batch_size=self._batch_size)
@@ -120,26 +123,28 @@ class ModelPool:
         return DynamicBatcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
 
     def unload(self, engine: ClassifierEngine) -> None:
-        """Gives back what a version that no longer serves held, after the answers that it still owes."""
+        """Release a version that no longer serves, after the answers that it still owes."""
         from tailorbird.registry.versions import shares_base
 
-        version, loaded = engine.version, engine.loaded
+        version = engine.version
         shared = self._shared.get((version.base_model, version.dtype))
         if shared is None or not shares_base(version):
             return
-        self._leaving.add(leaving := asyncio.ensure_future(shared.batcher.submit([_Unload(loaded)])))
-        leaving.add_done_callback(self._leaving.discard)
+        last = _SharedRow(cast("LoadedClassifier[ModelVersion]", engine.loaded), None)
+        unloading = asyncio.ensure_future(shared.batcher.submit([last]))  # behind the version's rows in the queue
+        self._unloading.add(unloading)
+        unloading.add_done_callback(self._unloading.discard)
         shared.num_versions -= 1
         if shared.num_versions == 0:
             del self._shared[version.base_model, version.dtype]
 
 
-def _predict_or_unload(encoder: "SharedEncoder", rows: list[Any], *, batch_size: int) -> list[Any]:
-    asked = [row for row in rows if not isinstance(row, _Unload)]
+def _predict_or_unload(encoder: "SharedEncoder", rows: list[_SharedRow], *, batch_size: int) -> list[Prediction | None]:
+    texts = [(row.loaded, row.text) for row in rows if row.text is not None]
     try:
-        predictions = iter(predict_shared(encoder, asked, batch_size=batch_size) if asked else [])
+        predictions = iter(predict_shared(encoder, texts, batch_size=batch_size) if texts else [])
     finally:
         for row in rows:
-            if isinstance(row, _Unload):
+            if row.text is None:
                 encoder.remove(row.loaded)
-    return [None if isinstance(row, _Unload) else next(predictions) for row in rows]
+    return [None if row.text is None else next(predictions) for row in rows]

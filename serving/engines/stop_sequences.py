@@ -1,14 +1,14 @@
-"""Between tokens and the client: what of an answer may be shown while it grows, the same however it arrives."""
+"""Stop texts: which part of a growing answer a client may read already."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 REPLACEMENT_CHARACTER = "\ufffd"
-"""What a decoder writes for a character that it has not all bytes of."""
+"""What a decoder writes for a character whose bytes are not complete."""
 
 
 class VisibleText(NamedTuple):
-    """The part of an answer that stands, whatever follows."""
+    """The part of an answer that no later token changes."""
 
     text: str
     stopped: bool
@@ -16,22 +16,21 @@ class VisibleText(NamedTuple):
 
 
 def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> VisibleText:
-    """Of the text decoded so far: whole characters, nothing from a stop text on, and where `stripped`, no white space
-    at either end.
+    """Return of the decoded text whole characters before the first stop text; if `stripped`, without outer white space.
 
-    Each result begins with the results before it, and the last is what the whole text gives at once: so of two stop
-    texts the one that is complete first counts, and what may yet become one is held back.
+    Each result begins with the previous results, and the last is that of the whole text. So the stop text that is
+    complete first counts, and text that may become a stop text is held back.
     """
-    found = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
-    if found:
-        end, length = min(found)
+    matches = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
+    if matches:
+        end, length = min(matches)
         decoded = decoded[: end + length]
     elif not ended:
         decoded = decoded.rstrip(REPLACEMENT_CHARACTER)
         decoded = decoded[: len(decoded) - max((_partial_match(decoded, stop) for stop in stops), default=0)]
-    return VisibleText(decoded.strip() if stripped else decoded, bool(found))
+    return VisibleText(decoded.strip() if stripped else decoded, bool(matches))
 
 
 def _partial_match(text: str, stop: str) -> int:
-    """How many characters at the text's end are the beginning of a stop text."""
+    """Return how many characters at the end of the text begin a stop text."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""Behind a chat replica: a version's continuous batching, from prompts to token ids as they come."""
+"""Chat engine on transformers' continuous batching."""
 
 import asyncio
 import queue
@@ -20,8 +20,7 @@ WARM_UP_S = 120
 
 
 class TransformersEngine(ChatEngine):
-    """Transformers' continuous batching, whose forward passes run in a thread of their own over all requests in
-    flight."""
+    """Runs forward passes over all requests in flight in a thread of its own."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
         super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -38,15 +37,15 @@ class TransformersEngine(ChatEngine):
     async def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        request_id, news = uuid.uuid4().hex, asyncio.Event()
-        heard: list[Any] = []
+        request_id, updated = uuid.uuid4().hex, asyncio.Event()
+        latest: list[Any] = []
 
-        def hear(output: Any) -> None:
-            heard[:] = [output]  # each holds all tokens: who reads slowly misses none
-            news.set()
+        def on_output(output: Any) -> None:
+            latest[:] = [output]  # each output holds all tokens: a slow reader misses none
+            updated.set()
 
-        self._drop_strays()
-        self._manager.register_result_handler(request_id, hear)
+        self._discard_stale_outputs()
+        self._manager.register_result_handler(request_id, on_output)
         options = sampling._asdict() if sampling.temperature else {}
         accepted = self._manager.add_request(
             prompt, request_id=request_id, max_new_tokens=max_new_tokens, streaming=streaming, **options
@@ -56,9 +55,9 @@ class TransformersEngine(ChatEngine):
         ended = False
         try:
             while not ended:
-                await news.wait()
-                news.clear()
-                output = heard[0]
+                await updated.wait()
+                updated.clear()
+                output = latest[0]
                 ended = output.is_finished()
                 if output.error is not None:
                     raise RequestError(500, "engine_failed", f"the engine gave up on the request: {output.error}")
@@ -68,22 +67,22 @@ class TransformersEngine(ChatEngine):
                 self._manager.cancel_request(request_id)
                 self._manager.output_router.result_handlers.pop(request_id, None)
 
-    def _drop_strays(self) -> None:
-        """What the engine said to requests that were cancelled before it knew."""
+    def _discard_stale_outputs(self) -> None:
+        """Discard outputs for requests that were cancelled before the engine knew."""
         with suppress(queue.Empty):
             while True:
                 self._manager.output_router.output_queue.get_nowait()
 
 
 def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
-    """The engine, running, after a first answer that prepares kernels; RuntimeError where it gives none."""
+    """Return the running engine, after a first answer that prepares kernels; raise RuntimeError if it gives none."""
     import torch
 
     from serving.engines.sampling import logit_processors
-    from tailorbird.models.continuous_batching_attention import attend_apart
+    from tailorbird.models.continuous_batching_attention import register_request_attention
     from tailorbird.models.generation import batching_config, greedy
 
-    attend_apart()
+    register_request_attention()
     with torch.inference_mode():
         lm: Any = loaded.model.lm
         manager = lm.init_continuous_batching(
@@ -107,7 +106,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
 
 
 def _max_length(lm: Any, manager: Any) -> int:
-    """Tokens that a prompt and its answer may have together: the model's positions, or what the cache holds."""
+    """Return the most tokens a prompt and its answer may have together, by the model's positions and the cache."""
     config = manager.continuous_batching_config
     cached = int(config.num_blocks * config.page_size)
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)

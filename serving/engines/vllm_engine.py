@@ -1,9 +1,12 @@
-"""Behind a chat replica where `serving.engine` is `vllm`: the server of `ray.serve.llm`, with the face of `ChatEngine`.
+"""Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a `ChatEngine`.
 
 Each version has a server in an actor of its own, on the replica's node and in its resources. The server has no method
-that ends it, and takes the GPU of its placement group, while a replica holds two versions as one replaces the other: so
-the actor ends, and the server with it. Routes, keys, limits, log, metrics, canary, parity gate and changes of version
-stay the replica's, and are the same for both engines.
+that ends it, and takes the GPU of its placement group, while a replica holds two versions when one replaces the other:
+so the actor ends, and the server with it. Routes, keys, limits, log, metrics, canary, parity gate and changes of
+version stay in the replica, and are the same for both engines.
+
+This is the only file that uses vLLM's private parts, directly or through Ray's. tests/unit/serving/engines/
+test_vllm_private.py fails with the name of what another version moved.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
@@ -27,24 +31,27 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
+VLLM_VERSION = "0.29"
 GPU_SHARE = 0.42
-"""Of a GPU and its memory, for one version: while another replaces it, a replica holds both."""
+"""Share of a GPU and its memory for one version: a replica holds two while one replaces the other."""
 MAX_SERVERS_PER_GPU = 2
 CACHE_BYTES = 1 << 30
-"""For keys and values where there is no GPU, instead of a share of the machine."""
+"""Size of the KV cache without a GPU, instead of a share of the machine's memory."""
 START_S = 1800
-"""A large model's kernels are compiled before its first answer."""
+"""Most time to start: a large model's kernels are compiled before its first answer."""
 SHUTDOWN_S = 30
 STREAM_INTERVAL_S = 0.02
-"""What a stream says in this time comes in one piece."""
+"""Tokens that are generated within this time are streamed together."""
 HEALTH_CHECK_S = 1.0
-"""Between two looks at whether the server is well."""
+"""Time between two health checks of the server."""
 MODEL_ID = "version"
+LlmConfig = dict[str, Any]
+"""Fields of Ray's `LLMConfig`, which only a process with vLLM can make."""
 FINISH_REASONS = ("stop", "length")
-"""Why a whole answer ends."""
+"""Finish reasons of complete answers."""
 
 _servers: set[Any] = set()
-"""This process's servers."""
+"""The servers that this process started."""
 
 
 class EngineNotInstalled(RuntimeError):
@@ -52,7 +59,7 @@ class EngineNotInstalled(RuntimeError):
 
 
 class TokenDelta(NamedTuple):
-    """What an answer grew by."""
+    """The tokens that an answer grew by."""
 
     tokens: list[int]
     ended: bool
@@ -62,15 +69,28 @@ class EngineStopped(RuntimeError):
     """The server's engine has stopped."""
 
 
-class VllmServer:
-    """The actor: a server of `ray.serve.llm`, asked in token ids."""
+@dataclass(frozen=True)
+class TokenRequest:
+    """The fields of a `CompletionRequest` that the engine sets."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    prompt: list[int]
+    stream: bool
+    temperature: float
+    top_p: float
+    seed: int | None
+    max_tokens: int
+    stop_token_ids: list[int]
+
+
+class VllmServer:
+    """The actor: a server of `ray.serve.llm` that takes and returns token ids."""
+
+    def __init__(self, config: LlmConfig) -> None:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
         class Quiet(LLMServer):  # type: ignore[misc]
-            """Without an actor that outlives all servers to tell Ray's usage statistics of the model."""
+            """Without the actor that reports the model to Ray's usage statistics and outlives all servers."""
 
             async def _start_engine(self) -> None:
                 await self.engine.start()
@@ -78,36 +98,36 @@ class VllmServer:
         self._server = Quiet.sync_init(LLMConfig(**config))
 
     async def start(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Start the engine; return the most tokens that a prompt and its answer may have together."""
         await self._server.start()
         return int(self._client.model_config.max_model_len)
 
     @property
     def _client(self) -> Any:
-        """vLLM's, of which the server has no public word."""
+        """vLLM's engine client, which the server has no public name for."""
         return self._server.engine._engine_client
 
     async def run(self) -> None:
-        """Never returns; raises where the engine has stopped."""
+        """Check the engine's health for ever; raise once it has stopped."""
         while True:
             await self._server.check_health()
             await asyncio.sleep(HEALTH_CHECK_S)
 
     async def stop(self) -> None:
-        """Ends the engine's processes, which then give back their shared memory."""
+        """End the engine's processes, which then release their shared memory."""
         await asyncio.to_thread(self._client.shutdown)
 
-    async def answer(self, asked: dict[str, Any]) -> AsyncGenerator[TokenDelta, None]:
-        """`asked` are fields of a `CompletionRequest`. Raises EngineGone, and ValueError where the server refuses."""
+    async def answer(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server refuses the request."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
-        request = CompletionRequest(model=MODEL_ID, return_token_ids=True, **asked)
+        completion = CompletionRequest(model=MODEL_ID, return_token_ids=True, **asdict(request))
         try:
-            async for said in await self._server.completions(request):
-                piece = _token_delta(said)
-                if piece is not None:
-                    yield piece
-                    if not piece.ended:
+            async for response in await self._server.completions(completion):
+                delta = _token_delta(response)
+                if delta is not None:
+                    yield delta
+                    if not delta.ended:
                         await asyncio.sleep(STREAM_INTERVAL_S)
         except Exception:
             try:
@@ -117,15 +137,18 @@ class VllmServer:
             raise
 
 
-def _token_delta(said: Any) -> TokenDelta | None:
-    """Of a whole answer, or of a stream's events; None where no token came. ValueError for an error."""
-    events = [_event_fields(event) for event in said] if isinstance(said, list) else [said.model_dump()]
+def _token_delta(response: Any) -> TokenDelta | None:
+    """Return the tokens of a whole answer or of a list of stream events, None for none; raise ValueError for an error.
+
+    A stream event is a string `data: {...}`, or an error object.
+    """
     tokens: list[int] = []
     ended = False
-    for event in events:
-        if event.get("error"):
-            raise ValueError(event["error"]["message"])
-        for choice in event.get("choices", ()):
+    for event in response if isinstance(response, list) else [response]:
+        fields = _event_fields(event)
+        if fields.get("error"):
+            raise ValueError(fields["error"]["message"])
+        for choice in fields.get("choices", ()):
             tokens += choice["token_ids"] or []
             reason = choice["finish_reason"]
             if reason not in (None, *FINISH_REASONS):
@@ -134,16 +157,15 @@ def _token_delta(said: Any) -> TokenDelta | None:
     return TokenDelta(tokens, ended) if tokens else None
 
 
-def _event_fields(event: Any) -> dict[str, Any]:
-    """One of a stream's, which is a text `data: {...}`, or an error as it is."""
+def _event_fields(event: Any) -> Any:
     if not isinstance(event, str):
-        return dict(event.model_dump())
+        return event.model_dump()
     data = event.removeprefix("data: ").strip()
-    return {} if data == "[DONE]" else dict(json.loads(data))
+    return {} if data == "[DONE]" else json.loads(data)
 
 
 class VllmEngine(ChatEngine):
-    """A version in a server of its own, which batches all requests in flight."""
+    """One version in a server of its own, which batches all requests in flight."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, server: Any, max_length: int) -> None:
         super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -163,22 +185,22 @@ class VllmEngine(ChatEngine):
     async def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        asked = {
-            "prompt": prompt,
-            "stream": streaming,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed % 2**63 if sampling.temperature else None,
-            "max_tokens": max_new_tokens,
-            "stop_token_ids": [self.end_id],
-        }
+        request = TokenRequest(
+            prompt,
+            stream=streaming,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed % 2**63 if sampling.temperature else None,
+            max_tokens=max_new_tokens,
+            stop_token_ids=[self.end_id],
+        )
         tokens: list[int] = []
         ended = False
-        pieces = self._server.answer.remote(asked)
+        deltas = self._server.answer.remote(request)
         try:
-            async for piece in pieces:
-                new, ended = await piece
-                tokens += new
+            async for delta in deltas:
+                new_tokens, ended = await delta
+                tokens += new_tokens
                 yield list(tokens), ended
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
@@ -187,8 +209,8 @@ class VllmEngine(ChatEngine):
         except RayActorError:
             raise _stopped_error() from None
         finally:
-            if not ended:  # nobody waits any more
-                ray.cancel(pieces)
+            if not ended:  # the client is gone
+                ray.cancel(deltas)
 
 
 def _stopped_error() -> RequestError:
@@ -196,18 +218,18 @@ def _stopped_error() -> RequestError:
 
 
 def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) -> VllmEngine:
-    """The version in a server, checked as everywhere; raises as `start_engine`, or as `models.load.load_chat_version`."""
-    from tailorbird.models.loading import load_chat_version
+    """Load a version, check it and start its server. Raises as `start_engine` and the loading of a version."""
+    from tailorbird.models.loading import LoadedChat, load_model
 
-    loaded = load_chat_version(uri, device="cpu")
+    loaded = load_model(uri, LoadedChat, device="cpu")
     require_digest(loaded.version, digest=digest)
     return start_engine(loaded, max_batch_size=max_batch_size, num_gpus=num_gpus)
 
 
 def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: int = 0) -> VllmEngine:
-    """A server over a version of any kind: it reads a folder with an adapter's update merged, as it was evaluated.
+    """Start a server over a version of any kind: it reads a folder with the adapter merged, as it was evaluated.
 
-    Raises EngineMissing, and RuntimeError where the server does not start, or a GPU holds as many as it can.
+    Raises EngineNotInstalled, and RuntimeError if the server does not start, or the GPU holds all versions it can.
     """
     if importlib.util.find_spec("vllm") is None:
         raise EngineNotInstalled(
@@ -220,8 +242,8 @@ def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num
         lm: Any = loaded.model.lm
         lm.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        engine = {"dtype": loaded.version.dtype, "max_num_seqs": max_batch_size}
-        config, env_vars = _llm_config(folder, engine=engine, num_gpus=num_gpus)
+        engine_kwargs = {"dtype": loaded.version.dtype, "max_num_seqs": max_batch_size}
+        config, env_vars = _llm_config(folder, engine_kwargs=engine_kwargs, num_gpus=num_gpus)
         actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer)
         server = actor.remote(config)
         _servers.add(server)
@@ -229,16 +251,16 @@ def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num
             max_length = ray.get(server.start.remote(), timeout=START_S)
         except RayError as error:
             _stop_server(server)
-            why = error.cause if isinstance(error, RayTaskError) else error
-            raise RuntimeError(f"vLLM does not start with {loaded.version.version}: {why}") from None
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            raise RuntimeError(f"vLLM does not start with {loaded.version.version}: {cause}") from None
     return VllmEngine(loaded, server=server, max_length=max_length)
 
 
 def _wait_for_capacity() -> None:
-    """Waits for a server that is just ending; RuntimeError where none does."""
-    begun = time.monotonic()
+    """Wait for a server that is about to end; raise RuntimeError if none does."""
+    started = time.monotonic()
     while len(_servers) >= MAX_SERVERS_PER_GPU:
-        if time.monotonic() - begun > SHUTDOWN_S:
+        if time.monotonic() - started > SHUTDOWN_S:
             raise RuntimeError(f"a GPU holds {MAX_SERVERS_PER_GPU} versions at a time, and does: end the trial first")
         time.sleep(0.2)
 
@@ -250,24 +272,24 @@ def _stop_server(server: Any) -> None:
     _servers.discard(server)
 
 
-def _llm_config(folder: str, *, engine: dict[str, Any], num_gpus: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """`LLMConfig`'s fields for the model in a folder, and the environment of the actor."""
-    engine |= {
-        "generation_config": "vllm",  # what is asked for, and nothing that a model's files would add
+def _llm_config(folder: str, *, engine_kwargs: LlmConfig, num_gpus: int) -> tuple[LlmConfig, dict[str, str]]:
+    """Return the config for the model in a folder, and the environment of its actor."""
+    engine_kwargs |= {
+        "generation_config": "vllm",  # only what the request sets, nothing from a model's files
         "disable_log_stats": True,
     }
-    env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # else vLLM tells its makers of the model and the machine
+    env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # else vLLM reports the model and the machine to its makers
     if num_gpus:
-        placed: dict[str, Any] = {"placement_group_config": {"bundles": [{"GPU": GPU_SHARE}]}}
-        engine["gpu_memory_utilization"] = GPU_SHARE
+        hardware: LlmConfig = {"placement_group_config": {"bundles": [{"GPU": GPU_SHARE}]}}
+        engine_kwargs["gpu_memory_utilization"] = GPU_SHARE
         env_vars["VLLM_RAY_PER_WORKER_GPUS"] = str(GPU_SHARE)
     else:
-        placed = {"accelerator_config": {"kind": "cpu"}}
-        engine["kv_cache_memory_bytes"] = CACHE_BYTES
+        hardware = {"accelerator_config": {"kind": "cpu"}}
+        engine_kwargs["kv_cache_memory_bytes"] = CACHE_BYTES
     config = {
         "model_loading_config": {"model_id": MODEL_ID, "model_source": folder},
-        "engine_kwargs": engine,
+        "engine_kwargs": engine_kwargs,
         "log_engine_metrics": False,
-        "experimental_configs": {"stream_batching_interval_ms": 0},  # `Server.answer` gathers without a timer a stream
+        "experimental_configs": {"stream_batching_interval_ms": 0},  # `VllmServer.answer` batches without a timer
     }
-    return config | placed, env_vars
+    return config | hardware, env_vars

@@ -15,8 +15,8 @@ from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts,
 from serving.http.schemas import parse_request
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import LoadedHybrid, LoadedModel, without_pooler
-from tailorbird.registry.routing import Routing, to_candidate
+from tailorbird.models.loading import LoadedClassifier, LoadedHybrid, without_pooler
+from tailorbird.registry.routing import Routing, routes_to_candidate
 from tailorbird.registry.versions import ModelVersion, hybrid_config
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 
@@ -25,7 +25,7 @@ BY_GROUP = Routing(by="group", column="sex", values=("f",))
 BATCH = 4
 
 
-def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float) -> LoadedModel[ModelVersion]:
+def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float) -> LoadedClassifier[ModelVersion]:
     """A small random model."""
     torch.manual_seed(seed)
     config = BertConfig(
@@ -47,7 +47,7 @@ def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: fl
         uri=f"s3://probe-{seed}",
         digest=str(seed),
     )
-    return LoadedModel(model, tokenizer, classes, 16, version)
+    return LoadedClassifier(model, tokenizer, classes, 16, version)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ given_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m
 def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
 ) -> None:
-    check(hybrid, rows, to_candidate(BY_GROUP, groups=[value for _, value in rows]))
+    check(hybrid, rows, routes_to_candidate(BY_GROUP, groups=[value for _, value in rows]))
 
 
 @given(given_rows, st.floats(0, 1))
@@ -100,7 +100,7 @@ def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
 ) -> None:
     loaded = replace(hybrid, routing=Routing(by="confidence", threshold=threshold))
     sure = predict_texts(hybrid.incumbent, [text for text, _ in rows], batch_size=BATCH)
-    check(loaded, rows, to_candidate(loaded.routing, confidences=[prediction.score for prediction in sure]))
+    check(loaded, rows, routes_to_candidate(loaded.routing, confidences=[prediction.score for prediction in sure]))
 
 
 def test_confidences_are_split_where_the_threshold_lies_between_them(hybrid: LoadedHybrid) -> None:

@@ -1,4 +1,4 @@
-"""How waiting requests share the engine."""
+"""How waiting requests share the model."""
 
 import asyncio
 import threading
@@ -10,8 +10,10 @@ import pytest
 
 from serving.engines.dynamic_batcher import DynamicBatcher
 
+Batcher = DynamicBatcher[int, int]
 
-class Engine:
+
+class Model:
     """Doubles numbers, remembers its batches, and holds each until it is let go."""
 
     def __init__(self) -> None:
@@ -31,52 +33,52 @@ class Engine:
         await asyncio.to_thread(self.started.acquire)
 
 
-async def _submit(batcher: DynamicBatcher, *rows: int) -> "asyncio.Task[list[int]]":
+async def _submit(batcher: Batcher, *rows: int) -> "asyncio.Task[list[int]]":
     task = asyncio.create_task(batcher.submit(list(rows)))
     await asyncio.sleep(0)
     return task
 
 
 def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_go_together() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 1)
-        await engine.wait_started()
+        await model.wait_started()
         others = [await _submit(batcher, row) for row in (2, 3, 4)]
-        engine.gate.release(2)
+        model.gate.release(2)
         assert await first == [2]
         assert await asyncio.gather(*others) == [[4], [6], [8]]
-        assert engine.batches == [[1], [2, 3, 4]]
+        assert model.batches == [[1], [2, 3, 4]]
 
     _play(scenario, max_rows=8)
 
 
 def test_a_request_larger_than_a_batch_goes_through_in_parts_in_its_order() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
-        engine.gate.release(9)
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        model.gate.release(9)
         assert await batcher.submit(list(range(10))) == [2 * row for row in range(10)]
-        assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
     _play(scenario, max_rows=4)
 
 
 def test_requests_are_taken_in_the_order_they_came() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
-        await engine.wait_started()
+        await model.wait_started()
         large, small = await _submit(batcher, 1, 2, 3, 4, 5), await _submit(batcher, 6)
-        engine.gate.release(3)
+        model.gate.release(3)
         await asyncio.gather(first, large, small)
-        assert engine.batches == [[0], [1, 2, 3, 4], [5, 6]]
+        assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
     _play(scenario, max_rows=4)
 
 
 def test_an_error_reaches_those_of_its_batch_alone() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
-        await engine.wait_started()
+        await model.wait_started()
         bad, after = await _submit(batcher, -1, 1), await _submit(batcher, 2)
-        engine.gate.release(3)
+        model.gate.release(3)
         assert await first == [0]
         with pytest.raises(ValueError, match="row -1"):
             await bad
@@ -86,23 +88,23 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
 
 
 def test_a_request_that_is_cancelled_while_it_waits_costs_no_pass() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
-        await engine.wait_started()
+        await model.wait_started()
         gone, stays = await _submit(batcher, 1), await _submit(batcher, 2)
         gone.cancel()
         await asyncio.sleep(0)
-        engine.gate.release(2)
+        model.gate.release(2)
         assert await first == [0]
         assert await stays == [4]
-        assert engine.batches == [[0], [2]]
+        assert model.batches == [[0], [2]]
 
     _play(scenario, max_rows=8)
 
 
 def test_the_engine_is_started_again_after_a_pause() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
-        engine.gate.release(2)
+    async def scenario(batcher: Batcher, model: Model) -> None:
+        model.gate.release(2)
         assert await batcher.submit([1]) == [2]
         assert await batcher.submit([2]) == [4]
 
@@ -110,25 +112,25 @@ def test_the_engine_is_started_again_after_a_pause() -> None:
 
 
 def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
-        await engine.wait_started()
+        await model.wait_started()
         second = await _submit(batcher, 1)
-        engine.gate.release(2)
+        model.gate.release(2)
         assert await first == [0]
         first = await _submit(batcher, 2)
         assert (await first, await second) == ([4], [2])
-        assert engine.batches == [[0], [1, 2]]
+        assert model.batches == [[0], [1, 2]]
 
     _play(scenario, max_rows=8, linger_s=60)
 
 
 def test_a_full_batch_waits_for_nobody() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
-        await engine.wait_started()
+        await model.wait_started()
         full = await _submit(batcher, 1, 2)
-        engine.gate.release(2)
+        model.gate.release(2)
         assert await first == [0]
         assert await full == [2, 4]
 
@@ -136,13 +138,13 @@ def test_a_full_batch_waits_for_nobody() -> None:
 
 
 def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
-    async def scenario(batcher: DynamicBatcher, engine: Engine) -> None:
+    async def scenario(batcher: Batcher, model: Model) -> None:
         assert batcher.idle_s() > 1e9  # never had anything to do
         first = await _submit(batcher, 0)
         assert batcher.idle_s() == 0
-        await engine.wait_started()
+        await model.wait_started()
         assert batcher.idle_s() == 0
-        engine.gate.release()
+        model.gate.release()
         await first
         await asyncio.sleep(0.01)
         assert 0 < batcher.idle_s() < 30
@@ -151,16 +153,16 @@ def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
 
 
 def _play(
-    scenario: Callable[[DynamicBatcher, Engine], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
+    scenario: Callable[[Batcher, Model], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
 ) -> None:
-    engine = Engine()
+    model = Model()
 
     async def bounded(executor: ThreadPoolExecutor) -> None:
-        batcher = DynamicBatcher(engine.run, executor=executor, max_rows=max_rows, linger_s=linger_s)
-        await asyncio.wait_for(scenario(batcher, engine), 30)
+        batcher = DynamicBatcher(model.run, executor=executor, max_rows=max_rows, linger_s=linger_s)
+        await asyncio.wait_for(scenario(batcher, model), 30)
 
     with ThreadPoolExecutor(1) as executor:
         try:
             asyncio.run(bounded(executor))
         finally:
-            engine.gate.release(100)
+            model.gate.release(100)

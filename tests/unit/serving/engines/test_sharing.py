@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedModel, load_encoder, load_weights
+from tailorbird.models.loading import LoadedClassifier, load_encoder, load_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.shared_encoder import SharedEncoder
 from tailorbird.registry.versions import Kind, ModelVersion, shares_base
@@ -74,7 +74,7 @@ def a_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
 @dataclass
 class Shared:
     encoder: SharedEncoder
-    loaded: dict[str, LoadedModel[ModelVersion]]
+    loaded: dict[str, LoadedClassifier[ModelVersion]]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def alone(version: ModelVersion, base: Path) -> list[Prediction]:
     folder = Path(version.uri.removeprefix("file://"))
     model = load_weights(folder, encoder=load_encoder(base), kind=version.kind).eval()
     tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
-    loaded = LoadedModel(model, tokenizer, version.classes, version.max_length, version)
+    loaded = LoadedClassifier(model, tokenizer, version.classes, version.max_length, version)
     return predict_texts(loaded, TEXTS, batch_size=BATCH)
 
 

@@ -1,0 +1,91 @@
+"""The private parts of vLLM, and of Ray's server around it, that serving/engines/vllm_engine.py uses are still there.
+
+A failure names what moved. Ray's part is read from its source, as it cannot be imported without vLLM.
+"""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+import ray
+
+from serving.engines.vllm_engine import VLLM_VERSION, TokenRequest
+
+RAY_LLM = Path(ray.__file__).parent / "llm" / "_internal" / "serve"
+needs_vllm = pytest.mark.skipif(
+    not importlib.util.find_spec("vllm"),
+    reason=f"vLLM is not installed; the engine was written for vLLM {VLLM_VERSION}",
+)
+
+
+def _class(file: str, name: str) -> ast.ClassDef:
+    path = RAY_LLM / file
+    assert path.is_file(), f"Ray {ray.__version__} has no {file}"
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    named = [node for node in classes if node.name == name]
+    assert named, f"Ray {ray.__version__}: {file} has no class {name}"
+    return named[0]
+
+
+def _methods(node: ast.ClassDef) -> set[str]:
+    return {item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def _assigned(node: ast.ClassDef) -> set[str]:
+    """Return the attributes of `self` that a class assigns."""
+    targets = [target for item in ast.walk(node) if isinstance(item, ast.Assign) for target in item.targets]
+    return {
+        target.attr
+        for target in targets
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("method", ["sync_init", "start", "_start_engine", "check_health", "completions"])
+def test_rays_server_has_the_methods_that_are_called_or_overridden(method: str) -> None:
+    methods = _methods(_class("core/server/llm_server.py", "LLMServer"))
+    assert method in methods, f"Ray {ray.__version__}: LLMServer.{method} moved"
+
+
+def test_rays_server_holds_its_engine_and_the_engine_its_vllm_client() -> None:
+    assert "engine" in _assigned(_class("core/server/llm_server.py", "LLMServer")), (
+        f"Ray {ray.__version__}: LLMServer.engine moved"
+    )
+    engine = _class("engines/vllm/vllm_engine.py", "VLLMEngine")
+    assert "start" in _methods(engine), f"Ray {ray.__version__}: VLLMEngine.start moved"
+    assert "_engine_client" in _assigned(engine), f"Ray {ray.__version__}: VLLMEngine._engine_client moved"
+
+
+def test_rays_server_leaves_a_given_share_of_a_gpu_to_vllm() -> None:
+    source = (RAY_LLM / "engines/vllm/vllm_models.py").read_text()
+    assert "VLLM_RAY_PER_WORKER_GPUS" in source, f"Ray {ray.__version__}: VLLM_RAY_PER_WORKER_GPUS moved"
+
+
+@needs_vllm
+def test_vllm_is_the_version_that_the_engine_was_written_for() -> None:
+    assert importlib.metadata.version("vllm").startswith(f"{VLLM_VERSION}."), (
+        f"check serving/engines/vllm_engine.py against the installed vLLM, then set VLLM_VERSION ({VLLM_VERSION})"
+    )
+
+
+@needs_vllm
+def test_vllms_client_has_the_parts_that_are_used() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    assert hasattr(AsyncLLM, "shutdown"), "vLLM: AsyncLLM.shutdown moved"
+    source = inspect.getsource(AsyncLLM)
+    for name in ("model_config", "output_processor"):
+        assert f"self.{name}" in source, f"vLLM: AsyncLLM.{name} moved"
+    assert hasattr(OutputProcessor, "has_unfinished_requests"), "vLLM: OutputProcessor.has_unfinished_requests moved"
+
+
+@needs_vllm
+def test_a_completion_takes_the_fields_that_are_sent() -> None:
+    from ray.serve.llm.openai_api_models import CompletionRequest
+
+    for name in ("model", "return_token_ids", *TokenRequest.__dataclass_fields__):
+        assert name in CompletionRequest.model_fields, f"vLLM: CompletionRequest.{name} moved"
