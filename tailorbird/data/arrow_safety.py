@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 
-def made_by_code(schema: pa.Schema, *, columns: Iterable[str] | None = None) -> list[str]:
+def extension_columns(schema: pa.Schema, *, columns: Iterable[str] | None = None) -> list[str]:
     """Names of the columns (of all, or of these) whose values a Python class would make, at any depth.
 
     A file says itself what extension type a column has. Ray Data registers one whose values are pickles: where it is

@@ -14,7 +14,7 @@ padding before rows become fewer and wider."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Conversations packed into rows [B, T]; a token attends to its own conversation only."""
 
     input_ids: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Packed:
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def packed(rows: Sequence[Tokens], *, pad_id: int) -> Packed:
+def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
     """Pack conversations into rows of about `PACKED_TOKENS`, or fewer and wider ones to keep `MAX_PADDING`."""
     lengths = [len(row) for row in rows]
     num_bins = max(1, min(len(rows), round(sum(lengths) / max(PACKED_TOKENS, *lengths))))
@@ -53,7 +53,7 @@ def packed(rows: Sequence[Tokens], *, pad_id: int) -> Packed:
             learned[number, begin : end - 1] = row.assistant_mask[1:]
             begin = end
     positions = np.flatnonzero(learned.reshape(-1))
-    return Packed(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
+    return PackedRows(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:

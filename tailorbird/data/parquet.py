@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird import storage
-from tailorbird.data.arrow_safety import made_by_code
+from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.rows import NO_GROUP, Conversation, DataError
 from tailorbird.storage import s3
 
@@ -99,7 +99,7 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
                     raise DataError(
                         f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
                     )
-            for column in made_by_code(file.schema_arrow, columns=columns):
+            for column in extension_columns(file.schema_arrow, columns=columns):
                 raise DataError(
                     f"{uri}: column {column!r} is {file.schema_arrow.field(column).type}, whose values code would make;"
                     " write it as plain text, numbers or lists of them"

@@ -33,7 +33,7 @@ and commas between the digits count from nine digits on, and commas with spaces 
 doses stay."""
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """The text with `[email]`, `[address]` and `[number]` in the place of such.
 
     By patterns alone, so names of people, streets and places stay: what must not be kept at all must not be logged.

@@ -74,7 +74,7 @@ class Splits:
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concat_rows(parts: Sequence[Rows]) -> Rows:
     """Concatenate one or more parts that have the same columns."""
 
     def column(name: str) -> Any:

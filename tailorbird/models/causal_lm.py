@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tailorbird.data.packing import Packed
+from tailorbird.data.packing import PackedRows
 
 
 class ChatModel(nn.Module):
@@ -22,7 +22,7 @@ class ChatModel(nn.Module):
         conversation_ids: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:
-        """Return fp32 logits [N, V] of the tokens after `positions` [N]; the other inputs, as in `Packed`, are [B, T].
+        """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T], see `PackedRows`.
 
         A token attends to earlier ones of its own conversation. Only these logits are computed, since the vocabulary is
         large; the forward pass is the language model's own, because some models scale or cap their output.
@@ -43,7 +43,7 @@ class ChatModel(nn.Module):
         return logits.float()
 
 
-def as_tensors(rows: Packed, *, device: Any) -> tuple[torch.Tensor, ...]:
+def as_tensors(rows: PackedRows, *, device: Any) -> tuple[torch.Tensor, ...]:
     """Return the inputs of `ChatModel.forward`."""
     arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions
     return tuple(torch.from_numpy(array).to(device) for array in arrays)

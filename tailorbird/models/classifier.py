@@ -8,7 +8,7 @@ from torch import nn
 
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
-from tailorbird.models.temperature import softened
+from tailorbird.models.temperature import temperature_softmax
 
 
 class Classifier(nn.Module):
@@ -63,7 +63,7 @@ def logits_rows(
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis: what the model says before its temperature."""
-    return softened(logits, temperature=1.0)
+    return temperature_softmax(logits, temperature=1.0)
 
 
 def _over_rows(

@@ -13,7 +13,7 @@ Bounds = tuple[int, ...]
 """Where each request's tokens begin, one request behind the other, and where the last one's end."""
 
 
-def attend_apart() -> None:
+def register_request_attention() -> None:
     """Has models with transformers' attention `sdpa` attend so in this process while they batch continuously on CPU.
 
     Transformers lets each request see the keys of all, through a mask that leaves its own: n requests cost n times n

@@ -39,7 +39,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     For torch that is the version's own files with another dtype; for the others its head and `ENCODER_FILE`, an adapter
     merged. OpenVINO gets bfloat16 where this machine computes in it. `code` is the URI of the code that can load it.
     Raises EngineError where packages or bfloat16 are missing here, or the encoder cannot be exported; RegistryError and
-    ModelError as `tailorbird.models.loading.load_version`.
+    ModelError as `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:

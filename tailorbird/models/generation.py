@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
-from tailorbird.data.packing import packed
+from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.models.continuous_batching_attention import attend_apart
+from tailorbird.models.continuous_batching_attention import register_request_attention
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Continuous batching on CPU: tokens in the key-value cache, in one page of it, and in one forward pass.
@@ -40,7 +40,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
 
     Raises RuntimeError if the engine fails on a prompt.
     """
-    attend_apart()
+    register_request_attention()
     outputs = lm.generate_batch(
         [list(prompt) for prompt in prompts],
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
@@ -85,7 +85,7 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
     result = np.zeros(len(rows))
     with torch.inference_mode():
         for indices in length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost):
-            batch = packed([rows[index] for index in indices], pad_id=pad_id)
+            batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
             targets = torch.from_numpy(batch.targets).to(device)
             scores = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu().double().numpy()

@@ -1,10 +1,10 @@
-"""From files to a model in memory: the pretrained encoder, and a registered version on top of it."""
+"""Load pretrained models, and versions on top of them, from safetensors files."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -24,23 +24,24 @@ from tailorbird.registry.versions import (
     Prompting,
     VersionConfig,
     is_whole,
+    read_artifact_config,
     read_parts,
     read_version,
     verify_files,
 )
-from tailorbird.storage import MANIFEST, read_json
+from tailorbird.storage import MANIFEST
 from tailorbird.storage.node_cache import local_copy, repaired_copy
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""What transformers' configurations call it: BERT and its kin, and most others."""
-
+"""Names of the field in transformers' configs: of BERT and similar models, and of most others."""
 
 Version = TypeVar("Version", bound=VersionConfig)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class LoadedModel(Generic[Version]):
-    """A version ready to answer: same tokenizer, length and dtype as when it was evaluated."""
+class LoadedClassifier(Generic[Version]):
+    """A classifier ready to predict, with the tokenizer, length and dtype that it was evaluated with."""
 
     model: Classifier
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ class LoadedModel(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedChat(Generic[Version]):
-    """A chat version ready to answer."""
+    """A chat model ready to answer."""
 
     model: ChatModel
     tokenizer: PreTrainedTokenizerBase
@@ -61,33 +62,33 @@ class LoadedChat(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedHybrid:
-    """Both parts of a hybrid, ready to answer, and the rule that says who does."""
+    """Both parts of a hybrid, and the rule that routes between them."""
 
-    incumbent: LoadedModel[ModelVersion]
-    candidate: LoadedModel[ModelVersion]
+    incumbent: LoadedClassifier[ModelVersion]
+    candidate: LoadedClassifier[ModelVersion]
     routing: Routing
     classes: tuple[str, ...]
     version: ModelVersion
 
 
 def inference_dtype() -> torch.dtype:
-    """bfloat16 where the machine computes in it, else float32."""
+    """Return bfloat16 if the hardware supports it, else float32."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def dtype_name() -> Literal["float32", "bfloat16"]:
-    """`inference_dtype` by name, as a version records it."""
+    """Return the name of `inference_dtype`, as stored in a version."""
     return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
 
 
 def load_encoder(
     folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
-    """The pretrained encoder from a local folder with safetensors weights; nothing is unpickled.
+    """Load the pretrained encoder from a local folder with safetensors weights; nothing is unpickled.
 
-    `attention_dropout` is for training; None leaves what the model was pretrained with. Raises ModelError.
+    `attention_dropout` is for training; None keeps the model's own. Raises ModelError.
     """
     return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
 
@@ -95,12 +96,12 @@ def load_encoder(
 def load_causal(
     folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
-    """The pretrained causal language model from a local folder, as `load_encoder`."""
+    """Load the pretrained causal language model from a local folder; see `load_encoder`."""
     return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
 
 
 def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropout: float | None) -> nn.Module:
-    _refuse_code(folder)
+    _reject_remote_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if attention_dropout is not None:
@@ -113,9 +114,9 @@ def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropou
     return model
 
 
-def _refuse_code(folder: Path) -> None:
-    """Raises ModelError for what transformers would follow all the same: a configuration that names a repository of the
-    Hub for its attention or experts, and an index that names pickles, or files elsewhere."""
+def _reject_remote_code(folder: Path) -> None:
+    """Raise ModelError for what transformers follows without trust_remote_code: a config that names a Hub repository for
+    its attention or experts, or an index that names pickles or files elsewhere."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         index = folder / "model.safetensors.index.json"
@@ -131,7 +132,7 @@ def _refuse_code(folder: Path) -> None:
 
 
 def _implementations(config: Any) -> Iterator[str]:
-    """What a configuration, or one within it, says under `attn_implementation` and the like: a name, or one a part."""
+    """Yield the values of `attn_implementation` and similar keys, at any depth: names, or a name for each part."""
     for name, value in config.items() if isinstance(config, dict) else ():
         if name.endswith("_implementation"):
             yield from map(str, value.values() if isinstance(value, dict) else [value])
@@ -149,16 +150,16 @@ def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
 
 
 def without_pooler(encoder: nn.Module) -> nn.Module:
-    """BERT's pooler feeds no output we use; without it, it is neither trained nor sharded."""
+    """Remove BERT's pooler, which is not used and would be trained and sharded."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]
     return encoder
 
 
 def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
-    """Puts a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind.
+    """Load a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind.
 
-    Raises ModelError where they lack a weight or were made for another encoder.
+    Raises ModelError if a weight is missing or they belong to another encoder.
     """
     head = load_head(folder)
     try:
@@ -173,7 +174,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
 
 def load_head(folder: Path) -> nn.Linear:
-    """A version's linear head, [D] to [L]."""
+    """Load a version's linear head, [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
     head = nn.Linear(num_features, num_classes)
@@ -182,27 +183,27 @@ def load_head(folder: Path) -> nn.Linear:
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
-    """Puts a chat version's own weights, if it has any, over the pretrained model; ModelError as `load_weights`."""
+    """Load a chat version's own weights, if any, over the pretrained model; ModelError as `load_weights`."""
     try:
         if kind == "lora":
             lm = merge_adapter(lm, folder / "adapter")
         elif kind == "full":
-            put_weights(lm, _tensors(folder / "model.safetensors"))
+            load_causal_state(lm, _tensors(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
         first = " ".join(str(error).split("\n\t")[:2])
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
     return ChatModel(lm)
 
 
-def put_weights(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Loads every parameter of a causal language model; one that is tied to another stands under one name only.
+def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load every parameter of a causal language model; tied parameters are stored under one name.
 
-    Raises RuntimeError, as torch does, for a parameter that is missing or foreign.
+    Raises RuntimeError, as torch does, for a missing or unexpected parameter.
     """
     known = {name for name, _ in lm.named_parameters()}
     if set(state) != known:
-        some = sorted(set(state) ^ known)
-        raise RuntimeError(f"{len(some)} weights are missing or foreign, {some[0]} among them")
+        names = sorted(set(state) ^ known)
+        raise RuntimeError(f"{len(names)} weights are missing or foreign, {names[0]} among them")
     lm.load_state_dict(state, strict=False)
 
 
@@ -213,68 +214,79 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_version(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion]:
-    """Downloads (once a node), checks and loads a version of one model.
+AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedHybrid
 
-    Raises RegistryError if it is not whole or was changed, ModelError for a hybrid: `load_served` takes both.
+
+@overload
+def load_model(uri: str, kind: None = None, *, device: str | None = None) -> AnyLoaded: ...
+
+
+@overload
+def load_model(
+    uri: str, kind: type[LoadedClassifier[Any]], *, device: str | None = None
+) -> LoadedClassifier[ModelVersion]: ...
+
+
+@overload
+def load_model(uri: str, kind: type[LoadedChat[Any]], *, device: str | None = None) -> LoadedChat[ModelVersion]: ...
+
+
+def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded:
+    """Download (once a node), check and load a registered version, of any kind or of `kind` only.
+
+    Raises RegistryError if it or a part of it is incomplete or was changed, and ModelError, also for another kind.
     """
-    return _load(uri, read_version(uri), device=device)
-
-
-def load_served(uri: str, *, device: str | None = None) -> LoadedModel[ModelVersion] | LoadedHybrid:
-    """Loads a version of any kind, a hybrid with its two parts; RegistryError if one is not whole or was changed."""
     version = read_version(uri)
+    actual = LoadedHybrid if version.hybrid else _KINDS[version.task]
+    if kind not in (None, actual):
+        raise ModelError(f"{uri} is a {version.kind} version for {version.task}; name a version of another kind")
     if version.hybrid is None:
-        return load_version(uri, device=device)
+        return _load(uri, version, device=device)
     checked_copy(uri)
-    incumbent, candidate = (load_version(part.uri, device=device) for part in read_parts(version.hybrid))
+    parts = (load_model(part.uri, LoadedClassifier, device=device) for part in read_parts(version.hybrid))
+    incumbent, candidate = parts
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
-def load_chat(uri: str, *, device: str | None = None) -> LoadedChat[VersionConfig]:
-    """Loads a chat artifact, as `load_artifact`."""
-    return _load_chat(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
+_KINDS = {"classification": LoadedClassifier, "chat": LoadedChat}
 
 
-def load_chat_version(uri: str, *, device: str | None = None) -> LoadedChat[ModelVersion]:
-    """Loads a chat version, as `load_version`."""
-    return _load_chat(uri, read_version(uri), device=device)
+def load_artifact(
+    uri: str, *, device: str | None = None
+) -> LoadedClassifier[VersionConfig] | LoadedChat[VersionConfig]:
+    """Load a folder of weights and `config.json`: a baseline, a candidate, or a version, whose files are checked.
+
+    Raises ModelError for a hybrid.
+    """
+    return _load(uri, read_artifact_config(uri), device=device)
 
 
-def load_artifact(uri: str, *, device: str | None = None) -> LoadedModel[VersionConfig]:
-    """Loads a folder of weights and `config.json`: a rung, a candidate, or a version, whose files are then checked."""
-    return _load(uri, VersionConfig.model_validate(read_json(f"{uri}/config.json")), device=device)
-
-
-def _load(uri: str, config: Version, *, device: str | None) -> LoadedModel[Version]:
+def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[Version] | LoadedChat[Version]:
     if config.kind == "hybrid":
-        raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_served`")
-    folder = checked_copy(uri)
-    base = local_copy(config.base_model)
+        raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_model`")
+    folder, base = checked_copy(uri), local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
     if config.engine != "torch":
         model: Classifier = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
         model.eval().requires_grad_(False)
-        return LoadedModel(model, tokenizer, config.classes, config.max_length, config)
-    model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
-    model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
-    model.head.float()  # as the ladder judged it: in bfloat16, close calls would turn
-    return LoadedModel(model, tokenizer, config.classes, config.max_length, config)
+        return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config)
+    if config.prompting is not None:
+        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
+        return LoadedChat(_ready(chat, config, device=device), tokenizer, config.prompting, config)
+    model = _ready(load_weights(folder, encoder=load_encoder(base), kind=config.kind), config, device=device)
+    model.head.float()  # as in evaluation: a bfloat16 head changes the class of close calls
+    return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config)
 
 
-def _load_chat(uri: str, config: Version, *, device: str | None) -> LoadedChat[Version]:
-    if config.prompting is None:
-        raise ModelError(f"{uri} is a classifier, no chat model; its recipe's task is classification")
-    folder, base = checked_copy(uri), local_copy(config.base_model)
-    model = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
+def _ready(model: Module, config: VersionConfig, *, device: str | None) -> Module:
     model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
-    return LoadedChat(model, load_tokenizer(base), config.prompting, config)
+    return model
 
 
 def checked_copy(uri: str) -> Path:
-    """A node's own copy of an artifact's files, those of a version checked; RegistryError where they were changed.
+    """Return the node's copy of an artifact, with a version's files checked; RegistryError if they were changed.
 
-    A copy that is not what it should be is fetched once more: what was wrong on S3 may be restored by now.
+    A corrupt copy is fetched once more, since S3 may have been restored.
     """
     folder = local_copy(uri)
     if (folder / MANIFEST).exists() and not is_whole(folder):
@@ -284,5 +296,5 @@ def checked_copy(uri: str) -> Path:
 
 
 def default_device() -> str:
-    """`cuda` where this process was given a GPU, else `cpu`."""
+    """Return `cuda` if this process has a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -24,12 +24,12 @@ SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 """Suffixes of the files next to the weights."""
 
 
-class OutlineError(ValueError):
+class MetadataError(ValueError):
     """A model that transformers cannot instantiate; the message says why."""
 
 
 @dataclass(frozen=True)
-class Outline:
+class ModelMetadata:
     """A base model without its weights."""
 
     uri: str
@@ -47,7 +47,7 @@ class Outline:
     """(chat only) Why its chat template cannot be used."""
 
 
-def read_outline(uri: str, *, task: DataTask) -> Outline:
+def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     """Read the model in a folder on S3 or disk.
 
     Raises StorageError, DataError for a tokenizer that cannot be read, and OutlineError.
@@ -58,7 +58,7 @@ def read_outline(uri: str, *, task: DataTask) -> Outline:
         copy_small_files(files, Path(folder))
         config, is_causal, model = _without_weights(Path(folder), task=task, uri=uri)
         tokenizer = load_tokenizer(Path(folder))
-    return Outline(
+    return ModelMetadata(
         uri=uri,
         kind=config.model_type,
         is_causal=is_causal,
@@ -145,7 +145,7 @@ def _outline_errors(uri: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OutlineError(
+        raise MetadataError(
             f"{uri}: transformers makes no model of its config.json ({reason}); name a model of a kind that it knows, "
             "without code of its own"
         ) from None
@@ -159,5 +159,5 @@ def _num_values(uri: str) -> int:
         try:
             header = json.loads(source.read(length))
         except ValueError:
-            raise OutlineError(f"{uri} is no safetensors file; put the model's files there again") from None
+            raise MetadataError(f"{uri} is no safetensors file; put the model's files there again") from None
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

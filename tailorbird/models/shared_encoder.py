@@ -11,7 +11,7 @@ from torch import nn
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedModel, checked_copy, default_device, load_encoder, load_head
+from tailorbird.models.loading import LoadedClassifier, checked_copy, default_device, load_encoder, load_head
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
@@ -22,7 +22,7 @@ MIXED = "mixed"
 """Stands for a pass with rows of several adapters, in place of the one that is active."""
 
 
-def adapter_of(loaded: LoadedModel[ModelVersion]) -> str:
+def adapter_of(loaded: LoadedClassifier[ModelVersion]) -> str:
     """What the adapter of a version that was added is called in its shared encoder."""
     model = loaded.model
     assert isinstance(model, SharingClassifier)
@@ -45,12 +45,12 @@ class SharedEncoder:
         self._active = ""
         self._num_added = 0
 
-    def add(self, version: ModelVersion) -> LoadedModel[ModelVersion]:
+    def add(self, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
         """Load a version, fetched unless it is on this node; raises ModelError as `loading.load_weights`."""
         folder = checked_copy(version.uri)
         head = (
             load_head(folder).to(self.device).eval().requires_grad_(False)
-        )  # fp32, as `tailorbird.models.loading.load_version`
+        )  # fp32, as `tailorbird.models.loading.load_model`
         name = BARE
         if version.kind == "lora":
             # Of each load its own: a version that comes back is not what leaves.
@@ -58,7 +58,7 @@ class SharedEncoder:
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
         model = SharingClassifier(self, adapter=name, head=head).eval()
-        return LoadedModel(model, self.tokenizer, version.classes, version.max_length, version)
+        return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
         """All of it or nothing: PEFT leaves what it has put into the layers before a weight that does not fit."""
@@ -84,7 +84,7 @@ class SharedEncoder:
         finally:
             self._active = ""
 
-    def remove(self, loaded: LoadedModel[ModelVersion]) -> None:
+    def remove(self, loaded: LoadedClassifier[ModelVersion]) -> None:
         """Forgets a version's adapter; it must not be asked any more."""
         self._remove_adapter(adapter_of(loaded))
 

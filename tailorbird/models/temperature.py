@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def softened(logits: NDArray[Any], *, temperature: float) -> NDArray[Any]:
+def temperature_softmax(logits: NDArray[Any], *, temperature: float) -> NDArray[Any]:
     """Probabilities softmax(logits / temperature) over the last axis, in the logits' dtype.
 
     A temperature over 1 makes the model less sure; the order of the classes stays (Guo et al., 2017, "On Calibration

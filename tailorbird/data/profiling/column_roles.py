@@ -21,7 +21,7 @@ ANSWER_WORDS = 2.0
 
 
 @dataclass(frozen=True)
-class Named:
+class ColumnRole:
     """A column, and why it was taken."""
 
     column: Column
@@ -34,16 +34,16 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Guess:
+class ColumnRoles:
     """What a sample's columns are: of a classification `text` and `label`, of a chat task the others."""
 
-    text: Named | None = None
-    label: Named | None = None
-    prompt: Named | None = None
-    completion: Named | None = None
-    messages: Named | None = None
-    groups: tuple[Named, ...] = ()
-    keys: tuple[Named, ...] = ()
+    text: ColumnRole | None = None
+    label: ColumnRole | None = None
+    prompt: ColumnRole | None = None
+    completion: ColumnRole | None = None
+    messages: ColumnRole | None = None
+    groups: tuple[ColumnRole, ...] = ()
+    keys: tuple[ColumnRole, ...] = ()
     """Columns that rows may be parted by, the likeliest first."""
 
     @property
@@ -52,7 +52,7 @@ class Guess:
         return "chat" if self.label is None else "classification"
 
 
-def guess_columns(sample: Sample, *, text: str | None = None, label: str | None = None) -> Guess:
+def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | None = None) -> ColumnRoles:
     """The task and its columns; `text` and `label` are what the user says, and make it a classification.
 
     Raises DataError where the sample shows neither conversations nor a text with a label.
@@ -64,46 +64,46 @@ def guess_columns(sample: Sample, *, text: str | None = None, label: str | None 
     groups.sort(key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))
     keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled)]
     keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
-    return Guess(
+    return ColumnRoles(
         text=guess.text,
         label=guess.label,
         prompt=guess.prompt,
         completion=guess.completion,
         messages=guess.messages,
-        groups=tuple(Named(column, f"{len(column.counts)} different values") for column in groups[:MOST_GROUPS]),
-        keys=tuple(Named(column, _rows_a_value(column)) for column in keys if column not in groups[:MOST_GROUPS]),
+        groups=tuple(ColumnRole(column, f"{len(column.counts)} different values") for column in groups[:MOST_GROUPS]),
+        keys=tuple(ColumnRole(column, _rows_a_value(column)) for column in keys if column not in groups[:MOST_GROUPS]),
     )
 
 
-def _task(sample: Sample, *, text: str | None, label: str | None) -> Guess:
+def _task(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)
         if messages is not None:
-            return Guess(messages=Named(messages, "it holds lists of {role, content}"))
+            return ColumnRoles(messages=ColumnRole(messages, "it holds lists of {role, content}"))
         prompt, answer = _called(sample, PROMPTS), _called(sample, ANSWERS)
         labelled = _called(sample, LABELS) is not None and _called(sample, TEXTS) is not None
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
             words = f"it is called so, and has {answer.mean_words:.0f} words a row"
-            return Guess(prompt=Named(prompt, "it is called so"), completion=Named(answer, words))
-    return Guess(text=(found := _text(sample, text)), label=_label(sample, label, text=found.name))
+            return ColumnRoles(prompt=ColumnRole(prompt, "it is called so"), completion=ColumnRole(answer, words))
+    return ColumnRoles(text=(found := _text(sample, text)), label=_label(sample, label, text=found.name))
 
 
-def _text(sample: Sample, given: str | None) -> Named:
+def _text(sample: Sample, given: str | None) -> ColumnRole:
     if given is not None:
-        return Named(_required(sample, given, kinds=("string",), option="--text"), "as you said")
+        return ColumnRole(_required(sample, given, kinds=("string",), option="--text"), "as you said")
     called = _called(sample, TEXTS)
     if called is not None:
-        return Named(called, "it is called so")
+        return ColumnRole(called, "it is called so")
     strings = [column for column in sample.columns if column.kind == "string" and column.mean_words > 1]
     if not strings:
         raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one by --text")
     longest = max(strings, key=lambda column: column.mean_words)
-    return Named(longest, f"of all columns of strings it has the most words a row, {longest.mean_words:.0f}")
+    return ColumnRole(longest, f"of all columns of strings it has the most words a row, {longest.mean_words:.0f}")
 
 
-def _label(sample: Sample, given: str | None, *, text: str) -> Named:
+def _label(sample: Sample, given: str | None, *, text: str) -> ColumnRole:
     if given is not None:
-        return Named(_required(sample, given, kinds=("string", "integer"), option="--label"), "as you said")
+        return ColumnRole(_required(sample, given, kinds=("string", "integer"), option="--label"), "as you said")
     most = min(MOST_CLASSES, sample.num_sampled // 2)
     fitting = [
         column
@@ -112,7 +112,7 @@ def _label(sample: Sample, given: str | None, *, text: str) -> Named:
     ]
     called = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
     if called is not None:
-        return Named(called, f"it is called so, and has {len(called.counts)} different values")
+        return ColumnRole(called, f"it is called so, and has {len(called.counts)} different values")
     others = [column for column in fitting if not _is_called(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
     if not others:
         raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one by --label")
@@ -120,7 +120,7 @@ def _label(sample: Sample, given: str | None, *, text: str) -> Named:
     why = (
         f"of the columns with few values it has the most, {len(found.counts)}; look whether it is what you want to know"
     )
-    return Named(found, why)
+    return ColumnRole(found, why)
 
 
 def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -> Column:

@@ -23,7 +23,7 @@ ANY_LENGTH = 1 << 20
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TokenLengths:
     """Tokens of rows."""
 
     median: int
@@ -35,7 +35,7 @@ class Lengths:
     """Whether a tokenizer counted them."""
 
 
-def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> Lengths:
+def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> TokenLengths:
     """Of texts that are classified."""
     some = _spread(texts)
     if tokenizer is None:
@@ -46,7 +46,7 @@ def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | 
 
 def conversation_lengths(
     conversations: Sequence[Conversation], *, tokenizer: "PreTrainedTokenizerBase | None"
-) -> Lengths:
+) -> TokenLengths:
     """Of conversations that end with an answer; raises DataError where the tokenizer's template refuses one."""
     some = _spread(conversations)
     if tokenizer is None:
@@ -72,8 +72,8 @@ def _reckoned(text: str) -> int:
     return int(np.ceil(len(text.split()) * TOKENS_A_WORD))
 
 
-def _lengths(whole: Sequence[int], answers: Sequence[int], *, counted: bool) -> Lengths:
+def _lengths(whole: Sequence[int], answers: Sequence[int], *, counted: bool) -> TokenLengths:
     def share(values: Sequence[int], percent: float) -> int:
         return int(np.ceil(np.percentile(values, percent))) if len(values) else 0
 
-    return Lengths(share(whole, 50), share(whole, 99), share(answers, 99), counted)
+    return TokenLengths(share(whole, 50), share(whole, 99), share(answers, 99), counted)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
-from tailorbird.data.rows import DataError, Rows, digest_of, joined, rows_sha256
+from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import ShardWriter
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import DataTask
@@ -241,4 +241,4 @@ def read_sample(uri: str, *, num_files: int) -> Rows:
             if label not in labels:
                 labels.add(label)
                 parts.append(rows)
-    return joined(parts)
+    return concat_rows(parts)

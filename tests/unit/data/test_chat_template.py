@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.data.chat_template import Tokens, conversation_tokens, cut_to, prompt_tokens
-from tailorbird.data.packing import packed
+from tailorbird.data.packing import pack
 from tailorbird.data.rows import DataError
 from tests.small_chat import TEMPLATE, tokenizer
 
@@ -97,7 +97,7 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[int]) -> None:
     rows = rows_of(lengths)
-    found = packed(rows, pad_id=0)
+    found = pack(rows, pad_id=0)
     for place, row in enumerate(rows):
         mine = found.conversation_ids == place
         assert found.input_ids[mine].tolist() == row.ids  # in one row, in order
@@ -111,4 +111,4 @@ def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_whatever_the_lengths_little_of_packed_rows_is_padding(lengths: list[int]) -> None:
-    assert (packed(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03
+    assert (pack(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03

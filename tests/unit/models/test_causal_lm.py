@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
-from tailorbird.data.packing import packed
+from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts, log_likelihoods
-from tailorbird.models.loading import load_chat_weights, put_weights
+from tailorbird.models.loading import load_causal_state, load_chat_weights
 from tailorbird.models.lora import add_adapter
 from tests.small_chat import language_model, model_of, tokenizer
 
@@ -27,7 +27,7 @@ def rows() -> list[Tokens]:
 
 
 def logits_of(some: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
-    found = packed(some, pad_id=0)
+    found = pack(some, pad_id=0)
     with torch.no_grad():
         return MODEL(*as_tensors(found, device="cpu")), found.target_conversation_ids
 
@@ -60,7 +60,7 @@ def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
 def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_masked(
     kind: str, fields: dict[str, Any]
 ) -> None:
-    lm, some = model_of(kind, **fields), packed(rows(), pad_id=0)
+    lm, some = model_of(kind, **fields), pack(rows(), pad_id=0)
     with torch.no_grad():
         found = ChatModel(lm)(*as_tensors(some, device="cpu"))
         alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])] for row in rows()]
@@ -95,7 +95,7 @@ def test_weights_that_lack_one_are_refused(tmp_path: Path) -> None:
 
 def test_tied_weights_stay_tied_when_they_are_put_in() -> None:
     lm = language_model()
-    put_weights(lm, {name: value.detach() + 1 for name, value in LM.named_parameters()})
+    load_causal_state(lm, {name: value.detach() + 1 for name, value in LM.named_parameters()})
     assert lm.lm_head.weight is lm.model.embed_tokens.weight
     torch.testing.assert_close(lm.lm_head.weight, LM.lm_head.weight + 1)
 

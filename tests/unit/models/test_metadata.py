@@ -9,7 +9,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import CLASSIFICATION, ChatData
 from tailorbird.models.loading import load_encoder
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.metadata import OutlineError, read_outline, require_length, shape_of
+from tailorbird.models.metadata import MetadataError, read_metadata, require_length, shape_of
 from tests import small_chat
 
 
@@ -22,7 +22,7 @@ def encoder(tmp_path: Path) -> Path:
 
 
 def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
-    outline = read_outline(encoder.as_uri(), task=CLASSIFICATION)
+    outline = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
     loaded = load_encoder(encoder)
     assert outline.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
     assert (outline.kind, outline.is_encoder_decoder, outline.longest) == ("bert", False, 512)
@@ -32,7 +32,7 @@ def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder
 
 
 def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
-    shape = read_outline(encoder.as_uri(), task=CLASSIFICATION).shape
+    shape = read_metadata(encoder.as_uri(), task=CLASSIFICATION).shape
     adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
     assert 4 * shape.num_linear_ends == sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
@@ -51,12 +51,12 @@ def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
 
 def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
     small_chat.save(tmp_path)
-    outline = read_outline(tmp_path.as_uri(), task=ChatData())
+    outline = read_metadata(tmp_path.as_uri(), task=ChatData())
     assert (outline.is_causal, outline.template_error, outline.longest) == (True, None, 256)
     assert outline.num_stored == outline.shape.num_parameters
     small_chat.tokenizer(None).save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    error = read_outline(tmp_path.as_uri(), task=ChatData()).template_error
+    error = read_metadata(tmp_path.as_uri(), task=ChatData()).template_error
     assert error is not None
     assert "chat template" in error
 
@@ -88,11 +88,11 @@ def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
 
 def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
     (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(OutlineError, match=r"transformers makes no model of its config\.json"):
-        read_outline(encoder.as_uri(), task=CLASSIFICATION)
+    with pytest.raises(MetadataError, match=r"transformers makes no model of its config\.json"):
+        read_metadata(encoder.as_uri(), task=CLASSIFICATION)
 
 
 def test_a_file_that_is_no_safetensors_is_refused(encoder: Path) -> None:
     (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
-    with pytest.raises(OutlineError, match=r"model\.safetensors is no safetensors file"):
-        read_outline(encoder.as_uri(), task=CLASSIFICATION)
+    with pytest.raises(MetadataError, match=r"model\.safetensors is no safetensors file"):
+        read_metadata(encoder.as_uri(), task=CLASSIFICATION)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_version, write_graph
-from tailorbird.models.loading import LoadedModel, load_artifact, load_encoder
+from tailorbird.models.loading import LoadedClassifier, load_artifact, load_encoder
 from tailorbird.models.runtimes import ENCODER_FILE, EngineError, load_exported
 from tailorbird.registry.versions import ModelVersion, VersionConfig, read_version, register, shares_base
 
@@ -57,18 +57,24 @@ def judged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion
     return register(task_uri.as_uri(), folder)
 
 
-def exported(judged: ModelVersion, target: str, folder: Path) -> LoadedModel[VersionConfig]:
+def load(uri: str) -> LoadedClassifier[VersionConfig]:
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedClassifier)
+    return loaded
+
+
+def exported(judged: ModelVersion, target: str, folder: Path) -> LoadedClassifier[VersionConfig]:
     uri = (folder / target).as_uri()
     export_version(judged.uri, target=target, code="s3://models/toy/code/later.zip", to=uri)
-    return load_artifact(uri)
+    return load(uri)
 
 
-def logits_of(loaded: LoadedModel[VersionConfig], rows: list[list[int]]) -> np.ndarray:
+def logits_of(loaded: LoadedClassifier[VersionConfig], rows: list[list[int]]) -> np.ndarray:
     return logits_rows(loaded.model, rows, pad_id=0, batch_size=4)
 
 
 def test_openvino_gives_the_logits_and_embeddings_of_torch(judged: ModelVersion, tmp_path: Path) -> None:
-    torch_s, openvino_s = load_artifact(judged.uri), exported(judged, "openvino", tmp_path)
+    torch_s, openvino_s = load(judged.uri), exported(judged, "openvino", tmp_path)
     if openvino_s.version.dtype == "bfloat16":
         pytest.skip("this machine computes in bfloat16, and so does the export")
     np.testing.assert_allclose(logits_of(openvino_s, ROWS), logits_of(torch_s, ROWS), atol=1e-4)
@@ -77,7 +83,7 @@ def test_openvino_gives_the_logits_and_embeddings_of_torch(judged: ModelVersion,
 
 
 def test_int8_gives_nearly_the_logits_of_torch_and_a_smaller_file(judged: ModelVersion, tmp_path: Path) -> None:
-    torch_s, int8 = load_artifact(judged.uri), exported(judged, "onnxruntime-int8", tmp_path)
+    torch_s, int8 = load(judged.uri), exported(judged, "onnxruntime-int8", tmp_path)
     ours, theirs = logits_of(int8, ROWS), logits_of(torch_s, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
     write_graph(torch_s.model, tmp_path / "whole.onnx", max_length=32)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.data.profiling.column_roles import Guess, guess_columns
+from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
 from tailorbird.data.profiling.sample import Sample, read_sample
 from tailorbird.data.rows import DataError
 
@@ -27,27 +27,27 @@ def every(n: int) -> list[str]:
     return [f"value {place % n}" for place in range(NUM)]
 
 
-def names(guess: Guess) -> dict[str, str]:
+def names(guess: ColumnRoles) -> dict[str, str]:
     """Name of each column that the task takes."""
     parts = ("text", "label", "prompt", "completion", "messages")
     return {part: one.name for part in parts if (one := getattr(guess, part)) is not None}
 
 
 def test_columns_that_are_called_so(sampled: Any) -> None:
-    guess = guess_columns(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
+    guess = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
     assert names(guess) == {"text": "text", "label": "label"}
     assert guess.task == "classification"
 
 
 def test_columns_that_are_called_otherwise(sampled: Any) -> None:
-    guess = guess_columns(sampled(note=WORDS, sex=every(2), queue=every(7)))
+    guess = infer_column_roles(sampled(note=WORDS, sex=every(2), queue=every(7)))
     assert names(guess) == {"text": "note", "label": "queue"}
     assert guess.label is not None
     assert guess.label.why.startswith("of the columns with few values it has the most, 7")
 
 
 def test_columns_that_the_user_names(sampled: Any) -> None:
-    guess = guess_columns(
+    guess = infer_column_roles(
         sampled(text=WORDS, summary=WORDS, label=every(3), team=every(5)), text="summary", label="team"
     )
     assert names(guess) == {"text": "summary", "label": "team"}
@@ -55,32 +55,32 @@ def test_columns_that_the_user_names(sampled: Any) -> None:
 
 def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in WORDS]
-    assert names(guess_columns(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
-    guess = guess_columns(sampled(question=WORDS, answer=WORDS, source=every(3)))
+    assert names(infer_column_roles(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
+    guess = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=every(3)))
     assert names(guess) == {"prompt": "question", "completion": "answer"}
     assert guess.task == "chat"
 
 
 def test_an_answer_of_a_word_is_a_label(sampled: Any) -> None:
-    guess = guess_columns(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
+    guess = infer_column_roles(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
     assert names(guess) == {"text": "question", "label": "answer"}
 
 
 def test_columns_of_few_values_are_groups_the_known_ones_first(sampled: Any) -> None:
-    guess = guess_columns(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
+    guess = infer_column_roles(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
     assert [one.name for one in guess.groups] == ["language", "shift"]
 
 
 def test_columns_that_rows_share_are_keys_the_known_ones_first(sampled: Any) -> None:
     columns = {"text": WORDS, "label": every(3), "batch": every(100), "patientId": every(150)}
-    guess = guess_columns(sampled(row=list(range(NUM)), **columns))
+    guess = infer_column_roles(sampled(row=list(range(NUM)), **columns))
     assert [one.name for one in guess.keys] == ["patientId", "batch"]
     assert guess.keys[0].why == "150 values, 2.7 rows each"
 
 
 def test_a_key_has_no_nulls(sampled: Any) -> None:
     keys = [None, *every(100)[1:]]
-    assert guess_columns(sampled(text=WORDS, label=every(3), patient=keys)).keys == ()
+    assert infer_column_roles(sampled(text=WORDS, label=every(3), patient=keys)).keys == ()
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_a_key_has_no_nulls(sampled: Any) -> None:
 )
 def test_what_cannot_be_guessed_is_refused(sampled: Any, columns: Any, named: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        guess_columns(sampled(**columns), **named)
+        infer_column_roles(sampled(**columns), **named)

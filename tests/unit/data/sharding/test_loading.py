@@ -12,7 +12,7 @@ from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
-from tailorbird.data.rows import DataError, Rows, joined
+from tailorbird.data.rows import DataError, Rows, concat_rows
 from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.sharding.shards import Shards
@@ -228,4 +228,4 @@ def test_a_record_survives_json() -> None:
     report = ShardReport(number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256="")
     record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
     assert ShardRecord.model_validate_json(record.model_dump_json()) == record
-    assert joined([rows, rows]) == rows.take([0, 0])
+    assert concat_rows([rows, rows]) == rows.take([0, 0])
