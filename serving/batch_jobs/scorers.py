@@ -13,7 +13,7 @@ from tailorbird.data.parquet import conversations_of, groups_of, texts_of
 from tailorbird.data.rows import Conversation, DataError
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedChat, LoadedHybrid, LoadedModel
+    from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedHybrid
     from tailorbird.registry.versions import ModelVersion, Prompting
 
 Columns = Mapping[str, pa.Array]
@@ -30,30 +30,16 @@ class PartRows:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Loads a version of one task and answers rows with it."""
+    """Answers rows with the versions of one task."""
 
     part_rows: int
     """Rows a worker holds at once and repeats after a kill: seconds to a minute of work."""
     default_column: str
-    load: Callable[[str], Any]
-    """Return the loaded version of a URI."""
     answer: Callable[..., Columns]
     """`(loaded, rows, batch_size=...)`: return the answers to the rows, in order, by output column."""
 
 
-def _load_classifier(uri: str) -> "LoadedModel[ModelVersion] | LoadedHybrid":
-    from tailorbird.models.loading import load_served
-
-    return load_served(uri)
-
-
-def _load_chat(uri: str) -> "LoadedChat[ModelVersion]":
-    from tailorbird.models.loading import load_chat_version
-
-    return load_chat_version(uri)
-
-
-def _classify(loaded: "LoadedModel[ModelVersion] | LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
+def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
     from tailorbird.models.loading import LoadedHybrid
 
     table, part = rows.table, rows.part
@@ -133,7 +119,7 @@ def _max_length(lm: Any) -> int | None:
 
 
 SCORERS = {
-    "classification": Scorer(1 << 12, DataConfig.model_fields["text"].default, _load_classifier, _classify),
-    "chat": Scorer(1 << 8, DataConfig.model_fields["prompt"].default, _load_chat, _answer_chat),
+    "classification": Scorer(1 << 12, DataConfig.model_fields["text"].default, _classify),
+    "chat": Scorer(1 << 8, DataConfig.model_fields["prompt"].default, _answer_chat),
 }
 """By the version's task."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.progress import ProgressReporter
 from serving.batch_jobs.locations import normalized_locations
 from serving.batch_jobs.schema import (
     BatchError,
@@ -163,7 +164,7 @@ def _busy_s(results: Sequence[PartResult]) -> float:
     return max(ended) - min(started) if started else 0.0
 
 
-def progress_notes(show: Callable[[dict[str, Any]], None]) -> ProgressCallback:
+def progress_notes(progress: ProgressReporter) -> ProgressCallback:
     """Return a callback that reports the progress to a display every few seconds."""
     reported_at = time.monotonic()
 
@@ -171,7 +172,7 @@ def progress_notes(show: Callable[[dict[str, Any]], None]) -> ProgressCallback:
         nonlocal reported_at
         if time.monotonic() - reported_at > PROGRESS_INTERVAL_S:
             reported_at = time.monotonic()
-            show({"event": "note", "text": f"{done:,} of {total:,} rows"})
+            progress.note(f"{done:,} of {total:,} rows")
 
     return report
 

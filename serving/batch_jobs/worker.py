@@ -89,11 +89,11 @@ def _require_same_source(file: Any, uri: str, source: bytes) -> None:
 def _load(batch: BatchSpec, *, threads: int) -> Any:
     import torch
 
-    from tailorbird.registry.versions import read_version
+    from tailorbird.models.loading import load_model
 
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores belong to the workers
-    loaded = SCORERS[read_version(batch.version_uri).task].load(batch.version_uri)
+    loaded = load_model(batch.version_uri)
     require_digest(loaded.version, digest=batch.digest)
     return loaded
 

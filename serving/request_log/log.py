@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, FeedbackEntry, LogEntry, Row
 from serving.request_log.writer import BufferedParquetWriter
-from tailorbird.data.pii import redacted
+from tailorbird.data.pii import redact
 
 
 class RequestLog:
@@ -44,7 +44,7 @@ class RequestLog:
 
         Call it before a LogEntry is made: what may not be written is not held in memory either.
         """
-        return redacted(text) if self._texts else None
+        return redact(text) if self._texts else None
 
     async def keep_writing(self) -> None:
         """Write answers and feedback, until cancelled."""

@@ -72,9 +72,11 @@ def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.n
         "incumbent": predict_texts(loaded.incumbent, texts, batch_size=BATCH),
         "candidate": predict_texts(loaded.candidate, texts, batch_size=BATCH),
     }
-    found = predict_hybrid(loaded, rows, batch_size=BATCH)
-    assert [p.answered_by for p in found] == ["candidate" if to else "incumbent" for to in routed]
-    for number, prediction in enumerate(found):
+    predictions = predict_hybrid(loaded, rows, batch_size=BATCH)
+    assert [prediction.answered_by for prediction in predictions] == [
+        "candidate" if to else "incumbent" for to in routed
+    ]
+    for number, prediction in enumerate(predictions):
         assert prediction.answered_by is not None
         expected = alone[prediction.answered_by][number]
         assert prediction.label == expected.label
@@ -82,10 +84,10 @@ def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.n
         np.testing.assert_allclose(prediction.scores, expected.scores, atol=1e-5)
 
 
-given_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m", "(none)", None])), max_size=12)
+generated_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f", "m", "(none)", None])), max_size=12)
 
 
-@given(given_rows)
+@given(generated_rows)
 @settings(max_examples=30, deadline=None)
 def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
@@ -93,7 +95,7 @@ def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
     check(hybrid, rows, routes_to_candidate(BY_GROUP, groups=[value for _, value in rows]))
 
 
-@given(given_rows, st.floats(0, 1))
+@given(generated_rows, st.floats(0, 1))
 @settings(max_examples=30, deadline=None)
 def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
@@ -106,8 +108,8 @@ def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
 def test_confidences_are_split_where_the_threshold_lies_between_them(hybrid: LoadedHybrid) -> None:
     scores = sorted(prediction.score for prediction in predict_texts(hybrid.incumbent, TEXTS, batch_size=BATCH))
     loaded = replace(hybrid, routing=Routing(by="confidence", threshold=(scores[2] + scores[3]) / 2))
-    found = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
-    assert sorted(str(prediction.answered_by) for prediction in found) == ["candidate"] * 3 + ["incumbent"] * 3
+    predictions = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
+    assert sorted(str(prediction.answered_by) for prediction in predictions) == ["candidate"] * 3 + ["incumbent"] * 3
 
 
 def test_temperature_changes_the_score_and_no_label(hybrid: LoadedHybrid) -> None:

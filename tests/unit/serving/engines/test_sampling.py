@@ -36,7 +36,7 @@ def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
 def test_top_p_may_reach_far_into_a_large_vocabulary() -> None:
     flat = torch.zeros(4 * NUM_LIKELY)
     drawn = {
-        sample_token(flat, temperature=1.0, top_p=0.5, chance=(place + 0.5) / len(flat)) for place in range(len(flat))
+        sample_token(flat, temperature=1.0, top_p=0.5, chance=(index + 0.5) / len(flat)) for index in range(len(flat))
     }
     assert len(drawn) == 2 * NUM_LIKELY
 
@@ -47,29 +47,29 @@ def test_the_ends_of_chance_are_tokens_that_may_be_drawn() -> None:
     assert sample_token(logits, temperature=1.0, top_p=1.0, chance=float(np.nextafter(1.0, 0.0))) == 2
 
 
-def passed(*asked: dict[str, Any]) -> list[int]:
+def sampled_tokens(*options: dict[str, Any]) -> list[int]:
     """The argmax of each row after a pass in which every row has the same scores."""
     sampler = Sampler()
     states = [
         SimpleNamespace(
-            state=SimpleNamespace(logit_processor_kwargs=one, initial_tokens=[0] * 5, generated_tokens=[0] * row)
+            state=SimpleNamespace(logit_processor_kwargs=kwargs, initial_tokens=[0] * 5, generated_tokens=[0] * row)
         )
-        for row, one in enumerate(asked)
+        for row, kwargs in enumerate(options)
     ]
     args = sampler.prepare_tensor_args(states)
-    assert args.shape == (len(asked),)
-    scores: torch.Tensor = sampler(LOGITS.repeat(len(asked), 1), args)
+    assert args.shape == (len(options),)
+    scores: torch.Tensor = sampler(LOGITS.repeat(len(options), 1), args)
     return scores.argmax(-1).tolist()
 
 
 def test_of_a_pass_only_requests_with_a_temperature_are_drawn() -> None:
-    asked = {"temperature": 2.0, "top_p": 1.0}
-    found = [passed({}, asked | {"seed": seed}, {}) for seed in range(40)]
-    assert {(first, last) for first, _, last in found} == {(0, 0)}
-    assert {drawn for _, drawn, _ in found} == {0, 1, 2, 3}
+    options = {"temperature": 2.0, "top_p": 1.0}
+    passes = [sampled_tokens({}, options | {"seed": seed}, {}) for seed in range(40)]
+    assert {(first, last) for first, _, last in passes} == {(0, 0)}
+    assert {drawn for _, drawn, _ in passes} == {0, 1, 2, 3}
 
 
 def test_a_seed_draws_the_same_again_and_another_at_each_position() -> None:
-    asked = {"temperature": 2.0, "top_p": 1.0, "seed": 7}
-    assert passed(*[asked] * 12) == passed(*[asked] * 12)
-    assert len(set(passed(*[asked] * 12))) > 1
+    options = {"temperature": 2.0, "top_p": 1.0, "seed": 7}
+    assert sampled_tokens(*[options] * 12) == sampled_tokens(*[options] * 12)
+    assert len(set(sampled_tokens(*[options] * 12))) > 1

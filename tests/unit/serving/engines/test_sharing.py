@@ -92,9 +92,9 @@ def alone(version: ModelVersion, base: Path) -> list[Prediction]:
     return predict_texts(loaded, TEXTS, batch_size=BATCH)
 
 
-def same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
-    assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
-    np.testing.assert_allclose([p.scores for p in found], [p.scores for p in expected], atol=1e-5)
+def assert_same(predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    assert [prediction.label for prediction in predictions] == [prediction.label for prediction in expected]
+    np.testing.assert_allclose([p.scores for p in predictions], [p.scores for p in expected], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -102,16 +102,16 @@ def test_each_answers_as_from_weights_of_its_own(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS]
-    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
 def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
-    found = predict_shared(shared.encoder, rows, batch_size=BATCH)
-    for place, name in enumerate(KINDS):
-        same(found[place :: len(KINDS)], alone(versions[name], base))
+    predictions = predict_shared(shared.encoder, rows, batch_size=BATCH)
+    for index, name in enumerate(KINDS):
+        assert_same(predictions[index :: len(KINDS)], alone(versions[name], base))
 
 
 def test_the_base_weights_are_there_once(shared: Shared) -> None:
@@ -128,10 +128,10 @@ def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
             predict_shared(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
         for name in left:
             rows = [(shared.loaded[name], text) for text in TEXTS]
-            same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+            assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
     again = shared.encoder.add(versions["b"])
-    same(
+    assert_same(
         predict_shared(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
     )
 
@@ -145,7 +145,7 @@ def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
     with pytest.raises(ModelError, match="lacks 19 weights"):
         shared.encoder.add(broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
-    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
+    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
 
 
 @pytest.mark.parametrize("before", ["a", "ac"])
@@ -163,19 +163,19 @@ def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
         encoder.add(broken)
     for name, model in loaded.items():
         rows = [(model, text) for text in TEXTS]
-        same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
+        assert_same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
 def test_a_version_that_comes_back_before_it_has_left_answers_on(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     again = shared.encoder.add(versions["b"])
-    both = [(one, text) for text in TEXTS for one in (shared.loaded["b"], again)]
-    found = predict_shared(shared.encoder, both, batch_size=BATCH)
-    same(found[::2], alone(versions["b"], base))
+    both = [(loaded, text) for text in TEXTS for loaded in (shared.loaded["b"], again)]
+    predictions = predict_shared(shared.encoder, both, batch_size=BATCH)
+    assert_same(predictions[::2], alone(versions["b"], base))
     shared.encoder.remove(shared.loaded["b"])
     rows = [(again, text) for text in TEXTS]
-    same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
+    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:

@@ -1,4 +1,4 @@
-"""What of a growing answer is shown: the same, however its text arrives."""
+"""The visible part of a growing answer is the same, however its text arrives."""
 
 import pytest
 from hypothesis import given
@@ -52,9 +52,9 @@ def test_each_result_begins_with_those_before_it_and_the_last_is_the_whole_texts
     whole = visible_text(text, stops=stops, ended=True, stripped=stripped)
     before = ""
     for size in range(len(text) + 1):
-        found = visible_text(text[:size], stops=stops, ended=size == len(text), stripped=stripped)
-        assert found.text.startswith(before)
-        before = found.text
-        if found.stopped:
+        visible = visible_text(text[:size], stops=stops, ended=size == len(text), stripped=stripped)
+        assert visible.text.startswith(before)
+        before = visible.text
+        if visible.stopped:
             break
-    assert found == whole
+    assert visible == whole

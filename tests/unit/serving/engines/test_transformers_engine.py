@@ -40,19 +40,19 @@ def engine(lm: Any = None) -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[TransformersEngine]:
-    found = engine()
-    yield found
-    found._manager.destroy()
+    shared_engine = engine()
+    yield shared_engine
+    shared_engine._manager.destroy()
 
 
 async def tokens(
     generator: ChatEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
     """Each state of an answer."""
-    asked = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
+    generating = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
     with generator.in_use():
-        async with aclosing(asked):
-            return [so_far async for so_far, _ in asked]
+        async with aclosing(generating):
+            return [tokens_so_far async for tokens_so_far, _ in generating]
 
 
 async def ends_what_it_began(make: Callable[[], ChatEngine]) -> None:
@@ -82,8 +82,8 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: 
     lm = language_model()
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
-        found = asyncio.run(together(*[tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS]))
-        for states, answer in zip(found, expected, strict=True):
+        answers = asyncio.run(together(*[tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS]))
+        for states, answer in zip(answers, expected, strict=True):
             assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
 
 
@@ -98,17 +98,19 @@ def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: Transformer
     warm = Sampling(temperature=1.5, top_p=0.9, seed=5)
     alone = asyncio.run(tokens(shared, PROMPTS[1], sampling=warm))[-1]
     others = [warm._replace(seed=seed) for seed in range(6)]
-    found = asyncio.run(together(*[tokens(shared, PROMPTS[1], sampling=one) for one in [warm, *others, GREEDY]]))
-    assert found[0][-1] == alone == found[6][-1]
-    assert len({tuple(states[-1]) for states in found}) == 7
-    assert found[-1][-1] == asyncio.run(tokens(shared, PROMPTS[1]))[-1]
+    answers = asyncio.run(
+        together(*[tokens(shared, PROMPTS[1], sampling=sampling) for sampling in [warm, *others, GREEDY]])
+    )
+    assert answers[0][-1] == alone == answers[6][-1]
+    assert len({tuple(states[-1]) for states in answers}) == 7
+    assert answers[-1][-1] == asyncio.run(tokens(shared, PROMPTS[1]))[-1]
 
 
 def test_an_answer_that_nobody_waits_for_leaves_the_engine(shared: TransformersEngine) -> None:
     async def hang_up() -> None:
-        asked = shared.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
-        async with aclosing(asked):
-            await anext(asked)
+        generating = shared.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
+        async with aclosing(generating):
+            await anext(generating)
         await tokens(shared, PROMPTS[1])
         await tokens(shared, PROMPTS[1])
 

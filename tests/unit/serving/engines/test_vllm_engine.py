@@ -1,4 +1,4 @@
-"""vLLM behind a chat replica, over a tiny model with random weights; without vLLM, what is said of its absence."""
+"""vLLM behind a chat replica, over a tiny model with random weights; without vLLM, the error that says so."""
 
 import asyncio
 import importlib.util
@@ -61,9 +61,9 @@ def in_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  it runs
-    found = start_engine(loaded(), max_batch_size=8)
-    yield found
-    found.end()
+    started = start_engine(loaded(), max_batch_size=8)
+    yield started
+    started.end()
 
 
 def unfinished(server: Any) -> bool:
@@ -88,8 +88,8 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(
     lm = language_model(width=WIDTH)
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
-        found = loop.run(together(engine, PROMPTS, streaming=streaming))
-        for states, answer in zip(found, expected, strict=True):
+        answers = loop.run(together(engine, PROMPTS, streaming=streaming))
+        for states, answer in zip(answers, expected, strict=True):
             assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
             assert (states[-1][-1] == engine.end_id) == answer.finished
             assert len(states) == 1 or streaming
@@ -101,17 +101,17 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(
 def test_a_seed_draws_the_same_answer_alone_and_among_others(engine: VllmEngine, loop: asyncio.Runner) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=2**64 - 5)
     alone = loop.run(tokens(engine, PROMPTS[1], sampling=warm))[-1]
-    found = loop.run(together(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[2]], sampling=warm))
-    assert found[1][-1] == alone
+    answers = loop.run(together(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[2]], sampling=warm))
+    assert answers[1][-1] == alone
     assert loop.run(tokens(engine, PROMPTS[1], sampling=warm._replace(seed=1)))[-1] != alone
 
 
 @needs_vllm
 def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, loop: asyncio.Runner) -> None:
     async def hang_up() -> None:
-        asked = engine.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
-        async with aclosing(asked):
-            await anext(asked)
+        generating = engine.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
+        async with aclosing(generating):
+            await anext(generating)
         await tokens(engine, PROMPTS[1])
 
     loop.run(hang_up())
@@ -137,22 +137,22 @@ def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, whic
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
 def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio.Runner) -> None:
-    found = start_engine(loaded(), max_batch_size=8)
-    pids = ray.get(found._server.__ray_call__.remote(processes))
+    engine = start_engine(loaded(), max_batch_size=8)
+    pids = ray.get(engine._server.__ray_call__.remote(processes))
     assert pids
-    assert found.running
+    assert engine.running
 
     async def ask() -> None:
-        asking = asyncio.create_task(tokens(found, PROMPTS[0]))
+        answering = asyncio.create_task(tokens(engine, PROMPTS[0]))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError) as caught:
-            await asking
+            await answering
         assert caught.value.status in (500, 503)  # the server has seen that its engine is dead, or only that it failed
-        while found.running:
+        while engine.running:
             await asyncio.sleep(0.1)
         with pytest.raises(RequestError) as caught:
-            await tokens(found, PROMPTS[1])
+            await tokens(engine, PROMPTS[1])
         assert caught.value.status == 503
 
     loop.run(ask())
