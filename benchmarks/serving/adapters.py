@@ -32,6 +32,7 @@ from benchmarks.serving.serving_overhead import (
     wrk_script,
 )
 from serving.deploy import rollout
+from serving.deploy.application import AdditionalVersions
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 
@@ -53,7 +54,8 @@ def main() -> None:
             random_adapter(folder / f"adapter-{number}", task_uri=HOME, like=champion, seed=number)
             for number in range(NUM_ADAPTERS)
         ]
-        url = rollout.deploy(ServingConfig(versions=NUM_ADAPTERS), task_uri=HOME, version=champion, others=adapters)
+        additional, config = AdditionalVersions(others=adapters), ServingConfig(versions=NUM_ADAPTERS)
+        url = rollout.deploy(config, task_uri=HOME, version=champion, additional=additional)
         names = [adapter.version for adapter in adapters]
         for name in names:
             answer = requests.post(f"{url}/v1/classify", json={"input": texts[0], "model": name}, timeout=60)

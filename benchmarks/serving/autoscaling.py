@@ -96,8 +96,8 @@ def clients_that_ask(url: str, statuses: "Counter[str]", *, num_clients: int) ->
 
 def num_replicas(*states: str) -> int:
     """Replicas in these states, or in any."""
-    deployment = serve_client.serve_applications()[application.application_name(HOME)]["deployments"]["classifier"]
-    return sum(not states or replica["state"] in states for replica in deployment["replicas"])
+    replicas = serve_client.replicas_of(application.application_name(HOME))
+    return sum(not states or replica.state in states for replica in replicas)
 
 
 def most_running(*, until: Callable[[], bool]) -> int:

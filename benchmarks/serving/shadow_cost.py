@@ -59,9 +59,10 @@ def main() -> None:
 
 def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path) -> Figures:
     """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
-    trial = {"version": versions[1].version, **share} if share else None
-    config = ServingConfig.model_validate({"request_log": log.as_uri(), "challenger": trial})
-    url = rollout.deploy(config, task_uri=HOME, version=versions[0], trial=versions[1] if share else None)
+    challenger = {"version": versions[1].version, **share} if share else None
+    config = ServingConfig.model_validate({"request_log": log.as_uri(), "challenger": challenger})
+    additional = application.AdditionalVersions(challenger=versions[1] if share else None)
+    url = rollout.deploy(config, task_uri=HOME, version=versions[0], additional=additional)
     figures: dict[str, float] = {"failed": 0}
     for name, (num_clients, pause_s) in LOADS.items():
         with ThreadPoolExecutor(num_clients) as clients:

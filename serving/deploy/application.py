@@ -75,8 +75,8 @@ def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: Mo
     if challenger.code != champion.code:
         raise ChallengerError(
             f"{challenger.uri} was made by other code ({challenger.code}) than the champion ({champion.code}), in "
-            "whose replicas it would run: what is tried would not be what is served later. Try one that was made by the "
-            "champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
+            "whose replicas it would run: what is tried would not be what is served later. Try one that was made by "
+            "the champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
         )
     share = config.challenger
     return Challenger(

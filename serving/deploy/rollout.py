@@ -29,6 +29,7 @@ from serving.deploy.serve_client import (
     declared_applications,
     declared_in,
     put_applications,
+    replicas_of,
     require_private_or_keys,
     serve_applications,
     serve_instance,
@@ -280,9 +281,7 @@ def _wait_ready(application: ServeApplication) -> None:
 
 def _running_replicas(name: str) -> set[str | None]:
     """Return the ids of the application's running replicas, as Serve and /readyz name them."""
-    application = serve_applications().get(name)
-    replicas = [] if application is None else application.replicas
-    return {replica.replica_id for replica in replicas if replica.state == "RUNNING"}
+    return {replica.replica_id for replica in replicas_of(name) if replica.state == "RUNNING"}
 
 
 UNREACHABLE = ReplicaStatus(status="loading")

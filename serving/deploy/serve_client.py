@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from cluster.dashboard import request_dashboard
-from serving.deploy.serve_schema import ApplicationDetails, Json, ServeApplication, ServeInstance
+from serving.deploy.serve_schema import ApplicationDetails, Json, ReplicaDetails, ServeApplication, ServeInstance
 from serving.http.schemas import LOCAL
 
 APPLICATIONS = "/api/serve/applications/"
@@ -75,6 +75,12 @@ def declared_in(applications: dict[str, ApplicationDetails]) -> dict[str, ServeA
 def serve_applications() -> dict[str, ApplicationDetails]:
     """Return the status of all applications by name."""
     return serve_instance().applications
+
+
+def replicas_of(name: str) -> list[ReplicaDetails]:
+    """Return the replicas of an application; none if there is no such application."""
+    application = serve_applications().get(name)
+    return [] if application is None else application.replicas
 
 
 def serve_instance() -> ServeInstance:

@@ -170,8 +170,8 @@ def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
         from serving.engines.vllm_engine import load_engine
 
         return load_engine(uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
-    from tailorbird.models.loading import load_chat_version
+    from tailorbird.models.loading import LoadedChat, load_model
 
-    loaded = load_chat_version(uri)
+    loaded = load_model(uri, LoadedChat)
     require_digest(loaded.version, digest=digest)
     return TransformersEngine(loaded, max_batch_size=config.max_batch_size)

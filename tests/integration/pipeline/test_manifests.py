@@ -14,6 +14,7 @@ from cluster.code_snapshot import ship_code
 from serving.app import BuildArgs
 from serving.autoscaling import deployment_options
 from serving.deploy.serve_client import DeployError
+from serving.replica.config import ReplicaConfig, VersionRef
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
@@ -21,7 +22,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.champion import Parity, change_champion, read_champion, set_champion
 from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
-from tailorbird.release.manifests import RenderError, render
+from tailorbird.release.manifests import RenderError, render_manifest
 from tests.integration.storage.test_registry import version_folder
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, of_kind, text_of
@@ -58,7 +59,7 @@ def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
 
 
 def written(recipe: Recipe, to: str) -> list[dict[str, Any]]:
-    text = render(recipe, to=to, base=text_of(BASES[to]) if to in BASES else None).text
+    text = render_manifest(recipe, to=to, base=text_of(BASES[to]) if to in BASES else None).text
     return list(yaml.safe_load_all(text))
 
 
@@ -71,7 +72,7 @@ def serve_config(recipe: Recipe, to: str) -> Any:
 @pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
 def test_a_door_of_training_and_promotion_carries_the_whole_recipe(to: str, recipe: Recipe) -> None:
     if to == "submit":
-        entrypoint = json.loads(render(recipe, to=to).text)["entrypoint"]
+        entrypoint = json.loads(render_manifest(recipe, to=to).text)["entrypoint"]
         text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
     else:
         configs = of_kind(written(recipe, to), "ConfigMap")
@@ -83,9 +84,9 @@ def test_a_door_of_training_and_promotion_carries_the_whole_recipe(to: str, reci
 def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_of_its_registry(
     to: str, recipe: Recipe, chosen: ModelVersion
 ) -> None:
-    config = serve_config(recipe, to)
-    ServeDeploySchema.model_validate(config)
-    (application,) = config["applications"]
+    manifest = serve_config(recipe, to)
+    ServeDeploySchema.model_validate(manifest)
+    (application,) = manifest["applications"]
     arguments = BuildArgs.model_validate(application["args"])
     assert (arguments.task_uri, arguments.task) == (recipe.task_uri, recipe.task)
     started, asked = (deployment_options(one, task=recipe.task) for one in (arguments.serving, recipe.serving))
@@ -93,8 +94,8 @@ def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_o
     ours = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
     assert arguments.serving.model_copy(update=ours) == recipe.serving
     (deployment,) = application["deployments"]
-    told = deployment["user_config"]
-    assert (told["version_uri"], told["digest"]) == (chosen.uri, chosen.digest)
+    config = ReplicaConfig.model_validate(deployment["user_config"])
+    assert (config.champion.uri, config.champion.digest) == (chosen.uri, chosen.digest)
     assert application["runtime_env"] == {"working_dir": chosen.code}
 
 
@@ -129,37 +130,37 @@ def test_who_answers_beside_the_champion_is_told_as_a_deploy_tells_it(recipe: Re
     )
     serving = SERVING.model_copy(update={"pretrained": True})
     config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
-    told = config["applications"][0]["deployments"][0]["user_config"]
-    assert told["beside"] == {"pretrained": {"version_uri": untouched.uri, "digest": untouched.digest}}
-    assert (told["verdict"], told["with_pretrained"]) == ("better", True)
-    assert told["digest"] == chosen.digest
+    replicas = ReplicaConfig.model_validate(config["applications"][0]["deployments"][0]["user_config"])
+    assert replicas.others == {"pretrained": VersionRef(uri=untouched.uri, digest=untouched.digest)}
+    assert (replicas.verdict, replicas.serve_pretrained) == ("better", True)
+    assert replicas.champion.digest == chosen.digest
 
 
 def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_word_about_it(
     recipe: Recipe, chosen: ModelVersion
 ) -> None:
-    (note,) = render(recipe, to="rayservice").notes
+    (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
     asked = Parity(asked=64, same=64, at=now())
     change_champion(recipe.task_uri, champion.model_copy(update={"parity": asked}), etag=etag)
-    assert render(recipe, to="rayservice").notes == ()
+    assert render_manifest(recipe, to="rayservice").notes == ()
 
 
 def test_what_strangers_could_ask_and_what_does_not_serve_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
     assert chosen
     keyless = recipe.model_copy(update={"serving": SERVING.model_copy(update={"api_keys": None})})
     with pytest.raises(RenderError, match=r"serving\.api_keys is not set"):
-        render(keyless, to="rayservice")
-    render(keyless, to="serve")  # on this machine alone
+        render_manifest(keyless, to="rayservice")
+    render_manifest(keyless, to="serve")  # on this machine alone
     guarded = keyless.model_copy(update={"serving": keyless.serving.model_copy(update={"guarded": True})})
-    render(guarded, to="rayservice")
+    render_manifest(guarded, to="rayservice")
     with pytest.raises(RenderError, match=r"other has no champion; `tailorbird promote RECIPE`"):
-        render(recipe.model_copy(update={"name": "other"}), to="rayservice")
+        render_manifest(recipe.model_copy(update={"name": "other"}), to="rayservice")
 
 
 def test_no_manifest_names_code_that_was_changed(recipe: Recipe, chosen: ModelVersion) -> None:
     storage.write_bytes(chosen.code, b"theirs")
     with pytest.raises(DeployError, match="cannot be served"):
-        render(recipe, to="rayservice")
+        render_manifest(recipe, to="rayservice")

@@ -26,6 +26,7 @@ from cluster import code_snapshot
 from cluster.connection import connect
 from cluster.progress import SILENT
 from serving.deploy import rollout
+from serving.deploy.application import AdditionalVersions
 from tailorbird import storage
 from tailorbird.cli.options import ExitCode
 from tailorbird.config.loader import load_recipe, parse_recipe
@@ -113,8 +114,7 @@ class Task:
             self.recipe.serving,
             task_uri=self.recipe.task_uri,
             version=self.champion,
-            pretrained=self.pretrained,
-            trial=self.pretrained,
+            additional=AdditionalVersions(pretrained=self.pretrained, challenger=self.pretrained),
         )
 
     def _register(self, folder: Path, *, kind: registry.Kind, rows: Rows) -> registry.ModelVersion:

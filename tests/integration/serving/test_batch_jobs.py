@@ -29,9 +29,9 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
-from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
+from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
 from tailorbird.registry.versions import ModelVersion
-from tests.integration.serving.test_serving import ROOT, Service
+from tests.integration.serving.classification.service import ROOT, Service
 from tests.integration.small import recipe_file, write_table
 
 PREFIX = "s3://lake/batches"
@@ -106,9 +106,9 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
     assert set(answers["version"].to_pylist()) == {hybrid.version}
     groups = [group or NO_GROUP for group in rows["sex"].to_pylist()]
     assert (answers["row"].to_pylist(), answers["group"].to_pylist()) == (list(range(1000)), groups)
-    loaded = loading.load_served(hybrid.uri)
+    loaded = loading.load_model(hybrid.uri)
     assert isinstance(loaded, loading.LoadedHybrid)
-    routed = to_candidate(loaded.routing, groups=groups)
+    routed = routes_to_candidate(loaded.routing, groups=groups)
     assert answers["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
     expected: list[Prediction] = []
     for indices in np.array_split(np.arange(len(rows)), 20):  # in the same batches: bfloat16 rounds by the batch

@@ -70,7 +70,7 @@ class Service:
 
     def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:
         """What the version answers to the questions in memory, as it is evaluated."""
-        loaded = loading.load_chat_version(version.uri)
+        loaded = loading.load_model(version.uri, loading.LoadedChat)
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
         prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
         end_id = int(tokenizer.eos_token_id)
@@ -172,7 +172,7 @@ def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> No
     asked: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
     whole = service.client.completions.create(**asked)
     assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
-    loaded = loading.load_chat_version(service.first.uri)
+    loaded = loading.load_model(service.first.uri, loading.LoadedChat)
     prompt = loaded.tokenizer(asked["prompt"])["input_ids"]
     (said,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
     text = loaded.tokenizer.decode([*prompt, *said.tokens], skip_special_tokens=True)
@@ -323,6 +323,5 @@ def test_a_client_that_hangs_up_makes_room(service: Service) -> None:
     assert service.ask("abc").choices[0].message.content
 
 
-def _replicas() -> set[int]:
-    deployments = serve_client.serve_applications()[application.application_name(HOME)]["deployments"]
-    return {replica["pid"] for replica in deployments["chat"]["replicas"]}
+def _replicas() -> set[int | None]:
+    return {replica.pid for replica in serve_client.replicas_of(application.application_name(HOME))}

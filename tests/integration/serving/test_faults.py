@@ -28,7 +28,7 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.load import Heard, asking
-from tests.integration.serving.test_serving import TEXTS, Service
+from tests.integration.serving.classification.service import TEXTS, Service
 
 pytestmark = pytest.mark.slow
 
@@ -70,10 +70,8 @@ class Faulty:
     def is_whole(self) -> bool:
         """As many replicas as there are to be, and each answers."""
         pids = {process.pid for process in self.replicas()}
-        listed = (
-            serve_client.serve_applications().get("serving-faults", {}).get("deployments", {}).get("classifier", {})
-        )
-        running = {one["pid"] for one in listed.get("replicas", []) if one["state"] == "RUNNING"}
+        replicas = serve_client.replicas_of("serving-faults")
+        running = {replica.pid for replica in replicas if replica.state == "RUNNING"}
         return len(running) == NUM_REPLICAS and running <= pids
 
     def mended(self) -> None:

@@ -23,7 +23,7 @@ from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
 from tests.integration.load import Heard, asking
 from tests.integration.machines import Machine, Machines, joined, kill, redis_server, tell, wait
-from tests.integration.serving.test_serving import TEXTS, Service
+from tests.integration.serving.classification.service import TEXTS, Service
 from tests.integration.small import REGISTRY, ROOT
 from tests.integration.training.one_training import NUM_EPOCHS
 
@@ -77,9 +77,9 @@ class Site:
         return len(listed) == 2 and all(len(pids) == 1 for pids in alone)
 
     def replicas(self) -> set[int]:
-        """Their process ids, as Serve tells them."""
-        listed = serve_client.serve_applications().get(NAME, {}).get("deployments", {}).get("classifier", {})
-        return {one["pid"] for one in listed.get("replicas", []) if one["state"] == "RUNNING"}
+        """Process ids of the running replicas, as Serve lists them."""
+        replicas = serve_client.replicas_of(NAME)
+        return {replica.pid for replica in replicas if replica.state == "RUNNING" and replica.pid is not None}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+"""The service that the tests of this package share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.local import stack
+from serving.deploy import rollout
+from serving.engines.classify import Prediction, predict_texts
+from tailorbird.models import loading
+from tests.integration.serving.classification.service import (
+    TEXTS,
+    Service,
+)
+
+
+@pytest.fixture(scope="package")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    assert stack.serve_port
+    service = Service("s3://models/serving-test", tmp_path_factory.mktemp("versions"))
+    service.deploy(service.first)
+    yield service
+    rollout.undeploy("serving-test")
+
+
+@pytest.fixture
+def predictions(service: Service) -> dict[str, list[Prediction]]:
+    """What each part of the hybrids answers predictions."""
+    parts = {"incumbent": service.first, "candidate": service.turned}
+    return {
+        part: predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
+        for part, version in parts.items()
+    }

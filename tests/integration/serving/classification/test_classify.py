@@ -1,0 +1,123 @@
+"""A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+
+from serving.deploy import rollout
+from serving.engines.classify import predict_texts
+from tailorbird.config.serving import ServingConfig
+from tailorbird.data.tokenize import encode_texts
+from tailorbird.models import classifier, loading
+from tests.fuzz import fuzz
+from tests.integration.serving.classification.service import (
+    CLASSES,
+    CONFIG,
+    TEXTS,
+    Service,
+)
+from tests.unit.serving.http.test_openapi import fits
+
+
+def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
+    loaded = loading.load_model(service.first.uri, loading.LoadedClassifier)
+    expected = predict_texts(loaded, TEXTS, batch_size=4)
+    answer = service.ask({"input": TEXTS, "scores": True})
+    assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
+    assert [result["label"] for result in answer["results"]] == [prediction.label for prediction in expected]
+    assert answer["results"][0]["label"] == "a broken bone"
+    for result, (_, score, scores, _) in zip(answer["results"], expected, strict=True):
+        assert result["score"] == pytest.approx(score, abs=2e-3)
+        assert result["scores"] == pytest.approx(dict(zip(CLASSES, scores.tolist(), strict=True)), abs=2e-3)
+
+
+def test_one_text_gets_one_result_and_a_request_keeps_its_id(service: Service) -> None:
+    body = {"input": TEXTS[1], "model": "serving-test"}
+    answer = requests.post(f"{service.url}/v1/classify", json=body, headers={"x-request-id": "mine"}, timeout=60)
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
+    assert [result["label"] for result in answer.json()["results"]] == ["a disease of the eye"]
+
+
+def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
+    single = {text: service.ask({"input": text})["results"][0] for text in TEXTS}
+    texts = TEXTS * 8
+    with ThreadPoolExecutor(16) as clients:
+        together = list(clients.map(lambda text: service.ask({"input": text})["results"][0], texts))
+    assert [result["label"] for result in together] == [single[text]["label"] for text in texts]
+
+
+def test_it_says_what_it_is(service: Service) -> None:
+    models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
+    assert [(model["id"], model["digest"]) for model in models] == [("champion", service.first.digest)]
+    assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+    ready = requests.get(f"{service.url}/readyz", timeout=60)
+    assert (ready.status_code, ready.json()["digest"]) == (200, service.first.digest)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "type"),
+    [
+        ("POST", "/v1/classify", b"{", 400, "invalid_json"),
+        ("POST", "/v1/classify", b"", 400, "invalid_json"),
+        ("POST", "/v1/classify", b"{}", 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": 1}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": []}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": ["a","a","a","a","a","a","a","a","a"]}', 422, "invalid_request"),
+        ("POST", "/v1/classify", b'{"input": "a", "model": "other"}', 404, "unknown_model"),
+        ("POST", "/v1/classify", b'{"input": "' + b"a" * 10_000_000 + b'"}', 413, "body_too_large"),
+        ("GET", "/v1/nothing", None, 404, "unknown_route"),
+        ("GET", "/v1/classify", None, 405, "wrong_method"),
+    ],
+    ids=lambda value: value[:24].decode() if isinstance(value, bytes) else None,
+)
+def test_bad_input_is_refused_as_json_and_it_serves_on(
+    service: Service, method: str, path: str, body: bytes | None, status: int, type: str
+) -> None:
+    answer = requests.request(method, service.url + path, data=body, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, type)
+    assert service.ask({"input": TEXTS[0]})["results"][0]["label"] == "a broken bone"
+
+
+def test_a_body_without_a_declared_length_is_bounded_too(service: Service) -> None:
+    answer = requests.post(f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
+
+
+def test_the_score_served_is_the_one_after_temperature(service: Service) -> None:
+    service.deploy(service.turned)
+    try:
+        loaded = loading.load_model(service.turned.uri, loading.LoadedClassifier)
+        tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits = classifier.logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
+        expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
+        results = service.ask({"input": TEXTS, "scores": True})["results"]
+        assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()
+        for result, row in zip(results, expected.tolist(), strict=True):
+            assert result["scores"] == pytest.approx(dict(zip(CLASSES, row, strict=True)), abs=2e-3)
+            assert result["score"] == pytest.approx(max(row), abs=2e-3)
+    finally:
+        service.deploy(service.first)
+
+
+def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+    document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
+    assert fits(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
+    assert fits(document, "ErrorBody", service.ask({"input": 1}, status=422))
+    for path, name in (("/v1/models", "Models"), ("/readyz", "Ready"), ("/healthz", "Up")):
+        assert fits(document, name, requests.get(service.url + path, timeout=60).json())
+    assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
+
+
+@pytest.mark.slow
+def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+    lake = "s3://lake/fuzzed"
+    fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
+    config = ServingConfig.model_validate(CONFIG.model_dump() | fields)
+    try:
+        fuzz(rollout.deploy(config, task_uri="s3://models/serving-fuzzed", version=service.first), folder=tmp_path)
+    finally:
+        rollout.undeploy("serving-fuzzed")

@@ -1,0 +1,95 @@
+"""A challenger next to the champion: shadow answers, then a canary share."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import requests
+
+from serving.deploy import rollout, serve_client
+from serving.deploy.application import AdditionalVersions
+from tailorbird.config.serving import ServingConfig
+from tailorbird.registry import versions as registry
+from tests.integration.serving.classification.service import (
+    CONFIG,
+    TEXTS,
+    Service,
+    replica_pids,
+)
+
+
+def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_champion_serves_on(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    fields = {"request_log": f"{tmp_path.as_uri()}/requests", "subject_key": f"{tmp_path.as_uri()}/key"}
+    task_uri = "s3://models/serving-experiment"
+
+    def serve(challenger: registry.ModelVersion | None, **share: float) -> str:
+        named = challenger and {"version": challenger.version, **share}
+        config = ServingConfig.model_validate(CONFIG.model_dump() | fields | {"challenger": named})
+        additional = AdditionalVersions(challenger=challenger)
+        return rollout.deploy(config, task_uri=task_uri, version=service.first, additional=additional)
+
+    def ask(number: int, **more: Any) -> dict[str, Any]:
+        body = {"input": TEXTS, "subject": f"patient {number}"} | more
+        answer = requests.post(f"{url}/v1/classify", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    try:
+        url = serve(service.turned, shadow=1.0)
+        models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+        assert [(model["id"], model["digest"]) for model in models] == [
+            ("champion", service.first.digest),
+            ("challenger", service.turned.digest),
+        ]
+        replicas = replica_pids(task_uri)
+        shadowed = [ask(number) for number in range(8)]
+        assert {answer["version"] for answer in shadowed} == {service.first.version}
+        deadline = time.monotonic() + 90
+        while _num_rows(tmp_path, "shadow") < 8 * len(TEXTS) and time.monotonic() < deadline:
+            time.sleep(0.5)  # nobody waits for them, and the log is written every few seconds
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as client:  # asks for a model by name, and so is on no arm
+            asking = client.submit(
+                lambda: [ask(0, model=service.first.version) for _ in iter(over.is_set, True)]  # each 200, or it raises
+            )
+            serve(service.turned, canary=0.5)
+            over.set()
+            assert asking.result()
+        drawn = [ask(number)["version"] for number in range(40)]
+        assert set(drawn) == {service.first.version, service.turned.version}
+        assert [ask(number)["version"] for number in range(40)] == drawn
+        broken = service.second.model_copy(update={"digest": "0" * 64})
+        with pytest.raises(serve_client.ChallengerError, match=f"on trial: .* has digest {service.second.digest}"):
+            serve(broken, canary=1.0)
+        assert ask(0)["version"] == service.first.version
+        assert "challenger" in requests.get(f"{url}/readyz", timeout=60).json()["absent"]
+        serve(None)
+        assert "absent" not in requests.get(f"{url}/readyz", timeout=60).json()
+        assert replica_pids(task_uri) == replicas
+    finally:
+        rollout.undeploy("serving-experiment")
+    rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
+    rows_by_arm = {(row["request_id"], row["row"], row["arm"]): row for row in rows}
+    assert len(rows_by_arm) == len(rows)
+    for answer in shadowed:
+        for row, result in enumerate(answer["results"]):
+            mine, shadow = (rows_by_arm[answer["request_id"], row, arm] for arm in ("champion", "shadow"))
+            assert (mine["label"], mine["digest"]) == (result["label"], service.first.digest)
+            assert (shadow["digest"], shadow["subject"]) == (service.turned.digest, mine["subject"])
+    assert _num_rows(tmp_path, "shadow") == 8 * len(TEXTS)
+    canary = [row for row in rows if row["arm"] == "canary"]
+    assert {row["digest"] for row in canary} == {service.turned.digest}
+    assert len(canary) == 2 * len(TEXTS) * drawn.count(service.turned.version)
+    assert {row["arm"] for row in rows} == {"champion", "canary", "shadow", None}
+
+
+def _num_rows(folder: Path, arm: str) -> int:
+    files = (folder / "requests" / "answers").rglob("*.parquet")
+    return sum(pq.read_table(file, columns=["arm"])["arm"].to_pylist().count(arm) for file in files)

@@ -1,0 +1,85 @@
+"""API keys and the request log."""
+
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import requests
+
+from cluster.local import stack
+from serving.deploy import rollout
+from serving.http.api_keys import RELOAD_S, new_key
+from tailorbird import storage
+from tests.integration.leaks import leaks
+from tests.integration.serving.classification.service import (
+    CONFIG,
+    TEXTS,
+    Service,
+)
+
+
+def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(
+    service: Service, stack: stack.StackState
+) -> None:
+    source = "s3://models/serving-keys/keys"
+    (key, stored), (other, new) = new_key("app"), new_key("app", per_minute=2)
+    storage.write_bytes(source, stored.to_line().encode())
+    config = CONFIG.model_copy(update={"api_keys": source})
+
+    text = "Fracture of a bone that no log names"
+
+    def ask(key: str | None) -> requests.Response:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
+
+    try:
+        url = rollout.deploy(config, task_uri="s3://models/serving-keys", version=service.first)  # /readyz is open
+        assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
+        refused = ask(None)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert ask(other).status_code == 401
+        assert ask(key).json()["results"][0]["label"] == "a broken bone"
+        assert leaks(stack, {"a key": key, "its hash": stored.sha256, "a wrong key": other, "a text": text}) == []
+        storage.write_bytes(source, new.to_line().encode())
+        deadline = time.monotonic() + 6 * RELOAD_S
+        while ask(key).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert ask(key).status_code == 401
+        assert [ask(other).status_code for _ in range(3)] == [200, 200, 429]
+    finally:
+        rollout.undeploy("serving-keys")
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(service: Service, tmp_path: Path) -> None:
+    uri = f"{tmp_path.as_uri()}/requests"
+    storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)
+    fields = {"request_log": uri, "subject_key": f"{tmp_path.as_uri()}/key"}
+    task_uri = "s3://models/serving-log"
+    url = rollout.deploy(CONFIG.model_copy(update=fields), task_uri=task_uri, version=service.first)
+    body = {"input": TEXTS, "subject": "patient 7", "attributes": {"sex": "f"}}
+    try:
+        answers = [requests.post(f"{url}/v1/classify", json=body, timeout=60).json() for _ in range(20)]
+        right = {"request_id": answers[0]["request_id"], "row": 2, "label": "an infection"}
+        assert requests.post(f"{url}/v1/feedback", json=right, timeout=60).status_code == 202
+        wrong = requests.post(f"{url}/v1/feedback", json={"request_id": "r", "row": -1}, timeout=60)
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (422, "invalid_request")
+    finally:
+        rollout.undeploy("serving-log")  # within the seconds in which rows wait
+    rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
+    (told_right,) = pq.read_table(tmp_path / "requests" / "feedback").to_pylist()
+    assert {name: told_right[name] for name in right} == right
+    results = {
+        (answer["request_id"], row): result for answer in answers for row, result in enumerate(answer["results"])
+    }
+    assert {(row["request_id"], row["row"]): row["label"] for row in rows} == {
+        key: result["label"] for key, result in results.items()
+    }
+    assert len(rows) == 20 * len(TEXTS)
+    assert {row["digest"] for row in rows} == {service.first.digest}
+    assert {row["text"] for row in rows} == {None}
+    assert len({row["subject"] for row in rows}) == 1
+    refused = service.ask({"input": TEXTS[0], "subject": "patient 7"}, status=422)
+    assert refused["error"]["param"] == "subject"
+    unkept = requests.post(f"{service.url}/v1/feedback", json=right, timeout=60)
+    assert (unkept.status_code, unkept.json()["error"]["type"]) == (404, "no_request_log")

@@ -1,0 +1,153 @@
+"""Metrics, backpressure and autoscaling."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+import requests
+
+from cluster.connection import connect
+from serving.deploy import rollout, serve_client
+from serving.deploy.application import application_name
+from tests.integration.serving.classification.service import (
+    CONFIG,
+    TEXTS,
+    Service,
+    metrics_url,
+    wait_until,
+)
+from tests.k8s import queries
+
+
+def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: Service) -> None:
+    service.ask({"input": TEXTS})
+    service.ask({"input": "a", "model": "other"}, status=404)
+    wanted = {"model": "serving-test", "version": service.first.version, "application": "serving-test"}
+    with connect():
+        (node,) = ray.nodes()
+        url = metrics_url(node)
+        deadline = time.monotonic() + 40  # ours are exported every 5 s, Ray's every 10
+        while time.monotonic() < deadline:
+            metrics = requests.get(url, timeout=60).text
+            missing = queries.asked_for() - queries.OF_THE_EXPORTER - queries.exposed(metrics) - queries.WHEN_IT_HAPPENS
+            if (
+                re.search(r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', metrics)
+                and not missing
+            ):
+                break
+            time.sleep(0.5)
+    assert not missing  # what an alarm or a panel asks for, but for what this run gave no reason to tell
+    for pattern in queries.kept():
+        assert any(re.fullmatch(pattern, name) for name in queries.exposed(metrics)), pattern
+    for name, labels in {
+        "tailorbird_requests_total": wanted | {"route": "/v1/classify", "status": "200"},
+        "tailorbird_request_seconds_count": wanted | {"route": "/v1/classify"},
+        "tailorbird_texts_total": wanted,
+        "tailorbird_batch_texts_sum": wanted | {"version": "shared"},
+        "tailorbird_serving": wanted | {"role": "champion"},
+    }.items():
+        lines = [line for line in metrics.splitlines() if line.startswith(f"ray_{name}{{")]
+        fitting = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
+        assert fitting, (name, lines)
+        assert float(fitting[0].rsplit(" ", 1)[-1]) > 0
+
+
+def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(service: Service) -> None:
+    name = "serving-busy"
+    config = CONFIG.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
+    try:
+        url = rollout.deploy(config, task_uri=f"s3://models/{name}", version=service.first)
+        with ThreadPoolExecutor(24) as clients:
+            body = {"input": TEXTS}
+            answers = list(clients.map(lambda _: requests.post(f"{url}/v1/classify", json=body, timeout=60), range(48)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 429} == {"2"}
+        refused = rf'ray_serve_num_http_requests_total\{{[^}}]*application="{name}"[^}}]*status_code="429"'
+        with connect():
+            (node,) = ray.nodes()
+            wait_until(lambda: re.search(refused, requests.get(metrics_url(node), timeout=60).text) is not None)
+    finally:
+        rollout.undeploy(name)
+
+
+@pytest.mark.slow
+def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(service: Service) -> None:
+    task_uri = "s3://models/serving-scaled"
+    fields = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2.0}
+    config = CONFIG.model_copy(update=fields | {"downscale_delay_s": 3.0, "downscale_to_zero_delay_s": 5.0})
+    body = {"input": TEXTS[0]}
+
+    def ask(over: Callable[[], bool]) -> list[int]:
+        """The answers to one client that asks again at once until it is `over`, and at least once."""
+        with requests.Session() as session:
+            statuses = [session.post(f"{url}/v1/classify", json=body, timeout=120).status_code]
+            while not over():
+                statuses.append(session.post(f"{url}/v1/classify", json=body, timeout=120).status_code)
+        return statuses
+
+    def under_load(num_clients: int, until: Callable[[], bool]) -> None:
+        over = threading.Event()
+        with ThreadPoolExecutor(num_clients) as clients:
+            asking = [clients.submit(ask, over.is_set) for _ in range(num_clients)]
+            try:
+                wait_until(until)
+            finally:
+                over.set()
+        assert {status for client in asking for status in client.result()} == {200}
+
+    def switched() -> bool:
+        """Once there are two replicas, both have another version as soon as the deploy returns."""
+        if _states(task_uri) != ["RUNNING"] * 2:
+            return False
+        rollout.deploy(config, task_uri=task_uri, version=service.second)
+        replicas: set[str] = set()
+
+        def both_asked() -> bool:  # the proxy may hear of the second only a little later
+            readiness = requests.get(f"{url}/readyz", timeout=60).json()
+            assert readiness["digest"] == service.second.digest
+            replicas.add(readiness["replica"])
+            return len(replicas) == 2
+
+        wait_until(both_asked)
+        return True
+
+    rollout.undeploy("serving-test")  # whose core the second replica needs
+    try:
+        url = rollout.deploy(config, task_uri=task_uri, version=service.first)
+        wait_until(lambda: not _states(task_uri, stopping=True))
+        with ThreadPoolExecutor(12) as clients:  # twice what both replicas together aim at
+            burst = [clients.submit(ask, lambda: True) for _ in range(12)]
+            most = _most_replicas(task_uri, until=lambda: all(client.done() for client in burst))
+        assert [client.result() for client in burst] == [[200]] * 12
+        settled = time.monotonic() + config.look_back_period_s + config.upscale_delay_s + 1
+        assert max(most, _most_replicas(task_uri, until=lambda: time.monotonic() > settled)) == 1
+        under_load(8, until=switched)
+        under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])
+        wait_until(lambda: not _states(task_uri))
+        assert rollout.deploy(config, task_uri=task_uri, version=service.first) == url  # waits for an answer from none
+        assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
+    finally:
+        rollout.undeploy("serving-scaled")
+        service.deploy(service.first)
+
+
+def _states(task_uri: str, *, stopping: bool = False) -> list[str]:
+    """States of the replicas that answer or will, and optionally of those that stop: they still answer requests."""
+    replicas = serve_client.replicas_of(application_name(task_uri))
+    return [replica.state for replica in replicas if stopping or replica.state in ("STARTING", "RUNNING")]
+
+
+def _most_replicas(task_uri: str, *, until: Callable[[], bool]) -> int:
+    most = 0
+
+    def watched() -> bool:
+        nonlocal most
+        most = max(most, len(_states(task_uri)))
+        return until()
+
+    wait_until(watched)
+    return most

@@ -1,0 +1,70 @@
+"""The pretrained model answers next to the champion, for clients and on the page for people."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from serving.deploy import rollout
+from serving.deploy.application import AdditionalVersions
+from serving.engines.classify import Prediction
+from tests.browser import BROWSER, chromium
+from tests.integration.serving.classification.service import (
+    CONFIG,
+    TEXTS,
+    Service,
+)
+
+
+@pytest.fixture
+def compare_url(service: Service) -> Iterator[str]:
+    """A base URL where the turned version is the pretrained one next to the first."""
+    verdict = "FINE_TUNE: <b>+7 points</b>"
+    additional = AdditionalVersions(pretrained=service.turned)
+    yield rollout.deploy(
+        CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict
+    )
+    service.deploy(service.first)
+
+
+def test_the_pretrained_model_answers_next_to_the_champion_who_asks_for_it_or_for_both(
+    service: Service, compare_url: str, predictions: dict[str, list[Prediction]]
+) -> None:
+    models = requests.get(f"{compare_url}/v1/models", timeout=60).json()["data"]
+    assert [(model["id"], model["digest"], model["verdict"]) for model in models] == [
+        ("champion", service.first.digest, "FINE_TUNE: <b>+7 points</b>"),
+        ("pretrained", service.turned.digest, None),
+    ]
+    wanted = {"champion": predictions["incumbent"], "pretrained": predictions["candidate"]}
+    body = {"input": TEXTS, "scores": True}
+    compared = requests.post(f"{compare_url}/v1/compare", json=body, timeout=60).json()
+    for name, version in (("champion", service.first), ("pretrained", service.turned)):
+        answer_by_name = service.ask(body | {"model": name})
+        assert answer_by_name["version"] == compared[name]["version"] == version.version
+        for answer in (answer_by_name, compared[name]):
+            assert [result["label"] for result in answer["results"]] == [
+                prediction.label for prediction in wanted[name]
+            ]
+        assert service.ask(body | {"model": version.version})["version"] == version.version
+    assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
+
+
+def test_without_a_pretrained_model_there_is_nothing_to_compare_with(service: Service) -> None:
+    refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_people_see_who_serves_and_both_answers_side_by_side(compare_url: str, tmp_path: Path, width: int) -> None:
+    page_url = f"{compare_url}/#text={quote(TEXTS[0])}"
+    document = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=10000", page_url)
+    page = re.sub(r"<script>.*</script>", "", document, flags=re.DOTALL)
+    assert "FINE_TUNE: &lt;b&gt;+7 points&lt;/b&gt;" in page
+    pretrained, champion = page.split('<section class="champion"')
+    assert re.search(r'class="label">a broken bone +\d+\.\d %', champion)
+    assert re.search(r'class="label">a disease of the eye +\d+\.\d %', pretrained)
+    assert 'role="alert"></p>' in page

@@ -1,0 +1,165 @@
+"""Versions are deployed, staged, switched and refused while clients are answered."""
+
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster import code_snapshot
+from cluster.dashboard import request_dashboard
+from serving.deploy import rollout, serve_client
+from serving.deploy.application import replica_config
+from serving.engines.classify import predict_texts
+from tailorbird import storage
+from tailorbird.config.data import DataConfig
+from tailorbird.config.recipe import Recipe
+from tailorbird.models import loading
+from tailorbird.registry import champion as champion_module
+from tailorbird.release.manifests import render_manifest
+from tests.integration.serving.classification.service import (
+    CONFIG,
+    MODEL,
+    ROOT,
+    TEXTS,
+    Service,
+    replica_pids,
+)
+
+
+def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service: Service) -> None:
+    def labels() -> list[str]:
+        return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
+
+    replicas = replica_pids(service.task_uri)
+    with ThreadPoolExecutor(1) as client:
+        asking = client.submit(labels)
+        service.deploy(service.second)
+        assert set(asking.result()) <= {service.first.version, service.second.version}
+    assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
+    assert replica_pids(service.task_uri) == replicas
+    service.deploy(service.first)
+
+
+def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(service: Service) -> None:
+    versions = {version.version: version for version in (service.first, service.turned)}
+    wanted = {
+        name: [
+            prediction.label
+            for prediction in predict_texts(
+                loading.load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4
+            )
+        ]
+        for name, version in versions.items()
+    }
+    assert wanted[service.first.version] != wanted[service.turned.version]
+    done = threading.Event()
+
+    def ask_on(_: int) -> list[str]:
+        seen = []
+        while not done.is_set():
+            answer = service.ask({"input": TEXTS})
+            assert [result["label"] for result in answer["results"]] == wanted[answer["version"]]
+            seen.append(answer["version"])
+        return seen
+
+    replicas = replica_pids(service.task_uri)
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(ask_on, number) for number in range(8)]
+        try:
+            with rollout.staged(service.task_uri, version=service.turned) as url:
+                assert url == service.url
+                answer = service.ask({"input": TEXTS, "model": service.turned.version})
+                assert [result["label"] for result in answer["results"]] == wanted[service.turned.version]
+                assert service.ask({"input": TEXTS})["version"] == service.first.version
+            for version in (service.turned, service.first):
+                rollout.switch_version(service.task_uri, version=version, pretrained=None, verdict=None)
+                assert service.ask({"input": TEXTS})["version"] == version.version
+        finally:
+            done.set()
+        seen = [client.result() for client in asking]
+    assert {name for names in seen for name in names} == set(versions)
+    assert replica_pids(service.task_uri) == replicas
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
+    with pytest.raises(serve_client.VersionRefusedError, match=f"has digest {service.second.digest}, not {'0' * 64}"):
+        service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+    declared = serve_client.declared_applications()["serving-test"]
+    assert replica_config(declared).champion.digest == service.first.digest
+
+
+def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shipped(
+    service: Service, tmp_path: Path
+) -> None:
+    for package in code_snapshot.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / "serving" / "replica" / "base.py"
+    module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))
+    task_uri = "s3://models/serving-other"
+    shipped = code_snapshot.ship_code(task_uri, tmp_path)
+    url = rollout.deploy(CONFIG, task_uri=task_uri, version=service.second.model_copy(update={"code": shipped.uri}))
+    try:
+        assert url == f"{service.url}/serving-other"
+        assert requests.get(f"{url}/healthz", timeout=60).json() == {"status": "shipped"}
+        assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+        assert storage.exists(shipped.uri)
+    finally:
+        rollout.undeploy("serving-other")
+    other = service.second.model_copy(update={"code": shipped.uri})
+    with rollout.staged(
+        service.task_uri, version=other
+    ) as staged_url:  # its code cannot be loaded into the replicas there
+        assert staged_url == f"{service.url}/serving-test_candidate"
+        assert requests.get(f"{staged_url}/healthz", timeout=60).json() == {"status": "shipped"}
+        body = {"input": TEXTS[0], "model": service.second.version}
+        assert requests.post(f"{staged_url}/v1/classify", json=body, timeout=60).status_code == 200
+        assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
+    assert set(serve_client.serve_applications()) == {"serving-test"}
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+
+
+def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_operator_does_changes_no_replica(
+    service: Service,
+) -> None:
+    config = CONFIG.model_copy(update={"versions": 0})
+    rollout.deploy(config, task_uri=service.task_uri, version=service.first)
+    champion_module.set_champion(service.task_uri, service.first, etag=None, reason="for this test", run="")
+    recipe = Recipe(
+        name="serving-test",
+        base_model=MODEL,
+        data=DataConfig(train="s3://lake/none"),
+        registry="s3://models",
+        serving=config,
+    )
+    manifest = yaml.safe_load(render_manifest(recipe, to="serve").text)
+    ServeDeploySchema.model_validate(manifest)
+    (application,) = manifest["applications"]
+    declared = serve_client.declared_applications()
+    ours = declared["serving-test"].to_json()
+    assert application == {name: ours[name] for name in application}
+    before = rollout._running_replicas("serving-test")
+    others = [other.to_json() for name, other in declared.items() if name != "serving-test"]
+    answer = request_dashboard(
+        "PUT", serve_client.APPLICATIONS, body=manifest | {"applications": [*others, application]}
+    )
+    assert answer.status_code == 200, answer.text
+    for _ in range(10):  # Serve applies its configuration every tenth of a second
+        time.sleep(0.2)
+        assert service.ask({"input": "Cholera"})["version"] == service.first.version
+        assert rollout._running_replicas("serving-test") == before
+    service.deploy(service.first)
+
+
+def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
+    absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
+    with pytest.raises(serve_client.DeployError, match=r"absent\.zip"):
+        rollout.deploy(CONFIG, task_uri="s3://models/serving-absent", version=absent)
+    rollout.undeploy("serving-absent")
+    assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
