@@ -83,7 +83,7 @@ def set_champion(
 ) -> Champion:
     """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
 
-    `more` are further fields of `Champion`. Raises storage.Conflict where somebody changed it. Every change is kept
+    `more` are further fields of `Champion`. Raises storage.PreconditionFailed where somebody changed it. Every change is kept
     under `history/`.
     """
     named: dict[str, Any] = {"version": version.version, "uri": version.uri, "digest": version.digest}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# What `data.read` names the group of a row that has none; a request that lacks the attribute is the same case.
+# What `tailorbird.data.rows` names the group of a row that has none; a request that lacks the attribute is the same case.
 NO_GROUP = "(none)"
 
 
@@ -41,7 +41,7 @@ class Routing:
             raise ValueError(f"routing is by `group` or by `confidence`, not by {self.by!r}")
 
 
-def to_candidate(
+def routes_to_candidate(
     routing: Routing,
     *,
     groups: Sequence[str | None] | None = None,

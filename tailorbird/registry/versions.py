@@ -25,7 +25,7 @@ Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hy
 UNTOUCHED = ("zero_shot", "few_shot", "centroid", "probe")
 """Kinds whose base model is as it came."""
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
-"""What runs a classifier's encoder: torch from safetensors, the others on CPU from what `models.engines` exported."""
+"""What runs a classifier's encoder: torch from safetensors, the others on CPU from what `tailorbird.models.runtimes` exported."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
 CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
 """What a version of a kind has its weights in, beside a classifier's head; other kinds leave the base as it is, and an
@@ -127,6 +127,16 @@ def now() -> str:
 def write_config(folder: Path, config: VersionConfig) -> None:
     """Puts `config.json` beside the weights in a local folder."""
     (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+
+
+def read_artifact_config(uri: str) -> VersionConfig:
+    """Return the config of an artifact or version at a URI."""
+    return VersionConfig.model_validate_json(read_bytes(f"{uri}/config.json"))
+
+
+def write_artifact_config(uri: str, config: VersionConfig) -> None:
+    """Write `config.json` next to the weights at a URI, which makes them loadable."""
+    write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
 
 
 def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:

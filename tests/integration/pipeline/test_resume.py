@@ -89,7 +89,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     assert mean["chosen"] == (mean["validation"] >= max(seeds))
     candidate = next(rung for rung in done.evidence["ladder"] if rung["role"] == "candidate")
     assert candidate["validation"] == max(mean["validation"], *seeds)
-    ledger = storage.read_json(f"{task_uri}/looks/{done.evidence['ledger']['test_rows']}.json")
+    ledger = storage.read_json(f"{task_uri}/test_set_ledgers/{done.evidence['ledger']['test_rows']}.json")
     assert ("/average-" in ledger[-1]["candidate"]) == mean["chosen"]
 
 
