@@ -1,62 +1,74 @@
-"""The ladder of a chat task: what the pretrained model answers untouched, plainly and with examples in its prompt."""
+"""Baselines of a chat task: the pretrained model with the prompt alone, and with examples in the prompt."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
-from tailorbird.evaluation.baselines.classification import Rung
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.chat_answers import answer_rows, conversations
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.loading import default_device, inference_dtype, load_causal
-from tailorbird.registry.versions import Prompting
+from tailorbird.registry.versions import Prompting, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """A rung, and how the model was asked for it."""
+class PromptBaseline:
+    """A baseline, which has no URI yet, and its prompting."""
 
-    rung: Rung
+    baseline: Baseline
     prompting: Prompting
 
 
-def climb_chat(
-    base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, examples: dict[str, int], metric: str
-) -> list[Prompted]:
-    """Zero-shot, and few-shot with the set of training examples that scores best on the validation rows.
+def fit_prompt_baselines(
+    base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
+) -> tuple[PromptBaseline, ...]:
+    """Score zero-shot, and few-shot with the set of training examples that scores best on validation.
 
-    `examples` holds `shots` a set, the `draws` of sets tried, and a `seed`.
+    `config.prompt_draws` random sets of `config.prompt_shots` examples are tried.
     """
     base = local_copy(base_model)
     tokenizer = load_tokenizer(base)
     model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
 
-    def scored(asked: Prompting) -> float:
-        answers = answer_rows(model, validation, tokenizer=tokenizer, prompting=asked)
+    def score(prompting: Prompting) -> float:
+        answers = answer_rows(model, validation, tokenizer=tokenizer, prompting=prompting)
         outputs = [answer.text for answer in answers]
-        return float(np.mean(per_row(metric, outputs=outputs, references=validation.labels)))
+        return float(np.mean(per_row(config.metric, outputs=outputs, references=validation.labels)))
 
-    draws = [
-        replace_shots(
-            prompting, train.take(subsample(len(train), size=examples["shots"], seed=examples["seed"] + draw))
-        )
-        for draw in range(examples["draws"])
-    ]
-    scores = [scored(asked) for asked in draws]
+    samples = [subsample(len(train), size=config.prompt_shots, seed=seed + draw) for draw in range(config.prompt_draws)]
+    candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
+    scores = [score(candidate) for candidate in candidates]
     best = int(np.argmax(scores))
-    note = f"{examples['shots']} examples in the prompt, the best of {len(draws)} sets"
-    return [
-        Prompted(Rung("zero_shot", scored(prompting), True, "the prompt alone"), prompting),
-        Prompted(Rung("few_shot", scores[best], True, note), draws[best]),
-    ]
+    note = f"{config.prompt_shots} examples in the prompt, the best of {config.prompt_draws} sets"
+    return (
+        PromptBaseline(Baseline("zero_shot", None, score(prompting), True, "the prompt alone"), prompting),
+        PromptBaseline(Baseline("few_shot", None, scores[best], True, note), candidates[best]),
+    )
+
+
+def store_prompt_baselines(
+    uri: str, baselines: Sequence[PromptBaseline], *, config: VersionConfig
+) -> tuple[Baseline, ...]:
+    """Write each baseline as a loadable artifact to `uri`/<kind>, with `config` for its kind and prompting."""
+    stored = []
+    for prompted in baselines:
+        kind = prompted.baseline.kind
+        write_artifact_config(
+            f"{uri}/{kind}", config.model_copy(update={"kind": kind, "prompting": prompted.prompting})
+        )
+        stored.append(replace(prompted.baseline, uri=f"{uri}/{kind}"))
+    return tuple(stored)
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
-    """Asked with these rows' conversations and answers before each conversation, system messages left out."""
+    """Return the prompting with these rows as examples, without their system messages."""
     shots: list[tuple[str, str]] = []
     for turns, answer in zip(conversations(rows), rows.labels, strict=True):
         shots += [turn for turn in turns if turn[0] != "system"]

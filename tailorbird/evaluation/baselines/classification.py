@@ -1,38 +1,30 @@
-"""The ladder: what the pretrained model can do untouched, each rung judged on validation."""
+"""Baselines of a classification: heads over the pretrained encoder, and what needs no pretrained model."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
 
+from tailorbird import storage
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.tokenize import encode_texts, label_indices, load_tokenizer
-from tailorbird.evaluation.baselines.tfidf import fit_reference, majority
+from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
+from tailorbird.evaluation.baselines import tfidf
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.loading import default_device, inference_dtype, load_encoder
+from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation strengths tried on validation."""
 COSINE_SCALE = 20.0
 """Cosine similarities, at most 1, times this are the logits of zero-shot and centroid."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A baseline and its score on the validation rows, by the recipe's metric."""
-
-    kind: str
-    validation: float
-    servable: bool
-    note: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -43,14 +35,11 @@ class Head:
     bias: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        for name in (
-            "weight",
-            "bias",
-        ):  # safetensors writes memory as it lies; scikit-learn's is by column
+        for name in ("weight", "bias"):  # safetensors stores memory in its order; scikit-learn's is by column
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, D] -> [N, L]."""
+        """Return logits [N, L] of embeddings [N, D]."""
         return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
 
     def score(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, metric: str) -> float:
@@ -58,68 +47,79 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Every rung, and the heads of the servable ones by kind, with the temperature that validation gives each."""
+class BaselineResults:
+    """Fitted baselines, before they are stored: none has a URI yet."""
 
-    rungs: tuple[Rung, ...]
+    baselines: tuple[Baseline, ...]
     heads: dict[str, Head]
+    """Of the servable ones, by kind."""
     temperatures: dict[str, float]
+    """Of the same, fitted on validation."""
+    tfidf: tfidf.TfidfBaseline
 
 
-def climb(
-    base_model: str,
-    *,
-    train: Rows,
-    validation: Rows,
-    classes: tuple[str, ...],
-    max_length: int,
-    shots: int,
-    seed: int,
-    metric: str,
-) -> Ladder:
-    """Fits the ladder on the training rows; what has to be chosen is chosen on validation, by the metric.
+def fit_baselines(
+    base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
+) -> BaselineResults:
+    """Fit all baselines on the training rows; their settings are selected on validation by `config.metric`.
 
-    `base_model` is the URI of the staged base model, `shots` the examples a class of the centroid.
+    `base_model` is the URI of the staged base model.
     """
-    base = local_copy(base_model)
+    base, classes, metric = local_copy(base_model), labels_of(train.labels), config.metric
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     model = Classifier(encoder, zero_head(width, 1).to(default_device()))
 
-    def embedded(texts: tuple[str, ...]) -> NDArray[np.float32]:
+    def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
         tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
         return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
-    features, labels = embedded(train.texts), label_indices(train.labels, classes=classes)
-    held_out, truth = embedded(validation.texts), label_indices(validation.labels, classes=classes)
+    features, labels = embed(train.texts), label_indices(train.labels, classes=classes)
+    held_out, truth = embed(validation.texts), label_indices(validation.labels, classes=classes)
     probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
+    directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
     heads = {
-        "zero_shot": cosine_head(embedded(classes), features),
-        "centroid": cosine_head(centroids(features, labels, shots=shots, seed=seed), features),
+        "zero_shot": cosine_head(embed(classes), features),
+        "centroid": cosine_head(directions, features),
         "probe": probe,
     }
-    notes = {"zero_shot": "label names", "centroid": f"{shots} examples a class", "probe": probe_note}
-    reference = fit_reference(
-        train.texts,
-        train.labels,
-        validation_texts=validation.texts,
-        validation_labels=validation.labels,
-        metric=metric,
+    notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples a class", "probe": probe_note}
+    bag_of_words = tfidf.fit_tfidf(train, validation=validation, metric=metric)
+    most_frequent, _ = tfidf.majority(train.labels)
+
+    def score(outputs: Sequence[str]) -> float:
+        return score_of(metric, labels=validation.labels, outputs=outputs)
+
+    scores = {kind: head.score(held_out, truth, metric=metric) for kind, head in heads.items()}
+    baselines = (
+        Baseline("majority", None, score([most_frequent] * len(validation)), False, f"always {most_frequent}"),
+        *(Baseline(kind, None, scores[kind], True, notes[kind]) for kind in heads),
+        Baseline(tfidf.KIND, None, score(bag_of_words.predict(validation.texts)[0]), False, tfidf.NOTE),
     )
-    most, _ = majority(train.labels)
-    always = score_of(metric, labels=validation.labels, outputs=[most] * len(validation))
-    rungs = [Rung("majority", always, False, f"always {most}")]
-    rungs += [Rung(kind, head.score(held_out, truth, metric=metric), True, notes[kind]) for kind, head in heads.items()]
-    said, _ = reference.predict(validation.texts)
-    right = score_of(metric, labels=validation.labels, outputs=said)
-    rungs.append(Rung("tf_idf", right, False, "bag of words, no neural model"))
     temperatures = {kind: fit_temperature(head.logits(held_out), labels=truth) for kind, head in heads.items()}
-    return Ladder(tuple(rungs), heads, temperatures)
+    return BaselineResults(baselines, heads, temperatures, bag_of_words)
+
+
+def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
+    """Write each baseline that has weights to `uri`/<kind>, and return all with their URIs.
+
+    The servable ones become loadable artifacts, with `config` for their kind and temperature.
+    """
+    for kind, head in results.heads.items():
+        named = config.model_copy(update={"kind": kind, "temperature": results.temperatures[kind]})
+        storage.write_bytes(f"{uri}/{kind}/head.safetensors", save({"weight": head.weight, "bias": head.bias}))
+        write_artifact_config(f"{uri}/{kind}", named)
+    tfidf.save_tfidf(f"{uri}/{tfidf.KIND}", results.tfidf)
+    stored = {*results.heads, tfidf.KIND}
+    return tuple(
+        replace(baseline, uri=f"{uri}/{baseline.kind}") if baseline.kind in stored else baseline
+        for baseline in results.baselines
+    )
 
 
 def cosine_head(directions: NDArray[np.float32], features: NDArray[np.float32]) -> Head:
-    """A head whose logits are cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
+    """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
     length = float(np.linalg.norm(features, axis=1).mean())
     return Head(unit(directions) * np.float32(COSINE_SCALE / length), np.zeros(len(directions), dtype=np.float32))
 
@@ -127,12 +127,10 @@ def cosine_head(directions: NDArray[np.float32], features: NDArray[np.float32]) 
 def centroids(
     features: NDArray[np.float32], labels: NDArray[np.int64], *, shots: int, seed: int
 ) -> NDArray[np.float32]:
-    """Mean direction [L, D] of up to `shots` random examples of each class."""
+    """Return the mean direction [L, D] of up to `shots` random examples of each class."""
     generator = np.random.default_rng(seed)
-    picked = [
-        generator.permutation(np.flatnonzero(labels == number))[:shots] for number in range(int(labels.max()) + 1)
-    ]
-    return np.stack([unit(features[rows]).mean(0) for rows in picked]).astype(np.float32)
+    examples = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in range(labels.max() + 1)]
+    return np.stack([unit(features[rows]).mean(0) for rows in examples]).astype(np.float32)
 
 
 def fit_probe(
@@ -143,7 +141,7 @@ def fit_probe(
     truth: NDArray[np.int64],
     metric: str = "accuracy",
 ) -> tuple[Head, str]:
-    """Logistic regression on frozen embeddings, its regularisation chosen on the held-out rows."""
+    """Fit logistic regression on frozen embeddings, C selected on the held-out rows; return its head and a note."""
     best: tuple[float, Head, str] | None = None
     for strength in PROBE_C:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
@@ -156,12 +154,12 @@ def fit_probe(
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1."""
+    """Return the rows scaled to length 1."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _as_head(fitted: LogisticRegression, *, num_classes: int) -> Head:
     weight, bias = fitted.coef_, fitted.intercept_
-    if num_classes == 2:  # scikit-learn keeps one row for two classes
+    if num_classes == 2:  # scikit-learn has one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return Head(weight, bias)

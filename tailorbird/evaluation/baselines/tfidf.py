@@ -1,27 +1,38 @@
-"""Beside the ladder of pretrained rungs: what needs no pretraining, bags of words or characters and the majority."""
+"""Baselines without a pretrained model: TF-IDF features with a linear classifier, and the most frequent label."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import FeatureUnion
 from sklearn.svm import LinearSVC
 
+from tailorbird import storage
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.inference.predict import predictions
+from tailorbird.evaluation.inference.predict import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.storage.stored_model import StoredModel
 
+KIND = "tf_idf"
+NOTE = "bag of words, no neural model"
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of the linear classifier's C that are tried, the most regularised first."""
+FEATURES = {
+    "words": ("words",),
+    "characters": ("characters",),
+    "words and characters": ("words", "characters"),
+}
+"""The features that are tried, each a concatenation of n-grams."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One candidate and its score on validation."""
+    """One setting and its score on validation."""
 
     features: str
     c: float
@@ -29,76 +40,125 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The TF-IDF + linear classifier that did best on validation; it cannot be served, but must be beaten."""
+class TfidfBaseline:
+    """The TF-IDF classifier that scored best on validation. It is not served; a candidate must beat it."""
 
     features: str
-    """`words`, `characters` or `words and characters`."""
-    c: float
-    validation_score: float
+    """A key of `FEATURES`."""
     attempts: tuple[Attempt, ...]
-    """Every candidate tried, in order: the reference's own validation budget."""
-    vectoriser: Any = field(repr=False)
-    classifier: LinearSVC = field(repr=False)
+    """Every setting tried, in order."""
+    classes: tuple[str, ...]
+    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)
+    """One for each kind of n-grams in the features."""
+    weights: NDArray[np.float64] = field(repr=False)
+    """[L, D]; [1, D], of the second, for two classes."""
+    intercepts: NDArray[np.float64] = field(repr=False)
+    """[L] or [1]."""
 
-    def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-        """(label, confidence) of each text; confidence is float64 [N] in (0, 1].
+    def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        """Return the label of each text, and its confidence: float64 [N] in (0, 1].
 
-        Confidence is the softmax of the margins at the label: it orders the answers, and is no probability before a
-        temperature is fitted to it.
+        The confidence is the softmax of the margins, which orders the answers; it is not calibrated.
         """
         if not texts:
             return (), np.zeros(0)
-        margins = _margins(self.classifier, self.vectoriser.transform(list(texts)))
+        matrix = _stack(self.vectorizers[name].transform(list(texts)) for name in FEATURES[self.features])
+        margins = _margins(matrix, weights=self.weights, intercepts=self.intercepts)
         best = margins.argmax(axis=1)
         odds = np.exp(margins - margins.max(axis=1, keepdims=True))
-        labels = tuple(str(self.classifier.classes_[index]) for index in best)
-        return labels, odds[np.arange(len(best)), best] / odds.sum(axis=1)
+        return tuple(self.classes[index] for index in best), odds[np.arange(len(best)), best] / odds.sum(axis=1)
+
+    def predictions(self, rows: Rows) -> Predictions:
+        """Return the predictions on rows."""
+        outputs, confidences = self.predict(rows.texts)
+        return label_predictions(KIND, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences)
 
 
-def fit_reference(
-    train_texts: Sequence[str],
-    train_labels: Sequence[str],
-    *,
-    validation_texts: Sequence[str],
-    validation_labels: Sequence[str],
-    metric: str = "accuracy",
-    seed: int = 0,
-) -> Reference:
-    """Fits words, characters and both, each at every C, on train and keeps the best on validation, by the metric.
+class _StoredTfidf(StoredModel):
+    """The part of a `TfidfBaseline` that is stored as JSON."""
 
-    Of equals the earlier, the simpler, is kept. Raises ValueError when train has one class only or no text has a
-    character to count, or validation is empty.
+    features: str
+    attempts: tuple[Attempt, ...]
+    classes: tuple[str, ...]
+    vocabularies: dict[str, tuple[str, ...]]
+    """Terms of each vectorizer, in the order of its columns."""
+
+
+def fit_tfidf(train: Rows, *, validation: Rows, metric: str = "accuracy", seed: int = 0) -> TfidfBaseline:
+    """Fit each of `FEATURES` with each of `REGULARISATIONS` on train, and return the best on validation by the metric.
+
+    The earlier, simpler one wins a tie. Raises ValueError if train has one class only or no text with a character, or
+    if validation is empty.
     """
-    if len(set(train_labels)) < 2:
-        raise ValueError(f"a classifier needs two classes; train has {sorted(set(train_labels))}: check data.label")
-    if not validation_texts:
+    if len(set(train.labels)) < 2:
+        raise ValueError(f"a classifier needs two classes; train has {sorted(set(train.labels))}: check data.label")
+    if not len(validation):
         raise ValueError("the reference is chosen on validation, which has no rows; give some")
-    best: Reference | None = None
+    vectorizers, matrices = _fit_vectorizers(train.texts)
+    best: TfidfBaseline | None = None
     attempts: list[Attempt] = []
-    for name, make in _FEATURES.items():
-        vectoriser = make()
-        try:
-            train = vectoriser.fit_transform(list(train_texts))
-        except ValueError as error:
-            if "empty vocabulary" in str(error):
-                continue  # texts of signs only have no words, but have characters
-            raise
-        validation = vectoriser.transform(list(validation_texts))
+    for features, names in FEATURES.items():
+        if not set(names) <= set(vectorizers):
+            continue
+        used = {name: vectorizers[name] for name in names}
+        train_matrix = _stack(matrices[name] for name in names)
+        validation_matrix = _stack(vectorizer.transform(list(validation.texts)) for vectorizer in used.values())
         for c in REGULARISATIONS:
-            classifier = LinearSVC(C=c, tol=1e-2, random_state=seed).fit(train, np.asarray(train_labels))
-            answers = classifier.classes_[_margins(classifier, validation).argmax(axis=1)]
-            score = score_of(metric, labels=validation_labels, outputs=answers)
-            attempts.append(Attempt(features=name, c=c, validation_score=score))
-            if best is None or score > best.validation_score:
-                best = Reference(name, c, score, (), vectoriser, classifier)
+            fitted = LinearSVC(C=c, tol=1e-2, random_state=seed).fit(train_matrix, np.asarray(train.labels))
+            weights, intercepts = np.ascontiguousarray(fitted.coef_), np.ascontiguousarray(fitted.intercept_)
+            margins = _margins(validation_matrix, weights=weights, intercepts=intercepts)
+            score = score_of(metric, labels=validation.labels, outputs=fitted.classes_[margins.argmax(axis=1)])
+            if all(score > attempt.validation_score for attempt in attempts):
+                classes = tuple(str(name) for name in fitted.classes_)
+                best = TfidfBaseline(features, (), classes, used, weights, intercepts)
+            attempts.append(Attempt(features=features, c=c, validation_score=score))
     if best is None:
         raise ValueError("no training text has a word or a character to count; check data.text")
-    return Reference(best.features, best.c, best.validation_score, tuple(attempts), best.vectoriser, best.classifier)
+    return TfidfBaseline(best.features, tuple(attempts), best.classes, best.vectorizers, best.weights, best.intercepts)
+
+
+def fit_and_predict_tfidf(rows: Rows, *, train: Rows, validation: Rows, metric: str) -> Predictions:
+    """Return the predictions on rows of a baseline fitted for them alone."""
+    return fit_tfidf(train, validation=validation, metric=metric).predictions(rows)
+
+
+def save_tfidf(uri: str, baseline: TfidfBaseline) -> None:
+    """Write a fitted baseline as `tfidf.json` and `tfidf.safetensors`, which load without running code."""
+    arrays = {"weights": baseline.weights, "intercepts": baseline.intercepts}
+    arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in baseline.vectorizers.items()}
+    stored = _StoredTfidf(
+        features=baseline.features,
+        attempts=baseline.attempts,
+        classes=baseline.classes,
+        vocabularies={
+            name: tuple(vectorizer.get_feature_names_out().tolist())
+            for name, vectorizer in baseline.vectorizers.items()
+        },
+    )
+    storage.write_bytes(f"{uri}/tfidf.safetensors", save(arrays))
+    storage.write_bytes(f"{uri}/tfidf.json", stored.model_dump_json().encode())
+
+
+def load_tfidf(uri: str) -> TfidfBaseline:
+    """Read what `save_tfidf` wrote; its predictions are those of the fitted baseline, to the bit."""
+    stored = _StoredTfidf.model_validate_json(storage.read_bytes(f"{uri}/tfidf.json"))
+    arrays = load(storage.read_bytes(f"{uri}/tfidf.safetensors"))
+    vectorizers = {}
+    for name, terms in stored.vocabularies.items():
+        vectorizers[name] = _vectorizer(name).set_params(vocabulary={term: index for index, term in enumerate(terms)})
+        vectorizers[name].idf_ = arrays[f"idf.{name}"]
+    return TfidfBaseline(
+        stored.features, stored.attempts, stored.classes, vectorizers, arrays["weights"], arrays["intercepts"]
+    )
+
+
+def predict_tfidf(uri: str, *, rows: Rows) -> Predictions:
+    """Return the predictions on rows of the baseline stored at `uri`."""
+    return load_tfidf(uri).predictions(rows)
 
 
 def majority(train_labels: Sequence[str]) -> tuple[str, float]:
-    """(label, share): the most frequent training label, the first in the alphabet among equals, and its share."""
+    """Return the most frequent training label, the first in the alphabet in a tie, and its share."""
     if not train_labels:
         raise ValueError("there are no training labels to count; give a training split with rows")
     counts = Counter(train_labels)
@@ -106,39 +166,34 @@ def majority(train_labels: Sequence[str]) -> tuple[str, float]:
     return label, counts[label] / len(train_labels)
 
 
-def _margins(classifier: LinearSVC, features: Any) -> np.ndarray:
-    margins = np.asarray(classifier.decision_function(features), dtype=np.float64)
-    return margins if margins.ndim == 2 else np.stack([-margins, margins], axis=1)  # two classes share one margin
-
-
-def _words() -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-
-
-def _characters() -> TfidfVectorizer:
+def _vectorizer(name: str) -> TfidfVectorizer:
+    if name == "words":
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
 
 
-def _both() -> FeatureUnion:
-    return FeatureUnion([("words", _words()), ("characters", _characters())])
+def _fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], dict[str, csr_matrix]]:
+    """Return the vectorizers of words and characters with the texts' features; without those that find no term."""
+    vectorizers, matrices = {}, {}
+    for name in FEATURES["words and characters"]:
+        vectorizer = _vectorizer(name)
+        try:
+            matrices[name] = vectorizer.fit_transform(list(texts))
+        except ValueError as error:
+            if "empty vocabulary" not in str(error):
+                raise
+            continue  # texts of punctuation only have no words, but have characters
+        vectorizers[name] = vectorizer
+    return vectorizers, matrices
 
 
-_FEATURES: dict[str, Callable[[], Any]] = {
-    "words": _words,
-    "characters": _characters,
-    "words and characters": _both,
-}
+def _stack(matrices: Iterable[csr_matrix]) -> csr_matrix:
+    return hstack(list(matrices)).tocsr()
 
 
-def predict_reference(rows: Rows, *, train: Rows, validation: Rows, metric: str) -> Predictions:
-    """What the TF-IDF reference, fitted again on the training rows, answers."""
-    reference = fit_reference(
-        train.texts,
-        train.labels,
-        validation_texts=validation.texts,
-        validation_labels=validation.labels,
-        metric=metric,
-    )
-    outputs, confidences = reference.predict(rows.texts)
-    confidences = np.asarray(confidences)
-    return predictions("tf_idf", rows=rows, outputs=tuple(outputs), confidences=confidences, calibrated=confidences)
+def _margins(
+    matrix: csr_matrix, *, weights: NDArray[np.float64], intercepts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return [N, L] margins."""
+    margins = np.asarray(matrix @ weights.T + intercepts, dtype=np.float64)
+    return margins if len(weights) > 1 else np.concatenate([-margins, margins], axis=1)  # two classes share a margin

@@ -1,4 +1,4 @@
-"""What a chat model answers to rows, asked as its version is: the pass that training, evaluation and cost share."""
+"""Answer rows with a chat model; training, evaluation and cost measurement share this code."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Answered(NamedTuple):
+class Answer(NamedTuple):
     """One row's answer."""
 
     text: str
@@ -23,30 +23,30 @@ class Answered(NamedTuple):
 
 def answer_rows(
     model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
-) -> list[Answered]:
-    """The model's most likely answer to each row, in order; DataError where its chat template refuses one."""
+) -> list[Answer]:
+    """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation."""
     prompts = [
         prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
         for conversation in conversations(rows)
     ]
     end_id = int(tokenizer.eos_token_id)
-    found = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
-    return [Answered(_text(answer.tokens, tokenizer=tokenizer), answer.confidence) for answer in found]
+    answers = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    return [Answer(_text(answer.tokens, tokenizer=tokenizer), answer.confidence) for answer in answers]
 
 
 def reference_likelihoods(
     model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
 ) -> list[float]:
-    """Mean log-probability, in nats a token, that the model gives each row's reference answer."""
-    asked = [
+    """Return the mean log-probability of each row's reference answer, in nats per token."""
+    tokens = [
         conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
         for turns, answer in zip(conversations(rows), rows.labels, strict=True)
     ]
-    return log_likelihoods(model, asked, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
+    return log_likelihoods(model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
 
 
 def conversations(rows: Rows) -> Sequence[Conversation]:
-    """The rows' conversations, which a chat task's rows have."""
+    """Return the conversations of a chat task's rows."""
     assert rows.conversations is not None
     return rows.conversations
 

@@ -1,25 +1,26 @@
-"""Beside evaluation.cost: measures the CPU time of both models' answers, on this machine, in alternating rounds."""
+"""Measure the CPU time of two models' answers on this machine, in alternating rounds."""
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.evaluation.gates.cost import LEAST_ROUNDS, CpuRounds
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.loading import load_artifact, load_chat
-from tailorbird.storage import read_json
+from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.registry.versions import VersionConfig
 
 ROLES = ("incumbent", "candidate")
 
 
-def measure(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
-    """CPU-seconds per thousand rows of the artifacts at `uris` (`incumbent`, `candidate`), from texts to answers.
+def measure_cpu(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
+    """Return CPU-seconds per thousand rows, from text to answer, of the artifacts at `uris` (by role).
 
-    Both are loaded into this process, on CPU, and answer all rows once to warm up; then in each round one after the
-    other, who begins taking turns. All threads of the process are counted. Raises ValueError for other keys, no row or
-    too few rounds.
+    Both models are loaded into this process, on CPU, and answer all rows once to warm up; then both answer them in
+    each round, in alternating order. All threads of the process are counted. Raises ValueError for other keys, no row
+    or too few rounds.
     """
     if sorted(uris) != sorted(ROLES) or not len(rows) or num_rounds < LEAST_ROUNDS:
         raise ValueError(
@@ -37,20 +38,22 @@ def measure(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUN
 
 
 def _cpu_s(answer: Callable[[Rows], object], rows: Rows) -> float:
-    begun = time.process_time()
+    start = time.process_time()
     answer(rows)
-    return time.process_time() - begun
+    return time.process_time() - start
 
 
 def _answerer(uri: str) -> Callable[[Rows], object]:
-    """The artifact loaded, as a function that answers rows."""
-    if read_json(f"{uri}/config.json").get("prompting") is not None:
-        chat = load_chat(uri, device="cpu")
-        return lambda rows: answer_rows(chat.model, rows, tokenizer=chat.tokenizer, prompting=chat.prompting)
+    """Load the artifact and return a function that answers rows."""
     loaded = load_artifact(uri, device="cpu")
+    assert isinstance(loaded, LoadedClassifier)
+    return partial(_answer, loaded) if isinstance(loaded, LoadedChat) else partial(_classify, loaded)
 
-    def classify(rows: Rows) -> object:
-        tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
 
-    return classify
+def _classify(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> object:
+    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+    return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+
+
+def _answer(loaded: LoadedChat[VersionConfig], rows: Rows) -> object:
+    return answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)

@@ -85,7 +85,7 @@ EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|o
 LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 
-def counterfactuals(rows: Rows) -> Rows:
+def swap_demographics(rows: Rows) -> Rows:
     """For each row whose text names a sex, an age or a given name, that row with it swapped, one row for each kind.
 
     Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; all else is kept. A row that names none gives none. It is
@@ -111,12 +111,12 @@ def counterfactuals(rows: Rows) -> Rows:
     )
 
 
-def misspelt(rows: Rows) -> Rows:
+def add_typos(rows: Rows) -> Rows:
     """Each row with one slip of the keyboard: a typing error, the case or white space, by a hash of its row id.
 
     Row ids are `row_id|noise`; every text changes. Texts differ by the row ids and the texts alone.
     """
-    texts = tuple(misspell(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
+    texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
@@ -169,7 +169,7 @@ def swap_name(text: str, *, seed: str) -> str:
     return _rename(text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index])
 
 
-def misspell(text: str, *, seed: str) -> str:
+def add_typo(text: str, *, seed: str) -> str:
     """The text with one slip, chosen by the seed; where that slip cannot be had, with the next that can."""
     slips = (_typing_error, _wrong_case, _white_space)
     first = _hashed(seed, "slip") % len(slips)

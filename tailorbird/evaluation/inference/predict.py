@@ -1,52 +1,51 @@
-"""Predictions of a model on a split's rows, by the forward pass that serving uses too."""
+"""Predict a split's rows with a stored model, by the forward pass that serving uses."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from tailorbird import storage
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import normalise
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
-from tailorbird.evaluation.hybrid import routed
+from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_rows, reference_likelihoods
-from tailorbird.evaluation.predictions import Predictions, Side
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
 from tailorbird.models.classifier import logits_rows, probabilities
-from tailorbird.models.loading import LoadedModel, load_artifact, load_chat
-from tailorbird.models.temperature import softened
-from tailorbird.registry.versions import VersionConfig, read_parts
+from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.models.temperature import temperature_softmax
+from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
 def predict_rows(uri: str, *, rows: Rows) -> Predictions:
-    """What the artifact or version at `uri` answers, a hybrid by its routing; `model` is its kind."""
-    config = VersionConfig.model_validate(storage.read_json(f"{uri}/config.json"))
-    if config.prompting is not None:
-        return _predict_chat(uri, rows=rows)
-    if config.hybrid is not None:
-        parts = [Side(_predict(part.uri, rows=rows)) for part in read_parts(config.hybrid)]
-        return routed(config.hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
-    return _predict(uri, rows=rows)
+    """Return the predictions of the artifact or version at `uri`; `model` is its kind."""
+    hybrid = read_artifact_config(uri).hybrid
+    if hybrid is not None:
+        parts = [ModelPredictions(predict_rows(part.uri, rows=rows)) for part in read_parts(hybrid)]
+        return apply_routing(hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
+    loaded = load_artifact(uri)
+    return _predict_answers(loaded, rows) if isinstance(loaded, LoadedChat) else _predict_labels(loaded, rows)
 
 
 def calibrate(uri: str, *, rows: Rows) -> float:
-    """The temperature that the artifact's answers on validation rows ask for."""
-    loaded, logits = _logits(uri, rows)
-    return fit_temperature(logits, labels=label_indices(rows.labels, classes=loaded.classes))
+    """Return the temperature that calibrates the classifier at `uri` on validation rows."""
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedClassifier), f"{uri} is no classifier"
+    return fit_temperature(_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
 
 
-def predictions(
+def label_predictions(
     model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
 ) -> Predictions:
-    """The table of a model's outputs on rows, each scored 1 where it is the label."""
-    right = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
+    """Return a classifier's labels on rows as predictions, scored 1 if they equal the row's label, else 0."""
+    scores = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
     return Predictions(
         model=model,
         row_ids=rows.row_ids,
         labels=rows.labels,
         outputs=outputs,
-        scores=right,
+        scores=scores,
         confidences=confidences.astype(np.float64),
         calibrated=calibrated.astype(np.float64),
         groups=rows.groups,
@@ -54,17 +53,16 @@ def predictions(
     )
 
 
-def _predict(uri: str, *, rows: Rows) -> Predictions:
-    loaded, logits = _logits(uri, rows)
-    before, after = probabilities(logits), softened(logits, temperature=loaded.version.temperature)
+def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
+    logits = _logits(loaded, rows)
+    before, after = probabilities(logits), temperature_softmax(logits, temperature=loaded.version.temperature)
     outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
     kind = loaded.version.kind
-    return predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
+    return label_predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
 
 
-def _predict_chat(uri: str, *, rows: Rows) -> Predictions:
-    """The answers' scores and hashes: what a model said, and was to say, stays out of the evidence."""
-    loaded = load_chat(uri)
+def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
+    """Return a chat model's answers as scores and hashes: the evidence holds neither answers nor references."""
     answers = answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
     outputs = [answer.text for answer in answers]
     likelihoods = reference_likelihoods(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -85,8 +83,10 @@ def _predict_chat(uri: str, *, rows: Rows) -> Predictions:
 
 
 def _documents(rows: Rows) -> tuple[str, ...] | None:
-    """What each row shares with others, by number, for it may be a patient: its `split_by`, or else its text where one
-    occurs more than once. None where nothing is shared."""
+    """Return the number of each row's document: its `split_by` value, or else its text; None if all texts differ.
+
+    Numbers, since the value may identify a patient.
+    """
     keys: Sequence[str] | None = rows.split_keys
     if keys is None:
         keys = [normalise(text) for text in rows.texts]
@@ -96,7 +96,6 @@ def _documents(rows: Rows) -> tuple[str, ...] | None:
     return tuple(numbers[key] for key in keys)
 
 
-def _logits(uri: str, rows: Rows) -> tuple[LoadedModel[VersionConfig], np.ndarray]:
-    loaded = load_artifact(uri)
+def _logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
     tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    return loaded, logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+    return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))

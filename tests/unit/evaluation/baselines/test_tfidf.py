@@ -1,9 +1,21 @@
-"""The reference that needs no pretrained model, on texts small enough to reason about."""
+"""The TF-IDF baseline on texts small enough to reason about, fitted and loaded."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tailorbird.evaluation.baselines.tfidf import REGULARISATIONS, Reference, fit_reference, majority
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines.tfidf import (
+    FEATURES,
+    REGULARISATIONS,
+    TfidfBaseline,
+    fit_tfidf,
+    load_tfidf,
+    majority,
+    predict_tfidf,
+    save_tfidf,
+)
 
 ORGANS = {
     "eye": ("retina", "cornea", "iris"),
@@ -18,14 +30,13 @@ def terms(findings: tuple[str, ...], classes: tuple[str, ...] = ("eye", "ear", "
     return [text for text, _ in pairs], [label for _, label in pairs]
 
 
-def fit(classes: tuple[str, ...] = ("eye", "ear", "skin"), seed: int = 0) -> Reference:
-    validation_texts, validation_labels = terms(FINDINGS[3:4], classes)
-    return fit_reference(
-        *terms(FINDINGS[:3], classes),
-        validation_texts=validation_texts,
-        validation_labels=validation_labels,
-        seed=seed,
-    )
+def rows(texts: list[str], labels: list[str]) -> Rows:
+    return Rows(tuple(map(str, range(len(texts)))), tuple(texts), tuple(labels))
+
+
+def fit(classes: tuple[str, ...] = ("eye", "ear", "skin"), seed: int = 0) -> TfidfBaseline:
+    train, validation = rows(*terms(FINDINGS[:3], classes)), rows(*terms(FINDINGS[3:4], classes))
+    return fit_tfidf(train, validation=validation, seed=seed)
 
 
 @pytest.mark.parametrize("classes", [("eye", "ear", "skin"), ("eye", "skin")])
@@ -44,42 +55,34 @@ def test_a_text_of_known_words_is_answered_with_more_confidence_than_one_of_none
 
 
 def test_every_candidate_has_its_try_on_validation_and_the_best_is_kept() -> None:
-    reference = fit()
-    tried = [(attempt.features, attempt.c) for attempt in reference.attempts]
+    baseline = fit()
+    tried = [(attempt.features, attempt.c) for attempt in baseline.attempts]
     assert tried == [
         (features, c) for features in ("words", "characters", "words and characters") for c in REGULARISATIONS
     ]
-    best = max(attempt.validation_score for attempt in reference.attempts)
-    assert reference.validation_score == best
-    first = next(attempt for attempt in reference.attempts if attempt.validation_score == best)
-    assert (reference.features, reference.c) == (first.features, first.c)
-
-
-def test_validation_score_is_that_of_its_own_answers() -> None:
+    best = max(attempt.validation_score for attempt in baseline.attempts)
+    first = next(attempt for attempt in baseline.attempts if attempt.validation_score == best)
     texts, labels = terms(FINDINGS[3:4])
-    reference = fit()
-    answers, _ = reference.predict(texts)
-    assert np.mean([answer == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(
-        reference.validation_score
-    )
+    answers, _ = baseline.predict(texts)
+    assert baseline.features == first.features
+    assert np.mean([answer == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(best)
 
 
 def test_parts_of_words_are_read_where_whole_words_are_new() -> None:
-    reference = fit_reference(
+    train = rows(
         ["gastritis", "colitis", "hepatitis", "gastroscopy", "colonoscopy", "arthroscopy"] * 2,
         ["disease", "disease", "disease", "procedure", "procedure", "procedure"] * 2,
-        validation_texts=["arthritis", "laparoscopy"],
-        validation_labels=["disease", "procedure"],
     )
-    assert reference.features == "characters"
-    assert reference.predict(["bronchitis", "bronchoscopy"])[0] == ("disease", "procedure")
+    baseline = fit_tfidf(train, validation=rows(["arthritis", "laparoscopy"], ["disease", "procedure"]))
+    assert baseline.features == "characters"
+    assert baseline.predict(["bronchitis", "bronchoscopy"])[0] == ("disease", "procedure")
 
 
 def test_the_same_seed_gives_the_same_answers() -> None:
     texts, _ = terms(FINDINGS[4:])
-    one, other = fit(seed=3).predict(texts), fit(seed=3).predict(texts)
-    assert one[0] == other[0]
-    assert (one[1] == other[1]).all()
+    first, second = fit(seed=3).predict(texts), fit(seed=3).predict(texts)
+    assert first[0] == second[0]
+    assert (first[1] == second[1]).all()
 
 
 def test_no_texts_give_no_answers() -> None:
@@ -88,27 +91,54 @@ def test_no_texts_give_no_answers() -> None:
     assert confidence.shape == (0,)
 
 
-def test_texts_of_signs_are_told_apart_by_characters() -> None:
-    reference = fit_reference(
-        ["++ ++", "-- --", "++", "--"], ["p", "m", "p", "m"], validation_texts=["+++"], validation_labels=["p"]
-    )
-    assert {attempt.features for attempt in reference.attempts} == {"characters"}
-    assert reference.predict(["++++", "----"])[0] == ("p", "m")
+def test_texts_of_punctuation_are_classified_by_characters() -> None:
+    train = rows(["++ ++", "-- --", "++", "--"], ["p", "m", "p", "m"])
+    baseline = fit_tfidf(train, validation=rows(["+++"], ["p"]))
+    assert {attempt.features for attempt in baseline.attempts} == {"characters"}
+    assert baseline.predict(["++++", "----"])[0] == ("p", "m")
 
 
 def test_texts_without_a_character_are_refused() -> None:
     with pytest.raises(ValueError, match="no training text has a word or a character"):
-        fit_reference(["", " "], ["a", "b"], validation_texts=[""], validation_labels=["a"])
+        fit_tfidf(rows(["", " "], ["a", "b"]), validation=rows([""], ["a"]))
 
 
 def test_one_class_only_is_refused() -> None:
     with pytest.raises(ValueError, match="needs two classes"):
-        fit_reference(["x", "y"], ["a", "a"], validation_texts=["x"], validation_labels=["a"])
+        fit_tfidf(rows(["x", "y"], ["a", "a"]), validation=rows(["x"], ["a"]))
 
 
 def test_an_empty_validation_is_refused() -> None:
     with pytest.raises(ValueError, match="validation, which has no rows"):
-        fit_reference(["x", "y"], ["a", "b"], validation_texts=[], validation_labels=[])
+        fit_tfidf(rows(["x", "y"], ["a", "b"]), validation=rows([], []))
+
+
+@pytest.mark.parametrize("classes", [("eye", "ear", "skin"), ("eye", "skin")])
+@pytest.mark.parametrize("train", [FINDINGS[:3], ("{}itis", "{}oscopy"), ("{}",)])
+def test_a_stored_baseline_predicts_what_the_fitted_one_predicts_to_the_bit(
+    tmp_path: Path, classes: tuple[str, ...], train: tuple[str, ...]
+) -> None:
+    fitted = fit_tfidf(rows(*terms(train, classes)), validation=rows(*terms(FINDINGS[3:4], classes)))
+    save_tfidf(tmp_path.as_uri(), fitted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tfidf.json", "tfidf.safetensors"]
+    texts, labels = terms((*FINDINGS, "größe {} ½ 日本"), classes)
+    loaded = load_tfidf(tmp_path.as_uri())
+    (outputs, confidences), expected = loaded.predict(texts), fitted.predict(texts)
+    assert outputs == expected[0]
+    np.testing.assert_array_equal(confidences, expected[1])
+    assert (loaded.features, loaded.attempts, loaded.classes) == (fitted.features, fitted.attempts, fitted.classes)
+    stored = predict_tfidf(tmp_path.as_uri(), rows=rows(texts, labels))
+    assert (stored.model, stored.outputs, stored.labels) == ("tf_idf", outputs, tuple(labels))
+
+
+@pytest.mark.parametrize("features", ["words", "characters", "words and characters"])
+def test_each_kind_of_features_is_stored_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str) -> None:
+    monkeypatch.setattr("tailorbird.evaluation.baselines.tfidf.FEATURES", {features: FEATURES[features]} | FEATURES)
+    fitted = fit()
+    assert fitted.features == features
+    save_tfidf(tmp_path.as_uri(), fitted)
+    texts, _ = terms(FINDINGS)
+    np.testing.assert_array_equal(load_tfidf(tmp_path.as_uri()).predict(texts)[1], fitted.predict(texts)[1])
 
 
 def test_the_majority_is_the_most_frequent_label_and_its_share() -> None:

@@ -44,7 +44,7 @@ def rows_of(texts: list[str]) -> Rows:
 
 
 def test_both_models_answer_really_and_give_a_time_for_each_round(uris: dict[str, str]) -> None:
-    rounds = cpu_time.measure(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
+    rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
     assert len(rounds.incumbent) == len(rounds.candidate) == 6
     assert min(rounds.incumbent + rounds.candidate) > 0
 
@@ -60,7 +60,7 @@ def test_after_a_warm_up_who_begins_takes_turns_and_times_are_of_a_thousand_rows
 
     monkeypatch.setattr(cpu_time, "_answerer", lambda uri: uri)
     monkeypatch.setattr(cpu_time, "_cpu_s", counted)
-    rounds = cpu_time.measure(uris, rows=rows_of(["heart"] * 7), num_rounds=5)
+    rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart"] * 7), num_rounds=5)
     assert "".join(role[0] for role in answered) == "ic" + "icciicciic"
     assert rounds.incumbent == pytest.approx((3, 6, 7, 10, 11))
     assert rounds.candidate == pytest.approx((4, 5, 8, 9, 12))
@@ -74,4 +74,4 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(
     roles: tuple[str, ...], texts: list[str], num_rounds: int
 ) -> None:
     with pytest.raises(ValueError, match="5 rounds or more"):
-        cpu_time.measure(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)
+        cpu_time.measure_cpu(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)

@@ -12,10 +12,10 @@ from tailorbird.evaluation.inference.perturbations import (
     NAMES,
     PLACES,
     SEXES,
-    counterfactuals,
-    misspell,
-    misspelt,
+    add_typo,
+    add_typos,
     swap_age,
+    swap_demographics,
     swap_name,
     swap_sex,
 )
@@ -156,35 +156,35 @@ def test_the_lists_fit_together() -> None:
 
 def test_counterfactuals_are_one_row_a_kind_with_all_else_kept() -> None:
     rows = rows_of("A cough", "Emily is a 45-year-old woman", "An elderly patient")
-    changed = counterfactuals(rows)
+    changed = swap_demographics(rows)
     assert changed.row_ids == ("1|sex", "1|age", "1|name", "2|age")
     assert changed.texts[:2] == ("Kevin is a 45-year-old man", "Emily is a 75-year-old woman")
     assert changed.labels == ("label 1",) * 3 + ("label 2",)
     assert changed.split_keys == ("key 1",) * 3 + ("key 2",)
     assert changed.groups == {"site": ("site 1",) * 3 + ("site 2",)}
-    assert counterfactuals(rows) == changed
+    assert swap_demographics(rows) == changed
 
 
 def test_rows_that_name_nobody_give_no_row() -> None:
-    changed = counterfactuals(rows_of("Kinking of ureter", "", "Typhoid fever"))
+    changed = swap_demographics(rows_of("Kinking of ureter", "", "Typhoid fever"))
     assert len(changed) == 0
     assert changed.groups == {"site": ()}
 
 
 def test_misspelt_changes_each_text_and_keeps_all_else() -> None:
     rows = rows_of("Typhoid fever with heart involvement", "", "5", "AB", "Kinking of ureter")
-    changed = misspelt(rows)
+    changed = add_typos(rows)
     assert changed.row_ids == ("0|noise", "1|noise", "2|noise", "3|noise", "4|noise")
     assert all(before != after for before, after in zip(rows.texts, changed.texts, strict=True))
     assert (changed.labels, changed.split_keys, changed.groups) == (rows.labels, rows.split_keys, rows.groups)
-    assert misspelt(rows) == changed
+    assert add_typos(rows) == changed
 
 
 def test_all_three_slips_occur_and_a_row_has_the_same_one_wherever_it_stands() -> None:
     text = "Typhoid fever with heart involvement"
     slips = {"case": 0, "space": 0, "typing": 0}
     for number in range(300):
-        changed = misspell(text, seed=str(number))
+        changed = add_typo(text, seed=str(number))
         if changed.lower() == text.lower():
             slips["case"] += 1
         elif changed.split() == text.split():
@@ -195,12 +195,12 @@ def test_all_three_slips_occur_and_a_row_has_the_same_one_wherever_it_stands() -
             assert [word[0] for word in changed.split()] == [word[0] for word in text.split()]
     assert min(slips.values()) > 70
     rows = rows_of(*[text] * 5)
-    assert misspelt(rows.take([3])).texts[0] == misspelt(rows).texts[3]
+    assert add_typos(rows.take([3])).texts[0] == add_typos(rows).texts[3]
 
 
 @given(TEXTS, st.text(max_size=5))
 def test_any_text_is_misspelt(text: str, seed: str) -> None:
-    assert misspell(text, seed=seed) != text
+    assert add_typo(text, seed=seed) != text
 
 
 @given(st.lists(st.sampled_from([*SEXES, *AGES, "her", "his", "Emily", "45-year-old", "pain", "."]), max_size=8))
