@@ -59,17 +59,17 @@ def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson =
 
 @handle_errors
 def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The main job: data, baselines, sweep, seeds, verdict, registry. Goes on from what is done.
+    """The main job: data, baselines, sweep, seeds, verdict, registry. Resumes after the last finished stage.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
     from tailorbird.evaluation.report.console import verdict_lines
-    from tailorbird.pipeline import run as pipeline
+    from tailorbird.pipeline.run import run_pipeline
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        done = pipeline.run_pipeline(loaded, progress=progress)
-    value = {"run": done.run, "winner": done.winner, "verdict": done.verdict.to_dict()}
-    print_result(value, as_json=as_json, lines=[*verdict_lines(done.evidence), f"evidence: {done.run}/report.html"])
+        result = run_pipeline(loaded, progress=progress)
+    value = {"run": result.run, "winner": result.winner, "verdict": result.verdict.model_dump(mode="json")}
+    print_result(value, as_json=as_json, lines=[*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"])
 
 
 @handle_errors
@@ -78,12 +78,17 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 
     Example: tailorbird baseline recipes/icd10_demo.yaml
     """
-    from tailorbird.pipeline import run as pipeline
+    from dataclasses import asdict
+
+    from tailorbird.evaluation.baselines.baseline import select_incumbent
     from tailorbird.pipeline.prepare import prepare
+    from tailorbird.pipeline.run import fit_baselines
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        rungs, incumbent = pipeline.climb_ladder(prepare(loaded, progress=progress), progress=progress)
-    print_result({"rungs": rungs, "incumbent": incumbent.kind}, as_json=as_json, lines=[f"incumbent: {incumbent.kind}"])
+        baselines = fit_baselines(prepare(loaded, progress=progress), progress=progress)
+    incumbent = select_incumbent(baselines).kind
+    value = {"baselines": [asdict(baseline) for baseline in baselines], "incumbent": incumbent}
+    print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
 
 
 @handle_errors
@@ -92,13 +97,13 @@ def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
-    from tailorbird.pipeline import run as pipeline
+    from tailorbird.pipeline.run import sweep_only
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        swept = pipeline.sweep_only(loaded, progress=progress)
+        swept = sweep_only(loaded, progress=progress)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
-    print_result(swept.to_dict(), as_json=as_json, lines=lines)
+    print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
 
 
 @handle_errors
@@ -108,10 +113,10 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """
     from tailorbird.evaluation.report.console import verdict_lines
-    from tailorbird.pipeline import run as pipeline
+    from tailorbird.pipeline.run import run_pipeline
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        done = pipeline.run_pipeline(loaded, progress=progress, may_train=False)
+        result = run_pipeline(loaded, progress=progress, may_train=False)
     print_result(
-        {"run": done.run, "verdict": done.verdict.to_dict()}, as_json=as_json, lines=verdict_lines(done.evidence)
+        {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}, as_json=as_json, lines=verdict_lines(result.evidence)
     )

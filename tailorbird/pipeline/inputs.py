@@ -1,0 +1,86 @@
+"""What a recipe names, read, checked and staged on S3: the inputs of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import ParamSpec, TypeVar
+
+from cluster.code_snapshot import CodeVersion, ship_code
+from cluster.remote import run_remote
+from cluster.resources import worker_resources
+from tailorbird import PROJECT_ROOT
+from tailorbird.config.base import digest
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import Splits
+from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
+from tailorbird.data.tasks import data_task
+from tailorbird.evaluation.report.run_record import BaseModelRecord
+from tailorbird.models.base_model import model_files, stage_base_model
+from tailorbird.models.loading import dtype_name
+from tailorbird.models.metadata import require_length
+from tailorbird.registry.versions import Kind, Prompting, VersionConfig, now
+from tailorbird.storage.code_closure import code_sha256
+from tailorbird.storage.stage_cache import cached_stage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """A recipe and what it names, as stored on S3."""
+
+    recipe: Recipe
+    data: LoadedDataset
+    base_model: BaseModelRecord
+    code: CodeVersion
+
+    @property
+    def splits(self) -> Splits:
+        """The rows in memory; train is a sample if the training rows are sharded."""
+        return self.data.splits
+
+    def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
+        """Return the inputs of a stage: the code of the functions that it runs, base model, training and validation
+        rows, and what it names itself."""
+        rows = {name: self.data.hashes[name] for name in ("train", "validation")}
+        if self.data.sample_sha256 is not None:  # baselines are fitted on the sample
+            rows["train_in_memory"] = self.data.sample_sha256
+        return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
+
+    def cached(self, name: str, *, output: type[R], inputs: Mapping[str, object], compute: Callable[[str], R]) -> R:
+        """Return a stage of this task by `cached_stage`."""
+        return cached_stage(self.recipe.task_uri, name, output=output, inputs=inputs, compute=compute)
+
+    def remote(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function as a Ray task with a training worker's resources, whose call waits for the value."""
+        return run_remote(function, resources=worker_resources(self.recipe.training))
+
+    def version_config(
+        self, kind: Kind, *, classes: tuple[str, ...] = (), prompting: Prompting | None = None
+    ) -> VersionConfig:
+        """Return the config of an artifact that this run makes, with temperature 1."""
+        return VersionConfig(
+            kind=kind,
+            classes=classes,
+            base_model=self.base_model.uri,
+            max_length=self.recipe.data.max_length,
+            dtype=dtype_name(),
+            code=self.code.uri,
+            recipe_hash=digest(self.recipe),
+            created_at=now(),
+            prompting=prompting,
+        )
+
+
+def load_inputs(recipe: Recipe) -> RunInputs:
+    """Read and check the recipe's rows, and stage base model and code."""
+    task = data_task(recipe.task, system=recipe.data.system)
+    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)  # first: an error costs nothing yet
+    uri = stage_base_model(recipe.base_model, registry=recipe.registry)
+    require_length(uri, max_length=recipe.data.max_length, task=task)
+    base_model = BaseModelRecord(uri, model_files(uri))
+    code = ship_code(recipe.task_uri, PROJECT_ROOT)
+    if data is None:
+        inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
+        data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
+    return RunInputs(recipe, data, base_model, code)

@@ -1,0 +1,135 @@
+"""What a run has made so far, as values, and its record for the evidence."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.run_record import (
+    AverageRecord,
+    CandidateRecord,
+    CodeRecord,
+    CostRecord,
+    CurveRecord,
+    DataRecord,
+    RunRecord,
+    SeedRecord,
+    TrainingRecord,
+    TrialRecord,
+)
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.versions import now
+from training.reports import TrainingResult
+from tuning.learning_curve import LearningCurve
+from tuning.sweep import SweepResult
+
+PRETRAINED = "pretrained"
+"""Status of a baseline in the sweep's table."""
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """The baselines and everything that was trained; no model has read test yet."""
+
+    baselines: tuple[Baseline, ...]
+    sweep: SweepResult
+    seeds: tuple[TrainingResult, ...]
+    """Trainings of the selected configuration, the sweep's own first."""
+    averaged: Contender | None
+    """The mean of the seeds' weights."""
+    curve: LearningCurve | None
+    candidate: Contender
+
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        """The two models that the verdict compares, by role."""
+        incumbent = select_incumbent(self.baselines)
+        assert incumbent.uri is not None  # it can serve
+        former = Contender(incumbent.kind, incumbent.uri, incumbent.validation)
+        return {"incumbent": former, "candidate": self.candidate}
+
+    def cpu_seconds(self, training: TrainingConfig) -> float:
+        """Return the CPU-seconds inside the training steps of every trial and further seed."""
+        seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
+        return seconds * training.max_workers * training.cpus_per_worker
+
+
+@dataclass(frozen=True)
+class EvaluatedModels:
+    """What both models predicted and cost on test, and the access to the test rows that it took."""
+
+    routing: Routing | None
+    """Of a hybrid, fitted on validation."""
+    test_access: TestSetAccess
+    test_rows: str
+    """sha256 of the test rows' content, which names the ledger."""
+    other_test_sets: int
+    predictions: Mapping[str, Predictions]
+    """By the table's name."""
+    cost: CostRecord
+
+
+def run_record(
+    context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, *, versions: Mapping[str, CandidateRecord]
+) -> RunRecord:
+    """Return the record of a run; the verdict expires `valid_days` after the access to the test rows."""
+    accessed_at = datetime.fromisoformat(evaluated.test_access.at)
+    averaged, curve, inputs = trained.averaged, trained.curve, context.inputs
+    seed = context.recipe.training.seed
+    return RunRecord(
+        run=context.run,
+        requested_by=context.requested_by,
+        created_at=now(),
+        expires_at=(accessed_at + timedelta(days=context.protocol.valid_days)).isoformat(timespec="seconds"),
+        champion=context.champion,
+        code=CodeRecord(inputs.code.sha256, inputs.code.uri),
+        base_model=inputs.base_model,
+        data=DataRecord(inputs.data.report, inputs.data.num_train, inputs.data.hashes, evaluated.other_test_sets),
+        baselines=trained.baselines,
+        sweep=_trials(trained.sweep, method=context.recipe.training.method),
+        sweep_ended=trained.sweep.ended,
+        training=_training(trained, context.recipe.training),
+        seeds=tuple(SeedRecord(seed + number, result.score) for number, result in enumerate(trained.seeds)),
+        averaged=AverageRecord(averaged.validation, averaged.uri == trained.candidate.uri) if averaged else None,
+        curve=CurveRecord(**asdict(curve)) if curve else None,
+        candidate_validation=trained.candidate.validation,
+        versions=versions,
+        test_access=evaluated.test_access,
+        test_rows=evaluated.test_rows,
+        routing=evaluated.routing,
+        cost=evaluated.cost,
+        predictions=evaluated.predictions,
+    )
+
+
+def _trials(swept: SweepResult, *, method: str) -> tuple[TrialRecord, ...]:
+    return tuple(
+        TrialRecord(
+            trial=row.trial,
+            kind=row.trial if row.status == PRETRAINED else str(row.config.get("method", method)),
+            config=row.config,
+            epochs=len(row.scores),
+            validation=row.score,
+            seconds=row.seconds,
+            status=row.status,
+        )
+        for row in swept.rows
+    )
+
+
+def _training(trained: TrainedModels, config: TrainingConfig) -> TrainingRecord:
+    best = max(trained.seeds, key=lambda seed: seed.score)
+    return TrainingRecord(
+        selected=trained.sweep.selected.model_dump(mode="json"),
+        num_workers=config.max_workers,
+        zero_stage=config.zero_stage,
+        epochs=best.epochs,
+        seconds=best.step_seconds,
+        samples_per_second=best.rows_per_second,
+        padding_share=best.padding_share,
+    )

@@ -1,0 +1,201 @@
+"""What differs between a classification and a chat task in a run; nothing else in the pipeline asks which it is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, TypedDict
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.data.quality import take_training_rows
+from tailorbird.data.rows import Rows
+from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.tokenize import labels_of
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
+from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
+from tailorbird.evaluation.inference.predict import calibrate
+from tailorbird.pipeline.inputs import RunInputs
+from tailorbird.registry.versions import Kind, Prompting, VersionConfig
+from training.chat_task import ChatTrainingTask
+from training.classification_task import ClassificationTrainingTask
+from training.task import TrainingTask, check_trainable
+
+
+class Task(Protocol):
+    """A task of a run: its baselines, its training, and how its models are made loadable."""
+
+    label_noun: ClassVar[str]
+    """What the different labels of the rows are, in messages."""
+    num_cost_rows: ClassVar[int]
+    """Test rows on which the cost of both models is measured."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels that a model chooses from; empty for a chat task."""
+
+    @property
+    def training_inputs(self) -> dict[str, object]:
+        """Inputs of a training stage besides the rows and the training config."""
+
+    def version_config(self, kind: Kind) -> VersionConfig:
+        """Return the config of an artifact that this run makes."""
+
+    def fit_baselines(self) -> tuple[Baseline, ...]:
+        """Return the stored baselines; a cached stage."""
+
+    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
+        """Return the training and validation rows to train on: all, or a random part of `num_train_rows`."""
+
+    def require_trainable(self) -> None:
+        """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
+
+        Checked before the baselines, which take minutes: workers that fail by it would be started again.
+        """
+
+    def fit_temperature(self, uri: str) -> float | None:
+        """Return the temperature of the artifact at `uri`, fitted on validation, or None; a cached stage."""
+
+
+class _TrainingRows(TypedDict):
+    """Arguments that every `TrainingTask` takes."""
+
+    base_model: str
+    train: Rows | Shards
+    validation: Rows
+    max_length: int
+    metric: str
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """A label for a text."""
+
+    inputs: RunInputs
+    label_noun: ClassVar[str] = "classes"
+    num_cost_rows: ClassVar[int] = 256
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        return labels_of(self.inputs.splits.train.labels)
+
+    @property
+    def training_inputs(self) -> dict[str, object]:
+        return _training_inputs(self.inputs)
+
+    def version_config(self, kind: Kind) -> VersionConfig:
+        return self.inputs.version_config(kind, classes=self.classes)
+
+    def fit_baselines(self) -> tuple[Baseline, ...]:
+        recipe, splits = self.inputs.recipe, self.inputs.splits
+        config, seed = recipe.evaluation, recipe.training.seed
+
+        def compute(uri: str) -> tuple[Baseline, ...]:
+            results = self.inputs.remote(fit_baselines)(
+                self.inputs.base_model.uri,
+                train=splits.train,
+                validation=splits.validation,
+                max_length=recipe.data.max_length,
+                config=config,
+                seed=seed,
+            )
+            return store_baselines(uri, results, config=self.version_config("zero_shot"))
+
+        named = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "metric": config.metric}
+        inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)
+        return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
+
+    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
+        return ClassificationTrainingTask(classes=self.classes, **_training_rows(self.inputs, num_train_rows))
+
+    def require_trainable(self) -> None:
+        """Every encoder and every labelled text can be trained on."""
+
+    def fit_temperature(self, uri: str) -> float | None:
+        def compute(_: str) -> float:
+            return self.inputs.remote(calibrate)(uri, rows=self.inputs.splits.validation)
+
+        inputs = self.inputs.stage_inputs(calibrate, model=uri)
+        return self.inputs.cached("temperature", output=float, inputs=inputs, compute=compute)
+
+
+@dataclass(frozen=True)
+class ChatTask:
+    """An answer in words to a conversation."""
+
+    inputs: RunInputs
+    label_noun: ClassVar[str] = "different answers"
+    num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
+    classes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def prompting(self) -> Prompting:
+        """The prompting without examples."""
+        config = self.inputs.recipe.data
+        return Prompting(system=config.system, max_new_tokens=config.max_new_tokens)
+
+    @property
+    def training_inputs(self) -> dict[str, object]:
+        return _training_inputs(self.inputs) | {"prompting": self.prompting.model_dump(mode="json")}
+
+    def version_config(self, kind: Kind) -> VersionConfig:
+        return self.inputs.version_config(kind, prompting=self.prompting)
+
+    def fit_baselines(self) -> tuple[Baseline, ...]:
+        recipe, splits = self.inputs.recipe, self.inputs.splits
+        config, seed = recipe.evaluation, recipe.training.seed
+
+        def compute(uri: str) -> tuple[Baseline, ...]:
+            baselines = self.inputs.remote(fit_prompt_baselines)(
+                self.inputs.base_model.uri,
+                train=splits.train,
+                validation=splits.validation,
+                prompting=self.prompting,
+                config=config,
+                seed=seed,
+            )
+            return store_prompt_baselines(uri, baselines, config=self.version_config("zero_shot"))
+
+        named = {"shots": config.prompt_shots, "draws": config.prompt_draws, "metric": config.metric}
+        prompting = self.prompting.model_dump(mode="json")
+        inputs = self.inputs.stage_inputs(fit_prompt_baselines, prompting=prompting, seed=seed, **named)
+        return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
+
+    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
+        return ChatTrainingTask(prompting=self.prompting, **_training_rows(self.inputs, num_train_rows))
+
+    def require_trainable(self) -> None:
+        training: TrainingConfig = self.inputs.recipe.training
+
+        def compute(_: str) -> bool:
+            check = self.inputs.remote(check_trainable)
+            check(self.training_task(), attention_dropout=training.attention_dropout)
+            return True
+
+        inputs = self.inputs.stage_inputs(
+            ChatTrainingTask, **self.training_inputs, attention_dropout=training.attention_dropout
+        )
+        self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
+
+    def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002  an answer in words has no temperature
+        return None
+
+
+def task_of(inputs: RunInputs) -> Task:
+    """Return the task of a recipe's inputs."""
+    tasks: dict[str, type[ClassificationTask | ChatTask]] = {"classification": ClassificationTask, "chat": ChatTask}
+    return tasks[inputs.recipe.task](inputs)
+
+
+def _training_inputs(inputs: RunInputs) -> dict[str, object]:
+    return {"max_length": inputs.recipe.data.max_length, "metric": inputs.recipe.evaluation.metric}
+
+
+def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> _TrainingRows:
+    recipe, splits, shards = inputs.recipe, inputs.splits, inputs.data.shards
+    part = take_training_rows(splits, size=num_train_rows, seed=recipe.training.seed).train
+    return {
+        "base_model": inputs.base_model.uri,
+        "train": part if num_train_rows is not None or shards is None else shards,
+        "validation": splits.validation,
+        "max_length": recipe.data.max_length,
+        "metric": recipe.evaluation.metric,
+    }

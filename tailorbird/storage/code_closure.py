@@ -1,0 +1,70 @@
+"""Fingerprint of the code that a stage runs: the source files that its functions' modules import, at any depth."""
+
+import ast
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from tailorbird import PROJECT_ROOT
+
+PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
+"""The project's packages; imports of others are not followed."""
+
+
+def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> str:
+    """Return one hash of the names and contents of `source_files(*functions)` under `root`."""
+    assert functions, "a stage runs at least one function"
+    digest = hashlib.sha256()
+    for name in source_files(*functions, root=root):
+        digest.update(f"{name}\n{hashlib.sha256((root / name).read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> tuple[str, ...]:
+    """Return the files, relative to `root` and sorted, that hold the functions or are imported from there.
+
+    Imports inside functions count, those under `if TYPE_CHECKING:` do not. `from package import name` leads to
+    `package/name.py` or, if there is none, to where `name` may come from: `package/__init__.py`. The `__init__.py` of
+    a package above an imported module is not followed: what it imports besides is not used.
+    """
+    pending = [_file(function.__module__, root) for function in functions]
+    assert None not in pending, f"not functions of the project's: {functions}"
+    reached: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name is not None and name not in reached:
+            reached.add(name)
+            imports = _imports((root / name).read_bytes())
+            pending += [_file(f"{module}.{item}", root) or _file(module, root) for module, item in imports]
+    return tuple(sorted(reached))
+
+
+def _file(module: str, root: Path) -> str | None:
+    """Return the source file of one of the project's modules or packages, or None."""
+    parts = module.strip(".").split(".")
+    if parts[0] in PACKAGES:
+        for name in ("/".join(parts) + ".py", "/".join(parts) + "/__init__.py"):
+            if (root / name).is_file():
+                return name
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _imports(source: bytes) -> tuple[tuple[str, str], ...]:
+    """Return (module, imported name) of each absolute import; the name is empty if the module itself is imported."""
+    return tuple(_imports_of(ast.parse(source)))
+
+
+def _imports_of(node: ast.AST) -> Iterator[tuple[str, str]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "the project has no relative imports"
+            yield from ((str(child.module), alias.name) for alias in child.names)
+        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _imports_of(ast.Module([other], []))
+        else:
+            yield from _imports_of(child)

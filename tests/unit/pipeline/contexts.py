@@ -1,0 +1,51 @@
+"""Run contexts on local folders, without S3 and Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.code_snapshot import CodeVersion
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.quality import clean
+from tailorbird.data.rows import Rows, Splits, fingerprint
+from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.evaluation.report.run_record import BaseModelRecord
+from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.pipeline.inputs import RunInputs
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.pipeline.tasks import task_of
+
+
+def recipe_at(folder: Path, **sections: object) -> Recipe:
+    """A recipe whose registry is a local folder, which no recipe file may name."""
+    required = {"name": "task", "base_model": "s3://m/base", "data": {"train": "s3://lake/x"}, "registry": "s3://m"}
+    return Recipe.model_validate(required | sections).model_copy(update={"registry": folder.as_uri()})
+
+
+def rows_of(texts: list[str], labels: list[str], *, first: int = 0) -> Rows:
+    return Rows(tuple(str(first + index) for index in range(len(texts))), tuple(texts), tuple(labels))
+
+
+def splits_of(*, num_train: int = 8) -> Splits:
+    """Rows of two classes."""
+    splits = []
+    for name, size in (("train", num_train), ("validation", 4), ("test", 4)):
+        texts = [f"{name} row {index} of {'ab'[index % 2]}" for index in range(size)]
+        splits.append(rows_of(texts, ["ab"[index % 2] for index in range(size)]))
+    return Splits(*splits)
+
+
+def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base") -> RunContext:
+    """A context as `prepare` would return it."""
+    cleaned, report = clean(splits)
+    data = LoadedDataset(cleaned, report, fingerprint(cleaned))
+    code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
+    inputs = RunInputs(recipe, data, BaseModelRecord(base_model, {}), code)
+    protocol = build_protocol(recipe.evaluation, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test))
+    run = f"{recipe.task_uri}/runs/r"
+    return RunContext(run, inputs, task_of(inputs), protocol, champion=None, requested_by="me")
+
+
+def run_locally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in this process what would be a Ray task."""
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda function, **_: function)

@@ -1,0 +1,145 @@
+"""A stage's fingerprint covers the code that it runs: an edit of that changes it, an edit of other code does not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tailorbird import PROJECT_ROOT
+from tailorbird.evaluation.baselines import chat, classification, tfidf
+from tailorbird.evaluation.inference import cpu_time, perturbations, predict
+from tailorbird.storage.code_closure import PACKAGES, code_sha256, source_files
+from training.chat_task import ChatTrainingTask
+from training.classification_task import ClassificationTrainingTask
+from training.export import average_weights
+from training.trainer import finetune
+from tuning.sweep import sweep
+
+STAGES = {
+    "baselines": (classification.fit_baselines,),
+    "chat baselines": (chat.fit_prompt_baselines,),
+    "sweep": (sweep, ClassificationTrainingTask),
+    "chat sweep": (sweep, ChatTrainingTask),
+    "seed": (finetune, ClassificationTrainingTask),
+    "average": (average_weights, predict.predict_rows),
+    "temperature": (predict.calibrate,),
+    "predictions": (predict.predict_rows,),
+    "noise predictions": (predict.predict_rows, perturbations.add_typos),
+    "reference": (tfidf.predict_tfidf,),
+    "cost": (cpu_time.measure_cpu,),
+}
+RUNS = {
+    "baselines": ("evaluation/baselines/classification.py", "evaluation/baselines/tfidf.py", "models/classifier.py"),
+    "chat baselines": ("evaluation/baselines/chat.py", "models/generation.py", "data/chat_template.py"),
+    "sweep": ("training/loop.py", "training/classification_task.py", "tuning/worker.py", "tuning/futility.py"),
+    "chat sweep": ("training/chat_task.py", "training/loop.py", "data/packing.py"),
+    "seed": ("training/loop.py", "training/deepspeed_engine.py", "data/tokenize.py"),
+    "average": ("training/export.py",),
+    "predictions": ("evaluation/inference/predict.py", "models/classifier.py", "models/causal_lm.py"),
+    "noise predictions": ("evaluation/inference/perturbations.py",),
+    "reference": ("evaluation/baselines/tfidf.py",),
+    "cost": ("evaluation/inference/cpu_time.py", "models/classifier.py"),
+}
+
+
+def path_of(name: str) -> str:
+    return name if name.split("/")[0] in PACKAGES else f"tailorbird/{name}"
+
+
+@pytest.mark.parametrize("stage", RUNS)
+def test_a_stage_reaches_the_code_that_it_runs(stage: str) -> None:
+    assert {path_of(name) for name in RUNS[stage]} <= set(source_files(*STAGES[stage]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_reaches_pages_reports_serving_or_the_command_line(stage: str) -> None:
+    others = ("serving/", *(f"tailorbird/{name}/" for name in ("cli", "pipeline", "release", "operate", "monitoring")))
+    reports = tuple(f"tailorbird/evaluation/{name}/" for name in ("report", "verdict"))
+    assert [name for name in source_files(*STAGES[stage]) if name.startswith((*others, *reports))] == []
+
+
+def test_trainings_do_not_reach_baselines_and_baselines_not_trainings() -> None:
+    for stage in ("seed", "sweep", "chat sweep"):
+        files = source_files(*STAGES[stage])
+        assert not {"tailorbird/evaluation/baselines/classification.py", "tailorbird/evaluation/baselines/tfidf.py"} & {
+            *files
+        }
+    for stage in ("baselines", "chat baselines", "predictions", "cost"):
+        assert [name for name in source_files(*STAGES[stage]) if name.startswith(("training/", "tuning/"))] == []
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's packages."""
+    root = tmp_path_factory.mktemp("tree")
+    for package in PACKAGES:
+        shutil.copytree(PROJECT_ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("edited", "changed"),
+    [
+        ("training/loop.py", {"sweep", "chat sweep", "seed"}),
+        ("training/chat_task.py", {"chat sweep"}),
+        ("tuning/futility.py", {"sweep", "chat sweep"}),
+        ("tailorbird/evaluation/baselines/classification.py", {"baselines"}),
+        ("tailorbird/evaluation/baselines/tfidf.py", {"baselines", "reference"}),
+        ("tailorbird/evaluation/baselines/chat.py", {"chat baselines"}),
+        ("tailorbird/evaluation/inference/perturbations.py", {"noise predictions"}),
+        ("tailorbird/evaluation/report/html.py", set()),
+        ("tailorbird/evaluation/verdict/decide.py", set()),
+        ("tailorbird/cli/train.py", set()),
+        ("tailorbird/pipeline/run.py", set()),
+        ("tailorbird/monitoring/drift.py", set()),
+        ("serving/app.py", set()),
+        ("tailorbird/storage/objects.py", set(STAGES)),
+    ],
+)
+def test_an_edit_changes_the_fingerprints_of_the_stages_that_run_the_file(
+    tree: Path, edited: str, changed: set[str]
+) -> None:
+    before = {stage: code_sha256(*functions, root=tree) for stage, functions in STAGES.items()}
+    assert before == {stage: code_sha256(*functions) for stage, functions in STAGES.items()}
+    content = (tree / edited).read_bytes()
+    try:
+        (tree / edited).write_bytes(content + b"\n# edited\n")
+        after = {stage: code_sha256(*functions, root=tree) for stage, functions in STAGES.items()}
+    finally:
+        (tree / edited).write_bytes(content)
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == changed
+
+
+@pytest.fixture
+def small_tree(tmp_path: Path) -> Path:
+    """A package that re-exports, a function-level import, and one for type checkers."""
+    sources = {
+        "tuning/__init__.py": "from tuning.exported import value",
+        "tuning/exported.py": "value = 1",
+        "tuning/stage.py": (
+            "import json\nimport training.plain\nfrom typing import TYPE_CHECKING\nfrom training import named\n"
+            "if TYPE_CHECKING:\n    from serving.typed import T\nelse:\n    import serving.untyped\n"
+            "def run():\n    from tuning import value\n"
+        ),
+        "training/__init__.py": "from training.unused import x",
+        **{f"training/{name}.py": "" for name in ("plain", "named", "unused")},
+        **{f"serving/{name}.py": "" for name in ("typed", "untyped")},
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    return tmp_path
+
+
+def test_imports_are_followed_to_the_modules_that_they_name(small_tree: Path) -> None:
+    def stage() -> None: ...
+
+    stage.__module__ = "tuning.stage"
+    assert source_files(stage, root=small_tree) == (
+        "serving/untyped.py",
+        "training/named.py",
+        "training/plain.py",
+        "tuning/__init__.py",
+        "tuning/exported.py",
+        "tuning/stage.py",
+    )

@@ -1,0 +1,53 @@
+"""A stage is computed once for the same inputs, and its output is read back as the type that was stored."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tailorbird.storage.stage_cache import cached_stage
+
+
+@dataclass(frozen=True)
+class Output:
+    name: str
+    scores: tuple[float, ...]
+    note: str | None = None
+
+
+def computed(calls: list[str]) -> Callable[[str], tuple[Output, ...]]:
+    def compute(uri: str) -> tuple[Output, ...]:
+        calls.append(uri)
+        return (Output("a", (0.1, 1 / 3, 1e-300)), Output("b", (), "ü"))
+
+    return compute
+
+
+def test_the_same_inputs_are_computed_once_and_other_inputs_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first, again, other = (
+        cached_stage(tmp_path.as_uri(), "x", output=tuple[Output, ...], inputs={"a": inputs}, compute=computed(calls))
+        for inputs in ([1, {"b": None}], [1, {"b": None}], [2])
+    )
+    assert first == again == other == (Output("a", (0.1, 1 / 3, 1e-300)), Output("b", (), "ü"))
+    assert len(set(calls)) == len(calls) == 2
+    assert all(uri.startswith(f"{tmp_path.as_uri()}/stages/x-") for uri in calls)
+
+
+def test_an_interrupted_stage_is_computed_again(tmp_path: Path) -> None:
+    def interrupted(_: str) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted)
+    assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5)
+    (path,) = tmp_path.rglob("done.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match="has format 99"):
+        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5)
