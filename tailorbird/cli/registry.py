@@ -76,4 +76,4 @@ def compare(
     from tailorbird.evaluation.report.version_comparison import compare_versions
 
     comparison = compare_versions(first, second=second)
-    print_result(comparison.to_dict(), as_json=as_json, lines=comparison.lines())
+    print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=comparison.lines())

@@ -9,7 +9,7 @@ from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
-from tailorbird.registry.routing import NO_GROUP, Routing, to_candidate
+from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
 
 NUM_THRESHOLDS = 50
 
@@ -71,7 +71,7 @@ def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
 
 def _mask(routing: Routing, table: Predictions) -> np.ndarray:
     groups = table.groups.get(routing.column) if routing.column is not None else None
-    return np.asarray(to_candidate(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
+    return np.asarray(routes_to_candidate(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
 
 
 def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions) -> Predictions:

@@ -1,13 +1,12 @@
-"""What every gate is made of: bounds that pass, fail or cannot be assessed, by where their whole interval lies."""
+"""Gates and their bounds: a bound passes, fails or cannot be assessed by where its whole interval lies."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
 
 
 class State(StrEnum):
-    """What is known of a bound or a gate."""
+    """State of a bound or a gate."""
 
     PASSES = "passes"
     FAILS = "fails"
@@ -16,10 +15,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Bound:
-    """One estimate beside its limit."""
+    """An estimate with its interval, compared with a limit."""
 
     what: str
-    """What was estimated, as a reader understands it: `ECE after temperature`."""
+    """Name of the estimate for readers: `ECE after temperature`."""
     estimate: float
     interval: tuple[float, float]
     limit: float
@@ -32,32 +31,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition on the candidate beside its gain."""
+    """A condition that the candidate must meet besides its gain."""
 
     name: str
     """`calibration`, `groups`, `counterfactual`, `robustness` or `cost`."""
     state: State
     bounds: tuple[Bound, ...]
     note: str = ""
-    """What a reader should know besides the bounds."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `from_dict` reads it back."""
-        value = asdict(self)
-        value["state"] = str(self.state)
-        value["bounds"] = [
-            bound | {"interval": list(bound["interval"]), "state": str(bound["state"])} for bound in value["bounds"]
-        ]
-        return value
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Self:
-        """Reads `to_dict`'s value."""
-        bounds = tuple(
-            Bound(**bound | {"interval": tuple(bound["interval"]), "state": State(bound["state"])})
-            for bound in value["bounds"]
-        )
-        return cls(value["name"], State(value["state"]), bounds, value["note"])
+    """Further information for readers."""
 
 
 def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, float], n: int) -> Bound:

@@ -1,8 +1,8 @@
-"""The report's plots as inline SVG: each a pure function of its numbers, which the page shows beside it."""
+"""The report's plots as inline SVG: each a pure function of its numbers, which the page prints next to it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from tailorbird.evaluation.report.evidence import ReliabilityBin
 from tailorbird.evaluation.report.html_elements import text
 
 SQUARE = 240
@@ -28,15 +28,15 @@ def span(
     left, right = bounds
     scale = 100 / (right - left or 1.0)
 
-    def place(value: float) -> str:
+    def position(value: float) -> str:
         return f"{min(max((value - left) * scale, 0.0), 100.0):.2f}"
 
     low, high = interval
-    width = float(place(high)) - float(place(low))
-    dashed = "".join(f'<line class="guide" x1="{place(x)}" x2="{place(x)}" y1="0" y2="24"/>' for x in guides)
+    width = float(position(high)) - float(position(low))
+    dashed = "".join(f'<line class="guide" x1="{position(x)}" x2="{position(x)}" y1="0" y2="24"/>' for x in guides)
     return _strip(
-        f'{dashed}<rect class="bar chosen" x="{place(low)}" y="7" width="{max(width, 0.3):.2f}" height="10"/>'
-        f'<line class="whisker" x1="{place(estimate)}" x2="{place(estimate)}" y1="3" y2="21"/>',
+        f'{dashed}<rect class="bar chosen" x="{position(low)}" y="7" width="{max(width, 0.3):.2f}" height="10"/>'
+        f'<line class="whisker" x1="{position(estimate)}" x2="{position(estimate)}" y1="3" y2="21"/>',
         height=24,
         label=f"{100 * estimate:.2f}, interval {100 * low:.2f} to {100 * high:.2f}",
     )
@@ -75,26 +75,23 @@ def outcomes(counts: Mapping[str, int]) -> str:
     return _strip("".join(parts), height=24, label=label)
 
 
-def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
     """Share right over mean confidence of each bin, a line a model; a dot's area grows with its rows.
 
-    `bins` by role, each `{confidence, accuracy, n}`; the candidate is drawn in the chosen colour, over the incumbent.
+    `bins` by role; the candidate is elements in the chosen colour, over the incumbent.
     """
     scale = SQUARE - 2 * MARGIN
-    drawn = [_axes("confidence", "share right", ends=((0.0, 1.0), (0.0, 1.0)))]
-    drawn.append(f'<line class="guide" x1="{MARGIN}" y1="{SQUARE - MARGIN}" x2="{SQUARE - MARGIN}" y2="{MARGIN}"/>')
-    for role, found in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
-        most = max((row["n"] for row in found), default=1)
-        dots = [
-            (MARGIN + scale * row["confidence"], SQUARE - MARGIN - scale * row["accuracy"], row["n"] / most)
-            for row in found
-        ]
-        drawn.append(_line(dots, chosen=role == "candidate"))
-    return _square("".join(drawn), label="reliability: share right over confidence; the numbers are in the table")
+    elements = [_axes("confidence", "share right", ends=((0.0, 1.0), (0.0, 1.0)))]
+    elements.append(f'<line class="guide" x1="{MARGIN}" y1="{SQUARE - MARGIN}" x2="{SQUARE - MARGIN}" y2="{MARGIN}"/>')
+    for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
+        most = max((row.n for row in rows), default=1)
+        dots = [(MARGIN + scale * row.confidence, SQUARE - MARGIN - scale * row.accuracy, row.n / most) for row in rows]
+        elements.append(_line(dots, chosen=role == "candidate"))
+    return _square("".join(elements), label="reliability: share right over confidence; the numbers are in the table")
 
 
 def curve(points: Sequence[tuple[float, float]], *, chosen: bool = True, axes: tuple[str, str]) -> str:
-    """A line through (x, y) points in the order of x; the axes' ends are written beside them."""
+    """A line through (x, y) points in the order of x; the axes' ends are labelled."""
     ends = (around([x for x, _ in points]), around([y for _, y in points]))
     scale = SQUARE - 2 * MARGIN
     dots = [
@@ -105,9 +102,9 @@ def curve(points: Sequence[tuple[float, float]], *, chosen: bool = True, axes: t
         )
         for x, y in sorted(points)
     ]
-    shown = ((min(x for x, _ in points), max(x for x, _ in points)), ends[1])
+    limits = ((min(x for x, _ in points), max(x for x, _ in points)), ends[1])
     return _square(
-        _axes(*axes, ends=shown) + _line(dots, chosen=chosen), label=f"{axes[1]} over {axes[0]}; see the table"
+        _axes(*axes, ends=limits) + _line(dots, chosen=chosen), label=f"{axes[1]} over {axes[0]}; see the table"
     )
 
 
@@ -129,7 +126,7 @@ def _whisker(low: float, *, high: float, middle: int) -> str:
 
 
 def _strip(content: str, *, height: int, label: str) -> str:
-    """A plot as wide as its place: 100 units across, stretched, and so without text in it."""
+    """A plot as wide as its container: 100 units across, stretched, and so without text in it."""
     return (
         f'<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" height="{height}" role="img" '
         f'aria-label="{text(label)}">{content}</svg>'
@@ -153,16 +150,16 @@ def _axes(across: str, up: str, *, ends: tuple[tuple[float, float], tuple[float,
     (left, right), (bottom, top) = ends
     side, low, high = SQUARE - 2 * MARGIN, SQUARE - MARGIN, MARGIN
 
-    def label(x: float, y: float, *, shown: str, anchor: str = "middle", turned: bool = False) -> str:
+    def label(x: float, y: float, *, content: str, anchor: str = "middle", turned: bool = False) -> str:
         turn = f' transform="rotate(-90 {x} {y})"' if turned else ""
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{text(shown)}</text>'
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{text(content)}</text>'
 
     return (
         f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}"/>'
-        + label(MARGIN, low + 14, shown=f"{left:,.4g}")
-        + label(SQUARE - MARGIN, low + 14, shown=f"{right:,.5g}")
-        + label(SQUARE / 2, low + 26, shown=across)
-        + label(MARGIN - 4, low, shown=f"{bottom:.2f}", anchor="end")
-        + label(MARGIN - 4, high + 8, shown=f"{top:.2f}", anchor="end")
-        + label(10, SQUARE / 2, shown=up, turned=True)
+        + label(MARGIN, low + 14, content=f"{left:,.4g}")
+        + label(SQUARE - MARGIN, low + 14, content=f"{right:,.5g}")
+        + label(SQUARE / 2, low + 26, content=across)
+        + label(MARGIN - 4, low, content=f"{bottom:.2f}", anchor="end")
+        + label(MARGIN - 4, high + 8, content=f"{top:.2f}", anchor="end")
+        + label(10, SQUARE / 2, content=up, turned=True)
     )

@@ -1,9 +1,10 @@
-"""The pieces of the report's page: its style, and tables and figures as HTML, everything given to them escaped."""
+"""Elements of the HTML report: its style, tables and figures; every argument is escaped unless it is called HTML."""
 
 import html
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from pydantic import BaseModel
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #596373; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
@@ -68,9 +69,9 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def figure(shown: str, *, source: str) -> str:
-    """A figure with where it stands in evidence.json: keys and positions, joined by dots (`verdict.interval.0`)."""
-    return f'<span data-from="{text(source)}">{text(shown)}</span>'
+def figure(content: str, *, source: str) -> str:
+    """Return a figure with its path in evidence.json: keys and positions, joined by dots (`verdict.interval.0`)."""
+    return f'<span data-from="{text(source)}">{text(content)}</span>'
 
 
 def state(value: str, *, source: str) -> str:
@@ -89,8 +90,8 @@ def paragraph(value: str, *, soft: bool = False) -> str:
 
 
 def bullets(values: Sequence[str], *, source: str = "") -> str:
-    """Texts as a list; `source` is where the list stands in evidence.json."""
-    items = [figure(value, source=f"{source}.{place}") if source else text(value) for place, value in enumerate(values)]
+    """Texts as a list; `source` is the list's path in evidence.json."""
+    items = [figure(value, source=f"{source}.{index}") if source else text(value) for index, value in enumerate(values)]
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
@@ -110,14 +111,14 @@ def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes:
     return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table></div>"
 
 
-def facts(values: Mapping[str, Any], *, source: str = "") -> str:
-    """Names and values as a table of two columns; `source` is where the mapping stands in evidence.json."""
-    return pairs(
-        {
-            name: figure(plain(value), source=f"{source}.{name}") if source else text(plain(value))
-            for name, value in values.items()
-        }
-    )
+def facts(values: Mapping[str, object], *, source: str) -> str:
+    """Return names and values as a table of two columns; `source` is the mapping's path in evidence.json."""
+    return pairs(fact_rows(values, source=source))
+
+
+def fact_rows(values: Mapping[str, object], *, source: str) -> dict[str, str]:
+    """Return the rows of `facts`."""
+    return {name: figure(plain(value), source=f"{source}.{name}") for name, value in values.items()}
 
 
 def pairs(values: Mapping[str, str]) -> str:
@@ -129,9 +130,9 @@ def pairs(values: Mapping[str, str]) -> str:
     return f"<table class=facts><tbody>{rows}</tbody></table>"
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """A value of JSON as people read it."""
-    if value is None or value == [] or value == {}:
+    if value is None or value in ([], (), {}):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -139,19 +140,19 @@ def plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "; ".join(plain(item) for item in value)
     return str(value)
 
 
-def folded(title: str, *, value: Any) -> str:
-    """JSON that is shown when asked for."""
-    content = json.dumps(value, indent=2, ensure_ascii=False)
+def folded(title: str, *, value: BaseModel) -> str:
+    """Return a value as JSON that is hidden until it is opened."""
+    content = json.dumps(value.model_dump(mode="json"), indent=2, ensure_ascii=False)
     return details(title, f"<pre>{text(content)}</pre>")
 
 
 def details(title: str, content: str) -> str:
-    """HTML that is shown when asked for."""
+    """Return HTML that is hidden until it is opened."""
     return f"<details><summary>{text(title)}</summary>{content}</details>"

@@ -10,7 +10,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import Look
+from tailorbird.registry.test_set_ledger import TestSetAccess
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class RunRecord:
     """The candidate's score on validation."""
     versions: Mapping[str, CandidateRecord]
     """By role."""
-    test_access: Look
+    test_access: TestSetAccess
     """The entry in the test-set ledger."""
     test_rows: str
     """Names the ledger: sha256 of the test rows' content."""

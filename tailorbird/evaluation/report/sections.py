@@ -1,15 +1,13 @@
-"""The sections of the report's page that show what the verdict found: each a plot with its numbers beside it."""
+"""The report's sections about the verdict: each a plot with its numbers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, html_elements
+from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.evaluation.verdict.types import Verdict
-
-Evidence = Mapping[str, Any]
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -22,26 +20,26 @@ METRIC_NAMES = {
 
 def gain_section(evidence: Evidence, verdict: Verdict) -> str:
     """Candidate against incumbent and against a reference, with the metrics that no rule reads."""
-    shown, second, at = METRIC_NAMES[verdict.metric], verdict.second_metric, "verdict"
+    metric, second, at = METRIC_NAMES[verdict.metric], verdict.second_metric, "verdict"
     rows = {
-        f"candidate's {shown}": html_elements.figure(f"{verdict.candidate_score:.4f}", source=f"{at}.candidate_score"),
-        f"incumbent's {shown}": html_elements.figure(f"{verdict.incumbent_score:.4f}", source=f"{at}.incumbent_score"),
+        f"candidate's {metric}": html_elements.figure(f"{verdict.candidate_score:.4f}", source=f"{at}.candidate_score"),
+        f"incumbent's {metric}": html_elements.figure(f"{verdict.incumbent_score:.4f}", source=f"{at}.incumbent_score"),
         "gain, points": _estimate(verdict.gain, verdict.interval, source=at, name="gain"),
         "p": html_elements.figure(p_text(verdict.p_value), source=f"{at}.p_value") + f" (alpha = {verdict.alpha:g})",
         **_reference_row(verdict),
-        f"for the record, {METRIC_NAMES[second['metric']]}": "candidate "
-        + html_elements.figure(f"{second['candidate']:.4f}", source=f"{at}.second_metric.candidate")
+        f"for the record, {METRIC_NAMES[second.metric]}": "candidate "
+        + html_elements.figure(f"{second.candidate:.4f}", source=f"{at}.second_metric.candidate")
         + ", incumbent "
-        + html_elements.figure(f"{second['incumbent']:.4f}", source=f"{at}.second_metric.incumbent")
+        + html_elements.figure(f"{second.incumbent:.4f}", source=f"{at}.second_metric.incumbent")
         + ", gain "
-        + _estimate(second["gain"], second["interval"], source=f"{at}.second_metric", name="gain"),
+        + _estimate(second.gain, second.interval, source=f"{at}.second_metric", name="gain"),
         **_measure_rows(evidence),
     }  # fmt: skip
     if verdict.p_exact is not None:
         rows["p"] += ", McNemar's exact " + html_elements.figure(p_text(verdict.p_exact), source=f"{at}.p_exact")
     return html_elements.section(
         "Candidate against incumbent",
-        html_elements.paragraph(f"{shown[0].upper()}{shown[1:]} on the same {verdict.n:,} test rows.", soft=True),
+        html_elements.paragraph(f"{metric[0].upper()}{metric[1:]} on the same {verdict.n:,} test rows.", soft=True),
         charts.gain(verdict.gain, interval=verdict.interval, minimum=verdict.minimum_gain),
         html_elements.pairs(rows),
     )
@@ -57,22 +55,21 @@ def _reference_row(verdict: Verdict) -> dict[str, str]:
     )
     if score is None or gain is None or interval is None or p_value is None:
         return {}
-    told = html_elements.figure(f"{score:.4f}", source="verdict.reference_score") + "; the candidate's gain on it "
-    told += _estimate(gain, interval, source="verdict", name="reference_gain", ends="reference_interval")
+    row = html_elements.figure(f"{score:.4f}", source="verdict.reference_score") + "; the candidate's gain on it "
+    row += _estimate(gain, interval, source="verdict", name="reference_gain", ends="reference_interval")
     return {
-        "bag-of-words reference": f"{told}, "
-        + html_elements.figure(p_text(p_value), source="verdict.reference_p_value")
+        "bag-of-words reference": f"{row}, " + html_elements.figure(p_text(p_value), source="verdict.reference_p_value")
     }
 
 
 def _measure_rows(evidence: Evidence) -> dict[str, str]:
-    """Of a chat task, how likely each model finds the reference answers."""
+    """(chat only) Return how likely the reference answers are under each model."""
     return {
         f"for the record, {name.replace('_', ' ')} of the reference, nats a token": ", ".join(
-            f"{role} " + html_elements.figure(f"{found[role]:.3f}", source=f"measures.{name}.{role}")
+            f"{role} " + html_elements.figure(f"{means[role]:.3f}", source=f"measures.{name}.{role}")
             for role in ("candidate", "incumbent")
         )
-        for name, found in evidence["measures"].items()
+        for name, means in evidence.measures.items()
     }
 
 
@@ -105,7 +102,7 @@ def outcomes_section(verdict: Verdict) -> str:
 
 def paired_outcomes(verdict: Verdict) -> dict[str, int]:
     """The four counts, from the verdict's two and the incumbent's accuracy."""
-    accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric["incumbent"]
+    accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric.incumbent
     both = round(accuracy * verdict.n) - verdict.only_incumbent_right
     counts = {
         "both right": both,
@@ -126,20 +123,20 @@ def gates_section(verdict: Verdict) -> str:
             "assessed where the interval holds the limit; groups have a rule of their own.",
             soft=True,
         ),
-        gates_shown(verdict.gates, source="verdict.gates"),
+        gate_tables(verdict.gates, source="verdict.gates"),
     )
 
 
-def gates_shown(gates: Sequence[Gate], *, source: str) -> str:
+def gate_tables(gates: Sequence[Gate], *, source: str) -> str:
     """A gate's state, its note, and a row a bound with the bound's interval on an axis that holds the limit and 0."""
-    shown = []
-    for place, gate in enumerate(gates):
-        at = f"{source}.{place}"
-        shown.append(
+    parts = []
+    for index, gate in enumerate(gates):
+        at = f"{source}.{index}"
+        parts.append(
             f"<h3>{html_elements.text(gate.name)} {html_elements.state(str(gate.state), source=f'{at}.state')}</h3>"
         )
         if gate.note:
-            shown.append(f"<p class=soft>{html_elements.figure(gate.note, source=f'{at}.note')}</p>")
+            parts.append(f"<p class=soft>{html_elements.figure(gate.note, source=f'{at}.note')}</p>")
         if gate.bounds:
             ends = charts.around([end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)])
             rows = [
@@ -147,25 +144,25 @@ def gates_shown(gates: Sequence[Gate], *, source: str) -> str:
                 for number, bound in enumerate(gate.bounds)
             ]
             unit = "currency" if gate.name == "cost" else "points"
-            shown.append(html_elements.table(["bound", "plot:0 and limit dashed", unit, "limit", "rows"], rows=rows))
-    return "".join(shown)
+            parts.append(html_elements.table(["bound", "plot:0 and limit dashed", unit, "limit", "rows"], rows=rows))
+    return "".join(parts)
 
 
 def hybrid_section(verdict: Verdict) -> str:
-    """The hybrid that was frozen on validation, judged as the candidate is; empty where there is none."""
+    """Return the hybrid that was fitted on validation, evaluated as the candidate is; empty if there is none."""
     hybrid, at = verdict.hybrid, "verdict.hybrid"
     if hybrid is None:
         return ""
-    routing, way = hybrid.routing, f"{at}.routing"
-    if routing["by"] == "group":
+    routing, path = hybrid.routing, f"{at}.routing"
+    if routing.by == "group":
         values = [
-            html_elements.figure(value, source=f"{way}.values.{place}") for place, value in enumerate(routing["values"])
+            html_elements.figure(value, source=f"{path}.values.{index}") for index, value in enumerate(routing.values)
         ]
-        column = html_elements.figure(routing["column"], source=f"{way}.column")
+        column = html_elements.figure(str(routing.column), source=f"{path}.column")
         rule = f"the candidate where {column} is {', '.join(values)}"
         rule += ", else the incumbent"
     else:
-        threshold = html_elements.figure(f"{routing['threshold']:.3f}", source=f"{way}.threshold")
+        threshold = html_elements.figure(f"{routing.threshold:.3f}", source=f"{path}.threshold")
         rule = f"the incumbent where its confidence is at least {threshold}, else the candidate"
     rows = {
         "who answers": rule,
@@ -184,24 +181,24 @@ def hybrid_section(verdict: Verdict) -> str:
         html_elements.paragraph("Who answers which row was fixed on validation, before test was read.", soft=True),
         charts.gain(hybrid.gain, interval=hybrid.interval, minimum=verdict.minimum_gain),
         html_elements.pairs(rows),
-        gates_shown(hybrid.gates, source=f"{at}.gates") if hybrid.gates else "",
+        gate_tables(hybrid.gates, source=f"{at}.gates") if hybrid.gates else "",
     )
 
 
 def reliability_section(evidence: Evidence) -> str:
     """How often each model is right where it says so, after temperature."""
-    bins = evidence["reliability"]
-    if not bins:  # of a chat task
+    bins = evidence.reliability
+    if not bins:  # chat
         return ""
     rows = [
         [
             html_elements.text(role),
-            html_elements.figure(f"{row['confidence']:.3f}", source=f"reliability.{role}.{place}.confidence"),
-            html_elements.figure(f"{row['accuracy']:.3f}", source=f"reliability.{role}.{place}.accuracy"),
-            html_elements.figure(f"{row['n']:,}", source=f"reliability.{role}.{place}.n"),
+            html_elements.figure(f"{row.confidence:.3f}", source=f"reliability.{role}.{index}.confidence"),
+            html_elements.figure(f"{row.accuracy:.3f}", source=f"reliability.{role}.{index}.accuracy"),
+            html_elements.figure(f"{row.n:,}", source=f"reliability.{role}.{index}.n"),
         ]
         for role in ("candidate", "incumbent")
-        for place, row in enumerate(bins[role])
+        for index, row in enumerate(bins[role])
     ]
     return html_elements.section(
         "Reliability",
@@ -220,22 +217,23 @@ def reliability_section(evidence: Evidence) -> str:
 
 def cost_section(evidence: Evidence, verdict: Verdict) -> str:
     """What both models cost to serve, round by round; empty where it was not measured."""
-    cpu, ratio = evidence["measured"]["cpu"], verdict.cost_ratio
-    if not cpu or ratio is None:
+    rounds, ratio = evidence.cost.cpu, verdict.cost_ratio
+    if rounds is None or ratio is None:
         return ""
-    largest = max(*cpu["incumbent"], *cpu["candidate"])
+    cpu = {"incumbent": rounds.incumbent, "candidate": rounds.candidate}
+    largest = max(*rounds.incumbent, *rounds.candidate)
     rows = [
         [
             html_elements.text(role),
             charts.rounds(cpu[role], largest=largest, chosen=role == "candidate"),
             ", ".join(
-                html_elements.figure(f"{value:.4g}", source=f"measured.cpu.{role}.{place}")
-                for place, value in enumerate(cpu[role])
+                html_elements.figure(f"{value:.4g}", source=f"cost.cpu.{role}.{index}")
+                for index, value in enumerate(cpu[role])
             ),
         ]
         for role in ("incumbent", "candidate")
     ]
-    told = {
+    summary = {
         "candidate over incumbent": html_elements.figure(f"{ratio[0]:.3f}", source="verdict.cost_ratio.0")
         + " ("
         + html_elements.figure(f"{ratio[1]:.3f}", source="verdict.cost_ratio.1")
@@ -243,7 +241,7 @@ def cost_section(evidence: Evidence, verdict: Verdict) -> str:
         + html_elements.figure(f"{ratio[2]:.3f}", source="verdict.cost_ratio.2")
         + ")",
         "CPU-seconds of training, sweep included": html_elements.figure(
-            f"{evidence['measured']['training_cpu_s']:,.0f}", source="measured.training_cpu_s"
+            f"{evidence.cost.training_cpu_s:,.0f}", source="cost.training_cpu_s"
         ),
     }
     return html_elements.section(
@@ -253,17 +251,17 @@ def cost_section(evidence: Evidence, verdict: Verdict) -> str:
             soft=True,
         ),
         html_elements.table(["model", "plot:rounds", "CPU-seconds"], rows=rows),
-        html_elements.pairs(told),
+        html_elements.pairs(summary),
     )
 
 
 def _bound_cells(bound: Bound, *, source: str, money: bool, ends: tuple[float, float]) -> list[str]:
     scale, form = (1.0, ",.0f") if money else (100.0, "+.2f")
     low, high = bound.interval
-    shown = [format(scale * value, form) for value in (bound.estimate, low, high, bound.limit)]
+    values = [format(scale * value, form) for value in (bound.estimate, low, high, bound.limit)]
     paths = ("estimate", "interval.0", "interval.1", "limit")
     estimate, begin, end, limit = (
-        html_elements.figure(value, source=f"{source}.{path}") for value, path in zip(shown, paths, strict=True)
+        html_elements.figure(value, source=f"{source}.{path}") for value, path in zip(values, paths, strict=True)
     )
     rows = html_elements.figure(f"{bound.n:,}", source=f"{source}.n")
     if bound.rows_needed is not None:
@@ -281,7 +279,7 @@ def _bound_cells(bound: Bound, *, source: str, money: bool, ends: tuple[float, f
 def _estimate(value: float, interval: Sequence[float], *, source: str, name: str, ends: str = "interval") -> str:
     """A difference with its interval, in points, each figure with its source."""
     low, high = (
-        html_elements.figure(points(end), source=f"{source}.{ends}.{place}") for place, end in enumerate(interval)
+        html_elements.figure(points(end), source=f"{source}.{ends}.{index}") for index, end in enumerate(interval)
     )
     return f"{html_elements.figure(points(value), source=f'{source}.{name}')} ({low} to {high})"
 

@@ -1,29 +1,23 @@
 """Why a verdict is what it is: its reasons as sentences, none of which claims more than the interval gives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import RowsNeeded
+from tailorbird.evaluation.verdict.formatting import p_text, points, size
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, ROUTABLE
-
-if TYPE_CHECKING:
-    from tailorbird.evaluation.verdict.types import HybridVerdict
-
-from tailorbird.evaluation.verdict.formatting import p_text, points, size
+from tailorbird.evaluation.verdict.types import HybridVerdict
 
 
 @dataclass(frozen=True)
 class ExplanationInputs:
-    """What reasons are made of: everything the verdict was decided on."""
+    """Everything the verdict was decided on."""
 
     main: Comparison
     reference: Comparison | None
-    question: TestProtocol
+    protocol: TestProtocol
     gates: tuple[Gate, ...]
     needed: RowsNeeded
     hybrid: HybridVerdict | None
@@ -31,33 +25,37 @@ class ExplanationInputs:
     leaks: tuple[str, ...]
 
 
-def explain(rule: int, told: ExplanationInputs) -> tuple[str, ...]:
-    """The reasons of the rule that decided, most important first, and what was counted where it is not the rows."""
-    return *_of_rule(rule, told), *_documents(told.main)
+def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
+    """Return the reasons of the rule that decided, most important first, and the units that count if not rows."""
+    return *_explain_rule(rule, inputs), *_documents(inputs.main)
 
 
-def _of_rule(rule: int, told: ExplanationInputs) -> tuple[str, ...]:
-    main, reference, question = told.main, told.reference, told.question
+def _explain_rule(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
+    main, reference, protocol = inputs.main, inputs.reference, inputs.protocol
     if rule == 2:
-        return tuple(f"leak: {leak}" for leak in told.leaks)
+        return tuple(f"leak: {leak}" for leak in inputs.leaks)
     if rule == 3:
-        return *proven(main, reference=reference, question=question), *open_gates(told.gates)
+        return *_proven(main, reference=reference, protocol=protocol), *open_gates(inputs.gates)
     if rule == 4:
-        return *proven(main, reference=reference, question=question), *failed_gates(told.gates), _mended(told.hybrid)
+        return (
+            *_proven(main, reference=reference, protocol=protocol),
+            *failed_gates(inputs.gates),
+            _hybrid_passes(inputs.hybrid),
+        )
     if rule == 5:
-        return *failed_gates(told.gates), *proven(main, reference=reference, question=question), *_no_hybrid(told)
+        return *failed_gates(inputs.gates), *_proven(main, reference=reference, protocol=protocol), *_no_hybrid(inputs)
     if rule == 6:
-        return *open_gates(told.gates, regulated=True), *proven(main, reference=reference, question=question)
+        return *open_gates(inputs.gates, regulated=True), *_proven(main, reference=reference, protocol=protocol)
     if rule == 7:
-        return *_cheaper(told), *open_gates(told.gates)
+        return *_cheaper(inputs), *open_gates(inputs.gates)
     if rule == 8:
-        return *insufficient(main, needed=told.needed, question=question), *_worse_than_words(reference)
-    return stay(main, reference=reference, question=question)
+        return *_insufficient(main, needed=inputs.needed, protocol=protocol), *_worse_than_words(reference)
+    return _stay(main, reference=reference, protocol=protocol)
 
 
-def proven(main: Comparison, *, reference: Comparison | None, question: TestProtocol) -> tuple[str, ...]:
-    minimum, (low, _) = size(question.minimum_gain), main.interval
-    if low >= question.minimum_gain:
+def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
+    minimum, (low, _) = size(protocol.minimum_gain), main.interval
+    if low >= protocol.minimum_gain:
         gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
     else:
         gain = (
@@ -70,13 +68,13 @@ def proven(main: Comparison, *, reference: Comparison | None, question: TestProt
     return gain, f"{beaten} (interval from {points(reference.interval[0])})"
 
 
-def insufficient(main: Comparison, *, needed: RowsNeeded, question: TestProtocol) -> tuple[str, ...]:
+def _insufficient(main: Comparison, *, needed: RowsNeeded, protocol: TestProtocol) -> tuple[str, ...]:
     (low, high), n = main.interval, main.counts.n
     why = (
         f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of "
-        f"{size(question.minimum_gain)}"
+        f"{size(protocol.minimum_gain)}"
     )
-    expected = size(question.expected_gain)
+    expected = size(protocol.expected_gain)
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
@@ -87,7 +85,7 @@ def insufficient(main: Comparison, *, needed: RowsNeeded, question: TestProtocol
             f"rows needed: this test's {n:,} rows suffice for 80 % power at a gain of {expected} ({needed.rows:,} do); "
             "a smaller gain may be there, and takes more rows: ask with a smaller expected_gain to see how many"
         )
-    return why, rows, *_disagreement(main, question)
+    return why, rows, *_disagreement(main, protocol)
 
 
 def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
@@ -99,27 +97,27 @@ def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
     )
 
 
-def stay(main: Comparison, *, reference: Comparison | None, question: TestProtocol) -> tuple[str, ...]:
-    high, gain, minimum = main.interval[1], main.gain, size(question.minimum_gain)
+def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
+    high, gain, minimum = main.interval[1], main.gain, size(protocol.minimum_gain)
     reasons = []
     if high < 0:
         reasons.append(f"the candidate is worse: the interval ends at {points(high)} points")
-    elif high < question.minimum_gain:
+    elif high < protocol.minimum_gain:
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)}")
-    elif gain < question.minimum_gain:
+    elif gain < protocol.minimum_gain:
         reasons.append(f"the gain of {points(gain)} points is under the minimum of {minimum}")
     if reference is not None and reference.interval[0] <= 0:
         reasons.append(
             f"the bag-of-words reference is not beaten: {points(reference.gain)} points against it, "
             f"interval {points(reference.interval[0])} to {points(reference.interval[1])}"
         )
-    return *reasons, *_disagreement(main, question)
+    return *reasons, *_disagreement(main, protocol)
 
 
 def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
     """A sentence a bound that fails."""
     return tuple(
-        f"the gate {gate.name} fails: {_told(bound, money=gate.name == 'cost')}"
+        f"the gate {gate.name} fails: {_bound_text(bound, money=gate.name == 'cost')}"
         for gate in gates
         for bound in gate.bounds
         if bound.state is State.FAILS
@@ -134,7 +132,7 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str
             continue
         unit = "rows of that group" if gate.name == "groups" else "rows"
         seen = [
-            _told(bound, money=gate.name == "cost")
+            _bound_text(bound, money=gate.name == "cost")
             + ("" if bound.rows_needed is None else f", where it takes about {bound.rows_needed:,} {unit}")
             for bound in gate.bounds
             if bound.state is State.NOT_ASSESSABLE
@@ -144,14 +142,14 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str
     return tuple(sentences)
 
 
-def _told(bound: Bound, *, money: bool) -> str:
+def _bound_text(bound: Bound, *, money: bool) -> str:
     scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
     low, high = (format(scale * end, form) for end in bound.interval)
     estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
     return f"{bound.what} {estimate} ({low} to {high}{unit}), limit {limit}, n = {bound.n:,}"
 
 
-def _mended(hybrid: HybridVerdict | None) -> str:
+def _hybrid_passes(hybrid: HybridVerdict | None) -> str:
     assert hybrid is not None  # rule 4 holds with one only
     return (
         f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
@@ -160,30 +158,31 @@ def _mended(hybrid: HybridVerdict | None) -> str:
     )
 
 
-def _no_hybrid(told: ExplanationInputs) -> tuple[str, ...]:
-    if not {gate.name for gate in told.gates if gate.state is State.FAILS} <= ROUTABLE or told.question.hybrid is None:
+def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
+    failed, hybrid = {gate.name for gate in inputs.gates if gate.state is State.FAILS}, inputs.hybrid
+    if not failed <= ROUTABLE or inputs.protocol.hybrid is None:
         return ()
-    if told.hybrid is None:
+    if hybrid is None:
         return (
             "there was no hybrid to judge: on validation one of the two models would answer everything, or the "
             "incumbent is a hybrid itself",
         )
-    if not told.hybrid.proven:
+    if not hybrid.proven:
         return (
-            f"the hybrid's gain of {points(told.hybrid.gain)} points is not proven: interval from "
-            f"{points(told.hybrid.interval[0])}, {p_text(told.hybrid.p_holm)} by Holm beside the candidate's, against "
-            f"the bag-of-words reference from {points(told.hybrid.reference_interval[0])}",
+            f"the hybrid's gain of {points(hybrid.gain)} points is not proven: interval from "
+            f"{points(hybrid.interval[0])}, {p_text(hybrid.p_holm)} by Holm with the candidate's, against "
+            f"the bag-of-words reference from {points(hybrid.reference_interval[0])}",
         )
-    stopped = (*failed_gates(told.hybrid.gates), *open_gates(told.hybrid.gates, regulated=told.question.regulated))
-    return tuple(sentence.replace("the gate", "the hybrid's gate", 1) for sentence in stopped)
+    reasons = (*failed_gates(hybrid.gates), *open_gates(hybrid.gates, regulated=inputs.protocol.regulated))
+    return tuple(reason.replace("the gate", "the hybrid's gate", 1) for reason in reasons)
 
 
-def _cheaper(told: ExplanationInputs) -> tuple[str, ...]:
-    assert told.ratio is not None  # rule 7 holds with a measured cost only
+def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
+    assert inputs.ratio is not None  # rule 7 holds with a measured cost only
     return (
-        f"cost: the candidate takes {told.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
-        f"{told.ratio[2]:.2f})",
-        f"it is not much worse: the interval of its gain begins at {points(told.main.interval[0])} points, above "
+        f"cost: the candidate takes {inputs.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
+        f"{inputs.ratio[2]:.2f})",
+        f"it is not much worse: the interval of its gain begins at {points(inputs.main.interval[0])} points, above "
         f"{points(NOT_MUCH_WORSE)}",
     )
 
@@ -195,11 +194,11 @@ def _documents(main: Comparison) -> tuple[str, ...]:
     return (f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent",)
 
 
-def _disagreement(main: Comparison, question: TestProtocol) -> tuple[str, ...]:
+def _disagreement(main: Comparison, protocol: TestProtocol) -> tuple[str, ...]:
     low, high = main.interval
-    if (main.p_value < question.alpha) == (low > 0 or high < 0):
+    if (main.p_value < protocol.alpha) == (low > 0 or high < 0):
         return ()
     return (
-        f"p and interval disagree: {p_text(main.p_value)} against alpha = {question.alpha:g}, interval "
+        f"p and interval disagree: {p_text(main.p_value)} against alpha = {protocol.alpha:g}, interval "
         f"{points(low)} to {points(high)}",
     )

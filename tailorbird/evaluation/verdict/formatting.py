@@ -1,12 +1,5 @@
 """Format gains, sizes and p values."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def points(share: float) -> str:
     """A share in signed percentage points: two decimals, or as many as it takes not to show a difference as none."""

@@ -1,62 +1,67 @@
-"""The gates that a question asks for, each computed from a side's predictions beside the incumbent's."""
+"""Evaluate the gates that a protocol asks for, from the predictions of candidate and incumbent."""
 
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
 from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.predictions import ModelPredictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
-def evaluate_gates(
-    side: ModelPredictions, *, incumbent: ModelPredictions, case: VerdictInputs, question: TestProtocol
-) -> tuple[Gate, ...]:
-    """In the order calibration, groups, counterfactual, robustness, cost; those not asked for are left out."""
-    asked, alpha, gates = question.gates, question.alpha, []
-    metric = "accuracy" if question.has_reference else question.metric  # a class's own F1 in a group would be a share
-    if asked.calibration is not None:
-        gates.append(calibration_gate(side.clean, incumbent=incumbent.clean, limits=asked.calibration, alpha=alpha))
-    if asked.groups is not None:
+def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Gate, ...]:
+    """Return the gates that the recipe asks for, in the order calibration, groups, counterfactual, robustness, cost."""
+    candidate, incumbent = inputs.candidate, inputs.incumbent
+    limits, alpha, gates = protocol.gates, protocol.alpha, []
+    metric = "accuracy" if protocol.has_reference else protocol.metric  # a class's own F1 in a group would be a share
+    if limits.calibration is not None:
         gates.append(
-            groups_gate(side.clean, incumbent=incumbent.clean, limits=asked.groups, alpha=alpha, metric=metric)
+            calibration_gate(candidate.clean, incumbent=incumbent.clean, limits=limits.calibration, alpha=alpha)
         )
-    if asked.counterfactual is not None:
+    if limits.groups is not None:
+        gates.append(
+            groups_gate(candidate.clean, incumbent=incumbent.clean, limits=limits.groups, alpha=alpha, metric=metric)
+        )
+    if limits.counterfactual is not None:
         gates.append(
             counterfactual_gate(
-                candidate=(side.clean, side.changed["counterfactual"]),
+                candidate=(candidate.clean, candidate.changed["counterfactual"]),
                 incumbent=(incumbent.clean, incumbent.changed["counterfactual"]),
-                limits=asked.counterfactual,
+                limits=limits.counterfactual,
                 alpha=alpha,
             )
         )
-    if asked.robustness is not None:
+    if limits.robustness is not None:
         gates.append(
             robustness_gate(
-                candidate=(side.clean, side.changed["noise"]),
+                candidate=(candidate.clean, candidate.changed["noise"]),
                 incumbent=(incumbent.clean, incumbent.changed["noise"]),
-                limits=asked.robustness,
+                limits=limits.robustness,
                 alpha=alpha,
             )
         )
-    if question.cost is not None:
+    if protocol.cost is not None:
         gates.append(
             Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured")
-            if case.cpu is None
+            if inputs.cpu is None
             else cost_gate(
-                compare(side.clean, other=incumbent.clean, metric=metric, alpha=alpha),
-                terms=question.cost,
-                rounds=case.cpu,
-                training_cpu_s=case.training_cpu_s,
+                compare(candidate.clean, other=incumbent.clean, metric=metric, alpha=alpha),
+                terms=protocol.cost,
+                rounds=inputs.cpu,
+                training_cpu_s=inputs.training_cpu_s,
             )
         )
     return tuple(gates)
 
 
+def states_of(gates: tuple[Gate, ...]) -> dict[str, State]:
+    """Return each gate's state by its name."""
+    return {gate.name: gate.state for gate in gates}
+
+
 def measured_cost_ratio(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
-    """Candidate's cost over the incumbent's: estimate, lower and upper end; None where it was not measured."""
+    """Return candidate's cost over incumbent's: estimate, lower and upper end; None if it was not measured."""
     if cpu is None:
         return None
     estimate, (low, high) = cost_ratio(cpu, alpha=alpha)

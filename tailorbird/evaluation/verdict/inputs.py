@@ -1,5 +1,6 @@
-"""What a verdict is computed from, and later recomputed from: tables of predictions, measurements, what was found."""
+"""Everything a verdict is computed from, and later recomputed from: predictions and measurements."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,49 +11,55 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.routing import Routing
 
 CHANGED_SETS = ("counterfactual", "noise")
-"""The changed rows that gates ask for: a name, sex or age swapped; typing errors, case and white space."""
+"""The changed rows that gates ask for: a name, sex or age swapped; typing errors, inputs and white space."""
 
 
 @dataclass(frozen=True)
 class VerdictInputs:
-    """All that `verdict.decide` reads besides the question."""
+    """Everything `decide` reads besides the protocol."""
 
     incumbent: ModelPredictions
     candidate: ModelPredictions
     reference: Predictions | None
-    """TF-IDF's answers on the test rows; None of a chat task."""
+    """Predictions of the TF-IDF reference on the test rows; None for a chat task."""
     test_sha256: str
     leaks: tuple[str, ...] = ()
-    look: int = 1
-    """Which look of this recipe at these test rows it is."""
+    access_number: int = 1
+    """Number of this recipe's access to these test rows, from 1."""
     routing: Routing | None = None
-    """The hybrid, as frozen on validation before test was read."""
+    """The hybrid, as fitted on validation before test was read."""
     cpu: CpuRounds | None = None
-    """What both models cost to serve."""
+    """Cost of serving both models."""
     training_cpu_s: float = 0.0
     """CPU-seconds of the training that made the candidate, sweep included."""
 
 
-def require_same_rows(case: VerdictInputs, *, question: TestProtocol) -> None:
-    """Rule 1: raises VerdictRefused where test rows changed, rows are misaligned, or scores are not what they must."""
-    if case.reference is None and question.has_reference:
+def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
+    """Return one model's tables; a table of changed rows is named `<role>_<set>`."""
+    changed = {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables}
+    return ModelPredictions(tables[role], changed)
+
+
+def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
+    """Raise VerdictRefused (rule 1) if test rows changed, rows are misaligned, or scores are invalid."""
+    if inputs.reference is None and protocol.has_reference:
         raise ValueError("a classification's verdict needs the TF-IDF reference; give its predictions on the test rows")
-    if case.test_sha256 != question.test_sha256:
+    if inputs.test_sha256 != protocol.test_sha256:
         raise VerdictRefused(
-            f"the test rows changed: their sha256 is {case.test_sha256}, the question asks about "
-            f"{question.test_sha256}; restore the test rows, or ask a new question in a new run"
+            f"the test rows changed: their sha256 is {inputs.test_sha256}, the protocol names "
+            f"{protocol.test_sha256}; restore the test rows, or start a new run"
         )
-    models: tuple[Predictions, ...] = (case.incumbent.clean, case.candidate.clean)
-    models = models if case.reference is None else (*models, case.reference)
+    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean)
+    models = models if inputs.reference is None else (*models, inputs.reference)
     align(*models)
-    if len(models[0]) != question.num_test_rows:
+    if len(models[0]) != protocol.num_test_rows:
         raise VerdictRefused(
-            f"{len(models[0])} rows were predicted, the question asks about {question.num_test_rows}; predict them all"
+            f"{len(models[0])} rows were predicted, the protocol names {protocol.num_test_rows}; predict them all"
         )
     known = set(models[0].row_ids)
-    for name, wanted in zip(CHANGED_SETS, (question.gates.counterfactual, question.gates.robustness), strict=True):
-        pair = [side.changed.get(name) for side in (case.incumbent, case.candidate)]
-        if wanted is not None and None in pair:
+    for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
+        pair = [side.changed.get(name) for side in (inputs.incumbent, inputs.candidate)]
+        if gate is not None and None in pair:
             raise ValueError(f"the recipe asks for a gate on {name} rows; give both models' predictions of them")
         if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in pair):
             raise VerdictRefused("the noise rows are not one for each test row; make the set again, and leave out none")
@@ -68,7 +75,7 @@ def require_same_rows(case: VerdictInputs, *, question: TestProtocol) -> None:
 
 
 def require_valid_scores(model: Predictions) -> None:
-    """Raises VerdictRefused where a row's score is not 1 for the label and 0 for anything else."""
+    """Raise VerdictRefused if a row's score is not 1 for the label and 0 for anything else."""
     right = np.array(model.labels, dtype=object) == np.array(model.outputs, dtype=object)
     wrong = np.flatnonzero(model.scores != right)
     if wrong.size:

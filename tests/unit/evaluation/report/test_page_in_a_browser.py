@@ -10,15 +10,15 @@ import pytest
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
 from tests.browser import BROWSER, chromium
-from tests.unit.evaluation.report.test_html import SIMULATIONS, some_evidence
+from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 
 PROBE = """<!DOCTYPE html><body style="margin:0">
 <iframe id=page src="report.html" style="width:{width}px;height:900px;border:0"></iframe>
-<pre id=found>nothing</pre><script>
+<pre id=result>nothing</pre><script>
 document.getElementById("page").onload = (event) => {{
   const root = event.target.contentDocument;
   const across = root.documentElement.scrollWidth;
-  document.getElementById("found").textContent = [root.defaultView.innerWidth, across, root.body.innerText].join("|");
+  document.getElementById("result").textContent = [root.defaultView.innerWidth, across, root.body.innerText].join("|");
 }};
 </script></body>"""
 
@@ -28,22 +28,22 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-
 @pytest.mark.parametrize("outcome", SIMULATIONS)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_shows_outcome_and_interval_and_nothing_overflows(tmp_path: Path, outcome: str, width: int) -> None:
-    evidence = some_evidence(outcome)
+    evidence = evidence_for(outcome)
     (tmp_path / "report.html").write_text(to_html(evidence), encoding="utf-8")
     (tmp_path / "probe.html").write_text(PROBE.format(width=width), encoding="utf-8")
     dump = chromium(tmp_path, "--dump-dom", "--virtual-time-budget=3000", (tmp_path / "probe.html").as_uri())
-    found = re.search(r"<pre id=.?found.?>(.*?)</pre>", dump, re.DOTALL)
-    assert found is not None
-    inner, across, text = html.unescape(found.group(1)).split("|", 2)
+    match = re.search(r"<pre id=.?result.?>(.*?)</pre>", dump, re.DOTALL)
+    assert match is not None
+    inner, across, text = html.unescape(match.group(1)).split("|", 2)
     assert int(inner) == width
     assert int(across) <= width
-    low, high = evidence["verdict"]["interval"]
-    for expected in (outcome, points(low), points(high), f"n = {evidence['verdict']['n']:,}"):
+    low, high = evidence.verdict.interval
+    for expected in (outcome, points(low), points(high), f"n = {evidence.verdict.n:,}"):
         assert expected in text
 
 
 def test_a_screenshot_is_taken_of_it(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(to_html(some_evidence("HYBRID")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(to_html(evidence_for("HYBRID")), encoding="utf-8")
     shot = tmp_path / "shot.png"
     chromium(tmp_path, "--window-size=1280,900", f"--screenshot={shot}", (tmp_path / "report.html").as_uri())
     content = shot.read_bytes()

@@ -1,4 +1,4 @@
-"""Two versions are compared from the predictions that lie with them, on the same rows or not at all."""
+"""Two versions are compared from the predictions that are stored with them, on the same rows or not at all."""
 
 import io
 import json
@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
-from tailorbird.evaluation.report.evidence import render_files
-from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.report.evidence_files import render_files, write_evidence
 from tailorbird.evaluation.report.version_comparison import compare_versions
 from tests.unit.evaluation.report.test_html import SIMULATIONS
 from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
@@ -23,7 +22,7 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
         buffer = io.BytesIO()
         pq.write_table(table.to_table(), buffer)
         tables[f"predictions/{name}.parquet"] = buffer.getvalue()
-    uris = {role: version["uri"] for role, version in evidence["versions"].items()} | {"run": evidence["run"]}
+    uris = {role: version.uri for role, version in evidence.versions.items()} | {"run": evidence.run}
     for uri in uris.values():
         write_evidence(uri, tables | render_files(evidence, role="candidate"))
     return uris
@@ -32,23 +31,26 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
 def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
     verdict = json.loads(next(tmp_path.glob("runs/*/evidence.json")).read_text())["verdict"]
-    found = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
-    assert [found.found.gain, *found.found.interval] == pytest.approx([verdict["gain"], *verdict["interval"]])
-    assert found.found.p_value == pytest.approx(verdict["p_value"])
-    assert compare_versions(uris["incumbent"], second=uris["run"]).found.gain == pytest.approx(-verdict["gain"])
-    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).found.gain == pytest.approx(
+    result = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
+    comparison = result.comparison
+    assert [comparison.gain, *comparison.interval] == pytest.approx(
+        [verdict["gain"], *verdict["interval"]]
+    )
+    assert comparison.p_value == pytest.approx(verdict["p_value"])
+    assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(-verdict["gain"])
+    assert compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison.gain == pytest.approx(
         verdict["hybrid"]["gain"]
     )
-    words = " ".join(found.lines())
+    words = " ".join(result.lines())
     assert f"n = {verdict['n']:,}" in words
     assert uris["candidate"] in words
-    assert json.loads(json.dumps(found.to_dict()))["found"]["counts"]
+    assert result.model_dump(mode="json")["comparison"]["counts"]
 
 
 def test_two_runs_candidates_compare_and_equal_ones_have_no_gain(tmp_path: Path) -> None:
     first, second = (stored(tmp_path / name, Simulation(candidate=level)) for name, level in (("a", 0.78), ("b", 0.72)))
-    assert compare_versions(first["run"], second=second["run"]).found.gain > 0
-    assert compare_versions(first["run"], second=first["candidate"]).found.gain == 0
+    assert compare_versions(first["run"], second=second["run"]).comparison.gain > 0
+    assert compare_versions(first["run"], second=first["candidate"]).comparison.gain == 0
 
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:
@@ -61,6 +63,6 @@ def test_other_rows_are_refused(tmp_path: Path) -> None:
         compare_versions(first["run"], second=second["run"])
 
 
-def test_where_no_evidence_lies_nothing_is_compared(tmp_path: Path) -> None:
+def test_without_evidence_nothing_is_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the URI of a finished run"):
         compare_versions(tmp_path.as_uri(), second=tmp_path.as_uri())

@@ -21,9 +21,9 @@ from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.simulated import (
     SHA,
     Simulation,
-    case_of_tables,
     evidence_of,
-    question_of,
+    inputs_of_tables,
+    protocol_of,
     tables_of,
 )
 
@@ -33,7 +33,7 @@ EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, chat=True, gates=
 
 
 def verdict_of(simulation: Simulation) -> Verdict:
-    return decide(case_of_tables(simulation, tables_of(simulation)), question=question_of(simulation))
+    return decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
 
 
 def test_a_proven_gain_in_token_f1_is_fine_tuned_without_a_reference() -> None:
@@ -41,9 +41,9 @@ def test_a_proven_gain_in_token_f1_is_fine_tuned_without_a_reference() -> None:
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert (verdict.reference_score, verdict.reference_interval) == (None, None)
     assert verdict.metric == "token_f1"
-    assert verdict.second_metric["metric"] == "exact_match"
+    assert verdict.second_metric.metric == "exact_match"
     assert "bag-of-words" not in " ".join(verdict.reasons)
-    assert Verdict.from_dict(verdict.to_dict()) == verdict
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
 def test_the_interval_is_the_bootstraps_over_documents_and_p_that_of_sign_flips() -> None:
@@ -66,10 +66,10 @@ def test_a_model_against_its_equal_is_not_fine_tuned() -> None:
 def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
     tables = tables_of(EQUAL)
     case = VerdictInputs(
-        incumbent=case_of_tables(EQUAL, tables).incumbent, candidate=case_of_tables(EQUAL, tables).incumbent,
+        incumbent=inputs_of_tables(EQUAL, tables).incumbent, candidate=inputs_of_tables(EQUAL, tables).incumbent,
         reference=None, test_sha256=SHA,
     )  # fmt: skip
-    verdict = decide(case, question=question_of(EQUAL))
+    verdict = decide(case, protocol=protocol_of(EQUAL))
     assert verdict.interval[0] < 0 < verdict.interval[1]
 
 
@@ -95,8 +95,8 @@ def test_a_gain_in_words_is_priced_by_its_own_metric() -> None:
         name: replace(table, outputs=("",) * len(table), scores=np.zeros(len(table))) for name, table in tables.items()
     }
     cpu = CpuRounds((2.0,) * 5, (2.0,) * 5)
-    case = replace(case_of_tables(simulation, never), cpu=cpu)
-    verdict = decide(case, question=question_of(simulation))
+    case = replace(inputs_of_tables(simulation, never), cpu=cpu)
+    verdict = decide(case, protocol=protocol_of(simulation))
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]
     assert str(cost.state) == "passes"
@@ -121,14 +121,14 @@ def test_rule_1_refuses_a_measure_that_is_not_finite(value: float) -> None:
     measures = tables["candidate"].measures | {"token_f1": broken}
     tables["candidate"] = replace(tables["candidate"], measures=measures)
     with pytest.raises(VerdictRefused, match=r"token_f1 (nan|inf) at row 'r3'"):
-        decide(case_of_tables(EQUAL, tables), question=question_of(EQUAL))
+        decide(inputs_of_tables(EQUAL, tables), protocol=protocol_of(EQUAL))
 
 
 def test_rows_that_were_not_scored_by_the_metric_are_refused() -> None:
     tables = tables_of(EQUAL)
     tables["candidate"] = replace(tables["candidate"], measures={})
     with pytest.raises(VerdictRefused, match="not scored by 'token_f1'"):
-        decide(case_of_tables(EQUAL, tables), question=question_of(EQUAL))
+        decide(inputs_of_tables(EQUAL, tables), protocol=protocol_of(EQUAL))
 
 
 def test_a_table_of_answers_goes_through_parquet_whole() -> None:

@@ -1,9 +1,9 @@
 """Every row of the outcome table, its order, its wording, and what holds of every verdict."""
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +41,13 @@ def models(both: int, only_candidate: int, only_incumbent: int, neither: int) ->
     return predictions("probe", (cells == 0) | (cells == 2)), predictions("full", (cells == 0) | (cells == 1))
 
 
-def case_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> VerdictInputs:
-    """Of incumbent, candidate and, where given, the reference."""
+def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
+    values = {"metric": "accuracy", "minimum_gain": 0.01, "expected_gain": 0.02, "alpha": 0.05, "test_sha256": SHA}
+    return TestProtocol.model_validate(values | {"num_test_rows": num_test_rows} | changes)
+
+
+def inputs_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> VerdictInputs:
+    """Of incumbent, candidate and, if there is one, the reference."""
     incumbent, candidate, *reference = tables
     return VerdictInputs(
         ModelPredictions(incumbent),
@@ -54,24 +59,20 @@ def case_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str 
 
 
 def verdict_of(
-    *table: int, reference: Predictions | None = None, leaks: tuple[str, ...] = (), **question: float
+    *table: int, reference: Predictions | None = None, leaks: tuple[str, ...] = (), **changes: float
 ) -> Verdict:
-    beside = reference or predictions("tfidf", np.zeros(sum(table), dtype=bool))
-    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, sum(table))
-    return decide(case_of(*models(*table), beside, leaks=leaks), question=replace(asked, **question))  # type: ignore[arg-type]
+    reference = reference or predictions("tfidf", np.zeros(sum(table), dtype=bool))
+    inputs = inputs_of(*models(*table), reference, leaks=leaks)
+    return decide(inputs, protocol=protocol_for(sum(table), **changes))
 
 
 def test_rule_1_refuses_changed_test_rows() -> None:
     incumbent, candidate = models(50, 20, 10, 20)
-    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100)
-
-    def answer(question: TestProtocol, test_sha256: str) -> Verdict:
-        return decide(case_of(incumbent, candidate, incumbent, test_sha256=test_sha256), question=question)
-
+    changed = inputs_of(incumbent, candidate, incumbent, test_sha256="cd" * 32)
     with pytest.raises(VerdictRefused, match="the test rows changed"):
-        answer(asked, "cd" * 32)
-    with pytest.raises(VerdictRefused, match="100 rows were predicted, the question asks about 99"):
-        answer(replace(asked, num_test_rows=99), SHA)
+        decide(changed, protocol=protocol_for(100))
+    with pytest.raises(VerdictRefused, match="100 rows were predicted, the protocol names 99"):
+        decide(inputs_of(incumbent, candidate, incumbent), protocol=protocol_for(99))
 
 
 @pytest.mark.parametrize("which", ["incumbent", "candidate", "reference"])
@@ -88,10 +89,10 @@ def test_rule_1_refuses_misaligned_and_unusable_predictions(
     which: str, change: dict[str, object], message: str
 ) -> None:
     incumbent, candidate = models(50, 20, 10, 20)
-    given_models = {"incumbent": incumbent, "candidate": candidate, "reference": replace(incumbent, model="tfidf")}
-    given_models[which] = replace(given_models[which], **change)  # type: ignore[arg-type]
+    contenders = {"incumbent": incumbent, "candidate": candidate, "reference": replace(incumbent, model="tfidf")}
+    contenders[which] = replace(contenders[which], **change)  # type: ignore[arg-type]
     with pytest.raises(VerdictRefused, match=message):
-        decide(case_of(*given_models.values()), question=TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+        decide(inputs_of(*contenders.values()), protocol=protocol_for(100))
 
 
 def test_a_refusal_is_an_error_of_the_user() -> None:
@@ -101,7 +102,7 @@ def test_a_refusal_is_an_error_of_the_user() -> None:
 def test_a_classification_without_its_reference_is_an_error() -> None:
     incumbent, candidate = models(50, 20, 10, 20)
     with pytest.raises(ValueError, match="needs the TF-IDF reference"):
-        decide(case_of(incumbent, candidate), question=TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100))
+        decide(inputs_of(incumbent, candidate), protocol=protocol_for(100))
 
 
 def test_rule_2_a_leak_leaves_no_verdict_however_large_the_gain() -> None:
@@ -230,36 +231,42 @@ def test_no_verdict_without_rows_reasons_or_a_rule_that_gives_its_outcome() -> N
     verdict = verdict_of(1300, 290, 120, 441)
     for change in ({"n": 0}, {"reasons": ()}, {"rule": 9}, {"rule": 1}):
         with pytest.raises(ValueError, match=r"verdict needs|does not give"):
-            replace(verdict, **change)
+            Verdict.model_validate(dict(verdict) | change)
 
 
 def test_a_changed_record_is_not_read() -> None:
-    record = verdict_of(1300, 290, 120, 441).to_dict()
+    record = verdict_of(1300, 290, 120, 441).model_dump(mode="json")
     for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"p_value": float("nan")}):
-        with pytest.raises(ValueError, match=r"not a (Verdict|valid Outcome)|PERHAPS"):
-            Verdict.from_dict(record | change)
-    del record["n"]
-    with pytest.raises(ValueError, match="missing \\['n'\\]"):
-        Verdict.from_dict(record)
+        with pytest.raises(ValueError, match=f"for Verdict\n{next(iter(change))}"):
+            Verdict.model_validate(record | change)
+    record["gates"] = [{"name": "cost", "state": "passes", "bounds": [], "note": "", "surprise": 1}]
+    with pytest.raises(ValueError, match=r"gates\.0\.surprise"):
+        Verdict.model_validate(record)
+    del record["gates"], record["n"]
+    with pytest.raises(ValueError, match=r"\nn\n  Field required"):
+        Verdict.model_validate(record)
 
 
-def test_the_question_comes_from_the_recipe_and_goes_through_json() -> None:
-    question = build_protocol(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
-    assert (question.minimum_gain, question.expected_gain, question.alpha) == (0.015, 0.03, 0.05)
-    assert TestProtocol.from_dict(json.loads(json.dumps(question.to_dict()))) == question
+def test_the_protocol_comes_from_the_recipe_and_goes_through_json() -> None:
+    protocol = build_protocol(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
+    assert (protocol.minimum_gain, protocol.expected_gain, protocol.alpha) == (0.015, 0.03, 0.05)
+    assert TestProtocol.model_validate_json(protocol.model_dump_json()) == protocol
     assert build_protocol(EvaluationConfig(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
 
 
 @pytest.mark.parametrize(
     "change", [{"metric": "f1"}, {"minimum_gain": -0.1}, {"expected_gain": 1.0}, {"alpha": 0.0}, {"num_test_rows": 0}]
 )
-def test_a_question_that_cannot_be_asked_is_refused(change: dict[str, object]) -> None:
+def test_a_protocol_that_cannot_be_tested_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        replace(TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 10), **change)  # type: ignore[arg-type]
+        protocol_for(**{"num_test_rows": 10} | change)  # type: ignore[arg-type]
 
 
 def test_the_decision_needs_neither_ray_nor_torch() -> None:
-    code = "import sys, evaluation.verdict; print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, tailorbird.evaluation.verdict.decide; "
+        "print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -279,9 +286,9 @@ def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
     n = sum(table)
     incumbent, candidate = models(*table)
     reference = predictions("tfidf", np.arange(n) < reference_right)
-    question = TestProtocol("accuracy", minimum_gain, 2 * minimum_gain, 0.05, SHA, n)
+    protocol = protocol_for(n, minimum_gain=minimum_gain, expected_gain=2 * minimum_gain)
     leaks = ("a leak",) if leaky else ()
-    verdict = decide(case_of(incumbent, candidate, reference, leaks=leaks), question=question)
+    verdict = decide(inputs_of(incumbent, candidate, reference, leaks=leaks), protocol=protocol)
 
     assert verdict.outcome is OUTCOME_OF_RULE[verdict.rule]
     assert verdict.interval[0] <= verdict.gain <= verdict.interval[1]
@@ -298,31 +305,31 @@ def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
     for part in (str(verdict.outcome), "interval", f"n = {n:,}", f"rule {verdict.rule}"):
         assert part in verdict.sentence()
 
-    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
     order = list(range(n))
     random.shuffle(order)
     shuffled = [reordered(table, order) for table in (incumbent, candidate, reference)]
-    again = decide(case_of(*shuffled, leaks=leaks), question=question)
+    again = decide(inputs_of(*shuffled, leaks=leaks), protocol=protocol)
     # Resamples are drawn in the rows' order, so the metric for the record may err a little otherwise.
-    assert replace(again, second_metric=verdict.second_metric) == verdict
+    assert again.model_copy(update={"second_metric": verdict.second_metric}) == verdict
 
-    swapped = decide(case_of(candidate, incumbent, reference, leaks=leaks), question=question)
+    swapped = decide(inputs_of(candidate, incumbent, reference, leaks=leaks), protocol=protocol)
     assert swapped.gain == -verdict.gain
     assert swapped.interval == pytest.approx((-verdict.interval[1], -verdict.interval[0]), abs=1e-12)
     assert swapped.p_value == verdict.p_value
     assert not (swapped.proven and verdict.proven)
 
 
-def reordered(given_predictions: Predictions, order: list[int]) -> Predictions:
+def reordered(table: Predictions, order: list[int]) -> Predictions:
     return replace(
-        given_predictions,
-        row_ids=tuple(given_predictions.row_ids[i] for i in order),
-        labels=tuple(given_predictions.labels[i] for i in order),
-        outputs=tuple(given_predictions.outputs[i] for i in order),
-        scores=given_predictions.scores[order],
-        confidences=given_predictions.confidences[order],
-        calibrated=given_predictions.calibrated[order],
+        table,
+        row_ids=tuple(table.row_ids[i] for i in order),
+        labels=tuple(table.labels[i] for i in order),
+        outputs=tuple(table.outputs[i] for i in order),
+        scores=table.scores[order],
+        confidences=table.confidences[order],
+        calibrated=table.calibrated[order],
     )
 
 
@@ -339,15 +346,14 @@ def test_a_model_against_its_equal_is_fine_tuned_at_most_at_alpha() -> None:
 def test_a_verdict_is_a_plain_value() -> None:
     first, second = verdict_of(200, 30, 25, 45), verdict_of(200, 30, 25, 45)
     assert first == second
-    assert asdict(first) == asdict(second)
+    assert first.model_dump() == second.model_dump()
 
 
-def test_the_cost_ratios_interval_is_at_the_questions_level() -> None:
+def test_the_cost_ratios_interval_is_at_the_protocols_level() -> None:
     cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
-    asked = TestProtocol("accuracy", 0.01, 0.02, 0.05, SHA, 100)
     incumbent, candidate = models(50, 20, 10, 20)
-    case = replace(case_of(incumbent, candidate, incumbent), cpu=cpu)
-    ratios = [decide(case, question=replace(asked, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
+    inputs = replace(inputs_of(incumbent, candidate, incumbent), cpu=cpu)
+    ratios = [decide(inputs, protocol=protocol_for(100, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
     assert ratios[0] is not None
     assert ratios[1] is not None
     assert ratios[0][0] == ratios[1][0]
