@@ -1,4 +1,4 @@
-"""Ray's token: where it is read from and which dashboard may see it."""
+"""Ray's token: where it is read from, and which dashboard it may be sent to."""
 
 import os
 from pathlib import Path
@@ -10,34 +10,34 @@ HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running on
 
 
 class SessionError(ValueError):
-    """Ray cannot be reached; the message says where it was looked for and what to do."""
+    """Ray cannot be reached; the message has the address and what to do."""
 
 
 class Unreachable(SessionError):
-    """Nothing answers at the dashboard's address, now: asked again later, it may."""
+    """Nothing answers at the dashboard's address; a later request may succeed."""
 
 
 def is_token_for(token_path: str, address: str) -> bool:
-    """Whether the token may be shown to the dashboard at `address`: a stack's is for its own dashboard alone.
+    """Return True if the token may be sent to the dashboard at `address`: a stack's only to its own dashboard.
 
-    A stack's token is known by where it lies, whatever folder this process works in and whether the stack runs or not.
+    A stack's token is recognised by its path, whatever the working directory and whether the stack runs or not.
     """
-    place, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
-    if place.name != stack.TOKEN_FILE or not (marked or (place.parent / stack.KEYS_FILE).exists()):
+    path, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
+    if path.name != stack.TOKEN_FILE or not (marked or (path.parent / stack.KEYS_FILE).exists()):
         return True
-    state = stack.status(place.parent)
+    state = stack.status(path.parent)
     own = {marked, state.dashboard_url if state is not None else None}
     return address.rstrip("/").replace("//localhost:", "//127.0.0.1:") in own
 
 
 def auth_headers() -> dict[str, str]:
-    """HTTP headers that open Ray's dashboard: empty without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
+    """Return HTTP headers with the token; none without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
     token = read_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def read_token() -> str:
-    """What opens the dashboard that the environment names; empty where nothing does."""
+    """Return the token for the dashboard that the environment names; empty if there is none."""
     token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
     address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
     if token or not path or (address and not is_token_for(path, address)):

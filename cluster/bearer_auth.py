@@ -1,17 +1,17 @@
-"""A token as a request carries it, whatever `~/.netrc` says of the host: `requests` would put that in its place."""
+"""A bearer token for `requests`, which would otherwise replace it by an entry for the host in `~/.netrc`."""
 
 from collections.abc import Callable
 
 import requests
 
-Carry = Callable[[requests.PreparedRequest], requests.PreparedRequest]
+Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
-def bearer(token: str) -> Carry:
-    """For the argument `auth` of a request."""
+def bearer(token: str) -> Auth:
+    """Return a value for the argument `auth` of a request."""
 
-    def carry(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {token}"
         return request
 
-    return carry
+    return authorize

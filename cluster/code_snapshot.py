@@ -1,4 +1,4 @@
-"""Ships the code that makes a model along with it: a zip named by its content, which serving runs."""
+"""The project's code as a zip on S3, named by its content, which serving runs for the models made with it."""
 
 import hashlib
 import io
@@ -8,43 +8,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailorbird import storage
+from tailorbird.storage.paths import TaskPaths
 
 PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-MOST_BYTES = 64 << 20
-"""Of a shipped zip's files, unpacked; ours have under two megabytes."""
+MAX_UNPACKED_BYTES = 64 << 20
+"""Limit of a code zip's files, unpacked; ours have under two megabytes."""
 
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """The code as shipped: sha256 over the files' names and contents, and the URI of the zip."""
+    """A stored code zip: sha256 over the files' names and contents, and its URI."""
 
     sha256: str
     uri: str
 
 
 def ship_code(task_uri: str, root: Path) -> CodeVersion:
-    """Puts the project's runtime files, as they lie under `root`, at `<task_uri>/code/<sha256>.zip`, once.
+    """Upload the project's runtime files under `root` as the task's code zip of this content, if it does not exist.
 
-    Only our own files count, so a git checkout and a submitted job's working folder give the same sha256. The zip has
-    one top-level folder, as Ray wants of a `working_dir`.
+    Only our own files are included, so a git checkout and a submitted job's working directory give the same sha256. The
+    zip has one top-level folder, as Ray requires of a `working_dir`.
     """
     files = runtime_files(root)
     sha256 = code_sha256(root)
-    uri = f"{task_uri.rstrip('/')}/code/{sha256}.zip"
+    uri = TaskPaths(task_uri).code_archive(sha256)
     if not storage.exists(uri):
         storage.write_bytes(uri, _zip(root, files))
     return CodeVersion(sha256=sha256, uri=uri)
 
 
 def shipped_sha256(content: bytes) -> str:
-    """The sha256 that names a shipped zip, from its content; raises ValueError where that is no such zip."""
+    """Return the sha256 that names a code zip, from its content; raise ValueError if it cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:  # a file is read no further than that
-                raise ValueError(f"over {MOST_BYTES >> 20} MiB unpacked, which our code is not")
+            if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:  # checked before a file is read
+                raise ValueError(f"over {MAX_UNPACKED_BYTES >> 20} MiB unpacked, which our code is not")
             files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"not a zip that can be read: {error}") from None
@@ -52,12 +53,16 @@ def shipped_sha256(content: bytes) -> str:
 
 
 def code_sha256(root: Path) -> str:
-    """The sha256 by which `ship_code` would name the code under `root`."""
+    """Return the sha256 by which `ship_code` names the code under `root`."""
     return _digest(root, runtime_files(root))
 
 
 def runtime_files(root: Path) -> tuple[str, ...]:
-    """Names under `root`, sorted, of the files that running needs; raises ValueError where a package is missing."""
+    """Return the names under `root`, sorted, of the files that running needs: our packages' code and data.
+
+    `root` is a checkout, a job's working directory or the folder of an installed wheel. Raises ValueError if a package
+    is missing.
+    """
     missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
     if missing:
         raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")

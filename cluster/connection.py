@@ -1,4 +1,4 @@
-"""How a process finds the running Ray and S3: by the environment, or by the embedded stack of a folder."""
+"""Connect to the running Ray and S3, by the environment or by the embedded stack of a folder."""
 
 import os
 import socket
@@ -13,13 +13,13 @@ from cluster.local import stack
 
 REACH_TIMEOUT_S = 5
 LOCAL = "local"
-"""As RAY_ADDRESS it has `ray.init` start a Ray of the process's own, on this machine alone."""
-_GIVEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+"""As RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine."""
+_CONFIGURED_BY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
 def use_stack(folder: Path) -> None:
-    """Puts the environment of the folder's running stack into `os.environ`, unless Ray or S3 are configured there."""
-    if any(os.environ.get(name) for name in _GIVEN):
+    """Set the environment of the folder's running stack in `os.environ`, unless Ray or S3 are configured there."""
+    if any(os.environ.get(name) for name in _CONFIGURED_BY):
         return
     state = stack.status(folder)
     if state is not None:
@@ -29,10 +29,10 @@ def use_stack(folder: Path) -> None:
 
 @contextmanager
 def connect(**arguments: Any) -> Iterator[None]:
-    """Connects this process to the running Ray (`arguments` go to `ray.init`) and disconnects at the end.
+    """Connect this process to the running Ray (`arguments` go to `ray.init`) and disconnect at the end.
 
-    Inside a Ray job or where the process is connected already, that connection is used. Raises SessionError, within
-    seconds, if no Ray answers.
+    Inside a Ray job, or if the process is connected already, that connection is used. Raises SessionError within
+    seconds if no Ray answers.
     """
     import ray
 
@@ -61,12 +61,12 @@ def connect(**arguments: Any) -> Iterator[None]:
 
 
 def _require_reachable(address: str) -> None:
-    """A bounded look at the address before `ray.init`, which waits for minutes."""
+    """Raise SessionError if nothing answers within seconds; `ray.init` would wait for minutes."""
     if address in ("auto", LOCAL):
         return
-    place = urlsplit(address if "://" in address else f"//{address}")
+    parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        with socket.create_connection((place.hostname or "", place.port or 10001), timeout=REACH_TIMEOUT_S):
+        with socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=REACH_TIMEOUT_S):
             return
     except (OSError, ValueError) as error:
         raise SessionError(f"Ray is not reachable at {address} ({error}); {HELP}") from None

@@ -10,7 +10,7 @@ from cluster.bearer_auth import bearer
 
 
 def use_dashboard(address: str | None) -> None:
-    """Has this process ask the dashboard at `address`, where one is given; an embedded stack's token stays with it."""
+    """Use the dashboard at `address`, unless it is None; an embedded stack's token is not sent to another one."""
     if address is None:
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -20,12 +20,12 @@ def use_dashboard(address: str | None) -> None:
 
 
 def has_dashboard() -> bool:
-    """Whether the environment names Ray's dashboard, reachable or not."""
+    """Return True if the environment names Ray's dashboard, reachable or not."""
     return any(os.environ.get(name) for name in DASHBOARD)
 
 
 def dashboard_url() -> str:
-    """Address of Ray's dashboard, which takes jobs and Serve applications; raises SessionError if none is set."""
+    """Return the address of Ray's dashboard; raise SessionError if none is set."""
     address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
     if not address.startswith(("http://", "https://")):
         raise SessionError(
@@ -35,7 +35,7 @@ def dashboard_url() -> str:
 
 
 def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
-    """One request to Ray's dashboard, with the token; a body goes as JSON, or as it is if it is bytes.
+    """Send a request to Ray's dashboard, with the token; a body is sent as JSON, or unchanged if it is bytes.
 
     Raises SessionError if the token is refused, and Unreachable if nothing answers.
     """

@@ -1,4 +1,4 @@
-"""What a submitted job is shipped: what git tracks and the recipe, as one zip that Ray keeps for its workers."""
+"""The package of a submitted job: the files that git tracks and the recipe, as one zip that Ray stores."""
 
 import io
 import os
@@ -21,25 +21,24 @@ NUM_NAMED = 5
 
 
 class PackageError(ValueError):
-    """What cannot be shipped; the message says why and what to leave out."""
+    """A package that Ray cannot take; the message has the reason and what to leave out."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A zip by its content, and the name under which Ray keeps it."""
+    """A zip's content, and the URI under which Ray stores it."""
 
     content: bytes
 
     @property
     def uri(self) -> str:
-        """As Ray's own client names what it uploads: by the content's sha1."""
         return package_uri(self.content)
 
 
 def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Package:
-    """The files under `root` that a job needs, as they lie there now, with the resolved recipe as `RECIPE_FILE`.
+    """Return a package of the files under `root` that a job needs, with the resolved recipe as `RECIPE_FILE`.
 
-    The same files give the same zip. Raises PackageError, with the largest files named, where it is over the limit.
+    The same files give the same zip. Raises PackageError, which names the largest files, if it is over the limit.
     """
     names = shipped_files(root)
     buffer = io.BytesIO()
@@ -57,19 +56,20 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Packa
 
 
 def shipped_files(root: Path) -> tuple[str, ...]:
-    """Names under `root`, sorted: what git tracks there, and whatever running needs.
+    """Return the names under `root`, sorted, of the files that git tracks and those that running needs.
 
-    Our packages go along whatever a `.gitignore` says (a template's `data/` or `models/` would drop two of them), and
-    so do their new modules: the job's code then has the sha256 of the code here. Without a git checkout they go alone.
+    Our packages are included even if a `.gitignore` excludes them (a template's `data/` or `models/` would), with
+    untracked modules, so the job's code has the same sha256 as the code here. Without a git checkout, or from an
+    installed wheel, only they are included.
     """
     tracked = (name for name in _tracked(root) if (root / name).is_file())
     return tuple(sorted({*tracked, *runtime_files(root)}))
 
 
 def upload(package: Package) -> None:
-    """Puts the package where Ray's workers find it, if it is not there yet; PackageError where Ray refuses it."""
+    """Upload the package to Ray, unless it is stored already; raise PackageError if Ray refuses it."""
     path = f"/api/packages/{package.uri.replace('://', '/')}"
-    # Asking has Ray keep it for ten minutes; without that it keeps nothing that no job uses.
+    # The GET makes Ray keep the package for ten minutes; otherwise it deletes packages that no job uses.
     answer = request_dashboard("GET", path)
     if answer.status_code == 404:
         answer = request_dashboard("PUT", path, body=package.content, timeout_s=UPLOAD_TIMEOUT_S)
@@ -86,17 +86,17 @@ def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _tracked(root: Path) -> tuple[str, ...]:
-    """Names under `root` that git tracks; none where there is no git or no checkout."""
+    """Return the names under `root` that git tracks; none without git or a checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z"]
     try:
         done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"})
     except FileNotFoundError:
         return ()
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip()
-        if "not a git repository" in told:
+        message = done.stderr.decode(errors="replace").strip()
+        if "not a git repository" in message:
             return ()
-        raise PackageError(f"git does not tell what it tracks in {root}: {told}")
+        raise PackageError(f"git does not tell what it tracks in {root}: {message}")
     return tuple(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
 
 

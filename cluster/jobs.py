@@ -47,7 +47,7 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Ray tells of it, but for its environment variables, which may be anybody's secrets."""
+    """A job as Ray reports it, without its environment variables, which may be secrets."""
 
     id: str
     status: str
@@ -61,12 +61,12 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, well or not."""
+        """True if the job has ended, with success or without."""
         return self.status in OVER
 
     @property
     def exit_code(self) -> int | None:
-        """What a command that stood for the job would end with: 0 only where it succeeded, None while it runs."""
+        """The exit code of a command that runs the job: 0 only if it succeeded, None while it runs."""
         if not self.is_over:
             return None
         if self.status == SUCCEEDED:
@@ -77,11 +77,11 @@ class Job:
         return SIGNALLED - code if code < 0 else code
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the job as plain JSON."""
         return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
 
     def line(self) -> str:
-        """One line of a list."""
+        """Return the job's line in a list."""
         started = "" if self.started_s is None else f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
         code = f" ({self.exit_code})" if self.exit_code else ""
         return f"{self.id:<40} {self.status + code:<16} {started}"
@@ -89,29 +89,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that was asked for, and what asking did: started it, found it, or found that it is done."""
+    """A job and what submitting it did: started it, or found it running or done."""
 
     job: Job
     how: Literal["started", "started again", "running", "done"]
 
     def line(self) -> str:
-        """What happened, and what to do next."""
-        told = {
+        """Return what happened, and what to do next."""
+        summary = {
             "started": "is started",
             "started again": "is started after one that ended without success; what that finished is not done again",
             "running": "waits or runs already; none was started",
             "done": "has succeeded; none was started (`--again` starts one, for new data)",
         }[self.how]
-        return f"{self.job.id} {told}"
+        return f"{self.job.id} {summary}"
 
 
 def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
-    """Runs the recipe on the cluster with the code under `root`, once: asked again, the job that is there is meant.
+    """Run the recipe on the cluster with the code under `root`, once: a second call returns the same job.
 
-    A job is named by the recipe with its overrides and by the code, as a run is. After one that failed or was stopped,
-    another is started under the next number, so the first one's log and end stay; `again` does so after a success too.
-    The recipe travels in the package and not in the command, which whoever may list jobs can read. No environment
-    variable travels: what a run needs of them stands in the environment in which Ray was started.
+    A job is named by the recipe with its overrides and by the code, as a run is. After a job that failed or was
+    stopped, another is started under the next number, so the log of the first is kept; `again` does so after a success
+    too. The recipe is part of the package and not of the command, which everyone who may list jobs can read. No
+    environment variables are sent: a run uses those that Ray was started with.
     """
     hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
@@ -122,7 +122,7 @@ def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
 def start(
     name: str, *, entrypoint: str, package: Package, metadata: Mapping[str, str] | None = None, again: bool = False
 ) -> Submitted:
-    """Starts the entrypoint as a job of this name unless one runs or has succeeded; see `submit`."""
+    """Start the entrypoint as a job of this name unless one runs or has succeeded; see `submit`."""
     earlier = _attempts(name)
     last = earlier[-1] if earlier else None
     if last is not None and not last.is_over:
@@ -130,46 +130,46 @@ def start(
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
     upload(package)
-    wanted = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
+    job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
     body = {
         "entrypoint": entrypoint,
-        "submission_id": wanted,
+        "submission_id": job_id,
         "runtime_env": {"working_dir": package.uri},
         "metadata": dict(metadata or {}),
     }
     answer = request_dashboard("POST", "/api/jobs/", body=body)
     if answer.status_code == 200:
-        return Submitted(read_job(wanted), "started" if last is None else "started again")
-    found = _find(wanted)
-    if found is None:
+        return Submitted(read_job(job_id), "started" if last is None else "started again")
+    job = _find(job_id)
+    if job is None:
         raise JobError(f"Ray does not start the job ({answer.status_code}): {answer.text[-1000:].strip()}")
-    return Submitted(found, "running")  # another was first, at this very moment
+    return Submitted(job, "running")  # another client started it at the same time
 
 
 def list_jobs() -> tuple[Job, ...]:
-    """The jobs that were submitted to the cluster, by whatever client, as they were started."""
-    found = [_job(value) for value in _value(_answer("/api/jobs/")) if value["type"] == SUBMISSION]
-    return tuple(sorted(found, key=lambda job: (job.started_s or 0.0, job.id)))
+    """Return the jobs that were submitted to the cluster, by any client, in the order of their start."""
+    jobs = [_job(value) for value in _value(_get("/api/jobs/")) if value["type"] == SUBMISSION]
+    return tuple(sorted(jobs, key=lambda job: (job.started_s or 0.0, job.id)))
 
 
 def read_job(job_id: str) -> Job:
-    """The job; raises JobError, with those that are there, where it is not."""
-    found = _find(job_id)
-    if found is None:
-        there = ", ".join(f"{job.id} ({job.status})" for job in list_jobs())
-        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; there {'are: ' + there or 'is none'}")
-    return found
+    """Return the job; raise JobError, with the jobs that exist, if there is none."""
+    job = _find(job_id)
+    if job is None:
+        others = ", ".join(f"{other.id} ({other.status})" for other in list_jobs())
+        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; there {'are: ' + others or 'is none'}")
+    return job
 
 
 def read_log(job_id: str) -> str:
-    """What the job has said so far."""
-    return str(_value(_answer(f"/api/jobs/{quote(job_id, safe='')}/logs"))["logs"])
+    """Return the job's log so far."""
+    return str(_value(_get(f"/api/jobs/{quote(job_id, safe='')}/logs"))["logs"])
 
 
 def stop(job_id: str) -> Job:
-    """Ends the job, by SIGTERM and soon after by SIGKILL, and waits for its end; one that is over stays as it is.
+    """End the job, by SIGTERM and soon after by SIGKILL, and wait for its end.
 
-    Raises RuntimeError where it does not end in time.
+    A job that has ended is left as it is. Raises RuntimeError if it does not end in time.
     """
     job = read_job(job_id)
     if not job.is_over:
@@ -186,26 +186,26 @@ def stop(job_id: str) -> Job:
 
 
 def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
-    """Writes the job's log as it grows, each piece once, and returns the job when it is over.
+    """Write the job's log as it grows, and return the job when it has ended.
 
-    A dashboard that is away for less than `blip_s` seconds only makes it late; after that SessionError is raised, and
-    the job's end is not known.
+    A dashboard that is unreachable for less than `blip_s` seconds only causes a delay; after that SessionError is
+    raised, and the job's end is not known.
     """
     read_job(job_id)
-    told = 0
+    num_written = 0
 
-    def hear(text: str, start: int) -> None:
-        nonlocal told
-        if start + len(text) > told:
-            write(text[max(0, told - start) :])
-            told = start + len(text)
+    def write_new(text: str, start: int) -> None:
+        nonlocal num_written
+        if start + len(text) > num_written:
+            write(text[max(0, num_written - start) :])
+            num_written = start + len(text)
 
     while True:
         with suppress(aiohttp.ClientError, OSError):  # whatever cut the stream, the status below says what is
-            asyncio.run(_tail(job_id, hear))
-        job = _patiently(lambda: read_job(job_id), blip_s=blip_s)
+            asyncio.run(_tail(job_id, write_new))
+        job = _retry_unreachable(lambda: read_job(job_id), blip_s=blip_s)
         try:  # what the stream did not bring
-            hear(_patiently(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
+            write_new(_retry_unreachable(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
         except (JobError, SessionError) as error:
             if job.is_over:  # its end is known and counts, whether its log can be read or not
                 write(f"\nthe rest of the log cannot be read: {error}\n")
@@ -214,31 +214,31 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
         time.sleep(RETRY_S)
 
 
-async def _tail(job_id: str, hear: Callable[[str, int], None]) -> None:
-    """Ray's stream of the log, from its beginning to the job's end; it may break off at any time before."""
+async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
+    """Pass Ray's stream of the log to `write_at(text, position)`, until the job ends or the stream breaks off."""
     url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail", auth_headers()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-    place = 0
+    position = 0
 
-    async def carry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         request.headers.update(headers)  # here, since aiohttp takes no header beside what ~/.netrc says of the host
         return await handler(request)
 
     async with (
-        aiohttp.ClientSession(middlewares=(carry,), timeout=timeout, trust_env=True) as session,
+        aiohttp.ClientSession(middlewares=(authorize,), timeout=timeout, trust_env=True) as session,
         session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as stream,
     ):
         async for message in stream:
             if message.type is aiohttp.WSMsgType.TEXT:
-                hear(message.data, place)
-                place += len(message.data)
+                write_at(message.data, position)
+                position += len(message.data)
 
 
-def _patiently(ask: Callable[[], Value], *, blip_s: float) -> Value:
+def _retry_unreachable(request: Callable[[], Value], *, blip_s: float) -> Value:
     deadline = time.monotonic() + blip_s
     while True:
         try:
-            return ask()
+            return request()
         except Unreachable:
             if time.monotonic() > deadline:
                 raise
@@ -246,9 +246,9 @@ def _patiently(ask: Callable[[], Value], *, blip_s: float) -> Value:
 
 
 def _attempts(name: str) -> list[Job]:
-    """The jobs of this name that the cluster has had, by number."""
-    found = [job for job in list_jobs() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
-    return sorted(found, key=lambda job: _number(job.id, name))
+    """Return the cluster's jobs of this name, by number."""
+    jobs = [job for job in list_jobs() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
+    return sorted(jobs, key=lambda job: _number(job.id, name))
 
 
 def _number(job_id: str, name: str) -> int:
@@ -256,15 +256,15 @@ def _number(job_id: str, name: str) -> int:
 
 
 def _find(job_id: str) -> Job | None:
-    answer = _answer(f"/api/jobs/{quote(job_id, safe='')}")
+    answer = _get(f"/api/jobs/{quote(job_id, safe='')}")
     if answer.status_code == 404:
         return None
     value = _value(answer)  # of no id at all, Ray lists them; a driver that was not submitted has a type of its own
     return _job(value) if isinstance(value, dict) and value["type"] == SUBMISSION else None
 
 
-def _answer(path: str) -> requests.Response:
-    """The dashboard's answer; where it, or what it asks, is being replaced, it counts as away."""
+def _get(path: str) -> requests.Response:
+    """Return the dashboard's answer; a server error counts as unreachable, since the dashboard may be restarting."""
     answer = request_dashboard("GET", path)
     if answer.status_code >= 500:
         raise Unreachable(f"Ray's dashboard answers {answer.status_code} at {path}: {answer.text[-500:].strip()}")

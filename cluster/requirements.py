@@ -1,4 +1,4 @@
-"""Which packages the code asks for, and which are installed, by their metadata alone: none of them is imported."""
+"""The packages that the code requires, and those that are installed, by their metadata, without importing them."""
 
 import re
 import tomllib
@@ -10,49 +10,49 @@ from pathlib import Path
 from tailorbird import PROJECT_ROOT
 
 ALWAYS = ""
-"""Names the packages that every part needs, where an optional group has its own name."""
+"""The group of the packages that are not optional."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that is asked for."""
+    """A required package."""
 
     name: str
     wanted: str
     """Versions, as `>=2.60,<2.61`."""
     installed: str | None
-    """The version that is installed, if one is."""
+    """The installed version; None if it is not installed."""
     features: str = ""
-    """Its own optional groups that are asked for, as `[serve,train]`; whether they are installed is not looked at."""
+    """Its extras that are required, as `[serve,train]`; whether they are installed is not checked."""
 
     @property
     def fits(self) -> bool:
-        """Whether what is installed is wanted."""
+        """True if the installed version is a required one."""
         return self.installed is not None and fits(self.installed, self.wanted)
 
     @property
     def line(self) -> str:
-        """As pip is asked for it."""
+        """The requirement as pip takes it."""
         return f"{self.name}{self.features}{self.wanted}"
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What this code asks for."""
+    """The requirements of this code."""
 
     python: str
     """Versions, as `>=3.11,<3.14`."""
     packages: dict[str, tuple[tuple[str, str], ...]]
-    """Name and versions of each package, by optional group; `ALWAYS` are those of every part."""
+    """Name and versions of each package, by optional group, or under `ALWAYS`."""
     features: dict[str, str]
-    """Of a package that is asked for with optional groups of its own, these, as `[serve,train]`."""
+    """Extras of a required package, as `[serve,train]`, by its name."""
 
 
 def requirements(root: Path = PROJECT_ROOT) -> Requirements:
-    """As the pyproject.toml beside the code says; where there is none, as the installed distribution does.
+    """Return the requirements in pyproject.toml next to the code or, without one, those of the installed distribution.
 
-    In a checkout or a job's folder the file is the truth: an editable installation keeps what was true when it was
-    made. Raises PackageNotFoundError where there is neither.
+    In a checkout or a job's working directory the file is right: an editable installation keeps the requirements of the
+    time when it was made. Raises PackageNotFoundError if there is neither.
     """
     if not (root / "pyproject.toml").is_file():
         installed = metadata("tailorbird")
@@ -65,29 +65,29 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
 
 
 def installed_packages(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
-    """Packages as they are installed here."""
+    """Return the packages with their installed versions."""
     return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 
 
 def installed_version(name: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """Return a package's installed version; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def fits(given: str, wanted: str) -> bool:
-    """Whether a version is one of those wanted, as pip understands them."""
+def fits(version_text: str, wanted: str) -> bool:
+    """Return True if a version satisfies a version specifier."""
     try:
         from packaging.specifiers import SpecifierSet
-    except ImportError:  # it is among what is asked for, so that it lacks is told
+    except ImportError:  # it is required itself, so its absence is reported
         return True
-    return SpecifierSet(wanted).contains(given, prereleases=True)
+    return SpecifierSet(wanted).contains(version_text, prereleases=True)
 
 
 def _grouped(python: str, lines: Sequence[str]) -> Requirements:
-    """From lines as `ray[serve,train]<2.61,>=2.60; extra == "dev"`; ours, which name groups, are left out."""
+    """Parse lines as `ray[serve,train]<2.61,>=2.60; extra == "dev"`; references to our own extras are left out."""
     groups: dict[str, list[tuple[str, str]]] = {ALWAYS: []}
     features: dict[str, str] = {}
     for line in lines:

@@ -1,13 +1,11 @@
-"""Ports of the embedded stack: one claimed block of consecutive ports a stack."""
+"""Ports of the embedded stack: each stack claims one block of consecutive ports."""
 
 import random
 import socket
 
 import psutil
 
-from cluster.local.stack import (
-    StackError,
-)
+from cluster.local.stack import StackError
 
 # A stack's own ports are one block below Linux's ephemeral range, so that no outgoing connection takes one of them.
 # SeaweedFS listens at each of its ports + 10,000 too (gRPC).
@@ -23,7 +21,7 @@ CLAIM = 255
 
 
 def claim_ports() -> tuple[int, socket.socket]:
-    """First port of a free block and the socket that claims it: only one process can bind a block's last port."""
+    """Return the first port of a free block and the socket that claims it by binding the block's last port."""
     bases = list(range(FIRST_PORT, LAST_PORT, BLOCK))
     random.shuffle(bases)
     taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
@@ -43,7 +41,7 @@ def claim_ports() -> tuple[int, socket.socket]:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether this very process holds the port: another server there would answer too."""
+    """Return True if this process, and not another server, listens on the port."""
     try:
         connections = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:

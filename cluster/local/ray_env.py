@@ -31,7 +31,7 @@ from cluster.local.stack import (
 
 @dataclass(frozen=True)
 class Keys:
-    """What opens the stack; kept in its folder, so that it opens it again after a restart."""
+    """The stack's credentials, stored in its folder, so that they stay the same after a restart."""
 
     access_key: str
     secret_key: str
@@ -39,6 +39,7 @@ class Keys:
 
 
 def stack_keys(folder: Path) -> Keys:
+    """Return the folder's credentials, created at the first call."""
     path, token_path = folder / KEYS_FILE, folder / TOKEN_FILE
     if not path.exists():
         write_private(path, json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}))
@@ -48,7 +49,7 @@ def stack_keys(folder: Path) -> Keys:
 
 
 def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
-    """What Ray's processes are started with, and so what every worker sees."""
+    """Return the environment of Ray's processes, which every worker inherits."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + S3}",
         "AWS_ACCESS_KEY_ID": keys.access_key,
@@ -70,21 +71,21 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # A replica that is told of another version is back before HAProxy has left it out, and is not left out.
+        # A replica that switches its version is ready again before HAProxy would take it out of rotation.
         "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-        # What a replica that dies has not answered is asked of another; the fallback below says 500 of it. Only what
-        # HAProxy has whole can be, hence it waits for bodies, no longer than this. Ray's template knows the first of
-        # these options alone, but takes lines.
+        # Retry a request of a replica that died on another one; the fallback below would answer 500. HAProxy can only
+        # retry a request that it has completely, so it waits for bodies, up to this timeout. Ray's template has only
+        # the first of these options, but accepts several lines.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
         "    option http-buffer-request\n"
         "    timeout http-request 20s",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that ends its replica ends no more than two
-        # A proxy that died is missed three times before it is started again: every second, not every ten.
+        "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica kills no more than two
+        # A dead proxy is restarted after three failed health checks: check every second, not every ten.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # for load balancers elsewhere it is 30
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),
-        # Where HAProxy sends what comes while an application's only replica is being told of another version.
+        # HAProxy uses the fallback proxy while an application's only replica switches its version.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + FALLBACK_HTTP),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + FALLBACK_GRPC),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
@@ -100,7 +101,7 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, complete or not at all."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     with os.fdopen(handle, "w") as stream:
         stream.write(text)

@@ -1,4 +1,4 @@
-"""The embedded stack for one machine: a real S3 server and a local Ray, held by one child process that `up` starts."""
+"""Start and stop the embedded stack: an S3 server and a local Ray, held by one child process."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ LOG_FILE = "stack.log"
 KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
 OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
-"""Says of an environment that it is a stack's, and whose dashboard alone may see its token."""
+"""Marks a stack's environment; the only dashboard that its token may be sent to."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05
@@ -31,11 +31,11 @@ LOG_TAIL_CHARS = 1500
 
 
 class StackError(ValueError):
-    """A stack that does not start or stop; the message says why and where its log lies."""
+    """A stack that does not start or stop; the message has the reason and the path of its log."""
 
 
 class StackState(BaseModel):
-    """A running stack: where it listens and what opens it. `started` guards against a reused process id."""
+    """Addresses and credentials of a running stack. `started` guards against a reused process id."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class StackState(BaseModel):
     temp_dir: str
 
     def environment(self) -> dict[str, str]:
-        """Environment variables with which a process uses this stack's S3, Ray, jobs and Serve."""
+        """Return the environment variables with which a process uses this stack's S3, Ray, jobs and Serve."""
         return {
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -69,14 +69,14 @@ class StackState(BaseModel):
 
 
 def default_folder() -> Path:
-    """Where this machine's stack keeps state and data: TAILORBIRD_HOME, or `.tailorbird` in the working folder."""
+    """Return the folder of this machine's stack: TAILORBIRD_HOME, or `.tailorbird` in the working directory."""
     return Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
 
 
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
-    """Starts the stack of this folder and waits until S3 and Ray answer; returns the running one if it is up already.
+    """Start the stack of this folder, unless it runs, and wait until S3 and Ray answer.
 
-    Data and keys of an earlier run are used again. Raises StackError, with the end of the log, if it does not come up.
+    Data and keys of an earlier run are used again. Raises StackError, with the end of the log, if it does not start.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
 
 
 def down(folder: Path) -> bool:
-    """Ends the stack of this folder, by process id; its data stays. Returns whether there was one."""
+    """Stop the stack of this folder, by process id, and keep its data; return True if there was one."""
     folder = folder.absolute()
     if not folder.is_dir():
         return False
@@ -116,7 +116,7 @@ def down(folder: Path) -> bool:
 
 
 def status(folder: Path) -> StackState | None:
-    """The running stack of this folder, or None if there is none (the state of a dead process does not count)."""
+    """Return the running stack of this folder; None if there is none, or only the state of a dead process."""
     state = _read_state(folder.absolute())
     return state if state is not None and _is_alive(state) else None
 
@@ -166,7 +166,7 @@ def _log(folder: Path) -> str:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and everything it started, or nothing if it is gone."""
+    """Return a process and its descendants; none if it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -175,7 +175,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
-    """Waits until these processes have ended and kills, each by its process id, those that do not in time."""
+    """Wait until these processes have ended, and kill those that do not end in time."""
     deadline = time.monotonic() + timeout_s
     while remaining := [process for process in processes if _runs(process)]:
         if time.monotonic() > deadline:
@@ -187,7 +187,7 @@ def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie has ended, and when it goes is up to its parent."""
+    """Return True if the process runs; a zombie has ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -204,7 +204,7 @@ def _end(pid: int) -> None:
 
 
 def _clear_remains(folder: Path) -> None:
-    """Removes what a stack that was killed could not remove itself: its servers, its temporary folder, its state."""
+    """Remove what a killed stack left behind: its servers, its temporary folder, its state."""
     state = _read_state(folder)
     if state is None:
         return
@@ -218,7 +218,7 @@ def _clear_remains(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One `up` or `down` a folder at a time, over processes."""
+    """Allow one `up` or `down` of a folder at a time, across processes."""
     with (folder / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The process that holds the embedded stack: starts S3 and Ray, writes the state, waits for SIGTERM, ends both."""
+"""The embedded stack's process: starts S3 and Ray, writes the state, waits for SIGTERM, stops both."""
 
 import ctypes
 import os
@@ -56,7 +56,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path, num_cpus: int | None) -> None:
-    """Runs the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
+    """Run the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -104,7 +104,7 @@ def _require_alive(servers: dict[str, "subprocess.Popen[bytes]"]) -> None:
 
 
 def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
-    """Ends the servers, both at once, and kills what is left of them after a while."""
+    """Stop the servers, both at once, and kill what is left of them after a timeout."""
     members = [member for server in servers for member in family(server.pid)]
     for server in servers:
         server.terminate()
@@ -112,7 +112,7 @@ def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
 
 
 def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[bytes]":
-    """Starts SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    """Start SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
     data = folder / "s3"
     data.mkdir(exist_ok=True)
     ports = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
@@ -127,7 +127,7 @@ def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[b
 
 
 def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subprocess.Popen[bytes]":
-    """Starts a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
+    """Start a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
     ports = {
         "port": GCS,
         "dashboard-port": DASHBOARD,
@@ -143,21 +143,21 @@ def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subproces
         *(f"--{name}={base + offset}" for name, offset in ports.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        # One more than there are cores: a service that mostly waits must not keep a training from starting beside it.
+        # One more than there are cores: a service that mostly waits must not keep a training from starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
     return _start(command, cwd=temp_dir)
 
 
 def _program(name: str) -> str:
-    """Path of a program of this Python environment."""
-    beside = Path(sysconfig.get_path("scripts")) / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
+    """Return the path of a program of this Python environment."""
+    installed = Path(sysconfig.get_path("scripts")) / name
+    program = str(installed) if installed.exists() else shutil.which(name)
+    if program is None:
         raise StackError(
             f"the program `{name}` is not installed; in the project's folder: pip install --editable '.[stack]'"
         )
-    return found
+    return program
 
 
 def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
@@ -170,7 +170,7 @@ def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
 
 
 def _end_with_parent() -> None:
-    """Has the kernel send SIGTERM to a server whose stack process was killed and cannot send it itself."""
+    """Let the kernel send SIGTERM to a server when the stack's process is killed and cannot send it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -182,7 +182,7 @@ def _has_buckets() -> bool:
 
 
 def _ray_answers(base: int, *, keys: Keys) -> bool:
-    """Whether GCS, node manager and agent listen and the dashboard answers to the token."""
+    """Return True if GCS, node manager and agent listen and the dashboard accepts the token."""
     connections = psutil.net_connections("tcp")
     listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
     if not listening >= {base + GCS, base + NODE_MANAGER, base + AGENT, base + DASHBOARD}:

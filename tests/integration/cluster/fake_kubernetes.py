@@ -95,15 +95,15 @@ class FakeKubernetes:
     def get(self, path: str) -> Manifest | None:
         """What lies at a path of the API; None where nothing does."""
         core, ray_api = f"/api/v1/namespaces/{self.namespace}", f"/apis/ray.io/v1/namespaces/{self.namespace}"
-        place = urlsplit(path)
+        target = urlsplit(path)
         with self._lock:
-            if place.path == f"{ray_api}/rayclusters/{self.name}":
+            if target.path == f"{ray_api}/rayclusters/{self.name}":
                 return copy.deepcopy(self.manifest)
             pods = [pod.to_dict(self.name) for pod in list(self.pods.values())]
-        if place.path == f"{core}/pods":
+        if target.path == f"{core}/pods":
             return {"metadata": {"resourceVersion": "1"}, "items": pods}
-        found = re.fullmatch(rf"{core}/pods/(.+)", place.path)
-        return next((pod for pod in pods if found and pod["metadata"]["name"] == found[1]), None)
+        match = re.fullmatch(rf"{core}/pods/(.+)", target.path)
+        return next((pod for pod in pods if match and pod["metadata"]["name"] == match[1]), None)
 
     def patch(self, path: str, changes: list[Manifest]) -> Manifest | None:
         """Applies the `replace` operations of a JSON patch to the RayCluster; None where it does not lie there."""
@@ -113,10 +113,10 @@ class FakeKubernetes:
             for change in changes:
                 assert change["op"] == "replace", change
                 *parents, last = change["path"].strip("/").split("/")
-                place: Any = self.manifest
+                target: Any = self.manifest
                 for parent in parents:
-                    place = place[int(parent) if isinstance(place, list) else parent]
-                place[last] = change["value"]
+                    target = target[int(parent) if isinstance(target, list) else parent]
+                target[last] = change["value"]
             return copy.deepcopy(self.manifest)
 
     def _start(self, group: Manifest) -> None:
@@ -125,9 +125,9 @@ class FakeKubernetes:
         self._numbers[group["groupName"]] = number + 1
         name = f"{group['groupName']}-{number}"
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        given = {"num-cpus": limits["cpu"], "memory": limits["memory"], "num-gpus": limits.get(GPU, 0)}
-        given |= {key: value for key, value in group.get("rayStartParams", {}).items() if key in given}
-        options = [f"--{key}={int(parse_quantity(value))}" for key, value in given.items()]
+        amounts = {"num-cpus": limits["cpu"], "memory": limits["memory"], "num-gpus": limits.get(GPU, 0)}
+        amounts |= {key: value for key, value in group.get("rayStartParams", {}).items() if key in amounts}
+        options = [f"--{key}={int(parse_quantity(value))}" for key, value in amounts.items()]
         machine = self._machines.worker(name, *options, **self._pod_environment(name, group["groupName"]))
         self.pods[name] = Pod(name, group["groupName"], machine)
 
@@ -184,9 +184,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["content-length"]))
             self._answer(fake.patch(self.path, json.loads(body)))
 
-        def _answer(self, found: Manifest | None) -> None:
-            body = json.dumps(found if found is not None else {"kind": "Status", "code": 404}).encode()
-            self.send_response(200 if found is not None else 404)
+        def _answer(self, match: Manifest | None) -> None:
+            body = json.dumps(match if match is not None else {"kind": "Status", "code": 404}).encode()
+            self.send_response(200 if match is not None else 404)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()

@@ -101,11 +101,11 @@ def main(name: str) -> None:
             recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
             recorder = Watched()
             recorder.start(lambda: run.run_pipeline(recipe, progress=recorder))
-            told = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
-            told["taken"] = dict(taken(recorder))
-            told["trials"] = journal(f"{REGISTRY}/{name}")
-            told["outcome"], told["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
-            print(json.dumps(told), flush=True)
+            result = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
+            result["taken"] = dict(taken(recorder))
+            result["trials"] = journal(f"{REGISTRY}/{name}")
+            result["outcome"], result["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
+            print(json.dumps(result), flush=True)
         finally:
             ray.shutdown()
             cluster.shutdown()

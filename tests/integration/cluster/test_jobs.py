@@ -67,10 +67,10 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
 ) -> None:
     started = jobs.start(name, entrypoint=COUNTS_TO_7, package=package)
     assert started.how == "started"
-    relay, heard = Relay(int(stack.dashboard_url.rsplit(":", 1)[1])), []
+    relay, output = Relay(int(stack.dashboard_url.rsplit(":", 1)[1])), []
 
-    def hear(text: str) -> None:
-        heard.append(text)
+    def append(text: str) -> None:
+        output.append(text)
         if "line 2" in text:
             relay.cut()
             threading.Timer(2.0, relay.open).start()
@@ -78,15 +78,15 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
     with monkeypatch.context() as patched:
         for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
             patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
-        job = jobs.follow(name, write=hear)
+        job = jobs.follow(name, write=append)
     relay.cut()
     assert (job.status, job.exit_code) == ("FAILED", 7)
-    assert [line for line in "".join(heard).splitlines() if line in LINES] == LINES
+    assert [line for line in "".join(output).splitlines() if line in LINES] == LINES
 
-    shown = _tailorbird("jobs", "logs", name, "--follow")
-    assert shown.exit_code == 7
-    assert [line for line in shown.stdout.splitlines() if line in LINES] == LINES
-    assert f"{name} " in shown.stdout.splitlines()[-1]
+    logs = _tailorbird("jobs", "logs", name, "--follow")
+    assert logs.exit_code == 7
+    assert [line for line in logs.stdout.splitlines() if line in LINES] == LINES
+    assert f"{name} " in logs.stdout.splitlines()[-1]
     again = jobs.start(name, entrypoint="true", package=package)
     assert (again.how, again.job.id) == ("started again", f"{name}-2")
     assert "line 6" in jobs.read_log(name)
@@ -110,10 +110,10 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
         assert following.stdout is not None
         assert any("begun" in line for line in following.stdout)
         following.send_signal(signal.SIGINT)
-        _, told = following.communicate(timeout=60)
+        _, status = following.communicate(timeout=60)
     assert following.returncode == 130
-    assert f"{name} goes on" in told
-    assert f"tailorbird jobs stop {name}" in told
+    assert f"{name} goes on" in status
+    assert f"tailorbird jobs stop {name}" in status
     assert jobs.start(name, entrypoint="true", package=package).how == "running"
 
     stopped = _tailorbird("jobs", "stop", name, "--json")
@@ -132,9 +132,9 @@ def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
         return jobs.start(name, entrypoint=READS_WHAT_IS_SHIPPED, package=package)
 
     with ThreadPoolExecutor(2) as pool:
-        asked = list(pool.map(ask, range(2)))
-    assert sorted(one.how for one in asked) == ["running", "started"]
-    assert {one.job.id for one in asked} == {name}
+        submissions = list(pool.map(ask, range(2)))
+    assert sorted(submission.how for submission in submissions) == ["running", "started"]
+    assert {submission.job.id for submission in submissions} == {name}
     assert jobs.follow(name, write=str).exit_code == 0
     with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
         archive.extractall(tmp_path)
@@ -168,16 +168,16 @@ def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id
 
 
 @pytest.mark.usefixtures("stack")
-@pytest.mark.parametrize(("token", "told"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")])
+@pytest.mark.parametrize(("token", "message"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")])
 def test_without_the_cluster_s_token_every_verb_says_what_to_set(
-    token: str, told: str, monkeypatch: pytest.MonkeyPatch
+    token: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     for command in (["submit", str(ROOT / "recipes" / "icd10_demo.yaml")], ["jobs", "list"], ["jobs", "logs", "some"]):
         done = _tailorbird(*command)
         assert done.exit_code == 2
-        assert told in done.stderr
+        assert message in done.stderr
         assert "RAY_AUTH_TOKEN_PATH" in done.stderr
 
 
@@ -193,16 +193,16 @@ def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same
     evidence = storage.read_json(f"{versions[-1].uri}/evidence.json")
     assert evidence["verdict"]["n"] == 400
     assert storage.exists(f"{evidence['run']}/report.html")
-    told = json.loads(done.stdout)
-    assert (told["status"], told["how"], told["exit_code"]) == ("SUCCEEDED", "started", 0)
+    status = json.loads(done.stdout)
+    assert (status["status"], status["how"], status["exit_code"]) == ("SUCCEEDED", "started", 0)
     assert f"{evidence['run']}/report.html" in done.stderr  # the job's own log
 
     repeated = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--json")
-    assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", told["id"])
+    assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", status["id"])
     listing = requests.get(f"{stack.dashboard_url}/api/jobs/", headers=auth_headers(), timeout=60).text
-    assert told["id"] in listing
+    assert status["id"] in listing
     for secret in (stack.secret_key, stack.token):
-        assert secret not in listing + done.stderr + done.stdout + jobs.read_log(told["id"])
+        assert secret not in listing + done.stderr + done.stdout + jobs.read_log(status["id"])
 
     command = [str(RAY), "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json"]
     command += ['{"excludes": [".venv", ".git", ".tailorbird", "shared"]}', "--"]

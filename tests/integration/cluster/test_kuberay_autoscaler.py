@@ -41,12 +41,12 @@ ALONE = SECTION.model_copy(update={"num_workers": 1})
 
 def manifest() -> dict[str, Any]:
     """The RayCluster that ships, with the group that the component spot-gpu adds to a job's."""
-    found: dict[str, Any] = yaml.safe_load((K8S / "base/cluster/raycluster.yaml").read_text())
+    manifest: dict[str, Any] = yaml.safe_load((K8S / "base/cluster/raycluster.yaml").read_text())
     added = yaml.safe_load((K8S / "components/spot-gpu/rayjob.yaml").read_text())[-1]["value"]
-    found["spec"]["workerGroupSpecs"].append(added)
-    found["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] = IDLE_S
-    found["metadata"]["namespace"] = "tailorbird"  # an overlay's to name
-    return found
+    manifest["spec"]["workerGroupSpecs"].append(added)
+    manifest["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] = IDLE_S
+    manifest["metadata"]["namespace"] = "tailorbird"  # an overlay's to name
+    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_o
 
 def test_work_that_wants_a_gpu_gets_a_node_of_the_group_that_has_one(kubernetes: FakeKubernetes) -> None:
     with connect():
-        asked = ray.remote(num_gpus=1)(node_type).remote()
-        tell("up_s", wait(lambda: bool(ray.wait([asked], timeout=0)[0]), within_s=180))
-        assert ray.get(asked) == GPU_GROUP
+        node_type_ref = ray.remote(num_gpus=1)(node_type).remote()
+        tell("up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180))
+        assert ray.get(node_type_ref) == GPU_GROUP
     tell("down_s", wait(lambda: not kubernetes.of(GPU_GROUP), within_s=180))

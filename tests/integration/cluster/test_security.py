@@ -70,7 +70,9 @@ def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
     assert not marker.exists()
     left = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.list_files(bucket)}
     assert {"tuner.pkl", "error.pkl"} <= set(left)
-    assert [name for name, content in left.items() if any(one in content for one in secrets_of(stack).values())] == []
+    assert [
+        name for name, content in left.items() if any(secret in content for secret in secrets_of(stack).values())
+    ] == []
     assert leaks(stack, {}) == []
     pickle.loads(left["error.pkl"])
     assert marker.exists()  # so the payload lay there, and was live
@@ -114,8 +116,8 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
             storage.write_bytes(name, pickle.dumps(Payload(marker)))
         with pytest.raises(TrainingFailed) as refused:
             finetune(config, task=task, uri=uri)
-    told = str(refused.value)
-    assert any(f"checkpoint {name.partition('/step/')[0]} is not as a training left it" in told for name in states)
-    assert "optim_states.pt is no file of torch's" in told
-    assert told.endswith(f"delete {uri}/train, and run again: the training begins anew")
+    message = str(refused.value)
+    assert any(f"checkpoint {name.partition('/step/')[0]} is not as a training left it" in message for name in states)
+    assert "optim_states.pt is no file of torch's" in message
+    assert message.endswith(f"delete {uri}/train, and run again: the training begins anew")
     assert not marker.exists()

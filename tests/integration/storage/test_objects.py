@@ -190,10 +190,10 @@ def test_a_folder_goes_up_and_comes_down_unchanged(bucket: str, tmp_path: Path) 
         (source / name).write_bytes(content)
     storage.upload_folder(source, f"{bucket}/folder")
     storage.download_folder(f"{bucket}/folder/", tmp_path / "target")
-    found = {
+    names = {
         path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").rglob("*") if path.is_file()
     }
-    assert found == set(contents)
+    assert names == set(contents)
     for name, content in contents.items():
         assert storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster import code_snapshot
+from cluster.job_package import shipped_files
 from tailorbird import storage
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +26,7 @@ def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: P
     assert storage.read_bytes(here.uri) == storage.read_bytes(there.uri)
 
 
-def test_what_lies_beside_our_code_does_not_count(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_do_not_count(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
     before = code_snapshot.runtime_files(root)
     for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
@@ -35,9 +36,21 @@ def test_what_lies_beside_our_code_does_not_count(tmp_path: Path) -> None:
 
 
 def test_the_templates_of_pages_are_shipped() -> None:
-    shown = {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.html")}
-    assert shown
-    assert shown <= set(code_snapshot.runtime_files(ROOT))
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.html")}
+    assert pages
+    assert pages <= set(code_snapshot.runtime_files(ROOT))
+
+
+def test_of_an_installed_wheel_our_packages_alone_are_shipped_with_their_data(tmp_path: Path) -> None:
+    site_packages = _checkout(tmp_path / "site-packages")
+    (site_packages / "pyproject.toml").unlink()
+    for name in ("torch/nn.py", "tailorbird-0.2.0.dist-info/METADATA", "tailorbird/recipes/icd10_demo.yaml"):
+        (site_packages / name).parent.mkdir(parents=True, exist_ok=True)
+        (site_packages / name).write_text("x")
+    names = set(code_snapshot.runtime_files(site_packages))
+    assert {name.partition("/")[0] for name in names} == set(code_snapshot.PACKAGES)
+    assert {"tailorbird/recipes/icd10_demo.yaml", "serving/app.py"} <= names
+    assert set(shipped_files(site_packages)) == names
 
 
 def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
@@ -79,7 +92,7 @@ def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp
 def test_a_zip_that_unpacks_to_more_than_code_has_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("tailorbird/a.py", bytes(code_snapshot.MOST_BYTES + 1))
+        archive.writestr("tailorbird/a.py", bytes(code_snapshot.MAX_UNPACKED_BYTES + 1))
     monkeypatch.setattr(zipfile.ZipFile, "read", None)  # what would unpack it
     with pytest.raises(ValueError, match="over 64 MiB unpacked"):
         code_snapshot.shipped_sha256(bomb.getvalue())

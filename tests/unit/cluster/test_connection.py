@@ -166,32 +166,32 @@ def test_a_token_that_is_no_stack_s_goes_along_with_what_a_stack_exported(
 
 
 @pytest.fixture
-def asked() -> Iterator[tuple[str, list[str | None]]]:
+def endpoint() -> Iterator[tuple[str, list[str | None]]]:
     """A server's address, and the Authorization of each request that it got."""
-    heard: list[str | None] = []
+    tokens: list[str | None] = []
 
     class Listener(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            heard.append(self.headers["Authorization"])
+            tokens.append(self.headers["Authorization"])
             self.send_response(200)
             self.end_headers()
 
     with HTTPServer(("127.0.0.1", 0), Listener) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", heard
+        yield f"http://127.0.0.1:{server.server_port}", tokens
         server.shutdown()
 
 
 def test_the_token_goes_along_whatever_netrc_says_of_the_host(
-    asked: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, heard = asked
+    address, tokens = endpoint
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
     dashboard.request_dashboard("GET", "/api/version")
-    assert heard == ["Bearer ours"]
+    assert tokens == ["Bearer ours"]
 
 
 def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_do(
@@ -227,11 +227,11 @@ def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
 def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
     address: str, cpus: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, float]] = []
+    options_used: list[dict[str, float]] = []
 
     class Task:
         def options(self, **options: float) -> "Task":
-            asked.append(options)
+            options_used.append(options)
             return self
 
         def remote(self) -> str:
@@ -245,7 +245,7 @@ def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
         remote_module.run_remote(lambda: None, resources=worker_resources(TrainingConfig(cpus_per_worker=4)))()
         == "value"
     )
-    assert asked == [{"num_cpus": cpus, "num_gpus": 0.0}]
+    assert options_used == [{"num_cpus": cpus, "num_gpus": 0.0}]
 
 
 def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from cluster.jobs import Job, Submitted, _job, _tail
 from tailorbird.cli.app import app
 
 
-def _told(**changes: Any) -> dict[str, Any]:
+def _details(**changes: Any) -> dict[str, Any]:
     """A job as Ray's REST API tells of it."""
     return {
         "type": "SUBMISSION",
@@ -47,28 +47,28 @@ def _told(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_job_s_exit_code_is_its_driver_s_own(status: str, driver: int | None, expected: int | None) -> None:
-    assert _job(_told(status=status, driver_exit_code=driver)).exit_code == expected
+    assert _job(_details(status=status, driver_exit_code=driver)).exit_code == expected
 
 
 @given(status=st.sampled_from(["STOPPED", "FAILED"]), driver=st.none() | st.integers(-64, 255))
 def test_no_job_that_was_stopped_or_failed_has_exit_code_0(status: str, driver: int | None) -> None:
-    code = _job(_told(status=status, driver_exit_code=driver)).exit_code
+    code = _job(_details(status=status, driver_exit_code=driver)).exit_code
     assert code is not None
     assert 0 < code < 256
 
 
 def test_nobody_s_environment_variables_are_shown() -> None:
-    job = _job(_told())
+    job = _job(_details())
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
 
 def test_times_are_in_seconds() -> None:
-    assert _job(_told()).started_s == 1_700_000_000.5
-    assert _job(_told(start_time=None)).started_s is None
+    assert _job(_details()).started_s == 1_700_000_000.5
+    assert _job(_details(start_time=None)).started_s is None
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "text"),
     [
         ("started", "is started"),
         ("started again", "what that finished is not done again"),
@@ -76,10 +76,10 @@ def test_times_are_in_seconds() -> None:
         ("done", "--again"),
     ],
 )
-def test_asking_for_a_job_says_what_it_did(how: Any, told: str) -> None:
-    job: Job = _job(_told())
+def test_asking_for_a_job_says_what_it_did(how: Any, text: str) -> None:
+    job: Job = _job(_details())
     assert Submitted(job, how).line().startswith(job.id)
-    assert told in Submitted(job, how).line()
+    assert text in Submitted(job, how).line()
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_log_is_followed_with_the_token_whatever_netrc_says_of_the_host(
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
-    heard: list[str] = []
+    lines: list[str] = []
 
-    async def tell(request: web.Request) -> web.WebSocketResponse:
-        heard.append(request.headers["Authorization"])
+    async def serve_tail(request: web.Request) -> web.WebSocketResponse:
+        lines.append(request.headers["Authorization"])
         stream = web.WebSocketResponse()
         await stream.prepare(request)
         await stream.send_str("a line")
@@ -133,14 +133,14 @@ def test_a_log_is_followed_with_the_token_whatever_netrc_says_of_the_host(
 
     async def follow() -> None:
         pages = web.Application()
-        pages.router.add_get("/api/jobs/some/logs/tail", tell)
+        pages.router.add_get("/api/jobs/some/logs/tail", serve_tail)
         runner = web.AppRunner(pages)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
-        await _tail("some", lambda text, _: heard.append(text))
+        await _tail("some", lambda text, _: lines.append(text))
         await runner.cleanup()
 
     asyncio.run(follow())
-    assert heard == ["Bearer ours", "a line"]
+    assert lines == ["Bearer ours", "a line"]

@@ -116,12 +116,14 @@ def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_and_rows(name: str) -> None:
     left_out = _checked(_written(name))["rsync_exclude"]
-    told = subprocess.run(["git", "ls-files"], cwd=CLUSTER.parent, capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run(
+        ["git", "ls-files"], cwd=CLUSTER.parent, capture_output=True, text=True, check=False
+    ).stdout
 
     def copied(path: str) -> bool:
         return not any(fnmatch(part, pattern) for part in Path(path).parts for pattern in left_out)
 
-    assert [path for path in told.splitlines() if not copied(path)] == []
+    assert [path for path in listing.splitlines() if not copied(path)] == []
     for path in (".env", ".env.prod", "k8s/.env", "key.pem", "rows/train-0.parquet", ".git/config", "rows.csv"):
         assert not copied(path)
 
@@ -172,10 +174,10 @@ def test_the_region_that_nodes_ask_s3_in_is_the_one_they_run_in() -> None:
 
 
 def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: Path) -> None:
-    shown = ["bash", "-c", f". {CLUSTER / NODE_ENV} && env -0"]
+    command = ["bash", "-c", f". {CLUSTER / NODE_ENV} && env -0"]
     bare = {"HOME": "/home/somebody", "PATH": "/usr/bin:/bin"}
-    told = subprocess.run(shown, env=bare, capture_output=True, text=True, check=True).stdout
-    here = dict(line.split("=", 1) for line in told.split("\0") if line)
+    output = subprocess.run(command, env=bare, capture_output=True, text=True, check=True).stdout
+    here = dict(line.split("=", 1) for line in output.split("\0") if line)
     keys = ray_env.Keys(access_key="", secret_key="", token_path=tmp_path / "token")
     stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.

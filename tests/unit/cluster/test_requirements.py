@@ -16,7 +16,7 @@ def test_what_is_asked_for_is_what_pyproject_says() -> None:
     assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
     assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
     assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
-    assert {one.line for one in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {
+    assert {package.line for package in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {
         *project["dependencies"]
     }
 

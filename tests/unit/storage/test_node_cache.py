@@ -37,9 +37,9 @@ def test_a_wheel_writes_nothing_outside_its_folder_and_no_file_but_a_models(tmp_
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
     folder = base_model._unpack(wheel)
-    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     inside = {f"deep/unpacked/{name}.json" for name in ("out", "etc/out", "model/config", "model/link")}
-    assert found == inside | {"deep/model.whl"}
+    assert names == inside | {"deep/model.whl"}
     assert not (folder / "model" / "link.json").is_symlink()
 
 

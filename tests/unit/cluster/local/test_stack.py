@@ -75,6 +75,6 @@ def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
 
 def test_jobs_and_replicas_of_a_stack_know_whose_its_token_is_before_its_state_is_written(tmp_path: Path) -> None:
     keys = ray_env.stack_keys(tmp_path)
-    told = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
-    assert told[stack.OWN_DASHBOARD] == told["RAY_API_SERVER_ADDRESS"]
-    assert Path(told["RAY_AUTH_TOKEN_PATH"]) == tmp_path / stack.TOKEN_FILE
+    variables = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    assert variables[stack.OWN_DASHBOARD] == variables["RAY_API_SERVER_ADDRESS"]
+    assert Path(variables["RAY_AUTH_TOKEN_PATH"]) == tmp_path / stack.TOKEN_FILE
