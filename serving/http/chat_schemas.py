@@ -1,20 +1,19 @@
-"""What crosses the wire of a chat model: OpenAI's requests, as far as they can be honoured, and its answers."""
+"""OpenAI's requests and answers of chat models: the types, and the checks of a request."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.http.schemas import CHAMPION, CHAT_ID, COMPLETION_ID, MAX_ATTRIBUTE_CHARS, RequestError, Wire
+from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, RequestError, Wire
 
 
 class TokenUsage(Wire):
     prompt_tokens: int
-    """Tokens read: template, system message and examples included."""
+    """Tokens of the prompt, with template, system message and examples."""
     completion_tokens: int
-    """Tokens made."""
+    """Tokens of the answer."""
     total_tokens: int
 
 
@@ -22,45 +21,45 @@ class AssistantMessage(Wire):
     role: Literal["assistant"]
     content: str
     refusal: None
-    """OpenAI's; never given here."""
+    """Part of OpenAI's format; always null."""
 
 
 class Delta(Wire):
-    """What an event adds to the message."""
+    """The part of the message that an event adds."""
 
     role: Literal["assistant"] | None = None
-    """In the first event."""
+    """Only in the first event."""
     content: str | None = None
 
 
 class _Choice(Wire):
     index: Literal[0]
     logprobs: None
-    """OpenAI's; never given here."""
+    """Part of OpenAI's format; always null."""
 
 
 class ChatChoice(_Choice):
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    """`length` where the answer was cut at max_tokens."""
+    """`length` if the answer was cut at max_tokens."""
 
 
 class CompletionChoice(_Choice):
     text: str
     finish_reason: Literal["stop", "length"]
-    """`length` where the answer was cut at max_tokens."""
+    """`length` if the answer was cut at max_tokens."""
 
 
 class ChatChunkChoice(_Choice):
     delta: Delta
     finish_reason: Literal["stop", "length"] | None
-    """In the last event that has a choice."""
+    """Only in the last event that has a choice."""
 
 
 class CompletionChunkChoice(_Choice):
     text: str
     finish_reason: Literal["stop", "length"] | None
-    """In the last event that has a choice."""
+    """Only in the last event that has a choice."""
 
 
 class _Head(Wire):
@@ -80,11 +79,11 @@ class ChatAnswer(_Head):
 
 
 class ChatChunk(_Head):
-    """One event of a stream; the last is `[DONE]`, or an error where the answer broke off."""
+    """One event of a stream; the last is `[DONE]`, or an error if the answer broke off."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice] = Field(max_length=1)
-    """None in the event that counts the tokens."""
+    """Empty in the event that counts the tokens."""
     usage: TokenUsage | None = None
 
 
@@ -95,11 +94,11 @@ class CompletionAnswer(_Head):
 
 
 class CompletionChunk(_Head):
-    """One event of a stream; the last is `[DONE]`, or an error where the answer broke off."""
+    """One event of a stream; the last is `[DONE]`, or an error if the answer broke off."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice] = Field(max_length=1)
-    """None in the event that counts the tokens."""
+    """Empty in the event that counts the tokens."""
     usage: TokenUsage | None = None
 
 
@@ -111,8 +110,8 @@ IGNORED = (
     "prompt_cache_retention",
     "parallel_tool_calls",
 )
-"""Fields that change no answer."""
-NEUTRAL: Mapping[str, Any] = {
+"""Fields that are accepted and change no answer."""
+NEUTRAL: Mapping[str, object] = {
     "n": 1,
     "presence_penalty": 0,
     "frequency_penalty": 0,
@@ -124,9 +123,9 @@ NEUTRAL: Mapping[str, Any] = {
     "response_format": {"type": "text"},
     "modalities": ["text"],
 }
-"""Fields that are taken with the value that asks for nothing, and with no other."""
-TEXT_NEUTRAL: Mapping[str, Any] = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
-"""The same where a text is continued."""
+"""Fields that are accepted with their neutral value only."""
+TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
+"""The same for `/v1/completions`."""
 MAX_STOPS = 4
 _STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
 _CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
@@ -149,55 +148,55 @@ class ChatMessage(_RequestModel):
 
     @property
     def text(self) -> str:
-        """The content, its parts put together."""
+        """Return the content, its parts concatenated."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(_RequestModel):
     include_usage: StrictBool | None = None
-    """Whether a last event, without choices, counts the tokens."""
+    """Whether the last event, which has no choices, counts the tokens."""
 
 
 class PromptRequest(_RequestModel):
-    """What requests for words have in common."""
+    """The fields that chat and completion requests share."""
 
     model: StrictStr = CHAMPION
     """`champion`, or the name, version or `name@version` of the model that serves."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    """OpenAI's newer name of `max_tokens`; where both are given, this one holds."""
+    """OpenAI's newer name of `max_tokens`, which takes precedence."""
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    """Tokens of the answer at most; without either, what answers were evaluated with."""
+    """Most tokens of the answer; by default as many as in the evaluation."""
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
-    """0, the default, is what was evaluated: the most likely token each time."""
+    """0, the default, is greedy decoding, which was evaluated."""
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """Above temperature 0, tokens are drawn from the likeliest that have this probability together."""
+    """Above temperature 0, sample from the most likely tokens that have this probability together."""
     seed: StrictInt | None = None
-    """Draws the same tokens from the same probabilities."""
+    """The same seed samples the same tokens from the same probabilities."""
     stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
-    """Texts before which the answer ends."""
+    """Texts at which the answer ends; they are not part of it."""
     stream: StrictBool | None = None
-    """Whether the answer comes in parts, as server-sent events."""
+    """Whether to stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
     safety_identifier: object = None
-    """Whom the request is about, by an id of the caller's own; the request log keeps a keyed hash of a short text."""
+    """The person the request is about, by the caller's id; the request log keeps a keyed hash of a short text."""
     user: object = None
-    """The same by OpenAI's older name."""
+    """OpenAI's older name of `safety_identifier`."""
 
     @property
     def subject(self) -> str | None:
-        """Whom it is about, where that is a text that can be kept."""
-        given = self.safety_identifier or self.user
-        return given if isinstance(given, str) and len(given) <= MAX_ATTRIBUTE_CHARS else None
+        """Return the person the request is about, if that is a text that can be logged."""
+        subject = self.safety_identifier or self.user
+        return subject if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS else None
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop texts as a tuple."""
+        """Return the stop texts as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def limit(self) -> int | None:
-        """Tokens that the answer is asked to have at most."""
+        """Return the most tokens of the answer that the request sets."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -206,131 +205,54 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    """The conversation; the last message is the user's. A system message stands in place of the version's own."""
+    """The conversation; the last message is the user's. A system message replaces the version's own."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
-        """The messages as turns."""
+        """Return the messages as turns."""
         return tuple((message.role, message.text) for message in self.messages)
 
 
 class CompletionRequest(PromptRequest):
     prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
-    """A text that is continued as it stands: no template, no system message, no examples; no verdict is about that."""
+    """A text to continue without template, system message and examples; no verdict is about that."""
 
     @property
     def text(self) -> str:
-        """The prompt as one text."""
+        """Return the prompt as one text."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
-class Usage(NamedTuple):
-    """Tokens read and made."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-    def to_dict(self) -> dict[str, int]:
-        """As it is written."""
-        return self._asdict() | {"total_tokens": self.prompt_tokens + self.completion_tokens}
-
-
 def parse_chat(body: bytes) -> ChatRequest:
-    """The request in a body; raises RequestError 400 for whatever cannot be taken, and names the field."""
+    """Return the request in a body; raise RequestError 400, which names the field, for what is not supported."""
     request = _parse(ChatRequest, body, neutral=NEUTRAL)
-    for place, message in enumerate(request.messages):
+    for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
-                raise _invalid_field(f"messages.{place}.{name}", "a message has a role and a content, and no more")
+                raise _invalid_field(f"messages.{index}.{name}", "a message has a role and a content, and no more")
     if request.messages[-1].role != "user":
         raise _invalid_field("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
     return request
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    """As `parse_chat`."""
+    """Return the request in a body, as `parse_chat`."""
     return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
 
 
-def _parse(kind: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, Any]) -> PromptRequestT:
+def _parse(model: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, object]) -> PromptRequestT:
     try:
-        request = kind.model_validate_json(body)
+        request = model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error) from None
     for name, value in (request.model_extra or {}).items():
         if name in IGNORED or value is None or (name in neutral and value == neutral[name]):
             continue
-        told = f"only {json.dumps(neutral[name])} is taken" if name in neutral else "there is no such field here"
-        raise _invalid_field(name, f"{told}; leave it out")
+        reason = f"only {json.dumps(neutral[name])} is taken" if name in neutral else "there is no such field here"
+        raise _invalid_field(name, f"{reason}; leave it out")
     if request.stream_options is not None and not request.stream:
         raise _invalid_field("stream_options", "only with stream: true")
     return request
-
-
-@dataclass(frozen=True)
-class AnswerFormat:
-    """How an endpoint's answers are written, in OpenAI's words."""
-
-    route: str
-    prefix: str
-    """Of the answer's id, before the request's."""
-    object: str
-    chunk: str
-    """`object` of an event."""
-    chat: bool
-
-    def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> dict[str, Any]:
-        """What an answer, and each event of a stream, begins with."""
-        return {
-            "id": f"{self.prefix}{request_id}",
-            "object": object,
-            "created": created,
-            "model": model,
-            "version": version,
-        }
-
-    def whole(self, head: dict[str, Any], *, text: str, finish_reason: str, usage: Usage) -> bytes:
-        """An answer that is not streamed."""
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
-        return _json(head | {"choices": [choice], "usage": usage.to_dict()})
-
-    def first(self, head: dict[str, Any]) -> list[bytes]:
-        """The events before anything is said."""
-        return [self._event(head, said={"delta": {"role": "assistant", "content": ""}})] if self.chat else []
-
-    def piece(self, head: dict[str, Any], *, text: str) -> bytes:
-        """An event with what is new."""
-        return self._event(head, said={"delta": {"content": text}} if self.chat else {"text": text})
-
-    def last(self, head: dict[str, Any], *, finish_reason: str | None) -> bytes:
-        """The event after all is said."""
-        return self._event(head, said={"delta": {}} if self.chat else {"text": ""}, finish_reason=finish_reason)
-
-    def _event(self, head: dict[str, Any], *, said: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
-        return event(_json(head | {"choices": [choice]}))
-
-
-CHAT = AnswerFormat("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
-COMPLETION = AnswerFormat("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
-
-
-def usage_event(head: dict[str, Any], *, usage: Usage) -> bytes:
-    """The event that counts the tokens."""
-    return event(_json(head | {"choices": [], "usage": usage.to_dict()}))
-
-
-def event(data: bytes) -> bytes:
-    """A server-sent event."""
-    return b"data: " + data + b"\n\n"
-
-
-LAST_EVENT = event(b"[DONE]")
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _invalid_field(param: str, message: str) -> RequestError:
@@ -338,7 +260,7 @@ def _invalid_field(param: str, message: str) -> RequestError:
 
 
 def _invalid_request(error: ValidationError) -> RequestError:
-    """Says of the first fault where it is and what is allowed; never what was given."""
+    """Return an error that names the first fault's field and what is allowed, but not the value that was sent."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")

@@ -9,17 +9,8 @@ from typing import Any
 from serving.engines.base_chat import ChatEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.asgi import ASGIApp, Events, Route
-from serving.http.chat_schemas import (
-    CHAT,
-    COMPLETION,
-    AnswerFormat,
-    ChatRequest,
-    CompletionRequest,
-    PromptRequest,
-    Usage,
-    parse_chat,
-    parse_completion,
-)
+from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
+from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest, parse_chat, parse_completion
 from serving.http.metrics import TOKENS, record_version
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, configure_process

@@ -5,20 +5,13 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serving.engines.base_chat import ChatEngine, Sampling
 from serving.engines.stop_sequences import visible_text
 from serving.http.asgi import Events
-from serving.http.chat_schemas import (
-    LAST_EVENT,
-    AnswerFormat,
-    CompletionRequest,
-    PromptRequest,
-    Usage,
-    event,
-    usage_event,
-)
+from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
+from serving.http.chat_schemas import CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
 
@@ -129,7 +122,7 @@ async def stream_events(
     generation: GenerationRequest,
     *,
     format: AnswerFormat,
-    head: dict[str, Any],
+    head: AnswerHead,
     with_usage: bool,
     on_finish: OnFinish,
 ) -> Events:
@@ -153,7 +146,7 @@ async def stream_events(
     except Exception as error:
         if not begun:
             raise
-        _log.exception("a stream of %s broke off", head["id"])
+        _log.exception("a stream of %s broke off", head.id)
         refusal = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
         record_failure(refusal.status)
         yield event(refusal.body)

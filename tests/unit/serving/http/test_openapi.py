@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from starlette.types import Message
 
 from serving.http.asgi import ASGIApp, Route
-from serving.http.chat_schemas import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
+from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
 from serving.pages.render import render_docs, with_api_docs
 from serving.replica.base import Replica
 from serving.replica.chat import Chat

@@ -11,7 +11,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from serving.engines.base_chat import ChatEngine, Sampling
-from serving.http.chat_schemas import CHAT, COMPLETION, parse_chat, parse_completion
+from serving.http.chat_format import CHAT, COMPLETION
+from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
 from serving.replica.generation import (
     GenerationRequest,

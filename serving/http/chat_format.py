@@ -1,0 +1,94 @@
+"""Write answers of chat models in OpenAI's format, whole or as server-sent events."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from serving.http.schemas import CHAT_ID, COMPLETION_ID
+
+
+class Usage(NamedTuple):
+    """Tokens of a prompt and of its answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields of `TokenUsage`."""
+        return self._asdict() | {"total_tokens": self.prompt_tokens + self.completion_tokens}
+
+
+class AnswerHead(NamedTuple):
+    """The fields with which an answer, and each event of a stream, begins."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    version: str
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """The format of an endpoint's answers: OpenAI's, plus `version`."""
+
+    route: str
+    id_prefix: str
+    """The answer's id is this and the request's id."""
+    object: str
+    chunk: str
+    """`object` of an event."""
+    chat: bool
+
+    def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> AnswerHead:
+        """Return the head of an answer or of its events; `object` is the format's `object` or `chunk`."""
+        return AnswerHead(f"{self.id_prefix}{request_id}", object, created, model, version)
+
+    def whole(self, head: AnswerHead, *, text: str, finish_reason: str, usage: Usage) -> bytes:
+        """Return an answer that is not streamed."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = _choice({"message": message} if self.chat else {"text": text}, finish_reason)
+        return _json(head, choices=[choice], usage=usage)
+
+    def first(self, head: AnswerHead) -> list[bytes]:
+        """Return the events before the first token."""
+        return [_event(head, {"delta": {"role": "assistant", "content": ""}})] if self.chat else []
+
+    def piece(self, head: AnswerHead, *, text: str) -> bytes:
+        """Return the event that adds a text."""
+        return _event(head, {"delta": {"content": text}} if self.chat else {"text": text})
+
+    def last(self, head: AnswerHead, *, finish_reason: str | None) -> bytes:
+        """Return the event after the last token."""
+        return _event(head, {"delta": {}} if self.chat else {"text": ""}, finish_reason)
+
+
+CHAT = AnswerFormat("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
+COMPLETION = AnswerFormat("completion", COMPLETION_ID, "text_completion", "text_completion", chat=False)
+
+
+def usage_event(head: AnswerHead, *, usage: Usage) -> bytes:
+    """Return the event that counts the tokens."""
+    return event(_json(head, choices=[], usage=usage))
+
+
+def event(data: bytes) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + data + b"\n\n"
+
+
+LAST_EVENT = event(b"[DONE]")
+
+
+def _event(head: AnswerHead, content: Mapping[str, object], finish_reason: str | None = None) -> bytes:
+    return event(_json(head, choices=[_choice(content, finish_reason)]))
+
+
+def _choice(content: Mapping[str, object], finish_reason: str | None) -> dict[str, object]:
+    return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _json(head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None) -> bytes:
+    fields = head._asdict() | {"choices": choices} | ({"usage": usage.to_dict()} if usage else {})
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()

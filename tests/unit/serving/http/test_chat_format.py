@@ -1,0 +1,46 @@
+"""Answers of chat models have OpenAI's format and name our version."""
+
+import json
+
+from serving.http.chat_format import CHAT, COMPLETION, LAST_EVENT, Usage, usage_event
+
+HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+
+
+def test_an_answer_has_openais_shape_and_our_version() -> None:
+    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(CHAT.whole(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
+    assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
+        "id": "chatcmpl-r",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "m",
+        "version": "v",
+    }
+    message = answer["choices"][0].pop("message")
+    assert (message["role"], message["content"]) == ("assistant", "é")
+    assert answer["choices"] == [{"index": 0, "logprobs": None, "finish_reason": "stop"}]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+def test_a_completion_has_openais_shape_too() -> None:
+    head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
+    answer = json.loads(COMPLETION.whole(head, text="é", finish_reason="length", usage=Usage(3, 4)))
+    assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
+    assert answer["choices"] == [{"index": 0, "text": "é", "logprobs": None, "finish_reason": "length"}]
+    assert COMPLETION.first(head) == []
+
+
+def test_an_event_is_one_line_of_data_whatever_the_text() -> None:
+    event = CHAT.piece(HEAD, text="a\n\nb\r")
+    assert event.startswith(b"data: ")
+    assert event.endswith(b"\n\n")
+    assert b"\n" not in event[:-2]
+    assert b"\r" not in event
+    assert json.loads(event[6:])["choices"][0]["delta"] == {"content": "a\n\nb\r"}
+
+
+def test_tokens_are_counted_in_an_event_without_choices_and_the_last_event_is_done() -> None:
+    counted = json.loads(usage_event(HEAD, usage=Usage(1, 2))[6:])
+    assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 3)
+    assert LAST_EVENT == b"data: [DONE]\n\n"
