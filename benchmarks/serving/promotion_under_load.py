@@ -66,8 +66,8 @@ BOUNDS = {
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What the clients saw, a place a request, in the order of their ends."""
+class Responses:
+    """What the clients got, one element a request, in the order in which they ended."""
 
     ended: np.ndarray
     """[N] monotonic seconds."""
@@ -90,17 +90,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
-        conclude(recipe, versions[0], run="first", champion=None)
+        write_finished_run(recipe, versions[0], run="first", champion=None)
         promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
-        conclude(recipe, versions[1], run="second", champion=versions[0])
+        write_finished_run(recipe, versions[1], run="second", champion=versions[0])
         with clients(Path(temporary), url, versions) as collect:
             time.sleep(WARM_S)
             changes = list(_changes(recipe.task_uri))
-            heard = collect()
+            responses = collect()
     rows = {}
     for number, (name, begin, end) in enumerate(changes, 1):
-        before, during = heard.p99_ms(begin - QUIET_S, begin), heard.p99_ms(begin, end + AFTER_S)
+        before, during = responses.p99_ms(begin - QUIET_S, begin), responses.p99_ms(begin, end + AFTER_S)
         figures = {
             "seconds": end - begin,
             "p99_before_ms": before,
@@ -110,33 +110,33 @@ def main() -> None:
         rows[f"{number} {name}"] = figures
     ratios = [row["to_before"] for row in rows.values()]
     show(f"{NUM_CLIENTS} clients, {loading.dtype_name()}", rows)
-    _show_failures(heard, changes)
+    _print_failures(responses, changes)
     measured = {
-        "requests": float(len(heard.ended)),
+        "requests": float(len(responses.ended)),
         "changes": float(len(changes)),
-        "failed_requests": float((heard.fault == 1).sum()),
-        "answers_not_their_versions_own": float((heard.fault == 2).sum()),
-        "requests_per_s": len(heard.ended) / (heard.ended[-1] - heard.ended[0]),
+        "failed_requests": float((responses.fault == 1).sum()),
+        "answers_not_their_versions_own": float((responses.fault == 2).sum()),
+        "requests_per_s": len(responses.ended) / (responses.ended[-1] - responses.ended[0]),
         "p99_before_ms": median(row["p99_before_ms"] for row in rows.values()),
         "p99_during_to_before_median": median(ratios),
         "p99_during_to_before_worst": max(ratios),
         "seconds_a_change": median(end - begin for _, begin, end in changes),
-        "client_cores": heard.client_cores,
+        "client_cores": responses.client_cores,
     }
     finish("promotion_under_load", measured, bounds=BOUNDS)
 
 
-def _show_failures(heard: Heard, changes: list[tuple[str, float, float]]) -> None:
+def _print_failures(responses: Responses, changes: list[tuple[str, float, float]]) -> None:
     """What failed, and how long after the begin of the change that it fell into or followed."""
-    failed = heard.fault == 1
+    failed = responses.fault == 1
     begins = np.array([begin for _, begin, _ in changes])
-    last = np.searchsorted(begins, heard.ended, side="right") - 1
-    for number, status in sorted(set(zip(last[failed], heard.status[failed], strict=True))):
-        one = failed & (last == number) & (heard.status == status)
-        since = heard.ended[one] - begins[max(number, 0)]
+    last = np.searchsorted(begins, responses.ended, side="right") - 1
+    for number, status in sorted(set(zip(last[failed], responses.status[failed], strict=True))):
+        chosen = failed & (last == number) & (responses.status == status)
+        since = responses.ended[chosen] - begins[max(number, 0)]
         print(
-            f"{one.sum()} failed with {status or 'no answer'}, {since.min():.1f} to {since.max():.1f} s after the "
-            f"begin of change {number + 1}, waiting {heard.latency_s[one].max():.2f} s at most"
+            f"{chosen.sum()} failed with {status or 'no answer'}, {since.min():.1f} to {since.max():.1f} s after the "
+            f"begin of change {number + 1}, waiting {responses.latency_s[chosen].max():.2f} s at most"
         )
 
 
@@ -185,11 +185,14 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
     weight = SCALE * nn.functional.normalize(embedded)
     made = []
     for turn in range(2):
-        place = folder / f"version-{turn}"
-        place.mkdir()
+        version_folder = folder / f"version-{turn}"
+        version_folder.mkdir()
         state = {"weight": weight.roll(turn, 0).contiguous(), "bias": torch.zeros(len(classes))}
-        save_file(state, place / "head.safetensors")
-        save_file({name: one.contiguous() for name, one in encoder.state_dict().items()}, place / "encoder.safetensors")
+        save_file(state, version_folder / "head.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()},
+            version_folder / "encoder.safetensors",
+        )
         config = registry.VersionConfig(
             kind="full",
             classes=classes,
@@ -200,21 +203,21 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
             recipe_hash="0" * 64,
             created_at=registry.now(),
         )
-        registry.write_config(place, config)
-        made.append(registry.register(task_uri, place))
+        registry.write_config(version_folder, config)
+        made.append(registry.register(task_uri, version_folder))
     return made
 
 
-def conclude(
+def write_finished_run(
     recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
 ) -> None:
-    """Leaves a finished run whose verdict chose the version, with its answers to the test rows."""
+    """Write a finished run whose verdict chose the version, with its answers to the test rows."""
     rows: Rows = read_test(recipe.data)
-    place = f"{recipe.task_uri}/runs/{run}"
-    save_predictions(f"{place}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
+    run_uri = f"{recipe.task_uri}/runs/{run}"
+    save_predictions(f"{run_uri}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
     other = champion or version
     evidence = {
-        "run": place,
+        "run": run_uri,
         "created_at": registry.now(),
         "recipe": recipe.model_dump(mode="json"),
         "data": {"sha256_test": rows_sha256(rows)},
@@ -225,31 +228,31 @@ def conclude(
         },
         "champion": champion.uri if champion else None,
     }
-    write_evidence(place, {"evidence.json": json.dumps(evidence).encode()})
+    write_evidence(run_uri, {"evidence.json": json.dumps(evidence).encode()})
 
 
 @contextmanager
 def clients(
     folder: Path, url: str, versions: list[registry.ModelVersion], *, tide_s: float | None = None
-) -> Iterator[Callable[[], Heard]]:
-    """The clients, who ask until the function that is given collects what they heard.
+) -> Iterator[Callable[[], Responses]]:
+    """Run the clients; they send requests until the yielded function is called, which returns their responses.
 
-    With a tide all of them ask for so many seconds, then a few of them, and so on.
+    With a tide all of them send requests for so many seconds, then a few of them, and so on.
     """
-    given, heard = folder / "asked.json", folder / "heard.npz"
-    asked = {"url": url, "answers": _answers(versions), "heard": str(heard), "tide_s": tide_s}
-    given.write_text(json.dumps(asked))
+    inputs_path, results_path = folder / "inputs.json", folder / "results.npz"
+    inputs = {"url": url, "answers": _answers(versions), "results": str(results_path), "tide_s": tide_s}
+    inputs_path.write_text(json.dumps(inputs))
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving.promotion_under_load", "clients", str(given)],
+        [sys.executable, "-m", "benchmarks.serving.promotion_under_load", "clients", str(inputs_path)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
     )
 
-    def collect() -> Heard:
+    def collect() -> Responses:
         process.communicate()  # the end of its input is the end of the load
-        found = np.load(heard)
-        columns = {name: found[name] for name in COLUMNS}
-        return Heard(**columns, client_cores=float(found["client_cores"]))
+        arrays = np.load(results_path)
+        columns = {name: arrays[name] for name in COLUMNS}
+        return Responses(**columns, client_cores=float(arrays["client_cores"]))
 
     try:
         yield collect
@@ -261,56 +264,58 @@ def clients(
 def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]:
     """Each text's label by version, of texts on which every version is clear."""
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
-    told: dict[str, dict[str, str]] = {text: {} for text in texts}
+    labels_by_text: dict[str, dict[str, str]] = {text: {} for text in texts}
     for version in versions:
-        for text, one in zip(
-            texts, predict_texts(loading.load_version(version.uri), texts, batch_size=64), strict=True
+        for text, prediction in zip(
+            texts,
+            predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), texts, batch_size=64),
+            strict=True,
         ):
-            second, first = np.sort(one.scores)[-2:]
+            second, first = np.sort(prediction.scores)[-2:]
             if first - second > CLEAR:
-                told[text][version.version] = one.label
-    return {text: labels for text, labels in told.items() if len(labels) == len(versions)}
+                labels_by_text[text][version.version] = prediction.label
+    return {text: labels for text, labels in labels_by_text.items() if len(labels) == len(versions)}
 
 
-async def ask_without_pause(given: dict[str, Any]) -> None:
-    """The process of the clients: 32 connections, each sends its next text when it has the last one's answer."""
-    place, answers, tide_s = urlsplit(given["url"]), given["answers"], given["tide_s"]
-    path, texts = f"{place.path}/v1/classify", list(answers)
+async def send_without_pause(inputs: dict[str, Any]) -> None:
+    """Run the process of the clients: 32 connections, each sends its next text when it has the former answer."""
+    address, answers, tide_s = urlsplit(inputs["url"]), inputs["answers"], inputs["tide_s"]
+    path, texts = f"{address.path}/v1/classify", list(answers)
     kept: list[tuple[float, float, int, int, str]] = []
     over = asyncio.Event()
 
     async def exchange(body: bytes, request_id: str, streams: Any) -> tuple[int, bytes, bool]:
         reader, writer = streams
-        head = f"POST {path} HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
         head += f"x-request-id: {request_id}\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        told = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(told.split(b"content-length:")[1].split(b"\r\n")[0])
+        head_back = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head_back.split(b"content-length:")[1].split(b"\r\n")[0])
         content = await reader.readexactly(length)
-        return int(told.split(b" ", 2)[1]), content, b"\r\nconnection: close\r\n" not in told
+        return int(head_back.split(b" ", 2)[1]), content, b"\r\nconnection: close\r\n" not in head_back
 
     async def client(number: int) -> None:
         streams: Any = None
-        asked = number
+        index = number
         while not over.is_set():
             if tide_s is not None and number >= AT_EBB and time.monotonic() % (2 * tide_s) > tide_s:
                 await asyncio.sleep(0.1)
                 continue
-            text = texts[asked % len(texts)]
-            asked += NUM_CLIENTS
+            text = texts[index % len(texts)]
+            index += NUM_CLIENTS
             body, begun, fault = json.dumps({"input": text}).encode(), time.monotonic(), 1
-            status, request_id = 0, f"client-{number}-{asked}"
+            status, request_id = 0, f"client-{number}-{index}"
             try:
-                streams = streams or await asyncio.open_connection(place.hostname, place.port)
-                status, content, goes_on = await asyncio.wait_for(exchange(body, request_id, streams), 30)
-                if not goes_on:  # as a proxy says that is about to be replaced
+                streams = streams or await asyncio.open_connection(address.hostname, address.port)
+                status, content, kept_open = await asyncio.wait_for(exchange(body, request_id, streams), 30)
+                if not kept_open:  # a proxy that is about to be replaced says so
                     streams[1].close()
                     streams = None
                 fault = 0 if status == 200 else 1
                 if status == 200:
-                    found = json.loads(content)
-                    wanted = answers[text].get(found["version"])
-                    fault = 0 if [one["label"] for one in found["results"]] == [wanted] else 2
+                    answer = json.loads(content)
+                    wanted = answers[text].get(answer["version"])
+                    fault = 0 if [result["label"] for result in answer["results"]] == [wanted] else 2
             except (OSError, EOFError, TimeoutError, IndexError, ValueError):
                 streams = None
             kept.append((time.monotonic(), time.monotonic() - begun, fault, status, request_id))
@@ -322,11 +327,11 @@ async def ask_without_pause(given: dict[str, Any]) -> None:
     over.set()
     await asyncio.gather(*asking)
     columns: dict[str, Any] = dict(zip(COLUMNS, (np.array(column) for column in zip(*kept, strict=True)), strict=True))
-    np.savez(given["heard"], client_cores=cores, **columns)
+    np.savez(inputs["results"], client_cores=cores, **columns)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["clients"]:
-        asyncio.run(ask_without_pause(json.loads(Path(sys.argv[2]).read_text())))
+        asyncio.run(send_without_pause(json.loads(Path(sys.argv[2]).read_text())))
     else:
         main()

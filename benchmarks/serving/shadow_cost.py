@@ -26,7 +26,7 @@ from serving.deploy import application, rollout
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 
-HOME = "s3://models/trial"
+TASK_URI = "s3://models/experiment"
 LOADS = {"paced": (4, 0.05), "busy": (32, 0.0)}
 NUM_ROUNDS, SECONDS = 3, 6
 SHARES: dict[str, dict[str, float]] = {"off": {}, "shadow": {"shadow": 1.0}, "canary": {"canary": 0.5}}
@@ -36,14 +36,16 @@ BOUNDS = {"failed": "<= 0", "paced_p50_shadow_to_off": "<= 1.25", "busy_p99_shad
 def main() -> None:
     """Prints the rounds, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), 2):
-        versions = [random_version(Path(temporary) / f"version-{seed}", task_uri=HOME, seed=seed) for seed in (0, 1)]
+        versions = [
+            random_version(Path(temporary) / f"version-{seed}", task_uri=TASK_URI, seed=seed) for seed in (0, 1)
+        ]
         log = Path(temporary) / "requests"
         variants: dict[str, Callable[[], Figures]] = {
             name: partial(measure, versions, share=share, log=log) for name, share in SHARES.items()
         }
         measure(versions, share={}, log=log)  # the first answers are slower
         measured = take_turns(variants, rounds=NUM_ROUNDS)
-        rollout.undeploy(application.application_name(HOME))
+        rollout.undeploy(application.application_name(TASK_URI))
         arms = [arm for file in log.rglob("*.parquet") for arm in pq.read_table(file)["arm"].to_pylist()]
     middle = {name: medians(rounds) for name, rounds in measured.items()}
     show("Milliseconds until an answer", middle)
@@ -53,7 +55,7 @@ def main() -> None:
         for figure in ("paced_p50", "paced_p99", "busy_p50", "busy_p99")
     }
     figures |= {f"{arm}_rows": float(arms.count(arm)) for arm in ("champion", "canary", "shadow")}
-    figures["failed"] = sum(one["failed"] for rounds in measured.values() for one in rounds)
+    figures["failed"] = sum(turn["failed"] for rounds in measured.values() for turn in rounds)
     finish("shadow_cost", figures, bounds=BOUNDS)
 
 
@@ -62,14 +64,14 @@ def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path)
     challenger = {"version": versions[1].version, **share} if share else None
     config = ServingConfig.model_validate({"request_log": log.as_uri(), "challenger": challenger})
     additional = application.AdditionalVersions(challenger=versions[1] if share else None)
-    url = rollout.deploy(config, task_uri=HOME, version=versions[0], additional=additional)
+    url = rollout.deploy(config, task_uri=TASK_URI, version=versions[0], additional=additional)
     figures: dict[str, float] = {"failed": 0}
     for name, (num_clients, pause_s) in LOADS.items():
         with ThreadPoolExecutor(num_clients) as clients:
-            found = list(clients.map(lambda _, pause_s=pause_s: client(url, pause_s=pause_s), range(num_clients)))
-        times = np.concatenate([times for times, _ in found])
+            results = list(clients.map(lambda _, pause_s=pause_s: client(url, pause_s=pause_s), range(num_clients)))
+        times = np.concatenate([times for times, _ in results])
         figures[f"{name}_p50"], figures[f"{name}_p99"] = 1000 * np.quantile(times, (0.5, 0.99))
-        figures["failed"] += sum(failed for _, failed in found)
+        figures["failed"] += sum(failed for _, failed in results)
     return figures
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.rounds import finish, show
-from benchmarks.serving.promotion_under_load import clients, conclude, recipe_named, two_versions
+from benchmarks.serving.promotion_under_load import clients, recipe_named, two_versions, write_finished_run
 from benchmarks.serving.serving_overhead import own_stack, random_adapter
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -37,7 +37,7 @@ from tailorbird.release.serving import serve_champion
 MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
 MOST_ADAPTERS = 8
 LOG = "s3://lake/soak"
-SECTION = ServingConfig(
+CONFIG = ServingConfig(
     max_replicas=2, target_ongoing_requests=8, versions=MOST_ADAPTERS, request_log=LOG, max_batch_workers=1
 )
 PARTS = ("replica", "controller", "proxy", "rest")
@@ -54,34 +54,34 @@ def main(minutes: float) -> None:
     """Prints memory and latency by thirds, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as pid:
         folder = Path(temporary)
-        recipe = recipe_named("soak", serving=SECTION)
+        recipe = recipe_named("soak", serving=CONFIG)
         versions = two_versions(folder, task_uri=recipe.task_uri)
-        conclude(recipe, versions[0], run="first", champion=None)
+        write_finished_run(recipe, versions[0], run="first", champion=None)
         promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
-        conclude(recipe, versions[1], run="second", champion=versions[0])
+        write_finished_run(recipe, versions[1], run="second", champion=versions[0])
         with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
             begun = time.monotonic()
             num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=begun + 60 * minutes)
             ended = time.monotonic()
-            heard = collect()
-        answered = set(heard.request_id[heard.status == 200].tolist())
+            responses = collect()
+        answered = set(responses.request_id[responses.status == 200].tolist())
         logged = _await_rows(answered)
     thirds = np.linspace(begun, ended, 4)
     rows = {}
     for number, (since, until) in enumerate(pairwise(thirds), 1):
         memory = {f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS}
-        rows[f"third {number}"] = {"p99 ms": heard.p99_ms(since, until)} | memory
+        rows[f"third {number}"] = {"p99 ms": responses.p99_ms(since, until)} | memory
     show(f"{minutes:g} minutes, {num_changes} changes", rows)
     first, last = rows["third 1"], rows["third 3"]
     measured = {
         "minutes": minutes,
-        "requests": float(len(heard.ended)),
+        "requests": float(len(responses.ended)),
         "changes": float(num_changes),
         "most_replicas": float(max(len(sample["replica"]) for _, sample in samples)),
-        "failed_requests": float((heard.fault == 1).sum()),
-        "answers_not_their_versions_own": float((heard.fault == 2).sum()),
+        "failed_requests": float((responses.fault == 1).sum()),
+        "answers_not_their_versions_own": float((responses.fault == 2).sum()),
         "answers_missing_in_the_log": float(len(answered - set(logged))),
         "rows_twice_in_the_log": float(len(logged) - len(set(logged))),
         "p99_last_to_first": last["p99 ms"] / first["p99 ms"],
@@ -96,7 +96,7 @@ def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, 
     while time.monotonic() + 60 <= until:
         begun = time.monotonic()
         random_adapter(folder / f"adapter-{num}", task_uri=task_uri, like=like, seed=num)
-        serve_champion(SECTION, task_uri=task_uri)
+        serve_champion(CONFIG, task_uri=task_uri)
         time.sleep(max(0.0, begun + 30 - time.monotonic()))
         if num % 2 == 0:
             promote_version(task_uri, override="again")
@@ -118,14 +118,14 @@ def _watched(pid: int) -> Iterator[list[tuple[float, Sample]]]:
 
     def watch() -> None:
         while not over.wait(SAMPLE_S):
-            found: Sample = {part: {} for part in PARTS}
+            sample: Sample = {part: {} for part in PARTS}
             for process in psutil.Process(pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     part = _part(process.name(), process.cmdline())
                     if part is None:
                         continue
-                    found[part][process.pid] = process.memory_info().rss / (1 << 20)
-            samples.append((time.monotonic(), found))
+                    sample[part][process.pid] = process.memory_info().rss / (1 << 20)
+            samples.append((time.monotonic(), sample))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -153,13 +153,13 @@ def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, un
 
 def _await_rows(wanted: set[str]) -> list[str]:
     """Request ids of the rows in the log, once those that are wanted are there, or after a while."""
-    deadline, found = time.monotonic() + 60, list[str]()
-    while not wanted <= set(found) and time.monotonic() < deadline:
+    deadline, request_ids = time.monotonic() + 60, list[str]()
+    while not wanted <= set(request_ids) and time.monotonic() < deadline:
         time.sleep(2)
         files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
         tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
-        found = [request_id for table in tables for request_id in table["request_id"].to_pylist()]
-    return found
+        request_ids = [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+    return request_ids
 
 
 if __name__ == "__main__":

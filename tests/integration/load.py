@@ -17,7 +17,7 @@ PAUSE_S = 0.05
 
 
 @dataclass
-class Heard:
+class Responses:
     """A place a request: when it ended, how long it took, its status (0: no answer), and its id."""
 
     answers: list[tuple[float, float, int, str]] = field(default_factory=list)
@@ -41,12 +41,12 @@ class Heard:
 
 
 @contextmanager
-def asking(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60) -> Iterator[Heard]:
+def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60) -> Iterator[Responses]:
     """Clients on kept connections that ask `/v1/classify` for one text each, until the block ends.
 
     Head and body leave apart, as most clients in Python send them.
     """
-    heard, over = Heard(), threading.Event()
+    heard, over = Responses(), threading.Event()
     address = urlsplit(url)
 
     def ask(number: int) -> None:

@@ -32,11 +32,11 @@ from tests.fuzz import fuzz
 from tests.unit.serving.http.test_openapi import fits
 
 ROOT = Path(__file__).parents[3]
-HOME = "s3://models/chat-serving-test"
+TASK_URI = "s3://models/chat-serving-test"
 LIMIT = 24
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 WIDTH = 128  # heads of 32, as small as vLLM takes them
-SECTION = ServingConfig(
+CONFIG = ServingConfig(
     engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
     max_batch_size=4,
     max_queued_requests=8,
@@ -49,7 +49,7 @@ class Service:
     """What the tests share: two versions under one home, and a client of the one that is deployed."""
 
     def __init__(self, folder: Path) -> None:
-        self.code = code_snapshot.ship_code(HOME, ROOT)
+        self.code = code_snapshot.ship_code(TASK_URI, ROOT)
         small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
         base = base_model.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
         self.first = self._register(folder / "first", base=base, system="be brief")
@@ -61,7 +61,7 @@ class Service:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
 
     def deploy(self, version: registry.ModelVersion) -> None:
-        self.url = rollout.deploy(SECTION, task_uri=HOME, version=version)
+        self.url = rollout.deploy(CONFIG, task_uri=TASK_URI, version=version)
 
     def ask(self, question: str, **options: Any) -> Any:
         return self.client.chat.completions.create(
@@ -74,8 +74,8 @@ class Service:
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
         prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
         end_id = int(tokenizer.eos_token_id)
-        found = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
-        return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in found]
+        answers = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
+        return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
 
     def _register(self, folder: Path, *, base: str, system: str, seed: int | None = None) -> registry.ModelVersion:
         folder.mkdir()
@@ -96,16 +96,16 @@ class Service:
             prompting=registry.Prompting(system=system, max_new_tokens=LIMIT),
         )
         registry.write_config(folder, config)
-        return registry.register(HOME, folder)
+        return registry.register(TASK_URI, folder)
 
 
 @pytest.fixture(scope="module")
 def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert stack.serve_port
-    found = Service(tmp_path_factory.mktemp("chat"))
-    found.deploy(found.first)
-    yield found
-    rollout.undeploy(application.application_name(HOME))
+    service = Service(tmp_path_factory.mktemp("chat"))
+    service.deploy(service.first)
+    yield service
+    rollout.undeploy(application.application_name(TASK_URI))
 
 
 def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
@@ -162,26 +162,26 @@ def test_a_seed_gives_the_same_answer_again_and_temperature_another(service: Ser
 def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
     (model,) = service.client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("champion", "model", "tailorbird")
-    told = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"][0]
-    assert (told["digest"], told["kind"], told["classes"]) == (service.first.digest, "zero_shot", [])
+    model_info = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"][0]
+    assert (model_info["digest"], model_info["kind"], model_info["classes"]) == (service.first.digest, "zero_shot", [])
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
     assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
 
 
 def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> None:
-    asked: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
-    whole = service.client.completions.create(**asked)
+    request: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
+    whole = service.client.completions.create(**request)
     assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
     loaded = loading.load_model(service.first.uri, loading.LoadedChat)
-    prompt = loaded.tokenizer(asked["prompt"])["input_ids"]
-    (said,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
-    text = loaded.tokenizer.decode([*prompt, *said.tokens], skip_special_tokens=True)
-    assert asked["prompt"] + whole.choices[0].text == text
-    parts = list(service.client.completions.create(**asked, stream=True))
+    prompt = loaded.tokenizer(request["prompt"])["input_ids"]
+    (answer,) = answer_prompts(loaded.model.lm, [prompt], max_new_tokens=12, end_id=int(loaded.tokenizer.eos_token_id))
+    text = loaded.tokenizer.decode([*prompt, *answer.tokens], skip_special_tokens=True)
+    assert request["prompt"] + whole.choices[0].text == text
+    parts = list(service.client.completions.create(**request, stream=True))
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
     assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
     with pytest.raises(openai.BadRequestError) as caught:
-        service.client.completions.create(**asked | {"prompt": ["a", "b"]})
+        service.client.completions.create(**request | {"prompt": ["a", "b"]})
     assert "prompt" in str(caught.value.param)
 
 
@@ -255,31 +255,31 @@ def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(servi
     replicas = _replicas()
     swapped: list[str] = []
 
-    def talk(place: int) -> list[str]:
+    def talk(index: int) -> list[str]:
         """Streams until one begins after the swap; the versions that answered."""
-        told: list[str] = []
+        versions: list[str] = []
         while True:
             last = bool(swapped)
-            chunks = list(service.ask(QUESTIONS[place], stream=True, max_tokens=180))
+            chunks = list(service.ask(QUESTIONS[index], stream=True, max_tokens=180))
             assert len({chunk.model_extra["version"] for chunk in chunks}) == 1
-            told.append(chunks[0].model_extra["version"])
+            versions.append(chunks[0].model_extra["version"])
             text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            assert text == expected[told[-1]][place]
+            assert text == expected[versions[-1]][index]
             assert chunks[-1].choices[0].finish_reason in ("stop", "length")
             if last:
-                return told
+                return versions
 
     with ThreadPoolExecutor(4) as clients:
-        talking = [clients.submit(talk, place) for place in range(4)]
+        talking = [clients.submit(talk, index) for index in range(4)]
         try:
             service.deploy(service.second)
         finally:
             swapped.append("done")
-        versions = [future.result() for future in talking]
+        versions_by_client = [future.result() for future in talking]
     try:
-        for told in versions:
-            assert (told[0], told[-1]) == (service.first.version, service.second.version)
-            assert told == sorted(told, key=[service.first.version, service.second.version].index)
+        for client_versions in versions_by_client:
+            assert (client_versions[0], client_versions[-1]) == (service.first.version, service.second.version)
+            assert client_versions == sorted(client_versions, key=[service.first.version, service.second.version].index)
         assert _replicas() == replicas
     finally:
         service.deploy(service.first)
@@ -294,13 +294,13 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(ser
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
 def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path: Path) -> None:
     answer = r'<li class="assistant"><span>(.*?)</span><span class="soft">(.*?)</span>'
-    shown = seen(tmp_path, f"{service.url}/#text=abc", "--window-size=390,900", until=answer)
-    said = re.search(answer, shown, re.DOTALL)
-    assert said is not None
-    assert f"{service.first.version} (zero_shot) answers" in shown
-    assert '<li class="user"><span>abc</span>' in shown
-    assert html.unescape(said[1]) == service.ask("abc").choices[0].message.content
-    assert said[2].startswith(service.first.version)
+    document = seen(tmp_path, f"{service.url}/#text=abc", "--window-size=390,900", until=answer)
+    bubble = re.search(answer, document, re.DOTALL)
+    assert bubble is not None
+    assert f"{service.first.version} (zero_shot) answers" in document
+    assert '<li class="user"><span>abc</span>' in document
+    assert html.unescape(bubble[1]) == service.ask("abc").choices[0].message.content
+    assert bubble[2].startswith(service.first.version)
 
 
 def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
@@ -324,4 +324,4 @@ def test_a_client_that_hangs_up_makes_room(service: Service) -> None:
 
 
 def _replicas() -> set[int | None]:
-    return {replica.pid for replica in serve_client.replicas_of(application.application_name(HOME))}
+    return {replica.pid for replica in serve_client.replicas_of(application.application_name(TASK_URI))}

@@ -27,13 +27,13 @@ from serving.deploy import rollout, serve_client
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
-from tests.integration.load import Heard, asking
+from tests.integration.load import Responses, under_load
 from tests.integration.serving.classification.service import TEXTS, Service
 
 pytestmark = pytest.mark.slow
 
 NUM_REPLICAS = 2
-HOME = "s3://models/serving-faults"
+TASK_URI = "s3://models/serving-faults"
 LOG = "s3://lake/serving-faults"
 BUSY = {429, 503}
 BEFORE_S, AFTER_S = 3.0, 3.0
@@ -45,9 +45,9 @@ class Faulty:
 
     def __init__(self, state: stack.StackState, service: Service) -> None:
         self.state, self.service = state, service
-        section = ServingConfig(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
-        self.section = section
-        self.url = rollout.deploy(section, task_uri=HOME, version=service.first)
+        config = ServingConfig(min_replicas=NUM_REPLICAS, max_replicas=NUM_REPLICAS, request_log=LOG)
+        self.config = config
+        self.url = rollout.deploy(config, task_uri=TASK_URI, version=service.first)
 
     @property
     def version(self) -> ModelVersion:
@@ -55,14 +55,14 @@ class Faulty:
 
     def processes(self, pattern: str) -> list[psutil.Process]:
         """Of the stack, those whose command line has the pattern."""
-        found = []
+        processes = []
         for process in psutil.Process(self.state.pid).children(recursive=True):
             try:
                 if re.search(pattern, " ".join(process.cmdline())) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    processes.append(process)
             except psutil.NoSuchProcess:
                 continue
-        return found
+        return processes
 
     def replicas(self) -> list[psutil.Process]:
         return self.processes("^ray::ServeReplica")
@@ -112,70 +112,70 @@ def own_stack(folder: Path, *, num_cpus: int, **more: str) -> Iterator[stack.Sta
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     folder = tmp_path_factory.mktemp("faulty")
     with own_stack(folder, num_cpus=NUM_REPLICAS) as state:
-        yield Faulty(state, Service(HOME, folder / "versions"))
+        yield Faulty(state, Service(TASK_URI, folder / "versions"))
 
 
 @pytest.fixture
-def heard(faulty: Faulty) -> Iterator[Heard]:
+def responses(faulty: Faulty) -> Iterator[Responses]:
     """Eight clients that ask while a test breaks something."""
     faulty.mended()
-    with asking(faulty.url, TEXTS) as found:
+    with under_load(faulty.url, TEXTS) as responses:
         time.sleep(BEFORE_S)
-        yield found
+        yield responses
 
 
-def test_a_killed_replica_costs_no_request_and_comes_back(faulty: Faulty, heard: Heard) -> None:
+def test_a_killed_replica_costs_no_request_and_comes_back(faulty: Faulty, responses: Responses) -> None:
     for _ in range(2):
         victim = faulty.replicas()[0]
         victim.kill()
         victim.wait(10)
         faulty.mended()
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
-    assert len(heard.answers) > 100
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
+    assert len(responses.answers) > 100
 
 
 def test_rows_of_a_killed_replica_reach_the_log(faulty: Faulty) -> None:
     faulty.mended()
-    with asking(faulty.url, TEXTS) as heard:
+    with under_load(faulty.url, TEXTS) as responses:
         time.sleep(BEFORE_S)
         for victim in faulty.replicas():
             victim.kill()
         faulty.mended()
-    asked = heard.ids(200)
-    assert len(asked) > 50
+    answered = responses.ids(200)
+    assert len(answered) > 50
 
     def logged() -> bool:
-        return asked <= set(_logged())
+        return answered <= set(_logged())
 
     wait(logged, within_s=60)
     rows = _logged()
     assert len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS  # a client's last request, answered once more by another
 
 
-def test_a_killed_proxy_is_started_again(faulty: Faulty, heard: Heard) -> None:
+def test_a_killed_proxy_is_started_again(faulty: Faulty, responses: Responses) -> None:
     for proxy in faulty.processes(r"haproxy.* -f "):
         proxy.kill()
-    wait(lambda: bool(heard.statuses()[0]), within_s=5)
-    wait(lambda: set(heard.statuses(since=time.monotonic() - AFTER_S)) == {200}, within_s=MENDED_S)
-    assert heard.without_answer_s() < 20
-    assert set(heard.statuses()) <= {0, 200, 404, *BUSY}  # 404 while the new one has not been told of the application
+    wait(lambda: bool(responses.statuses()[0]), within_s=5)
+    wait(lambda: set(responses.statuses(since=time.monotonic() - AFTER_S)) == {200}, within_s=MENDED_S)
+    assert responses.without_answer_s() < 20
+    assert set(responses.statuses()) <= {0, 200, 404, *BUSY}  # 404 while the new one does not know the application
 
 
-def test_a_killed_controller_costs_no_request(faulty: Faulty, heard: Heard) -> None:
+def test_a_killed_controller_costs_no_request(faulty: Faulty, responses: Responses) -> None:
     (controller,) = faulty.processes("^ray::ServeController")
-    replicas = {one.pid for one in faulty.replicas()}
+    replicas = {process.pid for process in faulty.replicas()}
     controller.kill()
     controller.wait(10)
     wait(lambda: bool(faulty.processes("^ray::ServeController")), within_s=60)
     faulty.mended()
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
-    assert {one.pid for one in faulty.replicas()} == replicas
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
+    assert {process.pid for process in faulty.replicas()} == replicas
 
 
 def test_a_store_that_hangs_for_30_s_holds_up_no_answer_and_loses_no_row(faulty: Faulty) -> None:
     faulty.mended()
     store = psutil.Process(faulty.state.server_pids[0])
-    with asking(faulty.url, TEXTS) as heard:
+    with under_load(faulty.url, TEXTS) as responses:
         time.sleep(BEFORE_S)
         store.suspend()
         try:
@@ -183,13 +183,13 @@ def test_a_store_that_hangs_for_30_s_holds_up_no_answer_and_loses_no_row(faulty:
         finally:
             store.resume()
         time.sleep(AFTER_S)
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
-    assert heard.longest_s() < 5
-    wait(lambda: heard.ids(200) <= set(_logged()), within_s=90)
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
+    assert responses.longest_s() < 5
+    wait(lambda: responses.ids(200) <= set(_logged()), within_s=90)
 
 
 def test_a_version_deleted_under_it_serves_on_and_a_replica_lost_meanwhile_comes_back_with_it(
-    faulty: Faulty, heard: Heard, tmp_path: Path
+    faulty: Faulty, responses: Responses, tmp_path: Path
 ) -> None:
     uri = faulty.version.uri
     storage.download_folder(uri, tmp_path / "kept")
@@ -201,60 +201,60 @@ def test_a_version_deleted_under_it_serves_on_and_a_replica_lost_meanwhile_comes
     finally:
         storage.upload_folder(tmp_path / "kept", uri)
     faulty.mended()
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Faulty, heard: Heard) -> None:
-    place = urlsplit(faulty.url)
-    assert place.hostname
-    assert place.port
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-type: application/json\r\n"
-    slow = [socket.create_connection((place.hostname, place.port)) for _ in range(300)]
+def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Faulty, responses: Responses) -> None:
+    address = urlsplit(faulty.url)
+    assert address.hostname
+    assert address.port
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+    slow = [socket.create_connection((address.hostname, address.port)) for _ in range(300)]
     try:
         begun = time.monotonic()
-        for one in slow[40:]:
-            one.sendall(f"{head}content-length: 100\r\n\r\n".encode() + b'{"input": ')
-        for one in slow[:40]:  # more than HAProxy holds: these wait in a replica
-            one.sendall(f"{head}content-length: 100000\r\n\r\n".encode() + b'{"input": ["%s' % (b"a" * 50_000))
+        for connection in slow[40:]:
+            connection.sendall(f"{head}content-length: 100\r\n\r\n".encode() + b'{"input": ')
+        for connection in slow[:40]:  # more than HAProxy holds: these wait in a replica
+            connection.sendall(f"{head}content-length: 100000\r\n\r\n".encode() + b'{"input": ["%s' % (b"a" * 50_000))
         time.sleep(10)
         with ThreadPoolExecutor(8) as dripping:
-            list(dripping.map(lambda one: one.sendall(b'"'), slow))
+            list(dripping.map(lambda connection: connection.sendall(b'"'), slow))
         time.sleep(15)
-        told = []
-        for one in slow:
-            one.settimeout(5)
-            told.append(one.recv(64))
+        answers = []
+        for connection in slow:
+            connection.settimeout(5)
+            answers.append(connection.recv(64))
         assert time.monotonic() - begun < 40
-        assert all(b" 408 " in answer for answer in told), {answer[:20] for answer in told}
+        assert all(b" 408 " in answer for answer in answers), {answer[:20] for answer in answers}
     finally:
-        for one in slow:
-            one.close()
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
-    assert heard.longest_s() < 5
+        for connection in slow:
+            connection.close()
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
+    assert responses.longest_s() < 5
 
 
-def test_clients_that_hang_up_cost_the_others_nothing(faulty: Faulty, heard: Heard) -> None:
-    place = urlsplit(faulty.url)
-    replicas = {one.pid for one in faulty.replicas()}
+def test_clients_that_hang_up_cost_the_others_nothing(faulty: Faulty, responses: Responses) -> None:
+    address = urlsplit(faulty.url)
+    replicas = {replica.pid for replica in faulty.replicas()}
     body = b'{"input": ["%s"]}' % b'", "'.join([b"Fracture of femur"] * 64)
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {place.netloc}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
     def ask_and_leave(_: int) -> None:
-        with socket.create_connection((place.hostname, place.port)) as one:
-            one.sendall(head + body)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(head + body)
 
     with ThreadPoolExecutor(16) as leaving:
         list(leaving.map(ask_and_leave, range(400)))
     time.sleep(AFTER_S)
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
-    assert {one.pid for one in faulty.replicas()} == replicas
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
+    assert {replica.pid for replica in faulty.replicas()} == replicas
 
 
 def test_more_than_it_can_hold_is_refused_and_memory_stays_bounded(faulty: Faulty) -> None:
     faulty.mended()
     replicas = faulty.replicas()
-    before = sum(one.memory_info().rss for one in replicas)
-    largest = {"input": ["Fracture of femur, " * 200] * faulty.section.max_texts}  # nearly a MiB
+    before = sum(replica.memory_info().rss for replica in replicas)
+    largest = {"input": ["Fracture of femur, " * 200] * faulty.config.max_texts}  # nearly a MiB
     statuses: list[int] = []
 
     def ask(_: int) -> None:
@@ -263,31 +263,31 @@ def test_more_than_it_can_hold_is_refused_and_memory_stays_bounded(faulty: Fault
         if answer.status_code in BUSY:
             assert int(answer.headers["retry-after"]) > 0
 
-    with asking(faulty.url, TEXTS, clients=2, timeout_s=120) as heard, ThreadPoolExecutor(24) as clients:
+    with under_load(faulty.url, TEXTS, clients=2, timeout_s=120) as responses, ThreadPoolExecutor(24) as clients:
         threading.Thread(target=lambda: list(clients.map(ask, range(24))), daemon=True).start()
         peak = before
         while len(statuses) < 24:
-            peak = max(peak, sum(one.memory_info().rss for one in replicas))
+            peak = max(peak, sum(replica.memory_info().rss for replica in replicas))
             time.sleep(0.2)
-    assert {one.pid for one in faulty.replicas()} == {one.pid for one in replicas}
+    assert {replica.pid for replica in faulty.replicas()} == {replica.pid for replica in replicas}
     assert set(statuses) <= {200, *BUSY}
-    assert set(heard.statuses()) <= {200, *BUSY}
+    assert set(responses.statuses()) <= {200, *BUSY}
     assert peak - before < 2 << 30
 
 
-def test_last_without_the_heads_dashboard_it_answers_on(faulty: Faulty, heard: Heard) -> None:
+def test_last_without_the_heads_dashboard_it_answers_on(faulty: Faulty, responses: Responses) -> None:
     dashboards = faulty.processes(r"dashboard/dashboard\.py")
     assert dashboards
-    for one in dashboards:
-        one.send_signal(signal.SIGTERM)
+    for dashboard in dashboards:
+        dashboard.send_signal(signal.SIGTERM)
     wait(lambda: not faulty.processes(r"dashboard/dashboard\.py"), within_s=30)
     time.sleep(2 * AFTER_S)
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
 def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_service_stays(tmp_path: Path) -> None:
     total, used = get_system_memory(), get_used_memory()
-    # For the stack, a replica, and what the greedy one takes: more than the buffer that Ray frees below its threshold,
+    # For the stack, a replica, and what the greedy task takes: more than the buffer that Ray frees below its threshold,
     # since for that it would end others too, the newest first.
     room = min(8 << 30, total // 3)
     limit = {"RAY_memory_usage_threshold": f"{(used + room) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
@@ -295,13 +295,13 @@ def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_se
     with own_stack(tmp_path, num_cpus=2, **limit):
         service = Service("s3://models/serving-memory", tmp_path / "versions")
         url = rollout.deploy(ServingConfig(), task_uri="s3://models/serving-memory", version=service.first)
-        with connect(), asking(url, TEXTS, clients=2) as heard:
+        with connect(), under_load(url, TEXTS, clients=2) as responses:
             # As what works beside a service is: Ray would rather end Serve's own actors than what cannot be repeated.
             greedy = ray.remote(num_cpus=0, max_retries=1)(take).remote(room + (1 << 30))
             with pytest.raises(ray.exceptions.OutOfMemoryError):
                 ray.get(greedy, timeout=90)
             time.sleep(AFTER_S)
-    assert set(heard.statuses()) == {200}, (heard.statuses(), heard.faults)
+    assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
 def take(num_bytes: int) -> None:

@@ -21,7 +21,7 @@ from serving.deploy import rollout, serve_client
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
-from tests.integration.load import Heard, asking
+from tests.integration.load import Responses, under_load
 from tests.integration.machines import Machine, Machines, joined, kill, redis_server, tell, wait
 from tests.integration.serving.classification.service import TEXTS, Service
 from tests.integration.small import REGISTRY, ROOT
@@ -103,7 +103,7 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
         machines.stop()
 
 
-def settled(heard: Heard) -> bool:
+def settled(heard: Responses) -> bool:
     """Whether all that was asked in the last seconds was answered."""
     return set(heard.statuses(since=time.monotonic() - SETTLED_S)) == {200}
 
@@ -116,7 +116,7 @@ def logged() -> set[str]:
 
 
 def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site: Site) -> None:
-    with asking(site.head.proxy_url, TEXTS, clients=4) as heard:
+    with under_load(site.head.proxy_url, TEXTS, clients=4) as heard:
         wait(lambda: settled(heard))  # by their first answers: HAProxy may not know the replicas yet
         at = time.monotonic()
         kill(site.right)
@@ -143,8 +143,8 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
     driver, told = training(small_data, uri, log=tmp_path / "first.log")
     replicas = site.replicas()
     with (
-        asking(site.left.proxy_url, TEXTS, clients=2) as at_left,
-        asking(site.head.proxy_url, TEXTS, clients=2) as at_head,
+        under_load(site.left.proxy_url, TEXTS, clients=2) as at_left,
+        under_load(site.head.proxy_url, TEXTS, clients=2) as at_head,
     ):
         wait(lambda: settled(at_left) and settled(at_head))
         wait(lambda: second_epoch(driver, told()), of=third, within_s=MENDED_S)

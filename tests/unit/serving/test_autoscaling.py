@@ -16,10 +16,10 @@ LOADS_IN_S = 10.0
 
 
 def replicas(
-    monkeypatch: pytest.MonkeyPatch, section: ServingConfig, *, in_flight: Callable[[float], float], seconds: float
+    monkeypatch: pytest.MonkeyPatch, config: ServingConfig, *, in_flight: Callable[[float], float], seconds: float
 ) -> list[int]:
     """How many replicas are wanted at each tick, from none at first; each answers `LOADS_IN_S` after it was wanted."""
-    config: AutoscalingConfig = deployment_options(section, task="classification")["autoscaling_config"]
+    autoscaling: AutoscalingConfig = deployment_options(config, task="classification")["autoscaling_config"]
     decide: Any = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
     state: dict[str, Any] = {}
     now, wanted = 1000.0, [0]
@@ -27,7 +27,7 @@ def replicas(
     history: list[float] = []
     for tick in range(round(seconds / TICK_S)):
         history.append(in_flight(tick * TICK_S))
-        window = history[-round(section.look_back_period_s / TICK_S) :]
+        window = history[-round(config.look_back_period_s / TICK_S) :]
         loaded = wanted[max(0, len(wanted) - 1 - round(LOADS_IN_S / TICK_S))]
         context = AutoscalingContext(
             deployment_id=DeploymentID("classifier", "app"),
@@ -40,16 +40,16 @@ def replicas(
             total_queued_requests=None,
             aggregated_metrics=None,
             raw_metrics=None,
-            capacity_adjusted_min_replicas=config.min_replicas,
-            capacity_adjusted_max_replicas=config.max_replicas,
+            capacity_adjusted_min_replicas=autoscaling.min_replicas,
+            capacity_adjusted_max_replicas=autoscaling.max_replicas,
             policy_state=state,
             last_scale_up_time=None,
             last_scale_down_time=None,
             current_time=now,
-            config=config,
+            config=autoscaling,
         )
-        found, state = decide(context)
-        wanted.append(max(config.min_replicas, min(config.max_replicas, found)))
+        num_replicas, state = decide(context)
+        wanted.append(max(autoscaling.min_replicas, min(autoscaling.max_replicas, num_replicas)))
         now += TICK_S
     return wanted
 
@@ -60,27 +60,27 @@ def cold_start(seconds: float) -> float:
 
 
 def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = ServingConfig(min_replicas=0, max_replicas=4)
-    assert max(replicas(monkeypatch, section, in_flight=cold_start, seconds=40)) == 1
-    hasty = section.model_copy(update={"upscale_delay_s": 1.0})  # less than it takes to forget
+    config = ServingConfig(min_replicas=0, max_replicas=4)
+    assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
+    hasty = config.model_copy(update={"upscale_delay_s": 1.0})  # less than it takes to forget
     assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
 
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_what_serve_itself_refuses_is_told_when_to_come_back(task: str) -> None:
-    told = deployment_options(ServingConfig(), task=task)["backpressure_config"]
-    assert (told.status_code, told.retry_after_s) == (429, 2)
+    backpressure = deployment_options(ServingConfig(), task=task)["backpressure_config"]
+    assert (backpressure.status_code, backpressure.retry_after_s) == (429, 2)
 
 
 def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    section = ServingConfig(min_replicas=0, max_replicas=4)
+    config = ServingConfig(min_replicas=0, max_replicas=4)
 
     def load(seconds: float) -> float:
         return 1.0 if seconds < 20 else 96.0 if seconds < 60 else 0.0
 
-    wanted = replicas(monkeypatch, section, in_flight=load, seconds=160)
+    wanted = replicas(monkeypatch, config, in_flight=load, seconds=160)
 
     def at(seconds: float) -> int:
         return wanted[round(seconds / TICK_S)]

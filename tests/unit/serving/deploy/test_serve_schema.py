@@ -22,5 +22,5 @@ def test_the_status_of_serve_before_it_starts_and_of_running_replicas() -> None:
     replica = {"replica_id": "r", "state": "RUNNING", "pid": 7, "actor_name": "a"}
     details = {"status": "RUNNING", "deployments": {"chat": {"status": "HEALTHY", "replicas": [replica]}}}
     instance = ServeInstance.model_validate({"applications": {"t": details}, "proxies": {}})
-    assert [found.pid for found in instance.applications["t"].replicas] == [7]
+    assert [replica.pid for replica in instance.applications["t"].replicas] == [7]
     assert instance.applications["t"].deployed_app_config is None

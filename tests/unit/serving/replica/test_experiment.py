@@ -1,4 +1,4 @@
-"""Who is drawn for a trial, and what waits to be shown to it."""
+"""Which requests a challenger gets, and its shadow answers."""
 
 import asyncio
 from itertools import count
