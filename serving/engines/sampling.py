@@ -4,13 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import LogitsProcessorList
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-    ContinuousBatchingLogitsProcessorList,
-)
 
 from serving.engines.base_chat import Sampling
+from tailorbird.models.transformers_private import ContinuousBatchingLogitsProcessor, request_progress
 
 NUM_LIKELY = 512
 """Tokens among which a `top_p` is searched before the whole vocabulary is sorted."""
@@ -43,17 +39,13 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         """Record which rows are sampled, and at which position of its text each is."""
-        states = [request.state for request in requests_with_new_token]
+        progress = map(request_progress, requests_with_new_token)
         self._sampled = [
-            _SampledRow(
-                row,
-                Sampling(**state.logit_processor_kwargs),
-                position=len(state.initial_tokens) + len(state.generated_tokens),
-            )
-            for row, state in enumerate(states)
-            if state.logit_processor_kwargs.get("temperature")
+            _SampledRow(row, Sampling(**options), position=position)
+            for row, (options, position) in enumerate(progress)
+            if options.get("temperature")
         ]
-        return torch.zeros(len(states), dtype=torch.int32)
+        return torch.zeros(len(requests_with_new_token), dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V], where a sampled row is 0 at its token and -inf elsewhere."""
@@ -91,10 +83,3 @@ def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Te
 def _inverse_cdf(sums: torch.Tensor, chance: float) -> int:
     index = int(torch.searchsorted(sums, chance * float(sums[-1]), right=True))
     return min(index, len(sums) - 1)
-
-
-def logit_processors() -> Any:
-    """Return the `logit_processor` of a continuous batching manager."""
-    processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([Sampler()]))
-    processors.tensors_required = 1
-    return processors

@@ -1,10 +1,8 @@
 """Chat engine on transformers' continuous batching."""
 
 import asyncio
-import queue
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from serving.http.schemas import RequestError
@@ -37,6 +35,8 @@ class TransformersEngine(ChatEngine):
     async def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        from tailorbird.models.transformers_private import discard_unrouted_outputs, remove_result_handler
+
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
         latest: list[Any] = []
 
@@ -44,7 +44,7 @@ class TransformersEngine(ChatEngine):
             latest[:] = [output]  # each output holds all tokens: a slow reader misses none
             updated.set()
 
-        self._discard_stale_outputs()
+        discard_unrouted_outputs(self._manager)  # of requests that were cancelled before the engine knew
         self._manager.register_result_handler(request_id, on_output)
         options = sampling._asdict() if sampling.temperature else {}
         accepted = self._manager.add_request(
@@ -65,22 +65,17 @@ class TransformersEngine(ChatEngine):
         finally:
             if not ended:
                 self._manager.cancel_request(request_id)
-                self._manager.output_router.result_handlers.pop(request_id, None)
-
-    def _discard_stale_outputs(self) -> None:
-        """Discard outputs for requests that were cancelled before the engine knew."""
-        with suppress(queue.Empty):
-            while True:
-                self._manager.output_router.output_queue.get_nowait()
+                remove_result_handler(self._manager, request_id)
 
 
 def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
     """Return the running engine, after a first answer that prepares kernels; raise RuntimeError if it gives none."""
     import torch
 
-    from serving.engines.sampling import logit_processors
+    from serving.engines.sampling import Sampler
     from tailorbird.models.continuous_batching_attention import register_request_attention
     from tailorbird.models.generation import batching_config, greedy
+    from tailorbird.models.transformers_private import set_logits_processor
 
     register_request_attention()
     with torch.inference_mode():
@@ -91,7 +86,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
                 max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
             ),
         )
-        manager.logit_processor = logit_processors()
+        set_logits_processor(manager, Sampler())
         manager.start()
     prompting = loaded.prompting
     conversation = (("user", "the first pass prepares kernels"),)
@@ -107,7 +102,8 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
 
 def _max_length(lm: Any, manager: Any) -> int:
     """Return the most tokens a prompt and its answer may have together, by the model's positions and the cache."""
-    config = manager.continuous_batching_config
-    cached = int(config.num_blocks * config.page_size)
+    from tailorbird.models.transformers_private import cache_size
+
+    cached = cache_size(manager)
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     return min(cached, positions) if positions else cached

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tailorbird.storage import objects
+from tailorbird.storage import objects, paths
 from tailorbird.storage.node_cache import MODEL_SUFFIXES, sha256_files
 
 GGUF_SUFFIX = ".gguf"
@@ -52,7 +52,7 @@ def staged_base_model(uri: str, *, registry: str) -> str | None:
 def model_files(uri: str) -> dict[str, str]:
     """As `sha256_files`, of a model that we staged as it was told then, without reading its weights again."""
     manifest = f"{uri}/{objects.MANIFEST}"
-    if "/_base/" in uri and objects.exists(manifest):
+    if paths.is_staged_base_model(uri) and objects.exists(manifest):
         return dict(objects.read_json(manifest)["files"])
     return sha256_files(uri)
 
@@ -68,7 +68,7 @@ def _checked(uri: str) -> str:
 
 def _pin(uri: str, registry: str) -> str:
     """Where it is written down what a URI was staged as."""
-    return f"{registry.rstrip('/')}/_base/pinned/{_name(uri)}.json"
+    return paths.base_model_pin(registry, _name(uri))
 
 
 def _name(uri: str) -> str:
@@ -186,7 +186,7 @@ def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
     files = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in paths}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    staged = f"{registry.rstrip('/')}/_base/{_name(uri)}-{digest[:12]}"
+    staged = paths.base_model(registry, f"{_name(uri)}-{digest[:12]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
         (folder / objects.MANIFEST).write_text(json.dumps({"source": uri, "files": files}, indent=1, sort_keys=True))
         objects.upload_folder(folder, staged)

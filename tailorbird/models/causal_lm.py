@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tailorbird.data.packing import PackedRows
+from tailorbird.models.transformers_private import attention_implementation
 
 
 class ChatModel(nn.Module):
@@ -34,7 +35,7 @@ class ChatModel(nn.Module):
             return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
 
         mask = _mask(conversation_ids)
-        if causal.config._attn_implementation == "eager":  # which adds it to the scores
+        if attention_implementation(causal.config) == "eager":  # adds the mask to the scores
             mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
         with causal.get_output_embeddings().register_forward_pre_hook(select):
             logits: torch.Tensor = causal(

@@ -1,4 +1,4 @@
-"""Attention inside transformers' continuous batching on CPU: each request looks at its own keys alone."""
+"""Attention for transformers' continuous batching on CPU that computes each request over its own keys only."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-Bounds = tuple[int, ...]
-"""Where each request's tokens begin, one request behind the other, and where the last one's end."""
+from tailorbird.models.transformers_private import Bounds, request_bounds, sdpa_attention_forward
 
 
 def register_request_attention() -> None:
-    """Has models with transformers' attention `sdpa` attend so in this process while they batch continuously on CPU.
+    """Replace transformers' `sdpa` attention in this process by one that is faster in continuous batching on CPU.
 
-    Transformers lets each request see the keys of all, through a mask that leaves its own: n requests cost n times n
-    parts where n would do. Answers are the same but for rounding, and outside continuous batching nothing changes.
+    Transformers computes every request over the keys of all and masks the others': n * n blocks for n requests where n
+    suffice. Results differ by rounding only; outside continuous batching nothing changes.
     """
     AttentionInterface.register("sdpa", _attention)
 
@@ -31,11 +29,11 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D]; H is a multiple of K."""
-    if not _can_be_apart(query, attention_mask, options):
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return found
-    assert attention_mask is not None
-    queries, keys = (tuple(options[name].tolist()) for name in ("cu_seq_lens_q", "cu_seq_lens_k"))
+    bounds = request_bounds(options)
+    if bounds is None or query.device.type != "cpu" or attention_mask is None or attention_mask.shape[1] != 1:
+        output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
+        return output, None
+    queries, keys = bounds
     result = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
     for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True):
         if end - begin > 1:
@@ -48,13 +46,13 @@ def _attention(
                 attention_mask[:, :, own[0], own[1]],
                 **options,
             )
-    for rows, places, beyond in _alike(queries, keys):
-        mask = attention_mask[0, 0].index_select(0, rows).gather(1, places).masked_fill_(beyond, -torch.inf)
+    for rows, indices, padding in _groups(queries, keys):
+        mask = attention_mask[0, 0].index_select(0, rows).gather(1, indices).masked_fill_(padding, -torch.inf)
         answers, _ = sdpa_attention_forward(
             module,
             query[0].index_select(1, rows).transpose(0, 1).unsqueeze(2),
-            _at(key, places),
-            _at(value, places),
+            _gather(key, indices),
+            _gather(value, indices),
             mask[:, None, None],
             **options,
         )
@@ -62,45 +60,33 @@ def _attention(
     return result, None
 
 
-def _can_be_apart(query: torch.Tensor, attention_mask: torch.Tensor | None, options: dict[str, Any]) -> bool:
-    """Not where a layer takes the keys of another, whose bounds come by kind of layer, nor under a bias by place."""
-    return (
-        "write_index" in options
-        and query.device.type == "cpu"
-        and attention_mask is not None
-        and attention_mask.shape[1] == 1
-        and isinstance(options["cu_seq_lens_k"], torch.Tensor)
-        and options.get("position_bias") is None
-    )
-
-
-def _at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _gather(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """[1, K, KV, D] at [R, L] -> [R, K, L, D]."""
-    found = states[0].transpose(0, 1).index_select(0, places.flatten())
-    return found.view(*places.shape, *found.shape[1:]).transpose(1, 2)
+    gathered = states[0].transpose(0, 1).index_select(0, indices.flatten())
+    return gathered.view(*indices.shape, *gathered.shape[1:]).transpose(1, 2)
 
 
-@lru_cache(maxsize=4)  # all layers of a pass ask for the same
-def _alike(queries: Bounds, keys: Bounds) -> Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Requests that go on by one token, together where none has more than twice the keys of another.
+@lru_cache(maxsize=4)  # all layers of a pass have the same bounds
+def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Group the requests that decode one token, so that none has more than twice the keys of another in its group.
 
-    Each part: places [R] of their queries, places [R, L] of their keys, and which of these [R, L] are none.
+    Each group: query rows [R], key indices [R, L], and which of these [R, L] are padding.
     """
-    single = [
+    decoding = [
         (last - first, begin, first)
         for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True)
         if end - begin == 1
     ]
-    parts: list[list[tuple[int, int, int]]] = []
-    for one in sorted(single):
-        if not parts or one[0] > 2 * parts[-1][0][0]:
-            parts.append([])
-        parts[-1].append(one)
-    return [_part(part) for part in parts]
+    groups: list[list[tuple[int, int, int]]] = []
+    for request in sorted(decoding):
+        if not groups or request[0] > 2 * groups[-1][0][0]:
+            groups.append([])
+        groups[-1].append(request)
+    return [_padded(group) for group in groups]
 
 
-def _part(requests: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _padded(requests: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     lengths, rows, firsts = (torch.tensor(column) for column in zip(*requests, strict=True))
     steps = torch.arange(int(lengths.max()))
-    beyond = steps >= lengths[:, None]
-    return rows, firsts[:, None] + steps.masked_fill(beyond, 0), beyond
+    padding = steps >= lengths[:, None]
+    return rows, firsts[:, None] + steps.masked_fill(padding, 0), padding

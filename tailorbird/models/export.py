@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import checked_copy, load_encoder, load_weights
+from tailorbird.models.loading import checked_copy, cpu_supports_bfloat16, load_encoder, load_weights
 from tailorbird.models.runtimes import ENCODER_FILE, INPUTS, INSTALL, OUTPUT, EngineError
-from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, read_version, write_config
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, now, read_version, write_config
 from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
@@ -49,7 +49,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))
         | {"engine": engine, "dtype": dtype, "code": code, "created_at": now()}
-        | {"exported_from": Part(uri=version.uri, digest=version.digest)}
+        | {"exported_from": PinnedVersion(uri=version.uri, digest=version.digest)}
     )
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
@@ -70,7 +70,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
 
 def _engine_of(target: str, *, judged: ModelVersion) -> tuple[str, str]:
     """Engine and dtype."""
-    in_bfloat16 = torch.cpu._is_avx512_bf16_supported()  # whatever GPUs there are: these are engines for CPU
+    in_bfloat16 = cpu_supports_bfloat16()  # also with GPUs: these engines run on CPU
     if target != "torch-bfloat16":
         return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
     if judged.dtype == "bfloat16":

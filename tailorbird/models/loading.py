@@ -23,7 +23,7 @@ from tailorbird.registry.versions import (
     ModelVersion,
     Prompting,
     VersionConfig,
-    is_whole,
+    is_intact,
     read_artifact_config,
     read_parts,
     read_version,
@@ -73,9 +73,13 @@ class LoadedHybrid:
 
 def inference_dtype() -> torch.dtype:
     """Return bfloat16 if the hardware supports it, else float32."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    supported = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_supports_bfloat16()
+    return torch.bfloat16 if supported else torch.float32
+
+
+def cpu_supports_bfloat16() -> bool:
+    """Return True if this machine's CPU computes in bfloat16 (AVX-512 BF16)."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def dtype_name() -> Literal["float32", "bfloat16"]:
@@ -115,8 +119,8 @@ def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropou
 
 
 def _reject_remote_code(folder: Path) -> None:
-    """Raise ModelError for what transformers follows without trust_remote_code: a config that names a Hub repository for
-    its attention or experts, or an index that names pickles or files elsewhere."""
+    """Raise ModelError for what transformers follows without trust_remote_code: a config with a Hub repository for its
+    attention or experts, or an index with pickles or files elsewhere."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         index = folder / "model.safetensors.index.json"
@@ -289,8 +293,8 @@ def checked_copy(uri: str) -> Path:
     A corrupt copy is fetched once more, since S3 may have been restored.
     """
     folder = local_copy(uri)
-    if (folder / MANIFEST).exists() and not is_whole(folder):
-        folder = repaired_copy(uri, is_whole=is_whole)
+    if (folder / MANIFEST).exists() and not is_intact(folder):
+        folder = repaired_copy(uri, is_whole=is_intact)
         verify_files(uri, folder)
     return folder
 

@@ -15,6 +15,7 @@ from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.loading import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
+from tailorbird.models.transformers_private import has_causal_model
 from tailorbird.storage import s3
 
 if TYPE_CHECKING:
@@ -123,10 +124,9 @@ def shape_of(model: Any) -> ModelShape:
 def _without_weights(folder: Path, *, task: DataTask, uri: str) -> tuple[Any, bool, Any]:
     """Return the configuration, whether it is a causal language model, and the task's model on the meta device."""
     import torch
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = _config(folder, uri=uri)
-    is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_causal = has_causal_model(config.model_type)
     model_class = task.model_class(is_causal=is_causal)
     with _outline_errors(uri), torch.device("meta"):
         return config, is_causal, without_pooler(model_class.from_config(config, trust_remote_code=False))

@@ -1,0 +1,73 @@
+"""Every private part of transformers that the project uses, as of `TRANSFORMERS_VERSION`."""
+
+import queue
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor as ContinuousBatchingLogitsProcessor,
+)
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+TRANSFORMERS_VERSION = "5.24"
+"""Checked by tests/unit/models/test_transformers_private.py."""
+
+Bounds = tuple[int, ...]
+"""Where the tokens of each request in a packed pass begin, and where the last one's end."""
+
+
+def has_causal_model(model_type: str) -> bool:
+    """Return True if transformers has a causal language model of this type."""
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def attention_implementation(config: Any) -> str | None:
+    """Return the name of a loaded model's attention implementation."""
+    name: str | None = config._attn_implementation
+    return name
+
+
+def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:
+    """Return the bounds of queries and keys in a pass of continuous batching, by an attention's keyword arguments.
+
+    None outside continuous batching, for a layer that uses another layer's keys, and with a position bias.
+    """
+    keys = options.get("cu_seq_lens_k")
+    if "write_index" not in options or not isinstance(keys, torch.Tensor) or options.get("position_bias") is not None:
+        return None
+    return tuple(options["cu_seq_lens_q"].tolist()), tuple(keys.tolist())
+
+
+def request_progress(request: Any) -> tuple[Mapping[str, Any], int]:
+    """Return a request's logits processor arguments, and the position of its next token in its text."""
+    state = request.state
+    return state.logit_processor_kwargs, len(state.initial_tokens) + len(state.generated_tokens)
+
+
+def set_logits_processor(manager: Any, processor: ContinuousBatchingLogitsProcessor) -> None:
+    """Set the only logits processor of a continuous batching manager that has not started."""
+    manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
+    manager.logit_processor.tensors_required = 1
+
+
+def cache_size(manager: Any) -> int:
+    """Return the tokens in the key-value cache of a continuous batching manager."""
+    config = manager.continuous_batching_config
+    return int(config.num_blocks * config.page_size)
+
+
+def discard_unrouted_outputs(manager: Any) -> None:
+    """Discard the outputs of requests without a result handler, which nobody reads."""
+    with suppress(queue.Empty):
+        while True:
+            manager.output_router.output_queue.get_nowait()
+
+
+def remove_result_handler(manager: Any, request_id: str) -> None:
+    """Remove the handler of a cancelled request, if it is still there."""
+    manager.output_router.result_handlers.pop(request_id, None)

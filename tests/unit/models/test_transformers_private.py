@@ -1,0 +1,100 @@
+"""The private parts of transformers that the project uses are where 5.24 has them; a failure names what moved."""
+
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.generation.continuous_batching.requests import RequestState
+
+from serving.engines.sampling import Sampler
+from tailorbird.models import continuous_batching_attention, transformers_private
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts, batching_config, greedy
+from tests import small_chat
+
+BATCHING = "transformers.generation.continuous_batching"
+
+
+def moved(path: str) -> str:
+    return f"transformers {transformers.__version__} has no {path}; {transformers_private.TRANSFORMERS_VERSION} has it"
+
+
+def test_the_installed_transformers_is_the_version_that_the_private_parts_were_checked_with() -> None:
+    expected = f"{transformers_private.TRANSFORMERS_VERSION}."
+    assert transformers.__version__.startswith(expected), "check tailorbird/models/transformers_private.py with it"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.fill_defaults",
+        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.prepare_tensor_args",
+        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.supported_kwargs",
+        f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList",
+        "transformers.integrations.sdpa_attention:sdpa_attention_forward",
+        "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    ],
+)
+def test_a_private_part_is_where_it_was(path: str) -> None:
+    module, _, attributes = path.partition(":")
+    value: Any = importlib.import_module(module)
+    for name in attributes.split("."):
+        value = getattr(value, name, None) if name != "supported_kwargs" else inspect.get_annotations(value).get(name)
+        assert value is not None, moved(path)
+
+
+def test_causal_model_types_are_known() -> None:
+    assert transformers_private.has_causal_model("llama")
+    assert not transformers_private.has_causal_model("made-up")
+
+
+def test_a_model_names_its_attention_implementation() -> None:
+    assert transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
+
+
+def test_a_request_has_its_processor_arguments_and_token_lists() -> None:
+    state = RequestState(request_id="a", initial_tokens=[1, 2, 3], logit_processor_kwargs={"temperature": 0.5})
+    assert transformers_private.request_progress(SimpleNamespace(state=state)) == ({"temperature": 0.5}, 3)
+
+
+def test_a_manager_has_processor_cache_and_router() -> None:
+    lm: Any = ChatModel(small_chat.language_model()).lm
+    with torch.inference_mode():
+        manager = lm.init_continuous_batching(
+            generation_config=greedy(max_new_tokens=2, end_id=1), continuous_batching_config=batching_config()
+        )
+    for path in ("logit_processor", "output_router.output_queue", "output_router.result_handlers"):
+        value = manager
+        for name in path.split("."):
+            value = getattr(value, name, None)
+            assert value is not None, moved(f"ContinuousBatchingManager.{path}")
+    assert hasattr(manager.logit_processor, "tensors_required"), moved(
+        "ContinuousBatchingLogitsProcessorList.tensors_required"
+    )
+    transformers_private.set_logits_processor(manager, Sampler())
+    assert transformers_private.cache_size(manager) > 0
+    manager.output_router.output_queue.put(object())
+    transformers_private.discard_unrouted_outputs(manager)
+    assert manager.output_router.output_queue.empty()
+    manager.output_router.result_handlers["a"] = object()
+    transformers_private.remove_result_handler(manager, "a")
+    transformers_private.remove_result_handler(manager, "a")
+    assert not manager.output_router.result_handlers
+
+
+def test_attention_gets_the_bounds_of_the_requests_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = []
+
+    def recorded(options: Any) -> Any:
+        bounds.append(transformers_private.request_bounds(options))
+        return bounds[-1]
+
+    monkeypatch.setattr(continuous_batching_attention, "request_bounds", recorded)
+    answer_prompts(small_chat.language_model(), [[5, 6, 7], [8, 9]], max_new_tokens=3, end_id=1)
+    assert bounds[0] in (((0, 2, 5),) * 2, ((0, 3, 5),) * 2), moved(
+        "cu_seq_lens_q, cu_seq_lens_k and write_index in an attention's options"
+    )
