@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import requests
@@ -39,6 +40,7 @@ class StackState(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    format: Literal[1] = 1
     pid: int
     started: float
     server_pids: tuple[int, ...] = ()

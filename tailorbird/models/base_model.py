@@ -183,8 +183,8 @@ def _find_model(folder: Path, *, uri: str) -> Path:
 
 
 def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
-    files = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in paths}
+    weights = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
+    files = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in weights}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     staged = paths.base_model(registry, f"{_name(uri)}-{digest[:12]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
