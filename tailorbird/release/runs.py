@@ -1,38 +1,36 @@
 """Finished runs of a task: the latest one, and the one whose verdict chose a version."""
 
-import hashlib
-import json
-from typing import Any
+from pydantic import ValidationError
 
-from tailorbird.evaluation.report.evidence_files import MANIFEST
-from tailorbird.evaluation.verdict.rules import Outcome, winner
-from tailorbird.storage import exists, list_files, read_bytes, read_json
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
+from tailorbird.storage import exists, list_files
+from tailorbird.storage.paths import TaskPaths
 
 
 class PromotionRefused(ValueError):
     """The version may not become the champion; the message says why."""
 
 
-def evidence_for(task_uri: str, *, version: str | None) -> dict[str, Any]:
-    """The latest run's evidence, or the latest that chose `version`; raises PromotionRefused where there is none."""
-    runs = list_files(f"{task_uri}/runs") if exists(f"{task_uri}/runs") else []
-    finished = [read_run_evidence(uri.removesuffix(f"/{MANIFEST}")) for uri in runs if uri.endswith(f"/{MANIFEST}")]
+def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
+    """Return the latest run's evidence, or the latest that chose `version`; raise PromotionRefused if there is none."""
+    runs = TaskPaths(task_uri).runs
+    files = list_files(runs) if exists(runs) else []
+    finished = [read_run_evidence(uri.removesuffix(f"/{MANIFEST}")) for uri in files if uri.endswith(f"/{MANIFEST}")]
     if not finished:
         raise PromotionRefused(f"no run is finished under {task_uri}; `tailorbird run RECIPE` makes one")
-    chosen = [evidence for evidence in finished if version in (None, winner_of(evidence)["uri"])]
+    chosen = [evidence for evidence in finished if version in (None, evidence.winner.uri)]
     if not chosen:
-        winners = ", ".join(sorted({winner_of(evidence)["uri"] for evidence in finished}))
+        winners = ", ".join(sorted({evidence.winner.uri for evidence in finished}))
         raise PromotionRefused(f"no verdict chose {version}; what verdicts chose: {winners}")
-    return dict(max(chosen, key=lambda evidence: str(evidence["created_at"])))
+    return max(chosen, key=lambda evidence: evidence.created_at)
 
 
-def read_run_evidence(run: str) -> dict[str, Any]:
-    """The run's evidence, if it is the one that its manifest names; PromotionRefused otherwise."""
-    content = read_bytes(f"{run}/evidence.json")
-    if hashlib.sha256(content).hexdigest() != read_json(f"{run}/{MANIFEST}")["evidence.json"]:
-        raise PromotionRefused(f"{run}/evidence.json was changed; `tailorbird verify {run}` says what else was")
-    return dict(json.loads(content))
-
-
-def winner_of(evidence: dict[str, Any]) -> dict[str, str]:
-    return dict(evidence["versions"][winner(Outcome(evidence["verdict"]["outcome"]))])
+def read_run_evidence(run: str) -> Evidence:
+    """Return the run's evidence; raise PromotionRefused if it was changed since it was written."""
+    try:
+        return read_evidence(run)
+    except ValidationError as error:
+        raise PromotionRefused(f"{run} has evidence of another version of Tailorbird: {error}") from None
+    except ValueError as error:
+        raise PromotionRefused(str(error)) from None
