@@ -53,9 +53,9 @@ def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
 
 
 def _part(table: pa.Table, size: int) -> Rows:
-    some = table.take(np.sort(np.random.default_rng(0).choice(len(table), size, replace=False)))
+    sample = table.take(np.sort(np.random.default_rng(0).choice(len(table), size, replace=False)))
     ids = tuple(str(number) for number in range(size))
-    return Rows(ids, tuple(some["text"].to_pylist()), tuple(some["chapter"].to_pylist()))
+    return Rows(ids, tuple(sample["text"].to_pylist()), tuple(sample["chapter"].to_pylist()))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     return local
 
 
-def repaired_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | None = None) -> Path:
+def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | None = None) -> Path:
     """Return `local_copy` of a folder whose copy is damaged, after downloading it again.
 
     A copy that another process has replaced meanwhile (`is_whole`) is kept. The folder of a `file://` URI, which is no
@@ -49,7 +49,7 @@ def repaired_copy(uri: str, *, is_whole: Callable[[Path], bool], cache: Path | N
     if isinstance(store, pafs.LocalFileSystem):
         return Path(path)
     with _locked_folder(uri, cache=cache) as local:
-        if not (local.exists() and is_whole(local)):
+        if not (local.exists() and is_intact(local)):
             shutil.rmtree(local, ignore_errors=True)
             objects.download_folder(uri, local)
     return local

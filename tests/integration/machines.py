@@ -96,7 +96,7 @@ class Machines:
         return head
 
     def worker(self, name: str, *options: str, **environment: str) -> Machine:
-        """Starts a node, whose disk is what its name left before; some seconds later it has `joined`."""
+        """Starts a node, whose disk is what its name left before; some seconds later it has `merge_traffic`."""
         first = self.base + FIRST_FREE + PORTS_EACH * self._num_workers
         self._num_workers += 1
         assert first + PORTS_EACH <= self.base + REDIS, "no ports are left for another node"
@@ -182,7 +182,7 @@ def wait(condition: Callable[[], bool], *, of: Machine | None = None, within_s: 
     return time.monotonic() - begun
 
 
-def tell(what: str, figure: object) -> None:
+def report_figure(what: str, figure: object) -> None:
     """A figure for the docs, which `pytest -rP` shows."""
     print(f"{what}: {figure}")
 

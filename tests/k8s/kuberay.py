@@ -67,7 +67,7 @@ def _cluster(spec: Document, annotations: Document) -> Iterator[str]:
         yield "autoscaler v2: the head's restartPolicy is not Never"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "idleTimeoutSeconds is negative"
-    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {one["name"] for one in options.get("env", [])}:
+    if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {variable["name"] for variable in options.get("env", [])}:
         yield "the autoscaler's start command is the operator's own"
     for field in ("historyServerOptions", "networkPolicy", "tlsOptions"):
         if field in spec:
@@ -275,7 +275,7 @@ def _deletion(spec: Document) -> Iterator[str]:
 
 
 def _legacy_deletion(spec: Document, legacy: list[Document]) -> Iterator[str]:
-    policies = {one.get("policy") for one in legacy}
+    policies = {rule.get("policy") for rule in legacy}
     if len(legacy) < 2 or None in policies:
         yield "onSuccess and onFailure must both name a policy"
     if spec.get("clusterSelector") and policies & {"DeleteCluster", "DeleteWorkers"}:
@@ -316,7 +316,7 @@ def _scales(spec: Document) -> bool:
 
 
 def _env(container: Document) -> dict[str, str]:
-    return {one["name"]: one.get("value", "") for one in container.get("env", [])}
+    return {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
 
 
 def _at_least(version: str, least: str) -> bool:

@@ -106,8 +106,8 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
     if cluster.get("enableInTreeAutoscaling"):
         image = spec["containers"][RAY_CONTAINER]["image"]
         options = cluster.get("autoscalerOptions", {})
-        given = {key: options[key] for key in ("resources", "securityContext", "image") if key in options}
-        spec["containers"].append({"name": "autoscaler", "image": image, **given})
+        copied = {key: options[key] for key in ("resources", "securityContext", "image") if key in options}
+        spec["containers"].append({"name": "autoscaler", "image": image, **copied})
     labels = _labels(head, cluster=name, node_type="head", group="headgroup")
     if kind == "RayService":
         labels["ray.io/serve"] = "false"

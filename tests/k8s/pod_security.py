@@ -11,7 +11,10 @@ SECCOMP = ("RuntimeDefault", "Localhost")
 
 def refusals(pod: Pod) -> list[str]:
     """Why the pod would not be let in; nothing where it would be."""
-    return [*_of_pod(pod.spec), *(fault for one in pod.containers for fault in _of_container(one, pod.spec))]
+    return [
+        *_of_pod(pod.spec),
+        *(fault for container in pod.containers for fault in _of_container(container, pod.spec)),
+    ]
 
 
 def _of_pod(spec: dict[str, Any]) -> Iterator[str]:

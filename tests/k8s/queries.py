@@ -31,10 +31,10 @@ def panels() -> dict[str, list[str]]:
 def variables() -> list[str]:
     """What the dashboard's variables are drawn from."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    return [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
 
 
-def asked_for() -> set[str]:
+def queried_series() -> set[str]:
     """Names of all metrics that an alarm or a panel asks for."""
     queries = (
         [rule["expr"] for rule in rules()] + [query for panel in panels().values() for query in panel] + variables()
@@ -45,9 +45,13 @@ def asked_for() -> set[str]:
 def kept() -> list[str]:
     """The patterns of names that are kept, of what Ray's nodes tell."""
     documents = yaml.safe_load_all((MONITORING / "monitors.yaml").read_text())
-    (monitor,) = (one for one in documents if one["kind"] == "PodMonitor")
+    (monitor,) = (document for document in documents if document["kind"] == "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    (relabeling,) = (one for one in endpoint["metricRelabelings"] if one["action"] == "keep")
+    (relabeling,) = (
+        relabeling_config
+        for relabeling_config in endpoint["metricRelabelings"]
+        if relabeling_config["action"] == "keep"
+    )
     patterns: list[str] = relabeling["regex"].split("|")
     return patterns
 

@@ -35,8 +35,8 @@ def test_the_autoscaler_starts_what_is_meant_and_no_work_runs_on_the_head(part: 
     head = derived["available_node_types"].pop(derived["head_node_type"])
     assert head["resources"] == {"CPU": 0, "memory": memory * GIB}
     bounds = {
-        name: (one["min_workers"], one["max_workers"], one["resources"])
-        for name, one in derived["available_node_types"].items()
+        name: (node_type["min_workers"], node_type["max_workers"], node_type["resources"])
+        for name, node_type in derived["available_node_types"].items()
     }
     assert bounds == groups
     assert derived["idle_timeout_minutes"] == idle_minutes

@@ -33,7 +33,7 @@ def test_a_lock_has_everything_that_the_project_asks_for_in_a_version_that_it_al
     pins = locked(device)
     requirements = [
         *PROJECT["dependencies"],
-        *(one for extra in EXTRAS[device] for one in PROJECT["optional-dependencies"][extra]),
+        *(requirement for extra in EXTRAS[device] for requirement in PROJECT["optional-dependencies"][extra]),
     ]
     for line in requirements:
         requirement = Requirement(line)
@@ -90,10 +90,10 @@ def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the
     assert len(documented) >= 6
     for part in PARTS:
         settings = [
-            one["data"] for one in of_kind(build(part), "ConfigMap") if "ray-settings" in one["metadata"]["name"]
+            data["data"] for data in of_kind(build(part), "ConfigMap") if "ray-settings" in data["metadata"]["name"]
         ]
-        for one in settings:
-            assert {name: one[name] for name in documented} == {name: stack[name] for name in documented}
+        for data in settings:
+            assert {name: data[name] for name in documented} == {name: stack[name] for name in documented}
 
 
 def test_the_operator_is_of_one_release_watches_our_namespaces_and_opens_no_alpha_gate() -> None:

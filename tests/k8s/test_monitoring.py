@@ -15,8 +15,10 @@ from serving.http.metrics import Metric
 from tests.k8s import queries
 from tests.k8s.manifests import build, environment, matches, of_kind, pods_of
 
-SERIES = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
-HISTOGRAMS = {f"{name}_{end}": one for name, one in SERIES.items() if one.buckets for end in ("bucket", "sum", "count")}
+SERIES = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
+HISTOGRAMS = {
+    f"{name}_{end}": metric for name, metric in SERIES.items() if metric.buckets for end in ("bucket", "sum", "count")
+}
 PUT_ON_BY_PROMETHEUS = {"namespace", "pod", "job", "instance"}
 PUT_ON_BY_RAY = {"application", "deployment", "replica", "le", "ip", "status_code"}
 A = 'namespace="n", application="a"'
@@ -57,10 +59,10 @@ def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> No
 
 
 def test_every_query_asks_for_metrics_and_labels_that_we_make_or_ray_does() -> None:
-    ours = {name for name in queries.asked_for() if name.startswith("ray_tailorbird")}
+    ours = {name for name in queries.queried_series() if name.startswith("ray_tailorbird")}
     assert len(ours) > 7
-    assert ours <= {*(name for name, one in SERIES.items() if not one.buckets), *HISTOGRAMS}
-    every = [rule["expr"] for rule in queries.rules()] + [one for panel in queries.panels().values() for one in panel]
+    assert ours <= {*(name for name, metric in SERIES.items() if not metric.buckets), *HISTOGRAMS}
+    every = [rule["expr"] for rule in queries.rules()] + [expr for panel in queries.panels().values() for expr in panel]
     for query in every:
         for name, chosen in re.findall(r"(ray_tailorbird_\w+)\{([^}]*)\}", query):
             labels = {*(SERIES | HISTOGRAMS)[name].labels, *PUT_ON_BY_PROMETHEUS, *PUT_ON_BY_RAY}
@@ -72,7 +74,7 @@ def test_every_query_asks_for_metrics_and_labels_that_we_make_or_ray_does() -> N
 
 
 def test_what_is_asked_for_is_kept() -> None:
-    for name in queries.asked_for() - queries.OF_THE_EXPORTER:
+    for name in queries.queried_series() - queries.OF_THE_EXPORTER:
         assert any(re.fullmatch(pattern, name) for pattern in queries.kept()), name
 
 
@@ -85,7 +87,7 @@ def test_the_pod_monitor_selects_ray_pods_and_a_port_that_they_have(name: str) -
     assert len(ray) >= 4
     for pod in ray:
         assert matches(monitor["spec"]["selector"], pod.labels)
-        ports = {one["name"]: one["containerPort"] for one in pod.spec["containers"][0]["ports"]}
+        ports = {port["name"]: port["containerPort"] for port in pod.spec["containers"][0]["ports"]}
         assert [ports[endpoint["port"]] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [8080]
     (client,) = pods_of(build(f"{name}/promote"))
     assert not matches(monitor["spec"]["selector"], client.labels)
@@ -185,7 +187,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
     ("TailorbirdSlow", buckets(slow=2), 11, OF_A, "the slowest of 100 answers of a takes 1.75s", buckets(slow=0)),
     (
         "TailorbirdVersionRefused",
-        [series("ray_tailorbird_version_refused", f'{A}, replica="{one}"', f"{one}x60") for one in (0, 1)],
+        [series("ray_tailorbird_version_refused", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
         5,
         OF_A,
         "what was deployed last for a cannot be loaded, the former serves on",
@@ -224,10 +226,10 @@ def test_each_alarm_is_tried() -> None:
 
 def test_each_alarm_rings_when_it_must_not_before_and_not_for_less(promtool: Path) -> None:
     tests: list[dict[str, Any]] = []
-    given = {rule["alert"]: rule for rule in queries.rules()}
+    alerts = {rule["alert"]: rule for rule in queries.rules()}
     for name, loud, minutes, labels, summary, quiet in RINGS:
-        annotations = {"alarm": given[name]["annotations"]["alarm"], "summary": summary}
-        alert = {"exp_labels": labels | given[name]["labels"], "exp_annotations": annotations}
+        annotations = {"alarm": alerts[name]["annotations"]["alarm"], "summary": summary}
+        alert = {"exp_labels": labels | alerts[name]["labels"], "exp_annotations": annotations}
         rings = {"eval_time": f"{minutes + 1}m", "alertname": name, "exp_alerts": [alert]}
         waits = {"eval_time": f"{max(minutes - 2, 0)}m", "alertname": name, "exp_alerts": []}
         tests.append({"interval": "1m", "input_series": loud, "alert_rule_test": [waits, rings]})

@@ -52,13 +52,17 @@ class Network:
         return out and (not target.ours or self._allows("Ingress", target, source, port))
 
     def _allows(self, way: str, own: End, other: End, port: int) -> bool:
-        mine = [one for one in self.policies if way in one["policyTypes"] and matches(one["podSelector"], own.labels)]
-        rules = [rule for one in mine for rule in one.get(way.lower(), [])]
+        mine = [
+            policy
+            for policy in self.policies
+            if way in policy["policyTypes"] and matches(policy["podSelector"], own.labels)
+        ]
+        rules = [rule for policy in mine for rule in policy.get(way.lower(), [])]
         return not mine or any(_rule_allows(rule, way, other, port) for rule in rules)
 
 
 def _rule_allows(rule: Document, way: str, other: End, port: int) -> bool:
-    if "ports" in rule and port not in [one["port"] for one in rule["ports"]]:
+    if "ports" in rule and port not in [entry["port"] for entry in rule["ports"]]:
         return False
     peers = rule.get("from" if way == "Ingress" else "to")
     return peers is None or any(_is_peer(peer, other) for peer in peers)
@@ -68,7 +72,7 @@ def _is_peer(peer: Document, other: End) -> bool:
     if "ipBlock" in peer:
         block, address = peer["ipBlock"], ip_address(other.address)
         inside = address in ip_network(block["cidr"])
-        return inside and not any(address in ip_network(one) for one in block.get("except", []))
+        return inside and not any(address in ip_network(network) for network in block.get("except", []))
     if "namespaceSelector" not in peer and not other.ours:
         return False
     if "namespaceSelector" in peer and not matches(peer["namespaceSelector"], other.namespace):
@@ -153,7 +157,7 @@ def test_every_pod_of_ours_reaches_names_and_stores_and_heads_alone_kubernetes_o
     for (role, node_type), pod in network.pods.items():
         assert network.may(pod, DNS, 53), role
         assert network.may(pod, DNS_OF_THE_NODE, 53)
-        assert not any(network.may(pod, one, port) for one in METADATA for port in (53, 80, 443, 988))
+        assert not any(network.may(pod, address, port) for address in METADATA for port in (53, 80, 443, 988))
         assert network.may(pod, store, 443)
         assert not network.may(pod, store, 80)
         assert network.may(pod, store, 6443) is (node_type == "head")

@@ -94,26 +94,26 @@ def test_every_container_says_what_it_takes_and_gets_that_memory(_name: str, pod
 
 
 READ_ONLY = [
-    pytest.param(pod, one, id=f"{name} {pod.name}")
+    pytest.param(pod, container, id=f"{name} {pod.name}")
     for name, pod in ALL_PODS
-    for one in pod.containers
-    if one["securityContext"].get("readOnlyRootFilesystem") and "tailorbird" in one["image"]
+    for container in pod.containers
+    if container["securityContext"].get("readOnlyRootFilesystem") and "tailorbird" in container["image"]
 ]
 
 
 @pytest.mark.parametrize(("pod", "container"), READ_ONLY)
 def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_be(pod: Pod, container: Any) -> None:
     """Ray writes the token of a cluster that it starts into ~/.ray, whether one was asked for or not."""
-    home_dir = next(one["value"] for one in container["env"] if one["name"] == "HOME")
-    volumes = {one["name"]: one for one in pod.spec["volumes"]}
-    places = {one["mountPath"]: one for one in container["volumeMounts"] if not one.get("readOnly")}
-    assert "emptyDir" in volumes[places[home_dir]["name"]]
-    assert {"/tmp", home_dir} <= set(places)
+    home_dir = next(variable["value"] for variable in container["env"] if variable["name"] == "HOME")
+    volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert "emptyDir" in volumes[mounts[home_dir]["name"]]
+    assert {"/tmp", home_dir} <= set(mounts)
 
 
 def test_a_pod_whose_ray_is_its_own_is_among_these() -> None:
     own = {"name": "RAY_ADDRESS", "value": "local"}
-    assert [one for one in READ_ONLY if own in one.values[1]["env"]]  # type: ignore[index]
+    assert [param for param in READ_ONLY if own in param.values[1]["env"]]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
@@ -132,7 +132,7 @@ def test_only_a_head_gets_a_token_of_kubernetes_for_its_autoscaler(_name: str, p
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_write_the_registry(name: str) -> None:
     documents = environment(name)
-    accounts = {one["metadata"]["name"]: one for one in of_kind(documents, "ServiceAccount")}
+    accounts = {account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
@@ -141,8 +141,8 @@ def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_wri
         assert account is None or account in accounts
     writers = [
         name
-        for name, one in accounts.items()
-        if "writes the registry" in one["metadata"]["annotations"]["tailorbird.io/s3"]
+        for name, account in accounts.items()
+        if "writes the registry" in account["metadata"]["annotations"]["tailorbird.io/s3"]
     ]
     assert writers == ["training"]
 
@@ -174,7 +174,7 @@ def test_there_is_no_secret_in_a_manifest_only_where_one_lies(part: str) -> None
 
 def test_the_example_of_secrets_names_all_that_production_asks_for_and_no_kustomization_applies_it() -> None:
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
-    named = {(one["metadata"]["name"], key["secretKey"]) for one in examples for key in one["spec"]["data"]}
+    named = {(example["metadata"]["name"], key["secretKey"]) for example in examples for key in example["spec"]["data"]}
     assert _secrets_named(environment("prod")) == named
     assert not [path for path in K8S.rglob("kustomization.yaml") if "examples" in path.read_text()]
 
@@ -200,7 +200,9 @@ def test_what_may_run_at_once_is_within_the_quota_an_upgrade_of_the_service_incl
             taken["pods"] += times * pod.most
             for kind in ("requests", "limits"):
                 for what in ("cpu", "memory", "nvidia.com/gpu"):
-                    own = sum(amount(one["resources"][kind].get(what, "0")) for one in pod.spec["containers"])
+                    own = sum(
+                        amount(container["resources"][kind].get(what, "0")) for container in pod.spec["containers"]
+                    )
                     taken[f"{kind}.{what}"] += times * pod.most * own  # type: ignore[assignment]
     hard = quota["spec"]["hard"]
     assert {*CHECKED, "pods", "requests.nvidia.com/gpu"} == set(hard)
@@ -213,7 +215,7 @@ def test_a_disruption_budget_guards_pods_that_there_are_by_a_number_that_it_can_
     documents = environment(name)
     pods = pods_of(documents)
     budgets = of_kind(documents, "PodDisruptionBudget")
-    assert {one["metadata"]["name"] for one in budgets} == {
+    assert {budget["metadata"]["name"] for budget in budgets} == {
         "dev": set(),
         "staging": {"serving-workers", "serving-head"},
         "prod": {"serving-workers"},  # Redis keeps what the head knows
@@ -244,7 +246,7 @@ def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_be
     workers = [pod for pod in pods_of(build(part)) if pod.labels.get("ray.io/node-type") == "worker"]
     assert workers
     for pod in workers:
-        env = {one["name"]: one["value"] for one in pod.spec["containers"][0]["env"]}
+        env = {variable["name"]: variable["value"] for variable in pod.spec["containers"][0]["env"]}
         drains_s = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
         assert (
             max(task.shutdown_s for task in SERVED_TASKS.values())
@@ -256,13 +258,19 @@ def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_be
 @pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)])
 def test_a_ray_pod_has_longer_to_end_than_ray_drains_and_volumes_for_what_it_keeps(part: str) -> None:
     documents = build(part)
-    (settings,) = (one["data"] for one in of_kind(documents, "ConfigMap") if "ray-settings" in one["metadata"]["name"])
+    (settings,) = (
+        config_map["data"]
+        for config_map in of_kind(documents, "ConfigMap")
+        if "ray-settings" in config_map["metadata"]["name"]
+    )
     for pod in pods_of(documents):
         if "ray.io/is-ray-node" not in pod.labels:
             continue
         assert pod.spec["terminationGracePeriodSeconds"] >= 120
-        mounts = {one["mountPath"] for one in pod.spec["containers"][0]["volumeMounts"]}
+        mounts = {mount["mountPath"] for mount in pod.spec["containers"][0]["volumeMounts"]}
         assert settings["TAILORBIRD_CACHE"] in mounts
         if pod.labels["tailorbird.io/role"] in ("serving", "shared"):
             assert settings["TAILORBIRD_JOURNAL"].rpartition("/")[0] in mounts
-        assert not any("livenessProbe" in one or "readinessProbe" in one for one in pod.containers)  # the operator's
+        assert not any(
+            "livenessProbe" in container or "readinessProbe" in container for container in pod.containers
+        )  # the operator's

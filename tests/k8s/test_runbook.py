@@ -35,7 +35,7 @@ def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(t
     """Kubernetes refuses to change a Job's pod, and an unchanged one it does not run again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
     documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of("prod/promote")).text))
-    (name,) = (one["metadata"]["name"] for one in of_kind(documents, "Job"))
+    (name,) = (job["metadata"]["name"] for job in of_kind(documents, "Job"))
     blocks = [block for block in BLOCKS if f"--to {to} " in block]
     assert blocks
     for block in blocks:
@@ -58,4 +58,6 @@ def test_preflight_comes_before_a_training_that_would_be_tried_three_times() -> 
 def test_the_secrets_that_it_makes_are_those_of_the_example() -> None:
     made = re.findall(r"create secret generic (\S+) --from-literal=(\w+)=", RUNBOOK)
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
-    assert set(made) == {(one["metadata"]["name"], key["secretKey"]) for one in examples for key in one["spec"]["data"]}
+    assert set(made) == {
+        (example["metadata"]["name"], key["secretKey"]) for example in examples for key in example["spec"]["data"]
+    }

@@ -67,7 +67,11 @@ def test_everything_lies_in_its_environments_namespace(part: str) -> None:
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in ("staging", "prod")])
 def test_what_names_the_settings_names_them_by_what_they_say(part: str) -> None:
     documents = build(part)
-    (settings,) = (one for one in of_kind(documents, "ConfigMap") if one["metadata"]["name"].startswith("ray-settings"))
+    (settings,) = (
+        config_map
+        for config_map in of_kind(documents, "ConfigMap")
+        if config_map["metadata"]["name"].startswith("ray-settings")
+    )
     assert settings["metadata"]["name"] != "ray-settings"
     assert _settings_named(documents) == {settings["metadata"]["name"]}
 
@@ -80,7 +84,7 @@ def _settings_named(value: object) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("file", "given", "moved", "part"),
+    ("file", "original", "changed_text", "part"),
     [
         ("base/service/rayservice.yaml", "groupName: cpu", "groupName: other", "prod/service"),
         ("base/service/rayservice.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.61.0"', "prod/service"),
@@ -95,13 +99,13 @@ def _settings_named(value: object) -> set[str]:
     ],
 )
 def test_a_patch_whose_place_is_another_now_fails_the_build(
-    tmp_path: Path, file: str, given: str, moved: str, part: str
+    tmp_path: Path, file: str, original: str, changed_text: str, part: str
 ) -> None:
     shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))
     changed = tmp_path / "k8s" / file
     text = changed.read_text()
-    assert given in text
-    changed.write_text(text.replace(given, moved))
+    assert original in text
+    changed.write_text(text.replace(original, changed_text))
     command = [str(KUBECTL), "kustomize", f"overlays/{part}"]
     done = subprocess.run(command, cwd=tmp_path / "k8s", capture_output=True, text=True, check=False)
     assert done.returncode != 0

@@ -58,7 +58,7 @@ def test_the_operator_takes_it(documents: list[dict[str, Any]]) -> None:
 def test_replicas_with_a_gpu_get_its_pods_and_no_others_stand_idle(documents: list[dict[str, Any]]) -> None:
     (service,) = of_kind(documents, "RayService")
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    assert [(one["groupName"], one["minReplicas"], one["maxReplicas"]) for one in groups] == [
+    assert [(group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups] == [
         ("cpu", 0, 4),
         ("gpu-spot", 2, 4),  # three replicas, and one for a candidate
     ]
@@ -69,16 +69,20 @@ def test_its_pods_are_the_service_s_own_to_admission_budgets_and_policies(docume
     assert refusals(pod) == []
     assert pod.labels[SERVICE] == "icd10-coder-chat"
     assert pod.spec["serviceAccountName"] == "serving"
-    budgets = [one["spec"]["selector"] for one in of_kind(documents, "PodDisruptionBudget")]
+    budgets = [document["spec"]["selector"] for document in of_kind(documents, "PodDisruptionBudget")]
     assert sum(matches(selector, pod.labels) for selector in budgets) == 1  # an eviction is refused of two
-    within = [one for one in of_kind(documents, "NetworkPolicy") if one["metadata"]["name"].startswith("within")]
-    assert [matches(one["spec"]["podSelector"], pod.labels) for one in within] == [True]
+    within = [
+        policy for policy in of_kind(documents, "NetworkPolicy") if policy["metadata"]["name"].startswith("within")
+    ]
+    assert [matches(policy["spec"]["podSelector"], pod.labels) for policy in within] == [True]
 
 
 def test_its_image_and_settings_are_the_environment_s(documents: list[dict[str, Any]]) -> None:
     (container,) = gpu_pod(documents).spec["containers"]
     assert "tailorbird-gpu@sha256:" in container["image"]
-    (settings,) = (one for one in of_kind(documents, "ConfigMap") if "ray-settings" in one["metadata"]["name"])
+    (settings,) = (
+        config_map for config_map in of_kind(documents, "ConfigMap") if "ray-settings" in config_map["metadata"]["name"]
+    )
     assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
 
 

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.progress import EpochEvent, TrialEvent
 from tailorbird import storage
-from tailorbird.pipeline import run
+from tailorbird.pipeline.run import run_pipeline
 from tailorbird.storage import s3
 from tests.integration.small import REGISTRY, small_recipe, written
 from tests.integration.training.nodes import DATA, LIMIT_S, Watched, too_long, workers
@@ -100,7 +100,7 @@ def main(name: str) -> None:
             ray.init(address=cluster.address, log_to_driver=False)
             recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
             recorder = Watched()
-            recorder.start(lambda: run.run_pipeline(recipe, progress=recorder))
+            recorder.start(lambda: run_pipeline(recipe, progress=recorder))
             result = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
             result["taken"] = dict(taken(recorder))
             result["trials"] = journal(f"{REGISTRY}/{name}")

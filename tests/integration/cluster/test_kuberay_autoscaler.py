@@ -15,7 +15,7 @@ from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tests.integration.cluster.fake_kubernetes import FakeKubernetes, serving
-from tests.integration.machines import Machines, tell, wait
+from tests.integration.machines import Machines, report_figure, wait
 from tests.integration.small import REGISTRY, ROOT
 from tests.integration.training.test_sweep import NO_GOAL, RATES
 from tests.integration.training.test_training import training_task
@@ -85,11 +85,11 @@ def test_a_training_brings_the_nodes_it_takes_and_they_go_when_it_is_over(
         assert ray.cluster_resources().get("CPU", 0) == 0
         at = time.monotonic()
         trained = finetune(SECTION, task=task, uri=f"{REGISTRY}/autoscaled")
-    tell("up_s", [(moment - at, num) for moment, _, num in kubernetes.history])
-    tell("trained_s", time.monotonic() - at)
+    report_figure("up_s", [(moment - at, num) for moment, _, num in kubernetes.history])
+    report_figure("trained_s", time.monotonic() - at)
     assert storage.exists(f"{trained.weights}/head.safetensors")
     assert most(kubernetes, "cpu") == SECTION.max_workers
-    tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
+    report_figure("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
     assert kubernetes.manifest["spec"]["workerGroupSpecs"][0]["replicas"] == 0
     assert most(kubernetes, GPU_GROUP) == 0
 
@@ -103,18 +103,18 @@ def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_o
     with connect():
         at = time.monotonic()
         result = sweep(config, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
-    tell("swept_s", time.monotonic() - at)
-    tell("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
+    report_figure("swept_s", time.monotonic() - at)
+    report_figure("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
     assert len([row for row in result.rows if row.status == "completed"]) == config.num_trials
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
     assert begun, "the second trial's node did not come"
-    tell("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
+    report_figure("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
 
 
 def test_work_that_wants_a_gpu_gets_a_node_of_the_group_that_has_one(kubernetes: FakeKubernetes) -> None:
     with connect():
         node_type_ref = ray.remote(num_gpus=1)(node_type).remote()
-        tell("up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180))
+        report_figure("up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180))
         assert ray.get(node_type_ref) == GPU_GROUP
-    tell("down_s", wait(lambda: not kubernetes.of(GPU_GROUP), within_s=180))
+    report_figure("down_s", wait(lambda: not kubernetes.of(GPU_GROUP), within_s=180))

@@ -181,11 +181,11 @@ def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: P
     keys = ray_env.Keys(access_key="", secret_key="", token_path=tmp_path / "token")
     stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.
-    places = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
+    machine = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
     alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}
     alone |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"}
-    assert {name: value for name, value in stack.items() if name not in places | alone} == {
-        name: value for name, value in here.items() if name in stack and name not in places
+    assert {name: value for name, value in stack.items() if name not in machine | alone} == {
+        name: value for name, value in here.items() if name in stack and name not in machine
     }
     assert here["RAY_AUTH_TOKEN_PATH"] == "/home/somebody/.ray/auth_token"
     assert here["PATH"].startswith("/home/somebody/tailorbird-venv/bin:")
