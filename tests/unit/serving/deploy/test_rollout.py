@@ -12,7 +12,7 @@ from cluster.code_snapshot import PACKAGES, ship_code
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import AdditionalVersions, application_of
 from serving.deploy.rollout import require_unchanged
-from serving.deploy.serve_client import DeployError, OverwrittenError
+from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
 from serving.deploy.serve_schema import ServeApplication
 from serving.replica.config import ReplicaConfig
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
@@ -44,14 +44,15 @@ class FakeServe:
     """Serve's dashboard, which applies a PUT at once; a test may let another client change it in between."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TAILORBIRD_SERVE_URL", raising=False)
         self.applications: dict[str, ServeApplication] = {}
         self.after_put: list[Callable[[], None]] = []
         """What another client does after each of the next changes."""
-        self.wait_ready: Callable[[ServeApplication], None] = lambda _application: None
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
-        monkeypatch.setattr(rollout, "_wait_ready", lambda application: self.wait_ready(application))
-        monkeypatch.setattr(rollout, "over_same_base", lambda *_args, **_options: [])
+        monkeypatch.setattr(rollout, "_wait_ready", lambda _application: None)
+        monkeypatch.setattr(rollout, "_replica_status", lambda _url: rollout.UNREACHABLE)
+        monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
 
     def declare(self, application: ServeApplication) -> None:
         self.applications[application.name] = application
@@ -127,11 +128,11 @@ def test_the_former_champion_answers_next_to_the_new_one_if_both_are_over_one_ba
     serve, calls = FakeServe(monkeypatch), []
     former, other, version = (registered(name) for name in ("lora-1", "lora-2", "lora-3"))
 
-    def over_same_base(version: ModelVersion, *, task_uri: str, most: int) -> list[ModelVersion]:
-        calls.append((version.version, task_uri, most))
+    def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
+        calls.append((version.version, task_uri, limit))
         return [former, other]
 
-    monkeypatch.setattr(rollout, "over_same_base", over_same_base)
+    monkeypatch.setattr(rollout, "versions_on_same_base", versions_on_same_base)
     additional = AdditionalVersions(others=[other])
     config = ServingConfig(versions=3)
     serve.declare(application_of(config, task_uri="s3://models/t", version=former, additional=additional))
@@ -156,3 +157,57 @@ def test_an_experiment_ends_with_a_champion_of_other_code_and_if_the_challenger_
     switch("t", registered(name, code=f"s3://models/code/{code}.zip"))
     assert serve.champion("t") == f"d-{name}"
     assert (serve.config("t").challenger is not None) == continues
+
+
+def test_a_staged_version_is_loaded_next_to_the_champion_and_stays_for_the_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = two_tasks(monkeypatch)
+    with rollout.staged("s3://models/t", version=registered("full-2")) as url:
+        assert url == "http://127.0.0.1:8000/t"
+        assert serve.champion("t") == "d-full-1"
+        assert serve.config("t").others["full-2"].digest == "d-full-2"
+    assert "full-2" in serve.config("t").others
+    with rollout.staged("s3://models/unknown", version=registered("full-2")) as url:
+        assert url is None
+
+
+def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = two_tasks(monkeypatch)
+    with (
+        pytest.raises(ValueError, match="other answers"),
+        rollout.staged("s3://models/t", version=registered("full-2")),
+    ):
+        raise ValueError("other answers than evaluated")
+    assert serve.config("t").others == {}
+    with rollout.staged("s3://models/t", version=registered("full-2")):
+        pass
+    with (
+        pytest.raises(ValueError, match="other answers"),
+        rollout.staged("s3://models/t", version=registered("full-2")),
+    ):
+        raise ValueError("other answers than evaluated")
+    assert list(serve.config("t").others) == ["full-2"]
+
+
+def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    status = rollout.ReplicaStatus(status="ready", absent={"full-2": "it is not whole"})
+    monkeypatch.setattr(rollout, "_replica_status", lambda _url: status)
+    with (
+        pytest.raises(VersionRefusedError, match="the former one serves on: it is not whole"),
+        rollout.staged("s3://models/t", version=registered("full-2")),
+    ):
+        raise AssertionError
+    assert serve.config("t").others == {}
+
+
+def test_a_version_by_other_code_is_staged_in_an_application_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    version = registered("full-2", code="s3://models/code/b.zip")
+    with rollout.staged("s3://models/t", version=version) as url:
+        assert url == "http://127.0.0.1:8000/t_candidate"
+        assert serve.champion("t_candidate") == "d-full-2"
+    assert sorted(serve.applications) == ["other", "t"]

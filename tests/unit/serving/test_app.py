@@ -1,0 +1,31 @@
+"""The application that Serve builds from its arguments."""
+
+from importlib import import_module
+
+import pytest
+from pydantic import ValidationError
+
+from serving.app import BuildArgs, build
+from serving.tasks import SERVED_TASKS
+from tailorbird.config.serving import ServingConfig
+
+
+@pytest.mark.parametrize("task", SERVED_TASKS)
+def test_each_task_is_one_deployment_of_its_class_with_the_configuration_as_json(task: str) -> None:
+    config = ServingConfig(max_texts=8, batch_prefixes=("s3://lake",))
+    args = BuildArgs.model_validate({"task_uri": "s3://models/t", "task": task, "serving": config.model_dump()})
+    bound = build(args)._bound_deployment
+    assert bound.name == SERVED_TASKS[task].deployment
+    task_uri, content = bound.init_args
+    assert (task_uri, ServingConfig.model_validate_json(content)) == ("s3://models/t", config)
+
+
+@pytest.mark.parametrize("task", SERVED_TASKS)
+def test_the_class_of_each_task_answers_its_route(task: str) -> None:
+    module, _, name = SERVED_TASKS[task].replica_class.partition(":")
+    assert hasattr(getattr(import_module(module), name), "__serve_build_asgi_app__")
+
+
+def test_an_argument_that_the_code_does_not_know_is_refused() -> None:
+    with pytest.raises(ValidationError, match="newer"):
+        BuildArgs.model_validate({"task_uri": "s3://models/t", "task": "chat", "newer": 1})
