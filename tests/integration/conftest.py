@@ -10,7 +10,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 
 from cluster.connection import connect
 from cluster.local import stack as stacks
-from tailorbird.pipeline import run
+from tailorbird.pipeline.run import run_pipeline
 from tests.integration.small import SmallRun, small_recipe, write_data
 from tests.progress import ProgressRecorder
 
@@ -62,4 +62,4 @@ def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Smal
     recipe = small_recipe(tmp_path_factory.mktemp("small"), name="small", data=small_data)
     recorder = ProgressRecorder()
     with connect():
-        return SmallRun(recipe, run.run_pipeline(recipe, progress=recorder), recorder)
+        return SmallRun(recipe, run_pipeline(recipe, progress=recorder), recorder)

@@ -18,9 +18,7 @@ from tailorbird import storage
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
-from tailorbird.evaluation.verdict.rules import Outcome
-from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.evaluate import Done
+from tailorbird.pipeline.evaluate import RunResult
 from tailorbird.storage import s3
 from tests.progress import ProgressRecorder
 
@@ -111,42 +109,5 @@ class SmallRun:
     """A finished run: its recipe, what it returned, and what it showed on its way."""
 
     recipe: Recipe
-    done: Done
+    result: RunResult
     recorder: ProgressRecorder
-
-
-def verdict_of(outcome: str, *, rule: int, confirmatory: bool = True) -> dict[str, Any]:
-    """A verdict on a hundred rows, as evidence has it; its figures are of no account."""
-    verdict = Verdict(
-        outcome=Outcome(outcome),
-        rule=rule,
-        reasons=("a test",),
-        metric="accuracy",
-        n=100,
-        alpha=0.05,
-        minimum_gain=0.01,
-        expected_gain=0.02,
-        regulated=False,
-        confirmatory=confirmatory,
-        incumbent_score=0.6,
-        candidate_score=0.7,
-        gain=0.1,
-        interval=(0.05, 0.15),
-        p_value=0.001,
-        p_exact=0.001,
-        only_incumbent_right=5,
-        only_candidate_right=15,
-        reference_score=0.5,
-        reference_gain=0.2,
-        reference_interval=(0.1, 0.3),
-        reference_p_value=0.001,
-        second_metric={},
-        minimum_detectable_effect=0.05,
-        power_at_expected_gain=0.8,
-        rows_needed=100,
-        proven=True,
-        gates=(),
-        cost_ratio=None,
-        hybrid=None,
-    )
-    return verdict.to_dict()

@@ -13,21 +13,23 @@ from typer.testing import CliRunner
 
 from cluster.connection import connect
 from cluster.local import stack as stacks
+from cluster.progress import SILENT, EpochEvent
 from serving.deploy.application import application_name
 from serving.deploy.rollout import undeploy
 from tailorbird import storage
-from tailorbird.checks.verify import verify
+from tailorbird.checks.verify import verify_evidence
 from tailorbird.cli import app
 from tailorbird.config.loader import load_recipe
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence_files import load_tables, table_names
+from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.rules import Outcome
-from tailorbird.models.loading import load_chat_version
-from tailorbird.pipeline import run as pipeline
+from tailorbird.models.loading import LoadedChat, load_model
+from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import list_versions, read_version
-from tailorbird.release.promotion import promote
+from tailorbird.release.promotion import promote_version
 from tests import small_chat
-from tests.integration.small import Heard, SmallRun, write_table
+from tests.integration.small import SmallRun, write_table
+from tests.progress import ProgressRecorder
 
 BASE = "s3://lake/tiny-chat-base"
 DATA = "s3://lake/tiny-chat"
@@ -66,85 +68,86 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
         turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in mine]
         write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": mine}))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
-    recipe, heard = load_recipe(folder / "recipe.yaml"), Heard()
+    recipe, recorder = load_recipe(folder / "recipe.yaml"), ProgressRecorder()
     with connect():
-        return SmallRun(recipe, pipeline.run(recipe, show=heard), heard)
+        return SmallRun(recipe, run_pipeline(recipe, progress=recorder), recorder)
 
 
 def test_what_the_pretrained_model_could_not_say_is_learned_and_proven(chat_run: SmallRun) -> None:
-    verdict, evidence = chat_run.done.verdict, chat_run.done.evidence
+    verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert verdict.n == SIZES["test"]
     assert verdict.candidate_score > 0.9 > verdict.incumbent_score
-    assert [row["kind"] for row in evidence["ladder"]] == ["zero_shot", "few_shot", "full"]
-    assert evidence["training"]["padding_share"] < 0.05
-    assert evidence["measures"]["log_likelihood"]["candidate"] > evidence["measures"]["log_likelihood"]["incumbent"]
+    assert [score.kind for score in evidence.scores] == ["zero_shot", "few_shot", "full"]
+    assert evidence.training.padding_share < 0.05
+    log_likelihood = evidence.measures["log_likelihood"]
+    assert log_likelihood["candidate"] > log_likelihood["incumbent"]
 
 
 def test_the_evidence_holds_and_has_no_text_of_the_rows(chat_run: SmallRun) -> None:
-    run = chat_run.done.run
-    assert verify(run) == ()
-    tables = load_tables(run)
-    assert set(tables) == set(table_names(changed=False, reference=False))
+    run = chat_run.result.run
+    assert verify_evidence(run) == ()
+    tables = load_all_predictions(run)
+    assert set(tables) == set(prediction_table_names(changed=False, reference=False))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 
 
 def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: SmallRun) -> None:
-    champion = promote(chat_run.recipe.task_uri)
+    champion = promote_version(chat_run.recipe.task_uri)
     version = read_version(champion.uri)
     assert version.prompting is not None
     assert (version.kind, version.classes, version.prompting.system) == ("full", (), "s")
-    loaded = load_chat_version(version.uri)
+    loaded = load_model(version.uri, LoadedChat)
     assert loaded.version.digest == version.digest
-    incumbent = next(one for one in list_versions(chat_run.recipe.task_uri) if one.kind != "full")
+    incumbent = next(version for version in list_versions(chat_run.recipe.task_uri) if version.kind != "full")
     assert incumbent.prompting is not None
     assert len(incumbent.prompting.shots) == (4 if incumbent.kind == "few_shot" else 0)
     with connect():
         from tailorbird.pipeline.prepare import prepare
 
-        rows = prepare(chat_run.recipe, show=Heard()).splits.test
+        rows = prepare(chat_run.recipe, progress=SILENT).splits.test
     again = predict_rows(version.uri, rows=rows)
-    stored = load_tables(chat_run.done.run)["candidate"]
+    stored = load_all_predictions(chat_run.result.run)["candidate"]
     assert (again.outputs, again.labels) == (stored.outputs, stored.labels)
 
 
 def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp_path: Path) -> None:
-    champion = promote(chat_run.recipe.task_uri)
+    champion = promote_version(chat_run.recipe.task_uri)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
-    told = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
+    result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
-        assert told.exit_code == 0, told.output
-        assert told.output.startswith(f"{champion.version} answers at ")
-        url = told.output.splitlines()[0].split()[-1]
+        assert result.exit_code == 0, result.output
+        assert result.output.startswith(f"{champion.version} answers at ")
+        url = result.output.splitlines()[0].split()[-1]
         assert url.endswith("/v1/chat/completions")
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
-        shown = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
-        assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in shown
+        listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
+        assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in listing
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
 
 
 def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        done = pipeline.run(load_recipe(tmp_path / "recipe.yaml"), show=heard)
-    assert done.run == chat_run.done.run
-    assert heard.of_kind("epoch") == []
+        result = run_pipeline(load_recipe(tmp_path / "recipe.yaml"), progress=recorder)
+    assert result.run == chat_run.result.run
+    assert recorder.of_kind(EpochEvent) == []
 
 
 @pytest.mark.usefixtures("chat_run")
-def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_ladder_as_the_user_s_to_mend(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_baselines_as_the_user_s_to_mend(tmp_path: Path) -> None:
     texts = ["ab", "c</s>d", "ef"]
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
     write_table(f"{DATA}/forged.parquet", pa.table({"turns": turns, "doc": ["x", "y", "z"]}))
     recipe = content() | {"name": "forged"}
     recipe["data"]["train"] = f"{DATA}/forged.parquet"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    told = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml")])
-    assert told.exit_code == 2, told.output
-    assert "training row 1: a turn of the user spells '</s>'" in " ".join(told.stderr.split())
+    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml")])
+    assert result.exit_code == 2, result.output
+    assert "training row 1: a turn of the user spells '</s>'" in " ".join(result.stderr.split())
     assert not storage.exists("s3://models/forged/stages")

@@ -3,40 +3,46 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import requests
 
 from cluster import connection
+from cluster.progress import SILENT, EpochEvent, StepEvent
 from serving.deploy.application import application_name
 from serving.deploy.rollout import deploy, undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.tfidf import predict_tfidf
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
-from tailorbird.evaluation.predictions import Predictions, ModelPredictions
-from tailorbird.evaluation.report.evidence_files import MANIFEST, as_routing, case_of, load_all_predictions, prediction_table_names
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions, prediction_table_names
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
+from tailorbird.evaluation.verdict.protocol import NO_GATES
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.models.loading import load_version
-from tailorbird.pipeline import run as pipeline
-from tailorbird.pipeline.artifacts import Model
-from tailorbird.pipeline.evaluate import Done, conclude
-from tailorbird.pipeline.prepare import Prepared, prepare
+from tailorbird.models.loading import LoadedClassifier, load_model
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.evaluate import RunResult, publish, verdict_inputs
+from tailorbird.pipeline.prepare import RunContext, prepare
+from tailorbird.pipeline.record import EvaluatedModels, TrainedModels
+from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
+from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import list_versions, read_version
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
-from tests.integration.small import Heard, SmallRun, small_recipe, stages, written
+from tests.integration.small import SmallRun, small_recipe, stages, written
+from tests.progress import ProgressRecorder
 
 ROLES = ("incumbent", "candidate", "reference")
 
@@ -55,169 +61,198 @@ def predictions(run: str) -> dict[str, Predictions]:
     return {role: load_predictions(f"{run}/predictions/{role}.parquet") for role in ROLES}
 
 
-def test_the_verdict_is_what_the_stored_predictions_and_question_give_again(small_run: SmallRun) -> None:
-    run = small_run.done.run
-    frozen = storage.read_json(f"{run}/question.json")
-    case = case_of(small_run.done.evidence, load_all_predictions(run))
-    assert case.test_sha256 == frozen["data"]["test"]
-    again = decide(case, question=TestProtocol.from_dict(frozen["question"]))
-    assert again == small_run.done.verdict
+def test_the_verdict_is_what_the_stored_predictions_and_protocol_give_again(small_run: SmallRun) -> None:
+    run = small_run.result.run
+    registered = Preregistration.model_validate_json(storage.read_bytes(f"{run}/{PROTOCOL_FILE}"))
+    inputs = small_run.result.evidence.verdict_inputs(load_all_predictions(run))
+    assert inputs.test_sha256 == registered.data["test"]
+    again = decide(inputs, protocol=registered.protocol)
+    assert again == small_run.result.verdict
     assert {gate.name for gate in again.gates} == {"calibration", "groups", "counterfactual", "robustness"}
     assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
 
 
 def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_text(small_run: SmallRun) -> None:
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
-    for table in predictions(small_run.done.run).values():
+    for table in predictions(small_run.result.run).values():
         assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
         assert table.groups["group"] == rows.groups["group"]
         assert not set(table.to_table().column_names) & {"text"}
 
 
-def test_the_run_leaves_evidence_page_card_and_question(small_run: SmallRun) -> None:
-    run = small_run.done.run
+def test_the_run_leaves_evidence_report_card_and_protocol(small_run: SmallRun) -> None:
+    run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
     tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
-    assert names == {"question.json", "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
+    assert names == {PROTOCOL_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
-    assert evidence["verdict"] == small_run.done.verdict.to_dict()
-    assert evidence["data"]["num_train"] >= 300
-    assert {rung["kind"] for rung in evidence["ladder"]} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+    assert (evidence["format"], evidence["verdict"]["n"]) == (1, small_run.result.verdict.n)
+    evidence = small_run.result.evidence
+    assert evidence.data.report.num_train >= 300
+    assert {score.kind for score in evidence.scores} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
 
 
-def test_the_sweeps_table_holds_the_rungs_beside_the_trials_best_first(small_run: SmallRun) -> None:
-    table = small_run.done.evidence["sweep"]
-    scores = [row["validation"] for row in table]
+def test_the_sweeps_table_holds_baselines_and_trials_best_first(small_run: SmallRun) -> None:
+    table = small_run.result.evidence.sweep
+    scores = [row.validation for row in table]
     assert scores == sorted(scores, reverse=True)
-    trials = [row for row in table if row["status"] != "pretrained"]
+    trials = [row for row in table if row.status != "pretrained"]
     assert len(trials) == small_run.recipe.tuning.num_trials
-    assert {row["trial"] for row in table} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
-    assert all(row["seconds"] > 0 for row in trials if row["epochs"])
+    assert {row.trial for row in table} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+    assert all(row.seconds > 0 for row in trials if row.epochs)
 
 
-def test_what_was_asked_was_shown_on_the_way(small_run: SmallRun) -> None:
-    trials = {event["trial"] for event in small_run.heard.of_kind("epoch")}
+def test_epochs_and_steps_of_all_trials_were_reported(small_run: SmallRun) -> None:
+    trials = {event.trial for event in small_run.recorder.of_kind(EpochEvent)}
     assert len(trials) == small_run.recipe.tuning.num_trials
-    assert all(0 <= event["score"] <= 1 and np.isfinite(event["loss"]) for event in small_run.heard.of_kind("epoch"))
-    assert all(event["rows_per_second"] > 0 for event in small_run.heard.of_kind("step"))
+    assert all(0 <= event.score <= 1 and np.isfinite(event.loss) for event in small_run.recorder.of_kind(EpochEvent))
+    assert all(event.rows_per_second > 0 for event in small_run.recorder.of_kind(StepEvent))
 
 
 def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(small_run: SmallRun) -> None:
-    prepared = prepare(small_run.recipe, show=Heard())
-    rows = prepared.splits.validation
+    context = prepare(small_run.recipe, progress=SILENT)
+    rows = context.splits.validation
     with connection.connect():
-        rungs, incumbent = pipeline.climb_ladder(prepared, show=Heard())
-    for rung in rungs:
-        if rung["servable"]:
-            answers = predict_rows(rung["uri"], rows=rows)
-            assert answers.model == rung["kind"]
-            assert answers.scores.mean() == pytest.approx(rung["validation"], abs=1 / len(rows) + 1e-9), rung["kind"]
-    assert incumbent.validation == max(rung["validation"] for rung in rungs if rung["servable"])
-    candidate = small_run.done.evidence["seeds"][0]["validation"]
-    trained = small_run.done.evidence["versions"]["candidate"]["uri"]
-    assert predict_rows(trained, rows=rows).scores.mean() == pytest.approx(candidate, abs=3 / len(rows))
+        baselines = fit_baselines(context, progress=SILENT)
+    for baseline in baselines:
+        if baseline.servable:
+            assert baseline.uri is not None
+            table = predict_rows(baseline.uri, rows=rows)
+            assert table.model == baseline.kind
+            assert table.scores.mean() == pytest.approx(baseline.validation, abs=1 / len(rows) + 1e-9), baseline.kind
+    evidence = small_run.result.evidence
+    table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
+    assert table.scores.mean() == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
+
+
+def test_the_reference_is_the_baseline_that_was_fitted_before_the_sweep(small_run: SmallRun) -> None:
+    context = prepare(small_run.recipe, progress=SILENT)
+    with connection.connect():
+        baselines = fit_baselines(context, progress=SILENT)
+    reference = next(baseline for baseline in baselines if baseline.kind == "tf_idf")
+    assert reference.uri is not None
+    again, stored = (
+        predict_tfidf(reference.uri, rows=context.splits.test),
+        predictions(small_run.result.run)["reference"],
+    )
+    assert again.outputs == stored.outputs
+    np.testing.assert_array_equal(again.confidences, stored.confidences)
+    assert predict_tfidf(reference.uri, rows=context.splits.validation).scores.mean() == reference.validation
 
 
 def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -> None:
-    winner = read_version(small_run.done.winner)
+    winner = read_version(small_run.result.winner)
     assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)}
     manifest = storage.read_json(f"{winner.uri}/manifest.json")
     for name, entry in manifest.items():
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
     for name in ("evidence.json", "report.html", "MODEL_CARD.md", *(f"predictions/{role}.parquet" for role in ROLES)):
         assert storage.exists(f"{winner.uri}/{name}")
-    role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
-    assert small_run.done.evidence["versions"][role]["digest"] == winner.digest
-    loaded = load_version(winner.uri)
-    assert loaded.classes == prepare(small_run.recipe, show=Heard()).classes
+    role = "candidate" if small_run.result.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
+    assert small_run.result.evidence.versions[role].digest == winner.digest
+    loaded = load_model(winner.uri, LoadedClassifier)
+    assert loaded.classes == prepare(small_run.recipe, progress=SILENT).task.classes
 
 
 def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRun) -> None:
     before = written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connection.connect():
-        again = pipeline.run_pipeline(small_run.recipe, show=heard)
+        again = run_pipeline(small_run.recipe, progress=recorder)
     assert (again.run, again.verdict, again.winner) == (
-        small_run.done.run,
-        small_run.done.verdict,
-        small_run.done.winner,
+        small_run.result.run,
+        small_run.result.verdict,
+        small_run.result.winner,
     )
     assert (written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)) == before
-    assert heard.of_kind("epoch") == []
+    assert recorder.of_kind(EpochEvent) == []
 
 
 def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_predictions_say(
     small_run: SmallRun, champion_url: str
 ) -> None:
-    found = read_champion(small_run.recipe.task_uri)
-    assert found is not None
-    assert found[0].uri == small_run.done.winner
+    entry = read_champion(small_run.recipe.task_uri)
+    assert entry is not None
+    assert entry[0].uri == small_run.result.winner
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
-    role = "candidate" if small_run.done.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
-    stored = predictions(small_run.done.run)[role]
-    asked = list(range(0, len(rows), 8))
-    body = {"input": [rows.texts[row] for row in asked]}
+    role = "candidate" if small_run.result.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
+    stored = predictions(small_run.result.run)[role]
+    indices = list(range(0, len(rows), 8))
+    body = {"input": [rows.texts[row] for row in indices]}
     answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
-    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
-    assert sum(same) >= len(asked) - 1  # in bf16 another batch may turn a tie
+    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], indices, strict=True)]
+    assert sum(same) >= len(indices) - 1  # in bf16 another batch may turn a tie
     scores = [result["score"] for result in answer["results"]]
-    assert scores == pytest.approx([stored.calibrated[row] for row in asked], abs=0.02)
+    assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
 
 
 def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
-    prepared = prepare(small_run.recipe, show=Heard())
+    context = prepare(small_run.recipe, progress=SILENT)
     serving = read_champion(small_run.recipe.task_uri)
     assert serving is not None
-    prepared = replace(prepared, run=f"{small_run.recipe.task_uri}/runs/won", champion=serving[0].uri)
-    evidence = small_run.done.evidence
-    tables = load_all_predictions(small_run.done.run)
-    won = won_verdict(prepared, small_run)
-    models = {
-        role: Model(
-            evidence["versions"][role]["kind"],
-            small_run.done.winner if role == "incumbent" else evidence["versions"][role]["uri"],
-            0.5,
-        )
-        for role in ("incumbent", "candidate")
-    }
-    sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/sweep-" in uri)
-    ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/ladder-" in uri)
-    kept = ("data", "look", "ledger", "routing", "measured", "curve", "averaged")
-    parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables}
-    done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
-    refuse_what_answers_otherwise(small_run, done, url=champion_url)
-    champion = promote_version(small_run.recipe.task_uri, version=done.winner)
+    context = replace(context, run=f"{small_run.recipe.task_uri}/runs/won", champion=serving[0].uri)
+    with connection.connect():
+        trained = trained_models(small_run, incumbent=small_run.result.winner)
+    result = publish(context, trained, evaluated_models(small_run), won_verdict(context, small_run))
+    refuse_what_answers_otherwise(small_run, result, url=champion_url)
+    champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
-    assert (version.kind, champion.uri) == ("full", done.winner)
-    assert "FINE_TUNE by rule 3" in champion.reason
+    assert (version.kind, champion.uri) == ("full", result.winner)
+    assert "FINE_TUNE by rule 3" in champion.reason.sentence()
     assert champion.parity is not None
-    assert (champion.parity.asked, champion.parity.same) == (64, 64)
+    assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
-    former = (read_version(done.evidence["versions"]["incumbent"]["uri"]).version, champion.pretrained.digest)
+    former = (read_version(result.evidence.versions["incumbent"].uri).version, champion.pretrained.digest)
     pretrained = ("pretrained", champion.pretrained.digest)  # the same, as it happens
     assert served_at(champion_url) == [("champion", champion.digest), former, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
-    rows = prepared.splits.test
-    asked = list(range(0, len(rows), 8))
-    stored = predictions(small_run.done.run)["candidate"]
-    answer = requests.post(f"{url}/v1/classify", json={"input": [rows.texts[row] for row in asked]}, timeout=60).json()
+    rows = context.splits.test
+    indices = list(range(0, len(rows), 8))
+    stored = predictions(small_run.result.run)["candidate"]
+    answer = requests.post(
+        f"{url}/v1/classify", json={"input": [rows.texts[row] for row in indices]}, timeout=60
+    ).json()
     assert answer["version"] == version.version
-    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], asked, strict=True)]
-    assert sum(same) >= len(asked) - 1
+    same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], indices, strict=True)]
+    assert sum(same) >= len(indices) - 1
 
 
-def refuse_what_answers_otherwise(small_run: SmallRun, done: Done, *, url: str) -> None:
+def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
+    """The models of the small run, from its stages, with a version as the best baseline."""
+    evidence, context = small_run.result.evidence, prepare(small_run.recipe, progress=SILENT)
+    baselines = context.task.fit_baselines()
+    swept = run_sweep(context, baselines, progress=SILENT, events=None)
+    kind = evidence.versions["incumbent"].kind
+    baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
+    candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
+    return TrainedModels(baselines, swept, (swept.trained,), None, None, candidate)
+
+
+def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> EvaluatedModels:
+    """The small run's results on test."""
+    evidence = small_run.result.evidence
+    return EvaluatedModels(
+        routing=routing,
+        test_access=evidence.test_access,
+        test_rows=evidence.test_rows,
+        other_test_sets=evidence.data.other_test_sets,
+        predictions=load_all_predictions(small_run.result.run),
+        cost=evidence.cost,
+    )
+
+
+def refuse_what_answers_otherwise(small_run: SmallRun, result: RunResult, *, url: str) -> None:
     """As if the candidate had been evaluated with other weights: it does not become the champion, the former serves."""
     before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
-    uri = f"{done.run}/predictions/candidate.parquet"
+    uri = f"{result.run}/predictions/candidate.parquet"
     content = storage.read_bytes(uri)
-    save_predictions(uri, load_all_predictions(done.run)["incumbent"])
+    save_predictions(uri, load_all_predictions(result.run)["incumbent"])
     try:
         with pytest.raises(
             ParityRefused, match=r"answers \d+ of 64 test rows otherwise .*\n  row \d+, .*: evaluated .*, served"
         ):
-            promote_version(small_run.recipe.task_uri, version=done.winner)
+            promote_version(small_run.recipe.task_uri, version=result.winner)
     finally:
         storage.write_bytes(uri, content)
     assert read_champion(small_run.recipe.task_uri) == before
@@ -231,13 +266,13 @@ def served_at(url: str) -> list[tuple[str, str]]:
 
 
 def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) -> None:
-    assert verify_evidence(small_run.done.run) == ()
-    assert verify_evidence(small_run.done.winner) == ()
-    uri = f"{small_run.done.run}/predictions/candidate_noise.parquet"
+    assert verify_evidence(small_run.result.run) == ()
+    assert verify_evidence(small_run.result.winner) == ()
+    uri = f"{small_run.result.run}/predictions/candidate_noise.parquet"
     content = storage.read_bytes(uri)
     try:
         storage.write_bytes(uri, content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        assert "predictions/candidate_noise.parquet was changed" in verify_evidence(small_run.done.run)[0]
+        assert "predictions/candidate_noise.parquet was changed" in verify_evidence(small_run.result.run)[0]
     finally:
         storage.write_bytes(uri, content)
 
@@ -247,40 +282,36 @@ def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
 ) -> None:
     recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: confidence}",))
     with connection.connect():
-        prepared = prepare(recipe, show=Heard())
-        evidence = small_run.done.evidence
-        models = {role: Model(version["kind"], version["uri"], 0.5) for role, version in evidence["versions"].items()}
-        routing: dict[str, Any] = {"by": "confidence", "column": None, "values": [], "threshold": 0.4}
-        tables = load_all_predictions(small_run.done.run)
-        case = replace(case_of(evidence, tables), routing=as_routing(routing))
-        decided = decide(case, question=replace(prepared.question, gates=NO_GATES))
+        context = prepare(recipe, progress=SILENT)
+        evaluated = evaluated_models(small_run, routing=Routing(by="confidence", threshold=0.4))
+        protocol = context.protocol.model_copy(update={"gates": NO_GATES})
+        decided = decide(verdict_inputs(context, evaluated), protocol=protocol)
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_candidate < 1
-        kept = ("data", "look", "ledger", "measured", "curve", "averaged")
-        sweep = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/sweep-" in uri)
-        ladder = next(storage.read_json(uri)["value"] for uri in stages(small_run.recipe.task_uri) if "/ladder-" in uri)
-        parts = {"rungs": ladder, "sweep": sweep, "seeds": [sweep["trained"]], "tables": tables, "routing": routing}
-        won = replace(decided, outcome=Outcome.HYBRID, rule=4)
-        done = conclude(prepared, won, models=models, parts=parts | {name: evidence[name] for name in kept})
-        champion = promote_version(recipe.task_uri, version=done.winner)
+        trained = trained_models(small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri)
+        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "rule": 4})
+        result = publish(context, trained, evaluated, won)
+        champion = promote_version(recipe.task_uri, version=result.winner)
         version = read_version(champion.uri)
-        assert (version.kind, champion.uri) == ("hybrid", done.winner)
-        answered = predict_rows(version.uri, rows=prepared.splits.test)
+        assert (version.kind, champion.uri) == ("hybrid", result.winner)
+        answered = predict_rows(version.uri, rows=context.splits.test)
         assert answered.scores.mean() == pytest.approx(decided.hybrid.score, abs=0.01)
-        asked = ("evaluation.hybrid={by: confidence}", "evaluation.minimum_gain=0.02")
-        again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=asked), show=Heard())
-        rungs, _ = pipeline.climb_ladder(again, show=Heard())
-    assert rungs[0]["uri"] == version.uri
+        overrides = ("evaluation.hybrid={by: confidence}", "evaluation.minimum_gain=0.02")
+        again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides), progress=SILENT)
+        baselines = fit_baselines(again, progress=SILENT)
+    assert baselines[0].uri == version.uri
 
 
-def won_verdict(prepared: Prepared, small_run: SmallRun) -> Verdict:
-    """What `decide` says where the candidate is right on every row."""
-    tables = load_all_predictions(small_run.done.run)
+def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
+    """The verdict if the candidate were right on every row."""
+    tables = load_all_predictions(small_run.result.run)
     right = tables["candidate"]
     sure = np.ones(len(right))
     perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
-    case = VerdictInputs(ModelPredictions(tables["incumbent"]), ModelPredictions(perfect), tables["reference"], prepared.hashes["test"])
-    return decide(case, question=replace(prepared.question, gates=NO_GATES))
+    sha256 = context.inputs.data.hashes["test"]
+    models = (ModelPredictions(tables["incumbent"]), ModelPredictions(perfect))
+    inputs = VerdictInputs(*models, reference=tables["reference"], test_sha256=sha256)
+    return decide(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
 
 
 def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:

@@ -17,8 +17,8 @@ from tailorbird.data.loader import read_rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import labels_of
-from tailorbird.pipeline import run as pipeline
 from tailorbird.pipeline.prepare import prepare
+from tailorbird.pipeline.run import run_pipeline
 from tests.integration.small import small_recipe, stages, write_data, write_table
 from tests.integration.training.test_faults import BATCH_SIZE, Struck, ends, run, section_of
 from tests.integration.training.test_training import a_worker
@@ -44,13 +44,13 @@ def data(stack: StackState) -> str:
 
 @pytest.fixture(scope="module")
 def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    asked = (
+    overrides = (
         f"data.stream_above_rows={IN_MEMORY}",
         "data.max_train_rows=null",
         "tuning.num_trials=1",
         "tuning.space={}",
     )
-    return small_recipe(tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=asked)
+    return small_recipe(tmp_path_factory.mktemp("streamed"), name="streamed", data=data, overrides=overrides)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def few(recipe: Recipe, data: str) -> Recipe:
 def task(recipe: Recipe) -> ClassificationTrainingTask:
     """The streamed rows as a training gets them."""
     with connect():
-        task = prepare(recipe, progress=SILENT).task()
+        task = prepare(recipe, progress=SILENT).task.training_task()
     assert isinstance(task, ClassificationTrainingTask)
     return replace(task, validation=task.validation.take(range(60)))
 
@@ -72,31 +72,33 @@ def task(recipe: Recipe) -> ClassificationTrainingTask:
 def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     recorder = ProgressRecorder()
     with connect():
-        done = pipeline.run_pipeline(few, progress=recorder)
-    facts = done.evidence["data"]
-    assert facts["num_train"] == facts["trained_on"]
-    assert facts["train_copies_of_test"] >= 1
-    assert IN_MEMORY * 0.6 < facts["num_in_memory"] < IN_MEMORY * 1.6
+        result = run_pipeline(few, progress=recorder)
+    data = result.evidence.data
+    assert data.report.num_train == data.trained_on
+    assert data.report.train_copies_of_test >= 1
+    assert IN_MEMORY * 0.6 < (data.report.num_in_memory or 0) < IN_MEMORY * 1.6
     assert any("streamed" in event.text for event in recorder.of_kind(NoteEvent))
     step = recorder.of_kind(StepEvent)[-1]
-    assert step.num_steps == -(-facts["num_train"] // few.training.batch_size)
+    assert step.num_steps == -(-data.report.num_train // few.training.batch_size)
     before = stages(few.task_uri)
     assert sum("/shards-" in name for name in before) == 1
     with connect():
-        pipeline.run_pipeline(few, progress=SILENT)
+        run_pipeline(few, progress=SILENT)
     assert stages(few.task_uri) == before
 
 
 def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
     held = read_rows(*recipe.data.train_uris, config=recipe.data)
-    found = task.train.read(task.train.chunks())
-    known = set(found.row_ids)
-    assert len(known) == len(task.train) == len(found) < len(held)
-    assert found.labels is not None
+    sharded = task.train.read(task.train.chunks())
+    known = set(sharded.row_ids)
+    assert len(known) == len(task.train) == len(sharded) < len(held)
+    assert sharded.labels is not None
     assert task.train.classes == labels_of(held.labels) == task.classes
     labels = {row_id: label for row_id, label in zip(held.row_ids, held.labels, strict=True) if row_id in known}
-    assert labels == {row_id: task.classes[label] for row_id, label in zip(found.row_ids, found.labels, strict=True)}
+    assert labels == {
+        row_id: task.classes[label] for row_id, label in zip(sharded.row_ids, sharded.labels, strict=True)
+    }
 
 
 @pytest.mark.long
@@ -118,6 +120,6 @@ def test_data_that_are_wrong_are_told_with_their_row(recipe: Recipe, data: str) 
     texts[7] = None
     broken = f"{data}-broken/train.parquet"
     write_table(broken, table.set_column(table.schema.get_field_index("text"), "text", [texts]))
-    asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
+    broken_recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": broken})})
     with connect(), pytest.raises(ValueError, match=r"column 'text' is null in 1 of 500 rows \(first: row 7\)"):
-        prepare(asked, progress=SILENT)
+        prepare(broken_recipe, progress=SILENT)
