@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
-from tailorbird.data.packing import packed
+from tailorbird.data.packing import pack
+from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import load_tokenizer
-from tailorbird.data.tokenized import Encoded, Encoding
+from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel, as_tensors
@@ -49,8 +50,9 @@ class ChatTrainingTask(TrainingTask):
         folder = local_copy(self.base_model)
         tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
         require_packing_isolation(lm)
-        encoding = Encoding(max_length=self.max_length, chat=True, system=self.prompting.system)
-        return ChatRuntime(lm, tokenizer, self, load_dataset(self.train, encoding, tokenizer=tokenizer, classes=()))
+        data = ChatData(self.prompting.system)
+        dataset = load_dataset(self.train, data, tokenizer=tokenizer, max_length=self.max_length)
+        return ChatRuntime(lm, tokenizer, self, dataset)
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,16 @@ class ChatRuntime:
     train: TrainingDataset
     checkpoint_before_score: bool = True
 
-    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
-        return float(window.num_said(rows))
+    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
+        return float(window.num_assistant_tokens(rows))
 
     def build(self, config: TrainingConfig) -> ChatModel:
         return ChatModel(trainable_copy(self.lm, config)).to(default_device())
 
     def loss(
-        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
-        batch = packed(window.conversations(rows), pad_id=self._pad_id)
+        batch = pack(window.conversations(rows), pad_id=self._pad_id)
         logits = engine(*as_tensors(batch, device=engine.device))
         targets = torch.from_numpy(batch.targets).to(engine.device)
         total = cross_entropy(logits, targets, reduction="sum", label_smoothing=config.label_smoothing)
@@ -103,7 +105,7 @@ class ChatRuntime:
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         sample = self.train.sample()
         rows = sample.conversations(range(min(COMPARED_ROWS, len(sample))))
-        logits: torch.Tensor = model(*as_tensors(packed(rows, pad_id=self._pad_id), device=device))
+        logits: torch.Tensor = model(*as_tensors(pack(rows, pad_id=self._pad_id), device=device))
         return logits
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
@@ -130,7 +132,7 @@ def require_packing_isolation(lm: Any) -> None:
     """
     num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
     ids = np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
-    batch = packed([Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids], pad_id=0)
+    batch = pack([Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids], pad_id=0)
     try:
         with torch.inference_mode():
             passes = [lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]

@@ -1,65 +1,64 @@
-"""What a training leaves between two steps, and goes on from: DeepSpeed's shards, each rank's progress and chance."""
+"""Checkpoints between two steps: DeepSpeed's shards, and each rank's progress and random states."""
 
-import argparse
-import contextlib
-import io
-import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
-from training.deepspeed_engine import import_deepspeed
+from training.deepspeed_private import convert_to_universal, inner_optimizer
 from training.errors import temporary_directory
-from training.loop import EpochReport, Progress, build_engine
+from training.loop import build_engine
+from training.reports import Progress
 from training.safe_checkpoint_loading import UnusableCheckpoint, find_unsafe_file, tensors_only
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
+_PROGRESS = TypeAdapter(Progress)
 
 
 def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progress) -> None:
-    """Writes this rank's part; every rank must call it, each with a folder of its own."""
+    """Write this rank's part. Every rank must call it, each with its own folder."""
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=config.method == "lora")
-    (folder / f"progress-{dist.get_rank()}.json").write_text(json.dumps(asdict(progress)))
+    (folder / f"progress-{dist.get_rank()}.json").write_bytes(_PROGRESS.dump_json(progress))
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
-    """An engine as a checkpoint left it, and how far this rank was; `folder` is this rank's copy of `uri`.
+def resume(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+    """Return an engine in the state of a checkpoint, and this rank's progress; `folder` is this rank's copy of `uri`.
 
-    With another number of ranks than wrote it, its shards are put together and cut anew (DeepSpeed's universal
-    checkpoint); dropout then draws otherwise. Raises UnusableCheckpoint, on every rank, where one of its files is not
-    what a training writes: none of them gets to run code.
+    With another number of ranks than wrote it, its shards are converted to DeepSpeed's universal checkpoint; dropout
+    masks then differ. Raises UnusableCheckpoint, on every rank, if one of its files is not what a training writes;
+    none of them runs code.
     """
-    _require_ours(folder, uri=uri)
+    _require_safe(folder, uri=uri)
     with tensors_only():
-        return _resumed(config, material, folder=folder, uri=uri)
+        return _resumed(config, runtime, folder=folder, uri=uri)
 
 
-def _require_ours(folder: Path, *, uri: str) -> None:
-    fault = find_unsafe_file(folder)
-    if means_over_ranks(float(fault is not None))[0]:
+def _require_safe(folder: Path, *, uri: str) -> None:
+    unsafe = find_unsafe_file(folder)
+    if means_over_ranks(float(unsafe is not None))[0]:
         raise UnusableCheckpoint(
-            f"checkpoint {uri} is not as a training left it: {fault or 'another worker says so'}; find out who else "
+            f"checkpoint {uri} is not as a training left it: {unsafe or 'another worker says so'}; find out who else "
             "may write there"
         )
 
 
-def _resumed(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
+def _resumed(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     num_ranks = len(list(folder.glob("progress-*.json")))
     if num_ranks == dist.get_world_size() or config.zero_stage == 0:  # stage 0 has no shards
-        engine = build_engine(config, material)
+        engine = build_engine(config, runtime)
         _restore(engine, config, folder=folder, uri=uri)
     else:
-        engine = build_engine(_universal(config), material)
-        with temporary_directory() as joined:
-            _join_shards(folder / TAG, joined / TAG)
-            _restore(engine, config, folder=joined, uri=uri)
+        engine = build_engine(_universal(config), runtime)
+        with temporary_directory() as converted:
+            convert_to_universal(folder / TAG, converted / TAG)
+            _restore(engine, config, folder=converted, uri=uri)
     if num_ranks == dist.get_world_size():
         states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
         torch.set_rng_state(states["cpu"])
@@ -69,51 +68,29 @@ def _resumed(config: TrainingConfig, material: TaskRuntime, *, folder: Path, uri
 
 
 def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> None:
-    optimizer = engine.optimizer.optimizer if config.zero_stage else engine.optimizer
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer = inner_optimizer(engine)
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
     if path is None:
         raise UnusableCheckpoint(f"checkpoint {uri} holds no state")
-    # At stage 3 a universal checkpoint gives every group the first one's rate and decay, and all one count of steps.
-    for group, values, rate in zip(optimizer.param_groups, own, engine.lr_scheduler.get_last_lr(), strict=True):
+    # At stage 3 a universal checkpoint gives every group the rate and decay of the first, and shares one step tensor.
+    for group, values, rate in zip(optimizer.param_groups, options, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(values | {"lr": rate})
     for state in optimizer.state.values():
         state["step"] = state["step"].clone()
 
 
 def _progress(folder: Path, *, num_ranks: int) -> Progress:
-    """This rank's; among another number of ranks, with the tokens that all had counted."""
-    states = [json.loads((folder / f"progress-{rank}.json").read_text()) for rank in range(num_ranks)]
-    same = num_ranks == dist.get_world_size()
-    state = states[dist.get_rank() if same else 0]
-    if not same:
-        state |= {name: sum(other[name] for other in states) for name in ("tokens", "padded")}
-    last = EpochReport(**state["last"]) if state["last"] else None
-    return Progress(**state | {"last": last})
+    """Return this rank's progress; with another number of ranks, a rank's with the token counts of all of them."""
+    ranks = [_PROGRESS.validate_json((folder / f"progress-{rank}.json").read_bytes()) for rank in range(num_ranks)]
+    if num_ranks == dist.get_world_size():
+        return ranks[dist.get_rank()]
+    return replace(ranks[0], tokens=sum(rank.tokens for rank in ranks), padded=sum(rank.padded for rank in ranks))
 
 
 def _universal(config: TrainingConfig) -> TrainingConfig:
     options = config.deepspeed.get("checkpoint", {}) | {"load_universal": True}
     return config.model_copy(update={"deepspeed": config.deepspeed | {"checkpoint": options}})
-
-
-def _join_shards(shards: Path, joined: Path) -> None:
-    """DeepSpeed's shards of any number of ranks as one universal checkpoint (Lian et al., 2024)."""
-    import_deepspeed()
-    from deepspeed.checkpoint import ds_to_universal
-
-    joined.mkdir(parents=True)
-    arguments = argparse.Namespace(
-        input_folder=str(shards),
-        output_folder=str(joined),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of every step
-        ds_to_universal.main(arguments)
 
 
 def _random_states() -> dict[str, torch.Tensor]:

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tokenize import collate, label_indices, length_batches, load_tokenizer
-from tailorbird.data.tokenized import Encoded, Encoding
+from tailorbird.data.length_batches import length_batches
+from tailorbird.data.tasks import CLASSIFICATION
+from tailorbird.data.tokenize import collate, encode_texts, label_indices, load_tokenizer
+from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import Classifier, zero_head
 from tailorbird.models.loading import default_device, load_encoder, load_weights
@@ -35,13 +37,14 @@ class ClassificationTrainingTask(TrainingTask):
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ClassifierRuntime":
         folder = local_copy(self.base_model)
         tokenizer = load_tokenizer(folder)
-        encoding = Encoding(max_length=self.max_length)
-        validation_tokens, _ = encoding.tokens(self.validation, tokenizer=tokenizer)
+        dataset = load_dataset(
+            self.train, CLASSIFICATION, tokenizer=tokenizer, max_length=self.max_length, classes=self.classes
+        )
         return ClassifierRuntime(
             encoder=load_encoder(folder, attention_dropout=attention_dropout),
             task=self,
-            train=load_dataset(self.train, encoding, tokenizer=tokenizer, classes=self.classes),
-            validation_tokens=validation_tokens,
+            train=dataset,
+            validation_tokens=encode_texts(self.validation.texts, tokenizer=tokenizer, max_length=self.max_length),
             validation_labels=label_indices(self.validation.labels, classes=self.classes),
             pad_id=int(tokenizer.pad_token_id or 0),
         )
@@ -59,7 +62,7 @@ class ClassifierRuntime:
     pad_id: int
     checkpoint_before_score: bool = False
 
-    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:  # noqa: ARG002  part of the protocol
+    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:  # noqa: ARG002  part of the protocol
         return float(len(rows))
 
     def build(self, config: TrainingConfig) -> Classifier:
@@ -72,7 +75,7 @@ class ClassifierRuntime:
         return Classifier(trainable_copy(self.encoder, config), head).to(default_device())
 
     def loss(
-        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
         input_ids, attention_mask = collate(window.tokens(rows), pad_id=self.pad_id)
         logits = engine(input_ids.to(engine.device), attention_mask.to(engine.device))
@@ -85,7 +88,7 @@ class ClassifierRuntime:
         """Return the validation score. Every rank runs the same number of forward passes."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(tokens) for tokens in self.validation_tokens])
-        batches = length_batches(lengths, batch_size=64)
+        batches = length_batches(lengths, max_rows=64)
         answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
         finite = True
         engine.eval()

@@ -1,41 +1,50 @@
-"""DeepSpeed: its configuration from the training section, an engine, and the engine's end without a leak."""
+"""The DeepSpeed engine: its config, the learning rate schedule and the parameter groups of a training config."""
 
-import gc
-import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_linear_schedule_with_warmup
 
 from tailorbird.config.training import TrainingConfig
+from training.deepspeed_private import disable_gradient_allreduce, disable_shm_allreduce, import_deepspeed
 
 
-def deepspeed_config(section: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
-    """The configuration DeepSpeed gets; parameters stay fp32, and with `autocast` are computed with in bf16.
+class ParameterGroup(TypedDict):
+    """A parameter group of torch's AdamW."""
 
-    The section's `deepspeed` is laid over it, key by key.
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
 
-    Over gloo gradients are summed where they lie and as they are; DeepSpeed's defaults are meant for NCCL. Its
+
+def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; `config.deepspeed` overrides it key by key.
+
+    Parameters stay in fp32; with `autocast` they are cast to bf16 for computation.
+
+    Over gloo, gradients are reduced in place and in fp32, since DeepSpeed's defaults are meant for NCCL: its
     reduce-scatter copies them first, and its autocast rounds those of linear layers to bf16, which takes longer than it
     saves (MiniLM, stage 1, two workers, 64 rows of 12 tokens: 560 ms a step to 510, and 490 to 467).
     """
-    over_gloo = section.gpus_per_worker == 0
-    parts = num_workers * section.gradient_accumulation_steps
+    over_gloo = config.gpus_per_worker == 0
+    num_parts = num_workers * config.gradient_accumulation_steps
     offloaded = {"optimizer": ("offload_optimizer",), "parameters": ("offload_optimizer", "offload_param")}
-    config = {
-        "train_batch_size": section.batch_size,
-        "train_micro_batch_size_per_gpu": section.batch_size // parts,
-        "gradient_accumulation_steps": section.gradient_accumulation_steps,
-        "gradient_clipping": section.gradient_clipping,
+    options = {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.batch_size // num_parts,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {
-            "stage": section.zero_stage,
+            "stage": config.zero_stage,
             **({"reduce_scatter": False} if over_gloo else {}),
-            **{name: {"device": "cpu"} for name in offloaded.get(section.offload, ())},
+            **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
         },
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own for offloaded states would be compiled at run time
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's optimizer for offloaded states is compiled at run time
         "torch_autocast": {
             "enabled": autocast,
             "dtype": "bfloat16",
@@ -43,102 +52,58 @@ def deepspeed_config(section: TrainingConfig, *, num_workers: int, autocast: boo
         },
         "steps_per_print": 1_000_000_000,
     }
-    return _merged(config, section.deepspeed)
+    return _merged(options, config.deepspeed)
 
 
-def _merged(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(config)
-    for name, value in options.items():
-        below = merged.get(name)
-        merged[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+def _merged(options: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(options)
+    for name, value in overrides.items():
+        default = merged.get(name)
+        merged[name] = _merged(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
     return merged
 
 
-def learning_rate_factor(num_steps: int, *, warmup_fraction: float) -> Callable[[int], float]:
-    """Share of the peak learning rate at a step: linear rise, then linear fall to 0."""
-    warmup = int(num_steps * warmup_fraction)
+def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: float) -> LambdaLR:
+    """Return a schedule that rises linearly to each group's rate, then falls linearly to 0 after the last step.
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+    transformers' schedule has the rate 0 in its first step, which would learn nothing: it starts here at its second.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # LambdaLR requires it if it starts at a later step
+    num_warmup_steps = int(num_steps * warmup_fraction)
+    schedule: LambdaLR = get_linear_schedule_with_warmup(optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0)
+    return schedule
 
-    return factor
 
-
-def parameter_groups(model: nn.Module, section: TrainingConfig) -> list[dict[str, Any]]:
-    """Trainable parameters: the base model's matrices (decayed), its vectors, and a new head at its own rate."""
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[ParameterGroup]:
+    """Return the trainable parameters: the base model's matrices (with weight decay), its vectors, and the head."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
     head = [parameter for name, parameter in trainable if name.startswith("head.")]
-    rate = section.learning_rate
-    inner = rate * (section.lora_multiplier if section.method == "lora" else 1.0)
+    base_rate = config.learning_rate * (config.lora_multiplier if config.method == "lora" else 1.0)
     return [
-        {"params": [p for p in base if p.ndim > 1], "lr": inner, "weight_decay": section.weight_decay},
-        {"params": [p for p in base if p.ndim <= 1], "lr": inner, "weight_decay": 0.0},
-        {"params": head, "lr": rate * section.head_multiplier, "weight_decay": 0.0},
+        {"params": [p for p in base if p.ndim > 1], "lr": base_rate, "weight_decay": config.weight_decay},
+        {"params": [p for p in base if p.ndim <= 1], "lr": base_rate, "weight_decay": 0.0},
+        {"params": head, "lr": config.learning_rate * config.head_multiplier, "weight_decay": 0.0},
     ]
 
 
-def import_deepspeed() -> Any:
-    """The package `deepspeed`, for the first time in a process without what it alone would bring in.
-
-    Where mlflow is installed, DeepSpeed imports it for its autotuner, which nobody starts here: seconds of each worker.
-    """
-    hides = "mlflow" not in sys.modules
-    if hides:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, and the autotuner does without
-    try:
-        import deepspeed
-    finally:
-        if hides:
-            del sys.modules["mlflow"]
-    return deepspeed
-
-
-def initialize_engine(model: nn.Module, section: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
-    """A DeepSpeedEngine in training mode, on the process group that Ray Train has set up."""
-    from torch.optim.lr_scheduler import LambdaLR
-
+def initialize_engine(model: nn.Module, config: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
+    """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up."""
     deepspeed = import_deepspeed()
     if not torch.cuda.is_available():
-        # DeepSpeed would compile a shared-memory all-reduce that training never calls.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    groups = [group for group in parameter_groups(model, section) if group["params"]]
-    factor = learning_rate_factor(num_steps, warmup_fraction=section.warmup_fraction)
+        disable_shm_allreduce()
+    groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(groups, fused=True),
-        lr_scheduler=lambda optimizer: LambdaLR(optimizer, factor),
-        config=deepspeed_config(section, num_workers=dist.get_world_size(), autocast=autocast),
+        lr_scheduler=lambda optimizer: linear_schedule(
+            optimizer, num_steps=num_steps, warmup_fraction=config.warmup_fraction
+        ),
+        config=deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
         dist_init_required=False,
     )
-    if section.zero_stage == 0 and engine.dp_world_size == 1:
-        # Nothing to reduce, yet DeepSpeed would copy every gradient into one buffer and back: a fifth of a short step.
-        engine.enable_backward_allreduce = False
+    if config.zero_stage == 0 and dist.get_world_size() == 1:
+        disable_gradient_allreduce(engine)
     engine.train()
     return engine
-
-
-def destroy_engine(engine: Any) -> None:
-    """Ends an engine so that a next one in the same process starts from flat memory.
-
-    DeepSpeed's `destroy` leaves cycles between its optimizer, its hooks and the parameters; they are cut here.
-    """
-    module: nn.Module = engine.module
-    wrapper = engine.optimizer
-    client = getattr(wrapper, "optimizer", None)
-    engine.destroy()
-    for parameter in module.parameters():
-        for name in [name for name in vars(parameter) if name.startswith(("_hp", "_lp", "ds_", "_z"))]:
-            delattr(parameter, name)
-        parameter.grad = None
-    for optimizer in (client, wrapper):
-        if optimizer is None:
-            continue
-        getattr(optimizer, "state", {}).clear()
-        getattr(optimizer, "param_groups", []).clear()
-        vars(optimizer).clear()
-    vars(engine).pop("optimizer", None)
-    # What cycles remain hold a copy of the weights, 86 MiB of MiniLM, until Python happens to look for them.
-    gc.collect()

@@ -23,7 +23,7 @@ class DiskFull(OSError):
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Yield a temporary folder that is deleted after the block. Raises DiskFull if the block fails for lack of space."""
+    """Yield a temporary folder that is deleted after the block. Raises DiskFull if it fails for lack of space."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)

@@ -1,18 +1,24 @@
-"""From an engine's shards to a version's weight files, in fp32 safetensors."""
+"""Export an engine's weights as a version's files, in fp32 safetensors, and average exported weights."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
-from training.deepspeed_engine import import_deepspeed
+from tailorbird.storage import upload_folder
+from tailorbird.storage.node_cache import local_copy
+from training.deepspeed_private import import_deepspeed
 from training.task import TaskRuntime
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit, as a share of the largest logit where that is over 1: merging an adapter rounds, and
-one wrong weight makes a thousand times as much."""
+"""Largest difference of a logit, relative to the largest logit if that is over 1: merging an adapter rounds, and one
+wrong weight makes a thousand times as much."""
 
 
 class UnusableWeights(ValueError):
@@ -20,25 +26,25 @@ class UnusableWeights(ValueError):
 
 
 def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
-    """The trained parameters, whole, on rank 0; elsewhere too if asked, else empty. Every rank must call it."""
+    """Return the full trained parameters on rank 0, or on every rank (`everywhere`). Every rank must call it."""
     deepspeed = import_deepspeed()
     module = engine.module
-    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad or config.method == "full"]
+    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad or config.method == "full"]
     state: dict[str, torch.Tensor] = {}
-    with deepspeed.zero.GatheredParameters([p for _, p in wanted], enabled=config.zero_stage == 3):
+    with deepspeed.zero.GatheredParameters([p for _, p in parameters], enabled=config.zero_stage == 3):
         if everywhere or dist.get_rank() == 0:
-            state = {name: p.detach().float().cpu().clone() for name, p in wanted}
+            state = {name: p.detach().float().cpu().clone() for name, p in parameters}
     return state
 
 
-def export_weights(engine: Any, config: TrainingConfig, *, material: TaskRuntime, folder: Path) -> None:
-    """Writes the trained weights as the task's artifact on rank 0; every rank must call it.
+def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path) -> None:
+    """Write the trained weights as the task's artifact on rank 0. Every rank must call it.
 
-    The files are loaded again over the pristine base model, and must answer as the engine's model does. Raises
-    UnusableWeights, on rank 0, if they do not, if a weight is not finite or an adapter is empty.
+    The files are loaded into a copy of the base model and must give the logits of the engine's model. Raises
+    UnusableWeights, on rank 0, if they do not, if a weight is not finite or if an adapter is empty.
     """
     state = full_state(engine, config)
-    trained = _logits(engine.module, material, device=engine.device)
+    trained = _logits(engine.module, runtime, device=engine.device)
     if dist.get_rank() != 0:
         return
     broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
@@ -46,22 +52,54 @@ def export_weights(engine: Any, config: TrainingConfig, *, material: TaskRuntime
         raise UnusableWeights(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        material.write(state, model=engine.module, config=config, folder=folder)
-        loaded = material.load(folder, config=config).to(engine.device)
+        runtime.write(state, model=engine.module, config=config, folder=folder)
+        loaded = runtime.load(folder, config=config).to(engine.device)
     except ValueError as error:  # ModelError among them
         raise UnusableWeights(str(error)) from None
-    difference = float((_logits(loaded, material, device=engine.device) - trained).abs().max())
+    difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
     if not difference < TOLERANCE * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
             f"the exported weights, loaded again, answer otherwise than the trained model (a logit by {difference:.3g})"
         )
 
 
-def _logits(model: Any, material: TaskRuntime, *, device: Any) -> torch.Tensor:
-    """Without dropout; at stage 3 the parameters are gathered, so every rank must call it."""
+def _logits(model: Any, runtime: TaskRuntime, *, device: Any) -> torch.Tensor:
+    """Return logits without dropout. At stage 3 the parameters are gathered, so every rank must call it."""
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = material.logits(model, device=device)
+        logits = runtime.logits(model, device=device)
     model.train(training)
     return logits
+
+
+def average_weights(uris: Sequence[str], uri: str) -> None:
+    """Write to `uri` the mean of the weights in each of `uris`: trainings of one base model with different seeds.
+
+    The mean costs no more at inference than one of them, and is often better: Wortsman et al., Model soups (ICML 2022).
+    For full weights only: a LoRA update is a product, and the mean of products is not the product of means. Raises
+    ValueError if the files, or the weights in them, do not match.
+    """
+    folders = [local_copy(source) for source in uris]
+    names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in folders]
+    if not names[0] or any(other != names[0] for other in names):
+        raise ValueError(f"{', '.join(uris)} do not hold the same files of weights, so there is no mean of them")
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
+        for name in names[0]:
+            _average_file([folder / name for folder in folders], Path(temporary) / name)
+        upload_folder(Path(temporary), uri)
+
+
+def _average_file(files: Sequence[Path], mean: Path) -> None:
+    """Write the mean of the files' tensors. One tensor of each file is in memory at a time, in addition to the mean."""
+    opened: list[Any] = [safe_open(file, framework="pt") for file in files]
+    keys = set(opened[0].keys())
+    if any(set(file.keys()) != keys for file in opened):
+        raise ValueError(f"the weights in {', '.join(map(str, files))} have different names")
+    tensors = {}
+    for key in sorted(keys):
+        values = [file.get_tensor(key) for file in opened]
+        if any(value.shape != values[0].shape for value in values):
+            raise ValueError(f"the weights {key!r} in {', '.join(map(str, files))} have different shapes")
+        tensors[key] = (sum(value.double() for value in values) / len(values)).to(values[0].dtype)
+    save_file(tensors, mean)

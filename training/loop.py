@@ -1,4 +1,4 @@
-"""One training, inside a Ray Train worker: steps, validation at each epoch's end, and a word on whether to go on."""
+"""The training loop of a Ray Train worker: steps, and at the end of each epoch the validation score."""
 
 import math
 import time
@@ -9,174 +9,145 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.loading import inference_dtype
 from training import preemption
-from training.batch_sampler import micro_batches, rank_rows
-from training.dataset import num_steps, steps
+from training.dataset import micro_batches, num_steps, rank_rows, steps
 from training.deepspeed_engine import initialize_engine
+from training.reports import EpochReport, Progress, StepReport
 from training.task import Diverged, TaskRuntime, means_over_ranks
 
 MAX_NAMED_ROWS = 5
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Sent about once a second by rank 0; `rows_per_second` counts all ranks."""
-
-    epoch: int
-    step: int
-    num_steps: int
-    loss: float
-    rows_per_second: float
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """After an epoch; the same on every rank."""
-
-    epoch: int
-    score: float
-    """On the validation rows, by the task's metric."""
-    loss: float
-    """Mean training loss of the epoch."""
-    rows_per_second: float
-    step_seconds: float
-    """Seconds inside training steps in this epoch."""
-    total_seconds: float
-    """The same in this epoch and those before."""
-    padding_share: float
-    """Padding among the tokens computed."""
-
-
-@dataclass
-class Progress:
-    """How far this rank is, between two steps: what it takes, beside weights and random state, to go on there."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done of the epoch."""
-    losses: float = 0.0
-    """Sum of these steps' losses."""
-    tokens: int = 0
-    padded: int = 0
-    """Tokens of this rank's rows, and those computed with their padding."""
-    seconds: float = 0.0
-    """Inside these steps."""
-    last: EpochReport | None = None
-    """Of the epoch before."""
-
+REPORT_INTERVAL_S = 1.0
 
 OnStep = Callable[[StepReport], None]
 OnEpoch = Callable[[EpochReport, Any], bool]
-"""Gets the report and the engine, on every rank; False ends the training."""
+"""Called with the report and the engine on every rank; False ends the training."""
 OnSave = Callable[[Progress, Any], None]
-"""Gets how far this rank is and the engine, on every rank, between two steps."""
+"""Called with this rank's progress and the engine on every rank, between two steps."""
 
 
-def build_engine(config: TrainingConfig, material: TaskRuntime) -> Any:
-    """Seeds this process and starts an engine on a fresh model."""
+@dataclass(frozen=True)
+class Callbacks:
+    """What a training calls."""
+
+    on_step: OnStep = lambda _: None
+    """On rank 0, about once a second."""
+    on_epoch: OnEpoch = lambda *_: True
+    on_save: OnSave | None = None
+    """Every `checkpoint_interval_s` within an epoch, before a slow validation score, and when a rank has to stop."""
+
+
+def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
+    """Seed this process and return an engine on a new model."""
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
-    in_all = sum(num_steps(material.train, config, epoch=epoch) for epoch in range(config.epochs))
+    total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    return initialize_engine(material.build(config), config, num_steps=in_all, autocast=autocast)
+    return initialize_engine(runtime.build(config), config, num_steps=total_steps, autocast=autocast)
 
 
 def train(
     engine: Any,
     config: TrainingConfig,
     *,
-    material: TaskRuntime,
-    on_step: OnStep,
-    on_epoch: OnEpoch,
-    on_save: OnSave | None = None,
+    runtime: TaskRuntime,
+    callbacks: Callbacks = Callbacks(),
     progress: Progress | None = None,
 ) -> EpochReport:
-    """Runs what is left after `progress` (None: all of it); returns the last epoch's report.
-
-    `on_save` is called each `section.checkpoint_interval_s` within an epoch, before the validation of a chat, and when
-    a rank is told to go. Raises Diverged.
-    """
+    """Train from `progress` (None: from the start) and return the report of the last epoch. Raises Diverged."""
     progress = progress or Progress()
     while progress.epoch < config.epochs:
-        report = _epoch(engine, config, material=material, progress=progress, on_step=on_step, on_save=on_save)
+        report = _EpochRun(engine, config, runtime, callbacks, progress).run()
         progress = Progress(epoch=progress.epoch + 1, last=report)
-        if not on_epoch(report, engine):
+        if not callbacks.on_epoch(report, engine):
             break
     assert progress.last is not None  # epochs >= 1
     return progress.last
 
 
-def _epoch(
-    engine: Any,
-    config: TrainingConfig,
-    *,
-    material: TaskRuntime,
-    progress: Progress,
-    on_step: OnStep,
-    on_save: OnSave | None,
-) -> EpochReport:
-    """The steps of an epoch that `progress`, which it moves on, has not done."""
-    epoch, start, in_all = progress.epoch, progress.step, num_steps(material.train, config, epoch=progress.epoch)
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    said = saved = time.perf_counter()
-    seen, seconds = 0, 0.0
-    for step, (window, batch) in enumerate(steps(material.train, config, epoch=epoch, start=start), start=start):
-        begun = time.perf_counter()
-        mine = rank_rows(batch, rank=rank, num_ranks=num_ranks)
-        step_loss, share = 0.0, material.weight(window, batch) / num_ranks  # the ranks' mean is then the batch's mean
-        for rows in micro_batches(mine, num=config.gradient_accumulation_steps):
-            # A rank without a row in a last small batch computes one with weight 0.
-            some = rows if len(rows) else np.zeros(1, dtype=np.int64)
+@dataclass
+class _EpochRun:
+    """The steps of an epoch that `progress` does not count yet; `progress` is updated at each."""
+
+    engine: Any
+    config: TrainingConfig
+    runtime: TaskRuntime
+    callbacks: Callbacks
+    progress: Progress
+
+    def run(self) -> EpochReport:
+        progress, train_rows = self.progress, self.runtime.train
+        epoch, start = progress.epoch, progress.step
+        total = num_steps(train_rows, self.config, epoch=epoch)
+        reported = saved = time.perf_counter()
+        num_rows, seconds = 0, 0.0
+        for step, (window, batch) in enumerate(steps(train_rows, self.config, epoch=epoch, start=start), start=start):
+            begun = time.perf_counter()
+            loss = self._step(window, batch)
+            now = time.perf_counter()
+            due = dist.get_rank() == 0 and now - saved > self.config.checkpoint_interval_s
+            if step + 1 == total:  # the end of an epoch is checkpointed with its report, after the score
+                due = self.runtime.checkpoint_before_score
+            loss, save_now = means_over_ranks(loss, float(due or preemption.preemption_reason() is not None))
+            if not math.isfinite(loss):
+                raise Diverged(_divergence(loss, epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch]))
+            progress.step, progress.losses = step + 1, progress.losses + loss
+            progress.seconds, seconds = progress.seconds + now - begun, seconds + now - begun
+            num_rows += len(batch)
+            if dist.get_rank() == 0 and (now - reported > REPORT_INTERVAL_S or step + 1 == total):
+                reported = now
+                mean_loss = progress.losses / (step + 1)
+                self.callbacks.on_step(StepReport(epoch, step + 1, total, mean_loss, num_rows / seconds))
+            if self.callbacks.on_save is not None and save_now:
+                self.callbacks.on_save(progress, self.engine)
+                saved = time.perf_counter()
+        return self._report(total)
+
+    def _step(self, window: TokenizedRows, batch: NDArray[np.int64]) -> float:
+        """Run one optimizer step and return this rank's part of the mean loss of the batch."""
+        rank, num_ranks = dist.get_rank(), dist.get_world_size()
+        own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
+        num_parts = self.config.gradient_accumulation_steps
+        step_loss = 0.0
+        share = self.runtime.weight(window, batch) / num_ranks  # the mean over ranks is then the mean over the batch
+        for rows in micro_batches(own, num=num_parts):
+            # A rank without a row in a small last batch computes one row with weight 0.
+            computed = rows if len(rows) else np.zeros(1, dtype=np.int64)
             weight = (1.0 if len(rows) else 0.0) / share
-            total, size = material.loss(engine, config, window, some)
+            total, num_tokens = self.runtime.loss(self.engine, self.config, window, computed)
             loss = total * weight
-            engine.backward(loss * config.gradient_accumulation_steps)  # DeepSpeed takes the mean of the parts
-            engine.step()  # counts the parts; weights move after the last
+            self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
+            self.engine.step()  # updates the weights after the last micro-batch
             step_loss += float(loss.detach())
-            progress.padded += size
-        now = time.perf_counter()
-        late = rank == 0 and now - saved > config.checkpoint_interval_s
-        if step + 1 == in_all:  # the end of an epoch is checkpointed with its report, after the score
-            late = material.checkpoint_before_score
-        due = late or preemption.preemption_reason() is not None
-        step_loss, save_now = means_over_ranks(step_loss, float(due))
-        if not math.isfinite(step_loss):
+            self.progress.padded += num_tokens
+        self.progress.tokens += int(window.lengths[own].sum())
+        return step_loss
+
+    def _report(self, num_epoch_steps: int) -> EpochReport:
+        progress = self.progress
+        try:
+            score = self.runtime.score(self.engine, self.config)
+        except Diverged as error:
             raise Diverged(
-                _divergence(
-                    f"the loss is {step_loss}", epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch]
-                )
-            )
-        progress.step, progress.losses = step + 1, progress.losses + step_loss
-        progress.tokens += int(window.lengths[mine].sum())
-        progress.seconds, seconds, seen = progress.seconds + now - begun, seconds + now - begun, seen + len(batch)
-        if rank == 0 and (now - said > 1.0 or step + 1 == in_all):
-            said = now
-            on_step(StepReport(epoch, step + 1, in_all, progress.losses / (step + 1), seen / seconds))
-        if on_save is not None and save_now:
-            on_save(progress, engine)
-            saved = time.perf_counter()
-    try:
-        score = material.score(engine, config)
-    except Diverged as error:
-        raise Diverged(f"training diverged in epoch {epoch + 1}: {error}; lower training.learning_rate") from None
-    return EpochReport(
-        epoch=epoch,
-        score=score,
-        loss=progress.losses / in_all,
-        rows_per_second=len(material.train) / progress.seconds,
-        step_seconds=progress.seconds,
-        total_seconds=progress.seconds + (progress.last.total_seconds if progress.last else 0.0),
-        padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
-    )
+                f"training diverged in epoch {progress.epoch + 1}: {error}; lower training.learning_rate"
+            ) from None
+        return EpochReport(
+            epoch=progress.epoch,
+            score=score,
+            loss=progress.losses / num_epoch_steps,
+            rows_per_second=len(self.runtime.train) / progress.seconds,
+            step_seconds=progress.seconds,
+            total_seconds=progress.seconds + (progress.last.total_seconds if progress.last else 0.0),
+            padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
+        )
 
 
-def _divergence(what: str, *, epoch: int, step: int, rows: Sequence[str]) -> str:
-    named = ", ".join(rows[:MAX_NAMED_ROWS]) + (
-        f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
-    )
+def _divergence(loss: float, *, epoch: int, step: int, rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
     return (
-        f"training diverged: {what} in epoch {epoch + 1}, step {step + 1}, on training rows {named}; "
-        "lower training.learning_rate, or look at these rows"
+        f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}, on training rows "
+        f"{', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or look at these rows"
     )

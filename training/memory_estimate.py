@@ -7,11 +7,11 @@ from tailorbird.models.shape import ModelShape
 
 FP32, BF16 = 4, 2
 RUNTIME_BYTES = 800 << 20
-"""A worker's process before it holds a model: Python with Ray, torch, transformers and DeepSpeed, and its rows."""
+"""A worker's process before it loads a model: Python with Ray, torch, transformers and DeepSpeed, and its rows."""
 DEVICE_RUNTIME_BYTES = 1 << 30
-"""The same of a GPU: CUDA's context, kernels and the allocator's rounding. Untried: no GPU was at hand."""
+"""The same on a GPU: CUDA's context, kernels and the allocator's rounding. Not measured: no GPU was available."""
 LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
-"""DeepSpeed's defaults: whole parameters that stage 3 keeps at once, and gradients that it reduces at once."""
+"""DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces at once."""
 PACKED_TOKENS = 128
 
 
@@ -47,42 +47,42 @@ class PackedBatch(Batch):
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """Bytes that a worker takes at its worst moment, by what they are for."""
+    """Peak memory of a worker in bytes, by purpose."""
 
     host: dict[str, int]
     device: dict[str, int]
-    """Of its GPU; empty where it trains on CPU."""
+    """Memory of its GPU; empty if it trains on CPU."""
 
     @property
     def host_bytes(self) -> int:
-        """In all, in the node's memory."""
+        """Total in the node's memory."""
         return sum(self.host.values())
 
     @property
     def device_bytes(self) -> int:
-        """In all, in the GPU's memory."""
+        """Total in the GPU's memory."""
         return sum(self.device.values())
 
 
 def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
-    """What one of `num_workers` workers takes, at most about; on CPU everything is in the node's memory.
+    """Return the estimated peak memory of one of `num_workers` workers; on CPU everything is in the node's memory.
 
     Weights, gradients and AdamW's two moments are fp32: 4 + 4 + 8 bytes a parameter, of which ZeRO shards the last at
-    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). Beside them its
+    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). In addition its
     optimizers keep a copy of their shard of the weights, and gradients in buffers while they are reduced. Activations
     are counted per layer and token as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer
-    Models, 2022, equation 2), see `activation_bytes`. What this code adds: the pristine weights that each trial starts
-    from, and the whole weights twice while they are exported and compared, when activations are free again.
+    Models, 2022, equation 2), see `activation_bytes`. This code adds the base weights that each trial starts from,
+    and the full weights twice while they are exported and compared, when activations are free again.
     """
     on_gpu, shards = config.gpus_per_worker > 0, num_workers
-    learned = shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
-    weights = FP32 * (shape.num_parameters + (0 if config.method == "full" else learned))
-    gradients, states = FP32 * learned, 2 * FP32 * learned
+    trained = shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
+    weights = FP32 * (shape.num_parameters + (0 if config.method == "full" else trained))
+    gradients, states = FP32 * trained, 2 * FP32 * trained
     parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
     if config.zero_stage >= 1:
         parts["optimizer states"] = states // shards
         parts["their copy of the weights"] = gradients // shards
-        parts["gradients on their way"] = 2 * FP32 * min(learned, BUCKET_PARAMETERS) + gradients // shards
+        parts["gradients on their way"] = 2 * FP32 * min(trained, BUCKET_PARAMETERS) + gradients // shards
     if config.zero_stage >= 2:
         parts["gradients"] = gradients // shards
     if config.zero_stage == 3:
@@ -90,27 +90,26 @@ def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, nu
     if batch.autocast:
         parts["weights in bfloat16"] = BF16 * shape.num_linear
     parts["activations"] = activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
-    exported = (2 if config.method == "full" else 1) * FP32 * shape.num_parameters
-    host = {"process": RUNTIME_BYTES, "pristine weights": FP32 * shape.num_parameters}
+    export_bytes = (2 if config.method == "full" else 1) * FP32 * shape.num_parameters
+    host = {"process": RUNTIME_BYTES, "base weights": FP32 * shape.num_parameters}
     if not on_gpu:
         step_only = parts["activations"] + parts.get("weights in bfloat16", 0)
-        return WorkerMemory(host | parts | {"export": max(0, exported - step_only)}, {})
-    away = ["optimizer states", "their copy of the weights"] if config.offload != "none" else []
-    away += ["weights"] if config.offload == "parameters" else []
-    host |= {name: parts.pop(name) for name in away if name in parts} | {"export": exported}
+        return WorkerMemory(host | parts | {"export": max(0, export_bytes - step_only)}, {})
+    offloaded = ["optimizer states", "their copy of the weights"] if config.offload != "none" else []
+    offloaded += ["weights"] if config.offload == "parameters" else []
+    host |= {name: parts.pop(name) for name in offloaded if name in parts} | {"export": export_bytes}
     if config.offload == "parameters":
         parts["weights in use"] = FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
     return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | parts)
 
 
 def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
-    """What a forward pass keeps for the backward pass, of the rows that a worker computes at once, in bytes.
+    """Return the bytes that a forward pass of a worker's micro-batch keeps for the backward pass.
 
-    All rows are taken to be `max_length` tokens long. A layer keeps, of each token, so many numbers of 4 bytes (in
-    autocast some have 2, beside which others have a copy): with a plain feed-forward part 12 hidden + 2 intermediate,
-    with a gated one 16 hidden + 4 intermediate. Attention keeps its weights (three numbers for each head and each token
-    attended to) where it drops some of them on CPU; else it computes them again. A chat model keeps three numbers for
-    each token and each word of the vocabulary.
+    All rows are assumed to have `max_length` tokens. A layer keeps for each token this many numbers of 4 bytes (in
+    autocast some have 2 bytes, and others a copy): 12 hidden + 2 intermediate with a plain feed-forward part,
+    16 hidden + 4 intermediate with a gated one. Attention with dropout on CPU keeps its weights (three numbers for each
+    head and each token attended to); otherwise they are recomputed. Each logit takes three numbers.
     """
     rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
     tokens = rows * batch.max_length

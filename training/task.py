@@ -15,7 +15,7 @@ from torch import nn
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.tokenized import Encoded
+from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.loading import default_device
 from tailorbird.models.lora import add_adapter
 from training.dataset import TrainingDataset
@@ -65,14 +65,14 @@ class TaskRuntime(Protocol):
     def checkpoint_before_score(self) -> bool:
         """True if scoring is slow enough that the last step of an epoch is checkpointed before it."""
 
-    def weight(self, window: Encoded, rows: NDArray[np.int64]) -> float:
+    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
         """Return the denominator of the mean loss of these rows of a window: the number of rows or of target tokens."""
 
     def build(self, config: TrainingConfig) -> nn.Module:
         """Return a model to train, initialised from the base model, on this process's device."""
 
     def loss(
-        self, engine: Any, config: TrainingConfig, window: Encoded, rows: NDArray[np.int64]
+        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
     ) -> tuple[torch.Tensor, int]:
         """Return the summed loss of these rows of a window, and the number of tokens computed, including padding."""
 

@@ -1,30 +1,34 @@
-"""One fine-tuning as one Ray Train run, with checkpoints and a finite number of retries; leaves weights on S3."""
+"""Fine-tune one configuration in one Ray Train run, with checkpoints and a finite number of retries."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch.distributed as dist
 
+from cluster.progress import EpochEvent, StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, require_safe_names, upload_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem, storage_errors
 from training import checkpoint, preemption
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.errors import describe_failure, temporary_directory
 from training.export import export_weights
-from training.loop import EpochReport, OnSave, OnStep, Progress, StepReport, build_engine, train
+from training.loop import Callbacks, OnSave, OnStep, build_engine, train
+from training.reports import EpochReport, Progress, StepReport, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime, TrainingTask
 
 START_TIMEOUT_S = 600
 """Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
 ELASTIC_START_TIMEOUT_S = 120
-"""The same where fewer workers will do: right after a node is lost Ray still counts its CPUs, and the group that waits
-for them has to give up before a smaller one is started."""
+"""The same if fewer workers will do: right after a node is lost Ray still counts its CPUs, and the group that waits for
+them has to give up before a smaller one is started."""
+
+Job = TypeVar("Job")
 
 
 class TrainingFailed(RuntimeError):
@@ -33,73 +37,78 @@ class TrainingFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class TrainingResult:
-    """A finished training: its artifact and what it measured on validation rows."""
+class FinetuneJob:
+    """What the workers of `finetune` get."""
 
-    weights: str
-    """URI of the folder with the exported weights."""
-    score: float
-    epochs: int
-    rows_per_second: float
-    padding_share: float
-    """Rows a second and padding are of the last epoch."""
-    step_seconds: float
-    """Inside training steps, of all epochs."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    config: TrainingConfig
+    task: Any
+    """ObjectRef of the TrainingTask."""
+    uri: str
+    events: Any
+    """Handle of a `cluster.event_queue.EventQueue`, or None."""
 
 
-def finetune(section: TrainingConfig, *, task: TrainingTask, uri: str, relay: Any = None) -> TrainingResult:
-    """Trains one configuration with one seed and exports it to `uri`/weights; checkpoints lie under `uri`/train.
+@dataclass(frozen=True)
+class TrainingFailure:
+    """What the workers return, instead of an error that Ray Train would retry, if a retry would fail the same way."""
 
-    `relay` is an actor with a `tell(event)` method that hears of steps and epochs. Run again after the driver died,
-    it goes on from the last checkpoint. Raises TrainingFailed; what diverged is not tried again, and keeps its last
+    message: str
+
+
+def finetune(config: TrainingConfig, *, task: TrainingTask, uri: str, events: Any = None) -> TrainingResult:
+    """Train one configuration with one seed and export it to `uri`/weights; checkpoints are stored in `uri`/train.
+
+    `events` is the handle of an EventQueue that gets each step and epoch. Run again after the driver died, it resumes
+    from the last checkpoint. Raises TrainingFailed; a training that diverged is not retried and keeps its last
     checkpoint.
     """
-    config = {"section": section, "task": ray.put(task), "uri": uri, "relay": relay}
-    trainer = build_torch_trainer(_finetune_worker, config, section=section, uri=f"{uri}/train")
+    job = FinetuneJob(config, ray.put(task), uri, events)
+    trainer = build_torch_trainer(_finetune_worker, job, config=config, uri=f"{uri}/train")
     try:
-        result = trainer.fit()
+        outcome = trainer.fit().return_value
     except Exception as error:
-        again = f" after {section.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
-        kept = (
+        retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
+        resume = (
             "run it again, and it goes on from the last checkpoint, also with other gradient_checkpointing, "
             "checkpoint_interval_s or max_failures; with any other change of the training section it begins anew"
         )
-        raise TrainingFailed(f"training failed for good{again}: {describe_failure(error, uri=uri)}; {kept}") from error
-    if "failed" in result.return_value:
-        raise TrainingFailed(result.return_value["failed"])
-    delete_folder(f"{uri}/train")  # optimizer states are three times the model's size, and nobody needs them now
-    return TrainingResult(**result.return_value)
+        cause = describe_failure(error, uri=uri)
+        raise TrainingFailed(f"training failed for good{retries}: {cause}; {resume}") from error
+    if isinstance(outcome, TrainingFailure):
+        raise TrainingFailed(outcome.message)
+    delete_folder(f"{uri}/train")  # optimizer states are three times the model's size
+    result: TrainingResult = outcome
+    return result
 
 
 def build_torch_trainer(
-    function: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    function: Callable[[Job], Any],
+    job: Job,
     *,
-    section: TrainingConfig,
+    config: TrainingConfig,
     uri: str,
     callbacks: Sequence[Any] = (),
 ) -> Any:
-    """A TorchTrainer over the section's workers, its state under `uri`, with finite retries."""
+    """Return a TorchTrainer that runs `function(job)` in the workers of the config, with finite retries.
+
+    Ray Train's state is stored in `uri`.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    fixed = section.min_workers == section.max_workers
+    fixed = config.min_workers == config.max_workers
     timeout_s = START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))  # Train has no field for it
-    resources = {"CPU": section.cpus_per_worker}
-    if section.gpus_per_worker:
-        resources["GPU"] = section.gpus_per_worker
-    num_workers = section.max_workers if fixed else (section.min_workers, section.max_workers)
+    resources: dict[str, float] = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    num_workers = config.max_workers if fixed else (config.min_workers, config.max_workers)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
     return TorchTrainer(
-        function,
-        train_loop_config=config,
+        lambda: function(job),
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=section.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=name,
@@ -108,22 +117,22 @@ def build_torch_trainer(
             callbacks=list(callbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(
-                max_failures=section.max_failures,
-                max_preemption_failures=section.max_failures,  # without end by default
+                max_failures=config.max_failures,
+                max_preemption_failures=config.max_failures,  # unlimited by default
                 controller_failure_limit=2,
             ),
-            worker_runtime_env={"env_vars": worker_environment(section)},
+            worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
 
 
-def worker_environment(section: TrainingConfig) -> dict[str, str]:
-    """Environment of a worker: a torch thread a CPU, patience with S3, and a malloc that keeps what a step frees.
+def worker_environment(config: TrainingConfig) -> dict[str, str]:
+    """Return a worker's environment: one torch thread per CPU, more S3 retries, and a malloc that keeps freed memory.
 
-    By default glibc gives large blocks back at once and gets them again page by page: 100,000 page faults a step, a
-    third of its CPU time (59 to 63 rows a CPU-second, 89 to 102 without; MiniLM, stage 1, 32 rows of 12 tokens).
+    By default glibc returns large blocks at once and gets them again page by page: 100,000 page faults a step, a third
+    of its CPU time (59 to 63 rows a CPU-second, 89 to 102 without; MiniLM, stage 1, 32 rows of 12 tokens).
     """
-    threads = str(section.cpus_per_worker)  # more threads than cores are ruinous
+    threads = str(config.cpus_per_worker)  # more threads than cores are several times slower
     malloc = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**28}
     return {
         "OMP_NUM_THREADS": threads,
@@ -134,93 +143,81 @@ def worker_environment(section: TrainingConfig) -> dict[str, str]:
     }
 
 
-def step_reporter(relay: Any, **labels: Any) -> OnStep:
-    """A step listener that sends to `relay` without waiting; without one, nothing is sent."""
+def step_reporter(events: Any, *, seed: int | None = None, trial: str | None = None) -> OnStep:
+    """Return a step callback that sends each report to an EventQueue, without waiting; `events` may be None."""
 
-    def tell(report: StepReport) -> None:
-        if relay is not None:
-            relay.tell.remote({"event": "step", **labels, **asdict(report)})
+    def report_step(report: StepReport) -> None:
+        if events is not None:
+            events.put.remote(StepEvent(**asdict(report), seed=seed, trial=trial))
 
-    return tell
+    return report_step
 
 
-def _finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
-    section: TrainingConfig = config["section"]
-    task: TrainingTask = ray.get(config["task"])
+def report_epoch(events: Any, report: EpochReport, *, seed: int | None = None, trial: str | None = None) -> None:
+    """Send an epoch's report to an EventQueue, on rank 0, without waiting; `events` may be None."""
+    if events is not None and dist.get_rank() == 0:
+        event = EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
+        events.put.remote(event)
+
+
+def _finetune_worker(job: FinetuneJob) -> TrainingResult | TrainingFailure:
+    config, task = job.config, ray.get(job.task)
     preemption.install_handlers()
-    material = task.load_runtime(attention_dropout=section.attention_dropout)
+    runtime = task.load_runtime(attention_dropout=config.attention_dropout)
     try:
-        engine, progress = _begin(section, material, uri=config["uri"])
-    except UnusableCheckpoint as unusable:  # raised, it would be tried again, to the same end
-        return {"failed": f"{unusable}; delete {config['uri']}/train, and run again: the training begins anew"}
-    save = _saving(section, uri=config["uri"])
+        engine, progress = _start_or_resume(config, runtime, uri=job.uri)
+    except UnusableCheckpoint as error:
+        return TrainingFailure(f"{error}; delete {job.uri}/train, and run again: the training begins anew")
+    save = _checkpoint_callback(config, uri=job.uri)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
-        if config["relay"] is not None and dist.get_rank() == 0:
-            config["relay"].tell.remote({"event": "epoch", "seed": section.seed, **asdict(report)})
+        report_epoch(job.events, report, seed=config.seed)
         save(Progress(epoch=report.epoch + 1, last=report), engine)
         return True
 
+    callbacks = Callbacks(on_step=step_reporter(job.events, seed=config.seed), on_epoch=on_epoch, on_save=save)
     try:
-        report = train(
-            engine,
-            section,
-            material=material,
-            on_step=step_reporter(config["relay"], seed=section.seed),
-            on_epoch=on_epoch,
-            on_save=save,
-            progress=progress,
-        )
-    except Diverged as diverged:  # the same
-        return {"failed": str(diverged)}
-    weights = f"{config['uri']}/weights"
+        report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
+    except Diverged as error:
+        return TrainingFailure(str(error))
+    weights = f"{job.uri}/weights"
     with temporary_directory() as folder:
-        export_weights(engine, section, material=material, folder=folder)
+        export_weights(engine, config, runtime=runtime, folder=folder)
         if dist.get_rank() == 0:
             upload_folder(folder, weights)
     dist.barrier()
     destroy_engine(engine)
-    return asdict(training_result(report, weights=weights))
+    return TrainingResult.of_report(report, weights=weights)
 
 
-def training_result(report: EpochReport, *, weights: str) -> TrainingResult:
-    """What a training says of itself at its end."""
-    return TrainingResult(
-        weights=weights,
-        score=report.score,
-        epochs=report.epoch + 1,
-        rows_per_second=report.rows_per_second,
-        padding_share=report.padding_share,
-        step_seconds=report.total_seconds,
-    )
-
-
-def _begin(section: TrainingConfig, material: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
-    """An engine at its first step, or where the last checkpoint is, and how far that is."""
+def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
+    """Return an engine at the first step or as of Ray Train's last checkpoint, and the progress."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return build_engine(section, material), Progress()
+        return build_engine(config, runtime), Progress()
     source = f"{uri.partition('://')[0]}://{saved.path}"
     require_safe_names(source)
     with temporary_directory(), saved.as_directory() as folder:
-        dist.barrier()  # a node's workers share the folder, and one that comes later downloads into it once more
-        return checkpoint.resume(section, material, folder=Path(folder), uri=source)
+        dist.barrier()  # workers of a node share the folder, and one that is late would download into it again
+        return checkpoint.resume(config, runtime, folder=Path(folder), uri=source)
 
 
-def _saving(section: TrainingConfig, *, uri: str) -> OnSave:
-    """Writes a checkpoint and hands it to Ray Train, which has it on S3 when the call returns; raises Interrupted then,
-    if this worker was told to go."""
+def _checkpoint_callback(config: TrainingConfig, *, uri: str) -> OnSave:
+    """Return a callback that reports a checkpoint to Ray Train, which uploads it before the call returns.
+
+    The callback raises Interrupted after it if this worker has to stop.
+    """
 
     def save(progress: Progress, engine: Any) -> None:
         with temporary_directory() as folder:
-            checkpoint.save(engine, section, folder=folder, progress=progress)
-            told = {"epoch": progress.epoch, "step": progress.step}
+            checkpoint.save(engine, config, folder=folder, progress=progress)
+            metrics = {"epoch": progress.epoch, "step": progress.step}
             with storage_errors(uri):
-                ray.train.report(told, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        who = preemption.preemption_reason()
-        if who is not None:
-            # Until the controller has every rank's report, the checkpoint does not count.
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        reason = preemption.preemption_reason()
+        if reason is not None:
+            # A checkpoint counts only after the controller has every rank's report.
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-            raise preemption.Interrupted(f"{who}; kept at epoch {progress.epoch + 1}, step {progress.step}")
+            raise preemption.Interrupted(f"{reason}; kept at epoch {progress.epoch + 1}, step {progress.step}")
 
     return save

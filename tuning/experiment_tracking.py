@@ -1,4 +1,4 @@
-"""Beside the sweep: the trackers that a recipe names, as Ray Tune's own callbacks, or why one cannot be had."""
+"""Experiment trackers of a sweep, MLflow and TensorBoard, as Ray Tune's callbacks."""
 
 import os
 from importlib.util import find_spec
@@ -7,12 +7,12 @@ from typing import Any
 from tailorbird.config.tuning import TuningConfig
 
 PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}
-"""What each tracker has to import."""
+"""The package that each tracker imports."""
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 
 
 def require_trackers(config: TuningConfig) -> None:
-    """Raises ValueError where a tracker's package is missing, or MLflow has not been told where to write."""
+    """Raise ValueError if a tracker's package is not installed, or MLflow has no tracking URI."""
     for name in config.trackers:
         if find_spec(PACKAGES[name]) is None:
             raise ValueError(
@@ -27,15 +27,17 @@ def require_trackers(config: TuningConfig) -> None:
 
 
 def tracker_callbacks(config: TuningConfig, *, uri: str) -> list[Any]:
-    """A callback a tracker: MLflow's experiment is named by the sweep's URI, unless MLFLOW_EXPERIMENT_NAME or _ID says
-    otherwise; TensorBoard's event files lie where Tune keeps each trial, under `<uri>/tune/`.
+    """Return a callback for each tracker.
+
+    MLflow's experiment has the sweep's URI as its name, unless MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID is set;
+    TensorBoard's event files are stored with each trial in `<uri>/tune/`.
     """
     require_trackers(config)
     callbacks: list[Any] = []
     if "mlflow" in config.trackers:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        # Given none, it would unset the variable instead of reading it.
+        # Without a tracking_uri it unsets the variable instead of reading it.
         callbacks.append(
             MLflowLoggerCallback(
                 tracking_uri=os.environ[MLFLOW_URI], experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", uri)

@@ -1,16 +1,15 @@
-"""After the sweep: what more data would give, from the scores of one configuration trained on parts of the data."""
+"""Learning curve: predict the score with more data from the scores of one configuration on parts of the data."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
 MIN_SIZES = 3
-"""The law has three unknowns."""
+"""The power law has three parameters."""
 NUM_RESAMPLES = 400
 LEVEL = 0.95
 MAX_RATE = 2.0
@@ -19,7 +18,7 @@ MAX_RATE = 2.0
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A learning curve, and where it leads."""
+    """A learning curve and its prediction for twice the rows."""
 
     sizes: tuple[int, ...]
     """Training rows, ascending; the last is all of them."""
@@ -30,24 +29,13 @@ class LearningCurve:
     interval: tuple[float, float]
     """95 % interval of `at_double`; see `fit_curve` for what is not in it."""
     sentence: str
-    """What twice the data would give, in words."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `from_dict` reads it back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Self:
-        """Reads `to_dict`'s value."""
-        lists: dict[str, Any] = {name: tuple(value[name]) for name in ("sizes", "scores", "interval")}
-        return cls(**value | lists)
+    """The prediction as a sentence."""
 
 
 def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
-    """Training sizes for a learning curve, ascending: `num_rows`, its half, its quarter and so on, `num_sizes` in all.
+    """Return `num_sizes` training sizes, ascending: ..., a quarter, half and all of `num_rows`.
 
-    A size under the number of classes is left out, so small data give fewer. Raises ValueError where fewer than three
-    remain or are asked for.
+    Sizes below the number of classes are left out. Raises ValueError if fewer than three remain or are requested.
     """
     if num_sizes < MIN_SIZES:
         raise ValueError(f"num_sizes is {num_sizes}; a learning curve needs at least {MIN_SIZES}")
@@ -63,19 +51,19 @@ def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[in
 
 
 def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> LearningCurve:
-    """Fits error = a + b (n / N)^-c to the scores and reads it at 2 N, N being the last size; scores lie in [0, 1].
+    """Fit error = a + b (n / N)^-c to the scores, and evaluate it at 2 N, N being the last size; scores are in [0, 1].
 
     Inverse power law as in Figueroa et al., Predicting sample size required for classification performance, BMC Med.
     Inform. Decis. Mak. 12:8 (2012), by weighted least squares with a, b in [0, 1] and c in [0, 2]: more data are
     never predicted to hurt. The interval is the percentiles of a parametric bootstrap: each score drawn from a binomial
-    of `num_validation` rows around the fitted curve, independently, and the curve fitted again. Really the scores
-    share their validation rows and so err together: independent draws make the curve's slope look less certain than it
-    is, and its height, which the draws average over the sizes, more. Not in it either: the chance of each training
-    (seed, part of the data), that the configuration was selected for its score at N, which flatters the last point,
-    and that the law need not hold. For scores that are no share of rows (macro-F1) the binomial is an approximation.
-    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
+    of `num_validation` rows around the fitted curve, independently, and the curve fitted again. In fact the scores
+    share their validation rows, so their errors are correlated: independent draws make the curve's slope look less
+    certain than it is, and its height more. The interval does not cover the variance of each training (seed, part of
+    the data), the selection of the configuration by its score at N, which biases the last point upwards, and a misfit
+    of the law. For scores that are no share of rows (macro-F1) the binomial is an approximation. Raises ValueError for
+    fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
     """
-    _refuse(sizes, scores, num_validation=num_validation)
+    _validate(sizes, scores, num_validation=num_validation)
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
     errors = 1 - np.asarray(scores, dtype=np.float64)
     law = _fit(shares, errors, num_validation=num_validation)
@@ -83,10 +71,10 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     drawn = np.random.default_rng(seed).binomial(
         num_validation, _smoothed(fitted, num_validation), size=(NUM_RESAMPLES, len(sizes))
     )
-    again = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
-    low, high = (float(end) for end in np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    resampled = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
+    low, high = (float(end) for end in np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     at_double = _double(law)
-    interval = (min(low, at_double), max(high, at_double))  # at a bound of the law, all draws may lie on one side
+    interval = (min(low, at_double), max(high, at_double))  # at a bound of a parameter, all draws may be on one side
     return LearningCurve(
         sizes=tuple(int(size) for size in sizes),
         scores=tuple(float(score) for score in scores),
@@ -107,21 +95,21 @@ def _error(share: NDArray[np.float64], floor: float, excess: float, rate: float)
 
 
 def _slopes(share: NDArray[np.float64], _: float, excess: float, rate: float) -> NDArray[np.float64]:
-    """Derivatives of `_error` by floor, excess and rate, float64 [N, 3]."""
+    """Return the derivatives of `_error` by floor, excess and rate, [N, 3]."""
     power = share**-rate
     return np.stack([np.ones_like(share), power, -excess * np.log(share) * power], axis=1)
 
 
 def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int) -> tuple[float, ...]:
-    """(a, b, c) of the law."""
-    likely = _smoothed(errors, num_validation)
+    """Return (a, b, c) of the law."""
+    rates = _smoothed(errors, num_validation)
     start = (float(errors.min()) / 2, float(errors[-1]) / 2, 0.5)
     law, _ = curve_fit(
         _error,
         shares,
         errors,
         p0=start,
-        sigma=np.sqrt(likely * (1 - likely) / num_validation),
+        sigma=np.sqrt(rates * (1 - rates) / num_validation),
         absolute_sigma=True,
         bounds=((0, 0, 0), (1, 1, MAX_RATE)),
         jac=_slopes,
@@ -132,27 +120,27 @@ def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_valida
 
 
 def _smoothed(errors: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]:
-    """The rates as if a right and a wrong row more had been seen: no error seen is not no doubt."""
+    """Return the rates with one more right and one more wrong row, so that no rate has variance 0."""
     return (errors * num_rows + 1) / (num_rows + 2)
 
 
 def _double(law: tuple[float, ...]) -> float:
-    """The score at twice the last size."""
+    """Return the score at twice the last size."""
     return float(np.clip(1 - _error(np.array(2.0), *law), 0, 1))
 
 
 def _sentence(num_rows: int, *, measured: float, fitted: float, at_double: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    # Against the higher of the two: a last score under its own curve is no sign that more data would help.
-    sure = round(low, 3) > round(max(measured, fitted), 3)
+    # Compared with the higher of the two: a last score below its own curve is no sign that more data would help.
+    helps = round(low, 3) > round(max(measured, fitted), 3)
     return (
         f"twice the data ({2 * num_rows:,} rows) would give a validation score of about {at_double:.3f} "
         f"(95 % interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave {measured:.3f}, {fitted:.3f} on the "
-        f"fitted curve: {'more data should help' if sure else 'whether more data would help is not certain'}"
+        f"fitted curve: {'more data should help' if helps else 'whether more data would help is not certain'}"
     )
 
 
-def _refuse(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
+def _validate(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
     if len(sizes) != len(scores) or len(sizes) < MIN_SIZES:
         raise ValueError(
             f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least {MIN_SIZES} of each, as many"

@@ -1,13 +1,14 @@
-"""The recipe's search space in Ray Tune's words, and a trial's training section from what the search drew."""
+"""The recipe's search space as Ray Tune's samplers, and a trial's training config from the sampled values."""
 
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
+from tuning.trial_record import SampledValues
 
 
 def param_space(config: TuningConfig) -> dict[str, Any]:
-    """One Ray Tune sampler a field."""
+    """Return a Ray Tune sampler for each field of the search space."""
     from ray import tune
 
     def sampler(distribution: Distribution) -> Any:
@@ -15,19 +16,19 @@ def param_space(config: TuningConfig) -> dict[str, Any]:
             return tune.choice(list(distribution.choice))
         if distribution.uniform is not None:
             return tune.uniform(*distribution.uniform)
-        assert distribution.log_uniform is not None  # the schema wants exactly one
+        assert distribution.log_uniform is not None  # the config requires exactly one
         return tune.loguniform(*distribution.log_uniform)
 
     return {name: sampler(distribution) for name, distribution in config.space.items()}
 
 
-def trial_config(training: TrainingConfig, config: dict[str, Any]) -> TrainingConfig:
-    """The training section with a trial's values; raises ValidationError (a ValueError) if one is not allowed."""
-    return TrainingConfig.model_validate(training.model_dump() | config)
+def trial_config(training: TrainingConfig, values: SampledValues) -> TrainingConfig:
+    """Return the training config with a trial's values. Raises ValidationError (a ValueError) if one is not allowed."""
+    return TrainingConfig.model_validate(training.model_dump() | values)
 
 
 def max_epochs(training: TrainingConfig, config: TuningConfig) -> int:
-    """The most epochs a trial may run."""
+    """Return the largest number of epochs of a trial."""
     distribution = config.space.get("epochs")
     if distribution is None:
         return training.epochs

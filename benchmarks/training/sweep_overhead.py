@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
 from benchmarks.rounds import finish, medians, show, take_turns
@@ -50,7 +49,7 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
 
     with cpu_reader() as (queue, read_events):
         begun = time.time()
-        result = sweep(TUNING, training=TRAINING, task=task, goal=Target({}, 0.0, ""), uri=uri, events=queue)
+        result = sweep(TUNING, training=TRAINING, task=task, target=Target({}, 0.0, ""), uri=uri, events=queue)
         wall = time.time() - begun
         events = read_events()
     trials = [row for row in result.rows if row.status != "pretrained"]

@@ -31,7 +31,7 @@ TRAINING = TrainingConfig(zero_stage=1, num_workers=2, epochs=EPOCHS, batch_size
 SPACE = {"learning_rate": Distribution(log_uniform=(1e-5, 1e-3))}
 STOPPING = TuningConfig(num_trials=NUM_TRIALS, search="random", space=SPACE)
 TO_THE_END = STOPPING.model_copy(update={"grace_epochs": EPOCHS})
-"""ASHA waits until the last epoch, and with no goal nothing else stops."""
+"""ASHA waits until the last epoch, and without a target nothing else stops."""
 BOUNDS = {"cost_ratio": "<= 0.6"}
 
 
@@ -40,10 +40,10 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
-        goal = _goal(task)
-        print(f"goal: {goal.text}", flush=True)
-        whole = _sweep(TO_THE_END, task=task, goal=Target(goal.baselines, 0.0, ""), uri="s3://models/whole")
-        stopped = _sweep(STOPPING, task=task, goal=goal, uri="s3://models/stopped")
+        target = _target(task)
+        print(f"target: {target.text}", flush=True)
+        whole = _sweep(TO_THE_END, task=task, target=Target(target.baselines, 0.0, ""), uri="s3://models/whole")
+        stopped = _sweep(STOPPING, task=task, target=target, uri="s3://models/stopped")
     assert whole["epochs"] == NUM_TRIALS * EPOCHS
     show(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
     figures = {
@@ -56,7 +56,7 @@ def main() -> None:
     finish("sweep_stopping", figures, bounds=BOUNDS)
 
 
-def _goal(task: ClassificationTrainingTask) -> Target:
+def _target(task: ClassificationTrainingTask) -> Target:
     from cluster.remote import run_remote
     from cluster.resources import worker_resources
     from tailorbird.evaluation.baselines.classification import fit_baselines
@@ -72,11 +72,11 @@ def _goal(task: ClassificationTrainingTask) -> Target:
     return set_target(results.baselines, minimum_gain=MINIMUM_GAIN)
 
 
-def _sweep(config: TuningConfig, *, task: TrainingTask, goal: Target, uri: str) -> dict[str, Any]:
+def _sweep(config: TuningConfig, *, task: TrainingTask, target: Target, uri: str) -> dict[str, Any]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
     begun = time.time()
-    result = sweep(config, training=TRAINING, task=task, goal=goal, uri=uri)
+    result = sweep(config, training=TRAINING, task=task, target=target, uri=uri)
     seconds = time.time() - begun
     trials = [row for row in result.rows if row.status != "pretrained"]
     for row in trials:

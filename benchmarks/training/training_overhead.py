@@ -35,13 +35,14 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenize import collate, load_tokenizer
 from tailorbird.models.loading import inference_dtype
 from tailorbird.storage.node_cache import local_copy
-from training.batch_sampler import epoch_batches
 from training.classification_task import ClassifierRuntime
+from training.dataset import epoch_batches
 from training.deepspeed_private import destroy_engine
-from training.loop import EpochReport, StepReport, build_engine, train
+from training.loop import Callbacks, build_engine, train
+from training.reports import EpochReport, StepReport
 
 NUM_ROWS, NUM_ROUNDS = 640, 5
-SECTION = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
+TRAINING = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
 BOUNDS = {
     "cpu_rate_to_bare": ">= 1.0",
     "cpu_rate_to_bare_fused": ">= 0.75",
@@ -53,21 +54,21 @@ BOUNDS = {
 
 def main() -> None:
     """Prints the variants, then one line of JSON."""
-    be_a_worker(SECTION)
+    be_a_worker(TRAINING)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
-        material = task.load_runtime()
+        runtime = task.load_runtime()
         variants = {
-            "finetune": lambda: _ours(material),
-            "finetune, stage 1": lambda: _ours(material, zero_stage=1),
-            "bare": lambda: _bare(material),
-            "bare, fused": lambda: _bare(material, fused=True),
-            "Trainer": lambda: _trainer(material),
+            "finetune": lambda: _ours(runtime),
+            "finetune, stage 1": lambda: _ours(runtime, zero_stage=1),
+            "bare": lambda: _bare(runtime),
+            "bare, fused": lambda: _bare(runtime, fused=True),
+            "Trainer": lambda: _trainer(runtime),
         }
         if HAS_BF16:
-            variants["Trainer, bf16"] = lambda: _trainer(material, bf16=True)
+            variants["Trainer, bf16"] = lambda: _trainer(runtime, bf16=True)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         dist.destroy_process_group()
         through_ray = _through_ray(task)
@@ -110,8 +111,8 @@ def _rank_variables() -> Iterator[None]:
             del os.environ[name]
 
 
-def _ours(material: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float]:
-    config = SECTION.model_copy(update={"zero_stage": zero_stage})
+def _ours(runtime: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float]:
+    config = TRAINING.model_copy(update={"zero_stage": zero_stage})
     ended: list[tuple[float, float]] = []
 
     def on_step(report: StepReport) -> None:
@@ -122,23 +123,23 @@ def _ours(material: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, floa
         return True
 
     with _rank_variables():
-        engine = build_engine(config, material)
+        engine = build_engine(config, runtime)
         cpu, wall = time.process_time(), time.perf_counter()
-        train(engine, config, material=material, on_step=on_step, on_epoch=on_epoch)
+        train(engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
         destroy_engine(engine)
     return _rates(ended[-1][0] - cpu, ended[-1][1] - wall)
 
 
-def _bare(material: ClassifierRuntime, *, fused: bool | None = None) -> dict[str, float]:
-    torch.manual_seed(SECTION.seed)
-    model = material.build(SECTION)
+def _bare(runtime: ClassifierRuntime, *, fused: bool | None = None) -> dict[str, float]:
+    torch.manual_seed(TRAINING.seed)
+    model = runtime.build(TRAINING)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=SECTION.learning_rate, fused=fused)
-    window, dtype = material.train.sample(), inference_dtype()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate, fused=fused)
+    window, dtype = runtime.train.sample(), inference_dtype()
     assert window.labels is not None
     cpu, wall = time.process_time(), time.perf_counter()
-    for rows in epoch_batches(window.lengths, batch_size=SECTION.batch_size, seed=SECTION.seed, epoch=0):
-        input_ids, attention_mask = collate(window.tokens(rows), pad_id=material.pad_id)
+    for rows in epoch_batches(window.lengths, batch_size=TRAINING.batch_size, seed=TRAINING.seed, epoch=0):
+        input_ids, attention_mask = collate(window.tokens(rows), pad_id=runtime.pad_id)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(input_ids, attention_mask)
         optimizer.zero_grad()
@@ -148,19 +149,19 @@ def _bare(material: ClassifierRuntime, *, fused: bool | None = None) -> dict[str
     return _rates(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def _trainer(material: ClassifierRuntime, *, bf16: bool = False) -> dict[str, float]:
+def _trainer(runtime: ClassifierRuntime, *, bf16: bool = False) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification
     from transformers import DataCollatorWithPadding as Collator
 
-    base = local_copy(material.task.base_model)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(material.task.classes))
-    window = material.train.sample()
+    base = local_copy(runtime.task.base_model)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(runtime.task.classes))
+    window = runtime.train.sample()
     assert window.labels is not None
     rows = [
         {"input_ids": tokens, "labels": int(label)}
         for tokens, label in zip(window.tokens(range(len(window))), window.labels, strict=True)
     ]
-    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), config=SECTION, bf16=bf16))
+    return _rates(*run_trainer(model, rows, collator=Collator(load_tokenizer(base)), config=TRAINING, bf16=bf16))
 
 
 def _through_ray(task: Any) -> dict[str, float]:
@@ -168,10 +169,10 @@ def _through_ray(task: Any) -> dict[str, float]:
     from training.trainer import finetune  # Ray reads how to authenticate when imported: not before the stack is up
 
     with cpu_reader() as (queue, read_events):
-        finetune(SECTION, task=task, uri="s3://models/training-overhead", events=queue)
+        finetune(TRAINING, task=task, uri="s3://models/training-overhead", events=queue)
         steps = [(row.event, row) for row in read_events() if isinstance(row.event, StepEvent)]
     (first, begin), (last, end) = steps[0], steps[-1]
-    rows = (last.step - first.step) * SECTION.batch_size
+    rows = (last.step - first.step) * TRAINING.batch_size
     return {
         "rows per CPU-second": rows / (end.cpu - begin.cpu),
         "rows per second": rows / (end.time - begin.time),

@@ -8,19 +8,20 @@ from transformers import BertConfig, BertModel
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.tokenized import Encoded
+from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tailorbird.models.loading import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import InMemoryDataset
-from training.deepspeed_engine import destroy_engine
-from training.loop import EpochReport, build_engine, train
+from training.deepspeed_private import destroy_engine
+from training.loop import Callbacks, build_engine, train
+from training.reports import EpochReport
 from training.task import TaskRuntime
 
 NUM_ROWS, NUM_CLASSES = 23, 3
 
 
 def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
-    """Rows of random tokens and labels, always the same, and their tokens."""
+    """Return rows of random tokens and labels, the same at each call, and their tokens."""
     generator = np.random.default_rng(first)
     lengths = generator.integers(3, 12, size=num)
     tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]
@@ -29,7 +30,7 @@ def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
     return Rows(names, names, tuple(str(label) for label in labels)), tokens
 
 
-def small_material(*, dropout: float) -> ClassifierRuntime:
+def small_runtime(*, dropout: float) -> ClassifierRuntime:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -47,27 +48,29 @@ def small_material(*, dropout: float) -> ClassifierRuntime:
         task=ClassificationTrainingTask(
             base_model="", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12
         ),
-        train=InMemoryDataset(Encoded.of_lists(tokens, row_ids=rows.row_ids, labels=labels)),
+        train=InMemoryDataset(
+            TokenizedRows.from_lists(rows.row_ids, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
+        ),
         validation_tokens=tokens,
         validation_labels=labels,
         pad_id=0,
     )
 
 
-def reports_of(material: TaskRuntime, **fields: Any) -> list[EpochReport]:
-    """What a training says after each epoch."""
-    config, reports = section_of(**fields), []
-    engine = build_engine(config, material)
+def reports_of(runtime: TaskRuntime, **fields: Any) -> list[EpochReport]:
+    """Return the report of each epoch of a training."""
+    config, reports = config_of(**fields), []
+    engine = build_engine(config, runtime)
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
         reports.append(report)
         return True
 
-    train(engine, config, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+    train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
     destroy_engine(engine)
     return reports
 
 
-def section_of(**fields: Any) -> TrainingConfig:
+def config_of(**fields: Any) -> TrainingConfig:
     values = {"num_workers": 1, "zero_stage": 0, "batch_size": 8, "epochs": 3, "learning_rate": 1e-2}
     return TrainingConfig.model_validate(values | fields)

@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from tailorbird.data.rows import DataError, Rows
-from tailorbird.data.tokenized import Encoding
+from tailorbird.data.tasks import ChatData
 from tailorbird.models.errors import ModelError
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import language_model, model_of, save, tokenizer
-from tests.unit.training.small import reports_of, section_of
+from tests.unit.training.small import config_of, reports_of
 from training import checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.dataset import load_dataset
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.export import export_weights
-from training.loop import Progress, build_engine, train
+from training.loop import Callbacks, build_engine, train
+from training.reports import Progress
 from training.task import Diverged, check_trainable
 
 NUM_ROWS = 22
@@ -26,9 +27,9 @@ PROMPTING = Prompting(system=None, max_new_tokens=8)
 
 
 def rows_of(num: int = NUM_ROWS) -> Rows:
-    """Letters, and as an answer the same letter as often as it stands there; of many lengths."""
-    texts = tuple("abcdefgh"[place % 8] * (1 + place % 5) for place in range(num))
-    ids = tuple(str(place) for place in range(num))
+    """Return letters of many lengths, each with itself as the answer."""
+    texts = tuple("abcdefgh"[index % 8] * (1 + index % 5) for index in range(num))
+    ids = tuple(str(index) for index in range(num))
     return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
 
 
@@ -37,14 +38,13 @@ def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
     return ChatTrainingTask(base_model=base_model, prompting=PROMPTING, **values | fields)
 
 
-def material_of() -> ChatRuntime:
-    encoding = Encoding(max_length=64, chat=True)
-    train = load_dataset(rows_of(), encoding, tokenizer=tokenizer(), classes=())
+def runtime_of() -> ChatRuntime:
+    train = load_dataset(rows_of(), ChatData(), tokenizer=tokenizer(), max_length=64)
     return ChatRuntime(language_model(), tokenizer(), task_of(), train)
 
 
 def test_a_chat_model_learns_to_answer() -> None:
-    reports = reports_of(material_of(), epochs=60, learning_rate=1e-2)
+    reports = reports_of(runtime_of(), epochs=60, learning_rate=1e-2)
     assert reports[-1].loss < 0.2 < 1 < reports[0].loss
     assert reports[-1].score > 0.8 > reports[0].score  # by its own answers to the validation rows
     assert max(report.padding_share for report in reports) < 0.05
@@ -55,10 +55,10 @@ def test_a_chat_model_learns_to_answer() -> None:
 def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     tmp_path: Path, stage: int, method: str
 ) -> None:
-    material, config = material_of(), section_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
-    engine = build_engine(config, material)
-    train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    export_weights(engine, config, material=material, folder=tmp_path)  # which compares them
+    runtime, config = runtime_of(), config_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # which compares them
     destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
@@ -70,15 +70,15 @@ def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     ids=str,
 )
 def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[str, Any]) -> None:
-    plain = [report.loss for report in reports_of(material_of())]
+    plain = [report.loss for report in reports_of(runtime_of())]
     assert plain[-1] < plain[0]
-    assert [report.loss for report in reports_of(material_of(), **fields)] == pytest.approx(plain, rel=0.01)
+    assert [report.loss for report in reports_of(runtime_of(), **fields)] == pytest.approx(plain, rel=0.01)
 
 
 def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
-    plain, config, material = reports_of(material_of(), **fields), section_of(**fields), material_of()
-    engine = build_engine(config, material)
+    plain, config, runtime = reports_of(runtime_of(), **fields), config_of(**fields), runtime_of()
+    engine = build_engine(config, runtime)
 
     class Stop(Exception):
         pass
@@ -92,16 +92,12 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
         train(
             engine,
             config,
-            material=material,
-            on_step=lambda _: None,
-            on_epoch=lambda *_: True,
-            on_save=on_save,
+            runtime=runtime,
+            callbacks=Callbacks(on_save=on_save),
         )
     destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
-    report = train(
-        engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, progress=progress
-    )
+    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
     assert report.loss == plain[-1].loss
     assert report.score == plain[-1].score
@@ -111,8 +107,7 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
-    plain, config, material = reports_of(material_of(), **fields)[-1], section_of(**fields), material_of()
-    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+    plain, config, runtime = reports_of(runtime_of(), **fields)[-1], config_of(**fields), runtime_of()
 
     class Killed(Exception):
         pass
@@ -123,38 +118,38 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
     def save(progress: Progress, engine: Any) -> None:
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
 
-    engine = build_engine(config, material)
+    engine = build_engine(config, runtime)
     with monkeypatch.context() as patch:
         patch.setattr(ChatRuntime, "score", killed)
         with pytest.raises(Killed):
-            train(engine, config, material=material, on_save=save, **listeners)
+            train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 3
-    report = train(engine, config, material=material, progress=progress, **listeners)
+    report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
     assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
 
 
 def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
-    material, config = (
-        material_of(),
-        section_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
+    runtime, config = (
+        runtime_of(),
+        config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
     )
-    engine = build_engine(config, material)
+    engine = build_engine(config, runtime)
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
-        train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+        train(engine, config, runtime=runtime)
     destroy_engine(engine)
 
 
 def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
     save(tmp_path)
-    material = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
-    window = material.train.sample()
-    assert window.lengths.max() == 9
-    assert window.lengths.tolist() == [len(tokens) for tokens in window.tokens(range(len(window)))]
-    assert material.weight(window, np.array([0])) == 2  # `a` and the end of the turn
-    assert torch.isfinite(material.logits(material.build(section_of()), device="cpu")).all()
+    runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
+    sample = runtime.train.sample()
+    assert sample.lengths.max() == 9
+    assert sample.lengths.tolist() == [len(tokens) for tokens in sample.tokens(range(len(sample)))]
+    assert runtime.weight(sample, np.array([0])) == 2  # `a` and the end of the turn
+    assert torch.isfinite(runtime.logits(runtime.build(config_of()), device="cpu")).all()
 
 
 def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path) -> None:

@@ -1,22 +1,33 @@
-"""Streamed rows: a window at a time, every row once an epoch, and from any step on the same as without a break."""
+"""The rows of each step: every row once an epoch, the same for the same seed, in memory or sharded."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.sharding.shards import Shards, ShardWriter
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
-from tests.unit.training.small import reports_of, rows_of, section_of, small_material
-from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset, num_steps, steps
+from tests.unit.training.small import config_of, reports_of, rows_of, small_runtime
+from training.dataset import (
+    InMemoryDataset,
+    ShardedDataset,
+    TrainingDataset,
+    epoch_batches,
+    num_batches,
+    num_steps,
+    rank_rows,
+    steps,
+)
 
 SIZES = (700, 900, 1100)
-SECTION = section_of(batch_size=8)
+CONFIG = config_of(batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     uri, first = tmp_path_factory.mktemp("shards").as_uri(), 0
     for number, size in enumerate(SIZES):
         with ShardWriter(uri, number) as writer:
@@ -26,33 +37,33 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     return ShardedDataset(Shards(uri, SIZES, ("0", "1", "2"), window_rows=512))
 
 
-def shown(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list[str]]:
-    """The ids of the rows of each step."""
-    return [[window.row_ids[row] for row in batch] for window, batch in steps(rows, SECTION, epoch=epoch, start=start)]
+def step_rows(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list[str]]:
+    """Return the ids of the rows of each step."""
+    return [[window.row_ids[row] for row in batch] for window, batch in steps(rows, CONFIG, epoch=epoch, start=start)]
 
 
-def test_every_row_is_shown_once_an_epoch_in_another_order_each(streamed: ShardedDataset) -> None:
+def test_every_row_is_shown_once_an_epoch_in_another_order_each(sharded: ShardedDataset) -> None:
     orders = []
     for epoch in (0, 1):
-        found = shown(streamed, epoch=epoch)
-        assert len(found) == num_steps(streamed, SECTION, epoch=epoch)
-        orders.append([row_id for batch in found for row_id in batch])
-        assert sorted(orders[-1], key=int) == [str(place) for place in range(sum(SIZES))]
+        batches = step_rows(sharded, epoch=epoch)
+        assert len(batches) == num_steps(sharded, CONFIG, epoch=epoch)
+        orders.append([row_id for batch in batches for row_id in batch])
+        assert sorted(orders[-1], key=int) == [str(index) for index in range(sum(SIZES))]
     assert orders[0] != orders[1]
-    assert orders[0] == [row_id for batch in shown(streamed, epoch=0) for row_id in batch]
+    assert orders[0] == [row_id for batch in step_rows(sharded, epoch=0) for row_id in batch]
 
 
-def test_rows_of_a_step_come_from_far_apart(streamed: ShardedDataset) -> None:
-    batches = [[int(row_id) for row_id in batch] for batch in shown(streamed, epoch=0)]
+def test_rows_of_a_step_come_from_far_apart(sharded: ShardedDataset) -> None:
+    batches = [[int(row_id) for row_id in batch] for batch in step_rows(sharded, epoch=0)]
     assert np.mean([np.std(batch) for batch in batches]) > sum(SIZES) / 10
 
 
 @pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 200, 10_000])
-def test_from_any_step_on_the_rest_is_the_same(streamed: ShardedDataset, start: int) -> None:
-    assert shown(streamed, epoch=1, start=start) == shown(streamed, epoch=1)[start:]
+def test_from_any_step_on_the_rest_is_the_same(sharded: ShardedDataset, start: int) -> None:
+    assert step_rows(sharded, epoch=1, start=start) == step_rows(sharded, epoch=1)[start:]
 
 
-def test_only_the_windows_from_a_step_on_are_read(streamed: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_windows_from_a_step_on_are_read(sharded: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     window = ShardedDataset.window
 
@@ -61,17 +72,69 @@ def test_only_the_windows_from_a_step_on_are_read(streamed: ShardedDataset, monk
         return window(self, config, epoch=epoch, number=number)
 
     monkeypatch.setattr(ShardedDataset, "window", counted)
-    sizes = streamed.sizes(SECTION, epoch=0)
+    sizes = sharded.sizes(CONFIG, epoch=0)
     assert len(sizes) == 6
-    shown(streamed, epoch=0, start=sum(sizes[:4]) // 8 + 8)
+    step_rows(sharded, epoch=0, start=sum(sizes[:4]) // 8 + 8)
     assert read == [4, 5]
 
 
-def test_a_model_learns_as_much_from_streamed_rows_as_from_the_same_held_in_memory(streamed: ShardedDataset) -> None:
-    material = small_material(dropout=0.0)
-    held = InMemoryDataset(streamed.shards.read(streamed.shards.chunks()))
-    one, other = (
-        reports_of(replace(material, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
-        for rows in (streamed, held)
+def test_a_model_learns_as_much_from_sharded_rows_as_from_the_same_held_in_memory(sharded: ShardedDataset) -> None:
+    runtime = small_runtime(dropout=0.0)
+    in_memory = InMemoryDataset(sharded.shards.read(sharded.shards.chunks()))
+    first, second = (
+        reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
+        for rows in (sharded, in_memory)
     )
-    assert one == pytest.approx(other, rel=0.02)  # the same rows in another order
+    assert first == pytest.approx(second, rel=0.02)  # the same rows in another order
+
+
+row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(lambda lengths: np.array(lengths))
+batch_sizes = st.integers(1, 40)
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_an_epoch_shows_every_row_once(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+    batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes)
+def test_batches_are_counted_exactly(lengths: np.ndarray, batch_size: int) -> None:
+    batches = epoch_batches(lengths, batch_size=batch_size, seed=0, epoch=0)
+    assert num_batches(len(lengths), batch_size=batch_size) == len(batches)
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, num_ranks=st.integers(1, 5))
+def test_ranks_get_disjoint_rows_that_make_up_the_batch(lengths: np.ndarray, batch_size: int, num_ranks: int) -> None:
+    for batch in epoch_batches(lengths, batch_size=batch_size, seed=1, epoch=0):
+        shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+        assert sorted(np.concatenate(shares)) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(lengths=row_lengths, seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_the_same_seed_and_epoch_give_the_same_order(lengths: np.ndarray, seed: int, epoch: int) -> None:
+    first, second = (epoch_batches(lengths, batch_size=8, seed=seed, epoch=epoch) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_another_seed_or_epoch_gives_another_order() -> None:
+    lengths = np.ones(500, dtype=np.int64)
+    orders = {
+        tuple(np.concatenate(epoch_batches(lengths, batch_size=8, seed=seed, epoch=epoch)).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_rows_of_like_length_go_together_so_that_little_is_padded() -> None:
+    lengths = np.random.default_rng(0).integers(3, 64, size=2048)
+
+    def padded(batches: list[np.ndarray]) -> float:
+        return 1 - int(lengths.sum()) / sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+
+    at_random = np.array_split(np.random.default_rng(1).permutation(len(lengths)), 64)
+    assert padded(epoch_batches(lengths, batch_size=32, seed=0, epoch=0)) < 0.1 < padded(at_random)

@@ -1,46 +1,57 @@
-"""The learning rate's way over the steps, the parameter groups, and what DeepSpeed is told."""
+"""The learning rate schedule, the parameter groups and DeepSpeed's configuration."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.classifier import Classifier
-from training.deepspeed_engine import deepspeed_config, learning_rate_factor, parameter_groups
+from training.deepspeed_engine import deepspeed_config, linear_schedule, parameter_groups
+
+
+def rates(steps: int, *, fraction: float) -> list[float]:
+    """Return the share of the peak rate at each step, at the one after the last and at the next."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = linear_schedule(optimizer, num_steps=steps, warmup_fraction=fraction)
+    values = []
+    for _ in range(steps + 2):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return values
 
 
 @given(steps=st.integers(1, 500), fraction=st.floats(0, 0.9))
 def test_the_rate_rises_to_its_peak_then_falls_and_never_is_negative(steps: int, fraction: float) -> None:
-    factor = learning_rate_factor(steps, warmup_fraction=fraction)
-    values = [factor(step) for step in range(steps)]
+    *values, end, after = rates(steps, fraction=fraction)
     peak = values.index(max(values))
     assert all(0 < value <= 1 for value in values)
     assert values[: peak + 1] == sorted(values[: peak + 1])
     assert values[peak:] == sorted(values[peak:], reverse=True)
     assert max(values) == 1
-    assert factor(steps) == 0
-    assert factor(steps + 5) == 0
+    assert end == after == 0
 
 
 def test_the_peak_comes_after_the_warmup() -> None:
-    factor = learning_rate_factor(100, warmup_fraction=0.1)
-    assert [factor(step) for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5])
+    values = rates(100, fraction=0.1)
+    assert [values[step] for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5])
 
 
 def test_without_warmup_the_first_step_has_the_full_rate() -> None:
-    assert learning_rate_factor(10, warmup_fraction=0)(0) == 1
+    assert rates(10, fraction=0)[0] == 1
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int) -> None:
-    section = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
-    config = deepspeed_config(section, num_workers=3, autocast=True)
+    training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
+    config = deepspeed_config(training, num_workers=3, autocast=True)
     assert config["train_batch_size"] == 24
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["zero_optimization"]["stage"] == stage
     assert config["torch_autocast"]["enabled"] is True
-    assert deepspeed_config(section, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
+    assert deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
 
 
 def test_a_workers_share_of_a_step_comes_in_parts() -> None:
@@ -53,9 +64,9 @@ def test_a_workers_share_of_a_step_comes_in_parts() -> None:
 
 def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
     def zero(offload: str) -> dict[str, object]:
-        section = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
-        found: dict[str, object] = deepspeed_config(section, num_workers=2, autocast=False)["zero_optimization"]
-        return {name: value for name, value in found.items() if name.startswith("offload")}
+        training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
+        options: dict[str, object] = deepspeed_config(training, num_workers=2, autocast=False)["zero_optimization"]
+        return {name: value for name, value in options.items() if name.startswith("offload")}
 
     assert zero("none") == {}
     assert zero("optimizer") == {"offload_optimizer": {"device": "cpu"}}
@@ -65,7 +76,8 @@ def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
 def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     plain, changed = (
-        deepspeed_config(TrainingConfig(deepspeed=given), num_workers=2, autocast=True) for given in ({}, options)
+        deepspeed_config(TrainingConfig(deepspeed=overrides), num_workers=2, autocast=True)
+        for overrides in ({}, options)
     )
     assert changed["zero_optimization"] == plain["zero_optimization"] | {"reduce_bucket_size": 1000}
     assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
@@ -85,8 +97,8 @@ def test_matrices_decay_vectors_do_not_and_the_head_learns_faster() -> None:
     frozen = encoder[2].weight
     frozen.requires_grad_(False)
     model = Classifier(encoder, nn.Linear(4, 2))
-    section = TrainingConfig(learning_rate=1e-3, head_multiplier=5, weight_decay=0.1)
-    matrices, vectors, head = parameter_groups(model, section)
+    config = TrainingConfig(learning_rate=1e-3, head_multiplier=5, weight_decay=0.1)
+    matrices, vectors, head = parameter_groups(model, config)
     assert [p.ndim for p in matrices["params"]] == [2]
     assert {p.ndim for p in vectors["params"]} == {1}
     assert len(head["params"]) == 2

@@ -1,4 +1,4 @@
-"""What a failed training says: the cause in words and what to do, from what Ray Train raises."""
+"""The message of a failed training: the cause and what to do, from what Ray Train raises."""
 
 import tempfile
 from pathlib import Path
@@ -32,7 +32,7 @@ def group(*failures: Exception) -> WorkerGroupError:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (group(died("The actor died.\nThe actor died because its node has died. Node Id: 7f")), "its node was lost"),
         (group(died("x\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file.")), "SIGKILL .* dmesg"),
@@ -46,8 +46,8 @@ def group(*failures: Exception) -> WorkerGroupError:
         ),
     ],
 )
-def test_the_cause_is_told_with_what_to_do(error: Exception, said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
+def test_the_message_has_the_cause_and_what_to_do(error: Exception, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(describe_failure(error, uri=URI))
 
 
@@ -58,8 +58,8 @@ def test_a_dead_worker_is_told_of_and_not_the_connections_it_took_along() -> Non
 
 
 def test_a_full_disk_is_named() -> None:
-    where = tempfile.gettempdir()
-    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {where} "), temporary_directory():
+    folder = tempfile.gettempdir()
+    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {folder} "), temporary_directory():
         Path("/dev/full").write_bytes(b"weights")
 
 

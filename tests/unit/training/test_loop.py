@@ -1,4 +1,4 @@
-"""The loop in one process on a tiny encoder without dropout: however a step is computed, it learns the same."""
+"""The training loop in one process on a tiny encoder: options that save memory do not change what is learned."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,34 +10,35 @@ import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
-from tests.unit.training.small import NUM_ROWS, reports_of, section_of, small_material
+from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
 from training import checkpoint, export, preemption
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import destroy_engine
+from training.deepspeed_private import destroy_engine
 from training.export import UnusableWeights, export_weights, full_state
-from training.loop import EpochReport, Progress, build_engine, train
+from training.loop import Callbacks, build_engine, train
 from training.preemption import Interrupted
+from training.reports import EpochReport, Progress
 from training.task import Diverged
 
 
 @pytest.fixture
-def material() -> ClassifierRuntime:
-    return small_material(dropout=0.0)
+def runtime() -> ClassifierRuntime:
+    return small_runtime(dropout=0.0)
 
 
 @contextmanager
-def trained(material: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
-    """An engine after its epochs; it ends with the block."""
-    config = section_of(**fields)
-    engine = build_engine(config, material)
-    train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+def trained(runtime: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
+    """Yield an engine after its epochs, which is destroyed after the block."""
+    config = config_of(**fields)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
     yield engine, config
     destroy_engine(engine)
 
 
-def losses(material: ClassifierRuntime, **fields: Any) -> list[float]:
-    """Mean training loss of each of three epochs."""
-    return [report.loss for report in reports_of(material, **fields)]
+def losses(runtime: ClassifierRuntime, **fields: Any) -> list[float]:
+    """Return the mean training loss of each of three epochs."""
+    return [report.loss for report in reports_of(runtime, **fields)]
 
 
 @pytest.mark.parametrize(
@@ -51,43 +52,43 @@ def losses(material: ClassifierRuntime, **fields: Any) -> list[float]:
     ],
     ids=str,
 )
-def test_less_memory_a_step_teaches_the_same(material: ClassifierRuntime, fields: dict[str, Any]) -> None:
-    plain = losses(material)
+def test_less_memory_a_step_teaches_the_same(runtime: ClassifierRuntime, fields: dict[str, Any]) -> None:
+    plain = losses(runtime)
     assert plain[2] < plain[0]
-    assert losses(material, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
+    assert losses(runtime, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
 
 
-def test_deepspeeds_own_options_reach_it(material: ClassifierRuntime) -> None:
+def test_deepspeeds_own_options_reach_it(runtime: ClassifierRuntime) -> None:
     config = TrainingConfig(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
-    engine = build_engine(config, material)
+    engine = build_engine(config, runtime)
     assert engine.zero_reduce_bucket_size() == 999
     destroy_engine(engine)
 
 
-def test_an_adapter_learns_through_checkpointed_layers(material: ClassifierRuntime) -> None:
+def test_an_adapter_learns_through_checkpointed_layers(runtime: ClassifierRuntime) -> None:
     lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
-    plain = losses(material, **lora)
+    plain = losses(runtime, **lora)
     assert plain[2] < plain[0]
-    assert losses(material, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
+    assert losses(runtime, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(material: ClassifierRuntime) -> None:
-    config = section_of(epochs=2)
-    engine = build_engine(config, material)
+def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(runtime: ClassifierRuntime) -> None:
+    config = config_of(epochs=2)
+    engine = build_engine(config, runtime)
     with torch.no_grad():
         engine.module.head.bias[1] = float("nan")
     with pytest.raises(
         Diverged, match=r"the loss is nan in epoch 1, step 1, on training rows (\d+, ){4}\d+ and \d+ more; low"
     ):
-        train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
+        train(engine, config, runtime=runtime)
     destroy_engine(engine)
 
 
 def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
-    material: ClassifierRuntime,
+    runtime: ClassifierRuntime,
 ) -> None:
-    config = section_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
-    engine = build_engine(config, material)
+    config = config_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
+    engine = build_engine(config, runtime)
     kept: list[EpochReport] = []
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
@@ -95,7 +96,7 @@ def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
         return True
 
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
-        train(engine, config, material=material, on_step=lambda _: None, on_epoch=on_epoch)
+        train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
     assert kept == []
     destroy_engine(engine)
 
@@ -103,8 +104,8 @@ def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, stage: int, method: str) -> None:
-    material = small_material(dropout=0.2)
-    config = section_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
+    runtime = small_runtime(dropout=0.2)
+    config = config_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
     steps: list[tuple[int, int]] = []
 
     def save(progress: Progress, engine: Any) -> None:
@@ -113,18 +114,18 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
         folder.mkdir()
         checkpoint.save(engine, config, folder=folder, progress=progress)
 
-    def whole(**resumed: Any) -> EpochReport:
-        return train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True, **resumed)
+    def run(**options: Any) -> EpochReport:
+        return train(engine, config, runtime=runtime, **options)
 
-    engine = build_engine(config, material)
-    undisturbed = whole(on_save=save)
+    engine = build_engine(config, runtime)
+    undisturbed = run(callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
         kept = tmp_path / f"{epoch}-{step}"
-        engine, progress = checkpoint.resume(config, material, folder=kept, uri=kept.as_uri())
+        engine, progress = checkpoint.resume(config, runtime, folder=kept, uri=kept.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
-        again = whole(progress=progress)
+        again = run(progress=progress)
         destroy_engine(engine)
         assert (again.loss, again.score, again.padding_share) == (
             undisturbed.loss,
@@ -136,20 +137,19 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
 @pytest.mark.parametrize(("stage", "method"), [(1, "full"), (3, "full"), (1, "lora")])
 def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, stage: int, method: str) -> None:
     fields = {"zero_stage": stage, "method": method, "epochs": 1, "learning_rate": 1e-3, "checkpoint_interval_s": 0.0}
-    material, config = small_material(dropout=0.2), section_of(**fields)
-    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
+    runtime, config = small_runtime(dropout=0.2), config_of(**fields)
 
     def save(progress: Progress, engine: Any) -> None:
         if progress.step == 1:
             checkpoint.save(engine, config, folder=tmp_path, progress=progress)
 
-    engine = build_engine(config, material)
-    plain = train(engine, config, material=material, on_save=save, **listeners)
+    engine = build_engine(config, runtime)
+    plain = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
-    config = section_of(**fields, gradient_checkpointing=True)
-    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
+    config = config_of(**fields, gradient_checkpointing=True)
+    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 1
-    again = train(engine, config, material=material, progress=progress, **listeners)
+    again = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
     assert again.loss == pytest.approx(plain.loss, rel=1e-3)
 
@@ -158,24 +158,23 @@ def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, s
 def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    material, config = small_material(dropout=0.2), section_of(zero_stage=stage, epochs=1)
-    undisturbed = reports_of(material, zero_stage=stage, epochs=1)[-1]
-    listeners: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
-    places: list[int] = []
+    runtime, config = small_runtime(dropout=0.2), config_of(zero_stage=stage, epochs=1)
+    undisturbed = reports_of(runtime, zero_stage=stage, epochs=1)[-1]
+    saved_steps: list[int] = []
 
     def save(progress: Progress, engine: Any) -> None:
-        places.append(progress.step)
+        saved_steps.append(progress.step)
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
         raise Interrupted
 
     monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker got SIGTERM")).__next__)
-    engine = build_engine(config, material)
+    engine = build_engine(config, runtime)
     with pytest.raises(Interrupted):
-        train(engine, config, material=material, on_save=save, **listeners)
+        train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
-    assert places == [3]
-    engine, progress = checkpoint.resume(config, material, folder=tmp_path, uri=tmp_path.as_uri())
-    again = train(engine, config, material=material, progress=progress, on_save=save, **listeners)
+    assert saved_steps == [3]
+    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    again = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert (again.loss, again.score, again.padding_share) == (
         undisturbed.loss,
@@ -187,16 +186,16 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_exported_answers_as_the_trained_model(
-    material: ClassifierRuntime, tmp_path: Path, stage: int, method: str
+    runtime: ClassifierRuntime, tmp_path: Path, stage: int, method: str
 ) -> None:
-    with trained(material, zero_stage=stage, method=method) as (engine, config):
-        export_weights(engine, config, material=material, folder=tmp_path)
+    with trained(runtime, zero_stage=stage, method=method) as (engine, config):
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert (tmp_path / "head.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
-    material: ClassifierRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    runtime: ClassifierRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def lost(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
         state = full_state(engine, config)
@@ -205,13 +204,13 @@ def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
         }
 
     monkeypatch.setattr(export, "full_state", lost)
-    with trained(material, zero_stage=3, method=method) as (engine, config), pytest.raises(UnusableWeights) as raised:
-        export_weights(engine, config, material=material, folder=tmp_path)
+    with trained(runtime, zero_stage=3, method=method) as (engine, config), pytest.raises(UnusableWeights) as raised:
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)
     assert "answer otherwise than the trained model" in str(raised.value)
 
 
 def test_a_report_counts_the_seconds_of_its_epoch_and_of_all() -> None:
-    reports = reports_of(small_material(dropout=0.0), epochs=3)
+    reports = reports_of(small_runtime(dropout=0.0), epochs=3)
     assert [report.total_seconds for report in reports] == pytest.approx(
         list(itertools.accumulate(report.step_seconds for report in reports))
     )

@@ -29,13 +29,13 @@ FACTOR = 1.5
 MIB = 1 << 20
 
 
-def section(**fields: Any) -> TrainingConfig:
+def config_of(**fields: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"num_workers": 4, "zero_stage": 0} | fields)
 
 
 def parts(*, num_workers: int = 4, batch: Batch | None = None, **fields: Any) -> dict[str, int]:
-    told = worker_memory(section(**fields), shape=MINILM, batch=batch or Batch(64), num_workers=num_workers)
-    return told.host | {f"device {name}": size for name, size in told.device.items()}
+    memory = worker_memory(config_of(**fields), shape=MINILM, batch=batch or Batch(64), num_workers=num_workers)
+    return memory.host | {f"device {name}": size for name, size in memory.device.items()}
 
 
 def test_each_stage_shards_one_thing_more() -> None:
@@ -60,22 +60,22 @@ def test_stage_3_holds_no_whole_copy_of_a_large_model() -> None:
         vocabulary=128_000,
         gated=True,
     )
-    asked = section(zero_stage=3, gpus_per_worker=1)
-    told = worker_memory(asked, shape=large, batch=Batch(64), num_workers=64).device
-    assert told["weights"] < 4 * large.num_parameters / 10
+    config = config_of(zero_stage=3, gpus_per_worker=1)
+    device = worker_memory(config, shape=large, batch=Batch(64), num_workers=64).device
+    assert device["weights"] < 4 * large.num_parameters / 10
 
 
 def test_an_adapter_needs_states_for_itself_alone() -> None:
     full, lora = parts(), parts(method="lora", lora_r=16)
-    learned = 16 * MINILM.num_linear_ends
-    assert lora["gradients"] == 4 * learned
-    assert lora["optimizer states"] == 8 * learned
-    assert lora["weights"] == full["weights"] + 4 * learned
+    trained = 16 * MINILM.num_linear_ends
+    assert lora["gradients"] == 4 * trained
+    assert lora["optimizer states"] == 8 * trained
+    assert lora["weights"] == full["weights"] + 4 * trained
 
 
 def test_fewer_rows_at_once_take_less() -> None:
     def kept(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
-        return activation_bytes(section(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
+        return activation_bytes(config_of(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
 
     whole = kept(batch_size=64)
     assert kept(batch_size=64, gradient_accumulation_steps=4) == whole // 4
@@ -86,7 +86,9 @@ def test_fewer_rows_at_once_take_less() -> None:
 
 
 def test_a_chat_model_s_vocabulary_counts() -> None:
-    both = [activation_bytes(section(), shape=MINILM, batch=batch(64), num_workers=4) for batch in (Batch, PackedBatch)]
+    both = [
+        activation_bytes(config_of(), shape=MINILM, batch=batch(64), num_workers=4) for batch in (Batch, PackedBatch)
+    ]
     assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
 
 
@@ -108,10 +110,10 @@ import training.trainer
 from transformers import BertConfig, BertModel
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
-from tailorbird.data.tokenized import Encoded
+from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tailorbird.models.loading import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from training.dataset import HeldRows
+from training.dataset import InMemoryDataset
 from training.export import export_weights
 from training.loop import new_engine, train
 
@@ -125,19 +127,21 @@ num = config.batch_size
 tokens = np.random.default_rng(0).integers(5, 5000, size=(num, length)).tolist()
 names, labels = tuple(map(str, range(num))), np.arange(num) % 3
 rows = Rows(names, names, tuple(map(str, labels)))
-material = ClassifierRuntime(
+runtime = ClassifierRuntime(
     encoder=without_pooler(BertModel(BertConfig(**shape))),
     task=ClassificationTrainingTask(
         base_model="", train=rows, validation=rows.take([0]), classes=("0", "1", "2"), max_length=length
     ),
-    train=HeldRows(Encoded.of_lists(tokens, row_ids=names, labels=labels)),
+    train=InMemoryDataset(
+        TokenizedRows.from_lists(names, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
+    ),
     validation_tokens=tokens[:1],
     validation_labels=labels[:1],
     pad_id=0,
 )
-engine = new_engine(config, material)
-train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-export_weights(engine, config, material=material, folder=folder / "weights")
+engine = new_engine(config, runtime)
+train(engine, config, runtime=runtime)
+export_weights(engine, config, runtime=runtime, folder=folder / "weights")
 print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
 os._exit(0)
 """
@@ -145,18 +149,18 @@ os._exit(0)
 
 def test_the_estimate_is_near_the_peak_of_a_real_training() -> None:
     """A full fine-tuning of MiniLM's shape: two steps, validation and export, in a process as a worker's is."""
-    asked, length = section(num_workers=1, zero_stage=1, batch_size=16, epochs=2), 64
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, asked.model_dump_json(), str(length)],
+    config, length = config_of(num_workers=1, zero_stage=1, batch_size=16, epochs=2), 64
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURED, config.model_dump_json(), str(length)],
         cwd=ROOT,
-        env=dict(os.environ) | worker_environment(asked),
+        env=dict(os.environ) | worker_environment(config),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
-    told = worker_memory(asked, shape=MINILM, batch=Batch(length), num_workers=1)
-    ratio = told.host_bytes / peak
-    print(f"estimate {told.host_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")
-    assert 1 / FACTOR < ratio < FACTOR, (told.host, peak)
+    assert process.returncode == 0, process.stderr
+    peak = json.loads(process.stdout.splitlines()[-1])["peak"]
+    estimate = worker_memory(config, shape=MINILM, batch=Batch(length), num_workers=1)
+    ratio = estimate.host_bytes / peak
+    print(f"estimate {estimate.host_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")
+    assert 1 / FACTOR < ratio < FACTOR, (estimate.host, peak)

@@ -1,5 +1,5 @@
-"""Several ranks over gloo: every stage and method exports what it trained, and a training that goes on with another
-number of ranks has the losses of one whose number never changed."""
+"""Several ranks over gloo: every stage and method exports what it trained, and a training that resumes with another
+number of ranks has the losses of one whose number did not change."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from tests.unit.training.small import section_of, small_material
-from training import checkpoint, loop
-from training.deepspeed_engine import destroy_engine
+from tests.unit.training.small import config_of, small_runtime
+from training import checkpoint, loop, reports
+from training.deepspeed_private import destroy_engine
 from training.export import export_weights
 
 KEPT = (0, 2)
@@ -27,40 +27,40 @@ RESIZED: list[Case] = [(stage, method) for stage in (1, 3) for method in METHODS
 EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METHODS]
 
 
-def on_ranks(num_ranks: int, one_case: Callable[..., None], cases: list[Case], folder: Path, *given: Any) -> None:
-    """`one_case` of each case, one after the other in the same processes: to start them takes longer than to train."""
-    spawn(_one_rank, (num_ranks, one_case, cases, folder, given), nprocs=num_ranks)  # type: ignore[no-untyped-call]
+def on_ranks(num_ranks: int, function: Callable[..., None], cases: list[Case], folder: Path, *arguments: Any) -> None:
+    """`function` of each case, one after the other in the same processes: starting them takes longer than training."""
+    spawn(_one_rank, (num_ranks, function, cases, folder, arguments), nprocs=num_ranks)  # type: ignore[no-untyped-call]
 
 
 def _one_rank(
-    rank: int, num_ranks: int, one_case: Callable[..., None], cases: list[Case], folder: Path, given: Any
+    rank: int, num_ranks: int, function: Callable[..., None], cases: list[Case], folder: Path, arguments: Any
 ) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    store = folder / f"store-{one_case.__name__}"
+    store = folder / f"store-{function.__name__}"
     dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=num_ranks)
     for stage, method in cases:
         own = folder / f"{stage}-{method}"
         own.mkdir(exist_ok=True)
-        one_case(own, stage, method, *given)
+        function(own, stage, method, *arguments)
         dist.barrier()
     dist.destroy_process_group()
 
 
-def begin(folder: Path, stage: int, method: str) -> None:
+def start_training(folder: Path, stage: int, method: str) -> None:
     """A training of two epochs, of which each rank keeps what it has after two steps."""
     train(folder, stage, method, resumed=False)
 
 
-def go_on(folder: Path, stage: int, method: str) -> None:
+def resume_training(folder: Path, stage: int, method: str) -> None:
     """The same training from what was kept."""
     train(folder, stage, method, resumed=True)
 
 
 def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     """Rank 0 writes the last report."""
-    material = small_material(dropout=0.0)
-    config = section_of(
+    runtime = small_runtime(dropout=0.0)
+    config = config_of(
         num_workers=dist.get_world_size(),
         zero_stage=stage,
         method=method,
@@ -69,7 +69,7 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
         checkpoint_interval_s=0,
     )
 
-    def save(progress: loop.Progress, engine: Any) -> None:
+    def save(progress: reports.Progress, engine: Any) -> None:
         if not resumed and (progress.epoch, progress.step) == KEPT:
             own = folder / f"rank-{dist.get_rank()}"
             own.mkdir()
@@ -78,16 +78,14 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
         if resumed:
             merged = folder / "merged"
-            engine, progress = checkpoint.resume(config, material, folder=merged, uri=merged.as_uri())
+            engine, progress = checkpoint.resume(config, runtime, folder=merged, uri=merged.as_uri())
         else:
-            engine, progress = loop.build_engine(config, material), loop.Progress()
+            engine, progress = loop.build_engine(config, runtime), reports.Progress()
     last = loop.train(
         engine,
         config,
-        material=material,
-        on_step=lambda _: None,
-        on_epoch=lambda *_: True,
-        on_save=save,
+        runtime=runtime,
+        callbacks=loop.Callbacks(on_save=save),
         progress=progress,
     )
     if dist.get_rank() == 0:
@@ -100,26 +98,28 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
 def test_deepspeed_3810_a_training_goes_on_with_another_number_of_workers(
     tmp_path: Path, before: int, after: int
 ) -> None:
-    on_ranks(before, begin, RESIZED, tmp_path)
+    on_ranks(before, start_training, RESIZED, tmp_path)
     for stage, method in RESIZED:
         folder = tmp_path / f"{stage}-{method}"
         for rank in range(before):  # as Ray Train merges what the ranks report
             shutil.copytree(folder / f"rank-{rank}", folder / "merged", dirs_exist_ok=True)
-    on_ranks(after, go_on, RESIZED, tmp_path)
+    on_ranks(after, resume_training, RESIZED, tmp_path)
     for stage, method in RESIZED:
         folder = tmp_path / f"{stage}-{method}"
-        undisturbed, resumed = (json.loads((folder / f"report-{went}.json").read_text()) for went in (False, True))
-        assert resumed[0] == pytest.approx(undisturbed[0], rel=1e-5), (stage, method)
-        assert resumed[1] == undisturbed[1], (stage, method)
+        undisturbed, continued = (
+            json.loads((folder / f"report-{resumed}.json").read_text()) for resumed in (False, True)
+        )
+        assert continued[0] == pytest.approx(undisturbed[0], rel=1e-5), (stage, method)
+        assert continued[1] == undisturbed[1], (stage, method)
 
 
 def export(folder: Path, stage: int, method: str) -> None:
     """A training and its weights, which `export_weights` loads again and compares with the engine's model."""
-    material = small_material(dropout=0.0)
-    config = section_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
-    engine = loop.build_engine(config, material)
-    loop.train(engine, config, material=material, on_step=lambda _: None, on_epoch=lambda *_: True)
-    export_weights(engine, config, material=material, folder=folder)
+    runtime = small_runtime(dropout=0.0)
+    config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
+    engine = loop.build_engine(config, runtime)
+    loop.train(engine, config, runtime=runtime)
+    export_weights(engine, config, runtime=runtime, folder=folder)
     destroy_engine(engine)
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
-from tests.unit.training.small import section_of, small_material
+from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.classification_task import ClassifierRuntime
-from training.deepspeed_engine import destroy_engine
-from training.loop import Progress, build_engine, train
+from training.deepspeed_private import destroy_engine
+from training.loop import build_engine, train
+from training.reports import Progress
 from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, find_unsafe_file, tensors_only
 
 URI = "s3://models/task/runs/1/train/checkpoint"
@@ -56,22 +57,21 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {}
     for stage in MODEL:
         folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
-        material, config = material_and_section(stage)
-        engine = build_engine(config, material)
-        told: dict[str, Any] = {"on_step": lambda _: None, "on_epoch": lambda *_: True}
-        train(engine, config, material=material, **told)
+        runtime, config = runtime_and_config(stage)
+        engine = build_engine(config, runtime)
+        train(engine, config, runtime=runtime)
         checkpoint.save(engine, config, folder=folders[stage], progress=Progress(epoch=1))
         destroy_engine(engine)
     return folders
 
 
-def material_and_section(stage: int) -> tuple[ClassifierRuntime, TrainingConfig]:
-    return small_material(dropout=0.0), section_of(zero_stage=stage, epochs=1)
+def runtime_and_config(stage: int) -> tuple[ClassifierRuntime, TrainingConfig]:
+    return small_runtime(dropout=0.0), config_of(zero_stage=stage, epochs=1)
 
 
 def resume(folder: Path, *, stage: int) -> None:
-    material, config = material_and_section(stage)
-    engine, _ = checkpoint.resume(config, material, folder=folder, uri=URI)
+    runtime, config = runtime_and_config(stage)
+    engine, _ = checkpoint.resume(config, runtime, folder=folder, uri=URI)
     destroy_engine(engine)
 
 
@@ -91,7 +91,7 @@ def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
 def test_deepspeeds_own_reading_runs_nothing_either(
     kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)  # as if it were changed after the look
+    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)  # as if the file were changed after the check
     folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
@@ -136,7 +136,7 @@ def test_a_file_that_is_cut_off_is_refused_by_name(kept: dict[int, Path], tmp_pa
         resume(folder, stage=1)
 
 
-def test_no_variable_of_the_environment_opens_the_door_and_each_is_put_back(
+def test_no_environment_variable_disables_it_and_each_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FORBID, "1")

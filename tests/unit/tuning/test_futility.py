@@ -1,4 +1,4 @@
-"""A trial is stopped when its hopeful end lies under the goal, a sweep when no other can be expected to reach it."""
+"""A trial is stopped when its optimistic final score is below the target, a sweep when no other trial can reach it."""
 
 import subprocess
 import sys
@@ -34,76 +34,76 @@ RECORDED = (
     ((0.2891, 0.2422, 0.2070, 0.1953), 256, 0.578),
     ((0.2812, 0.2266, 0.1719, 0.1641), 256, 0.578),
 )
-"""Scores after each epoch of trainings run to their end, the rows behind each score, and the best pretrained rung."""
+"""Scores after each epoch of trainings run to their end, the rows behind each score, and the best baseline."""
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-def goes_on(scores: list[float], *, left: int, to_beat: float, num_rows: int = 1000) -> bool:
+def continues(scores: list[float], *, left: int, to_beat: float, num_rows: int = 1000) -> bool:
     return can_still_reach(TrialScores(scores, left), to_beat=to_beat, num_rows=num_rows)
 
 
 def test_after_one_epoch_the_slope_is_unknown_and_it_goes_on() -> None:
-    assert goes_on([0.0], left=9, to_beat=1.0)
-    assert goes_on([], left=9, to_beat=1.0)
+    assert continues([0.0], left=9, to_beat=1.0)
+    assert continues([], left=9, to_beat=1.0)
 
 
 def test_a_finished_trial_is_not_stopped() -> None:
-    assert goes_on([0.1, 0.1], left=0, to_beat=0.9)
+    assert continues([0.1, 0.1], left=0, to_beat=0.9)
 
 
-def test_a_flat_trial_far_under_the_goal_is_stopped() -> None:
-    assert not goes_on([0.5, 0.5], left=3, to_beat=0.7)
+def test_a_flat_trial_far_under_the_target_is_stopped() -> None:
+    assert not continues([0.5, 0.5], left=3, to_beat=0.7)
 
 
 def test_a_falling_trial_gets_no_credit_for_its_slope() -> None:
-    assert not goes_on([0.6, 0.5], left=3, to_beat=0.7)
-    assert goes_on([0.6, 0.5], left=3, to_beat=0.5)
+    assert not continues([0.6, 0.5], left=3, to_beat=0.7)
+    assert continues([0.6, 0.5], left=3, to_beat=0.5)
 
 
 def test_a_rising_trial_goes_on_as_long_as_its_slope_can_carry_it() -> None:
-    assert goes_on([0.5, 0.6], left=2, to_beat=0.79, num_rows=100_000)
-    assert not goes_on([0.5, 0.6], left=1, to_beat=0.79, num_rows=100_000)
+    assert continues([0.5, 0.6], left=2, to_beat=0.79, num_rows=100_000)
+    assert not continues([0.5, 0.6], left=1, to_beat=0.79, num_rows=100_000)
 
 
 def test_on_few_rows_the_doubt_is_larger_than_on_many() -> None:
-    assert goes_on([0.5, 0.5], left=1, to_beat=0.55, num_rows=100)
-    assert not goes_on([0.5, 0.5], left=1, to_beat=0.55, num_rows=10_000)
+    assert continues([0.5, 0.5], left=1, to_beat=0.55, num_rows=100)
+    assert not continues([0.5, 0.5], left=1, to_beat=0.55, num_rows=10_000)
 
 
 @given(scores=scores, left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
-def test_what_has_reached_the_goal_goes_on_and_a_lower_bar_never_stops_more(
+def test_what_has_reached_the_target_goes_on_and_a_lower_bar_never_stops_more(
     scores: list[float], left: int, to_beat: float, num_rows: int
 ) -> None:
     if scores[-1] >= to_beat:
-        assert goes_on(scores, left=left, to_beat=to_beat, num_rows=num_rows)
-    if goes_on(scores, left=left, to_beat=to_beat, num_rows=num_rows):
-        assert goes_on(scores, left=left, to_beat=to_beat / 2, num_rows=num_rows)
+        assert continues(scores, left=left, to_beat=to_beat, num_rows=num_rows)
+    if continues(scores, left=left, to_beat=to_beat, num_rows=num_rows):
+        assert continues(scores, left=left, to_beat=to_beat / 2, num_rows=num_rows)
 
 
 def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) -> int | None:
     """The epoch after which the rule would have ended a training, None if it lets it run to its end."""
     for num in range(1, len(curve)):
-        if not goes_on(list(curve[:num]), left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
+        if not continues(list(curve[:num]), left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
             return num
     return None
 
 
-@pytest.mark.parametrize(("curve", "num_rows", "rung"), RECORDED)
-def test_no_recorded_training_is_stopped_whose_end_lies_over_a_goal_by_more_than_a_fifth_of_a_point(
-    curve: tuple[float, ...], num_rows: int, rung: float
+@pytest.mark.parametrize(("curve", "num_rows", "baseline"), RECORDED)
+def test_no_recorded_training_is_stopped_whose_end_lies_over_a_target_by_more_than_a_fifth_of_a_point(
+    curve: tuple[float, ...], num_rows: int, baseline: float
 ) -> None:
-    goals = [goal / 1000 for goal in range(round(1000 * rung), 1001)]
-    lost = [curve[-1] - goal for goal in goals if stopped_after(curve, to_beat=goal, num_rows=num_rows)]
+    targets = [target / 1000 for target in range(round(1000 * baseline), 1001)]
+    lost = [curve[-1] - target for target in targets if stopped_after(curve, to_beat=target, num_rows=num_rows)]
     assert max(lost) <= 0.002
 
 
-def test_of_a_recorded_sweep_the_trials_that_never_come_near_the_goal_are_stopped_after_two_epochs() -> None:
+def test_of_a_recorded_sweep_the_trials_that_never_come_near_the_target_are_stopped_after_two_epochs() -> None:
     ends = [stopped_after(curve, to_beat=0.615, num_rows=num_rows) for curve, num_rows, _ in RECORDED[2:10]]
     assert ends == [None, None, None, None, None, 2, 2, 2]
 
 
 @pytest.mark.parametrize("to_beat", [0.5, 0.62, 0.66, 0.7, 0.8, 0.95])
-def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_would_reach_the_goal(
+def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_would_reach_the_target(
     to_beat: float,
 ) -> None:
     trials = [TrialScores(curve, 0) for curve, *_ in RECORDED[2:10]]
@@ -136,34 +136,34 @@ def finished(*ends: float) -> list[TrialScores]:
     return [TrialScores([end], 0) for end in ends]
 
 
-def why(trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
+def futility(trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, num_rows: int = 1000) -> str | None:
     return sweep_futility(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
 
 
-def test_a_sweep_whose_trials_all_end_alike_and_far_under_the_goal_ends() -> None:
-    told = why(finished(0.5, 0.51, 0.5, 0.52), to_beat=0.8)
-    assert told is not None
-    assert told.startswith("0.800 is out of reach: 4 trials end at 0.551 at most, and the best of 4 others under 0.")
+def test_a_sweep_whose_trials_all_end_alike_and_far_under_the_target_ends() -> None:
+    reason = futility(finished(0.5, 0.51, 0.5, 0.52), to_beat=0.8)
+    assert reason is not None
+    assert reason.startswith("0.800 is out of reach: 4 trials end at 0.551 at most, and the best of 4 others under 0.")
 
 
 def test_three_trials_say_too_little() -> None:
-    assert why(finished(0.5, 0.5, 0.5), to_beat=0.8) is None
+    assert futility(finished(0.5, 0.5, 0.5), to_beat=0.8) is None
 
 
 def test_trials_that_lie_far_apart_let_the_sweep_go_on() -> None:
-    assert why(finished(0.1, 0.3, 0.5, 0.7), to_beat=0.8) is None
+    assert futility(finished(0.1, 0.3, 0.5, 0.7), to_beat=0.8) is None
 
 
-def test_one_trial_that_can_still_reach_the_goal_keeps_the_sweep_going() -> None:
-    assert why([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
+def test_one_trial_that_can_still_reach_the_target_keeps_the_sweep_going() -> None:
+    assert futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
 
 
 def test_a_trial_after_one_epoch_of_several_is_counted_among_those_to_come() -> None:
-    assert "4 others" in (why([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
+    assert "4 others" in (futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
 
 
 def test_a_sweep_whose_trials_have_all_run_has_nothing_to_end() -> None:
-    assert why(finished(0.5, 0.5, 0.5, 0.5), to_beat=0.8, num_trials=4) is None
+    assert futility(finished(0.5, 0.5, 0.5, 0.5), to_beat=0.8, num_trials=4) is None
 
 
 @pytest.mark.parametrize("deviations", [1.0, 1.5, 2.0, 3.0])
@@ -177,7 +177,7 @@ def test_of_sweeps_whose_trials_are_alike_at_most_one_in_twenty_is_ended_wrongly
 def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -> bool:
     """Whether a sweep that looks after each trial is ended, and one of the trials it leaves out would have reached."""
     for num in range(1, len(trials)):
-        if why(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
+        if futility(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
             return any((optimistic_final_score(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
     return False
 

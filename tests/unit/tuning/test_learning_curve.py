@@ -1,6 +1,5 @@
-"""A learning curve finds the law that made it, is unsure where few rows or few sizes leave it so, and says so."""
+"""A learning curve recovers the power law of its scores, with an interval that is wide for few rows or sizes."""
 
-import json
 import math
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 
@@ -56,11 +56,12 @@ def test_scores_at_an_end_stay_in_range_and_leave_doubt(score: float) -> None:
 def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
     curve = fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
     assert curve == fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
-    assert LearningCurve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+    adapter = TypeAdapter(LearningCurve)
+    assert adapter.validate_json(adapter.dump_json(curve)) == curve
 
 
 @pytest.mark.parametrize(
-    ("sizes", "scores", "rows", "said"),
+    ("sizes", "scores", "rows", "message"),
     [
         ((1, 2), (0.1, 0.2), 10, "at least 3"),
         ((1, 2, 3), (0.1, 0.2), 10, "3 sizes and 2 scores"),
@@ -71,8 +72,10 @@ def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
         ((1, 2, 3), (0.1, 0.2, 0.3), 0, "num_validation is 0"),
     ],
 )
-def test_what_is_no_curve_is_refused(sizes: tuple[int, ...], scores: tuple[float, ...], rows: int, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_curve_is_refused(
+    sizes: tuple[int, ...], scores: tuple[float, ...], rows: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         fit_curve(sizes, scores, num_validation=rows)
 
 
@@ -109,5 +112,5 @@ def test_sizes_ascend_to_all_rows_and_hold_every_class(num_rows: int, num_classe
 
 
 def test_the_curve_needs_neither_ray_nor_torch() -> None:
-    code = "import sys, tuning.curve; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, tuning.learning_curve; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

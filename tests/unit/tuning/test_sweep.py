@@ -1,45 +1,39 @@
-"""What a sweep hears of its worker groups, without Ray."""
+"""A sweep's storage and its selection of a trial, without Ray."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import OutOfMemoryError
 
-from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
-from tuning.sweep import RequeueOnFailure, _keeper
+from training.trainer import TrainingFailed
+from tuning.sweep import _journal_writer, select_trial
+from tuning.trial_record import SweepJournal, TrialRecord
 from tuning.tuner import build_tuner
 
 
-def test_a_group_that_failed_puts_its_trial_back_with_the_cause() -> None:
-    told: list[Any] = []
-    desk = SimpleNamespace(put_back=SimpleNamespace(remote=lambda *given: told.append(given)))
-    callback = RequeueOnFailure(desk, "group-0", uri="s3://models/sweep")
-    error = OutOfMemoryError("Task was killed due to the node running low on memory.")
-    callback.after_exception(run_context=None, worker_exceptions={1: error})
-    assert [group for group, _ in told] == ["group-0"]
-    assert told[0][1].startswith("worker 1: ")
-    assert "memory" in told[0][1]
-
-
-def test_a_sweep_s_journal_and_tune_s_own_files_wait_for_s3_as_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_and_tune_s_own_files_retry_s3_as_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     attempts: list[int] = []
 
-    def note(uri: str, **options: Any) -> Any:
+    def count_attempts(uri: str, **options: Any) -> Any:
         store, path = s3.filesystem(uri, **options)
         attempts.append(store.chosen.num_attempts)
         raise OSError(path)
 
-    monkeypatch.setattr(storage, "filesystem", note)
-    monkeypatch.setattr("tuning.tuner.filesystem", note)
+    monkeypatch.setattr("tailorbird.storage.objects.filesystem", count_attempts)
+    monkeypatch.setattr("tuning.tuner.filesystem", count_attempts)
     with pytest.raises(OSError, match=r"journal\.json"):
-        _keeper("s3://models/sweep")({"trials": [], "ended": None})
-    asked: Any = {"stopper": None, "desk": None, "known": (), "at_once": 1, "uri": "s3://models/sweep"}
-    monkeypatch.setattr("tuning.tuner.on_this_node", dict)
+        _journal_writer("s3://models/sweep")(SweepJournal())
+    options: Any = {"stopper": None, "broker": None, "known": (), "max_concurrent": 1, "uri": "s3://models/sweep"}
+    monkeypatch.setattr("tuning.tuner.this_node_selector", dict)
     with pytest.raises(OSError, match="models/sweep"):
-        build_tuner(TuningConfig(), training=TrainingConfig(), **asked)
+        build_tuner(TuningConfig(), training=TrainingConfig(), **options)
     assert attempts == [s3.PERSISTENT.min_attempts] * 2
+
+
+def test_a_sweep_without_an_export_fails_with_each_cause() -> None:
+    journal = SweepJournal(trials=(TrialRecord(trial="a", config={}, failure="the loss is nan"),))
+    with pytest.raises(TrainingFailed, match="no trial was trained to an export: out of memory; the loss is nan"):
+        select_trial(journal, errors=["out of memory"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.weight_averaging import average_weights
+from training.export import average_weights
 
 
 def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
@@ -24,20 +24,20 @@ def test_every_weight_is_the_mean_and_nothing_else_is_written(tmp_path: Path) ->
     average_weights(uris, (tmp_path / "mean").as_uri())
     assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["encoder.safetensors", "head.safetensors"]
     for file, more in (("encoder", 0), ("head", 1)):
-        found = load_file(tmp_path / "mean" / f"{file}.safetensors")
-        assert torch.equal(found["a"], torch.full((2, 3), 3.0 + more))
-        assert torch.equal(found["b"], torch.ones(1) + more)
-        assert found["a"].dtype == torch.float32
+        mean = load_file(tmp_path / "mean" / f"{file}.safetensors")
+        assert torch.equal(mean["a"], torch.full((2, 3), 3.0 + more))
+        assert torch.equal(mean["b"], torch.ones(1) + more)
+        assert mean["a"].dtype == torch.float32
 
 
 def test_other_weights_have_no_mean(tmp_path: Path) -> None:
-    one = weights(tmp_path, "one", a=torch.ones(2))
+    first = weights(tmp_path, "first", a=torch.ones(2))
     names, shapes = weights(tmp_path, "names", b=torch.ones(2)), weights(tmp_path, "shapes", a=torch.ones(3))
     with pytest.raises(ValueError, match="different names"):
-        average_weights([one, names], (tmp_path / "mean").as_uri())
+        average_weights([first, names], (tmp_path / "mean").as_uri())
     with pytest.raises(ValueError, match=r"'a' in .* have different shapes"):
-        average_weights([one, shapes], (tmp_path / "mean").as_uri())
+        average_weights([first, shapes], (tmp_path / "mean").as_uri())
     (tmp_path / "names" / "head.safetensors").unlink()
     with pytest.raises(ValueError, match="do not hold the same files"):
-        average_weights([one, names], (tmp_path / "mean").as_uri())
+        average_weights([first, names], (tmp_path / "mean").as_uri())
     assert not (tmp_path / "mean").exists()

@@ -1,0 +1,62 @@
+"""Contract with DeepSpeed: each private part that `training.deepspeed_private` uses is where it was in its version."""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.training.small import config_of, small_runtime
+from training.deepspeed_private import (
+    PARAMETER_ATTRIBUTES,
+    RECORDS,
+    SHM_OP,
+    VERSION,
+    destroy_engine,
+    import_deepspeed,
+    inner_optimizer,
+)
+from training.loop import build_engine
+
+
+def moved(name: str) -> str:
+    """Return the message of a part that is missing."""
+    return f"DeepSpeed {import_deepspeed().__version__} has no {name}; deepspeed_private.py was written for {VERSION}"
+
+
+@pytest.fixture(scope="module", params=[0, 1, 3])
+def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    engine = build_engine(config_of(zero_stage=request.param), small_runtime(dropout=0.0))
+    yield engine
+    destroy_engine(engine)
+
+
+@pytest.mark.parametrize(("module", "name"), [*RECORDS, ("deepspeed.checkpoint.ds_to_universal", "main")])
+def test_a_class_or_function_is_where_it_was(module: str, name: str) -> None:
+    import_deepspeed()
+    assert hasattr(importlib.import_module(module), name), moved(f"{module}.{name}")
+
+
+def test_the_table_of_compiled_operators_names_the_shared_memory_one() -> None:
+    deepspeed = import_deepspeed()
+    assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), moved(f"ops.__compatible_ops__[{SHM_OP!r}]")
+
+
+def test_an_engine_has_the_switch_of_its_gradient_all_reduce(engine: Any) -> None:
+    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), moved("enable_backward_allreduce")
+
+
+def test_an_engine_s_torch_optimizer_is_found_inside_zero_s(engine: Any) -> None:
+    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), moved("engine.optimizer.optimizer")
+
+
+def test_destroy_removes_what_is_added_to_parameters_and_the_optimizer() -> None:
+    engine = build_engine(config_of(zero_stage=3), small_runtime(dropout=0.0))
+    parameters = list(engine.module.parameters())
+    added = {name for parameter in parameters for name in vars(parameter)}
+    assert any(name.startswith(PARAMETER_ATTRIBUTES) for name in added), moved(f"{PARAMETER_ATTRIBUTES} on parameters")
+    destroy_engine(engine)
+    left = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
+    assert not left
+    assert "optimizer" not in vars(engine), moved("engine.optimizer")

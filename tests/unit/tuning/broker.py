@@ -1,0 +1,50 @@
+"""Helpers of the tests of the TrialBroker, which run it without Ray."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from training.reports import EpochReport, TrainingResult
+from tuning.trial_broker import TrialBroker
+from tuning.trial_record import SweepJournal, TrialRecord
+
+T = TypeVar("T")
+LIMIT_S = 20  # a hang is a failure, not a long wait
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(coroutine, LIMIT_S))
+
+
+def epoch(number: int, *, score: float = 0.5) -> EpochReport:
+    return EpochReport(
+        number, score, loss=1.0, rows_per_second=1.0, step_seconds=1.0, total_seconds=1.0, padding_share=0
+    )
+
+
+def result(weights: str = "", *, score: float = 0.5) -> TrainingResult:
+    return TrainingResult(
+        weights=weights, score=score, epochs=1, rows_per_second=1.0, padding_share=0.0, step_seconds=1.0
+    )
+
+
+def new_broker(*, known: tuple[TrialRecord, ...] = (), journals: list[SweepJournal] | None = None) -> TrialBroker:
+    return TrialBroker(keep=(journals if journals is not None else []).append, known=known)
+
+
+def record(broker: TrialBroker, trial: str) -> TrialRecord:
+    """Return a trial's record in the journal."""
+    return next(record for record in broker.journal().trials if record.trial == trial)
+
+
+async def take(broker: TrialBroker, group: str = "group-0") -> str:
+    """Return the name of the trial that a group gets."""
+    assignment = await broker.take(group)
+    assert assignment is not None
+    return assignment.trial
+
+
+async def settle() -> None:
+    """Lets every task that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)

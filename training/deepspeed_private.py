@@ -1,0 +1,106 @@
+"""Every private or undocumented part of DeepSpeed that is used. Written for DeepSpeed 0.19.8.
+
+tests/unit/training/test_deepspeed_private.py names what another version moved.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+VERSION = "0.19.8"
+SHM_OP = "deepspeed_shm_comm"
+RECORDS = (
+    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
+    ("deepspeed.utils.tensor_fragment", "fragment_address"),
+)
+"""Module and name of each class in the optimizer states of a checkpoint, at any ZeRO stage."""
+PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")
+"""Prefixes of the attributes that DeepSpeed adds to parameters."""
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without mlflow.
+
+    If mlflow is installed, DeepSpeed imports it for its autotuner, which is never used here: seconds per worker.
+    """
+    hide = "mlflow" not in sys.modules
+    if hide:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # makes an import of it fail, which DeepSpeed handles
+    try:
+        import deepspeed
+    finally:
+        if hide:
+            del sys.modules["mlflow"]
+    return deepspeed
+
+
+def disable_shm_allreduce() -> None:
+    """Keep DeepSpeed from compiling a shared-memory all-reduce for CPUs, which training never calls."""
+    import_deepspeed().ops.__compatible_ops__[SHM_OP] = False
+
+
+def disable_gradient_allreduce(engine: Any) -> None:
+    """Skip the gradient all-reduce of a single rank at stage 0: it copies every gradient into one buffer and back."""
+    engine.enable_backward_allreduce = False
+
+
+def inner_optimizer(engine: Any) -> Any:
+    """Return the torch optimizer of an engine, which ZeRO wraps at stages 1 to 3."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return the classes that a checkpoint contains besides tensors and plain values."""
+    import_deepspeed()
+    return [getattr(importlib.import_module(module), name) for module, name in RECORDS]
+
+
+def convert_to_universal(shards: Path, folder: Path) -> None:
+    """Convert a checkpoint of any number of ranks to DeepSpeed's universal checkpoint (Lian et al., 2024)."""
+    import_deepspeed()
+    from deepspeed.checkpoint import ds_to_universal
+
+    folder.mkdir(parents=True)
+    arguments = argparse.Namespace(
+        input_folder=str(shards),
+        output_folder=str(folder),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints every step
+        ds_to_universal.main(arguments)
+
+
+def destroy_engine(engine: Any) -> None:
+    """Destroy an engine and cut the reference cycles between its optimizer, its hooks and the parameters.
+
+    DeepSpeed's `destroy` leaves these cycles, which hold a copy of the weights (86 MiB of MiniLM) until Python's next
+    full collection.
+    """
+    module: nn.Module = engine.module
+    wrapper = engine.optimizer
+    optimizers = [optimizer for optimizer in (inner_optimizer(engine), wrapper) if optimizer is not None]
+    engine.destroy()
+    for parameter in module.parameters():
+        for name in [name for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)]:
+            delattr(parameter, name)
+        parameter.grad = None
+    for optimizer in optimizers:
+        getattr(optimizer, "state", {}).clear()
+        getattr(optimizer, "param_groups", []).clear()
+        vars(optimizer).clear()
+    vars(engine).pop("optimizer", None)
+    gc.collect()

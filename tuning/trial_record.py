@@ -1,0 +1,54 @@
+"""The state of each trial, as the sweep's journal stores it. Imports neither ray nor torch."""
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from tailorbird.storage.stored_model import StoredModel
+from training.reports import EpochReport, TrainingResult
+
+SampledValues = dict[str, JsonValue]
+"""Values of a trial's hyperparameters, by the field of the training config."""
+
+
+class TrialRecord(BaseModel):
+    """A trial and how far it is; updated in place by the TrialBroker."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trial: str
+    """Name of the trial."""
+    config: SampledValues
+    epochs: list[EpochReport] = []
+    completed: bool = False
+    """True if the last epoch was reported; its weights may still be exported."""
+    checkpoint: str | None = None
+    """URI of the newest checkpoint, from which the trial resumes."""
+    result: TrainingResult | None = None
+    """Of a finished trial."""
+    failure: str | None = None
+    failed_by_workers: bool = False
+    """True if the worker groups failed, not the trial itself: a sweep that is run again tries it again."""
+    ended_with_sweep: bool = False
+    """True if the trial was not over when the whole sweep was ended."""
+
+    @property
+    def over(self) -> bool:
+        """True if no worker group has to take the trial again."""
+        return self.result is not None or self.failure is not None
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Validation score after each epoch."""
+        return tuple(report.score for report in self.epochs)
+
+    @property
+    def exported_rank(self) -> tuple[bool, float] | None:
+        """Rank among trials with exported weights, higher is better: completed trials first, then by score."""
+        return (self.completed, self.scores[-1]) if self.result is not None and self.result.weights else None
+
+
+class SweepJournal(StoredModel):
+    """The trials of a sweep in the order in which they were submitted; a sweep that is run again resumes from it."""
+
+    trials: tuple[TrialRecord, ...] = ()
+    ended: str | None = None
+    """Why the sweep ended before all trials had run, if it did."""

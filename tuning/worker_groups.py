@@ -1,0 +1,90 @@
+"""The worker groups of a sweep: each is a Ray Train run that takes trials until none is left."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.train import UserCallback, WorkerGroupError
+
+from cluster.remote import this_node_selector
+from tailorbird.config.training import TrainingConfig
+from training.errors import describe_failure
+from training.trainer import build_torch_trainer
+from tuning.worker import WorkerGroupJob, train_trials
+
+
+def num_groups_that_fit(training: TrainingConfig) -> int:
+    """Return how many worker groups fit the cluster; at least 1, since an autoscaler may add nodes."""
+    total = ray.cluster_resources()
+    by_cpu = int(total.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
+    if training.gpus_per_worker:
+        return max(1, min(by_cpu, int(total.get("GPU", 0)) // (training.max_workers * training.gpus_per_worker)))
+    return max(1, by_cpu)
+
+
+@contextmanager
+def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[str]]:
+    """Run groups that take trials until the block ends, and yield a list that gets the error of each that failed."""
+    start = ray.remote(num_cpus=0, max_retries=0, label_selector=this_node_selector())(_run_group)
+    names = [f"group-{number}" for number in range(num_groups)]
+    running = {start.remote(replace(job, group=name)): name for name in names}
+    errors: list[str] = []
+
+    def watch() -> None:
+        unfinished = list(running)
+        while unfinished:
+            (ended,), unfinished = ray.wait(unfinished)
+            error = _error_of(ended)
+            if error is not None:
+                errors.append(error)
+                with suppress(ray.exceptions.RayActorError):  # the sweep was interrupted, and the broker with it
+                    ray.get(job.broker.group_lost.remote(running[ended], error, last=not unfinished))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield errors
+    except BaseException:
+        ray.kill(job.broker)  # trials that are interrupted now must not be recorded as finished
+        raise
+    ray.get(job.broker.close.remote())
+    watcher.join()  # a group that waits for CPUs gets those of the others, and ends
+
+
+def _error_of(group: Any) -> str | None:
+    try:
+        error: str | None = ray.get(group)
+    except ray.exceptions.RayError as died:
+        return f"a worker group's process died: {died}"
+    return error
+
+
+class RequeueOnFailure(UserCallback):  # type: ignore[misc]
+    """Requeues a group's trial when workers of the group fail.
+
+    The group itself restarts only when its CPUs are free again, which may take long or never happen: its node may be
+    gone while the other groups keep their CPUs and wait for a trial.
+    """
+
+    def __init__(self, broker: Any, group: str, *, uri: str) -> None:
+        self._broker, self._group, self._uri = broker, group, uri
+
+    def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
+        reason = describe_failure(WorkerGroupError("", worker_exceptions), uri=self._uri)
+        self._broker.requeue.remote(self._group, reason)
+
+
+def _run_group(job: WorkerGroupJob) -> str | None:
+    """Run a group to its end and return the error that ended it, if any."""
+    training = job.training
+    callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri)]
+    uri = f"{job.uri}/groups/{job.group}"
+    trainer = build_torch_trainer(train_trials, job, config=training, uri=uri, callbacks=callbacks)
+    try:
+        trainer.fit()
+    except Exception as error:
+        return f"worker group failed {training.max_failures + 1} times: {describe_failure(error, uri=job.uri)}"
+    return None
