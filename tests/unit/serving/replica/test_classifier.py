@@ -1,0 +1,118 @@
+"""From a classify request to its answer and its rows in the log, with engines without models."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from serving.engines.classify import Prediction
+from serving.engines.model_pool import ModelPool
+from serving.http.schemas import RequestError
+from serving.replica.classifier import SHADOW_TEXTS, Classifier
+from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.replica.loads import config, ref
+
+CLASSES = ("a", "b")
+
+
+class FakePool(ModelPool):
+    """Engines that answer with their version's name as the label."""
+
+    def load(self, uri: str, digest: str) -> Any:
+        version = SimpleNamespace(name="task", version=uri, digest=digest)
+        loaded = SimpleNamespace(version=version, classes=CLASSES)
+
+        async def submit(texts: Sequence[str]) -> list[Prediction]:
+            assert len(texts) <= SHADOW_TEXTS or uri != "new"
+            return [Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25])) for _ in texts]
+
+        return SimpleNamespace(loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None)
+
+    def unload(self, engine: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> dict[str, Any]:
+    """A section with a log that takes subjects."""
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    return {"request_log": (tmp_path / "log").as_uri(), "subject_key": (tmp_path / "key").as_uri()}
+
+
+def new_classifier(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Classifier:
+    monkeypatch.setattr("serving.replica.classifier.configure_process", ServingConfig.model_validate_json)
+    monkeypatch.setattr("serving.replica.classifier.ModelPool", FakePool)
+    return Classifier("s3://models/task", ServingConfig(**fields).model_dump_json())
+
+
+async def answer(classifier: Classifier, body: dict[str, Any], *, route: str = "_classify") -> Any:
+    status, content = await getattr(classifier, route)(json.dumps(body).encode(), "r")
+    assert status == 200
+    return json.loads(content)
+
+
+def test_an_answer_has_a_result_a_text_and_scores_where_they_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        classifier = new_classifier(monkeypatch)
+        with pytest.raises(RequestError, match="still being loaded"):
+            await answer(classifier, {"input": 1})  # not ready comes before the request's own fault
+        await classifier.reconfigure(config("one"))
+        result = {"label": "by one", "score": 0.75}
+        assert await answer(classifier, {"input": ["x", "y"]}) == {
+            "request_id": "r",
+            "model": "task",
+            "version": "one",
+            "results": [result, result],
+        }
+        with_scores = await answer(classifier, {"input": "x", "scores": True})
+        assert with_scores["results"] == [result | {"scores": {"a": 0.75, "b": 0.25}}]
+        with pytest.raises(RequestError, match="subject: none is kept here"):
+            await answer(classifier, {"input": "x", "subject": "s"})
+
+    asyncio.run(scenario())
+
+
+def test_a_comparison_has_both_answers_and_one_pass_where_both_are_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        classifier = new_classifier(monkeypatch)
+        await classifier.reconfigure(config("one", others={"pretrained": ref("probe")}))
+        answers = await answer(classifier, {"input": "x"}, route="_compare")
+        assert (answers["champion"]["version"], answers["pretrained"]["version"]) == ("one", "probe")
+        same = new_classifier(monkeypatch)
+        await same.reconfigure(config("one", others={"pretrained": ref("one")}))
+        answers = await answer(same, {"input": "x"}, route="_compare")
+        assert answers["champion"] == answers["pretrained"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})])
+def test_each_arm_of_an_experiment_leaves_its_rows_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path, share: str, arms: set[str]
+) -> None:
+    texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)
+
+    async def scenario() -> None:
+        classifier = new_classifier(monkeypatch, **fields)
+        await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
+        attributes = [{"sex": "f"}] * len(texts)
+        await answer(classifier, {"input": texts, "subject": "s", "attributes": attributes})
+        await asyncio.gather(*classifier._shadows._tasks)
+        assert classifier._replica.log is not None
+        await classifier._replica.log.close()
+
+    asyncio.run(scenario())
+    rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
+    assert {row["arm"] for row in rows} == arms
+    for row in rows:
+        assert row["version"] == ("one" if row["arm"] == "champion" else "new")
+        assert (row["request_id"], row["route"], row["label"]) == ("r", "classify", f"by {row['version']}")
+    assert sorted(row["row"] for row in rows) == sorted(list(range(len(texts))) * len(arms))
+    assert len({row["subject"] for row in rows}) == 1
+    assert {row["attributes"] for row in rows} == {'{"sex": "f"}'}
