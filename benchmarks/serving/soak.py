@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.rounds import finish, show
-from benchmarks.serving.promotion_under_load import clients, recipe_named, two_versions, write_finished_run
+from benchmarks.serving.promotion_under_load import clients, recipe_named, two_versions, write_run
 from benchmarks.serving.serving_overhead import own_stack, random_adapter
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -56,10 +56,10 @@ def main(minutes: float) -> None:
         folder = Path(temporary)
         recipe = recipe_named("soak", serving=CONFIG)
         versions = two_versions(folder, task_uri=recipe.task_uri)
-        write_finished_run(recipe, versions[0], run="first", champion=None)
+        write_run(recipe, versions[0], run="first", champion=None)
         promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
-        write_finished_run(recipe, versions[1], run="second", champion=versions[0])
+        write_run(recipe, versions[1], run="second", champion=versions[0])
         with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
             begun = time.monotonic()
