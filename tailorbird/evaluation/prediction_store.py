@@ -6,21 +6,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird import storage
-from tailorbird.data.arrow_safety import made_by_code
+from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.evaluation.predictions import Predictions
 
 
 def save_predictions(uri: str, table: Predictions) -> None:
-    """Writes predictions as one Parquet object."""
+    """Write predictions as one Parquet object."""
     buffer = io.BytesIO()
     pq.write_table(table.to_table(), buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def load_predictions(uri: str) -> Predictions:
-    """Reads what `save_predictions` wrote; ValueError where it is something else."""
+    """Read what `save_predictions` wrote; raise ValueError for anything else."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-    foreign = made_by_code(table.schema)
+    foreign = extension_columns(table.schema)
     if foreign:
         raise ValueError(f"{uri} is no table of predictions: code would make the values of {', '.join(foreign)}")
     return Predictions.from_table(table)

@@ -107,7 +107,7 @@ def run_record(
     )
 
 
-def _trials(swept: SweepResult, *, method: str) -> tuple[TrialRecord, ...]:
+def _trials(sweep_result: SweepResult, *, method: str) -> tuple[TrialRecord, ...]:
     return tuple(
         TrialRecord(
             trial=row.trial,
@@ -118,7 +118,7 @@ def _trials(swept: SweepResult, *, method: str) -> tuple[TrialRecord, ...]:
             seconds=row.seconds,
             status=row.status,
         )
-        for row in swept.rows
+        for row in sweep_result.rows
     )
 
 

@@ -48,12 +48,12 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         context.task.require_trainable()
     baselines = fit_baselines(context, progress=progress)
     with forward_events(progress) if may_train else nullcontext() as events:
-        swept = run_sweep(context, baselines, progress=progress, events=events)
-        seeds = train_seeds(context, swept, progress=progress, events=events)
-        curve = measure_curve(context, swept, progress=progress, events=events)
-    averaged = average_seeds(context, swept.selected, seeds, progress=progress)
-    candidate = select_candidate(context, swept.selected, seeds, averaged)
-    trained = TrainedModels(baselines, swept, seeds, averaged, curve, candidate)
+        sweep_result = run_sweep(context, baselines, progress=progress, events=events)
+        seeds = train_seeds(context, sweep_result, progress=progress, events=events)
+        curve = measure_curve(context, sweep_result, progress=progress, events=events)
+    averaged = average_seeds(context, sweep_result.selected, seeds, progress=progress)
+    candidate = select_candidate(context, sweep_result.selected, seeds, averaged)
+    trained = TrainedModels(baselines, sweep_result, seeds, averaged, curve, candidate)
     return evaluate_run(context, trained, progress=progress)
 
 
@@ -92,7 +92,7 @@ def run_sweep(
         _require_events(events, what="sweep", command="sweep")
         return sweep(tuning, training=training, task=task, target=target, uri=uri, events=events)
 
-    swept = inputs.cached(
+    sweep_result = inputs.cached(
         "sweep",
         output=SweepResult,
         inputs=inputs.stage_inputs(
@@ -107,26 +107,26 @@ def run_sweep(
         compute=compute,
     )
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
-    swept = swept.model_copy(update={"selected": swept.selected.model_copy(update=current)})
-    if swept.ended:
-        progress.note(f"the sweep ended itself: {swept.ended}")
-    return swept
+    sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
+    if sweep_result.ended:
+        progress.note(f"the sweep ended itself: {sweep_result.ended}")
+    return sweep_result
 
 
 def train_seeds(
-    context: RunContext, swept: SweepResult, *, progress: ProgressReporter, events: Any
+    context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> tuple[TrainingResult, ...]:
     """Return the selected trial, and trainings of the same configuration with the further seeds of the recipe."""
-    results = [swept.trained]
+    results = [sweep_result.trained]
     for number in range(1, context.recipe.training.num_seeds):
-        config = swept.selected.model_copy(update={"seed": context.recipe.training.seed + number})
+        config = sweep_result.selected.model_copy(update={"seed": context.recipe.training.seed + number})
         progress.stage(f"seed {config.seed}: the selected configuration once more")
         results.append(_train(context, config, name=f"seed-{config.seed}", events=events))
     return tuple(results)
 
 
 def measure_curve(
-    context: RunContext, swept: SweepResult, *, progress: ProgressReporter, events: Any
+    context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> LearningCurve | None:
     """Return the scores of the selected configuration on parts of the training rows, and a prediction for more rows.
 
@@ -140,9 +140,9 @@ def measure_curve(
     scores = []
     for size in parts:
         progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
-        result = _train(context, swept.selected, name=f"curve-{size}", events=events, num_train_rows=size)
+        result = _train(context, sweep_result.selected, name=f"curve-{size}", events=events, num_train_rows=size)
         scores.append(result.score)
-    scores.append(swept.trained.score)
+    scores.append(sweep_result.trained.score)
     return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(context.splits.validation))
 
 

@@ -1,4 +1,4 @@
-"""What differs between a classification and a chat task in a run; nothing else in the pipeline asks which it is."""
+"""What differs between a classification and a chat task in a run; no other module of the pipeline depends on it."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Between reading and predicting: texts with a person's sex, age or name swapped, or with a slip of the keyboard."""
+"""Perturb texts: swap a person's sex, age or name, or add a typo."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ SEXES = _both_ways(
 )  # fmt: skip
 TITLES = MappingProxyType({"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"})
 
-# A text with one of these is about one sex whoever is named in it, and swapping would make nonsense of it.
+# Words that bind a text to one sex: swapping would make it nonsense.
 SEX_BOUND = re.compile(
     r"\b(?:(?:non)?pregnan|obstet|gestation|matern|patern|puerper|(?:ante|pre|post|intra)?part(?:um|al\b)|(?:ante|pre|post)nat"
     r"|lactat|breast-?fe|abort|miscarr|menstru|menarche|menopaus|birth|labou?r\b|deliver|uter(?:us|i)|ovar|ovulat"
@@ -43,7 +43,7 @@ GROWN = MappingProxyType({
     "toddler": "adult", "teenager": "adult", "schoolboy": "man", "schoolgirl": "woman",
 })  # fmt: skip
 
-# Likewise about one time of life.
+# Words that bind a text to one time of life.
 AGE_BOUND = re.compile(
     r"\b(?:newborn|neonat|perinat|infan|baby|babies|birth|congenital|pregnan|obstet|gestation|puerper|menarche|menopaus"
     r"|juvenile|adolescen|pubert|senil|dementia|school|retire|bone age|orphan|custody|tapeworm"
@@ -57,8 +57,8 @@ STATED_AGE = re.compile(
 )
 FULL_AGE, OLDEST, YEARS_MOVED, MIDDLE_AGE = 18, 120, 30, 50
 
-# Five women's and five men's given names of each of eight origins, none of them an English word or a disease's eponym
-# that we know of. Names keep their place from origin to origin, so that two people of a text keep two names.
+# Five women's and five men's given names of each of eight origins, none of them a known English word or eponym of a
+# disease. A name is swapped for the one at the same index of another origin, so two people of a text keep two names.
 NAMES = (
     (("Emily", "Megan", "Susan", "Deborah", "Jennifer"), ("Kevin", "Brian", "Stephen", "Andrew", "Matthew")),
     (("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"), ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell")),
@@ -69,14 +69,14 @@ NAMES = (
     (("Agnieszka", "Katarzyna", "Svetlana", "Olga", "Zofia"), ("Krzysztof", "Wojciech", "Dmitri", "Sergei", "Pavel")),
     (("Adaeze", "Ngozi", "Abena", "Funmilayo", "Wanjiru"), ("Chukwuemeka", "Kwame", "Babajide", "Kofi", "Kamau")),
 )  # fmt: skip
-PLACES = {
+NAME_POSITIONS = {
     name: (origin, sex, index)
     for origin, sexes in enumerate(NAMES)
     for sex, names in enumerate(sexes)
     for index, name in enumerate(names)
 }
 
-# An article and the age, or the word that may be one for an age, behind it.
+# An article before an age or before a word that may state one.
 ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
 
 # A word of its own: not part of "man-made" or "HER-2".
@@ -86,12 +86,11 @@ LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 
 def swap_demographics(rows: Rows) -> Rows:
-    """For each row whose text names a sex, an age or a given name, that row with it swapped, one row for each kind.
+    """Return a row for each sex, age and given name that a text states, with it swapped: at most three rows a text.
 
-    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; all else is kept. A row that names none gives none. It is
-    done by word lists, whole words only, so it misses wordings and cannot read: a text with a word of `SEX_BOUND` or
-    `AGE_BOUND` (pregnancy, prostate, newborn) is left out, since its sex or age is its matter, and what these lists do
-    not know is swapped all the same. English only.
+    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; everything else is kept. Word lists find whole words only,
+    so wordings are missed. A text with a word of `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn) is left out,
+    since sex or age is what it is about; words that these lists lack are swapped all the same. English only.
     """
     kinds: dict[str, Callable[[str, str], str]] = {
         "sex": lambda text, _: swap_sex(text),
@@ -112,16 +111,16 @@ def swap_demographics(rows: Rows) -> Rows:
 
 
 def add_typos(rows: Rows) -> Rows:
-    """Each row with one slip of the keyboard: a typing error, the case or white space, by a hash of its row id.
+    """Return each row with one typing error, wrong case or extra white space, chosen by a hash of its row id.
 
-    Row ids are `row_id|noise`; every text changes. Texts differ by the row ids and the texts alone.
+    Row ids are `row_id|noise`; every text changes. The result depends on row ids and texts only.
     """
     texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
 def swap_sex(text: str) -> str:
-    """The text with each word for one sex turned into that for the other, and known names along with them."""
+    """Return the text with each word for one sex replaced by that for the other, and known names with them."""
     if SEX_BOUND.search(text):
         return text
 
@@ -131,7 +130,7 @@ def swap_sex(text: str) -> str:
             return TITLES[word]
         if _is_acronym(word, text) or EPONYM.match(text, match.end()):
             return word
-        # "her" is "him" or "his", and "his" is "her" or "hers": before a noun the one that owns.
+        # "her" becomes "him" or "his", "his" becomes "her" or "hers": the possessive before a noun.
         owns = bool(
             re.match(
                 r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w", text[match.end() :]
@@ -145,9 +144,9 @@ def swap_sex(text: str) -> str:
 
 
 def swap_age(text: str) -> str:
-    """The text with each age moved by 30 years, to another time of adult life; without an age, with its words swapped.
+    """Return the text with each age moved by 30 years; without an age, with its words for ages swapped.
 
-    A child's age becomes an adult's, and then the words for a child with it.
+    A child's age becomes an adult's, and the words for a child change with it.
     """
     if AGE_BOUND.search(text):
         return text
@@ -164,13 +163,13 @@ def swap_age(text: str) -> str:
 
 
 def swap_name(text: str, *, seed: str) -> str:
-    """The text with each given name that we know turned into one of another origin, chosen by the seed; sex is kept."""
+    """Return the text with each known given name replaced by one of another origin, chosen by the seed; sex is kept."""
     shift = 1 + _hashed(seed, "name") % (len(NAMES) - 1)
     return _rename(text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index])
 
 
 def add_typo(text: str, *, seed: str) -> str:
-    """The text with one slip, chosen by the seed; where that slip cannot be had, with the next that can."""
+    """Return the text with one typo, of the kind that the seed chooses or, if that is impossible, the next kind."""
     slips = (_typing_error, _wrong_case, _white_space)
     first = _hashed(seed, "slip") % len(slips)
     for slip in slips[first:] + slips[:first]:
@@ -181,7 +180,7 @@ def add_typo(text: str, *, seed: str) -> str:
 
 
 def _typing_error(text: str, seed: str) -> str:
-    """One longer word with two inner letters exchanged, or one lost or doubled; the first is seldom hit."""
+    """Exchange two inner letters of a longer word, or drop or double one."""
     words = list(LONG_WORD.finditer(text))
     if not words:
         return text
@@ -193,13 +192,13 @@ def _typing_error(text: str, seed: str) -> str:
 
 
 def _wrong_case(text: str, seed: str) -> str:
-    """The caps lock was on, or no shift was pressed."""
+    """Change the text to upper or lower case."""
     cases = [changed for changed in (text.upper(), text.lower()) if changed != text]
     return cases[_hashed(seed, "case") % len(cases)] if cases else text
 
 
 def _white_space(text: str, seed: str) -> str:
-    """A blank too many: within the text, or around it."""
+    """Add a blank within the text, or around it."""
     blanks = [match.start() for match in re.finditer(" ", text)]
     if not blanks or _hashed(seed, "edge") % 4 == 0:
         return f" {text} "
@@ -208,20 +207,20 @@ def _white_space(text: str, seed: str) -> str:
 
 
 def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
-    """Every known name, capitalised as names are, by what `other` makes of its origin, sex and place."""
+    """Replace every known name, capitalised as names are, by `other` of its origin, sex and index."""
 
     def renamed(match: re.Match[str]) -> str:
         word = match.group()
-        name = word if word in PLACES else word.title() if text.isupper() else word
-        if name not in PLACES or EPONYM.match(text, match.end()):
+        name = word if word in NAME_POSITIONS else word.title() if text.isupper() else word
+        if name not in NAME_POSITIONS or EPONYM.match(text, match.end()):
             return word
-        return _like(word, other(*PLACES[name])) if word.isupper() else other(*PLACES[name])
+        return _like(word, other(*NAME_POSITIONS[name])) if word.isupper() else other(*NAME_POSITIONS[name])
 
     return WORD.sub(renamed, text)
 
 
 def _article(match: re.Match[str]) -> str:
-    """A young man, an elderly one; a 30-year-old, an 80-year-old."""
+    """Fit the article: a young man, an elderly man; a 30-year-old, an 80-year-old."""
     article, following = match.group(1), match.group(2).lower()
     if following.isdecimal():
         vowel = following[0] == "8" or following in ("11", "18")
@@ -233,12 +232,12 @@ def _article(match: re.Match[str]) -> str:
 
 
 def _is_acronym(word: str, text: str) -> bool:
-    """HE is hepatic encephalopathy in a text that does not shout."""
+    """Return True for HE (hepatic encephalopathy) in a text that is not all upper case."""
     return len(word) <= 3 and word.isupper() and not text.isupper()
 
 
 def _like(word: str, other: str) -> str:
-    """`other` in the case of `word`."""
+    """Return `other` in the case of `word`."""
     if word.isupper() and len(word) > 1:
         return other.upper()
     return other[:1].upper() + other[1:] if word[:1].isupper() else other

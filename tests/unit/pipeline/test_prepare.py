@@ -1,4 +1,4 @@
-"""Who asks is known wherever the run is started, and what cannot be trained is refused as soon as rows are gathered."""
+"""The requester has a name wherever a run is started, and rows that cannot be trained on are refused at once."""
 
 import os
 from pathlib import Path

@@ -29,7 +29,7 @@ def result_of(weights: str, score: float) -> TrainingResult:
 
 
 def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..., Any]:
-    """A function in the place, and with the code, of another."""
+    """Return a function that stands for another, with its module."""
     return wraps(function)(lambda *args, **kwargs: value(*args, **kwargs))
 
 
@@ -62,8 +62,8 @@ def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
         return result_of("x", 0.5 + num_train_rows / 4000)
 
     monkeypatch.setattr(run, "_train", train)
-    swept = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
-    curve = measure_curve(context, swept, progress=SILENT, events=None)
+    sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
+    curve = measure_curve(context, sweep_result, progress=SILENT, events=None)
     assert requested == trained
     assert curve is not None
     assert curve.sizes == sizes
@@ -74,9 +74,9 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep that ran out of memory resumes with gradient_checkpointing, and its seeds train with it."""
-    swept = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of("sweep", 0.5))
+    sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of("sweep", 0.5))
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
-    monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: swept))
+    monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
     monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of("seed", 0.5)))
     configs: list[TrainingConfig] = []
     train = run._train

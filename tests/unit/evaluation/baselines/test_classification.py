@@ -1,4 +1,4 @@
-"""The heads of the ladder on embeddings that are known."""
+"""The heads of the baselines on embeddings that are known."""
 
 from typing import Any
 
@@ -47,9 +47,9 @@ def test_a_cosine_head_scores_by_direction_alone_at_the_scale_of_the_features() 
 
 def test_centroids_use_up_to_k_examples_a_class_and_the_seed_chooses_them() -> None:
     features, labels = clusters(3)
-    one, again, other = (centroids(features, labels, shots=2, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
+    first, again, other = (centroids(features, labels, shots=2, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
     everything = centroids(features, labels, shots=10_000, seed=0)
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
 

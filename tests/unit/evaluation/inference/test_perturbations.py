@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.perturbations import (
     AGES,
+    NAME_POSITIONS,
     NAMES,
-    PLACES,
     SEXES,
     add_typo,
     add_typos,
@@ -125,16 +125,16 @@ def test_ages_are_left_where_they_are_the_matter_or_no_age_of_a_person(text: str
 
 
 def test_names_become_names_of_another_origin_and_of_the_same_sex() -> None:
-    for name, (origin, sex, _) in PLACES.items():
+    for name, (origin, sex, _) in NAME_POSITIONS.items():
         for seed in ("0", "1", "2"):
             other = swap_name(f"{name} has a cough", seed=seed).removesuffix(" has a cough")
-            assert PLACES[other][1] == sex
-            assert PLACES[other][0] != origin
+            assert NAME_POSITIONS[other][1] == sex
+            assert NAME_POSITIONS[other][0] != origin
 
 
 def test_two_people_of_a_text_stay_two_and_one_named_twice_stays_one() -> None:
     first, second, again = swap_name("Fatima called Emily, and Fatima came", seed="7").replace(",", "").split()[::2][:3]
-    assert {first, second, again} & set(PLACES)
+    assert {first, second, again} & set(NAME_POSITIONS)
     words = re.findall(r"\w+", swap_name("Fatima called Emily, and Fatima came", seed="7"))
     assert words[0] == words[4] != words[2]
 
@@ -148,7 +148,7 @@ def test_names_are_capitalised_and_no_eponyms() -> None:
 
 
 def test_the_lists_fit_together() -> None:
-    assert len(PLACES) == sum(len(names) for sexes in NAMES for names in sexes) == 80  # no name stands twice
+    assert len(NAME_POSITIONS) == sum(len(names) for sexes in NAMES for names in sexes) == 80  # no name stands twice
     assert {len(names) for sexes in NAMES for names in sexes} == {5}
     assert all(SEXES[SEXES[word]] == word for word in SEXES)
     assert not set(SEXES) & set(AGES)
