@@ -74,7 +74,7 @@ def main() -> None:
     for count in (1, LIST_TEXTS):
         for name, other in (("eight adapters", "one adapter"), ("one adapter", "champion")):
             pairs = zip(measured[_variant(name, count)], measured[_variant(other, count)], strict=True)
-            ratio = median(one["texts/s"] / two["texts/s"] for one, two in pairs)
+            ratio = median(numerator["texts/s"] / denominator["texts/s"] for numerator, denominator in pairs)
             figures[f"{name} to {other}, {count} a request".replace(" ", "_").replace(",", "")] = ratio
     finish("adapters", figures, bounds={})
 

@@ -70,7 +70,7 @@ def main() -> None:
             )
         loaded = loading.load_model(version.uri, loading.LoadedChat)
         base = node_cache.local_copy(version.base_model)
-        ask = _Asker(loaded, questions)
+        ask = _Clients(loaded, questions)
         dtype = version.dtype
         servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
         servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
@@ -99,10 +99,10 @@ def main() -> None:
 
 def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
     pairs = zip(measured[ours], measured[theirs], strict=True)
-    return median(one["tokens/s"] / other["tokens/s"] for one, other in pairs)
+    return median(figures["tokens/s"] / base["tokens/s"] for figures, base in pairs)
 
 
-class _Asker:
+class _Clients:
     """Asks all questions, so many at a time."""
 
     def __init__(self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]) -> None:

@@ -67,8 +67,8 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     finally:
         rollout.undeploy("serving-log")  # within the seconds in which rows wait
     rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
-    (told_right,) = pq.read_table(tmp_path / "requests" / "feedback").to_pylist()
-    assert {name: told_right[name] for name in right} == right
+    (feedback,) = pq.read_table(tmp_path / "requests" / "feedback").to_pylist()
+    assert {name: feedback[name] for name in right} == right
     results = {
         (answer["request_id"], row): result for answer in answers for row, result in enumerate(answer["results"])
     }

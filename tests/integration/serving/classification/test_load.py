@@ -33,7 +33,9 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
         deadline = time.monotonic() + 40  # ours are exported every 5 s, Ray's every 10
         while time.monotonic() < deadline:
             metrics = requests.get(url, timeout=60).text
-            missing = queries.asked_for() - queries.OF_THE_EXPORTER - queries.exposed(metrics) - queries.WHEN_IT_HAPPENS
+            missing = (
+                queries.queried_series() - queries.OF_THE_EXPORTER - queries.exposed(metrics) - queries.WHEN_IT_HAPPENS
+            )
             if (
                 re.search(r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', metrics)
                 and not missing
@@ -106,13 +108,13 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         rollout.deploy(config, task_uri=task_uri, version=service.second)
         replicas: set[str] = set()
 
-        def both_asked() -> bool:  # the proxy may hear of the second only a little later
+        def both_answered() -> bool:  # the proxy may hear of the second only a little later
             readiness = requests.get(f"{url}/readyz", timeout=60).json()
             assert readiness["digest"] == service.second.digest
             replicas.add(readiness["replica"])
             return len(replicas) == 2
 
-        wait_until(both_asked)
+        wait_until(both_answered)
         return True
 
     rollout.undeploy("serving-test")  # whose core the second replica needs

@@ -20,7 +20,7 @@ from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
-from tailorbird.registry import champion as champion_module
+from tailorbird.registry.champion import Champion, ChangeReason, write_champion
 from tailorbird.release.manifests import render_manifest
 from tests.integration.serving.classification.service import (
     CONFIG,
@@ -130,7 +130,15 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
 ) -> None:
     config = CONFIG.model_copy(update={"versions": 0})
     rollout.deploy(config, task_uri=service.task_uri, version=service.first)
-    champion_module.set_champion(service.task_uri, service.first, etag=None, reason="for this test", run="")
+    champion = Champion(
+        uri=service.first.uri,
+        digest=service.first.digest,
+        version=service.first.version,
+        run="",
+        reason=ChangeReason(change="promotion", text="for this test"),
+        since=service.first.created_at,
+    )
+    write_champion(service.task_uri, champion, etag=None)
     recipe = Recipe(
         name="serving-test",
         base_model=MODEL,

@@ -15,29 +15,31 @@ shares = st.floats(0, 1)
 
 @settings(max_examples=50, deadline=None)
 @given(shares, st.text(max_size=8), st.text(max_size=8))
-def test_about_the_share_of_the_units_is_drawn(share: float, digest: str, prefix: str) -> None:
-    drawn = [TrafficSplit(digest, canary=share).includes("canary", f"{prefix}{number}") for number in range(4000)]
-    assert sum(drawn) / len(drawn) == pytest.approx(share, abs=0.05)  # six standard errors
+def test_about_the_share_of_the_units_is_included(share: float, digest: str, prefix: str) -> None:
+    included = [TrafficSplit(digest, canary=share).includes("canary", f"{prefix}{number}") for number in range(4000)]
+    assert sum(included) / len(included) == pytest.approx(share, abs=0.05)  # six standard errors
 
 
 @given(shares, shares, st.text(), st.text())
-def test_who_is_drawn_stays_drawn_while_the_share_grows(one: float, other: float, digest: str, unit: str) -> None:
-    low, high = (TrafficSplit(digest, canary=share) for share in sorted((one, other)))
+def test_a_unit_that_is_included_stays_so_while_the_share_grows(
+    first: float, second: float, digest: str, unit: str
+) -> None:
+    low, high = (TrafficSplit(digest, canary=share) for share in sorted((first, second)))
     assert low.includes("canary", unit) == TrafficSplit(digest, canary=low.canary).includes("canary", unit)
     assert high.includes("canary", unit) or not low.includes("canary", unit)
 
 
-def test_no_share_draws_nobody_and_the_whole_everybody() -> None:
+def test_a_share_of_0_includes_no_unit_and_of_1_all() -> None:
     units = [str(number) for number in range(200)]
     assert not any(TrafficSplit("d", shadow=1.0).includes("canary", unit) for unit in units)
     assert all(TrafficSplit("d", shadow=1.0).includes("shadow", unit) for unit in units)
 
 
-def test_each_version_and_each_arm_has_a_draw_of_its_own() -> None:
+def test_each_version_and_each_arm_has_an_assignment_of_its_own() -> None:
     units = [str(number) for number in range(4000)]
 
-    def both(one: list[bool], other: list[bool]) -> float:
-        return sum(first and second for first, second in zip(one, other, strict=True)) / len(units)
+    def both(arm: list[bool], other_arm: list[bool]) -> float:
+        return sum(first and second for first, second in zip(arm, other_arm, strict=True)) / len(units)
 
     first = [TrafficSplit("one", canary=0.5).includes("canary", unit) for unit in units]
     second = [TrafficSplit("two", canary=0.5).includes("canary", unit) for unit in units]
