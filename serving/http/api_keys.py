@@ -1,4 +1,4 @@
-"""At the door: who may ask, told by the hash of the API key that a request carries, and how often a minute."""
+"""API keys: authentication by their stored hashes, and rate limits."""
 
 import asyncio
 import hashlib
@@ -25,25 +25,25 @@ _log = logging.getLogger("ray.serve")
 
 
 class KeysError(ValueError):
-    """Keys that cannot be read; the message names the line and never shows it."""
+    """Keys that cannot be read; the message names the line and never repeats it."""
 
 
 class ApiKey(NamedTuple):
-    """Who holds a key, as it is stored."""
+    """A key as it is stored."""
 
     name: str
     sha256: str
-    """Of the key: 256 random bits need no salt, and no slow hash."""
+    """Hash of the key: 256 random bits need no salt and no slow hash."""
     per_minute: int | None
-    """Requests a minute that a replica answers; None for as many as come."""
+    """Requests a minute that a replica answers; None for no limit."""
 
     def to_line(self) -> str:
-        """As it stands in the file."""
+        """Return the line of the keys' file."""
         return " ".join(str(part) for part in self if part is not None)
 
 
 def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
-    """A random key, to be given away once, and what is stored of it."""
+    """Return a random key, which is handed out once, and what is stored of it."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     stored = ApiKey(name, _sha256(key), per_minute)
     if not _LINE.fullmatch(stored.to_line()):
@@ -55,39 +55,39 @@ def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
 
 
 def read_keys(source: str) -> tuple[ApiKey, ...]:
-    """The keys of a file's URI, or of an environment variable, `env://NAME`: one a line, `#` begins a comment.
+    """Return the keys in a file, or in an environment variable, `env://NAME`: one a line, `#` begins a comment.
 
-    Raises KeysError where a line is none, a key stands twice, or there is no key at all.
+    Raises KeysError for an invalid line, a duplicate key, or no key at all.
     """
-    keys, faults = _parsed(read_secret(source), source=source)
-    if faults:
-        raise KeysError(faults[0])
+    keys, errors = _parsed(read_secret(source), source=source)
+    if errors:
+        raise KeysError(errors[0])
     return keys
 
 
 def _parsed(content: bytes, *, source: str) -> tuple[tuple[ApiKey, ...], list[str]]:
-    """The keys, and what is wrong with the lines that hold none."""
+    """Return the keys and the errors of the other lines."""
     keys: dict[str, ApiKey] = {}
-    faults = []
+    errors = []
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
-        plain = line.split("#", 1)[0].strip()
-        if not plain:
+        text = line.split("#", 1)[0].strip()
+        if not text:
             continue
-        found = _LINE.fullmatch(plain)
-        if found is None:
-            faults.append(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
-        elif found["sha256"] in keys:
-            faults.append(f"{source}, line {number}: the key stands there twice")
+        match = _LINE.fullmatch(text)
+        if match is None:
+            errors.append(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
+        elif match["sha256"] in keys:
+            errors.append(f"{source}, line {number}: the key stands there twice")
         else:
-            limit = found["per_minute"]
-            keys[found["sha256"]] = ApiKey(found["name"], found["sha256"], int(limit) if limit else None)
-    if not keys and not faults:
-        faults.append(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
-    return tuple(keys.values()), faults
+            limit = match["per_minute"]
+            keys[match["sha256"]] = ApiKey(match["name"], match["sha256"], int(limit) if limit else None)
+    if not keys and not errors:
+        errors.append(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
+    return tuple(keys.values()), errors
 
 
 def read_secret(source: str) -> bytes:
-    """What stands in a file's URI, or in an environment variable, `env://NAME`; raises KeysError where none is set."""
+    """Return the content of a file or an environment variable, `env://NAME`; raise KeysError if it is not set."""
     if not source.startswith(ENVIRONMENT):
         return read_bytes(source)
     variable = source.removeprefix(ENVIRONMENT)
@@ -97,7 +97,7 @@ def read_secret(source: str) -> bytes:
 
 
 def read_subject_key(source: str) -> bytes:
-    """The secret that subjects are hashed by; raises KeysError for one that could be guessed."""
+    """Return the key that subjects are hashed with; raise KeysError if it is short enough to be guessed."""
     key = read_secret(source).strip()
     if len(key) < KEY_BYTES:
         raise KeysError(
@@ -107,10 +107,10 @@ def read_subject_key(source: str) -> bytes:
 
 
 class ApiKeyAuthenticator:
-    """The keys of `source`, read again every few seconds: one that is taken out opens nothing from then on.
+    """Authenticates requests by the keys in `source`, which is read again every few seconds to revoke removed keys.
 
-    A name may have several keys, the old and the new one while they are changed. Limits are of a key and a replica:
-    a bucket that holds a minute's requests and fills evenly.
+    A name may have several keys, so that keys can be rotated. Rate limits count per key and replica, by a token bucket
+    that holds a minute's requests.
     """
 
     def __init__(self, source: str, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -118,16 +118,16 @@ class ApiKeyAuthenticator:
         self._now = now
         self._keys = read_keys(source)
         self._buckets: dict[str, tuple[float, float]] = {}
-        self._fault = ""
+        self._last_error = ""
 
     def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Who holds the key that a request's Authorization header carries; RequestError 401, or 429 over its limit."""
+        """Return the name of the key in the Authorization header; raise RequestError 401, or 429 over its limit."""
         authorization = headers.get("authorization", "")
-        kind, _, given = authorization.partition(" ")
-        offered = _sha256(given.strip())
-        # All are compared, each in constant time: how long it takes tells nothing of a key that is there.
-        fitting = [key for key in self._keys if hmac.compare_digest(key.sha256, offered)]
-        if kind.lower() != "bearer" or not fitting:
+        scheme, _, key = authorization.partition(" ")
+        sha256 = _sha256(key.strip())
+        # All are compared, each in constant time, so that the time reveals nothing of the stored keys.
+        matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
+        if scheme.lower() != "bearer" or not matches:
             raise RequestError(
                 401,
                 "invalid_api_key" if authorization else "missing_api_key",
@@ -135,42 +135,42 @@ class ApiKeyAuthenticator:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        self._count(fitting[0])
-        return fitting[0].name
+        self._require_within_limit(matches[0])
+        return matches[0].name
 
     def reload(self) -> None:
-        """Reads the keys again; those that no line holds any more open nothing, also where the file is gone.
+        """Read the keys again; removed keys are no longer valid, also if the file was deleted.
 
-        While the store does not answer, those read last stay. The log says once what is wrong.
+        While the store is unavailable, the last keys stay valid. The log names an error once.
         """
         try:
-            gone = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
-            keys, faults = _parsed(b"" if gone else read_secret(self._source), source=self._source)
-        except Exception as error:  # a store that is away must not end who may ask
-            self._tell(f"those read last stay: {error}")
+            deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
+            keys, errors = _parsed(b"" if deleted else read_secret(self._source), source=self._source)
+        except Exception as error:  # an unavailable store must not lock clients out
+            self._report(f"those read last stay: {error}")
             return
         self._keys = keys
-        self._tell("; ".join(faults))
+        self._report("; ".join(errors))
 
-    def _tell(self, fault: str) -> None:
-        if fault and fault != self._fault:
-            _log.error("the API keys could not be read again: %s", fault)
-        self._fault = fault
+    def _report(self, error: str) -> None:
+        if error and error != self._last_error:
+            _log.error("the API keys could not be read again: %s", error)
+        self._last_error = error
 
     async def keep_current(self) -> None:
-        """Reads the keys again and again, off the loop, until cancelled."""
+        """Reload the keys periodically, off the event loop, until cancelled."""
         while True:
             await asyncio.sleep(RELOAD_S)
             await asyncio.to_thread(self.reload)
 
-    def _count(self, key: ApiKey) -> None:
+    def _require_within_limit(self, key: ApiKey) -> None:
         if key.per_minute is None:
             return
         now, rate = self._now(), key.per_minute / 60
-        left, at = self._buckets.get(key.sha256, (float(key.per_minute), now))
-        left = min(float(key.per_minute), left + (now - at) * rate)
-        if left < 1:
-            wait_s = max(1, round((1 - left) / rate + 0.5))
+        tokens, updated_at = self._buckets.get(key.sha256, (float(key.per_minute), now))
+        tokens = min(float(key.per_minute), tokens + (now - updated_at) * rate)
+        if tokens < 1:
+            wait_s = max(1, round((1 - tokens) / rate + 0.5))
             raise RequestError(
                 429,
                 "rate_limited",
@@ -178,11 +178,11 @@ class ApiKeyAuthenticator:
                 code="rate_limit_exceeded",
                 headers={"retry-after": str(wait_s)},
             )
-        self._buckets[key.sha256] = (left - 1, now)
+        self._buckets[key.sha256] = (tokens - 1, now)
 
 
 def require_local_caller(headers: Mapping[str, str]) -> None:
-    """Without keys: RequestError 403 for what a page of somebody else's makes a browser on this machine ask."""
+    """Without keys: raise RequestError 403 for a cross-origin request of a browser on this machine."""
     host, origin = headers.get("host", ""), headers.get("origin", "")
     name = urlsplit(f"//{host}").hostname
     if name not in LOCAL or (origin and urlsplit(origin).netloc != host):

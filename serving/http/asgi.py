@@ -1,9 +1,9 @@
-"""The HTTP surface of a replica on Starlette: routes, a bound on the body, streams, and every refusal as JSON.
+"""A replica's ASGI application on Starlette: routes, a limit on the body, streams, and errors as JSON.
 
-Against the bare ASGI that was here before, paired in one run without Ray (21 rounds in turn, uvicorn, a random
-encoder of MiniLM's size, two cores that others used too), the median texts per second are 1.07 of it with one text a
-request and 0.98 with 256; per CPU-second of the server 0.98 and 1.00. A request takes 6 microseconds more: with an
-encoder of width 16 and one text a request, the texts per second are 0.92.
+Compared with bare ASGI in one run without Ray (21 alternating rounds, uvicorn, a random encoder of MiniLM's size, two
+shared cores), the median texts per second are 1.07 of it with one text a request and 0.98 with 256; per CPU-second of
+the server 0.98 and 1.00. A request takes 6 microseconds more: with an encoder of width 16 and one text a request, the
+texts per second are 0.92.
 """
 
 import asyncio
@@ -24,37 +24,37 @@ from serving.http.schemas import RequestError
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Events = AsyncGenerator[bytes, None]
-"""Server-sent events, each whole; begun without a wait in between, and closed whatever happens."""
+"""Server-sent events, one an item. It is always closed."""
 
-# What a client may go on sending after its request is refused: read and dropped, so that it gets to read the answer.
 DISCARD_BYTES = 64 << 20
+"""Bytes of a body that is too large which are still read and dropped, so that the client reads the answer."""
 BODY_S = 20.0
-"""What a body may take to come: as long as HAProxy waits where it holds a body whole (up to 16 KiB)."""
+"""Most time for a body to arrive: as long as HAProxy waits for bodies that it buffers (up to 16 KiB)."""
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
-# A page inside somebody else's would ask for them with this origin, and a page's own policy cannot say so.
+# A page in a foreign frame would send requests with our origin; a <meta> policy cannot forbid that.
 UNFRAMED = {"content-security-policy": "frame-ancestors 'none'; base-uri 'none'"}
 
 _log = logging.getLogger("ray.serve")
 
 caller: ContextVar[str | None] = ContextVar("caller", default=None)
-"""Whose key the request that is being answered carries."""
+"""Name of the API key of the current request."""
 ID = "{id}"
-"""Stands in a route for one part of its paths."""
+"""Stands in a route for one segment of the path."""
 path_id: ContextVar[str] = ContextVar("path_id", default="")
-"""What stands for `{id}` in the path of the request that is being answered."""
+"""The `{id}` in the path of the current request."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A path's method and what answers it: `(body, request id) -> (status, content or events)`."""
+    """A path's method and handler: `(body, request id) -> (status, content or events)`."""
 
     method: str
     answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Events]]]
     watched: bool = False
-    """Whether a client that hangs up cancels the answer: of one that takes long."""
+    """Whether a client that disconnects cancels the answer; for long ones."""
     open: bool = False
-    """Whether it is answered to whoever asks, key or none."""
+    """Whether it needs no API key."""
     content_type: str = JSON
 
 
@@ -66,9 +66,9 @@ def http_app(
     on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
-    """An ASGI application of these routes; a path of its own goes before one with a part `{id}`.
+    """Return an ASGI application of the routes; a literal path has precedence over one with `{id}`.
 
-    `authenticate` takes a request's headers, before its body is read, and tells who asks, or raises RequestError.
+    `authenticate` gets a request's headers, before its body is read, and returns the caller or raises RequestError.
     `on_startup` is awaited before the first answer, `on_shutdown` after the last.
     """
 
@@ -84,8 +84,8 @@ def http_app(
         if scope["type"] == "websocket":
             await WebSocketClose(1003)(scope, receive, send)
             return
-        told = f"no route {scope['path']}; there are {', '.join(sorted(routes))}"
-        await _refusal(RequestError(404, "unknown_route", told))(scope, receive, send)
+        message = f"no route {scope['path']}; there are {', '.join(sorted(routes))}"
+        await _error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
 
     endpoints = [
         Endpoint(path, routes[path], max_body_bytes, authenticate)
@@ -101,7 +101,7 @@ def http_app(
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route as an ASGI application. Starlette puts it into the scope as `endpoint`."""
+    """A route as an ASGI application. Starlette stores it in the scope as `endpoint`."""
 
     path: str
     route: Route
@@ -112,13 +112,13 @@ class Endpoint:
         request, route = Request(scope, receive), self.route
         try:
             if request.method != route.method:
-                told = f"{self.path} takes {route.method}, not {request.method}"
-                raise RequestError(405, "wrong_method", told, headers={"allow": route.method})
+                message = f"{self.path} takes {route.method}, not {request.method}"
+                raise RequestError(405, "wrong_method", message, headers={"allow": route.method})
             if not route.open:
                 caller.set(self.authenticate(request.headers))
             body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
         except RequestError as error:
-            await _refusal(error)(scope, receive, send)
+            await _error_response(error)(scope, receive, send)
             return
         if request.path_params:
             path_id.set(request.path_params["id"])
@@ -127,17 +127,17 @@ class Endpoint:
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """The request's body; raises RequestError 413 over `max_bytes`, whether or not it declares its length, and 408
-    where it has not come within `BODY_S`."""
+    """Return the request's body; raise RequestError 413 over `max_bytes`, with or without a declared length, and 408 if
+    it has not arrived within `BODY_S`."""
     try:
         async with asyncio.timeout(BODY_S):
             return await _read_body(request, max_bytes=max_bytes)
     except TimeoutError:
-        told = f"the body had not come whole after {BODY_S:.0f} s; send it again, faster or less of it"
-        raise RequestError(408, "body_too_slow", told, headers={"connection": "close"}) from None
+        message = f"the body had not come whole after {BODY_S:.0f} s; send it again, faster or less of it"
+        raise RequestError(408, "body_too_slow", message, headers={"connection": "close"}) from None
     except ClientDisconnect:
-        told = "the client closed the connection before the body ended"
-        raise RequestError(400, "disconnected", told) from None
+        message = "the client closed the connection before the body ended"
+        raise RequestError(400, "disconnected", message) from None
 
 
 async def _read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -159,7 +159,7 @@ async def _read_body(request: Request, *, max_bytes: int) -> bytes:
 
 
 async def _answer(route: Route, body: bytes, request: Request, send: Send) -> None:
-    """Sends the route's answer; before its first event a stream may still be refused."""
+    """Send the route's answer; an error before a stream's first event is still a response of its own."""
     request_id = request.headers.get("x-request-id", "")
     response: Response
     events: Events | None = None
@@ -170,14 +170,14 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
             response = Response(content, status, headers, route.content_type)
         else:
             events = content
-            told = _with_first(await anext(events), events)
-            response = StreamingResponse(told, status, {"cache-control": "no-cache"}, "text/event-stream")
+            content = _with_first(await anext(events), events)
+            response = StreamingResponse(content, status, {"cache-control": "no-cache"}, "text/event-stream")
     except RequestError as error:
-        response = _refusal(error)
+        response = _error_response(error)
     except Exception:
         _log.exception("request %s failed", request_id)
-        why = f"request {request_id} failed; the replica's log says why"
-        response = _refusal(RequestError(500, "internal_error", why))
+        message = f"request {request_id} failed; the replica's log says why"
+        response = _error_response(RequestError(500, "internal_error", message))
     try:
         await response(request.scope, request.receive, send)
     finally:
@@ -187,25 +187,25 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
 
 async def _with_first(event: bytes, events: Events) -> Events:
     yield event
-    async for following in events:
-        yield following
+    async for next_event in events:
+        yield next_event
 
 
-def _refusal(error: RequestError) -> Response:
+def _error_response(error: RequestError) -> Response:
     return Response(error.body, error.status, error.headers, JSON)
 
 
 async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Runs `work`, which is cancelled when the client hangs up."""
-    working, gone = asyncio.create_task(work), asyncio.create_task(_hang_up(receive))
+    """Run `work`, and cancel it if the client disconnects."""
+    tasks = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _hang_up(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

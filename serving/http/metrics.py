@@ -1,4 +1,4 @@
-"""What a replica counts for Prometheus: plain numbers on the request path, told to Ray's metrics every few seconds."""
+"""A replica's metrics: counted in memory on the request path, and exported to Ray's metrics every few seconds."""
 
 import asyncio
 import logging
@@ -16,26 +16,26 @@ from serving.http.asgi import ASGIApp, Endpoint
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-# A record of Ray's costs about 10 microseconds: counts are summed up and told at once, outside of the loop.
 EXPORT_S = 5.0
+"""Export interval. A call of Ray's costs about 10 microseconds, so sums are exported, outside of the event loop."""
 MAX_OBSERVATIONS = 1 << 17
-"""What waits to be told at most, a few seconds' of more requests than one replica answers."""
+"""Most observations between two exports: more than a replica answers requests in that time."""
 CLIENT_CLOSED_REQUEST = 499
-"""Status of a request whose client went before it was answered to the end; nginx's number."""
+"""Status of a request whose client disconnected before the end of the answer; nginx's number."""
 UNKNOWN_ROUTE = "other"
-"""The route of a path that there is not: what strangers make up is no label."""
+"""The route label of unknown paths: clients must not create labels."""
 
 _log = logging.getLogger("ray.serve")
 
 
 class Metric(NamedTuple):
-    """A metric as Ray exports it, with `ray_` before its name and deployment, replica and application as labels."""
+    """A metric. Ray adds the prefix `ray_` and the labels deployment, replica and application."""
 
     name: str
     description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram's."""
+    """Upper bounds of a histogram's buckets."""
 
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -81,36 +81,33 @@ LOG_DROPPED = Metric(
 
 @dataclass(slots=True)
 class RequestState:
-    """A request while it is answered, as it will be counted."""
+    """What a request in progress will be counted as."""
 
     model: str = ""
     version: str = ""
     failed: int | None = None
-    """Status of what went wrong after a 200 was begun."""
+    """Status of an error after the status 200 was sent."""
 
 
-_request_state: ContextVar[RequestState | None] = ContextVar("ongoing", default=None)
+_request_state: ContextVar[RequestState | None] = ContextVar("state", default=None)
 
 
 def record_version(version: "ModelVersion") -> None:
-    """Says which version answers the request that is being answered; of several, the last is counted."""
-    ongoing = _request_state.get()
-    if ongoing is not None:
-        ongoing.model, ongoing.version = version.name, version.version
+    """Record which version answers the current request; of several, the last is counted."""
+    state = _request_state.get()
+    if state is not None:
+        state.model, state.version = version.name, version.version
 
 
 def record_failure(status: int) -> None:
-    """Says that the stream that is being answered broke off: it has said 200 already, and is counted by this."""
-    ongoing = _request_state.get()
-    if ongoing is not None:
-        ongoing.failed = status
+    """Record that the current stream, whose status 200 is sent already, broke off; it is counted by this status."""
+    state = _request_state.get()
+    if state is not None:
+        state.failed = status
 
 
 class Meter:
-    """Counts and observations since the last export. `observe` may be called from any thread, the rest from the loop's.
-
-    What Ray is told and how is `to_ray`'s: it is made in the replica's process, at the first export.
-    """
+    """Counts and observations since the last export. `observe` is thread-safe; call the rest from the event loop."""
 
     def __init__(self) -> None:
         self.in_progress = 0
@@ -120,41 +117,41 @@ class Meter:
         self._gauges: set[tuple[Metric, tuple[str, ...]]] = set()
 
     def count(self, metric: Metric, *labels: str, by: int = 1) -> None:
-        """Adds to a counter; `labels` in the metric's order."""
-        if by:  # Ray takes no zero
+        """Add to a counter; `labels` are in the metric's order."""
+        if by:  # Ray refuses zero
             self._counts[metric, labels] += by
 
     def count_to(self, metric: Metric, *labels: str, total: int) -> None:
-        """Adds to a counter what is missing of a total that is kept elsewhere."""
+        """Raise a counter to a total that is kept elsewhere."""
         self.count(metric, *labels, by=total - self._totals[metric, labels])
         self._totals[metric, labels] = total
 
     def observe(self, metric: Metric, *labels: str, value: float) -> None:
-        """Adds a value to a histogram."""
+        """Add a value to a histogram."""
         self._observed.append((metric, labels, value))
 
     async def keep_exporting(self, gauges: "Callable[[], Gauges]", *, to_ray: "Callable[[], Instruments]") -> None:
-        """Tells Ray every few seconds, until cancelled; `gauges` are read then."""
+        """Export every few seconds, until cancelled. `to_ray` makes the instruments, in the replica's process."""
         instruments: Instruments | None = None
         while True:
             await asyncio.sleep(EXPORT_S)
             try:
                 instruments = instruments or to_ray()
-                told = self._with_former(gauges())
+                current = self._with_former(gauges())
                 counts, self._counts = self._counts, Counter()
-                await asyncio.to_thread(self.export, instruments, counts, told)
-            except Exception:  # a service goes on without its metrics
+                await asyncio.to_thread(self.export, instruments, counts, current)
+            except Exception:  # the service continues without metrics
                 _log.exception("the metrics could not be told to Ray")
 
     def _with_former(self, gauges: "Gauges") -> "Gauges":
-        """And zero for what there was once: Ray goes on telling the last value of a gauge."""
+        """Add zeros for gauges that are gone: Ray keeps exporting a gauge's last value."""
         self._gauges |= set(gauges)
         return dict.fromkeys(self._gauges, 0.0) | dict(gauges)
 
     def export(
         self, instruments: "Instruments", counts: Mapping[tuple[Metric, tuple[str, ...]], int], gauges: "Gauges"
     ) -> None:
-        """Tells all of it once."""
+        """Export everything once."""
         for (metric, labels), by in counts.items():
             instruments.of(metric).inc(by, tags=_tags(metric, labels))
         for _ in range(len(self._observed)):
@@ -165,20 +162,20 @@ class Meter:
 
 
 Gauges = Mapping[tuple[Metric, tuple[str, ...]], float]
-"""What is so now, by metric and labels."""
+"""Current values by metric and labels."""
 
 
 class Instruments:
-    """Ray Serve's metrics, made as they are needed: they must be made in a replica, of which they carry the name."""
+    """Ray Serve's metrics, created when they are needed: in a replica, whose name they carry."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._by_name: dict[str, Any] = {}
 
     def of(self, metric: Metric) -> Any:
-        """Ray's counter, histogram or gauge."""
-        if metric.name not in self._made:
-            self._made[metric.name] = _new_instrument(metric)
-        return self._made[metric.name]
+        """Return Ray's counter, histogram or gauge."""
+        if metric.name not in self._by_name:
+            self._by_name[metric.name] = _new_instrument(metric)
+        return self._by_name[metric.name]
 
 
 def _new_instrument(metric: Metric) -> Any:
@@ -188,7 +185,7 @@ def _new_instrument(metric: Metric) -> Any:
     if metric.buckets:
         return metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
     if metric.name.endswith("_total"):
-        return metrics.Counter(metric.name.removesuffix("_total"), **options)  # the exporter adds it
+        return metrics.Counter(metric.name.removesuffix("_total"), **options)  # the exporter adds the suffix
     return metrics.Gauge(metric.name, **options)
 
 
@@ -197,43 +194,43 @@ def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _route(scope: Scope) -> str:
-    """The path of the route that answers a request, as the application found it."""
+    """Return the path of the route that answers the request."""
     endpoint = scope.get("endpoint")
     return endpoint.path if isinstance(endpoint, Endpoint) else UNKNOWN_ROUTE
 
 
 def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
-    """The application, each of whose requests is counted when it is over."""
+    """Return the application with each request counted at its end."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        begun, ongoing = time.perf_counter(), RequestState()
-        _request_state.set(ongoing)
-        status, whole, streamed = CLIENT_CLOSED_REQUEST, False, False
+        started, state = time.perf_counter(), RequestState()
+        _request_state.set(state)
+        status, complete, streamed = CLIENT_CLOSED_REQUEST, False, False
 
-        async def watched(message: Message) -> None:
-            nonlocal status, whole, streamed
+        async def observed_send(message: Message) -> None:
+            nonlocal status, complete, streamed
             if message["type"] == "http.response.start":
                 status = message["status"]
             else:
-                whole = not message.get("more_body", False)
-                if not whole and not streamed:
+                complete = not message.get("more_body", False)
+                if not complete and not streamed:
                     streamed = True
-                    seconds = time.perf_counter() - begun
-                    meter.observe(FIRST_TOKEN_SECONDS, _route(scope), ongoing.model, ongoing.version, value=seconds)
+                    seconds = time.perf_counter() - started
+                    meter.observe(FIRST_TOKEN_SECONDS, _route(scope), state.model, state.version, value=seconds)
             await send(message)
 
         meter.in_progress += 1
         try:
-            await app(scope, receive, watched)
+            await app(scope, receive, observed_send)
         finally:
             meter.in_progress -= 1
-            told = ongoing.failed or status if whole else CLIENT_CLOSED_REQUEST
-            asked = (_route(scope), ongoing.model, ongoing.version)
-            meter.count(REQUESTS, *asked, str(told))
-            if told == 200:
-                meter.observe(REQUEST_SECONDS, *asked, value=time.perf_counter() - begun)
+            final_status = state.failed or status if complete else CLIENT_CLOSED_REQUEST
+            labels = (_route(scope), state.model, state.version)
+            meter.count(REQUESTS, *labels, str(final_status))
+            if final_status == 200:
+                meter.observe(REQUEST_SECONDS, *labels, value=time.perf_counter() - started)
 
     return counted

@@ -1,27 +1,30 @@
-"""What crosses the wire: the classify request, its answer, and of every task the list of models and an error."""
+"""Requests and answers over HTTP: classification, and what all tasks share (models, feedback, batches, errors)."""
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
 CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"
-"""What the ids of a chat model's answers begin with, before the request's."""
+"""Prefixes of the ids of a chat model's answers, before the request's id."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Names that only this machine answers to."""
+"""Host names of this machine alone."""
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
 _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
 Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]
-"""What a client knows of a text beside it, by name."""
+"""Attributes of a text, by name."""
 
 
 class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+WireT = TypeVar("WireT", bound=Wire)
 
 
 class ClassifyRequest(Wire):
@@ -30,41 +33,39 @@ class ClassifyRequest(Wire):
     model: StrictStr = CHAMPION
     """`champion`, `pretrained`, `challenger`, or the version or `name@version` of one that /v1/models names."""
     scores: bool = Field(default=False, strict=True)
-    """Whether each result carries the probability of every class."""
+    """Whether each result has the probability of every class."""
     attributes: Attributes | list[Attributes] | None = None
-    """What a hybrid routes on, by the name of its group column: of all texts, or a list with one object a text.
-
-    At most 32 names, and 256 characters a name or value. Other models ignore them.
-    """
+    """Attributes by the name of the group column on which a hybrid routes: one object for all texts, or a list with one
+    object a text. At most 32 names, and 256 characters a name or value. Other models ignore them."""
     subject: _Attribute | None = None
-    """Whom the request is about, by an id of the caller's own; the request log keeps a keyed hash of it."""
+    """The person the request is about, by the caller's id; the request log keeps a keyed hash of it."""
 
     @property
     def texts(self) -> list[str]:
-        """The input as a list."""
+        """Return the input as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
 
 
 class FeedbackRequest(Wire):
     request_id: _Attribute
-    """Of the answer that it is about; any replica takes it."""
+    """The id of the answer that it is about; every replica accepts it."""
     label: _Attribute
-    """What was right."""
+    """The correct label."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
-    """Which text of the request, from 0."""
+    """Position of the text in the request, from 0."""
 
 
 class BatchRequest(Wire):
     input: StrictStr
     """URI of a Parquet file or of a folder of them, under one of the recipe's `serving.batch_prefixes`."""
     output: StrictStr
-    """URI of a folder, the same; what lies there must be this batch's own."""
+    """URI of a folder under one of these prefixes, empty or with this batch's own files."""
     model: StrictStr = CHAMPION
-    """As in a request; the version that it names now answers the whole batch, whatever is promoted meanwhile."""
+    """As in other requests; the version that it names now scores the whole batch, whatever is promoted meanwhile."""
     column: StrictStr | None = None
-    """With the texts (`text`); of a chat model with prompts (`prompt`) or lists of `{role, content}`."""
+    """Column with the texts (`text`); for a chat model, with prompts or lists of `{role, content}` (`prompt`)."""
     id: StrictStr | None = None
-    """A column that the output has too, as `id`; it always has each row's place in the input, as `row`."""
+    """Column that the output repeats as `id`; the output always has each row's position in the input as `row`."""
 
 
 class BatchJob(Wire):
@@ -100,11 +101,11 @@ class Result(Wire):
     label: str
     """The most probable class."""
     score: float
-    """Its probability, after the version's temperature (which was fitted on validation and changes no label)."""
+    """Its probability, after temperature scaling (which was fitted on validation and changes no label)."""
     scores: dict[str, float] | None = None
-    """Probability of every class, after temperature, where asked for."""
+    """Probability of every class, after temperature scaling, if requested."""
     answered_by: Literal["incumbent", "candidate"] | None = None
-    """Which part of a hybrid answered; absent where one model answers everything."""
+    """The part of a hybrid that answered; absent for other models."""
 
 
 class ClassifyAnswer(Wire):
@@ -113,7 +114,7 @@ class ClassifyAnswer(Wire):
     model: str
     version: str
     results: list[Result]
-    """One a text, in the order of the input."""
+    """One result a text, in the order of the input."""
 
 
 class CompareAnswer(Wire):
@@ -123,13 +124,13 @@ class CompareAnswer(Wire):
 
 
 class ServedModel(Wire):
-    """One model, in OpenAI's shape and with what ours have beside it."""
+    """A model in OpenAI's format, with further fields."""
 
     id: str
-    """What `model` in a request may say."""
+    """Value of `model` in requests."""
     object: Literal["model"] = "model"
     created: int
-    """When the version was made, in seconds since 1970."""
+    """Creation time of the version, in seconds since 1970."""
     owned_by: Literal["tailorbird"] = "tailorbird"
     name: str
     version: str
@@ -137,9 +138,9 @@ class ServedModel(Wire):
     digest: str
     """sha256 of the version's manifest."""
     classes: list[str]
-    """None of a chat model."""
+    """Empty for a chat model."""
     verdict: str | None = None
-    """Of the champion: the verdict that chose it, in a sentence."""
+    """The verdict that chose the champion, in a sentence; null for other models."""
 
 
 class Models(Wire):
@@ -155,30 +156,30 @@ class Readiness(Wire):
     status: Literal["ready", "loading"]
     """`ready`, or `loading` with code 503."""
     replica: str | None = None
-    """Who answers, as Serve names it."""
+    """Serve's id of the replica that answers."""
     config: str | None = None
-    """`config_id` of what the replica was told last, and has loaded or refused."""
+    """`config_id` of the last configuration that the replica has loaded or refused."""
     version: str | None = None
     digest: str | None = None
     refused: str | None = None
-    """Digest of the version asked for last, if it could not be loaded and the former one serves on."""
+    """Digest of the last configured version if it could not be loaded; the previous one still serves."""
     reason: str | None = None
     """Why it was refused."""
     challenger: str | None = None
     """Digest of the challenger."""
     absent: dict[str, str] | None = None
-    """Of the models asked for beside the champion, those that could not be loaded, and why."""
+    """Configured models other than the champion that could not be loaded, and why."""
 
 
 class ErrorDetail(Wire):
-    """OpenAI's shape, whose clients read it."""
+    """OpenAI's format."""
 
     message: str
     type: str
     param: str | None
-    """The field that is at fault, where it is one."""
+    """The invalid field, if any."""
     code: str | None
-    """OpenAI's name of the fault, where it has one."""
+    """OpenAI's name of the error, if any."""
 
 
 class ErrorBody(Wire):
@@ -186,7 +187,7 @@ class ErrorBody(Wire):
 
 
 class RequestError(ValueError):
-    """A request that is answered with a 4xx or 5xx: what was given, what is allowed."""
+    """A request that is answered with a 4xx or 5xx; the message says what is allowed."""
 
     def __init__(
         self,
@@ -204,18 +205,15 @@ class RequestError(ValueError):
 
     @property
     def body(self) -> bytes:
-        """The answer's JSON."""
+        """Return the answer's JSON."""
         detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
         return ErrorBody(error=detail).model_dump_json().encode()
 
 
 def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
-    """The request in a body; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
-    try:
-        request = ClassifyRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_request(error) from None
-    num_texts = 1 if isinstance(request.input, str) else len(request.input)
+    """Return the request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
+    request = _parse(ClassifyRequest, body)
+    num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
     if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
@@ -229,23 +227,24 @@ def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
 
 
 def parse_feedback(body: bytes) -> FeedbackRequest:
-    """What was right, in a body; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
-    try:
-        return FeedbackRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_request(error) from None
+    """Return the feedback in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
+    return _parse(FeedbackRequest, body)
 
 
 def parse_batch(body: bytes) -> BatchRequest:
-    """What a batch is to be, in a body; raises RequestError 400 for what is no JSON, 422 for what does not fit."""
+    """Return the batch request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
+    return _parse(BatchRequest, body)
+
+
+def _parse(model: type[WireT], body: bytes) -> WireT:
     try:
-        return BatchRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error) from None
 
 
 def write_answer(answer: dict[str, object]) -> bytes:
-    """A ClassifyAnswer's JSON from its plain fields: the hot path builds no models."""
+    """Return a ClassifyAnswer's JSON from its plain fields: the hot path builds no models."""
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -261,11 +260,12 @@ def _invalid_request(error: ValidationError) -> RequestError:
         return RequestError(400, "invalid_json", f"the body is not JSON: {faults[0]['ctx']['error']}")
     messages = []
     for fault in faults[:3]:
-        place = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
-        texts = place == "input" and len(fault["loc"]) > 1  # of the union that a text or a list of them is
-        given = "must be a text or a list of texts" if texts else fault["msg"]
-        if fault["loc"][:1] == ("attributes",):  # the rest of the place may be a name that was given
-            place, given = "attributes", _ATTRIBUTES
-        if f"{place}: {given}" not in messages:
-            messages.append(f"{place}: {given}")
+        location = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
+        message = fault["msg"]
+        if location == "input" and len(fault["loc"]) > 1:  # an error of each type of the union
+            message = "must be a text or a list of texts"
+        if fault["loc"][:1] == ("attributes",):  # the rest of the location may be a name that the client sent
+            location, message = "attributes", _ATTRIBUTES
+        if f"{location}: {message}" not in messages:
+            messages.append(f"{location}: {message}")
     return RequestError(422, "invalid_request", "; ".join(messages))

@@ -1,4 +1,4 @@
-"""Renders the pages for people from `templates/`, and serves the OpenAPI document as JSON and as a page."""
+"""Render the HTML pages from `templates/`, and serve the OpenAPI document as JSON and as a page."""
 
 import json
 import re
@@ -12,22 +12,22 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from serving.http.asgi import HTML, ID, JSON, Route
-from serving.http.openapi import openapi
+from serving.http.openapi import Schema, openapi
 from tailorbird.config.serving import ServingConfig
 
 
 @cache
 def render_page(template: str) -> bytes:
-    """Returns a page that needs no values, rendered once."""
+    """Return a page that needs no values, rendered once."""
     return _templates().get_template(template).render().encode()
 
 
 def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
-    """Returns the routes plus `/openapi.json` and `/docs`, which describe all of them."""
+    """Return the routes plus `/openapi.json` and `/docs`, which describe all of them."""
 
     @cache
-    def document() -> dict[str, Any]:
-        return openapi(every, config=config)
+    def document() -> Schema:
+        return openapi(all_routes, config=config)
 
     async def as_json(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, json.dumps(document(), ensure_ascii=False).encode()
@@ -39,28 +39,28 @@ def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict
     async def as_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, page()
 
-    described = {
+    docs = {
         "/openapi.json": Route("GET", as_json, open=True),
         "/docs": Route("GET", as_page, open=True, content_type=HTML),
     }
-    every = {**routes, **described}
-    return every
+    all_routes = {**routes, **docs}
+    return all_routes
 
 
 def render_docs(document: Mapping[str, Any]) -> bytes:
-    """Returns an OpenAPI document as a page without scripts."""
+    """Return an OpenAPI document as a page without scripts."""
     return _templates().get_template("docs.html").render(document=document).encode()
 
 
 @cache
 def _templates() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    made = Environment(
+    environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"]
     )
-    made.filters |= {"prose": _prose, "curl": _curl}
-    made.tests["refusal"] = _is_error_response
-    return made
+    environment.filters |= {"prose": _prose, "curl": _curl}
+    environment.tests["refusal"] = _is_error_response
+    return environment
 
 
 def _is_error_response(answer: Mapping[str, Any]) -> bool:
@@ -68,14 +68,14 @@ def _is_error_response(answer: Mapping[str, Any]) -> bool:
 
 
 def _prose(text: str) -> Markup:
-    """Escapes a text and sets what stands in backticks as code."""
+    """Escape a text and mark up what is in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _curl(operation: Mapping[str, Any], path: str, method: str) -> str:
-    asked = operation.get("requestBody", {}).get("content", {}).get(JSON)
-    verb = "-X POST " if method == "post" and not asked else ""
+    body = operation.get("requestBody", {}).get("content", {}).get(JSON)
+    verb = "-X POST " if method == "post" and not body else ""
     parts = [f'curl -s {verb}"$URL{path.replace(ID, "$ID")}"']
     parts += ['-H "Authorization: Bearer $KEY"'] if "security" in operation else []
-    parts += [f"-d {shlex.quote(json.dumps(asked['example']))}"] if asked else []
+    parts += [f"-d {shlex.quote(json.dumps(body['example']))}"] if body else []
     return " \\\n  ".join(parts)

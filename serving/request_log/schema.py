@@ -68,7 +68,7 @@ class LogEntry:
     finish_reason: str | None = None
     """A chat model's; None if the answer broke off."""
     route: str = "classify"
-    """`classify`, `compare`, `chat` or `completion`."""
+    """`classify`, `compare_answers`, `chat` or `completion`."""
     caller: str | None = None
     """Name of the API key that the request carried."""
     arm: str | None = None

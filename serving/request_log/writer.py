@@ -177,12 +177,12 @@ class BufferedParquetWriter(Generic[EntryT]):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
         remaining = [buffer for buffer in (*self._sealed, self._open) if buffer.rows or buffer.on_disk]
-        kept = [buffer for buffer in remaining if self._wal and self._wal.holds(buffer.number)]
+        on_wal = [buffer for buffer in remaining if self._wal and self._wal.holds(buffer.number)]
         num_lost = self.num_dropped - self._num_reported
-        num_lost += sum(len(buffer.rows) for buffer in remaining if buffer not in kept)
+        num_lost += sum(len(buffer.rows) for buffer in remaining if buffer not in on_wal)
         if self._wal:
             self._wal.close()
-        if kept:
+        if on_wal:
             _log.error("rows of %s wait on this node's disk for the next replica", self._uri)
         if num_lost:
             _log.error("%d rows of %s are lost", num_lost, self._uri)

@@ -122,11 +122,11 @@ def test_the_base_weights_are_there_once(shared: Shared) -> None:
 def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
-    for gone, left in (("b", ("a", "c")), ("c", ("a",))):
-        shared.encoder.remove(shared.loaded[gone])
-        with pytest.raises(KeyError, match=f"adapter {versions[gone].digest}-. is not loaded"):
-            predict_shared(shared.encoder, [(shared.loaded[gone], TEXTS[0])], batch_size=BATCH)
-        for name in left:
+    for removed, others in (("b", ("a", "c")), ("c", ("a",))):
+        shared.encoder.remove(shared.loaded[removed])
+        with pytest.raises(KeyError, match=f"adapter {versions[removed].digest}-. is not loaded"):
+            predict_shared(shared.encoder, [(shared.loaded[removed], TEXTS[0])], batch_size=BATCH)
+        for name in others:
             rows = [(shared.loaded[name], text) for text in TEXTS]
             assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())

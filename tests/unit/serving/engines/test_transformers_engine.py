@@ -56,14 +56,14 @@ async def tokens(
 
 
 async def ends_what_it_began(make: Callable[[], ChatEngine]) -> None:
-    """An engine that is unloaded while it answers; it is made in the loop that it lives in."""
+    """Unload an engine while it answers; it is created in the event loop that it lives in."""
     old = make()
-    asking = asyncio.create_task(tokens(old, PROMPTS[0]))
+    answering = asyncio.create_task(tokens(old, PROMPTS[0]))
     while not old.num_active:
         await asyncio.sleep(0)
     old.unload()
     assert old._ending is None
-    states = await asking
+    states = await answering
     assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
     while old._ending is None:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Who may ask: keys are stored by their hashes, read again while a replica runs, and limited one by one."""
+"""Keys are stored by their hashes, read again while a replica runs, and limited one by one."""
 
 from pathlib import Path
 
@@ -24,23 +24,23 @@ def stored(folder: Path, *lines: str) -> str:
     return path.as_uri()
 
 
-def authenticated(door: ApiKeyAuthenticator, authorization: str) -> str:
-    return door.authenticate({"authorization": authorization})
+def authenticated(authenticator: ApiKeyAuthenticator, authorization: str) -> str:
+    return authenticator.authenticate({"authorization": authorization})
 
 
-def refused(door: ApiKeyAuthenticator, authorization: str) -> RequestError:
+def refused(authenticator: ApiKeyAuthenticator, authorization: str) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        authenticated(door, authorization)
+        authenticated(authenticator, authorization)
     return caught.value
 
 
 def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
     key, line = new_key("app")
-    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
-    assert authenticated(door, f"Bearer {key}") == "app"
-    assert authenticated(door, f"bearer  {key} ") == "app"
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
+    assert authenticated(authenticator, f"bearer  {key} ") == "app"
     assert key not in line.to_line()
-    assert refused(door, f"Bearer {line.sha256}").status == 401
+    assert refused(authenticator, f"Bearer {line.sha256}").status == 401
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_keys_are_made_at_random() -> None:
 
 def test_keys_are_changed_while_it_runs(tmp_path: Path) -> None:
     (old, old_line), (new, new_line) = new_key("app"), new_key("app")
-    door = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line()))
-    assert refused(door, f"Bearer {new}").status == 401
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line()))
+    assert refused(authenticator, f"Bearer {new}").status == 401
     stored(tmp_path, old_line.to_line(), f"{new_line.to_line()} # from monday on")
-    door.reload()
-    assert {authenticated(door, f"Bearer {key}") for key in (old, new)} == {"app"}
+    authenticator.reload()
+    assert {authenticated(authenticator, f"Bearer {key}") for key in (old, new)} == {"app"}
     stored(tmp_path, new_line.to_line())
-    door.reload()
-    assert refused(door, f"Bearer {old}").status == 401
+    authenticator.reload()
+    assert refused(authenticator, f"Bearer {old}").status == 401
 
 
 @pytest.mark.parametrize("lines", [None, [], ["nonsense"]])
@@ -76,18 +76,18 @@ def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
     tmp_path: Path, lines: list[str] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (leaked, line), (good, other) = new_key("app"), new_key("other")
-    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
     if lines is None:
         (tmp_path / "keys").unlink()
     else:
         stored(tmp_path, *lines)
     for _ in range(2):
-        door.reload()
-    assert refused(door, f"Bearer {leaked}").status == 401
+        authenticator.reload()
+    assert refused(authenticator, f"Bearer {leaked}").status == 401
     assert len([record for record in caplog.records if "could not be read again" in record.message]) == 1
     stored(tmp_path, "nonsense", other.to_line())
-    door.reload()
-    assert authenticated(door, f"Bearer {good}") == "other"
+    authenticator.reload()
+    assert authenticated(authenticator, f"Bearer {good}") == "other"
 
 
 def test_while_the_store_does_not_answer_the_keys_read_last_stay(
@@ -97,15 +97,15 @@ def test_while_the_store_does_not_answer_the_keys_read_last_stay(
         raise StorageError("no answer")
 
     key, line = new_key("app")
-    door = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
     monkeypatch.setattr(api_keys, "exists", away)
-    door.reload()
-    assert authenticated(door, f"Bearer {key}") == "app"
+    authenticator.reload()
+    assert authenticated(authenticator, f"Bearer {key}") == "app"
     assert "those read last stay: no answer" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("host", "origin", "friend"),
+    ("host", "origin", "allowed"),
     [
         ("127.0.0.1:8000", "", True),
         ("localhost:8000", "http://localhost:8000", True),
@@ -117,9 +117,9 @@ def test_while_the_store_does_not_answer_the_keys_read_last_stay(
         ("", "", False),
     ],
 )
-def test_without_keys_no_page_of_somebody_elses_may_ask(host: str, origin: str, friend: bool) -> None:
+def test_without_keys_no_page_of_somebody_elses_may_ask(host: str, origin: str, allowed: bool) -> None:
     headers = {"host": host, "origin": origin}
-    if friend:
+    if allowed:
         require_local_caller(headers)
         return
     with pytest.raises(RequestError, match="without API keys only this machine may ask") as caught:
@@ -156,19 +156,19 @@ def test_what_could_not_be_read_again_is_not_made(name: str, per_minute: int | N
 def test_a_limit_is_of_one_key_and_fills_evenly(tmp_path: Path) -> None:
     (slow, slow_line), (free, free_line) = new_key("slow", per_minute=6), new_key("free")
     clock = Clock()
-    door = ApiKeyAuthenticator(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
+    authenticator = ApiKeyAuthenticator(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
     for _ in range(6):
-        authenticated(door, f"Bearer {slow}")
-    error = refused(door, f"Bearer {slow}")
+        authenticated(authenticator, f"Bearer {slow}")
+    error = refused(authenticator, f"Bearer {slow}")
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
     assert "slow may ask 6 times a minute" in error.message
     waited = int((error.headers or {})["retry-after"])
     for _ in range(20):
-        authenticated(door, f"Bearer {free}")
+        authenticated(authenticator, f"Bearer {free}")
     clock.s += waited
-    authenticated(door, f"Bearer {slow}")
-    assert refused(door, f"Bearer {slow}").status == 429
+    authenticated(authenticator, f"Bearer {slow}")
+    assert refused(authenticator, f"Bearer {slow}").status == 429
     clock.s += 3600
     for _ in range(6):
-        authenticated(door, f"Bearer {slow}")
-    assert refused(door, f"Bearer {slow}").status == 429
+        authenticated(authenticator, f"Bearer {slow}")
+    assert refused(authenticator, f"Bearer {slow}").status == 429

@@ -21,9 +21,9 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
         raise RequestError(422, "invalid_request", "refused")
     if body == b"break":
         raise RuntimeError("secret detail")
-    found = {"bytes": len(body), "id": request_id} | ({"caller": caller.get()} if body == b"who" else {})
-    found |= {"path_id": path_id.get()} if path_id.get() else {}
-    return 200, json.dumps(found).encode()
+    content = {"bytes": len(body), "id": request_id} | ({"caller": caller.get()} if body == b"who" else {})
+    content |= {"path_id": path_id.get()} if path_id.get() else {}
+    return 200, json.dumps(content).encode()
 
 
 def _authenticate(headers: Mapping[str, str]) -> str:
@@ -80,7 +80,7 @@ def _ask(
     return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
 
 
-def test_a_door_is_at_each_route_but_the_open_ones() -> None:
+def test_each_route_but_the_open_ones_needs_a_key() -> None:
     assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
     assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"] == "app"
     status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
@@ -174,11 +174,11 @@ def _stream(streaming: Streaming) -> list[Message]:
         messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
 
         async def receive() -> Message:
-            found = next(messages, None)
-            if found is None:
+            message = next(messages, None)
+            if message is None:
                 await streaming.waiting.wait()
                 return {"type": "http.disconnect"}
-            return found
+            return message
 
         async def send(message: Message) -> None:
             sent.append(message)
@@ -251,7 +251,7 @@ def test_the_lifespan_protocol_is_followed() -> None:
     ],
 )
 def test_a_path_with_an_id_is_found_by_its_other_parts(method: str, path: str, status: int) -> None:
-    found, content, _ = _ask(method, path)
-    assert found == status
+    answered, content, _ = _ask(method, path)
+    assert answered == status
     if status == 200:
         assert content["path_id"] == "7"

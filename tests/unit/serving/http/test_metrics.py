@@ -1,4 +1,4 @@
-"""A request is counted by what answered it and how; Ray is told sums, and of gauges also what is over."""
+"""A request is counted by route, version and status; Ray gets sums, and zeros for gauges that are gone."""
 
 import asyncio
 import re
@@ -33,17 +33,18 @@ class Version:
     name, version = "task", "full-1"
 
 
-class Told(Instruments):
-    """Hears what Ray would be told."""
+class Recorder(Instruments):
+    """Records what would be exported to Ray."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, float, dict[str, str]]] = []
+        self.exported: list[tuple[str, float, dict[str, str]]] = []
 
     def of(self, metric: Metric) -> Any:
-        def hear(value: float, *, tags: dict[str, str]) -> None:
-            self.heard.append((metric.name, value, tags))
+        def record(value: float, *, tags: dict[str, str]) -> None:
+            self.exported.append((metric.name, value, tags))
 
-        return type("", (), {"inc": staticmethod(hear), "observe": staticmethod(hear), "set": staticmethod(hear)})
+        methods = dict.fromkeys(("inc", "observe", "set"), staticmethod(record))
+        return type("", (), methods)
 
 
 def _start(status: int) -> Message:
@@ -55,7 +56,7 @@ def _body(*, more: bool = False) -> Message:
 
 
 def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, breaks: bool = False) -> Meter:
-    """What is counted of one request that is answered with these messages."""
+    """Return the counts of a request that is answered with these messages."""
     meter = Meter()
 
     async def answer_nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
@@ -92,31 +93,31 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
     return meter
 
 
-def _heard(meter: Meter) -> list[tuple[str, float, dict[str, str]]]:
-    told = Told()
-    meter.export(told, meter._counts, {})
-    return told.heard
+def _exported(meter: Meter) -> list[tuple[str, float, dict[str, str]]]:
+    recorder = Recorder()
+    meter.export(recorder, meter._counts, {})
+    return recorder.exported
 
 
-ASKED = {"route": "/v1/x", "model": "task", "version": "full-1"}
+LABELS = {"route": "/v1/x", "model": "task", "version": "full-1"}
 
 
 def test_an_answer_is_counted_by_route_version_and_status_and_timed_where_it_was_one() -> None:
-    (name, by, tags), (timed, seconds, asked) = _heard(_counted(_start(200), _body()))
-    assert (name, by, tags) == (REQUESTS.name, 1, ASKED | {"status": "200"})
-    assert (timed, asked) == (REQUEST_SECONDS.name, ASKED)
+    (name, by, tags), (timed, seconds, labels) = _exported(_counted(_start(200), _body()))
+    assert (name, by, tags) == (REQUESTS.name, 1, LABELS | {"status": "200"})
+    assert (timed, labels) == (REQUEST_SECONDS.name, LABELS)
     assert seconds > 0
-    ((name, by, tags),) = _heard(_counted(_start(422), _body()))
-    assert (name, by, tags) == (REQUESTS.name, 1, ASKED | {"status": "422"})
+    ((name, by, tags),) = _exported(_counted(_start(422), _body()))
+    assert (name, by, tags) == (REQUESTS.name, 1, LABELS | {"status": "422"})
 
 
 def test_a_stream_has_a_first_token_and_one_that_breaks_off_is_no_200() -> None:
     events = (_start(200), _body(more=True), _body(more=True))
-    heard = {name: tags for name, _, tags in _heard(_counted(*events, _body()))}
-    assert heard == {
-        FIRST_TOKEN_SECONDS.name: ASKED,
-        REQUESTS.name: ASKED | {"status": "200"},
-        REQUEST_SECONDS.name: ASKED,
+    labels_by_name = {name: tags for name, _, tags in _exported(_counted(*events, _body()))}
+    assert labels_by_name == {
+        FIRST_TOKEN_SECONDS.name: LABELS,
+        REQUESTS.name: LABELS | {"status": "200"},
+        REQUEST_SECONDS.name: LABELS,
     }
     for status, meter in (
         ("500", _counted(*events, _body(), failed=500)),
@@ -124,31 +125,31 @@ def test_a_stream_has_a_first_token_and_one_that_breaks_off_is_no_200() -> None:
         ("499", _counted(*events, breaks=True)),
         ("499", _counted()),
     ):
-        heard = {name: tags for name, _, tags in _heard(meter)}
-        assert heard[REQUESTS.name]["status"] == status
-        assert REQUEST_SECONDS.name not in heard
+        labels_by_name = {name: tags for name, _, tags in _exported(meter)}
+        assert labels_by_name[REQUESTS.name]["status"] == status
+        assert REQUEST_SECONDS.name not in labels_by_name
 
 
 def test_a_path_that_there_is_not_is_no_label() -> None:
-    assert _heard(_counted(_start(404), _body(), path="/v1/made-up"))[0][2]["route"] == "other"
+    assert _exported(_counted(_start(404), _body(), path="/v1/made-up"))[0][2]["route"] == "other"
 
 
-def test_a_counter_is_told_its_sum_once_and_of_a_total_what_is_new() -> None:
+def test_a_counter_gets_its_sum_once_and_a_total_what_is_new() -> None:
     meter = Meter()
     for _ in range(3):
         meter.count(TEXTS, "task", "full-1", by=2)
     meter.count(TEXTS, "task", "full-2", by=0)
     for total in (0, 5, 5, 7):
         meter.count_to(LOG_DROPPED, "answers", total=total)
-    assert _heard(meter) == [
+    assert _exported(meter) == [
         (TEXTS.name, 6, {"model": "task", "version": "full-1"}),
         (LOG_DROPPED.name, 7, {"kind": "answers"}),
     ]
 
 
-def test_it_is_told_again_and_again_and_a_version_that_serves_no_more_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_exported_repeatedly_and_a_version_that_no_longer_serves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)
-    meter, told, versions = Meter(), Told(), ["full-1", "full-2"]
+    meter, recorder, versions = Meter(), Recorder(), ["full-1", "full-2"]
 
     async def export() -> None:
         rounds = asyncio.Event()
@@ -160,31 +161,34 @@ def test_it_is_told_again_and_again_and_a_version_that_serves_no_more_is_zero(mo
             meter.count(TEXTS, "task", versions[0])
             return {(SERVING, ("task", versions.pop(0), "champion")): 1.0, (IN_PROGRESS, ()): meter.in_progress}
 
-        exporting = asyncio.create_task(meter.keep_exporting(gauges, to_ray=lambda: told))
+        exporting = asyncio.create_task(meter.keep_exporting(gauges, to_ray=lambda: recorder))
         await rounds.wait()
         exporting.cancel()
 
     asyncio.run(export())
-    serving = [(tags["version"], value) for name, value, tags in told.heard if name == SERVING.name]
+    serving = [(tags["version"], value) for name, value, tags in recorder.exported if name == SERVING.name]
     assert serving[:3] in ([("full-1", 1), ("full-1", 0), ("full-2", 1)], [("full-1", 1), ("full-2", 1), ("full-1", 0)])
-    assert [(value, tags["version"]) for name, value, tags in told.heard if name == TEXTS.name] == [
+    assert [(value, tags["version"]) for name, value, tags in recorder.exported if name == TEXTS.name] == [
         (1, "full-1"),
         (1, "full-2"),
     ]
 
 
-def test_each_query_that_an_operator_is_told_asks_for_a_metric_and_labels_that_there_are() -> None:
-    known = {f"ray_{one.name}": one for one in vars(metrics).values() if isinstance(one, Metric)}
+def test_each_query_in_the_docs_names_metrics_and_labels_that_exist() -> None:
+    known = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
     by_histogram = {
-        f"{name}_{end}": one for name, one in known.items() if one.buckets for end in ("bucket", "sum", "count")
+        f"{name}_{suffix}": metric
+        for name, metric in known.items()
+        if metric.buckets
+        for suffix in ("bucket", "sum", "count")
     }
-    given_by_ray = {"application", "deployment", "replica", "le"}
-    told = (ROOT / "docs" / "operations.md").read_text()
-    asked = re.findall(r"(ray_tailorbird_\w+)(?:\{([^}]*)\})?", told)
-    assert len(asked) > 8
-    for name, chosen in asked:
+    ray_labels = {"application", "deployment", "replica", "le"}
+    page = (ROOT / "docs" / "operations.md").read_text()
+    queries = re.findall(r"(ray_tailorbird_\w+)(?:\{([^}]*)\})?", page)
+    assert len(queries) > 8
+    for name, filters in queries:
         metric = (known | by_histogram)[name]
         assert not metric.buckets or name in by_histogram, name
-        assert set(re.findall(r"(\w+)=", chosen)) <= {*metric.labels, *given_by_ray}, (name, chosen)
-    for by, of in re.findall(r"by \(([\w, ]+)\) \(?(?:rate\()?(ray_tailorbird_\w+)", told):
-        assert set(by.split(", ")) <= {*(known | by_histogram)[of].labels, *given_by_ray}, (by, of)
+        assert set(re.findall(r"(\w+)=", filters)) <= {*metric.labels, *ray_labels}, (name, filters)
+    for by, of in re.findall(r"by \(([\w, ]+)\) \(?(?:rate\()?(ray_tailorbird_\w+)", page):
+        assert set(by.split(", ")) <= {*(known | by_histogram)[of].labels, *ray_labels}, (by, of)

@@ -1,4 +1,4 @@
-"""The OpenAPI document tells of every route that is served, and of what goes over the wire as it is."""
+"""The OpenAPI document describes every route, request and answer."""
 
 import asyncio
 import json
@@ -28,10 +28,10 @@ def _app(service: type, config: ServingConfig = SECTION) -> ASGIApp:
     def load(_uri: str, _digest: str) -> Any:
         raise AssertionError
 
-    made: Any = object.__new__(service)
-    made._config = config
-    made._replica = Replica(ServedVersions(load), task_uri="s3://models/task", config=config)
-    app: ASGIApp = made.__serve_build_asgi_app__()
+    deployment: Any = object.__new__(service)
+    deployment._config = config
+    deployment._replica = Replica(ServedVersions(load), task_uri="s3://models/task", config=config)
+    app: ASGIApp = deployment.__serve_build_asgi_app__()
     return app
 
 
@@ -57,12 +57,12 @@ def _ask(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes],
 def _document(service: type, config: ServingConfig = SECTION) -> dict[str, Any]:
     status, _, body = _ask(_app(service, config), "GET", "/openapi.json")
     assert status == 200
-    found: dict[str, Any] = json.loads(body)
-    return found
+    document: dict[str, Any] = json.loads(body)
+    return document
 
 
 def fits(document: dict[str, Any], name: str, value: Any) -> bool:
-    """Whether a value is of a type of the document."""
+    """Return True if a value is valid for a schema of the document."""
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     try:
         Draft202012Validator(schema).validate(value)
@@ -79,30 +79,30 @@ def test_the_paths_are_the_routes_with_their_methods_and_no_others(service: type
     for path, item in document["paths"].items():
         status, headers, _ = _ask(app, "DELETE", path)
         assert (status, headers[b"allow"].decode().lower()) == (405, *item)
-        assert len({told["operationId"] for item in document["paths"].values() for told in item.values()}) == len(
-            document["paths"]
-        )
+        assert len(
+            {operation["operationId"] for item in document["paths"].values() for operation in item.values()}
+        ) == len(document["paths"])
 
 
-def test_a_route_that_nothing_is_told_of_is_our_bug() -> None:
+def test_an_undocumented_route_is_our_bug() -> None:
     async def nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b""
 
     routes = with_api_docs({"/v1/new": Route("GET", nothing)}, config=SECTION)
-    with pytest.raises(AssertionError, match=r"does not tell of \['/v1/new'\]"):
+    with pytest.raises(AssertionError, match=r"OPERATIONS lacks \['/v1/new'\]"):
         asyncio.run(routes["/openapi.json"].answer(b"", ""))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_an_example_is_a_request_and_a_refusal_an_error_that_is_told_of(service: type) -> None:
+def test_an_example_is_a_valid_request_and_an_error_is_documented(service: type) -> None:
     document = _document(service)
     for path, item in document["paths"].items():
-        for method, told in item.items():
-            if "requestBody" in told:
-                content = told["requestBody"]["content"]["application/json"]
+        for method, operation in item.items():
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]["application/json"]
                 assert fits(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
             status, _, body = _ask(_app(service), method.upper(), path)  # an empty object, nothing loaded
-            assert str(status) in told["responses"]
+            assert str(status) in operation["responses"]
             if status >= 400 and path != "/readyz":
                 assert fits(document, "ErrorBody", json.loads(body))
 
@@ -129,47 +129,47 @@ def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
     assert fits(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
 
 
-def test_keys_are_told_of_where_there_is_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_documented_if_the_recipe_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYS", f"app {'0' * 64}")
     document = _document(Classifier, ServingConfig(api_keys="env://KEYS"))
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    told = {path: operation for path, item in document["paths"].items() for operation in item.values()}
-    assert {path for path, operation in told.items() if "security" in operation} == {
+    operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
+    assert {path for path, operation in operations.items() if "security" in operation} == {
         "/v1/classify", "/v1/compare", "/v1/models", "/v1/feedback",
         "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
     }  # fmt: skip
-    assert {"401", "429"} < set(told["/v1/models"]["responses"])
-    assert "403" not in told["/v1/models"]["responses"]
-    assert "401" not in told["/readyz"]["responses"]
+    assert {"401", "429"} < set(operations["/v1/models"]["responses"])
+    assert "403" not in operations["/v1/models"]["responses"]
+    assert "401" not in operations["/readyz"]["responses"]
     assert "securitySchemes" not in _document(Classifier)["components"]
 
 
-@pytest.mark.parametrize(("shape", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
-def test_what_a_chat_model_writes_fits_the_document(shape: AnswerFormat, name: str) -> None:
+@pytest.mark.parametrize(("format", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
+def test_what_a_chat_model_writes_fits_the_document(format: AnswerFormat, name: str) -> None:
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
-    whole = shape.whole(shape.head(shape.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
+    whole = format.whole(format.head(format.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
     assert fits(document, f"{name}Answer", json.loads(whole))
-    chunk = shape.head(shape.chunk, **head)
-    events = [*shape.first(chunk), shape.piece(chunk, text="a"), shape.last(chunk, finish_reason="length")]
+    chunk = format.head(format.chunk, **head)
+    events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, finish_reason="length")]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
         assert fits(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_page_tells_of_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
+def test_the_page_has_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
     document = _document(service)
-    shown = render_docs(document).decode()
+    page = render_docs(document).decode()
     for path, item in document["paths"].items():
-        assert f"</span> <code>{path}</code></h2>" in shown
-        for told in item.values():
-            assert f'id="{told["operationId"]}"' in shown
+        assert f"</span> <code>{path}</code></h2>" in page
+        for operation in item.values():
+            assert f'id="{operation["operationId"]}"' in page
     for name, schema in document["components"]["schemas"].items():
-        assert shown.count(f'id="{name}"') == (1 if "properties" in schema else 0)
+        assert page.count(f'id="{name}"') == (1 if "properties" in schema else 0)
         for field in schema.get("properties", ()):
-            assert f"<code>{field}</code>" in shown
-    assert set(re.findall(r'href="#([^"]+)"', shown)) <= set(re.findall(r'id="([^"]+)"', shown))
-    assert not re.search(r"<script|https?://|src=|@import", shown.replace("img-src", ""))
+            assert f"<code>{field}</code>" in page
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
+    assert not re.search(r"<script|https?://|src=|@import", page.replace("img-src", ""))
 
 
 def test_what_stands_in_the_document_is_text_on_the_page() -> None:

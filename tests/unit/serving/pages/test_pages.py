@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-
 
 @contextmanager
 def busy() -> Iterator[str]:
-    """A server that tells who serves, and refuses every text as Ray Serve itself does: without JSON."""
+    """Start a server that lists a model, and refuses every text as Ray Serve itself does: without JSON."""
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -34,7 +34,7 @@ def busy() -> Iterator[str]:
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -44,5 +44,5 @@ def busy() -> Iterator[str]:
 
 def test_a_refusal_that_is_no_json_is_shown_by_its_status(tmp_path: Path) -> None:
     with busy() as url:
-        shown = seen(tmp_path, f"{url}#text=abc", until=r'role="alert">[^<]')
-    assert 'role="alert">429 Too Many Requests</p>' in shown
+        page = seen(tmp_path, f"{url}#text=abc", until=r'role="alert">[^<]')
+    assert 'role="alert">429 Too Many Requests</p>' in page

@@ -45,7 +45,9 @@ def counted_bytes(entry: LogEntry) -> int:
     return writer._size(RequestLog("file:///none", subject_key=None, texts=False)._row(entry))
 
 
-def kept(folder: Path, entries: Sequence[LogEntry], *, key: bytes | None = KEY, texts: bool = False) -> list[Any]:
+def log_and_read(
+    folder: Path, entries: Sequence[LogEntry], *, key: bytes | None = KEY, texts: bool = False
+) -> list[Any]:
     async def keep() -> None:
         log = RequestLog(folder.as_uri(), subject_key=key, texts=texts)
         log.answers.add(entries)
@@ -69,7 +71,7 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
         route="compare",
         caller="app",
     )
-    (row,) = kept(tmp_path, [answer])
+    (row,) = log_and_read(tmp_path, [answer])
     assert (row["request_id"], row["row"], row["at"], row["latency_ms"]) == ("r1", 3, NOON, 250)
     assert (row["model"], row["version"], row["digest"], row["answered_by"]) == ("m", "v", "d", "candidate")
     assert (row["label"], row["score"]) == ("b", pytest.approx(0.6))
@@ -82,14 +84,14 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
 
 
 def test_texts_are_kept_where_the_recipe_says_so_and_no_subject_without_a_key(tmp_path: Path) -> None:
-    (row,) = kept(tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True)
+    (row,) = log_and_read(tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
     for texts, expected in ((True, "input"), (False, None)):
         assert RequestLog(tmp_path.as_uri(), subject_key=None, texts=texts).loggable("input") == expected
 
 
 def test_rows_lie_by_day_of_their_answer(tmp_path: Path) -> None:
-    kept(tmp_path, [entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
+    log_and_read(tmp_path, [entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
     assert sorted(folder.name for folder in (tmp_path / "answers").iterdir()) == ["day=2026-05-01", "day=2026-05-02"]
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 

@@ -14,7 +14,7 @@ from serving.request_log import writer
 from serving.request_log.log import RequestLog
 from serving.request_log.schema import LogEntry
 from tailorbird.storage import write_bytes
-from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, kept, written
+from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, log_and_read, written
 
 
 def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
@@ -51,7 +51,7 @@ def test_memory_is_bounded_and_what_is_given_up_is_counted(
 ) -> None:
     monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(0)))
     monkeypatch.setattr(writer, "FILE_ROWS", 2)
-    rows = kept(tmp_path, [entry(number) for number in range(8)])
+    rows = log_and_read(tmp_path, [entry(number) for number in range(8)])
     assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
     assert f"3 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
 
@@ -79,7 +79,7 @@ def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, att
 
 def test_a_file_holds_only_what_may_lie_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FILE_BYTES", 2 * counted_bytes(entry(0)))
-    kept(tmp_path, [entry(number) for number in range(5)] + [entry(5, label="a" * 10_000)])
+    log_and_read(tmp_path, [entry(number) for number in range(5)] + [entry(5, label="a" * 10_000)])
     sizes = [pq.read_table(file, partitioning=None).num_rows for file in sorted(tmp_path.rglob("*.parquet"))]
     assert sizes == [2, 2, 1, 1]
 
