@@ -184,10 +184,10 @@ def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
     return versions.register(task_uri, folder)
 
 
-def _of_server(command: list[str], model: str, ask: _Asker) -> Figures:
+def _of_server(command: list[str], model: str, clients: _Clients) -> Figures:
     with _running(command) as url:
-        ask.over_http(url, model, 4)  # the first requests load the model
-        return ask.over_http(url, model, 16)
+        clients.over_http(url, model, 4)  # the first requests load the model
+        return clients.over_http(url, model, 16)
 
 
 @contextmanager
