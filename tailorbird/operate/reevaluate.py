@@ -2,40 +2,51 @@
 
 import io
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.progress import Show
-from cluster.remote import remotely
+from cluster.progress import ProgressReporter
+from cluster.remote import run_remote
+from cluster.resources import worker_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.loader import columns_of
 from tailorbird.data.parquet import read_table
-from tailorbird.data.pii import redacted
+from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows, Splits, content_sha256
 from tailorbird.data.splits import normalise
-from tailorbird.evaluation.baselines.tfidf import predict_reference
+from tailorbird.data.tasks import CLASSIFICATION
+from tailorbird.evaluation.baselines.tfidf import fit_and_predict_tfidf
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.inference.perturbations import counterfactuals, misspelt
+from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
+from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence_files import ROLES, case_of
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.report.evidence_files import ROLES, read_evidence
+from tailorbird.evaluation.report.run_record import CostRecord
 from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.monitoring.label_audit import audited_rows
-from tailorbird.pipeline.prepare import gather
+from tailorbird.operate.reevaluation_evidence import (
+    AuditedData,
+    ReevaluationEvidence,
+    prediction_files,
+    read_reevaluations,
+    write_reevaluation,
+)
+from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
-from tailorbird.registry.test_set_ledger import look
-from tailorbird.registry.versions import ModelVersion, now, read_version
-from tailorbird.release.promotion import roll_back, way_back
+from tailorbird.registry.test_set_ledger import record_test_access
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_version
+from tailorbird.release.promotion import roll_back, rollback_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +91,7 @@ class Reevaluated:
         return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
 
 
-def reevaluate_champion(recipe: Recipe, *, show: Show) -> Reevaluated:
+def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluated:
     """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
     earlier re-evaluation saw, at a level that each re-evaluation of the champion lowers: asking often finds nothing by
     chance.
@@ -94,46 +105,59 @@ def reevaluate_champion(recipe: Recipe, *, show: Show) -> Reevaluated:
     """
     if recipe.task == "chat":
         raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
-    champion, former = way_back(recipe.task_uri)
+    champion, former = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
-    splits = gather(recipe).data.splits
-    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_judged_rows(recipe.task_uri))
+    splits = load_inputs(recipe).splits
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_evaluated_rows(recipe.task_uri))
     if len(rows) < recipe.monitoring.min_labels:
         raise ReevaluationError(
             f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
             f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` draws "
             "them), or ask for fewer"
         )
-    show({"event": "stage", "text": f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows"})
-    question, measured = asked_again(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
-    question = lowered(question, number=1 + _times_judged(recipe.task_uri, champion.digest))
+    progress.stage(f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows")
+    protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
+    number = 1 + sum(
+        former.versions["candidate"].digest == champion.digest for former in read_reevaluations(recipe.task_uri)
+    )
+    protocol = with_spent_alpha(protocol, number=number)
     uri = f"{recipe.task_uri}/reevaluations/{now().replace(':', '')}"
-    ledger = look(
+    access = record_test_access(
         recipe.task_uri,
-        test_sha256=question.test_sha256,
+        test_sha256=protocol.test_sha256,
         candidate=champion.digest,
-        question=digest(question.to_dict()),
+        protocol=digest(protocol),
         run=uri,
     )
-    tables = _tables(recipe, {role: version.uri for role, version in versions.items()}, rows=rows, question=question)
-    if question.has_reference:
-        predict = remotely(predict_reference, recipe.training)
-        tables["reference"] = predict(rows, train=splits.train, validation=splits.validation, metric=question.metric)
-    evidence: dict[str, Any] = {
-        "question": question.to_dict(),
-        "data": {"sha256_test": question.test_sha256, "num_rows": len(rows), "leaks": [], "dropped": dropped},
-        "look": ledger.look,
-        "routing": None,
-        "measured": measured,
-        "versions": {role: {"uri": one.uri, "digest": one.digest} for role, one in versions.items()},
-        "champion": champion.model_dump(mode="json"),
-        "at": now(),
-    }
-    verdict = decide(case_of(evidence, tables), question=question)
+    tables = _tables(recipe, {role: version.uri for role, version in versions.items()}, rows=rows, protocol=protocol)
+    if protocol.has_reference:
+        predict = run_remote(fit_and_predict_tfidf, resources=worker_resources(recipe.training))
+        tables["reference"] = predict(rows, train=splits.train, validation=splits.validation, metric=protocol.metric)
+    inputs = VerdictInputs(
+        incumbent=model_predictions("incumbent", tables),
+        candidate=model_predictions("candidate", tables),
+        reference=tables.get("reference"),
+        test_sha256=protocol.test_sha256,
+        access_number=access.number,
+        cpu=cost.cpu,
+        training_cpu_s=cost.training_cpu_s,
+    )
+    verdict, at = decide(inputs, protocol=protocol), now()
     upheld = holds(verdict)
-    expires = datetime.fromisoformat(evidence["at"]) + timedelta(days=question.valid_days)
-    evidence |= {"holds": upheld, "expires_at": expires.isoformat(timespec="seconds") if upheld else None}
-    _keep(recipe.task_uri, uri, evidence | {"verdict": verdict.to_dict()}, tables=tables)
+    expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
+    evidence = ReevaluationEvidence(
+        protocol=protocol,
+        data=AuditedData(sha256_test=protocol.test_sha256, num_rows=len(rows), dropped=dropped),
+        access_number=access.number,
+        cost=cost,
+        versions={role: PinnedVersion(uri=version.uri, digest=version.digest) for role, version in versions.items()},
+        champion=champion,
+        at=at,
+        verdict=verdict,
+        holds=upheld,
+        expires_at=expires.isoformat(timespec="seconds") if upheld else None,
+    )
+    write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
     if upheld is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
@@ -168,7 +192,7 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     import pyarrow.parquet as pq
 
     data, labelled = recipe.data, f"{recipe.task_uri}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
-    schema = read_table(data.train_uris[0], columns=columns_of(data, chat=False)).schema
+    schema = read_table(data.train_uris[0], columns=CLASSIFICATION.columns(data)).schema
     given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
     if data.split_by is not None:
         numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
@@ -197,8 +221,8 @@ def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
 
 
 def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """The rows whose text no split has, no row before and none that was `evaluated_recipe` (row ids); how many were dropped for
-    each. Texts are compared as the request log would keep them."""
+    """The rows whose text no split has, no row before and none that was `judged` (row ids); how many were
+    dropped for each. Texts are compared as the request log would keep them."""
     seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
     dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
     kept = []
@@ -215,75 +239,57 @@ def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) ->
 
 
 def _as_logged(text: str) -> str:
-    return normalise(redacted(text))
+    return normalise(redact(text))
 
 
-def _judged_rows(task_uri: str) -> set[str]:
-    """Ids of the rows of every re-evaluation before."""
-    prefix, table = f"{task_uri}/reevaluations", "/predictions/candidate.parquet"
-    found = [uri for uri in storage.list_files(prefix) if uri.endswith(table)] if storage.exists(prefix) else []
-    return {row_id for uri in found for row_id in load_predictions(uri).row_ids}
+def _evaluated_rows(task_uri: str) -> set[str]:
+    """Return the ids of the rows of every earlier re-evaluation."""
+    return {row_id for uri in prediction_files(task_uri) for row_id in load_predictions(uri).row_ids}
 
 
-def asked_again(
+def protocol_for(
     champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
-) -> tuple[TestProtocol, dict[str, Any]]:
-    """The question of the run that chose the champion, or else the recipe's, about these rows; and what that run
-    measured of the cost, where it compared the same two: neither changed, so neither did its cost."""
-    question = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
-    measured: dict[str, Any] = {"cpu": None, "training_cpu_s": 0.0}
-    if champion.run and storage.exists(f"{champion.run}/question.json"):
-        former = TestProtocol.from_dict(storage.read_json(f"{champion.run}/question.json")["question"])
-        question = replace(former, test_sha256=question.test_sha256, num_test_rows=len(rows))
-        evidence = storage.read_json(f"{champion.run}/evidence.json")
-        digests = {role: evidence["versions"][role]["digest"] for role in ROLES}
+) -> tuple[TestProtocol, CostRecord]:
+    """Return the protocol for these rows, and the measured cost if the run that chose the champion compared these two.
+
+    The protocol is that of the run that chose the champion, or else the recipe's.
+    """
+    protocol = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
+    cost = CostRecord(cpu=None, training_cpu_s=0.0)
+    if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+        evidence = read_evidence(champion.run)
+        test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
+        protocol = evidence.protocol.model_copy(update=test_rows)
+        digests = {role: evidence.versions[role].digest for role in ROLES}
         if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
-            measured = evidence["measured"]
-    priced = question.cost if measured["cpu"] is not None else None
-    return replace(question, cost=priced, hybrid=None), measured
+            cost = evidence.cost
+    priced = protocol.cost if cost.cpu is not None else None
+    return protocol.model_copy(update={"cost": priced, "hybrid": None}), cost
 
 
-def lowered(question: TestProtocol, *, number: int) -> TestProtocol:
-    """The question as the `number`-th re-evaluation of a champion asks it, from 1 on.
+def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
+    """Return the protocol of the `number`-th re-evaluation of a champion, from 1 on.
 
     Its level is alpha / (number (number + 1)): however many there will be, these sum to alpha. In the first verdict a
     group's point alone decides on `min_rows` rows, which keeps things as they are; here it would withdraw a champion
     that harms nobody in one case of ten, so a group has to be proven worse.
     """
-    groups = question.gates.groups
+    groups = protocol.gates.groups
     if groups is not None:
-        groups = groups.model_copy(update={"min_rows": question.num_test_rows + 1})
-    gates = question.gates.model_copy(update={"groups": groups})
-    return replace(question, alpha=question.alpha / (number * (number + 1)), gates=gates)
+        groups = groups.model_copy(update={"min_rows": protocol.num_test_rows + 1})
+    gates = protocol.gates.model_copy(update={"groups": groups})
+    return protocol.model_copy(update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates})
 
 
-def _times_judged(task_uri: str, champion: str) -> int:
-    """How many re-evaluations were of the champion with this digest."""
-    prefix = f"{task_uri}/reevaluations"
-    found = (
-        [uri for uri in storage.list_files(prefix) if uri.endswith("/evidence.json")] if storage.exists(prefix) else []
-    )
-    return sum(storage.read_json(uri)["versions"]["candidate"]["digest"] == champion for uri in found)
-
-
-def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, question: TestProtocol) -> dict[str, Predictions]:
+def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, protocol: TestProtocol) -> dict[str, Predictions]:
     """Both models' answers to the rows, and to the changed rows that gates ask for."""
-    predict, gates = remotely(predict_rows, recipe.training), question.gates
+    predict, gates = run_remote(predict_rows, resources=worker_resources(recipe.training)), protocol.gates
     tables = {role: predict(uris[role], rows=rows) for role in ROLES}
     for name, gate, change in (
-        ("counterfactual", gates.counterfactual, counterfactuals),
-        ("noise", gates.robustness, misspelt),
+        ("counterfactual", gates.counterfactual, swap_demographics),
+        ("noise", gates.robustness, add_typos),
     ):
         if gate is not None:
             changed = change(rows)
             tables |= {f"{role}_{name}": predict(uris[role], rows=changed) for role in ROLES}
     return tables
-
-
-def _keep(task_uri: str, uri: str, evidence: dict[str, Any], *, tables: dict[str, Predictions]) -> None:
-    for name, table in tables.items():
-        save_predictions(f"{uri}/predictions/{name}.parquet", table)
-    storage.write_json(f"{uri}/evidence.json", evidence)
-    name = f"{evidence['at'].replace(':', '')}-reevaluation"
-    told = {name: evidence[name] for name in ("at", "versions", "holds", "verdict")} | {"reevaluation": uri}
-    storage.write_json(f"{task_uri}/history/{name}.json", told)

@@ -12,7 +12,7 @@ from tailorbird.evaluation.report.run_record import CostRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.champion import Champion
-from tailorbird.registry.versions import Part
+from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
@@ -36,7 +36,7 @@ class ReevaluationEvidence(StoredModel):
     access_number: int
     """Of the entry in the test-set ledger, from 1."""
     cost: CostRecord
-    versions: dict[str, Part]
+    versions: dict[str, PinnedVersion]
     """By role: `candidate` is the champion, `incumbent` the version that a rollback goes to."""
     champion: Champion
     at: str

@@ -17,13 +17,12 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.protocol import Question
 from tailorbird.evaluation.verdict.rules import Outcome
-from tailorbird.operate.reevaluate import fresh_rows, holds, lowered, propose_training
-from tests.unit.evaluation.verdict.test_decide import SHA, case_of, predictions, verdict_of
+from tailorbird.operate.reevaluate import fresh_rows, holds, propose_training, with_spent_alpha
+from tests.unit.evaluation.verdict.test_decide import inputs_of, predictions, protocol_for, verdict_of
 
 ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
-QUESTION = Question("accuracy", 0.01, 0.02, 0.05, SHA, 1_000, gates=ONLY_GROUPS)
+PROTOCOL = protocol_for(1_000, gates=ONLY_GROUPS)
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
@@ -95,12 +94,12 @@ def test_a_champion_that_is_proven_better_than_what_would_serve_instead_is_not_w
 def test_a_champion_that_may_be_there_for_its_cost_is_not_withdrawn_for_being_no_better() -> None:
     as_good = verdict_of(90_000, 1_000, 1_000, 8_000)
     assert (as_good.outcome, as_good.cost_ratio, holds(as_good)) == (Outcome.STAY, None, None)
-    dear = replace(as_good, cost_ratio=(1.0, 0.98, 1.02))
+    dear = as_good.model_copy(update={"cost_ratio": (1.0, 0.98, 1.02)})
     assert holds(dear) is False
 
 
-def test_all_re_evaluations_of_a_champion_together_have_the_questions_level() -> None:
-    levels = [lowered(QUESTION, number=number).alpha for number in range(1, 1_001)]
+def test_all_re_evaluations_of_a_champion_together_have_the_protocols_level() -> None:
+    levels = [with_spent_alpha(PROTOCOL, number=number).alpha for number in range(1, 1_001)]
     assert levels[:3] == pytest.approx([0.025, 0.05 / 6, 0.05 / 12])
     assert 0.0499 < sum(levels) < 0.05
 
@@ -116,9 +115,9 @@ def test_no_group_withdraws_a_champion_that_is_better_in_each() -> None:
         )
         groups = {"site": tuple(f"site {site}" for site in generator.integers(0, 8, n))}
         tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", before), ("new", now))]
-        case = case_of(*tables, predictions("tfidf", np.zeros(n, dtype=bool)))
-        for again, question in ((False, QUESTION), (True, lowered(QUESTION, number=1))):
-            withdrawn[again] += holds(decide(case, question=question)) is False
+        inputs = inputs_of(*tables, predictions("tfidf", np.zeros(n, dtype=bool)))
+        for again, protocol in ((False, PROTOCOL), (True, with_spent_alpha(PROTOCOL, number=1))):
+            withdrawn[again] += holds(decide(inputs, protocol=protocol)) is False
     assert withdrawn[False] >= 5
     assert withdrawn[True] == 0
 
@@ -128,7 +127,8 @@ def test_a_group_that_is_proven_worse_withdraws_the_champion() -> None:
     groups = {"site": tuple("a" if row else "b" for row in harmed)}
     tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", harmed), ("new", ~harmed))]
     verdict = decide(
-        case_of(*tables, predictions("tfidf", np.zeros(1_000, dtype=bool))), question=lowered(QUESTION, number=5)
+        inputs_of(*tables, predictions("tfidf", np.zeros(1_000, dtype=bool))),
+        protocol=with_spent_alpha(PROTOCOL, number=5),
     )
     assert (verdict.outcome, holds(verdict)) == (Outcome.STAY, False)
 
