@@ -200,15 +200,21 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
     def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
         return _answers(model, np.full(n, "yes"), outputs=np.where(right, "yes", "no"))
 
-    case = VerdictInputs(
+    inputs = VerdictInputs(
         ModelPredictions(predictions("incumbent", cell % 2 == 0)),
         ModelPredictions(predictions("candidate", cell < 2)),
         predictions("reference", np.zeros(n, dtype=bool)),
         "simulated",
     )
-    return decide(
-        case, question=TestProtocol("accuracy", MINIMUM_GAIN, 2 * MINIMUM_GAIN, ALPHA, "simulated", n)
-    ).outcome
+    protocol = TestProtocol(
+        metric="accuracy",
+        minimum_gain=MINIMUM_GAIN,
+        expected_gain=2 * MINIMUM_GAIN,
+        alpha=ALPHA,
+        test_sha256="simulated",
+        num_test_rows=n,
+    )
+    return decide(inputs, protocol=protocol).outcome
 
 
 def _answers(model: str, labels: NDArray[np.str_], *, outputs: NDArray[np.str_]) -> Predictions:

@@ -40,15 +40,23 @@ def main() -> None:
         _write_tables(Path(folder))
         variants = {metric: _timed(Path(folder), metric) for metric in ("accuracy", "macro_f1")}
         rounds = take_turns(variants, rounds=NUM_ROUNDS)
-    found = {name: medians(figures) for name, figures in rounds.items()}
-    show(f"{NUM_ROWS:,} rows of {NUM_CLASSES} classes (medians of {NUM_ROUNDS} rounds)", found)
-    figures = {f"{name}_seconds": each["seconds"] for name, each in found.items()}
+    results = {name: medians(figures) for name, figures in rounds.items()}
+    show(f"{NUM_ROWS:,} rows of {NUM_CLASSES} classes (medians of {NUM_ROUNDS} rounds)", results)
+    figures = {f"{name}_seconds": each["seconds"] for name, each in results.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     finish("verdict_speed", figures | {"peak_memory_mib": peak}, bounds=BOUNDS)
 
 
 def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
-    question = TestProtocol(metric, 0.01, 0.02, 0.05, "simulated", NUM_ROWS, gates=GatesConfig())
+    protocol = TestProtocol(
+        metric=metric,
+        minimum_gain=0.01,
+        expected_gain=0.02,
+        alpha=0.05,
+        test_sha256="simulated",
+        num_test_rows=NUM_ROWS,
+        gates=GatesConfig(),
+    )
 
     def seconds() -> dict[str, float]:
         begun = time.process_time()
@@ -57,7 +65,7 @@ def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
             ModelPredictions(tables[role], {name: tables[f"{role}_{name}"] for name in ("counterfactual", "noise")})
             for role in ("incumbent", "candidate")
         )
-        decide(VerdictInputs(incumbent, candidate, tables["reference"], "simulated"), question=question)
+        decide(VerdictInputs(incumbent, candidate, tables["reference"], "simulated"), protocol=protocol)
         return {"seconds": time.process_time() - begun}
 
     return seconds

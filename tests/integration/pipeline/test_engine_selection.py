@@ -1,6 +1,7 @@
 """Another engine for weights that a verdict chose: tried on the cluster, taken by its record, promoted and served."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from cluster import code_snapshot
 from cluster.connection import connect
 from cluster.local.stack import StackState
+from cluster.progress import SILENT, NoteEvent, StageEvent
 from serving.deploy import rollout
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
@@ -23,9 +25,11 @@ from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence_files import read_evidence
+from tailorbird.evaluation.report.run_record import CandidateRecord, DataRecord
 from tailorbird.evaluation.verdict.protocol import build_protocol
-from tailorbird.evaluation.verdict.runtime_equivalence import ENGINE_EVIDENCE
 from tailorbird.models import base_model, classifier, loading
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
@@ -35,7 +39,10 @@ from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import serve_champion
 from tailorbird.storage import node_cache
-from tests.integration.small import BASE_MODEL, ROOT, Heard, verdict_of
+from tests.finished_runs import candidate_record, write_finished_run
+from tests.integration.small import BASE_MODEL, ROOT
+from tests.progress import ProgressRecorder
+from tests.unit.evaluation.simulated import Simulation, report_of
 
 DATA = "s3://lake/engines"
 HOME = "s3://models/engines"
@@ -57,7 +64,7 @@ def judged(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versi
         }
     )
     folder = tmp_path_factory.mktemp("judged")
-    base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data, chat=False)
+    base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data)
     local, classes = node_cache.local_copy(base), labels_of(test.labels)
     tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
     tokens = encode_texts(classes, tokenizer=tokenizer, max_length=32)
@@ -87,23 +94,19 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
     run = f"{HOME}/runs/r"
     for name in ("candidate", "reference"):
         save_predictions(f"{run}/predictions/{name}.parquet", answers)
-    nobody = {"kind": "probe", "uri": f"{HOME}/versions/none", "digest": "0" * 64}
-    evidence = {
-        "run": run,
-        "created_at": versions.now(),
-        "recipe": recipe.model_dump(mode="json"),
-        "question": build_protocol(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)).to_dict(),
-        "data": {"sha256_test": test_sha256},
-        "expires_at": "2099-01-01T00:00:00+00:00",
-        "verdict": verdict_of("FINE_TUNE", rule=3),
-        "versions": {"candidate": {"kind": "full", "uri": version.uri, "digest": version.digest}, "incumbent": nobody},
-        "champion": None,
-    }
-    write_evidence(run, {"evidence.json": json.dumps(evidence).encode()})
+    nobody = CandidateRecord("probe", f"{HOME}/versions/none", "0" * 64)
+    data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256}, other_test_sets=0)
+    write_finished_run(
+        run,
+        versions={"candidate": candidate_record(version), "incumbent": nobody},
+        recipe=recipe,
+        protocol=build_protocol(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)),
+        data=data,
+    )
 
 
-def _evidence() -> dict[str, Any]:
-    return dict(storage.read_json(f"{HOME}/runs/r/evidence.json"))
+def _evidence() -> Evidence:
+    return read_evidence(f"{HOME}/runs/r")
 
 
 def _ask(url: str, texts: list[str]) -> dict[str, Any]:
@@ -115,25 +118,25 @@ def _ask(url: str, texts: list[str]) -> dict[str, Any]:
 def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_again(
     judged: versions.ModelVersion,
 ) -> None:
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        champion = promote_version(HOME, engine="onnxruntime-int8", show=heard)
+        champion = promote_version(HOME, engine="onnxruntime-int8", progress=recorder)
     version = versions.read_version(champion.uri)
     assert (version.engine, version.exported_from) == (
         "onnxruntime-int8",
-        versions.Part(uri=judged.uri, digest=judged.digest),
+        versions.PinnedVersion(uri=judged.uri, digest=judged.digest),
     )
     assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
     assert champion.parity is None  # nothing is served yet
-    record = storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")
-    assert record["accepted"]
-    assert record["found"]["cost_ratio"][2] < 0.9
-    assert record["found"]["interval"][0] > -0.01
-    assert 0 < record["found"]["differing"] < 0.1 * record["found"]["n"]  # another engine, and nearly the same answers
-    assert any("accepted: it takes 0." in event["text"] for event in heard.of_kind("note"))
+    result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
+    assert result.accepted
+    assert result.cost_ratio[2] < 0.9
+    assert result.interval[0] > -0.01
+    assert 0 < result.num_different < 0.1 * result.n  # another engine, and nearly the same answers
+    assert any("accepted: it takes 0." in event.text for event in recorder.of_kind(NoteEvent))
     assert verify_evidence(version.uri) == ()
 
-    recipe = Recipe.model_validate(_evidence()["recipe"])
+    recipe = _evidence().recipe
     try:
         url, served = serve_champion(recipe.serving, task_uri=HOME)
         assert served == version
@@ -142,7 +145,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
         assert found[0].parity is not None
         assert found[0].parity.same == found[0].parity.asked == 64
         rows, answers = (
-            read_test(recipe.data, chat=False),
+            read_test(recipe.data),
             load_predictions(f"{version.uri}/predictions/candidate.parquet"),
         )
         told = _ask(url, list(rows.texts[:32]))
@@ -166,22 +169,22 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 
 
 def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: versions.ModelVersion) -> None:
-    heard = Heard()
+    recorder = ProgressRecorder()
     with connect():
-        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", task_uri=HOME, show=heard)
-    records = {
-        uri.split("/stages/")[1].split("/")[0]: storage.read_json(uri)
+        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", task_uri=HOME, progress=recorder)
+    records = [
+        EngineEvidence.model_validate(storage.read_json(uri))
         for uri in storage.list_files(f"{HOME}/stages")
         if uri.endswith(ENGINE_EVIDENCE)
-    }
-    tried = {record["engine"]: record["found"] for record in records.values()}
+    ]
+    tried = {record.engine: record.equivalence for record in records}
     assert {"openvino", "onnxruntime-int8"} <= set(tried)
-    assert tried["openvino"]["differing"] <= tried["onnxruntime-int8"]["differing"]
-    accepted = {record["engine"] for record in records.values() if record["accepted"]}
-    best = min(accepted, key=lambda name: float(tried[name]["cost_ratio"][0]))
+    assert tried["openvino"].num_different <= tried["onnxruntime-int8"].num_different
+    accepted = {engine for engine, result in tried.items() if result.accepted}
+    best = min(accepted, key=lambda engine: tried[engine].cost_ratio[0])
     assert chosen.version.startswith(f"full-{best}-")
-    told = [event["text"] for event in heard.of_kind("stage")]
-    assert told[-1] == f"engine: {best}"
+    stages = [event.text for event in recorder.of_kind(StageEvent)]
+    assert stages[-1] == f"engine: {best}"
 
 
 def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_are_refused(
@@ -189,18 +192,18 @@ def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_ar
 ) -> None:
     evidence = _evidence()
     with connect():
-        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", task_uri=HOME, show=Heard())
+        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", task_uri=HOME, progress=SILENT)
         with pytest.raises(EngineError, match="no engine 'tensorrt'; there are auto, torch, "):
-            choose_engine(judged, evidence=evidence, engine="tensorrt", task_uri=HOME, show=Heard())
-        changed = evidence | {"data": {"sha256_test": "0" * 64}}
+            choose_engine(judged, evidence=evidence, engine="tensorrt", task_uri=HOME, progress=SILENT)
+        changed = evidence.model_copy(update={"data": replace(evidence.data, sha256={"test": "0" * 64})})
         with pytest.raises(DataError, match="test rows changed"):
-            choose_engine(judged, evidence=changed, engine="openvino", task_uri=HOME, show=Heard())
+            choose_engine(judged, evidence=changed, engine="openvino", task_uri=HOME, progress=SILENT)
     kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)
-    record["found"]["gain"] += 0.01
+    record["equivalence"]["gain"] += 0.01
     storage.write_json(f"{version.uri}/{ENGINE_EVIDENCE}", record)
     faults = verify_evidence(version.uri)
     assert any("engine_evidence.json was changed" in fault for fault in faults)
-    assert any(fault.startswith("found.gain is") for fault in faults)
+    assert any(fault.startswith("equivalence.gain is") for fault in faults)
     storage.write_bytes(f"{version.uri}/{ENGINE_EVIDENCE}", kept)
     assert verify_evidence(version.uri) == ()

@@ -1,6 +1,5 @@
 """Whom a verdict may promote: confirmatory or answered for, not expired, and the hybrid where it chose that."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import pytest
 
 from tailorbird import storage
-from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.report.run_record import CandidateRecord
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry.champion import Champion, read_champion, set_champion
-from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, register, write_config
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
-from tests.integration.small import verdict_of
+from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 from tests.integration.storage.test_registry import version_folder
 
 DAY = timedelta(days=1)
@@ -33,16 +32,14 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
 
 def concluded(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
     """Leaves a finished run whose verdict chose the candidate."""
-    nobody = {"kind": "full", "uri": f"{task_uri}/versions/none", "digest": "0" * 64}
-    found = {
-        "run": f"{task_uri}/runs/r",
-        "created_at": now(),
-        "expires_at": (datetime.now(UTC) + DAY).isoformat(),
-        "verdict": verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory),
-        "versions": {"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": nobody},
-        "champion": None,
-    }
-    write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found | more).encode()})
+    versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
+    verdict = verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory)
+    changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
+    write_finished_run(f"{task_uri}/runs/r", versions=versions, **changes)
+
+
+def unregistered(task_uri: str) -> CandidateRecord:
+    return CandidateRecord("full", f"{task_uri}/versions/none", "0" * 64)
 
 
 def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(task_uri: str, chosen: ModelVersion) -> None:
@@ -101,12 +98,9 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     rung, tuned = (
         register(task_uri, version_folder(tmp_path / name, value=2 + len(name))) for name in ("rung", "tuned")
     )
-    told = {
-        role: {"uri": one.uri, "digest": one.digest, "kind": "probe"}
-        for role, one in (("incumbent", rung), ("candidate", tuned))
-    }
+    versions = {"incumbent": candidate_record(rung), "candidate": candidate_record(tuned)}
     verdict = verdict_of(outcome[0], rule=outcome[1])
-    concluded(task_uri, chosen, verdict=verdict, versions=told, champion=champion.uri)
+    concluded(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
     with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
         promote_version(task_uri)
     found = read_champion(task_uri)
@@ -120,8 +114,8 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
     )
-    parts = {"kind": "probe", "uri": pretrained.uri, "digest": pretrained.digest}
-    concluded(task_uri, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
+    versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
+    concluded(task_uri, first, versions=versions)
     assert promote_version(task_uri).before == ()
     concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{task_uri}/runs/r")
     before = champion_module.read_champion(task_uri)
@@ -131,7 +125,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
         roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.before] == [first.uri]
     assert (promoted.before[0].pretrained, promoted.pretrained) == (
-        Part(uri=pretrained.uri, digest=pretrained.digest),
+        PinnedVersion(uri=pretrained.uri, digest=pretrained.digest),
         None,
     )
     back = roll_back(task_uri, reason=" complaints ")
@@ -142,7 +136,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     again = promote_version(task_uri, override="mended")
     assert (again.uri, again.rolled_back, again.reason) == (second.uri, (), "FINE_TUNE by rule 3; override: mended")
     roll_back(task_uri, reason="again")
-    concluded(task_uri, first, versions={"candidate": {"uri": first.uri, "digest": first.digest}, "incumbent": parts})
+    concluded(task_uri, first, versions=versions)
     back = roll_back(task_uri, reason="and again")
     assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.before[0].pretrained)
     assert back.rolled_back == (second.digest, first.digest)
@@ -160,10 +154,8 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
     with pytest.raises(PromotionRefused, match="has no champion"):
         roll_back(task_uri, reason="why")
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
-    wrong = {"kind": "full", "uri": other.uri, "digest": "0" * 64}
-    concluded(
-        task_uri, chosen, versions={"candidate": {"uri": chosen.uri, "digest": chosen.digest}, "incumbent": wrong}
-    )
+    wrong = CandidateRecord("full", other.uri, "0" * 64)
+    concluded(task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong})
     champion = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match="the reason is empty"):
         roll_back(task_uri, reason=" ")
@@ -175,7 +167,7 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
 
 
 def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelVersion) -> None:
-    other = {"kind": "full", "uri": f"{task_uri}/versions/other", "digest": "0" * 64}
+    other = unregistered(task_uri)
     concluded(
         task_uri,
         chosen,
@@ -183,7 +175,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
         versions={
             "candidate": other,
             "incumbent": other,
-            "hybrid": {"uri": chosen.uri, "digest": chosen.digest},
+            "hybrid": candidate_record(chosen),
         },
     )
     champion = promote_version(task_uri)
@@ -212,7 +204,7 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     found, faster = promoted(task_uri, chosen, tmp_path)
-    before = (champion_module.Former(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
+    before = (champion_module.FormerChampion(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
     set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run, before=before)
     assert promote_version(task_uri).uri == faster.uri  # these weights serve, and their engine stays
 
@@ -222,7 +214,7 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     later = read_champion(task_uri)
     assert later is not None
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
-    former = champion_module.Former(uri=other.uri, digest=other.digest, run="")
+    former = champion_module.FormerChampion(uri=other.uri, digest=other.digest, run="")
     set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, before=(former,))
     back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
@@ -236,22 +228,12 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
 ) -> None:
     found, faster = promoted(task_uri, chosen, tmp_path)
     set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run)
-    told = {"uri": faster.uri, "digest": faster.digest, "kind": "probe"}
-    nobody = {"uri": f"{task_uri}/versions/none", "digest": "0" * 64}
-    write_evidence(
+    write_finished_run(
         f"{task_uri}/runs/later",
-        {
-            "evidence.json": json.dumps(
-                {
-                    "run": f"{task_uri}/runs/later",
-                    "created_at": "2099-01-01T00:00:00+00:00",
-                    "expires_at": "2099-02-01T00:00:00+00:00",
-                    "verdict": verdict_of("STAY", rule=9),
-                    "versions": {"incumbent": told, "candidate": nobody},
-                    "champion": faster.uri,
-                }
-            ).encode()
-        },
+        versions={"incumbent": candidate_record(faster), "candidate": unregistered(task_uri)},
+        created_at="2099-01-01T00:00:00+00:00",
+        verdict=verdict_of("STAY", rule=9),
+        champion=faster.uri,
     )
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import checked_copy, load_artifact, load_served, load_version
+from tailorbird.models.loading import checked_copy, load_artifact, load_model
 from tailorbird.registry.champion import champion_version, read_champion, set_champion
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
@@ -21,7 +21,6 @@ from tailorbird.registry.versions import (
     VersionConfig,
     hybrid_config,
     list_versions,
-    now,
     read_parts,
     read_version,
     register,
@@ -31,7 +30,7 @@ from tailorbird.registry.versions import (
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage import s3
-from tests.integration.small import verdict_of
+from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
 
 def version_folder(folder: Path, *, value: float = 0.0) -> Path:
@@ -71,18 +70,9 @@ def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
 RULES = {"FINE_TUNE": 3, "STAY": 9, "INSUFFICIENT_EVIDENCE": 8}
 
 
-def evidence(*, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> dict[str, object]:
-    return {
-        "run": "s3://here",
-        "created_at": now(),
-        "expires_at": "2099-01-01T00:00:00+00:00",
-        "verdict": verdict_of(outcome, rule=RULES[outcome]),
-        "versions": {
-            "candidate": {"uri": candidate.uri, "digest": candidate.digest},
-            "incumbent": {"kind": "probe", "uri": incumbent.uri, "digest": incumbent.digest},
-        },
-        "champion": None,
-    }
+def write_run(task_uri: str, *, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> None:
+    versions = {"candidate": candidate_record(candidate), "incumbent": candidate_record(incumbent)}
+    write_finished_run(f"{task_uri}/runs/r", versions=versions, verdict=verdict_of(outcome, rule=RULES[outcome]))
 
 
 def test_what_is_registered_is_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
@@ -134,9 +124,9 @@ def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versio
     assert found is not None
     assert found[0] == first
     set_champion(task_uri, versions[1], etag=found[1], reason="better", run="s3://none")
-    with pytest.raises(s3.Conflict):
+    with pytest.raises(s3.PreconditionFailed):
         set_champion(task_uri, versions[0], etag=found[1], reason="too late", run="s3://none")
-    with pytest.raises(s3.Conflict):
+    with pytest.raises(s3.PreconditionFailed):
         set_champion(task_uri, versions[0], etag=None, reason="as if there were none", run="s3://none")
     now_there = read_champion(task_uri)
     assert now_there is not None
@@ -148,7 +138,7 @@ def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVe
     def attempt(number: int) -> bool:
         try:
             set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number), run="s3://none")
-        except s3.Conflict:
+        except s3.PreconditionFailed:
             return False
         return True
 
@@ -161,8 +151,7 @@ def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
     bucket: str, versions: list[ModelVersion], outcome: str, winner: int
 ) -> None:
     task_uri = f"{bucket}/task"
-    found = evidence(candidate=versions[1], incumbent=versions[0], outcome=outcome)
-    write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    write_run(task_uri, candidate=versions[1], incumbent=versions[0], outcome=outcome)
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote_version(task_uri, version=versions[1 - winner].uri)
     assert read_champion(task_uri) is None
@@ -178,8 +167,7 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     task_uri = f"{bucket}/task"
     newer = register(task_uri, version_folder(tmp_path / "newer", value=2))
     set_champion(task_uri, newer, etag=None, reason="by a later run", run="s3://none")
-    found = evidence(candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
-    write_evidence(f"{task_uri}/runs/r", {"evidence.json": json.dumps(found).encode()})
+    write_run(task_uri, candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
     with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
         promote_version(task_uri)
     champion = read_champion(task_uri)
@@ -295,13 +283,13 @@ def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
     manifest["head.safetensors"]["sha256"] = "0" * 64
     storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
     with pytest.raises(RegistryError, match=r"has digest .*, but the hybrid names"):
-        load_served(hybrid.uri)
+        load_model(hybrid.uri)
 
 
 def test_who_asks_for_one_model_is_not_given_a_hybrid(
     bucket: str, tmp_path: Path, versions: list[ModelVersion]
 ) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
-    for loader in (load_version, load_artifact):
+    for loader in (load_model, load_artifact):
         with pytest.raises(ModelError, match="is a hybrid of two versions"):
             loader(hybrid.uri)

@@ -1,0 +1,44 @@
+"""Finished runs for tests of what reads them: real evidence of a simulated run, about other versions."""
+
+from collections.abc import Mapping
+from functools import cache
+
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence_files import write_evidence
+from tailorbird.evaluation.report.run_record import CandidateRecord
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.versions import ModelVersion, now
+from tests.unit.evaluation.simulated import Simulation, evidence_of
+
+
+@cache
+def _simulated() -> Evidence:
+    return evidence_of(Simulation(num_rows=60))
+
+
+def verdict_of(outcome: str, *, rule: int, confirmatory: bool = True) -> Verdict:
+    """A verdict whose figures are of no account."""
+    changes = {"outcome": Outcome(outcome), "rule": rule, "confirmatory": confirmatory}
+    return Verdict.model_validate(dict(_simulated().verdict) | changes)
+
+
+def candidate_record(version: ModelVersion) -> CandidateRecord:
+    """A registered version, as evidence names it."""
+    return CandidateRecord(version.kind, version.uri, version.digest)
+
+
+def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **changes: object) -> Evidence:
+    """Write the evidence of a run about these versions, by role; `changes` are fields of `Evidence`.
+
+    Unless they say otherwise, the verdict chose the candidate, there was no champion, and the verdict does not expire.
+    """
+    defaults = {
+        "verdict": verdict_of("FINE_TUNE", rule=3),
+        "champion": None,
+        "created_at": now(),
+        "expires_at": "2099-01-01T00:00:00+00:00",
+    }
+    evidence = _simulated().model_copy(update=defaults | {"run": run, "versions": dict(versions)} | changes)
+    write_evidence(run, {"evidence.json": evidence.model_dump_json().encode()})
+    return evidence
