@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tailorbird.pipeline.run import run_pipeline
 from tailorbird.storage import s3
 from tests.integration.small import REGISTRY, small_recipe, written
 from tests.integration.training.nodes import DATA, LIMIT_S, Watched, too_long, workers
+from tuning.trial_record import SweepJournal, TrialRecord
 
 NUM_NODES, NUM_TRIALS, NUM_EPOCHS = 3, 3, 3
 ASKED = (
@@ -36,25 +38,24 @@ ASKED = (
 )
 
 
-def journal(task_uri: str) -> list[dict[str, Any]]:
-    """The trials of the home's sweep as they stand; none before it has begun."""
+def journal(task_uri: str) -> tuple[TrialRecord, ...]:
+    """Return the trials of the task's sweep; none before it has started."""
     for path in written(task_uri, mark="/journal.json"):
         try:
-            trials: list[dict[str, Any]] = storage.read_json(f"s3://{path}")["trials"]
-            return trials
+            return SweepJournal.model_validate(storage.read_json(f"s3://{path}")).trials
         except s3.StorageError:  # read in parts, while the sweep wrote it anew
             continue
-    return []
+    return ()
 
 
-def past_first_epoch(trials: list[dict[str, Any]]) -> list[str]:
-    """Names of the trials that are not over, and can be gone on with beyond their first epoch."""
-    return [trial["trial"] for trial in trials if not trial["outcome"] and epoch_kept(trial) >= 1]
+def past_first_epoch(trials: Sequence[TrialRecord]) -> list[str]:
+    """Return the names of the unfinished trials that can resume after their first epoch."""
+    return [trial.trial for trial in trials if not trial.result and epoch_kept(trial) >= 1]
 
 
-def epoch_kept(trial: dict[str, Any]) -> int:
-    """The epoch in which it would go on; 0 without a checkpoint, which is named by epoch, step and workers."""
-    _, _, name = (trial["checkpoint"] or "").rpartition("/")
+def epoch_kept(trial: TrialRecord) -> int:
+    """Return the epoch in which it would resume; 0 without a checkpoint, whose name has epoch, step and workers."""
+    _, _, name = (trial.checkpoint or "").rpartition("/")
     return int(name.partition("-")[0] or 0)
 
 
@@ -77,7 +78,7 @@ def lose_a_node(cluster: Cluster, recorder: Watched, *, task_uri: str) -> dict[s
     recorder.until(recorder.over.is_set)
     trained = [(event.trial, event.epoch) for event in recorder.events[num_events:] if isinstance(event, EpochEvent)]
     return {
-        "before": {trial["trial"]: len(trial["epochs"]) for trial in before},
+        "before": {trial.trial: len(trial.epochs) for trial in before},
         "again": again,
         "retaken_s": round(retaken_s, 1),
         "ended_s": round(time.monotonic() - at, 1),
@@ -103,7 +104,7 @@ def main(name: str) -> None:
             recorder.start(lambda: run_pipeline(recipe, progress=recorder))
             result = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
             result["taken"] = dict(taken(recorder))
-            result["trials"] = journal(f"{REGISTRY}/{name}")
+            result["trials"] = [trial.model_dump(mode="json") for trial in journal(f"{REGISTRY}/{name}")]
             result["outcome"], result["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
             print(json.dumps(result), flush=True)
         finally:

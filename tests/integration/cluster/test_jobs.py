@@ -29,7 +29,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.loader import load_recipe
 from tailorbird.registry.versions import list_versions
 from tests.integration.small import REGISTRY, ROOT, recipe_file
-from tests.integration.training.relay import Relay
+from tests.integration.training.relay import TcpProxy
 
 RAY = Path(sys.executable).parent / "ray"
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
@@ -67,7 +67,7 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
 ) -> None:
     started = jobs.start(name, entrypoint=COUNTS_TO_7, package=package)
     assert started.how == "started"
-    relay, output = Relay(int(stack.dashboard_url.rsplit(":", 1)[1])), []
+    relay, output = TcpProxy(int(stack.dashboard_url.rsplit(":", 1)[1])), []
 
     def append(text: str) -> None:
         output.append(text)
@@ -97,7 +97,7 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
     stack: StackState, name: str, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.start(name, entrypoint="echo begun; sleep 300", package=package)
-    relay = Relay(int(stack.dashboard_url.rsplit(":", 1)[1]))
+    relay = TcpProxy(int(stack.dashboard_url.rsplit(":", 1)[1]))
     with monkeypatch.context() as patched:
         for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
             patched.setenv(variable, f"http://127.0.0.1:{relay.port}")

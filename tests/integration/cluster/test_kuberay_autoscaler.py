@@ -17,7 +17,7 @@ from tailorbird.config.tuning import TuningConfig
 from tests.integration.cluster.fake_kubernetes import FakeKubernetes, serving
 from tests.integration.machines import Machines, report_figure, wait
 from tests.integration.small import REGISTRY, ROOT
-from tests.integration.training.test_sweep import NO_GOAL, RATES
+from tests.integration.training.test_sweep import NO_TARGET, RATES
 from tests.integration.training.test_training import training_task
 from training.trainer import finetune
 from tuning.sweep import sweep
@@ -102,7 +102,7 @@ def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_o
     config = TuningConfig(num_trials=3, space=RATES, max_concurrent_trials=at_once, search="random")
     with connect():
         at = time.monotonic()
-        result = sweep(config, training=ALONE, task=task, goal=NO_GOAL, uri=f"{REGISTRY}/autoscaled-sweep")
+        result = sweep(config, training=ALONE, task=task, target=NO_TARGET, uri=f"{REGISTRY}/autoscaled-sweep")
     report_figure("swept_s", time.monotonic() - at)
     report_figure("pods", [(moment - at, num) for moment, _, num in kubernetes.history if moment > at])
     assert len([row for row in result.rows if row.status == "completed"]) == config.num_trials

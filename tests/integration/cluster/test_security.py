@@ -20,7 +20,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import s3
 from tests.integration.leaks import leaks, secrets_of
 from tests.integration.small import REGISTRY, SmallRun
-from tests.integration.training.test_training import a_worker, training_task
+from tests.integration.training.test_training import worker_pid, training_task
 from training.trainer import TrainingFailed, finetune
 from tuning.tuner import ErrorsAsText
 
@@ -101,7 +101,7 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
             and isinstance(event, StepEvent)
             and storage.exists(f"{uri}/train/checkpoint_manager_snapshot.json")
         ):
-            killed.append(a_worker())
+            killed.append(worker_pid())
             os.kill(killed[0], signal.SIGKILL)
 
     with connect():

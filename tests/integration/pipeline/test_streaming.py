@@ -20,8 +20,8 @@ from tailorbird.data.tokenize import labels_of
 from tailorbird.pipeline.prepare import prepare
 from tailorbird.pipeline.run import run_pipeline
 from tests.integration.small import small_recipe, stages, write_data, write_table
-from tests.integration.training.test_faults import BATCH_SIZE, Struck, ends, run, section_of
-from tests.integration.training.test_training import a_worker
+from tests.integration.training.test_faults import BATCH_SIZE, FaultInjector, config_of, ends, run
+from tests.integration.training.test_training import worker_pid
 from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
 from training.dataset import load_dataset
@@ -102,15 +102,17 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: Classifica
 
 
 @pytest.mark.long
-def test_a_worker_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(task: ClassificationTrainingTask) -> None:
+def test_worker_pid_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(
+    task: ClassificationTrainingTask,
+) -> None:
     assert isinstance(task.train, Shards)
     small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
-    sizes = load_dataset(small.train, CLASSIFICATION, tokenizer=None, max_length=64).sizes(section_of(), epoch=0)
+    sizes = load_dataset(small.train, CLASSIFICATION, tokenizer=None, max_length=64).sizes(config_of(), epoch=0)
     assert len(sizes) > 2
     plain, begun = ProgressRecorder(), sizes[0] // BATCH_SIZE
-    killed = Struck(lambda: os.kill(a_worker(), signal.SIGKILL), epoch=0, step=begun + 10)
-    run(section_of(epochs=1), small, recorder=plain)
-    run(section_of(epochs=1, checkpoint_interval_s=4), small, recorder=killed)
+    killed = FaultInjector(lambda: os.kill(worker_pid(), signal.SIGKILL), epoch=0, step=begun + 10)
+    run(config_of(epochs=1), small, recorder=plain)
+    run(config_of(epochs=1, checkpoint_interval_s=4), small, recorder=killed)
     assert ends(killed) == ends(plain)
 
 

@@ -40,7 +40,7 @@ LIMIT_S = 560
 
 
 class Watched(ProgressRecorder):
-    """Records the events of work that runs in a thread; the main thread, which alone may add nodes, waits for what it wants."""
+    """Records events of work in a thread, while the main thread, which alone may add nodes, waits for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,17 +60,17 @@ class Watched(ProgressRecorder):
         threading.Thread(target=run, daemon=True).start()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Waits; raises what the work failed with, and where it ended before."""
+        """Wait until `holds`; raise the work's error, or AssertionError if the work ended before."""
         while not holds():
             ended = self.over.wait(TICK_S)
             if self.failure is not None:
                 raise self.failure
             assert not ended or holds(), "the work ended before"
 
-    def until_told(self, wanted: Callable[[ProgressEvent], bool]) -> None:
-        """Until such an event comes after now."""
+    def until_event(self, matches: Callable[[ProgressEvent], bool]) -> None:
+        """Wait for a new event that matches."""
         start = len(self.events)
-        self.until(lambda: any(wanted(event) for event in self.events[start:]))
+        self.until(lambda: any(matches(event) for event in self.events[start:]))
 
 
 def too_long(*_: Any) -> None:
@@ -78,14 +78,14 @@ def too_long(*_: Any) -> None:
 
 
 def workers(*states: str) -> list[str]:
-    """The node of each worker in one of the states; from GCS, since the state API wants a dashboard."""
+    """Return the node of each worker in any of the states, from GCS, since the state API needs a dashboard."""
     actors = ray._private.state.actors().values()
-    found = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
-    return [actor["Address"]["NodeID"] for actor in found]
+    running = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
+    return [actor["Address"]["NodeID"] for actor in running]
 
 
 def steps(recorder: ProgressRecorder, *, epoch: int) -> list[int]:
-    """What was said of an epoch's steps, by their numbers."""
+    """Return the numbers of an epoch's steps that were reported."""
     return [event.step for event in recorder.of_kind(StepEvent) if event.epoch == epoch]
 
 
@@ -94,17 +94,17 @@ def second_epoch(event: ProgressEvent) -> bool:
 
 
 def removed(cluster: Cluster, recorder: Watched) -> None:
-    """Three nodes for two workers; a worker's node is lost without a word."""
+    """Three nodes for two workers; a worker's node is lost without notice."""
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-    recorder.until_told(second_epoch)
+    recorder.until_event(second_epoch)
     cluster.remove_node(nodes[next(node for node in workers("ALIVE") if node in nodes)], allow_graceful=False)
     recorder.until(recorder.over.is_set)
 
 
 def drained(cluster: Cluster, recorder: Watched) -> None:
-    """Three nodes for two workers; a worker's node is to go in 30 s, as a cloud takes back what it lent."""
+    """Three nodes for two workers; a worker's node is drained with 30 s notice, as a spot instance."""
     nodes = {cluster.add_node(num_cpus=1).node_id for _ in range(2)}
-    recorder.until_told(second_epoch)
+    recorder.until_event(second_epoch)
     drain = ray._private.worker.global_worker.gcs_client.drain_node
     node, deadline = next(node for node in workers("ALIVE") if node in nodes), int(time.time() * 1000) + NOTICE_MS
     accepted, reason = drain(node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline)
@@ -113,13 +113,13 @@ def drained(cluster: Cluster, recorder: Watched) -> None:
 
 
 def elastic(cluster: Cluster, recorder: Watched) -> None:
-    """One node, then two, then one again; each time training goes on."""
-    recorder.until_told(second_epoch)
+    """One node, then two, then one again; training resumes each time."""
+    recorder.until_event(second_epoch)
     recorder.group_sizes.append(len(workers("ALIVE")))
     node = cluster.add_node(num_cpus=1)
     for size in (2, 1):
         recorder.until(lambda size=size: len(workers("ALIVE")) == size)  # type: ignore[misc]
-        recorder.until_told(lambda event: isinstance(event, EpochEvent))
+        recorder.until_event(lambda event: isinstance(event, EpochEvent))
         recorder.group_sizes.append(len(workers("ALIVE")))
         if size == 2:
             cluster.remove_node(node, allow_graceful=False)
@@ -153,13 +153,13 @@ def main(kind: str) -> None:
             recorder.start(lambda: finetune(config, task=task, uri=uri, events=events))
             change(cluster, recorder)
             started = len(workers("ALIVE", "DEAD", "RESTARTING", "PENDING_CREATION"))
-        told = {
+        report = {
             "ends": [(event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)],
             "group_sizes": recorder.group_sizes,
             "num_workers": started,
             "steps": steps(recorder, epoch=1),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(report), flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -1,7 +1,7 @@
 """A training as a process of its own:
-`python -m tests.integration.training.one_training DATA URI`; run again, it goes on.
+`python -m tests.integration.training.one_training DATA URI`; run again, it resumes.
 
-Ray and S3 are the environment's; what it shows is printed as a line of JSON each.
+Ray and S3 are the environment's; each event is printed as a line of JSON.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.integration.training.test_training import training_task
 from training.trainer import finetune
 
 NUM_EPOCHS, NUM_ROWS = 5, 160
-SECTION = TrainingConfig(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
+TRAINING = TrainingConfig(method="lora", num_workers=1, epochs=NUM_EPOCHS, batch_size=8, learning_rate=1e-3)
 
 
 def print_event(event: ProgressEvent) -> None:
@@ -25,7 +25,7 @@ def print_event(event: ProgressEvent) -> None:
 
 def main(data: str, uri: str) -> None:
     with connect(), forward_events(ProgressReporter(print_event)) as events:
-        finetune(SECTION, task=training_task(data, num_rows=NUM_ROWS), uri=uri, events=events)
+        finetune(TRAINING, task=training_task(data, num_rows=NUM_ROWS), uri=uri, events=events)
 
 
 if __name__ == "__main__":

@@ -33,19 +33,19 @@ def test_mlflow_and_tensorboard_have_each_trial(
     uri = f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
     with connect():
         task = training_task(small_data, num_rows=32)
-        result = sweep(config, training=training, task=task, goal=Target({}, 0.0, ""), uri=uri)
+        result = sweep(config, training=training, task=task, target=Target({}, 0.0, ""), uri=uri)
     client = MlflowClient()
     experiment = client.get_experiment_by_name(uri)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    found = {
+    tracked = {
         (
             float(run.data.params["learning_rate"]),
             tuple(metric.value for metric in client.get_metric_history(run.info.run_id, "score")),
         )
         for run in runs
     }
-    assert found == {(row.config["learning_rate"], row.scores) for row in result.rows}
+    assert tracked == {(row.config["learning_rate"], row.scores) for row in result.rows}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    events = [left for left in storage.list_files(f"{uri}/tune") if "events.out.tfevents" in left]
+    events = [file for file in storage.list_files(f"{uri}/tune") if "events.out.tfevents" in file]
     assert len(events) == 2

@@ -1,4 +1,4 @@
-"""Faults in the middle of a training: whatever fails, the epochs' losses are those of a run that nothing disturbed."""
+"""Faults during a training: whatever fails, the epochs' losses are those of an undisturbed run."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEv
 from tailorbird.config.training import TrainingConfig
 from tests.integration.small import REGISTRY, ROOT, write_data
 from tests.integration.training.nodes import NUM_ROWS, steps
-from tests.integration.training.test_training import a_worker, training_task
+from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
 from training import trainer
 from training.task import TrainingTask
@@ -34,7 +34,7 @@ BATCH_SIZE = 8
 DOWN_S = 20
 
 
-def section_of(**fields: Any) -> TrainingConfig:
+def config_of(**fields: Any) -> TrainingConfig:
     values = {"method": "lora", "epochs": 2, "batch_size": BATCH_SIZE, "learning_rate": 1e-3}
     return TrainingConfig.model_validate(values | fields)
 
@@ -43,26 +43,26 @@ def ends(recorder: ProgressRecorder) -> set[tuple[int, float, float]]:
     return {(event.epoch, event.loss, event.score) for event in recorder.of_kind(EpochEvent)}
 
 
-class Struck(ProgressRecorder):
-    """Hears a training, and strikes once, at the first word of a step of an epoch from `step` on."""
+class FaultInjector(ProgressRecorder):
+    """Records a training, and injects a fault once, at the first event of an epoch from `step` on."""
 
-    def __init__(self, strike: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
+    def __init__(self, inject: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
         super().__init__()
-        self.strike, self.epoch, self.step, self.struck = strike, epoch, step, False
+        self.inject, self.epoch, self.step, self.injected = inject, epoch, step, False
 
     def record(self, event: ProgressEvent) -> None:
         super().record(event)
         due = isinstance(event, StepEvent) and event.epoch == self.epoch and event.step >= self.step
-        if due and not self.struck:
-            self.struck = True
-            self.strike()
+        if due and not self.injected:
+            self.injected = True
+            self.inject()
 
 
 def run(config: TrainingConfig, task: TrainingTask, *, recorder: ProgressReporter, uri: str | None = None) -> None:
     with connect(), forward_events(recorder) as events:
         finetune(config, task=task, uri=uri or f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
-    if isinstance(recorder, Struck):
-        assert recorder.struck
+    if isinstance(recorder, FaultInjector):
+        assert recorder.injected
 
 
 def num_workers_started() -> int:
@@ -76,46 +76,48 @@ def task(small_data: str) -> TrainingTask:
 
 @pytest.fixture(scope="module")
 def undisturbed(task: TrainingTask) -> set[tuple[int, float, float]]:
-    """What each epoch of such a training ends with."""
+    """Return epoch, loss and score of each epoch of an undisturbed training."""
     recorder = ProgressRecorder()
-    run(section_of(), task, recorder=recorder)
+    run(config_of(), task, recorder=recorder)
     return ends(recorder)
 
 
 @pytest.mark.slow
-def test_sigterm_keeps_the_very_step_and_training_goes_on_from_it(
+def test_sigterm_checkpoints_the_current_step_and_training_resumes_from_it(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
-    recorder = Struck(lambda: os.kill(a_worker(), signal.SIGTERM))
+    recorder = FaultInjector(lambda: os.kill(worker_pid(), signal.SIGTERM))
     with connect():
         before = num_workers_started()
-        run(section_of(), task, recorder=recorder)
-        assert num_workers_started() == before + 2 * 2  # the notice was heeded: others went on
+        run(config_of(), task, recorder=recorder)
+        assert num_workers_started() == before + 2 * 2  # the workers left after the notice, and others resumed
     assert ends(recorder) == undisturbed
-    told = steps(recorder, epoch=1)
-    assert told == sorted(set(told))  # no step was computed twice: the only checkpoint before was the epoch's start
+    numbers = steps(recorder, epoch=1)
+    assert numbers == sorted(
+        set(numbers)
+    )  # no step was computed twice: the only checkpoint before was the epoch's start
 
 
 @pytest.mark.slow
-def test_ray_46814_workers_killed_at_any_moment_leave_no_trace_in_the_losses(
+def test_ray_46814_workers_killed_at_any_moment_do_not_change_the_losses(
     task: TrainingTask, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     seed = random.randrange(1 << 30)
-    chance, kills = random.Random(seed), 3
+    generator, kills = random.Random(seed), 3
     ticks = threading.Event()
     recorder = ProgressRecorder()
     num_steps = NUM_ROWS // BATCH_SIZE
-    due = [chance.randrange(int(1.6 * num_steps)) for _ in range(kills)]
+    due = [generator.randrange(int(1.6 * num_steps)) for _ in range(kills)]
 
     def report(event: ProgressEvent) -> None:
         recorder.record(event)
         if due and isinstance(event, StepEvent) and event.epoch * num_steps + event.step > min(due):
-            ticks.wait(chance.random())  # so that it is within a step, a checkpoint or its upload
+            ticks.wait(generator.random())  # so that it is within a step, a checkpoint or its upload
             with suppress(IndexError, ProcessLookupError):  # the group of this step may be gone already
-                os.kill(a_worker(), signal.SIGKILL)
+                os.kill(worker_pid(), signal.SIGKILL)
                 due.remove(min(due))
 
-    run(section_of(checkpoint_interval_s=1, max_failures=kills), task, recorder=ProgressReporter(report))
+    run(config_of(checkpoint_interval_s=1, max_failures=kills), task, recorder=ProgressReporter(report))
     assert due == [], f"seed {seed}"
     assert ends(recorder) == undisturbed, f"seed {seed}"
 
@@ -126,10 +128,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Itera
     assert stack.s3_endpoint
     base, claim = ports.claim_ports()
     own = Server(tmp_path, base=base)
-    given = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{base}", "TAILORBIRD_CACHE": str(tmp_path / "cache")}
-    for name, value in given.items():
+    environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{base}", "TAILORBIRD_CACHE": str(tmp_path / "cache")}
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(trainer, "worker_environment", patched(given))
+    monkeypatch.setattr(trainer, "worker_environment", patched(environment))
     own.start()
     yield own
     own.kill()
@@ -137,9 +139,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Itera
     claim.close()
 
 
-def patched(given: dict[str, str]) -> Callable[[TrainingConfig], dict[str, str]]:
+def patched(variables: dict[str, str]) -> Callable[[TrainingConfig], dict[str, str]]:
     environment = trainer.worker_environment
-    return lambda config: environment(config) | given
+    return lambda config: environment(config) | variables
 
 
 class Server:
@@ -161,16 +163,16 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def fail_a_while(self) -> None:
-        """Is away for 20 s; the caller goes on at once."""
+    def fail_temporarily(self) -> None:
+        """Stop for 20 s, without waiting."""
         self.kill()
 
-        def come_back() -> None:
+        def restart() -> None:
             threading.Event().wait(DOWN_S)
             self.start()
             self.over.wait()  # the kernel ends a server with the thread that started it
 
-        threading.Thread(target=come_back, daemon=True).start()
+        threading.Thread(target=restart, daemon=True).start()
 
 
 @pytest.mark.long
@@ -179,11 +181,11 @@ def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
 ) -> None:
     write_data("s3://lake/small")
     task = training_task("s3://lake/small", num_rows=NUM_ROWS)
-    recorder = Struck(server.fail_a_while)
+    recorder = FaultInjector(server.fail_temporarily)
     # Ray Train's controller too has the settings of S3 from its environment.
     with connect(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}}):
         before = num_workers_started()
-        run(section_of(checkpoint_interval_s=5), task, recorder=recorder)
+        run(config_of(checkpoint_interval_s=5), task, recorder=recorder)
         assert num_workers_started() == before + 2
     assert ends(recorder) == undisturbed
 
@@ -202,7 +204,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_gone_on_from(
+def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_resumed_from(
     task: TrainingTask, small_disk: Path, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     uri, filler, over = f"{REGISTRY}/training-{uuid.uuid4().hex}", small_disk / "filler", threading.Event()
@@ -216,8 +218,8 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_go
     def fill() -> None:
         threading.Thread(target=keep_full, daemon=True).start()
 
-    recorder = Struck(fill)
-    config = section_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
+    recorder = FaultInjector(fill)
+    config = config_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
     with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: .* left in {small_disk}"):
         run(config, task, recorder=recorder, uri=uri)
     over.set()
@@ -230,15 +232,15 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_go
 
 def nodes(kind: str) -> dict[str, Any]:
     """A training on nodes that come and go, in a process of its own: this one is connected to another Ray."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.integration.training.nodes", kind],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    reported: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    reported: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return reported
 
 
@@ -251,13 +253,13 @@ def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: 
 
 
 @pytest.mark.long
-def test_a_node_taken_back_with_notice_keeps_the_very_step(
+def test_a_drained_node_s_training_is_checkpointed_at_the_current_step(
     small_data: str, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     assert small_data == "s3://lake/small"
     reported = nodes("drained")
     assert {tuple(end) for end in reported["ends"]} == undisturbed
-    assert reported["num_workers"] == 2 * 2  # the notice was heeded: others went on
+    assert reported["num_workers"] == 2 * 2  # the workers left after the notice, and others resumed
     assert reported["steps"] == sorted(set(reported["steps"]))
 
 
@@ -267,6 +269,6 @@ def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -
     reported = nodes("elastic")
     assert reported["group_sizes"] == [1, 2, 1]
     epochs, losses, _ = zip(*reported["ends"], strict=True)
-    assert list(epochs) == sorted(epochs)  # it went on each time, and did not begin anew
+    assert list(epochs) == sorted(epochs)  # it resumed each time, and did not start over
     assert set(epochs) == set(range(len(set(epochs))))
     assert losses[-1] < losses[0]

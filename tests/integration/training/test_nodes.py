@@ -22,7 +22,7 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tests.integration.cluster.job_on_nodes import NUM_TRIALS
 from tests.integration.load import Responses, under_load
-from tests.integration.machines import Machine, Machines, joined, kill, redis_server, tell, wait
+from tests.integration.machines import Machine, Machines, joined, kill, redis_server, report_figure, wait
 from tests.integration.serving.classification.service import TEXTS, Service
 from tests.integration.small import REGISTRY, ROOT
 from tests.integration.training.one_training import NUM_EPOCHS
@@ -44,14 +44,14 @@ def test_the_whole_job_goes_on_where_a_node_is_lost_in_its_sweep(small_data: str
         [sys.executable, "-m", "tests.integration.cluster.job_on_nodes", name], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(done.stdout.splitlines()[-1])
     for figure in ("retaken_s", "ended_s"):
-        tell(figure, told[figure])
-    assert told["n"] == 400  # every test row was judged
-    assert len(told["trials"]) == NUM_TRIALS
-    assert all(trial["outcome"] and not trial["failure"] for trial in told["trials"])
-    assert told["taken"] == {trial["trial"]: 1 + (trial["trial"] == told["again"]) for trial in told["trials"]}
-    assert min(epoch for trial, epoch in told["trained"] if trial == told["again"]) >= 1  # it went on where it was
+        report_figure(figure, report[figure])
+    assert report["n"] == 400  # every test row was judged
+    assert len(report["trials"]) == NUM_TRIALS
+    assert all(trial["result"] and not trial["failure"] for trial in report["trials"])
+    assert report["taken"] == {trial["trial"]: 1 + (trial["trial"] == report["again"]) for trial in report["trials"]}
+    assert min(epoch for trial, epoch in report["trained"] if trial == report["again"]) >= 1  # it went on where it was
 
 
 class Site:
@@ -121,18 +121,18 @@ def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site
         at = time.monotonic()
         kill(site.right)
         wait(lambda: len(site.replicas()) == 1, within_s=MENDED_S)
-        tell("missed_s", time.monotonic() - at)
+        report_figure("missed_s", time.monotonic() - at)
         wait(lambda: settled(heard), within_s=MENDED_S)
         at = time.monotonic()
         site.right = site.machines.worker("right", "--num-cpus=1")
         wait(site.is_whole, of=site.right, within_s=MENDED_S)
-        tell("back_s", time.monotonic() - at)
+        report_figure("back_s", time.monotonic() - at)
         time.sleep(SETTLED_S)
         assert settled(heard)
-    tell("statuses", dict(heard.statuses()))
-    tell("without_answer_s", heard.without_answer_s())
+    report_figure("statuses", dict(heard.statuses()))
+    report_figure("without_answer_s", heard.without_answer_s())
     assert set(heard.statuses()) <= {200, *BUSY}, (heard.statuses(), heard.faults)
-    tell("logged_s", wait(lambda: heard.ids(200) <= logged(), within_s=MENDED_S))
+    report_figure("logged_s", wait(lambda: heard.ids(200) <= logged(), within_s=MENDED_S))
 
 
 def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was_kept(
@@ -151,25 +151,25 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
         at = time.monotonic()
         kill(site.head)
         left = driver.wait(timeout=MENDED_S)
-        tell("driver_s", time.monotonic() - at)
+        report_figure("driver_s", time.monotonic() - at)
         alone = at_left.statuses(since=at)
         at = time.monotonic()
         site.head = site.start_head("head-again")
-        tell("head_s", time.monotonic() - at)
+        report_figure("head_s", time.monotonic() - at)
         wait(lambda: settled(at_head), of=site.head, within_s=MENDED_S)
         wait(site.is_whole, within_s=MENDED_S)
-        tell("whole_s", time.monotonic() - at)
+        report_figure("whole_s", time.monotonic() - at)
         time.sleep(SETTLED_S)
-    tell("at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s()))
-    tell("at the head", (dict(at_head.statuses()), at_head.without_answer_s()))
+    report_figure("at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s()))
+    report_figure("at the head", (dict(at_head.statuses()), at_head.without_answer_s()))
     at = time.monotonic()
     again, told_again = training(small_data, uri, log=tmp_path / "again.log")
     assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()[-3000:]
-    tell("trained_s", time.monotonic() - at)
+    report_figure("trained_s", time.monotonic() - at)
     first, then = (
         [event.epoch for event in shown if isinstance(event, EpochEvent)] for shown in (told(), told_again())
     )
-    tell("epochs", (first, then))
+    report_figure("epochs", (first, then))
     assert left != 0
     assert then == list(range(then[0], NUM_EPOCHS))
     assert 1 <= then[0] <= len(first)  # what was kept is not trained again

@@ -1,4 +1,4 @@
-"""The sweep on real Tune and Train: it stops early, outlives a dead worker, and exports the best trial."""
+"""The sweep on real Tune and Train: it stops early, survives a dead worker, and exports the best trial."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
 from tests.integration.machines import wait
 from tests.integration.small import REGISTRY
-from tests.integration.training.test_training import a_worker, training_task
+from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
 from training.trainer import START_TIMEOUT_S
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
-NO_GOAL = Target({}, 0.0, "")
+NO_TARGET = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
 
 
@@ -34,29 +34,29 @@ def a_uri() -> str:
 def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
     training = TrainingConfig(epochs=4, batch_size=16, learning_rate=1e-6)
-    rungs = {"majority": 0.2, "probe": 0.99}
+    baselines = {"majority": 0.2, "probe": 0.99}
     recorder = ProgressRecorder()
     with connect(), forward_events(recorder) as events:
-        config, goal = TuningConfig(num_trials=2, grace_epochs=4), Target(rungs, 0.99, "")
-        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri(), events=events)
+        config, target = TuningConfig(num_trials=2, grace_epochs=4), Target(baselines, 0.99, "")
+        result = sweep(config, training=training, task=task, target=target, uri=a_uri(), events=events)
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
     assert [len(row.scores) for row in trials] == [2, 2]
-    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == rungs
+    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == baselines
     assert result.rows[0].trial == "probe"
     assert result.selected == training
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert result.trained.score == max(row.score for row in trials)
-    assert SweepResult.from_dict(result.to_dict()) == result
+    assert SweepResult.model_validate_json(result.model_dump_json()) == result
     assert len(recorder.of_kind(EpochEvent)) == 4
 
 
-def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_still_selects_one(small_data: str) -> None:
+def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_trial(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():
-        config, goal = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
-        result = sweep(config, training=training, task=task, goal=goal, uri=a_uri())
+        config, target = TuningConfig(num_trials=12), Target({"probe": 0.98}, 0.99, "")
+        result = sweep(config, training=training, task=task, target=target, uri=a_uri())
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert result.ended is not None
     assert "0.990 is out of reach" in result.ended
@@ -64,25 +64,25 @@ def test_a_sweep_whose_goal_is_out_of_reach_for_every_trial_ends_itself_and_stil
     assert 4 <= len(completed) <= len(trials) < config.num_trials
     assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
-    assert SweepResult.from_dict(result.to_dict()) == result
+    assert SweepResult.model_validate_json(result.model_dump_json()) == result
 
 
-def test_a_group_that_found_no_room_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
+def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     with connect():
         num_cpus = int(ray.cluster_resources()["CPU"])
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
         config, begun = TuningConfig(num_trials=2, max_concurrent_trials=2), time.monotonic()
-        result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri())
+        result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
         assert time.monotonic() - begun < START_TIMEOUT_S / 2
-        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # nor is any room held for it
+        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # no CPU is held for it
         time.sleep(RELEASE_TIMEOUT_S)
         assert ray.available_resources()["CPU"] == num_cpus
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
 
 @pytest.mark.slow
-def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_others_complete(small_data: str) -> None:
+def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complete(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint
     config = TuningConfig(num_trials=2, space=RATES, grace_epochs=4)
@@ -94,20 +94,20 @@ def test_ray_46814_a_trial_whose_worker_is_killed_goes_on_where_it_was_and_the_o
         recorder.record(event)
         if isinstance(event, StepEvent) and event.epoch == 1 and not killed:
             killed.append(event.trial)
-            os.kill(a_worker(), signal.SIGKILL)
+            os.kill(worker_pid(), signal.SIGKILL)
 
     with connect():
         with forward_events(undisturbed) as events:
-            whole = sweep(config, training=training, task=task, goal=NO_GOAL, uri=a_uri(), events=events)
+            whole = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events)
         with forward_events(ProgressReporter(report)) as events:
-            result = sweep(config, training=training, task=task, goal=NO_GOAL, uri=uri, events=events)
+            result = sweep(config, training=training, task=task, target=NO_TARGET, uri=uri, events=events)
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1
-    ends = [event.epoch for event in recorder.of_kind(EpochEvent) if event.trial == killed[0]]
-    assert ends.count(0) == 1  # it did not begin again
-    assert set(ends) == {0, 1, 2, 3}
-    # What is computed again comes out the same.
+    epochs = [event.epoch for event in recorder.of_kind(EpochEvent) if event.trial == killed[0]]
+    assert epochs.count(0) == 1  # it did not start over
+    assert set(epochs) == {0, 1, 2, 3}
+    # What is computed again has the same result.
     assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in whole.rows]
-    found = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
-    assert found[1] == found[0]
-    assert not [left for left in storage.list_files(uri) if "/checkpoints/" in left]
+    ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
+    assert ends[1] == ends[0]
+    assert not [file for file in storage.list_files(uri) if "/checkpoints/" in file]

@@ -25,7 +25,8 @@ from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, content
 from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
-from training.trainer import TrainingFailed, TrainingResult, finetune
+from training.reports import TrainingResult
+from training.trainer import TrainingFailed, finetune
 
 
 def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
@@ -43,7 +44,7 @@ def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
 
 
 def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask, *, method: str) -> np.ndarray:
-    """What the exported weights say about the validation rows."""
+    """Return the exported weights' logits of the validation rows."""
     base = local_copy(task.base_model)
     tokenizer = load_tokenizer(base)
     model = load_weights(local_copy(trained.weights), encoder=load_encoder(base), kind=method)
@@ -66,10 +67,10 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
     assert names == {"head.safetensors", "adapter"}
     logits = validation_logits(trained, task, method="lora")
     assert np.isfinite(logits).all()
-    assert np.ptp(logits, axis=0).max() > 0.01  # it learned something: the head began with zeros
-    answers = [task.classes[index] for index in logits.argmax(1)]
-    right = np.mean([said == label for said, label in zip(answers, task.validation.labels, strict=True)])
-    assert right == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+    assert np.ptp(logits, axis=0).max() > 0.01  # it learned: the head started with zeros
+    predictions = [task.classes[index] for index in logits.argmax(1)]
+    accuracy = np.mean(np.array(predictions) == np.array(task.validation.labels))
+    assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
 
 
 def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
@@ -82,11 +83,11 @@ def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_dat
         pytest.raises(TrainingFailed, match="diverged: the loss is nan in epoch 1"),
     ):
         finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
-    assert [event.step for event in recorder.of_kind(StepEvent)] in ([], [1])  # nothing was tried twice
+    assert [event.step for event in recorder.of_kind(StepEvent)] in ([], [1])  # nothing was retried
 
 
 @pytest.mark.long
-def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small_data: str) -> None:
+def test_ray_46814_a_worker_killed_in_an_epoch_does_not_change_the_loss(small_data: str) -> None:
     task = training_task(small_data, num_rows=800)
     config = TrainingConfig(epochs=2, batch_size=32, checkpoint_interval_s=3)
     killed: list[int] = []
@@ -95,7 +96,7 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
     def report(event: ProgressEvent) -> None:
         recorder.record(event)
         if isinstance(event, StepEvent) and event.epoch == 1 and event.step > 20 and not killed:
-            killed.append(a_worker())
+            killed.append(worker_pid())
             os.kill(killed[0], signal.SIGKILL)
 
     with connect():
@@ -105,13 +106,13 @@ def test_ray_46814_a_worker_killed_in_an_epoch_leaves_no_trace_in_the_loss(small
             trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
     assert len(killed) == 1
     assert trained.epochs == 2
-    # It may go on from a checkpoint before the newest one; whatever is computed again comes out the same.
+    # It may resume from a checkpoint before the newest; what is computed again has the same result.
     ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert ends[1] == ends[0]
     assert np.isfinite(validation_logits(trained, task, method="full")).all()
 
 
-def a_worker() -> int:
-    """Process id of a worker of the training that runs on this stack."""
+def worker_pid() -> int:
+    """Return the process id of a worker of the training that runs on this stack."""
     alive: list[Any] = ray_state.list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
     return int(alive[0].pid)
