@@ -34,7 +34,7 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
     """
     files = runtime_files(root)
     sha256 = code_sha256(root)
-    uri = TaskPaths(task_uri).code_archive(sha256)
+    uri = TaskPaths(task_uri.rstrip("/")).code_archive(sha256)
     if not storage.exists(uri):
         storage.write_bytes(uri, _zip(root, files))
     return CodeVersion(sha256=sha256, uri=uri)
