@@ -1,1 +1,1 @@
-"""From Parquet to tokens: read, check, split and encode, the same code for training, evaluation and serving."""
+"""From Parquet to tokens: read, check, split and tokenize, for training, evaluation and serving."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-NAMED = 5
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def training_tokens(
     if unanswered:
         raise DataError(
             f"of {len(unanswered)} training conversations nothing of an answer is left within data.max_length "
-            f"{max_length} tokens (rows {', '.join(unanswered[:NAMED])}); raise it, or shorten or drop them"
+            f"{max_length} tokens (rows {', '.join(unanswered[:MAX_LISTED])}); raise it, or shorten or drop them"
         )
     return tokens
 

@@ -1,6 +1,7 @@
 """Group rows of similar length into batches, so that little of a forward pass is padding."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def length_batches(
         return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
     assert longest_first
     bounds = _cheapest_bounds(-descending[order], max_rows=max_rows, cost=cost)
-    return [order[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [order[start:end] for start, end in pairwise(bounds)]
 
 
 def _cheapest_bounds(ordered: NDArray[np.int64], *, max_rows: int, cost: Cost) -> list[int]:

@@ -1,4 +1,4 @@
-"""Inside the data gates: which rows have a near-duplicate among the training texts, by character TF-IDF cosine."""
+"""Count near-duplicates of training texts by character TF-IDF cosine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,71 +10,70 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from tailorbird.data.splits import normalise, subsample
 
 THRESHOLD = 0.9
-"""Cosine from which two texts count as nearly the same."""
+"""Cosine from which two texts are near-duplicates."""
 NUM_COLUMNS = 1 << 20
 CHUNK_CHARACTERS = 1 << 20
 CHUNK_PAIRS = 1 << 22
-"""Cosines in hand at once: at most 8 bytes each with their column."""
+"""Cosines in memory at once: at most 8 bytes each with their column."""
 IDF_CHARACTERS = 5_000_000
 MAX_WORK = 1e10
-"""Characters looked at x training texts: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200
+"""Characters compared x training texts: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200
 characters), so 3,300 texts of 60 characters among 50,000."""
-LEAST_LOOKED_AT = 500
+MIN_COMPARED = 500
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """How many rows have a near-duplicate, of how many that were looked at."""
+    """Number of texts with a near-duplicate, among those compared."""
 
-    num_found: int
-    num_looked_at: int
+    num_duplicates: int
+    num_compared: int
 
 
 def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: float = THRESHOLD) -> NearDuplicates:
-    """Counts the texts whose nearest text in `among` has a cosine of `threshold` or more.
+    """Count the texts whose nearest text in `among` has a cosine of `threshold` or more.
 
     The cosine is that of the TF-IDF weights of character 3- to 5-grams within words, of normalised texts, so case and
-    white space do not count. N-grams are hashed into 2^20 columns: a vocabulary learnt from `among` alone would not
-    see what is new in a text, and call it more alike than it is. Document frequencies come from the texts looked at
-    and from a random five million characters of `among`. Where the characters of `texts` times the number of `among`
-    exceed 1e10 (3,300 texts of 60 characters among 50,000), the texts looked at are a random sample that fits, of at
-    least 500 (seed 0: as many texts, the same sample); all of `among` is compared with them. Memory is bounded by the
-    texts looked at and the chunks, not by `among`.
+    white space do not count. N-grams are hashed into 2^20 columns: a vocabulary fitted on `among` alone would miss the
+    new n-grams of a text and overestimate its similarity. Document frequencies come from the texts compared and from a
+    random five million characters of `among`. If the characters of `texts` times the number of `among` exceed 1e10
+    (3,300 texts of 60 characters among 50,000), the texts compared are a random sample that fits, at least 500 (seed
+    0); all of `among` is compared with them. Memory is bounded by the texts compared and the chunks, not by `among`.
     """
-    looked = [normalise(texts[row]) for row in _looked_at(texts, among=among)]
-    if not looked or not among:
-        return NearDuplicates(num_found=0, num_looked_at=len(looked))
+    compared = [normalise(texts[row]) for row in _compared_rows(texts, among=among)]
+    if not compared or not among:
+        return NearDuplicates(num_duplicates=0, num_compared=len(compared))
     grams = HashingVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), lowercase=False, norm=None, alternate_sign=False,
         n_features=NUM_COLUMNS, dtype=np.float32,
     )  # fmt: skip
-    known = [normalise(among[row]) for row in _share(among, IDF_CHARACTERS / max(1, sum(map(len, among))))]
-    counted = grams.transform(looked)
-    weigh = TfidfTransformer(norm="l2").fit(sparse.vstack([counted, grams.transform(known)]))
+    sample = [normalise(among[row]) for row in _share(among, IDF_CHARACTERS / max(1, sum(map(len, among))))]
+    counted = grams.transform(compared)
+    weigh = TfidfTransformer(norm="l2").fit(sparse.vstack([counted, grams.transform(sample)]))
     queries = weigh.transform(counted)
-    nearest = np.zeros(len(looked), dtype=np.float32)
+    nearest = np.zeros(len(compared), dtype=np.float32)
     for chunk in _chunks(among):
-        answers = weigh.transform(grams.transform(chunk)).T.tocsr()
+        weights = weigh.transform(grams.transform(chunk)).T.tocsr()
         step = max(1, CHUNK_PAIRS // len(chunk))
-        for start in range(0, len(looked), step):
-            part = slice(start, start + step)
-            best = (queries[part] @ answers).max(axis=1).toarray().ravel()
-            nearest[part] = np.maximum(nearest[part], best)
-    return NearDuplicates(num_found=int((nearest >= threshold).sum()), num_looked_at=len(looked))
+        for start in range(0, len(compared), step):
+            rows = slice(start, start + step)
+            best = (queries[rows] @ weights).max(axis=1).toarray().ravel()
+            nearest[rows] = np.maximum(nearest[rows], best)
+    return NearDuplicates(num_duplicates=int((nearest >= threshold).sum()), num_compared=len(compared))
 
 
-def _looked_at(texts: Sequence[str], *, among: Sequence[str]) -> np.ndarray:
+def _compared_rows(texts: Sequence[str], *, among: Sequence[str]) -> np.ndarray:
     work = float(sum(map(len, texts))) * len(among)
-    return _share(texts, MAX_WORK / max(1.0, work), least=LEAST_LOOKED_AT)
+    return _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)
 
 
-def _share(texts: Sequence[str], share: float, *, least: int = 1) -> np.ndarray:
-    """Sorted positions of a random share of the texts, of at least `least`; of all from 1."""
-    return subsample(len(texts), size=max(least, int(len(texts) * min(1.0, share))), seed=0)
+def _share(texts: Sequence[str], share: float, *, at_least: int = 1) -> np.ndarray:
+    """Return sorted indices of a random share of the texts, at least `at_least`; of all from 1."""
+    return subsample(len(texts), size=max(at_least, int(len(texts) * min(1.0, share))), seed=0)
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The normalised texts in runs of about a million characters."""
+    """Yield the normalised texts in chunks of about a million characters."""
     chunk: list[str] = []
     num_characters = 0
     for text in texts:

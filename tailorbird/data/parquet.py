@@ -17,18 +17,18 @@ ROLES = ("system", "user", "assistant")
 
 
 def texts_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
-    """A column of texts of a table that begins at row `first` of `uri`; DataError for another type or a null."""
+    """Return a text column of a table that begins at row `first` of `uri`; DataError for another type or a null."""
     return read_strings(table, name, uri=uri, first=first, allowed="string")
 
 
 def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
-    """A group column as `Rows.groups` has it: a null is a group of its own; DataError for a type that names none."""
+    """Return a group column, where nulls are a group of their own; DataError for an unsupported type."""
     return read_strings(table, name, uri=uri, first=first, fill=NO_GROUP)
 
 
 def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
-    """A column of lists of `{role, content}` as conversations; DataError for what is none."""
-    found = []
+    """Return a column of lists of `{role, content}` as conversations; DataError for other values."""
+    conversations = []
     for position, messages in enumerate(table.column(name).to_pylist(), start=first):
         turns: list[Any] = messages if isinstance(messages, list) else [None]
         for turn in turns:
@@ -38,14 +38,14 @@ def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> lis
                     f"{uri}: column {name!r} holds no conversation in row {position}; it takes a list of "
                     f"{{role, content}}, role one of {', '.join(ROLES)}, content a text"
                 )
-        found.append(tuple((turn["role"], turn["content"]) for turn in turns))
-    return found
+        conversations.append(tuple((turn["role"], turn["content"]) for turn in turns))
+    return conversations
 
 
 def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
-    """The named columns of a Parquet file, or of every `*.parquet` under a folder in the order of their paths.
+    """Read columns of a Parquet file, or of every `*.parquet` under a folder in the order of their paths.
 
-    Only these columns are read from the store. Raises DataError, also when there is no row.
+    Only these columns are downloaded. Raises DataError, also for zero rows.
     """
     table = concat_tables([_read_file(name, columns=columns) for name in parquet_files(uri)], uri=uri)
     if table.num_rows == 0:
@@ -61,19 +61,19 @@ def concat_tables(tables: list[pa.Table], *, uri: str) -> pa.Table:
 
 
 def parquet_files(uri: str) -> list[str]:
-    """URIs of the Parquet files at or under `uri`, sorted; raises DataError when there are none."""
+    """Return the URIs of the Parquet files at or under `uri`, sorted; raises DataError if there are none."""
     try:
         files = storage.list_files(uri)
     except s3.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None
     if files == [uri]:
         return files
-    found = [name for name in files if name.endswith(".parquet")]
-    if not found:
+    parquet = [name for name in files if name.endswith(".parquet")]
+    if not parquet:
         raise DataError(
             f"{uri} holds no .parquet file ({len(files)} others); give the URI of a Parquet file or of a folder of them"
         )
-    return sorted(found)
+    return sorted(parquet)
 
 
 def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
@@ -83,11 +83,10 @@ def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
 
 @contextmanager
 def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) -> Iterator[pq.ParquetFile]:
-    """One Parquet file that has these columns; `in_parts` where rows are read some at a time, in little memory and with
-    patience, or else it is read at once.
+    """Open a Parquet file with these columns, to read it at once or, `in_parts`, in little memory with more retries.
 
-    Raises DataError, also from within the block, where a column is not there, would be made by code, or the file cannot
-    be read.
+    Raises DataError, also from within the block, if a column is missing or unsafe (see `extension_columns`), or the
+    file cannot be read.
     """
     reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
     try:
@@ -126,9 +125,10 @@ def read_strings(
     allowed: str = "string, integer, boolean or date",
     fill: str | None = None,
 ) -> tuple[str, ...]:
+    """Return a column as strings, nulls as `fill`; DataError for a type that is not `allowed`, or a null without it."""
     column = table.column(name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not any(test(kind) for test in _TYPES[allowed]):
+    plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(test(plain) for test in _TYPES[allowed]):
         raise DataError(
             f"{uri}: column {name!r} is {column.type}, allowed: {allowed}; name another column or convert it"
         )
@@ -137,7 +137,7 @@ def read_strings(
         part = f" from row {first} on" if first else ""
         count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
         raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
-    values = column.cast(kind).cast(pa.large_string()).to_pylist()
+    values = column.cast(plain).cast(pa.large_string()).to_pylist()
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
 
 

@@ -1,13 +1,13 @@
-"""Before a text is written down: what names a person's accounts, numbers and addresses on the net, by patterns."""
+"""Redact e-mail addresses, network addresses and numbers in texts, by regular expressions."""
 
 import re
 
 LOCAL = r"\w.!#$%&'*+/=?^`{|}~-"
 JOIN = r" \t\u00a0\u2000-\u200a\u202f\u3000.()/x_\u2010\u2011\-"
-"""What stands between a number's digits: spaces, dots, brackets, slashes, hyphens."""
+"""Characters between the digits of a number: spaces, dots, brackets, slashes, hyphens."""
 DASH = r"\s\u2012-\u2015\u2212"
-"""What also joins two numbers to a range (2003 to 2011) or two lines."""
-KINDS = (
+"""Characters that also join two numbers, as a range (2003 to 2011), or two lines."""
+PATTERNS = (
     ("email", re.compile(rf"(?<![{LOCAL}])[{LOCAL}]++@[\w-]++(?:\.[\w-]++)++")),
     ("address", re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+", re.IGNORECASE)),
     ("address", re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b")),
@@ -24,20 +24,18 @@ KINDS = (
         ),
     ),
 )
-"""Each is bounded, or gives back nothing of what it took, or begins at a word alone: no text takes longer than its
-length.
+"""Each is bounded, possessive, or anchored at a word, so matching takes linear time.
 
-Numbers are those of six digits and more, whatever letters stand before and after them: telephones, cards, accounts,
-insurances, licences, records; and account numbers in the international form, which have letters. Dashes, lines
-and commas between the digits count from nine digits on, and commas with spaces from thirteen, so that ranges, years and
-doses stay."""
+Numbers have six or more digits, with any letters around them: telephone, card, account, insurance, licence and record
+numbers; and international bank account numbers. Dashes, line breaks and commas between digits count from nine digits
+on, commas with spaces from thirteen, so that ranges, years and doses are kept."""
 
 
 def redact(text: str) -> str:
-    """The text with `[email]`, `[address]` and `[number]` in the place of such.
+    """Replace matches by `[email]`, `[address]` and `[number]`.
 
-    By patterns alone, so names of people, streets and places stay: what must not be kept at all must not be logged.
+    Names of people, streets and cities are kept: do not log what must not be stored at all.
     """
-    for kind, pattern in KINDS:
-        text = pattern.sub(f"[{kind}]", text)
+    for placeholder, pattern in PATTERNS:
+        text = pattern.sub(f"[{placeholder}]", text)
     return text

@@ -3,9 +3,8 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from tailorbird.data.near_duplicates import near_duplicates
 from tailorbird.data.rows import DataError, Splits
@@ -14,56 +13,52 @@ from tailorbird.data.splits import normalise, subsample_of_classes
 __all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
 
 RARE_ROWS = 10
-NAMED = 5
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the gates found; counts are of rows unless they say otherwise."""
+    """Results of the data gates; counts are of rows unless stated otherwise."""
 
     num_train: int
     num_validation: int
     num_test: int
     num_classes: int
-    """Of labels in train; of a chat task, of different answers."""
+    """Different labels in train; for a chat task, different answers."""
     train_copies_of_test: int
-    """Training rows dropped because their normalised text stands in test."""
+    """Training rows dropped because their normalised text is in test."""
     train_copies_of_validation: int
-    """Training rows dropped because their normalised text stands in validation (and not in test)."""
+    """Training rows dropped because their normalised text is in validation (and not in test)."""
     validation_copies_of_test: int
-    """Validation rows dropped because their normalised text stands in test."""
+    """Validation rows dropped because their normalised text is in test."""
     near_duplicates_of_test: int
-    """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they stay where they are."""
-    near_duplicates_looked_at: int
-    """Test rows that were compared with train for that: all, or a random sample where the data are large."""
+    """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they are kept."""
+    near_duplicates_compared: int
+    """Test rows that were compared with train: all, or a random sample of large data."""
     near_duplicates_of_validation: int
-    """Validation rows with a near-duplicate in train; they stay where they are."""
-    near_duplicates_looked_at_in_validation: int
-    """Validation rows that were compared with train for that."""
+    """Validation rows with a near-duplicate in train; they are kept."""
+    near_duplicates_compared_in_validation: int
+    """Validation rows that were compared with train."""
     conflicting_texts: int
-    """Normalised texts, over all splits as read, that carry more than one label."""
+    """Normalised texts, over all splits as read, with more than one label."""
     empty_texts: int
-    """Rows, over all splits as read, whose text is empty or white space."""
+    """Rows, over all splits as read, with an empty or blank text."""
     rare_classes: tuple[str, ...]
-    """Classes with fewer than 10 training rows after cleaning; of a chat task, none."""
+    """(classification only) Classes with fewer than 10 training rows after cleaning."""
     leaks: tuple[str, ...]
-    """One sentence a pair of splits that share values of `split_by`, or texts."""
+    """A sentence for each pair of splits that share values of `split_by`, or texts."""
     num_in_memory: int | None = None
-    """Of training rows that are streamed, those held in memory, a random part: conflicts and near-duplicates are
-    counted among them, and the pretrained rungs are fitted on them."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+    """(sharded only) Training rows of the random sample in memory, on which conflicts and near-duplicates are counted
+    and baselines are fitted."""
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
-    """Drops from train and validation what also stands in a later split, by normalised text; test is left untouched.
+    """Drop rows of train and validation whose normalised text is in a later split; test is not changed.
 
-    Near-duplicates are counted only: real data repeat themselves, and dropping what is alike would make the test easier
-    or harder than the work that the model is for.
+    Near-duplicates are only counted: real data contain them, and without them the test would be easier or harder than
+    production traffic.
 
-    Raises DataError for an empty split, a single class, or a label in validation or test that train never shows.
+    Raises DataError for an empty split, a single class, or a label in validation or test that train lacks.
     """
     _require_rows(splits, when="")
     texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
@@ -85,10 +80,10 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         train_copies_of_test=copies_of_test,
         train_copies_of_validation=len(splits.train) - len(train) - copies_of_test,
         validation_copies_of_test=len(splits.validation) - len(validation),
-        near_duplicates_of_test=near_test.num_found,
-        near_duplicates_looked_at=near_test.num_looked_at,
-        near_duplicates_of_validation=near_validation.num_found,
-        near_duplicates_looked_at_in_validation=near_validation.num_looked_at,
+        near_duplicates_of_test=near_test.num_duplicates,
+        near_duplicates_compared=near_test.num_compared,
+        near_duplicates_of_validation=near_validation.num_duplicates,
+        near_duplicates_compared_in_validation=near_validation.num_compared,
         conflicting_texts=_conflicts(splits, texts),
         empty_texts=sum(not text for column in texts.values() for text in column),
         rare_classes=rare_classes(Counter(cleaned.train.class_labels)),
@@ -97,7 +92,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:
-    """As `leaks_of`, of splits that are held in memory."""
+    """Return `leaks_of` of splits in memory."""
     return leaks_of(
         {name: set(rows.split_keys or ()) for name, rows in splits.items()},
         {name: set(map(normalise, rows.texts)) for name, rows in splits.items()},
@@ -105,32 +100,32 @@ def leaks_between(splits: Splits) -> tuple[str, ...]:
 
 
 def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:
-    """One sentence for each pair of splits with a value of `split_by`, or a normalised text, in common.
+    """Return a sentence for each pair of splits that share a value of `split_by`, or a normalised text.
 
-    It says how many, and of `split_by` values the first hash digits of some: a value may be a patient.
+    `split_by` values are hashed: one may identify a patient.
     """
     sentences: list[str] = []
-    for one, other in combinations(keys, 2):
-        shared = keys[one] & keys[other]
+    for earlier, later in combinations(keys, 2):
+        shared = keys[earlier] & keys[later]
         if shared:
-            some = ", ".join(sorted(_hashed(key) for key in shared)[:NAMED])
-            sentences.append(f"{len(shared):,} split_by values stand in {one} and in {other} (sha256 {some})")
-        copies = texts[one] & texts[other]
+            hashes = ", ".join(sorted(_hashed(key) for key in shared)[:MAX_LISTED])
+            sentences.append(f"{len(shared):,} split_by values stand in {earlier} and in {later} (sha256 {hashes})")
+        copies = texts[earlier] & texts[later]
         if copies:
-            sentences.append(f"{len(copies):,} texts stand in {one} and in {other}")
+            sentences.append(f"{len(copies):,} texts stand in {earlier} and in {later}")
     return tuple(sentences)
 
 
 def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """Classes with fewer than `RARE_ROWS` training rows, sorted."""
+    """Return the classes with fewer than `RARE_ROWS` training rows, sorted."""
     return tuple(sorted(name for name, count in counts.items() if count < RARE_ROWS))
 
 
 def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:
-    """The same splits with a random part of the training rows, of `size`, in which every class keeps a row.
+    """Return the splits with a random subset of `size` training rows, in which every class keeps a row; None keeps all.
 
-    For after `clean`, so that the part is drawn from rows that may be trained on. None keeps all. Conversations have no
-    classes. Raises DataError when `size` is under the number of classes.
+    Call it after `clean`, to draw from rows that may be trained on. Raises DataError if `size` is less than the number
+    of classes.
     """
     if size is None or size >= len(splits.train):
         return splits
@@ -161,8 +156,8 @@ def _require_classes(splits: Splits) -> None:
         counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that train never shows: {_some(sorted(counts))}; "
-                f"add training rows of them, or take them out of {name}"
+                f"{name} has {sum(counts.values())} rows with labels that train never shows: "
+                f"{_listed(sorted(counts))}; add training rows of them, or take them out of {name}"
             )
 
 
@@ -171,12 +166,12 @@ def _conflicts(splits: Splits, texts: dict[str, list[str]]) -> int:
     for name, rows in splits.items():
         for text, label in zip(texts[name], rows.labels, strict=True):
             labels.setdefault(text, set()).add(label)
-    return sum(len(found) > 1 for found in labels.values())
+    return sum(len(labels_of_text) > 1 for labels_of_text in labels.values())
 
 
-def _some(values: Sequence[str]) -> str:
-    more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
-    return ", ".join(repr(value) for value in values[:NAMED]) + more
+def _listed(values: Sequence[str]) -> str:
+    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
+    return ", ".join(repr(value) for value in values[:MAX_LISTED]) + more
 
 
 def _hashed(key: str) -> str:

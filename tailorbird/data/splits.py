@@ -1,4 +1,4 @@
-"""Between reading and checking: which rows train, which choose and which judge, as pure functions of key and seed."""
+"""Assign rows to splits, as pure functions of key and seed."""
 
 import hashlib
 import unicodedata
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 
 def normalise(text: str) -> str:
-    """The form in which two texts count as the same: NFKC, case folded, runs of white space as one blank."""
+    """Return the form in which two texts count as equal: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
-    """0 (train), 1 (validation) or 2 (test) for each row, int64 [N]; rows of one key are never parted.
+    """Return 0 (train), 1 (validation) or 2 (test) for each row, int64 [N]; rows with the same key share a split.
 
-    The split of a key depends on key, fractions and seed alone, so adding or reordering rows moves no other.
-    Raises ValueError when the fractions are not three shares that add up to 1.
+    A key's split depends on key, fractions and seed only, not on other rows.
+    Raises ValueError if the fractions are not three shares that add up to 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions {fractions} must be three shares of at least 0 that add up to 1")
     bounds = np.cumsum(fractions[:2])
     drawn = {key: _uniform(key, seed=seed) for key in set(keys)}
-    places = np.array([drawn[key] for key in keys], dtype=np.float64)
-    return np.searchsorted(bounds, places, side="right").astype(np.int64)
+    quantiles = np.array([drawn[key] for key in keys], dtype=np.float64)
+    return np.searchsorted(bounds, quantiles, side="right").astype(np.int64)
 
 
 def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
-    """Sorted indices, int64, of `size` of `n` rows drawn without replacement; all of them where `size` is not less."""
+    """Return sorted indices, int64, of `size` of `n` rows drawn without replacement; all rows if `size` >= `n`."""
     if n < 0 or size < 0:
         raise ValueError(f"n {n} and size {size} must be at least 0")
     if size >= n:
@@ -37,7 +37,7 @@ def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
 
 
 def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.ndarray:
-    """As `subsample`, but every class keeps at least one row; raises ValueError when `size` is under their number."""
+    """Return `subsample` with at least one row of each class; raises ValueError if `size` is less than their number."""
     num_classes = len(set(labels))
     if size < num_classes:
         raise ValueError(f"{size} rows cannot hold all {num_classes} classes; take at least {num_classes}")
@@ -48,8 +48,8 @@ def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.n
     for row in order:
         first_of_class.setdefault(labels[row], int(row))
     kept = list(first_of_class.values())
-    held = set(kept)
-    rest = [int(row) for row in order if int(row) not in held]
+    taken = set(kept)
+    rest = [int(row) for row in order if int(row) not in taken]
     return np.sort(np.array(kept + rest[: size - len(kept)], dtype=np.int64))
 
 
@@ -61,10 +61,10 @@ def _uniform(key: str, *, seed: int) -> float:
 def stratified_split(
     keys: Sequence[str], *, labels: Sequence[str], folds: tuple[int, int, int], seed: int
 ) -> NDArray[np.int64]:
-    """Split (0 train, 1 validation, 2 test) of each row, int64 [N]: a key stays whole, labels spread alike.
+    """Return the split (0 train, 1 validation, 2 test) of each row, int64 [N], grouped by key and stratified by label.
 
-    `folds` says how many equal parts each split gets. Unlike `split_by_key`, a row's split depends on the other rows:
-    for a data set that is written once. Raises ValueError with fewer keys than folds.
+    `folds` is the number of equal parts for each split. Unlike in `split_by_key`, a row's split depends on other rows,
+    so use it for a data set that is written once. Raises ValueError with fewer keys than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 

@@ -1,4 +1,4 @@
-"""How a folder of Parquet files gets to where a recipe can name it: checked whole first, then uploaded."""
+"""Upload a folder of Parquet files to where a recipe can name it."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tailorbird.data.rows import DataError
 
 
 def put_folder(folder: Path, uri_prefix: str) -> list[str]:
-    """Uploads every `*.parquet` under `folder` to the same path under `uri_prefix`; returns their URIs, sorted.
+    """Upload every `*.parquet` under `folder` to the same path under `uri_prefix`; return their URIs, sorted.
 
-    All files are checked before the first is uploaded. Raises DataError when there is none, or one is not Parquet or
-    has no rows; StorageError when the store refuses.
+    All files are checked before the first is uploaded. Raises DataError if there is none, or if one is not Parquet or
+    has no rows, and StorageError.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder with Parquet files, for example train.parquet")

@@ -10,9 +10,9 @@ from typing import Any
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import parquet_files
-from tailorbird.data.profiling.column_roles import Guess, guess_columns
+from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
-from tailorbird.data.profiling.token_lengths import Lengths, conversation_lengths, text_lengths
+from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean, leaks_between
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.data.tasks import data_task
@@ -74,8 +74,8 @@ class DataSummary:
 
     uris: SplitUris
     sample: Sample
-    guess: Guess
-    lengths: Lengths
+    guess: ColumnRoles
+    lengths: TokenLengths
     num_train: int
     num_test: int
     """As footers say; without named test rows, the share of all that becomes test."""
@@ -88,7 +88,7 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     sample = read_sample(uris.train[0])
     if not sample.num_sampled:
         raise DataError(f"{sample.uri} has no rows; give Parquet with at least one row")
-    guess = guess_columns(sample, text=options.text, label=options.label)
+    guess = infer_column_roles(sample, text=options.text, label=options.label)
     base_model = options.base_model or (CHAT_MODEL if guess.task == "chat" else CLASSIFIER)
     tokenizer = _offline_tokenizer(base_model, registry=options.registry)
     if guess.task == "chat":
@@ -133,7 +133,7 @@ def find_splits(uri: str) -> SplitUris:
     return SplitUris(by_split["train"], validation, test)
 
 
-def conversations_in(guess: Guess) -> list[Conversation]:
+def conversations_in(guess: ColumnRoles) -> list[Conversation]:
     """Those of a sample that end with an answer; what others are, a run says."""
     if guess.messages is not None:
         turns = [tuple((turn["role"], turn["content"]) for turn in row) for row in guess.messages.column.values if row]

@@ -13,7 +13,7 @@ import yaml
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
-from tailorbird.data.profiling.token_lengths import TOKENS_A_WORD
+from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.init.inspect_data import (
     DISCORDANCE,
     DataSummary,
@@ -104,11 +104,11 @@ def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     for name in ("text", "label", "prompt", "completion", "messages"):
         role = getattr(guess, name)
         if role is not None:
-            yield f"  {name}: {_yaml(role.name)}  # {role.why}"
+            yield f"  {name}: {_yaml(role.name)}  # {role.reason}"
     yield from _comments(_rows_seen(summary))
     yield from _split_by(summary, check)
     if guess.groups:
-        reasons = "; ".join(f"{group.name} {group.why}" for group in guess.groups)
+        reasons = "; ".join(f"{group.name} {group.reason}" for group in guess.groups)
         yield from _comments(
             [f"Results are reported by group, and no group may lose much: {reasons}. Remove what is no group"]
         )
@@ -152,7 +152,7 @@ def _rows_seen(summary: DataSummary) -> Iterator[str]:
 
 
 def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
-    keys = {key.name: key.why for key in summary.guess.keys}
+    keys = {key.name: key.reason for key in summary.guess.keys}
     if check.split_by is not None:
         yield "  # Rows that share a value of it must not stand in two splits, or the test is easier than the work."
         yield f"  split_by: {_yaml(check.split_by)}  # {keys[check.split_by]}"
@@ -168,7 +168,7 @@ def _length(summary: DataSummary) -> Iterator[str]:
     lengths = summary.lengths
     how = f"by the tokenizer of {summary.base_model}"
     if not lengths.counted:
-        how = f"reckoned as {TOKENS_A_WORD} a word, since no tokenizer was at hand"
+        how = f"reckoned as {TOKENS_PER_WORD} a word, since no tokenizer was at hand"
     yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
     yield f"  max_length: {max_length(summary)}"
     if summary.guess.task == "chat":
@@ -185,7 +185,7 @@ def _checked(check: SplitCheck) -> Iterator[str]:
         f"{report.num_test:,} judge, after {copies:,} copies of later rows were dropped"
     )
     if report.near_duplicates_of_test:
-        looked = report.near_duplicates_looked_at
+        looked = report.near_duplicates_compared
         yield f"{report.near_duplicates_of_test:,} of {looked:,} test rows are nearly the same as a training row"
     if report.conflicting_texts:
         yield f"{report.conflicting_texts:,} texts stand with more than one label or answer"

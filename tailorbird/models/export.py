@@ -1,4 +1,4 @@
-"""From a version that a verdict was about to the same weights for another engine."""
+"""Export an evaluated version for another inference engine."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
 TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
-"""What a version can be exported for."""
+"""Targets that a version can be exported for."""
 EXAMPLE = (2, 8)
-"""Rows and tokens of the batch that the export traces; neither may be 1, which would become part of the graph."""
+"""Rows and tokens of the traced batch; neither may be 1, which the export would treat as constant."""
 
 
 class _Embedding(torch.nn.Module):
-    """The part that is exported: token ids and mask, both [B, T], to embeddings [B, D]."""
+    """The exported part: token ids and mask, both [B, T], to embeddings [B, D]."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -34,17 +34,17 @@ class _Embedding(torch.nn.Module):
 
 
 def export_version(uri: str, *, target: str, code: str, to: str) -> None:
-    """Writes the version at `uri`, for one of `TARGETS`, as an artifact at the URI `to`.
+    """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
 
-    For torch that is the version's own files with another dtype; for the others its head and `ENCODER_FILE`, an adapter
-    merged. OpenVINO gets bfloat16 where this machine computes in it. `code` is the URI of the code that can load it.
-    Raises EngineError where packages or bfloat16 are missing here, or the encoder cannot be exported; RegistryError and
+    For torch, copy its files with another dtype; for the others write its head and `ENCODER_FILE`, with the adapter
+    merged. OpenVINO uses bfloat16 if this machine supports it. `code` is the URI of the code that can load it.
+    Raises EngineError if a package or bfloat16 support is missing or the encoder cannot be exported; RegistryError and
     ModelError as `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
         raise EngineError(f"{uri} was exported itself; export {version.exported_from.uri}")
-    engine, dtype = _engine_of(target, judged=version)
+    engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(uri)
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))
@@ -54,7 +54,9 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
         if engine == "torch":
-            for file in json.loads((source / MANIFEST).read_bytes()):  # and no evidence, which is of that version
+            for file in json.loads(
+                (source / MANIFEST).read_bytes()
+            ):  # without the evidence, which is about that version
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
         else:
@@ -68,26 +70,26 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
         upload_folder(folder, to)
 
 
-def _engine_of(target: str, *, judged: ModelVersion) -> tuple[str, str]:
-    """Engine and dtype."""
+def _engine_of(target: str, *, evaluated: ModelVersion) -> tuple[str, str]:
+    """Return engine and dtype."""
     in_bfloat16 = cpu_supports_bfloat16()  # also with GPUs: these engines run on CPU
     if target != "torch-bfloat16":
         return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
-    if judged.dtype == "bfloat16":
-        raise EngineError(f"{judged.version} was judged in bfloat16 already")
+    if evaluated.dtype == "bfloat16":
+        raise EngineError(f"{evaluated.version} was judged in bfloat16 already")
     if not in_bfloat16:
         raise EngineError("this machine does not compute in bfloat16")
     return "torch", "bfloat16"
 
 
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
-    """Encoder and pooling as one ONNX file, for batches of any size of texts of up to `max_length` tokens."""
+    """Write encoder and pooling as one ONNX file, for any batch size and up to `max_length` tokens."""
     _require("onnx", "onnxscript")
     ids = torch.ones((EXAMPLE[0], min(EXAMPLE[1], max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
-    mask[0, ids.shape[1] // 2 :] = 0  # with none masked, transformers would leave the mask out of the graph
+    mask[0, ids.shape[1] // 2 :] = 0  # without padding transformers omits the mask from the graph
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=max_length)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators that the encoder does not have
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silences warnings about unused operators
     try:
         torch.onnx.export(
             _Embedding(model),
@@ -100,26 +102,26 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
             external_data=False,
             verbose=False,
         )
-    except Exception as error:  # of torch, onnxscript and onnx, each with classes of its own
+    except Exception as error:  # torch, onnxscript and onnx each raise their own
         first = str(error).strip().split("\n")[0]
         raise EngineError(f"the encoder cannot be exported to ONNX: {first}; serve it by torch") from None
 
 
 def _quantise(file: Path) -> None:
-    """Products with weights in int8, the weights once and a scale for each column, activations at each call.
+    """Quantise matrix products to int8: weights statically per column, activations dynamically.
 
-    Weights in 7 bits: with 8 the products overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
+    Weights use 7 bits, since 8 overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
     """
     _require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = file.rename(file.with_suffix(".fp32.onnx"))
+    unquantised = file.rename(file.with_suffix(".fp32.onnx"))
     products = ["MatMul", "Gemm"]
     try:
-        quantize_dynamic(whole, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-    except Exception as error:  # of onnx and onnxruntime, each with classes of its own
+        quantize_dynamic(unquantised, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    except Exception as error:  # onnx and onnxruntime each raise their own
         raise EngineError(f"the encoder cannot be quantised: {error}; serve it by torch") from None
-    whole.unlink()
+    unquantised.unlink()
 
 
 def _require(*packages: str) -> None:

@@ -294,7 +294,7 @@ def checked_copy(uri: str) -> Path:
     """
     folder = local_copy(uri)
     if (folder / MANIFEST).exists() and not is_intact(folder):
-        folder = repaired_copy(uri, is_whole=is_intact)
+        folder = repaired_copy(uri, is_intact=is_intact)
         verify_files(uri, folder)
     return folder
 

@@ -1,8 +1,7 @@
-"""A classifier whose encoder another engine than torch runs: OpenVINO or ONNX Runtime, on CPU."""
+"""Classifiers whose encoder runs in OpenVINO or ONNX Runtime, on CPU."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,11 @@ INSTALL = "install it where models run: pip install --editable '.[engines]' in t
 
 
 class EngineError(ValueError):
-    """An engine that is not there, or a file that it does not take; the message says what to do."""
+    """An engine that is not installed, or a file that it cannot load; the message says what to do."""
 
 
 class ExportedClassifier(Classifier):
-    """A classifier whose encoder and pooling are a graph outside torch; its head, in fp32, is torch's as ever.
+    """A classifier whose encoder and pooling run outside torch; its fp32 head runs in torch.
 
     `run` maps token ids [B, T] and attention mask [B, T], both int64, to embeddings [B, D] in fp32.
     """
@@ -37,16 +36,16 @@ class ExportedClassifier(Classifier):
 
 
 def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> ExportedClassifier:
-    """The classifier of a folder with `ENCODER_FILE`, run by as many threads as torch has now.
+    """Load a classifier with `ENCODER_FILE`, run by as many threads as torch uses now.
 
-    `dtype` is what OpenVINO computes in; a quantised graph says for itself. Raises EngineError.
+    `dtype` is the precision of OpenVINO; a quantised graph defines its own. Raises EngineError.
     """
     start = {"openvino": _openvino, "onnxruntime-int8": _onnxruntime}[engine]
     try:
         return ExportedClassifier(start(folder / ENCODER_FILE, dtype=dtype), head=head)
     except ImportError as error:
         raise EngineError(f"this version runs on {engine}, which is not here ({error}); {INSTALL}") from None
-    except Exception as error:  # for a file that they do not take, each raises classes of its own
+    except Exception as error:  # each engine raises its own
         first = str(error).strip().split("\n")[0]
         raise EngineError(f"{engine} does not take {folder / ENCODER_FILE}: {first}; export it again") from None
 
@@ -54,8 +53,8 @@ def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> 
 def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import openvino
 
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": PRECISION[dtype],  # left alone it takes bf16 where the machine has it
+    settings: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": PRECISION[dtype],  # the default is bf16 if supported
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # replicas on one node would pin the same cores
@@ -63,8 +62,8 @@ def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], n
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        found = request.infer(dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
-        return np.array(found[OUTPUT])  # a copy: the next call writes over it
+        outputs = request.infer(dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
+        return np.array(outputs[OUTPUT])  # a copy, since the next call overwrites it
 
     return run
 
@@ -72,20 +71,20 @@ def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], n
 def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import onnxruntime
 
-    assert dtype == "float32"  # what the int8 products are scaled back to
+    assert dtype == "float32"  # the dtype of dequantised products
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn CPU
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would use CPU
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def embed(row: np.ndarray) -> np.ndarray:
-        [found] = session.run([OUTPUT], dict(zip(INPUTS, (row[None], np.ones_like(row[None])), strict=True)))
-        return np.asarray(found[0])
+        [embedding] = session.run([OUTPUT], dict(zip(INPUTS, (row[None], np.ones_like(row[None])), strict=True)))
+        return np.asarray(embedding[0])
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Row by row: activations are scaled by the largest in a call, so in a batch a text's answer would hang on the
-        others. Of 32 texts of 16 tokens that took half as long again as one batch, on AVX2."""
+        """Run row by row: activations are scaled by the largest in a call, so in a batch a row would depend on the
+        others. On AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch."""
         lengths = attention_mask.sum(1).tolist()
         return np.stack([embed(row[:length]) for row, length in zip(input_ids, lengths, strict=True)])
 

@@ -1,4 +1,4 @@
-"""One copy of a pretrained encoder for all versions that leave its weights as they are: heads and LoRA adapters."""
+"""One pretrained encoder shared by all versions that do not change its weights: heads and LoRA adapters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +16,23 @@ from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
-BARE = "__base__"
-"""PEFT's name for the rows of a batch that no adapter is for."""
+NO_ADAPTER = "__base__"
+"""PEFT's name for rows of a batch without an adapter."""
 MIXED = "mixed"
-"""Stands for a pass with rows of several adapters, in place of the one that is active."""
+"""The active adapter in a pass with rows of several adapters."""
 
 
 def adapter_of(loaded: LoadedClassifier[ModelVersion]) -> str:
-    """What the adapter of a version that was added is called in its shared encoder."""
+    """Return the name of an added version's adapter in its shared encoder."""
     model = loaded.model
-    assert isinstance(model, SharingClassifier)
+    assert isinstance(model, SharedEncoderClassifier)
     return model.adapter
 
 
 class SharedEncoder:
-    """A pretrained encoder in a dtype, and over it the adapters of any number of versions.
+    """A pretrained encoder in a dtype, with the adapters of any number of versions.
 
-    What changes its layers (`add`, `remove`) and what runs them (`embed`) must be called on one thread.
+    Call `add`, `remove` and `embed` on one thread.
     """
 
     def __init__(self, base_model: str, *, dtype: str, device: str | None = None) -> None:
@@ -51,17 +51,17 @@ class SharedEncoder:
         head = (
             load_head(folder).to(self.device).eval().requires_grad_(False)
         )  # fp32, as `tailorbird.models.loading.load_model`
-        name = BARE
+        name = NO_ADAPTER
         if version.kind == "lora":
-            # Of each load its own: a version that comes back is not what leaves.
+            # A name for each load: a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
-        model = SharingClassifier(self, adapter=name, head=head).eval()
+        model = SharedEncoderClassifier(self, adapter=name, head=head).eval()
         return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
-        """All of it or nothing: PEFT leaves what it has put into the layers before a weight that does not fit."""
+        """Add an adapter completely or not at all: PEFT keeps the layers that it changed before an error."""
         from peft import PeftConfig, PeftModel
 
         require_adapter(folder)
@@ -85,7 +85,7 @@ class SharedEncoder:
             self._active = ""
 
     def remove(self, loaded: LoadedClassifier[ModelVersion]) -> None:
-        """Forgets a version's adapter; it must not be asked any more."""
+        """Remove a version's adapter; the version cannot predict afterwards."""
         self._remove_adapter(adapter_of(loaded))
 
     def _remove_adapter(self, name: str) -> None:
@@ -98,12 +98,12 @@ class SharedEncoder:
             self._adapted.delete_adapter(name)
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, adapters: Sequence[str]) -> torch.Tensor:
-        """Mean of the last hidden states over the real tokens, each row through its adapter: [B, T], [B, T] -> [B, D].
+        """Return the mean of the last hidden states, each row with its adapter: [B, T], [B, T] -> [B, D].
 
-        Raises KeyError for an adapter that is not there, which PEFT would leave out.
+        Raises KeyError for an adapter that is not loaded, which PEFT would ignore.
         """
         names = set(adapters)
-        known = {BARE} if self._adapted is None else {BARE, *self._adapted.peft_config}
+        known = {NO_ADAPTER} if self._adapted is None else {NO_ADAPTER, *self._adapted.peft_config}
         if names - known:
             raise KeyError(f"adapter {sorted(names - known)[0]} is not loaded")
         rows = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -112,26 +112,26 @@ class SharedEncoder:
         elif len(names) > 1:
             self._activate(MIXED)
             hidden = self._adapted(**rows, adapter_names=list(adapters)).last_hidden_state
-        else:  # PEFT's path for mixed rows copies each layer's input
+        else:  # PEFT's path for mixed rows copies the input of each layer
             self._activate(*names)
             hidden = self._adapted.base_model.model(**rows).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
     def _activate(self, name: str) -> None:
-        """Makes an adapter the only one, or none: a walk through all layers, so only where it changes."""
+        """Activate one adapter, or none, if that changes: it walks through all layers."""
         if self._active == name:
             return
-        if name == BARE:
+        if name == NO_ADAPTER:
             self._adapted.base_model.disable_adapter_layers()
         else:
             self._adapted.base_model.enable_adapter_layers()
-        if name not in (BARE, MIXED):
+        if name not in (NO_ADAPTER, MIXED):
             self._adapted.set_adapter(name, inference_mode=True)
         self._active = name
 
 
-class SharingClassifier(Classifier):
-    """A classifier whose encoder, with its adapter, is a shared one: the weights that are its own are its head's."""
+class SharedEncoderClassifier(Classifier):
+    """A classifier with its own head over a shared encoder and its adapter."""
 
     def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear) -> None:
         nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""Makes the demo's data: the diagnostic terms of ICD-10-CM with their chapters, from a Python package, as Parquet."""
+"""Demo data: diagnostic terms of ICD-10-CM with their chapters, from a Python package, written as Parquet."""
 
 import io
 import re
@@ -14,10 +14,10 @@ from tailorbird.data.splits import normalise, stratified_split
 
 FOLDS = (13, 2, 3)  # of 18: 72 %, 11 % and 17 % of the rows
 SPLIT_SEED = 0
-TITLED = len("A00.0")
-"""The longest code whose title is a training text: longer ones repeat theirs with side, stage or encounter added."""
+MAX_TITLED = len("A00.0")
+"""Longest code whose title is a training text: titles of longer ones only add side, stage or encounter."""
 CODER_TERMS, CODER_HELD_OUT, CODER_TEST_ROWS = 6, 2, 300
-"""Of the chat task: inclusion terms that a code must have, those of them that are held out, and how many judge."""
+"""(chat only) Inclusion terms that a code must have, terms of each code that are held out, and test rows."""
 
 CHAPTER_NAMES = {
     "1": "infectious and parasitic diseases",
@@ -42,8 +42,8 @@ CHAPTER_NAMES = {
     "20": "external causes of injury",
     "21": "health status and contact with health services",
 }
-"""Our short English name of each chapter, which is its label. Chapter 22 (codes for special purposes) is left out: it
-is where new codes wait, no subject, and carries half a dozen terms."""
+"""Short English name of each chapter, used as its label. Chapter 22 (codes for special purposes) is omitted: it is no
+subject and has half a dozen terms."""
 
 GROUP_RULES = (
     ("newborn", r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?"),
@@ -64,7 +64,7 @@ GROUP_RULES = (
         r"husband|son|brother",
     ),
 )
-"""(group, words that state it), read in this order: the first rule with a whole word in the term decides."""
+"""(group, pattern of words): the first rule that matches a whole word of the term decides."""
 
 _GROUPS = tuple((group, re.compile(rf"\b(?:{words})\b")) for group, words in GROUP_RULES)
 
@@ -74,17 +74,16 @@ Wording = tuple[str, str, str, str, str]
 
 
 def build() -> dict[str, pa.Table]:
-    """Tables train, validation and test with string columns text, code, title, chapter, block, category and group.
+    """Build train, validation and test with string columns text, code, title, chapter, block, category and group.
 
-    A row is an *inclusion term*, the wording under which a clinician's diagnosis is coded. A wording that stands in two
-    chapters is dropped, a wording repeated within one is kept once. Split by three-character category, 72/11/17, so
-    that near-identical wordings of one disease do not sit on both sides, and stratified by chapter: categories are of
-    uneven size, and a split by hash gave a chapter 14 % of one split and 7 % of another. Under another seed whole
-    categories change sides, and any model's accuracy with them, by 3 to 4 points: figures of different splits do not
-    compare.
+    A row is an *inclusion term*, the wording under which a clinician's diagnosis is coded. Terms in two chapters are
+    dropped, repeated terms are kept once. Split 72/11/17 by three-character category, so that near-identical terms of
+    one disease share a split, and stratified by chapter: categories differ in size, and a split by hash gave a chapter
+    14 % of one split and 7 % of another. With another seed the accuracy of any model changes by 3 to 4 points, so
+    results of different splits are not comparable.
 
-    Train also holds, as texts, the titles of the codes of up to four characters in every category that is in no other
-    split: twice the rows, and 470 categories that have no term. What is chosen and judged by stays terms alone.
+    Train also has the titles of the codes of up to four characters in every category that is in no other split: twice
+    the rows, and 470 categories without a term. Validation and test have terms only.
     Raises DataError without the package.
     """
     icd = _package()
@@ -96,18 +95,20 @@ def build() -> dict[str, pa.Table]:
     tables = {name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)}
     held_out = {category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()}
     worded = {normalise(term) for term, *_ in terms}
-    titles = [(" ".join(row[1].split()), *row) for row in codes if len(row[0]) <= TITLED and row[0][:3] not in held_out]
+    titles = [
+        (" ".join(row[1].split()), *row) for row in codes if len(row[0]) <= MAX_TITLED and row[0][:3] not in held_out
+    ]
     titles = [row for row in titles if normalise(row[0]) not in worded]
     return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles))])}
 
 
 def build_coder() -> dict[str, pa.Table]:
-    """Tables train, validation and test of the chat task: from a term to its code and title, in the release's words.
+    """Build tables train, validation and test of the chat task: from a term to its code and title.
 
-    String columns prompt, completion, code, category and group. The codes are the 230 with six inclusion terms or
-    more, which stand in train all of them: a coder knows the book, and meets new wordings. Of each code two terms, by
-    lot, are held out, for test (300 in all) or validation (the rest); train holds the others, and the title as one
-    more: as many rows as two cores learn in minutes.
+    String columns prompt, completion, code, category and group. The codes are the 230 with at least six inclusion
+    terms, and all are in train: a coder knows the codes and meets new wordings. Two random terms of each code are held
+    out, for test (300 in all) or validation (the rest); train has the others and the title, few enough to train on two
+    cores in minutes.
     """
     icd = _package()
     rows = [(" ".join(term.split()), *row) for row in _codes(icd) for term in icd.get_inclusion_term(row[0])]
@@ -120,21 +121,21 @@ def build_coder() -> dict[str, pa.Table]:
         by_code.setdefault(row[1], []).append(row)
     generator = np.random.default_rng(SPLIT_SEED)
     chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
-    chosen = [chosen[place] for place in generator.permutation(len(chosen))]
+    chosen = [chosen[index] for index in generator.permutation(len(chosen))]
     held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen for _ in range(CODER_HELD_OUT)]
-    held_out = [held_out[place] for place in generator.permutation(len(held_out))]
+    held_out = [held_out[index] for index in generator.permutation(len(held_out))]
     train = [term for terms in chosen for term in terms]
     worded = set(first)
     titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]
     train += [title for title in titles if normalise(title[0]) not in worded]
     parts = {"train": train, "validation": held_out[CODER_TEST_ROWS:], "test": held_out[:CODER_TEST_ROWS]}
-    return {name: _coder_table(some) for name, some in parts.items()}
+    return {name: _coder_table(rows) for name, rows in parts.items()}
 
 
 def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
-    """Writes `<uri_prefix>/<split>/part-0.parquet` for each split, over what was there; returns the rows of each.
+    """Write or replace `<uri_prefix>/<split>/part-0.parquet` for each split; return the number of rows of each.
 
-    The chapters of `build`, or, with `coder`, the chat task of `build_coder`.
+    Writes the tables of `build`, or with `coder` those of `build_coder`.
     """
     tables = build_coder() if coder else build()
     for name, table in tables.items():
@@ -145,7 +146,7 @@ def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
 
 
 def group_of(text: str) -> str:
-    """The group of people a term speaks of, by the words of `GROUP_RULES`, or `unstated`."""
+    """Return the patient group of a term by `GROUP_RULES`, or `unstated`."""
     normal = normalise(text)
     return next((group for group, words in _GROUPS if words.search(normal)), "unstated")
 
@@ -163,10 +164,10 @@ def _package() -> ModuleType:
 
 
 def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
-    """(code, title, chapter number, block) of each category and subcategory; blocks carry rules, no diagnoses."""
+    """Return (code, title, chapter number, block) of each category and subcategory; blocks are no diagnoses."""
     codes = [code for code in dict.fromkeys(icd.get_all_codes()) if icd.is_category_or_subcategory(code)]
-    placed = [(code, icd.get_description(code), icd.get_ancestors(code)) for code in codes]
-    return [(code, title, above[-1], above[-2]) for code, title, above in placed if above[-1] in CHAPTER_NAMES]
+    rows = [(code, icd.get_description(code), icd.get_ancestors(code)) for code in codes]
+    return [(code, title, parents[-1], parents[-2]) for code, title, parents in rows if parents[-1] in CHAPTER_NAMES]
 
 
 def _table(rows: list[Wording]) -> pa.Table:

@@ -1,8 +1,8 @@
-"""Before there is a recipe: which columns of a sample are what, each guess with its reason."""
+"""Infer which columns of a sample a recipe reads, each with its reason."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailorbird.data.profiling.sample import Column, Sample
 from tailorbird.data.rows import DataError
@@ -15,27 +15,27 @@ GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "countr
 IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
 MOST_CLASSES, MOST_GROUP_VALUES, MOST_GROUPS = 1000, 20, 4
 LEAST_KEYS = 20
-"""Values that a column must have to part rows by."""
+"""Distinct values that a column must have to split rows by."""
 ANSWER_WORDS = 2.0
-"""Words of a value, on average, from which a column of many values holds answers and no labels."""
+"""Mean words of a value from which a column holds answers, not labels."""
 
 
 @dataclass(frozen=True)
 class ColumnRole:
-    """A column, and why it was taken."""
+    """A column with the reason for its role."""
 
     column: Column
-    why: str
+    reason: str
 
     @property
     def name(self) -> str:
-        """The column's."""
+        """Name of the column."""
         return self.column.name
 
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """What a sample's columns are: of a classification `text` and `label`, of a chat task the others."""
+    """Roles of a sample's columns: `text` and `label` for classification, the others for a chat task."""
 
     text: ColumnRole | None = None
     label: ColumnRole | None = None
@@ -44,7 +44,7 @@ class ColumnRoles:
     messages: ColumnRole | None = None
     groups: tuple[ColumnRole, ...] = ()
     keys: tuple[ColumnRole, ...] = ()
-    """Columns that rows may be parted by, the likeliest first."""
+    """Columns to split by, the most likely first."""
 
     @property
     def task(self) -> TaskName:
@@ -53,29 +53,28 @@ class ColumnRoles:
 
 
 def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | None = None) -> ColumnRoles:
-    """The task and its columns; `text` and `label` are what the user says, and make it a classification.
+    """Infer the task and its columns; `text` and `label` name columns and imply classification.
 
-    Raises DataError where the sample shows neither conversations nor a text with a label.
+    Raises DataError if the sample has neither conversations nor a text with a label.
     """
-    guess = _task(sample, text=text, label=label)
-    taken = [one.name for one in (guess.text, guess.label, guess.prompt, guess.completion, guess.messages) if one]
+    inputs = _input_roles(sample, text=text, label=label)
+    roles = (inputs.text, inputs.label, inputs.prompt, inputs.completion, inputs.messages)
+    taken = [role.name for role in roles if role]
     rest = [column for column in sample.columns if column.name not in taken and column.kind != "messages"]
     groups = [column for column in rest if _is_group(column)]
     groups.sort(key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))
     keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled)]
     keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
-    return ColumnRoles(
-        text=guess.text,
-        label=guess.label,
-        prompt=guess.prompt,
-        completion=guess.completion,
-        messages=guess.messages,
+    return replace(
+        inputs,
         groups=tuple(ColumnRole(column, f"{len(column.counts)} different values") for column in groups[:MOST_GROUPS]),
-        keys=tuple(ColumnRole(column, _rows_a_value(column)) for column in keys if column not in groups[:MOST_GROUPS]),
+        keys=tuple(
+            ColumnRole(column, _rows_per_value(column)) for column in keys if column not in groups[:MOST_GROUPS]
+        ),
     )
 
 
-def _task(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:
+def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)
         if messages is not None:
@@ -85,12 +84,13 @@ def _task(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
             words = f"it is called so, and has {answer.mean_words:.0f} words a row"
             return ColumnRoles(prompt=ColumnRole(prompt, "it is called so"), completion=ColumnRole(answer, words))
-    return ColumnRoles(text=(found := _text(sample, text)), label=_label(sample, label, text=found.name))
+    text_role = _text(sample, text)
+    return ColumnRoles(text=text_role, label=_label(sample, label, text=text_role.name))
 
 
-def _text(sample: Sample, given: str | None) -> ColumnRole:
-    if given is not None:
-        return ColumnRole(_required(sample, given, kinds=("string",), option="--text"), "as you said")
+def _text(sample: Sample, name: str | None) -> ColumnRole:
+    if name is not None:
+        return ColumnRole(_required(sample, name, kinds=("string",), option="--text"), "as you said")
     called = _called(sample, TEXTS)
     if called is not None:
         return ColumnRole(called, "it is called so")
@@ -101,9 +101,9 @@ def _text(sample: Sample, given: str | None) -> ColumnRole:
     return ColumnRole(longest, f"of all columns of strings it has the most words a row, {longest.mean_words:.0f}")
 
 
-def _label(sample: Sample, given: str | None, *, text: str) -> ColumnRole:
-    if given is not None:
-        return ColumnRole(_required(sample, given, kinds=("string", "integer"), option="--label"), "as you said")
+def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
+    if name is not None:
+        return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "as you said")
     most = min(MOST_CLASSES, sample.num_sampled // 2)
     fitting = [
         column
@@ -116,29 +116,28 @@ def _label(sample: Sample, given: str | None, *, text: str) -> ColumnRole:
     others = [column for column in fitting if not _is_called(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
     if not others:
         raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one by --label")
-    found = max(others, key=lambda column: len(column.counts))
-    why = (
-        f"of the columns with few values it has the most, {len(found.counts)}; look whether it is what you want to know"
-    )
-    return ColumnRole(found, why)
+    column = max(others, key=lambda column: len(column.counts))
+    num_values = len(column.counts)
+    reason = f"of the columns with few values it has the most, {num_values}; look whether it is what you want to know"
+    return ColumnRole(column, reason)
 
 
 def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -> Column:
     column = sample.column(name)
     if column is None or column.kind not in kinds:
-        kind = " or ".join(f"{one}s" for one in kinds)
-        raise DataError(f"{option} {name}: {sample.uri} has no such column of {kind}; it has {_all(sample)}")
+        allowed = " or ".join(f"{kind}s" for kind in kinds)
+        raise DataError(f"{option} {name}: {sample.uri} has no such column of {allowed}; it has {_all(sample)}")
     return column
 
 
 def _called(sample: Sample, names: Sequence[str]) -> Column | None:
-    """The column of strings with the first of these names."""
+    """Return the string column with the first of these names."""
     strings = [column for column in sample.columns if column.kind == "string"]
     return next((column for name in names for column in strings if column.name.lower() == name), None)
 
 
 def _is_called(column: Column, names: tuple[str, ...]) -> bool:
-    """Whether a part of the column's name is one of these, as in `patient_id`."""
+    """Return True if a part of the column's name is one of these, as in `patient_id`."""
     return any(part.startswith(names) if len(part) > 3 else part in names for part in _parts(column.name))
 
 
@@ -157,14 +156,14 @@ def _is_key(column: Column, *, num_rows: int) -> bool:
     return several and known and not column.num_null
 
 
-def _rows_a_value(column: Column) -> str:
+def _rows_per_value(column: Column) -> str:
     return f"{len(column.counts):,} values, {sum(column.counts.values()) / len(column.counts):.1f} rows each"
 
 
 def _all(sample: Sample) -> str:
-    told = [
+    columns = [
         f"{column.name} ({column.kind}, {len(column.counts)} values)"
         for column in sample.columns
         if column.kind != "messages"
     ]
-    return ", ".join((*told, *sample.left_out)) or "no columns"
+    return ", ".join((*columns, *sample.left_out)) or "no columns"

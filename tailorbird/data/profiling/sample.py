@@ -1,4 +1,4 @@
-"""Before there is a recipe: a bounded look at Parquet, and what its columns are like."""
+"""Read a bounded sample of Parquet files, with statistics of its columns."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tailorbird.data.splits import normalise
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
 """Rows, and bytes as Parquet counts them uncompressed, after which no further row group is read."""
 NEAR_EMPTY = 3
-"""Characters under which a text says nothing."""
+"""Characters under which a text counts as near-empty."""
 
 Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
 _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
@@ -28,26 +28,26 @@ LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sample, values as strings but for conversations."""
+    """A column of a sample; values are strings, or conversations."""
 
     name: str
     kind: Kind
     values: tuple[Any, ...]
-    """Of each row; None where there is none."""
+    """Value of each row, or None."""
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """Rows of each value."""
+        """Number of rows of each value."""
         return Counter(value for value in self.values if value is not None)
 
     @property
     def num_null(self) -> int:
-        """Rows without a value."""
+        """Number of nulls."""
         return sum(value is None for value in self.values)
 
     @cached_property
     def mean_words(self) -> float:
-        """Words of a value."""
+        """Mean number of words of a value."""
         texts = [value for value in self.values if value is not None]
         return sum(len(text.split()) for text in texts) / max(1, len(texts))
 
@@ -58,27 +58,27 @@ class Sample:
 
     uri: str
     num_rows: int
-    """In all of it."""
+    """In the whole file or folder."""
     num_sampled: int
     columns: tuple[Column, ...]
-    """Those whose values a recipe can use, in the file's order."""
+    """Columns that a recipe can use, in the file's order."""
     left_out: tuple[str, ...]
-    """The others, with their types."""
+    """Names and types of the other columns."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether every row was read."""
+        """True if every row was read."""
         return self.num_sampled == self.num_rows
 
     def column(self, name: str) -> Column | None:
-        """By its name; None where there is none of it."""
+        """Return a column by name, or None."""
         return next((column for column in self.columns if column.name == name), None)
 
 
 def read_sample(uri: str) -> Sample:
-    """Of a Parquet file, or of the files of a folder in the order of their paths; raises DataError.
+    """Read the first rows of a Parquet file, or of the files of a folder in the order of their paths; raises DataError.
 
-    All footers are read, of the rows as many row groups as SAMPLE_ROWS and SAMPLE_BYTES allow.
+    Reads all footers, and as many row groups as SAMPLE_ROWS and SAMPLE_BYTES allow.
     """
     parts: list[pa.Table] = []
     num_rows, num_sampled, num_bytes = 0, 0, 0
@@ -100,7 +100,7 @@ def read_sample(uri: str) -> Sample:
 
 
 def count_rows(uri: str) -> int:
-    """Rows of a Parquet file, or of the files of a folder, by their footers; raises DataError."""
+    """Return the number of rows of a Parquet file or folder, by its footers; raises DataError."""
     total = 0
     for name in parquet_files(uri):
         with open_parquet(name, columns=(), in_parts=True) as file:
@@ -109,14 +109,14 @@ def count_rows(uri: str) -> int:
 
 
 def kind_of(type_: pa.DataType) -> Kind:
-    """What a column of a type can be for a recipe."""
+    """Return the kind of a column of this type."""
     plain = type_.value_type if pa.types.is_dictionary(type_) else type_
     for kind, tests in _KINDS:
         if any(test(plain) for test in tests):
             return kind
     if any(test(plain) for test in LISTS) and pa.types.is_struct(plain.value_type):
         turns = plain.value_type
-        if {"role", "content"} <= {turns.field(place).name for place in range(turns.num_fields)}:
+        if {"role", "content"} <= {turns.field(index).name for index in range(turns.num_fields)}:
             return "messages"
     return "other"
 
@@ -131,10 +131,10 @@ def _column(table: pa.Table, name: str) -> Column:
 
 
 def num_copies(texts: Sequence[str]) -> int:
-    """Rows whose text, normalised, stands in an earlier row."""
+    """Return the number of rows whose normalised text is in an earlier row."""
     return len(texts) - len({normalise(text) for text in texts})
 
 
 def num_near_empty(texts: Sequence[str]) -> int:
-    """Rows whose text has under NEAR_EMPTY characters beside white space."""
+    """Return the number of rows whose text has fewer than NEAR_EMPTY characters besides white space."""
     return sum(len("".join(text.split())) < NEAR_EMPTY for text in texts)

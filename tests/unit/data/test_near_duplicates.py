@@ -20,16 +20,16 @@ some_texts = st.lists(st.lists(words, min_size=1, max_size=6).map(" ".join), min
 
 def test_a_text_with_one_letter_changed_is_near_and_another_subject_is_not() -> None:
     texts = ["kinking and strictures of the ureter without hydronephrosis", "fracture of the left femur"]
-    assert near_duplicates(texts, among=TRAIN) == NearDuplicates(num_found=1, num_looked_at=2)
+    assert near_duplicates(texts, among=TRAIN) == NearDuplicates(num_duplicates=1, num_compared=2)
 
 
 def test_case_and_white_space_do_not_count() -> None:
-    assert near_duplicates(["  CHRONIC   inflammation of\nthe pancreas"], among=TRAIN).num_found == 1
+    assert near_duplicates(["  CHRONIC   inflammation of\nthe pancreas"], among=TRAIN).num_duplicates == 1
 
 
 def test_words_that_train_never_shows_make_a_text_less_alike() -> None:
     text = "chronic inflammation of the pancreas xylophone quartz juggling bumblebee"
-    assert near_duplicates([text], among=TRAIN).num_found == 0
+    assert near_duplicates([text], among=TRAIN).num_duplicates == 0
 
 
 @pytest.mark.parametrize("texts", [[], ["", " "]])
@@ -43,14 +43,14 @@ def test_it_counts_as_a_vocabulary_of_all_texts_would(texts: list[str], among: l
     weigh = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit([*texts, *among])
     nearest = (weigh.transform(texts) @ weigh.transform(among).T).toarray().max(axis=1)
     unsure = abs(nearest - similar.THRESHOLD) < 1e-4  # float32 against float64
-    found = near_duplicates(texts, among=among).num_found
+    found = near_duplicates(texts, among=among).num_duplicates
     assert (nearest[~unsure] >= similar.THRESHOLD).sum() <= found <= (nearest >= similar.THRESHOLD - 1e-4).sum()
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["kinking and strictures of the ureter without hydronephrosis", "a fall", "my card hasn't arrived yet", "x"]
     whole = near_duplicates(texts, among=TRAIN, threshold=0.5)
-    assert whole.num_found == 2
+    assert whole.num_duplicates == 2
     monkeypatch.setattr(similar, "CHUNK_CHARACTERS", 1)
     monkeypatch.setattr(similar, "CHUNK_PAIRS", 1)
     assert near_duplicates(texts, among=TRAIN, threshold=0.5) == whole
@@ -59,11 +59,11 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_large_set_is_sampled_the_same_way_each_time_and_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [TRAIN[0]] * 60 + ["fracture of the left femur"] * 60
     assert near_duplicates(texts, among=TRAIN) == NearDuplicates(60, 120)
-    monkeypatch.setattr(similar, "LEAST_LOOKED_AT", 10)
+    monkeypatch.setattr(similar, "MIN_COMPARED", 10)
     monkeypatch.setattr(similar, "MAX_WORK", sum(map(len, texts)) * len(TRAIN) / 4)
     found = near_duplicates(texts, among=TRAIN)
-    assert found.num_looked_at == 30
-    assert 0 < found.num_found < 30
+    assert found.num_compared == 30
+    assert 0 < found.num_duplicates < 30
     assert near_duplicates(texts, among=TRAIN) == found
     monkeypatch.setattr(similar, "MAX_WORK", 1.0)
-    assert near_duplicates(texts, among=TRAIN).num_looked_at == 10
+    assert near_duplicates(texts, among=TRAIN).num_compared == 10

@@ -23,59 +23,59 @@ def sampled(tmp_path: Path) -> Any:
 
 
 def every(n: int) -> list[str]:
-    """`n` values in turn."""
-    return [f"value {place % n}" for place in range(NUM)]
+    """Return `n` values in turn."""
+    return [f"value {index % n}" for index in range(NUM)]
 
 
-def names(guess: ColumnRoles) -> dict[str, str]:
-    """Name of each column that the task takes."""
+def names(roles: ColumnRoles) -> dict[str, str]:
+    """Return the name of each column that the task reads."""
     parts = ("text", "label", "prompt", "completion", "messages")
-    return {part: one.name for part in parts if (one := getattr(guess, part)) is not None}
+    return {part: role.name for part in parts if (role := getattr(roles, part)) is not None}
 
 
 def test_columns_that_are_called_so(sampled: Any) -> None:
-    guess = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
-    assert names(guess) == {"text": "text", "label": "label"}
-    assert guess.task == "classification"
+    roles = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
+    assert names(roles) == {"text": "text", "label": "label"}
+    assert roles.task == "classification"
 
 
 def test_columns_that_are_called_otherwise(sampled: Any) -> None:
-    guess = infer_column_roles(sampled(note=WORDS, sex=every(2), queue=every(7)))
-    assert names(guess) == {"text": "note", "label": "queue"}
-    assert guess.label is not None
-    assert guess.label.why.startswith("of the columns with few values it has the most, 7")
+    roles = infer_column_roles(sampled(note=WORDS, sex=every(2), queue=every(7)))
+    assert names(roles) == {"text": "note", "label": "queue"}
+    assert roles.label is not None
+    assert roles.label.reason.startswith("of the columns with few values it has the most, 7")
 
 
 def test_columns_that_the_user_names(sampled: Any) -> None:
-    guess = infer_column_roles(
+    roles = infer_column_roles(
         sampled(text=WORDS, summary=WORDS, label=every(3), team=every(5)), text="summary", label="team"
     )
-    assert names(guess) == {"text": "summary", "label": "team"}
+    assert names(roles) == {"text": "summary", "label": "team"}
 
 
 def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in WORDS]
     assert names(infer_column_roles(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
-    guess = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=every(3)))
-    assert names(guess) == {"prompt": "question", "completion": "answer"}
-    assert guess.task == "chat"
+    roles = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=every(3)))
+    assert names(roles) == {"prompt": "question", "completion": "answer"}
+    assert roles.task == "chat"
 
 
 def test_an_answer_of_a_word_is_a_label(sampled: Any) -> None:
-    guess = infer_column_roles(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
-    assert names(guess) == {"text": "question", "label": "answer"}
+    roles = infer_column_roles(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
+    assert names(roles) == {"text": "question", "label": "answer"}
 
 
 def test_columns_of_few_values_are_groups_the_known_ones_first(sampled: Any) -> None:
-    guess = infer_column_roles(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
-    assert [one.name for one in guess.groups] == ["language", "shift"]
+    roles = infer_column_roles(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
+    assert [role.name for role in roles.groups] == ["language", "shift"]
 
 
 def test_columns_that_rows_share_are_keys_the_known_ones_first(sampled: Any) -> None:
     columns = {"text": WORDS, "label": every(3), "batch": every(100), "patientId": every(150)}
-    guess = infer_column_roles(sampled(row=list(range(NUM)), **columns))
-    assert [one.name for one in guess.keys] == ["patientId", "batch"]
-    assert guess.keys[0].why == "150 values, 2.7 rows each"
+    roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
+    assert [role.name for role in roles.keys] == ["patientId", "batch"]
+    assert roles.keys[0].reason == "150 values, 2.7 rows each"
 
 
 def test_a_key_has_no_nulls(sampled: Any) -> None:
@@ -84,7 +84,7 @@ def test_a_key_has_no_nulls(sampled: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "named", "said"),
+    ("columns", "options", "message"),
     [
         ({"size": list(range(NUM))}, {}, r"no column looks like a text; it has size \(integer, 400 values\)"),
         ({"text": WORDS, "vector": [0.5] * NUM}, {}, r"no column looks like a label.*vector \(double\).*--label"),
@@ -96,6 +96,6 @@ def test_a_key_has_no_nulls(sampled: Any) -> None:
         ({"text": WORDS, "n": [1] * NUM}, {"text": "n"}, "--text n.*has no such column of strings"),
     ],
 )
-def test_what_cannot_be_guessed_is_refused(sampled: Any, columns: Any, named: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        infer_column_roles(sampled(**columns), **named)
+def test_what_cannot_be_inferred_is_refused(sampled: Any, columns: Any, options: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        infer_column_roles(sampled(**columns), **options)

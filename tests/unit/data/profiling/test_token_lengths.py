@@ -1,12 +1,12 @@
-from tailorbird.data.profiling.token_lengths import MARKS, TURN_MARKS, conversation_lengths, text_lengths
+from tailorbird.data.profiling.token_lengths import SPECIAL_TOKENS, TURN_TOKENS, conversation_lengths, text_lengths
 from tests.small_chat import tokenizer
 
 
-def test_words_are_reckoned_where_no_tokenizer_is_at_hand() -> None:
+def test_lengths_are_estimated_from_words_without_a_tokenizer() -> None:
     lengths = text_lengths(["one two three four five"] * 99 + ["one"], tokenizer=None)
-    assert (lengths.median, lengths.p99, lengths.counted) == (8 + MARKS, 8 + MARKS, False)
+    assert (lengths.median, lengths.p99, lengths.counted) == (8 + SPECIAL_TOKENS, 8 + SPECIAL_TOKENS, False)
     chat = conversation_lengths([(("user", "one two"), ("assistant", "one two three four five"))], tokenizer=None)
-    assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_MARKS, 9)
+    assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_TOKENS, 9)
 
 
 def test_a_tokenizer_counts_what_a_training_would_see() -> None:

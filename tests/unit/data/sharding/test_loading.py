@@ -1,6 +1,7 @@
 """Sharding without Ray: which shards rows are grouped into, and what is written and reported of each."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_sharded_rows_are_reported_like_rows_in_memory(
     assert dataset.shards.classes == ("a", "b")
     assert dataset.report.num_in_memory == len(dataset.splits.train)
     counted_in_memory = {"conflicting_texts", "near_duplicates_of_test", "near_duplicates_of_validation"}
-    report, expected = dataset.report.to_dict(), in_memory.to_dict()
+    report, expected = asdict(dataset.report), asdict(in_memory)
     for name in report.keys() - counted_in_memory - {"num_in_memory"}:
         assert report[name] == expected[name], name
     assert dataset.hashes.keys() == {"train", "validation", "test"}
