@@ -1,5 +1,6 @@
-"""The page for people, in a real browser, over a server that answers as the test wants."""
+"""The HTML pages, in a real browser, over a fake server."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.http.chat_format import CHAT, LAST_EVENT
 from serving.pages.render import render_page
 from tests.browser import BROWSER, seen
 
@@ -17,15 +19,15 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-
 
 
 @contextmanager
-def busy() -> Iterator[str]:
-    """Start a server that lists a model, and refuses every text as Ray Serve itself does: without JSON."""
+def _server(page: str, *, status: int, answer: bytes) -> Iterator[str]:
+    """Start a server of a page that lists a model, and answers every text in the same way."""
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, MODELS if self.path.endswith("models") else render_page("classify.html"))
+            self._send(200, MODELS if self.path.endswith("models") else render_page(page))
 
         def do_POST(self) -> None:
-            self._send(429, b"Request dropped due to backpressure")
+            self._send(status, answer)
 
         def _send(self, status: int, content: bytes) -> None:
             self.send_response(status)
@@ -43,6 +45,26 @@ def busy() -> Iterator[str]:
 
 
 def test_a_refusal_that_is_no_json_is_shown_by_its_status(tmp_path: Path) -> None:
-    with busy() as url:
+    with _server("classify.html", status=429, answer=b"Request dropped due to backpressure") as url:
         page = seen(tmp_path, f"{url}#text=abc", until=r'role="alert">[^<]')
     assert 'role="alert">429 Too Many Requests</p>' in page
+
+
+def test_a_classification_has_the_most_probable_classes_as_text(tmp_path: Path) -> None:
+    result = {"label": "<b>a</b>", "score": 0.75, "scores": {"b": 0.25, "<b>a</b>": 0.75}}
+    answer = json.dumps({"results": [result]}).encode()
+    with _server("classify.html", status=200, answer=answer) as url:
+        page = seen(tmp_path, f"{url}#text=abc", until=r'class="label">[^<]')
+    assert '<div class="label">&lt;b&gt;a&lt;/b&gt;  75.0 %</div>' in page
+    assert '<div class="soft">b  25.0 %</div>' in page
+
+
+def test_a_chat_has_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
+    head = CHAT.head(CHAT.chunk, request_id="r", created=1, model="task", version="v")
+    pieces = [CHAT.piece(head, text="<i>one"), CHAT.piece(head, text=" two")]
+    answer = b"".join([*CHAT.first(head), *pieces, CHAT.last(head, finish_reason="length"), LAST_EVENT])
+    with _server("chat.html", status=200, answer=answer) as url:
+        page = seen(tmp_path, f"{url}#text=abc", until=r'<li class="assistant"><span>[^<]+</span><span')
+    assert '<li class="user"><span>abc</span></li>' in page
+    assert "<span>&lt;i&gt;one two</span>" in page
+    assert "v, cut where it had all its tokens" in page
