@@ -28,6 +28,24 @@ from cluster.local.stack import (
     TOKEN_FILE,
 )
 
+CLUSTER_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    # A replica that switches its version is ready again before HAProxy would take it out of rotation.
+    "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
+    # Retry a request of a replica that died on another one; the fallback below would answer 500. HAProxy can only
+    # retry a request that it has completely, so it waits for bodies, up to this timeout. Ray's template has only the
+    # first of these options, but accepts several lines.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
+    "    option http-buffer-request\n"
+    "    timeout http-request 20s",
+    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica kills no more than two
+    # A dead proxy is restarted after three failed health checks: check every second, not every ten.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
+"""Settings of every Ray that Tailorbird runs on; cluster/node.env and k8s/base/settings have the same (tests check)."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -50,7 +68,7 @@ def stack_keys(folder: Path) -> Keys:
 
 def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
     """Return the environment of Ray's processes, which every worker inherits."""
-    return {
+    return CLUSTER_SETTINGS | {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + S3}",
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
@@ -59,7 +77,6 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + DASHBOARD}",
         OWN_DASHBOARD: f"http://127.0.0.1:{base + DASHBOARD}",
-        "RAY_USAGE_STATS_ENABLED": "0",
         # One machine has no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # So that `python` in a job's entrypoint is this environment's.
@@ -68,20 +85,7 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "AUTOSCALER_METRIC_PORT": str(base + SCALER_METRICS),
         "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # A replica that switches its version is ready again before HAProxy would take it out of rotation.
-        "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-        # Retry a request of a replica that died on another one; the fallback below would answer 500. HAProxy can only
-        # retry a request that it has completely, so it waits for bodies, up to this timeout. Ray's template has only
-        # the first of these options, but accepts several lines.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
-        "    option http-buffer-request\n"
-        "    timeout http-request 20s",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica kills no more than two
-        # A dead proxy is restarted after three failed health checks: check every second, not every ten.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from cluster.node_probe import NodeLook, Written
+from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Package, fits
-from cluster.resources import MANY, Holder, Room, workers_of_types, workers_that_fit
+from cluster.resources import MAX_LISTED, Holder, Resources, worker_resources, workers_of_types, workers_that_fit
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.result import CheckResult
@@ -93,7 +93,7 @@ def table_lines(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         yield CheckResult("data.validation", "fault", text, "name them, or raise data.stream_above_rows")
 
 
-def _registry(name: str, written: Written, *, recipe: Recipe) -> Iterator[CheckResult]:
+def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[CheckResult]:
     if written.fault is not None:
         yield CheckResult(name, "fault", written.fault, "make the bucket, or allow to write, read and delete there")
         return
@@ -124,8 +124,8 @@ def model_lines(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
         faults.append((f"{uri} is a {model.kind}, no causal language model", "name one that is for a chat task"))
     if recipe.task == "classification" and model.is_encoder_decoder:
         faults.append((f"{uri} is a {model.kind}, an encoder with a decoder", "name an encoder for a classification"))
-    if model.template:
-        faults.append((model.template, "name an instruction-tuned model, whose tokenizer has a chat template"))
+    if model.template_error:
+        faults.append((model.template_error, "name an instruction-tuned model, whose tokenizer has a chat template"))
     if model.longest is not None and recipe.data.max_length > model.longest:
         wanted, most = recipe.data.max_length, model.longest
         text = f"data.max_length {wanted} is more than the {most} tokens that a training row of {uri} may have"
@@ -145,9 +145,9 @@ def model_lines(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
 def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     """Whether there is room for the workers, each on one node: in all, and now."""
     config = recipe.training
-    worker = Room(config.cpus_per_worker, config.gpus_per_worker)
+    worker = worker_resources(config)
     least, most = config.min_workers, config.max_workers
-    have = workers_that_fit((node.has for node in cluster.nodes), worker)
+    have = workers_that_fit((node.total for node in cluster.nodes), worker)
     scaled = max(have, workers_of_types(cluster.node_types, worker)) if cluster.node_types else have
     wanted = f"{_count(least, 'worker') if least == most else f'{least} to {most} workers'} of {_room(worker)}"
     if scaled < least:
@@ -174,10 +174,10 @@ def worker_lines(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
         yield CheckResult("free now", "fault", text, "end what holds them, wait for it, or add nodes")
 
 
-def _too_few(cluster: Cluster, worker: Room, *, wanted: str, have: int) -> tuple[str, str]:
-    rooms = [node.has for node in cluster.nodes] + [kind.has for kind in cluster.node_types or ()]
-    largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Room(0))
-    if not any(room.holds(worker) for room in rooms):
+def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> tuple[str, str]:
+    rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
+    largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
+    if not any(room.num_workers(worker) for room in rooms):
         text = f"there is no room for {wanted}: no node holds one, the largest has {_room(largest)}"
         todo = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:
@@ -196,7 +196,7 @@ def _held(holders: Sequence[Holder] | None) -> str:
         return "what holds the rest cannot be told: the dashboard does not answer"
     if not holders:
         return "nothing that Ray names holds the rest; tasks that end may"
-    names = [f"{holder.what} ({_room(holder.room)})" for holder in holders[:NAMED]]
+    names = [f"{holder.name} ({_room(holder.resources)})" for holder in holders[:NAMED]]
     more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
     return f"held by {', '.join(names)}{more}"
 
@@ -219,7 +219,7 @@ def node_lines(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Itera
         yield CheckResult("nodes", "ok", f"{text}, and the packages fit")
 
 
-def _faults_of(probe: NodeLook, *, recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
+def _faults_of(probe: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     for why in probe.unread.values():
         yield CheckResult(
             "", "fault", why, "give the nodes' role or environment, in which Ray is started, access to it"
@@ -246,8 +246,8 @@ def memory_lines(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
             "memory", "fault", "not estimated: the base model could not be read", "mend what stands above"
         )
         return
-    config, total = recipe.training, sum(node.has.cpus for node in cluster.nodes)
-    worker = Room(config.cpus_per_worker, config.gpus_per_worker)
+    config, total = recipe.training, sum(node.total.cpus for node in cluster.nodes)
+    worker = worker_resources(config)
     fit = max(1, int(total) // (config.max_workers * config.cpus_per_worker))
     most = recipe.tuning.trials_at_once(room=fit) * config.max_workers
     looked = [(node, cluster.looks[node.id]) for node in cluster.nodes if node.id in cluster.looks]
@@ -256,7 +256,7 @@ def memory_lines(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Ite
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)
     short = []
     for node, probe in looked:
-        there = min(most, node.has.holds(worker))
+        there = min(most, node.total.num_workers(worker))
         allowed = max(0, probe.free_bytes - int((1 - RAY_KILLS_AT) * probe.memory_bytes))
         if there * needed.host_bytes > allowed:
             short.append(f"{node.address} has {_size(allowed)} free for {there}")
@@ -304,7 +304,7 @@ def tried_configs(recipe: Recipe) -> list[TrainingConfig]:
     return [TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True))) for values in drawn]
 
 
-def _room(room: Room) -> str:
+def _room(room: Resources) -> str:
     cpus = _count(room.cpus, "CPU")
     return f"{cpus} and {_count(room.gpus, 'GPU')}" if room.gpus else cpus
 
@@ -314,7 +314,7 @@ def _count(number: float, noun: str) -> str:
 
 
 def _many(number: int) -> str:
-    return "any number" if number >= MANY else str(number)
+    return "any number" if number >= MAX_LISTED else str(number)
 
 
 def _size(size_bytes: int) -> str:

@@ -9,7 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from cluster.code_snapshot import PACKAGES
-from cluster.local.ray_env import Keys, environment
+from cluster.local.ray_env import CLUSTER_SETTINGS, Keys, environment
 from tests.k8s.manifests import CLUSTER_SPEC, K8S, PARTS, ROOT, build, cluster_of, of_kind
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
@@ -93,6 +93,7 @@ def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the
             data["data"] for data in of_kind(build(part), "ConfigMap") if "ray-settings" in data["metadata"]["name"]
         ]
         for data in settings:
+            assert CLUSTER_SETTINGS.items() <= data.items()
             assert {name: data[name] for name in documented} == {name: stack[name] for name in documented}
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tailorbird.config.loader import load_recipe
-from tailorbird.release.manifests import DOORS, render_manifest
+from tailorbird.release.manifests import TARGETS, render_manifest
 from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
 RUNBOOK = (K8S / "README.md").read_text()
@@ -23,7 +23,7 @@ def test_every_file_of_ours_that_it_names_is_there() -> None:
 
 def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_that_fits() -> None:
     commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
-    assert {to for _, to in commands} == {to for to, door in DOORS.items() if door.template is not None}
+    assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
     folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote", "watch": "watch"}
     for part, to in commands:
         assert part in PARTS

@@ -180,6 +180,7 @@ def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: P
     here = dict(line.split("=", 1) for line in output.split("\0") if line)
     keys = ray_env.Keys(access_key="", secret_key="", token_path=tmp_path / "token")
     stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
+    assert ray_env.CLUSTER_SETTINGS.items() <= here.items()
     # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.
     machine = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
     alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}
