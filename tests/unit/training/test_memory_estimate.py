@@ -1,6 +1,5 @@
 """The arithmetic of a worker's memory, and how near it comes to what a real training takes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -102,56 +101,11 @@ def test_on_a_gpu_what_is_offloaded_waits_in_the_node_s_memory() -> None:
     assert "device weights" not in moved
 
 
-MEASURED = """
-import json, os, resource, sys, tempfile
-from pathlib import Path
-import numpy as np, torch, torch.distributed as dist
-import training.trainer
-from transformers import BertConfig, BertModel
-from tailorbird.config.training import TrainingConfig
-from tailorbird.data.rows import Rows
-from tailorbird.data.tokenized import TokenizedRows, TokenLists
-from tailorbird.models.loading import without_pooler
-from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
-from training.dataset import InMemoryDataset
-from training.export import export_weights
-from training.loop import new_engine, train
-
-config, length = TrainingConfig.model_validate_json(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-os.environ["LOCAL_RANK"] = "0"
-folder = Path(tempfile.mkdtemp())
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-num = config.batch_size
-tokens = np.random.default_rng(0).integers(5, 5000, size=(num, length)).tolist()
-names, labels = tuple(map(str, range(num))), np.arange(num) % 3
-rows = Rows(names, names, tuple(map(str, labels)))
-runtime = ClassifierRuntime(
-    encoder=without_pooler(BertModel(BertConfig(**shape))),
-    task=ClassificationTrainingTask(
-        base_model="", train=rows, validation=rows.take([0]), classes=("0", "1", "2"), max_length=length
-    ),
-    train=InMemoryDataset(
-        TokenizedRows.from_lists(names, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
-    ),
-    validation_tokens=tokens[:1],
-    validation_labels=labels[:1],
-    pad_id=0,
-)
-engine = new_engine(config, runtime)
-train(engine, config, runtime=runtime)
-export_weights(engine, config, runtime=runtime, folder=folder / "weights")
-print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
-os._exit(0)
-"""
-
-
 def test_the_estimate_is_near_the_peak_of_a_real_training() -> None:
     """A full fine-tuning of MiniLM's shape: two steps, validation and export, in a process as a worker's is."""
     config, length = config_of(num_workers=1, zero_stage=1, batch_size=16, epochs=2), 64
     process = subprocess.run(
-        [sys.executable, "-c", MEASURED, config.model_dump_json(), str(length)],
+        [sys.executable, "-m", "tests.unit.training.measure_memory", config.model_dump_json(), str(length)],
         cwd=ROOT,
         env=dict(os.environ) | worker_environment(config),
         capture_output=True,
@@ -159,7 +113,7 @@ def test_the_estimate_is_near_the_peak_of_a_real_training() -> None:
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    peak = json.loads(process.stdout.splitlines()[-1])["peak"]
+    peak = int(process.stdout.splitlines()[-1])
     estimate = worker_memory(config, shape=MINILM, batch=Batch(length), num_workers=1)
     ratio = estimate.host_bytes / peak
     print(f"estimate {estimate.host_bytes / MIB:.0f} MiB, peak {peak / MIB:.0f} MiB")

@@ -91,7 +91,7 @@ def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
 def test_deepspeeds_own_reading_runs_nothing_either(
     kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)  # as if the file were changed after the check
+    monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)  # as if the file were changed after the check
     folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
@@ -103,7 +103,7 @@ def test_deepspeeds_own_reading_runs_nothing_either(
 def test_neither_does_what_makes_shards_of_two_workers_one(
     kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "fault_in", lambda _: None)
+    monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
     folder, marker = shutil.copytree(kept[1], tmp_path / "copy"), tmp_path / "it-ran"
     shutil.copy(folder / "progress-0.json", folder / "progress-1.json")
     inside_the_state(folder / name, Payload(marker))
