@@ -1,0 +1,172 @@
+"""A run of a tiny encoder from its baselines to its evidence, on local folders: each model predicts test once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from cluster.progress import SILENT
+from tailorbird import storage
+from tailorbird.config.training import TrainingConfig
+from tailorbird.data.rows import Rows, Splits
+from tailorbird.evaluation.baselines import tfidf
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions, prediction_table_names
+from tailorbird.pipeline import evaluate
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.pipeline.record import TrainedModels
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.versions import read_artifact_config, read_version
+from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally
+from training.reports import TrainingResult
+from tuning.sweep import SweepResult
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung", "row", *"0123456789")
+
+
+def rows(name: str, size: int) -> Rows:
+    texts = [f"{name} row {index} of the {('heart', 'lung')[index % 2]}" for index in range(size)]
+    return rows_of(texts, ["ab"[index % 2] for index in range(size)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_this_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_locally(monkeypatch)
+        monkeypatch.setattr(
+            "tailorbird.config.recipe.with_scheme", lambda uri, _: uri
+        )  # stored evidence has the recipe
+        access = TestSetAccess(number=1, candidate="c", protocol="p", run="r", at="2026-01-01T00:00:00+00:00")
+        monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)  # conditional writes need S3
+        yield
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    folder = tmp_path_factory.mktemp("registry")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(folder / "base")
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "base")
+    splits = Splits(rows("train", 24), rows("validation", 12), rows("test", 40))
+    return context_of(recipe_at(folder), splits, base_model=(folder / "base").as_uri())
+
+
+@pytest.fixture(scope="module")
+def baselines(context: RunContext) -> tuple[Baseline, ...]:
+    return context.task.fit_baselines()
+
+
+@pytest.fixture(scope="module")
+def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
+    """The centroid stands for what would have been trained."""
+    uri = next(baseline.uri for baseline in baselines if baseline.kind == "centroid")
+    assert uri is not None
+    trained = TrainingResult(weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
+    sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
+    return TrainedModels(baselines, sweep_result, (trained,), None, None, Contender("centroid", uri, 0.5))
+
+
+@pytest.fixture(scope="module")
+def result(context: RunContext, trained: TrainedModels) -> RunResult:
+    return evaluate_run(context, trained, progress=SILENT)
+
+
+def test_servable_baselines_are_artifacts_that_score_on_validation_as_was_reported(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    assert [baseline.kind for baseline in baselines] == ["majority", "zero_shot", "centroid", "probe", "tf_idf"]
+    assert [baseline.servable for baseline in baselines] == [False, True, True, True, False]
+    for baseline in baselines:
+        if baseline.servable:
+            assert baseline.uri is not None
+            table = predict_rows(baseline.uri, rows=context.splits.validation)
+            assert (table.model, table.scores.mean()) == (baseline.kind, baseline.validation)
+            assert read_artifact_config(baseline.uri).code == context.inputs.code.uri
+    assert baselines[0].uri is None
+
+
+def test_baselines_are_fitted_once(
+    context: RunContext, baselines: tuple[Baseline, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(function: Any, **_: Any) -> Any:
+        pytest.fail(f"{function.__name__} ran again")
+
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", refuse)
+    assert context.task.fit_baselines() == baselines
+
+
+@pytest.mark.usefixtures("result")
+def test_the_reference_of_the_verdict_is_the_baseline_that_was_fitted(
+    context: RunContext, baselines: tuple[Baseline, ...]
+) -> None:
+    uri = baselines[-1].uri
+    assert uri is not None
+    stored = load_all_predictions(context.run)["reference"]
+    fitted = tfidf.fit_and_predict_tfidf(
+        context.splits.test,
+        train=context.splits.train,
+        validation=context.splits.validation,
+        metric=context.recipe.evaluation.metric,
+    )
+    assert stored.outputs == fitted.outputs == tfidf.predict_tfidf(uri, rows=context.splits.test).outputs
+    np.testing.assert_array_equal(stored.confidences, fitted.confidences)
+
+
+def test_a_run_leaves_its_evidence_and_is_found_by_it(context: RunContext, result: RunResult) -> None:
+    files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
+    tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
+    assert files == {"evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
+    assert find_finished_run(context) == result
+    assert (result.run, result.verdict.n) == (context.run, 40)
+    incumbent = read_version(result.evidence.versions["incumbent"].uri)
+    assert incumbent.digest == result.evidence.versions["incumbent"].digest
+    assert storage.exists(f"{incumbent.uri}/{MANIFEST}")
+
+
+def test_evidence_whose_publication_was_interrupted_is_no_finished_run(context: RunContext, result: RunResult) -> None:
+    uri = f"{context.run}/evidence.json"
+    content = storage.read_bytes(uri)
+    try:
+        storage.write_bytes(uri, content.replace(b'"me"', b'"us"'))
+        assert find_finished_run(context) is None
+    finally:
+        storage.write_bytes(uri, content)
+    assert find_finished_run(context) == result
+    assert find_finished_run(replace(context, run=f"{context.recipe.task_uri}/runs/other")) is None
+
+
+def test_a_verdict_expires_from_the_access_to_the_test_rows_on(result: RunResult) -> None:
+    assert result.evidence.expires_at == "2027-01-01T00:00:00+00:00"
+
+
+def test_a_second_evaluation_predicts_and_measures_nothing_again(
+    context: RunContext, trained: TrainedModels, result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(function: Any, **_: Any) -> Any:
+        pytest.fail(f"{function.__name__} ran again")
+
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", refuse)
+    again = evaluate_run(context, trained, progress=SILENT)
+    assert again.verdict == result.verdict
+
+
+def test_a_page_that_changes_costs_no_stage(
+    context: RunContext, baselines: tuple[Baseline, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another code archive, but the same code of the stage: the baselines are found again."""
+    code = replace(context.inputs.code, sha256="d" * 64, uri=f"{tmp_path.as_uri()}/d.zip")
+    inputs = replace(context.inputs, code=code)
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again"))
+    assert replace(context.task, inputs=inputs).fit_baselines() == baselines  # type: ignore[type-var]
