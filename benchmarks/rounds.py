@@ -27,7 +27,7 @@ def medians(rounds: Sequence[Figures]) -> dict[str, float]:
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def show(title: str, rows: Mapping[str, Figures]) -> None:
+def print_table(title: str, rows: Mapping[str, Figures]) -> None:
     """One line a variant; a figure that a variant has not is left empty."""
     table = Table("", title=title)
     columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))

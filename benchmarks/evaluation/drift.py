@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.rounds import finish, show, skip
+from benchmarks.rounds import finish, print_table, skip
 from tailorbird import storage
 from tailorbird.models import base_model
 from tailorbird.monitoring.drift import TrafficSample, drift_statistics
@@ -45,7 +45,7 @@ def main() -> None:
     for name in ("clean", "foreign", "classes", "vocabulary"):
         alarmed[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
         print(f"{name}: {alarmed[name]}", flush=True)
-    show(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", alarmed)
+    print_table(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", alarmed)
     figures = {f"{name}_{size}": alarmed[name][f"{size} requests"] for name in alarmed for size in SIZES}
     figures["challenger_false_alarms"] = _false_alarms()
     figures["pairs_for_60_to_40"] = float(pairs_needed(0.6, alpha=ALPHA))

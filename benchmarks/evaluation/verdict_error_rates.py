@@ -61,14 +61,14 @@ def main() -> None:
     ]
     cursed = [_best_of_equals(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
     by_macro_f1 = [_equal_by_macro_f1(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
-    _show("Equal models", equal)
-    _show("Equal models of five classes, by macro-F1", by_macro_f1, num_tests=NUM_BOOTSTRAPS)
-    _show(
+    _print_table("Equal models", equal)
+    _print_table("Equal models of five classes, by macro-F1", by_macro_f1, num_tests=NUM_BOOTSTRAPS)
+    _print_table(
         f"The best of {NUM_EQUAL} equal candidates on {NUM_VALIDATION:,} validation rows",
         cursed,
         num_tests=NUM_PROTOCOLS,
     )
-    _show(f"A true gain, the rule asking for {MINIMUM_GAIN:g}", power)
+    _print_table(f"A true gain, the rule asking for {MINIMUM_GAIN:g}", power)
     coverage = _medians(equal, "coverage") + _medians(power, "coverage")
     figures = {
         "fine_tune_rate_of_equal_models": max(_medians(equal, "fine-tuned")),
@@ -127,7 +127,7 @@ def _power(n: int, truth: tuple[float, float], gain: float, seed: int) -> dict[s
 def _best_of_equals(n: int, seed: int) -> dict[str, float]:
     """The rule on the test rows of the candidate that was the best of equals on validation.
 
-    A row has a difficulty that all models share; beside it each errs on its own. All are right with the same chance.
+    A row has a difficulty that all models share; each also errs on its own. All are right with the same chance.
     """
     generator = np.random.default_rng((seed, n))
     tables = np.empty((NUM_PROTOCOLS, 4), dtype=np.int64)
@@ -153,22 +153,24 @@ def _equal_by_macro_f1(n: int, seed: int) -> dict[str, float]:
     """Rates over tests of n rows on which two equally good models err together as real ones do."""
     generator = np.random.default_rng((seed, n, len(CLASS_SHARES)))
     classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
-    found = []
+    comparisons = []
     for _ in range(NUM_BOOTSTRAPS):
         truth = generator.choice(len(classes), n, p=CLASS_SHARES)
         wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # both err to the same class
         right = _right(generator, num_rows=n, num_models=2)
-        one, other = (
-            _answers(name, classes[truth], outputs=classes[np.where(right[:, place], truth, wrong)])
-            for place, name in enumerate(("candidate", "incumbent"))
+        candidate, incumbent = (
+            _answers(name, classes[truth], outputs=classes[np.where(right[:, column], truth, wrong)])
+            for column, name in enumerate(("candidate", "incumbent"))
         )
-        found.append(compare(one, other=other, metric="macro_f1", alpha=ALPHA))
-    gained = [one.p_value < ALPHA and one.interval[0] > 0 and one.gain >= MINIMUM_GAIN for one in found]
+        comparisons.append(compare(candidate, other=incumbent, metric="macro_f1", alpha=ALPHA))
+    gained = [
+        result.p_value < ALPHA and result.interval[0] > 0 and result.gain >= MINIMUM_GAIN for result in comparisons
+    ]
     return {
         "rows": n,
         "fine-tuned": float(np.mean(gained)),
-        "p < alpha": float(np.mean([one.p_value < ALPHA for one in found])),
-        "coverage": float(np.mean([one.interval[0] <= 0 <= one.interval[1] for one in found])),
+        "p < alpha": float(np.mean([result.p_value < ALPHA for result in comparisons])),
+        "coverage": float(np.mean([result.interval[0] <= 0 <= result.interval[1] for result in comparisons])),
     }
 
 
@@ -232,7 +234,7 @@ def _medians(rows: Sequence[dict[str, float]], name: str) -> list[float]:
     return [median(row[name] for row in rounds) for rounds in _variants(rows)]
 
 
-def _show(title: str, rows: Sequence[dict[str, float]], *, num_tests: int = NUM_DRAWS) -> None:
+def _print_table(title: str, rows: Sequence[dict[str, float]], *, num_tests: int = NUM_DRAWS) -> None:
     table = Table(title=f"{title} (medians of {NUM_ROUNDS} rounds of {num_tests:,} tests)")
     for name in rows[0]:
         table.add_column(name, justify="right")

@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.rounds import finish, medians, print_table, take_turns
 from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.verdict.decide import decide
@@ -41,7 +41,7 @@ def main() -> None:
         variants = {metric: _timed(Path(folder), metric) for metric in ("accuracy", "macro_f1")}
         rounds = take_turns(variants, rounds=NUM_ROUNDS)
     results = {name: medians(figures) for name, figures in rounds.items()}
-    show(f"{NUM_ROWS:,} rows of {NUM_CLASSES} classes (medians of {NUM_ROUNDS} rounds)", results)
+    print_table(f"{NUM_ROWS:,} rows of {NUM_CLASSES} classes (medians of {NUM_ROUNDS} rounds)", results)
     figures = {f"{name}_seconds": each["seconds"] for name, each in results.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     finish("verdict_speed", figures | {"peak_memory_mib": peak}, bounds=BOUNDS)

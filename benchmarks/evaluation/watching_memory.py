@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.material import ROOT, own_stack
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from benchmarks.training.streaming_memory import peaks
 from cluster.connection import connect
 from serving.request_log.schema import ANSWERS, FEEDBACK
@@ -61,7 +61,7 @@ def main() -> None:
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             peak_sizes[num_rows] = json.loads(done.stdout.splitlines()[-1])
             print(f"{num_rows:,} answers: {peak_sizes[num_rows]}", flush=True)
-    show("A day's log", {f"{size:,} answers": figures for size, figures in peak_sizes.items()})
+    print_table("A day's log", {f"{size:,} answers": figures for size, figures in peak_sizes.items()})
     largest, compared = peak_sizes[max(peak_sizes)], peak_sizes[COMPARED]
     growth = {f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("reader", "task")}
     finish("watching_memory", growth | {"num_rows": max(peak_sizes), "rows_per_s": largest["rows/s"]}, bounds=BOUNDS)

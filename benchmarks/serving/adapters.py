@@ -19,7 +19,7 @@ from statistics import median
 import requests
 import torch
 
-from benchmarks.rounds import Figures, finish, medians, show, skip, take_turns
+from benchmarks.rounds import Figures, finish, medians, print_table, skip, take_turns
 from benchmarks.serving.serving_overhead import (
     LIST_TEXTS,
     NUM_TEXTS,
@@ -69,7 +69,7 @@ def main() -> None:
                 wrk(url, script, seconds=WARM_SECONDS)
                 variants[_variant(name, count)] = partial(_texts_per_s, url, script, count)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
-    show("32 clients, one replica", {name: medians(rounds) for name, rounds in measured.items()})
+    print_table("32 clients, one replica", {name: medians(rounds) for name, rounds in measured.items()})
     figures = {}
     for count in (1, LIST_TEXTS):
         for name, other in (("eight adapters", "one adapter"), ("one adapter", "champion")):

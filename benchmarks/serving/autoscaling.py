@@ -22,7 +22,7 @@ from pathlib import Path
 
 import requests
 
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import application, rollout, serve_client
 from tailorbird.config.serving import ServingConfig
@@ -40,7 +40,7 @@ def main() -> None:
         version = random_version(Path(temporary) / "version", task_uri=TASK_URI)
         figures, statuses = measure(rollout.deploy(CONFIG, task_uri=TASK_URI, version=version))
     print(f"answers: {dict(statuses)}")
-    show("Seconds until the replicas follow the load", {"autoscaling": figures})
+    print_table("Seconds until the replicas follow the load", {"autoscaling": figures})
     finish("autoscaling", figures, bounds=BOUNDS)
 
 

@@ -31,7 +31,7 @@ from typing import Literal
 import requests
 import torch
 
-from benchmarks.rounds import Figures, finish, medians, show, take_turns
+from benchmarks.rounds import Figures, finish, medians, print_table, take_turns
 from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.deploy import rollout
@@ -87,7 +87,9 @@ def main() -> None:
             variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         ask.close()
-    show(f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()})
+    print_table(
+        f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()}
+    )
     figures = {
         f"served_to_direct_{streams}": _ratio(measured, f"served {streams}", f"direct {streams}") for streams in STREAMS
     }

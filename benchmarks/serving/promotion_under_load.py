@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.engines.classify import predict_texts
@@ -111,7 +111,7 @@ def main() -> None:
         }
         rows[f"{number} {name}"] = figures
     ratios = [row["to_before"] for row in rows.values()]
-    show(f"{NUM_CLIENTS} clients, {loading.dtype_name()}", rows)
+    print_table(f"{NUM_CLIENTS} clients, {loading.dtype_name()}", rows)
     _print_failures(responses, changes)
     measured = {
         "requests": float(len(responses.ended)),

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.material import MAX_LENGTH, ROOT, own_stack
-from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.rounds import finish, medians, print_table, take_turns
 from cluster import code_snapshot
 from serving.batch_jobs.scoring import new_batch, score_batch
 from tailorbird import storage
@@ -53,7 +53,7 @@ def main() -> None:
         variants = {"raw": lambda: _raw(version.uri, texts, cores), "score": lambda: _score(version)}
         measured = take_turns(variants, rounds=NUM_ROUNDS)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
-    show(f"{NUM_ROWS:,} terms on {cores} cores, medians of {NUM_ROUNDS} rounds", rows)
+    print_table(f"{NUM_ROWS:,} terms on {cores} cores, medians of {NUM_ROUNDS} rounds", rows)
     pairs = zip(measured["score"], measured["raw"], strict=True)
     ratios = [
         (score["rows_per_s"] / raw["rows_per_s"], score["whole_rows_per_s"] / raw["rows_per_s"]) for score, raw in pairs

@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks.rounds import finish, medians, show, skip
+from benchmarks.rounds import finish, medians, print_table, skip
 from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import rollout
@@ -80,8 +80,10 @@ def main(engine: str) -> None:
                 wrk(url, scripts[1], seconds=WARM_SECONDS)
             served = Served(pid, base_url, plain_url, scripts)
             rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
-        show(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
-        show("CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)})
+        print_table(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
+        print_table(
+            "CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)}
+        )
     _print_rounds(rounds, engine=engine, cores=cores)
     finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import requests
 
-from benchmarks.rounds import Figures, finish, medians, show, take_turns
+from benchmarks.rounds import Figures, finish, medians, print_table, take_turns
 from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import application, rollout
 from tailorbird.config.serving import ServingConfig
@@ -48,7 +48,7 @@ def main() -> None:
         rollout.undeploy(application.application_name(TASK_URI))
         arms = [arm for file in log.rglob("*.parquet") for arm in pq.read_table(file)["arm"].to_pylist()]
     middle = {name: medians(rounds) for name, rounds in measured.items()}
-    show("Milliseconds until an answer", middle)
+    print_table("Milliseconds until an answer", middle)
     figures = {
         f"{figure}_{name}_to_off": middle[name][figure] / middle["off"][figure]
         for name in ("shadow", "canary")

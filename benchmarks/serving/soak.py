@@ -25,7 +25,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from benchmarks.serving.promotion_under_load import clients, recipe_named, two_versions, write_run
 from benchmarks.serving.serving_overhead import own_stack, random_adapter
 from tailorbird import storage
@@ -73,7 +73,7 @@ def main(minutes: float) -> None:
     for number, (since, until) in enumerate(pairwise(thirds), 1):
         memory = {f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS}
         rows[f"third {number}"] = {"p99 ms": responses.p99_ms(since, until)} | memory
-    show(f"{minutes:g} minutes, {num_changes} changes", rows)
+    print_table(f"{minutes:g} minutes, {num_changes} changes", rows)
     first, last = rows["third 1"], rows["third 3"]
     measured = {
         "minutes": minutes,

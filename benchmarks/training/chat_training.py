@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.rounds import finish, medians, print_table, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.datasets import icd10
@@ -54,7 +54,9 @@ def main() -> None:
             variants["Trainer, bf16"] = lambda: _trainer(runtime, base=base, bf16=True)
         measured = take_turns(variants, rounds=NUM_ROUNDS)
         dist.destroy_process_group()
-    show(f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()})
+    print_table(
+        f"Chat training, medians of {NUM_ROUNDS} rounds", {name: medians(rounds) for name, rounds in measured.items()}
+    )
     figures = {
         f"rate_to_{name}": medians(
             [
@@ -85,7 +87,7 @@ def _task(base: str) -> ChatTrainingTask:
 
 
 def _rows(rows: list[dict[str, str]]) -> Rows:
-    ids, texts = tuple(str(place) for place in range(len(rows))), tuple(row["prompt"] for row in rows)
+    ids, texts = tuple(str(index) for index in range(len(rows))), tuple(row["prompt"] for row in rows)
     turns = tuple((("user", text),) for text in texts)
     return Rows(ids, texts, tuple(row["completion"] for row in rows), conversations=turns)
 

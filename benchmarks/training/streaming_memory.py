@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.material import ROOT, own_stack
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from tailorbird.config.data import DataConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage.s3 import filesystem
@@ -54,7 +54,7 @@ def main() -> None:
     if most <= COMPARED:
         sys.exit(f"{most} rows cannot be compared with {COMPARED:,}; give one of {', '.join(map(str, SIZES[2:]))}")
     os.environ["OMP_NUM_THREADS"] = "1"
-    found: dict[int, dict[str, float]] = {}
+    peaks: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
         for num_rows in [size for size in SIZES if size <= most]:
             uri = f"s3://lake/rows-{num_rows}"
@@ -62,25 +62,25 @@ def main() -> None:
                 _generate(f"{uri}/{name}.parquet", size, seed=len(name))
             gathered = _in_process("--gather", uri, base_model)
             shards = gathered.pop("shards")
-            found[num_rows] = gathered | _in_process("--draw", json.dumps(shards))
-            print(f"{num_rows:,} rows: {found[num_rows]}", flush=True)
-    show("Streaming", {f"{size:,} rows": figures for size, figures in found.items()})
-    largest, compared = found[max(found)], found[COMPARED]
+            peaks[num_rows] = gathered | _in_process("--draw", json.dumps(shards))
+            print(f"{num_rows:,} rows: {peaks[num_rows]}", flush=True)
+    print_table("Streaming", {f"{size:,} rows": figures for size, figures in peaks.items()})
+    largest, compared = peaks[max(peaks)], peaks[COMPARED]
     growth = {
         f"{part}_growth_mib": largest[f"{part} MiB"] - compared[f"{part} MiB"] for part in ("gather", "task", "draw")
     }
     tokens = largest["token MiB"] - compared["token MiB"]
-    finish("streaming_memory", growth | {"added_token_mib": tokens, "num_rows": max(found)}, bounds=BOUNDS)
+    finish("streaming_memory", growth | {"added_token_mib": tokens, "num_rows": max(peaks)}, bounds=BOUNDS)
 
 
-def _in_process(*asked: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.training.streaming_memory", *asked]
+def _in_process(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training.streaming_memory", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _generate(uri: str, num_rows: int, *, seed: int) -> None:
-    """Rows that fit no pattern: memory and speed are asked, not accuracy."""
+    """Rows that fit no pattern: memory and speed are measured, not accuracy."""
     generator = np.random.default_rng(seed)
     words = np.array(["".join(word) for word in generator.choice(list("abcdefghijklmnopqrst"), size=(5000, 5))])
     store, path = filesystem(uri)
@@ -112,7 +112,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as largest:
-            gathered = load_sharded(config, CLASSIFICATION, base_model=base_model, task_uri=f"{uri}/home", inputs={})
+            gathered = load_sharded(config, CLASSIFICATION, base_model=base_model, task_uri=f"{uri}/task", inputs={})
         gathering = time.perf_counter() - begun
     assert gathered.shards is not None
     return {
@@ -129,9 +129,9 @@ def _draw(shards: str) -> dict[str, float]:
     from tailorbird.data.tokenize import collate
     from training.dataset import ShardedDataset, steps
 
-    given = json.loads(shards)
-    tuples = {name: tuple(given[name]) for name in ("sizes", "classes")}
-    rows = ShardedDataset(Shards(**given | tuples))
+    fields = json.loads(shards)
+    tuples = {name: tuple(fields[name]) for name in ("sizes", "classes")}
+    rows = ShardedDataset(Shards(**fields | tuples))
     begun, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):
@@ -149,18 +149,18 @@ def _draw(shards: str) -> dict[str, float]:
 def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
     """Largest own memory of this process, and of any worker of the Ray that its parent started, while the block runs;
     MiB."""
-    found: dict[str, float] = {"own": 0.0, "task": 0.0}
+    peak: dict[str, float] = {"own": 0.0, "task": 0.0}
     over = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not over.wait(0.1):
-            found["own"] = max(found["own"], _own_mib(psutil.Process()))
+            peak["own"] = max(peak["own"], _own_mib(psutil.Process()))
             ours = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
-            found["task"] = max([found["task"], *(_own_mib(one) for one in ours if _is_worker(one))])
+            peak["task"] = max([peak["task"], *(_own_mib(process) for process in ours if _is_worker(process))])
 
-    watcher = threading.Thread(target=look, daemon=True)
+    watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()
-    yield found
+    yield peak
     over.set()
     watcher.join()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
-from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.rounds import finish, medians, print_table, take_turns
 from cluster.progress import EpochEvent, StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
@@ -37,7 +37,7 @@ def main() -> None:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         uris = iter(f"s3://models/sweep-overhead/{number}" for number in range(NUM_ROUNDS))
         rounds = take_turns({"sweep": lambda: _sweep(task, next(uris))}, rounds=NUM_ROUNDS)["sweep"]
-    show(
+    print_table(
         f"Sweep of {NUM_TRIALS} trials, two workers, stage 1",
         {f"round {number + 1}": figures for number, figures in enumerate(rounds)},
     )

@@ -2,12 +2,12 @@
 
     python -m benchmarks.training.sweep_stopping
 
-ICD-10-CM terms, MiniLM, learning rates over two decades, the pretrained ladder as a run climbs it and its goal; two
+ICD-10-CM terms, MiniLM, learning rates over two decades, the pretrained baselines of a run and their target; two
 workers at stage 1. Both sweeps draw by the same seed at random, so that they try the same configurations. The cost is
-seconds inside training steps; the whole sweeps' seconds, which hold starts, validation and exports too, are told beside
-them. It hangs on the order in which good configurations come: over all orders of these eight it is 0.34 to 0.62 of the
-epochs (5 to 95 %), by the rules replayed on the whole curves. The selected trials' scores are told too: with epochs of
-as few steps as here ASHA stops good trials after their first, and `tuning.grace_epochs` should be more than one.
+seconds inside training steps; the whole sweeps' seconds, which hold starts, validation and exports too, are printed too.
+The saving depends on the order in which good configurations come: over all orders of these eight it is 0.34 to 0.62 of the
+epochs (5 to 95 %), by the rules replayed on the whole curves. The selected trials' scores are printed too: with
+epochs of as few steps as here ASHA stops good trials after their first, and `tuning.grace_epochs` should be more than one.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.material import MAX_LENGTH, icd10_task, own_stack
-from benchmarks.rounds import finish, show
+from benchmarks.rounds import finish, print_table
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
@@ -45,7 +45,7 @@ def main() -> None:
         whole = _sweep(TO_THE_END, task=task, target=Target(target.baselines, 0.0, ""), uri="s3://models/whole")
         stopped = _sweep(STOPPING, task=task, target=target, uri="s3://models/stopped")
     assert whole["epochs"] == NUM_TRIALS * EPOCHS
-    show(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
+    print_table(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
     figures = {
         "cost_ratio": stopped["training_seconds"] / whole["training_seconds"],
         "epochs_ratio": stopped["epochs"] / whole["epochs"],

@@ -21,7 +21,7 @@ RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 def be_a_worker(config: TrainingConfig) -> None:
     """Begins this process anew with the environment of a worker of ours, unless it has done so: all variants are
-    measured in it. glibc reads what its malloc is told at a process's start alone, and a step's time hangs on that."""
+    measured in it. glibc reads its malloc settings at a process's start only, and a step's time depends on them."""
     if os.environ.pop(BEGUN_ANEW, None) is None:
         from training.trainer import worker_environment  # Ray reads how to authenticate when imported: not before that
 
@@ -32,7 +32,7 @@ def be_a_worker(config: TrainingConfig) -> None:
 def run_trainer(
     model: Any, rows: Sequence[dict[str, Any]], *, collator: Any, config: TrainingConfig, bf16: bool
 ) -> tuple[float, float]:
-    """CPU-seconds and seconds of the training steps, with the section's batch size and epochs; nothing is saved."""
+    """CPU-seconds and seconds of the training steps, with the config's batch size and epochs; nothing is saved."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]

@@ -12,7 +12,7 @@ its defaults but for the batch size: fp32, its own order of rows, padding to the
 `Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well.
 Only training steps count, neither loading nor validation nor checkpoints. Samples per CPU-second are of the process
 with all its threads. Last, `finetune` runs once as a user calls it, through Ray and S3 on a stack of its own, and its
-worker's samples per CPU-second are printed beside: the process group of one stands for it.
+worker's samples per CPU-second are printed too: the process group of one stands for it.
 """
 
 import os
@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 from benchmarks.material import cpu_reader, icd10_task, own_stack
-from benchmarks.rounds import finish, medians, show, take_turns
+from benchmarks.rounds import finish, medians, print_table, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
@@ -73,7 +73,9 @@ def main() -> None:
         dist.destroy_process_group()
         through_ray = _through_ray(task)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
-    show(f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows", rows | {"finetune, through Ray": through_ray})
+    print_table(
+        f"Training, medians of {NUM_ROUNDS} rounds of {NUM_ROWS} rows", rows | {"finetune, through Ray": through_ray}
+    )
     figures = {
         "cpu_rate_to_bare": _ratio(measured, "bare", "rows per CPU-second"),
         "cpu_rate_to_bare_fused": _ratio(measured, "bare, fused", "rows per CPU-second"),
@@ -93,7 +95,7 @@ def main() -> None:
 def _ratio(measured: Any, other: str, name: str, *, ours: str = "finetune") -> float:
     """Median of the ratios within each round: what disturbs a round disturbs both of its variants."""
     rounds = zip(measured[ours], measured[other], strict=True)
-    return medians([{"ratio": one[name] / theirs[name]} for one, theirs in rounds])["ratio"]
+    return medians([{"ratio": ours[name] / theirs[name]} for ours, theirs in rounds])["ratio"]
 
 
 def _rates(cpu: float, wall: float) -> dict[str, float]:

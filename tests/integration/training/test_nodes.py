@@ -31,7 +31,7 @@ pytestmark = pytest.mark.long
 
 EVENTS = {kind.__name__: kind for kind in (EpochEvent, StepEvent)}
 NAME = "serving-on-nodes"
-HOME, LOG = f"s3://models/{NAME}", f"s3://lake/{NAME}"
+TASK_URI, LOG = f"s3://models/{NAME}", f"s3://lake/{NAME}"
 BUSY = {429, 503}
 SETTLED_S = 3.0
 MENDED_S = 180.0
@@ -40,11 +40,11 @@ MENDED_S = 180.0
 def test_the_whole_job_goes_on_where_a_node_is_lost_in_its_sweep(small_data: str) -> None:
     name = "job-on-nodes"
     assert small_data == "s3://lake/small"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.integration.cluster.job_on_nodes", name], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    report = json.loads(process.stdout.splitlines()[-1])
     for figure in ("retaken_s", "ended_s"):
         report_figure(figure, report[figure])
     assert report["n"] == 400  # every test row was judged
@@ -91,21 +91,21 @@ def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> I
     password = secrets.token_hex(16)
     try:
         with redis_server(folder / "redis", port=machines.redis_port, password=password) as address, machines.used():
-            found = Site(machines, redis=address, password=password)
+            site = Site(machines, redis=address, password=password)
             (folder / "versions").mkdir()
-            service = Service(HOME, folder / "versions")
+            service = Service(TASK_URI, folder / "versions")
             config = ServingConfig(min_replicas=2, max_replicas=2, request_log=LOG)
-            rollout.deploy(config, task_uri=HOME, version=service.first)
-            wait(found.is_whole, within_s=MENDED_S)
-            yield found
+            rollout.deploy(config, task_uri=TASK_URI, version=service.first)
+            wait(site.is_whole, within_s=MENDED_S)
+            yield site
             machines.stop()
     finally:
         machines.stop()
 
 
-def settled(heard: Responses) -> bool:
-    """Whether all that was asked in the last seconds was answered."""
-    return set(heard.statuses(since=time.monotonic() - SETTLED_S)) == {200}
+def settled(responses: Responses) -> bool:
+    """Return True if all requests of the last seconds were answered."""
+    return set(responses.statuses(since=time.monotonic() - SETTLED_S)) == {200}
 
 
 def logged() -> set[str]:
@@ -116,23 +116,23 @@ def logged() -> set[str]:
 
 
 def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site: Site) -> None:
-    with under_load(site.head.proxy_url, TEXTS, clients=4) as heard:
-        wait(lambda: settled(heard))  # by their first answers: HAProxy may not know the replicas yet
+    with under_load(site.head.proxy_url, TEXTS, clients=4) as responses:
+        wait(lambda: settled(responses))  # by their first answers: HAProxy may not know the replicas yet
         at = time.monotonic()
         kill(site.right)
         wait(lambda: len(site.replicas()) == 1, within_s=MENDED_S)
         report_figure("missed_s", time.monotonic() - at)
-        wait(lambda: settled(heard), within_s=MENDED_S)
+        wait(lambda: settled(responses), within_s=MENDED_S)
         at = time.monotonic()
         site.right = site.machines.worker("right", "--num-cpus=1")
         wait(site.is_whole, of=site.right, within_s=MENDED_S)
         report_figure("back_s", time.monotonic() - at)
         time.sleep(SETTLED_S)
-        assert settled(heard)
-    report_figure("statuses", dict(heard.statuses()))
-    report_figure("without_answer_s", heard.without_answer_s())
-    assert set(heard.statuses()) <= {200, *BUSY}, (heard.statuses(), heard.faults)
-    report_figure("logged_s", wait(lambda: heard.ids(200) <= logged(), within_s=MENDED_S))
+        assert settled(responses)
+    report_figure("statuses", dict(responses.statuses()))
+    report_figure("without_answer_s", responses.without_answer_s())
+    assert set(responses.statuses()) <= {200, *BUSY}, (responses.statuses(), responses.faults)
+    report_figure("logged_s", wait(lambda: responses.ids(200) <= logged(), within_s=MENDED_S))
 
 
 def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was_kept(
@@ -140,14 +140,14 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
 ) -> None:
     third = site.machines.worker("third", "--num-cpus=1")
     uri = f"{REGISTRY}/training-without-head"
-    driver, told = training(small_data, uri, log=tmp_path / "first.log")
+    driver, events = training(small_data, uri, log=tmp_path / "first.log")
     replicas = site.replicas()
     with (
         under_load(site.left.proxy_url, TEXTS, clients=2) as at_left,
         under_load(site.head.proxy_url, TEXTS, clients=2) as at_head,
     ):
         wait(lambda: settled(at_left) and settled(at_head))
-        wait(lambda: second_epoch(driver, told()), of=third, within_s=MENDED_S)
+        wait(lambda: second_epoch(driver, events()), of=third, within_s=MENDED_S)
         at = time.monotonic()
         kill(site.head)
         left = driver.wait(timeout=MENDED_S)
@@ -163,11 +163,11 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
     report_figure("at the left node", (dict(alone), dict(at_left.statuses()), at_left.without_answer_s()))
     report_figure("at the head", (dict(at_head.statuses()), at_head.without_answer_s()))
     at = time.monotonic()
-    again, told_again = training(small_data, uri, log=tmp_path / "again.log")
+    again, events_again = training(small_data, uri, log=tmp_path / "again.log")
     assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()[-3000:]
     report_figure("trained_s", time.monotonic() - at)
     first, then = (
-        [event.epoch for event in shown if isinstance(event, EpochEvent)] for shown in (told(), told_again())
+        [event.epoch for event in log if isinstance(event, EpochEvent)] for log in (events(), events_again())
     )
     report_figure("epochs", (first, then))
     assert left != 0
@@ -175,24 +175,24 @@ def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was
     assert 1 <= then[0] <= len(first)  # what was kept is not trained again
     assert set(alone) == {200}  # with no head at all
     assert set(at_left.statuses()) <= {200, *BUSY}, (at_left.statuses(), at_left.faults)
-    assert site.replicas() == replicas  # found again, and not started anew
+    assert site.replicas() == replicas  # the same replicas, not restarted
     wait(lambda: at_left.ids(200) | at_head.ids(200) <= logged(), within_s=MENDED_S)
 
 
 def training(data: str, uri: str, *, log: Path) -> tuple["subprocess.Popen[bytes]", Callable[[], list[ProgressEvent]]]:
-    """`one_training` under way, and what it has shown so far."""
+    """Start `one_training`; return its process and a function that returns its events so far."""
     command = [sys.executable, "-m", "tests.integration.training.one_training", data, uri]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
 
-    def told() -> list[ProgressEvent]:
+    def events() -> list[ProgressEvent]:
         rows = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
         return [EVENTS[row.pop("event")](**row) for row in rows]
 
-    return process, told
+    return process, events
 
 
-def second_epoch(driver: "subprocess.Popen[bytes]", told: list[ProgressEvent]) -> bool:
-    """Whether the first epoch is kept, and the next one trains."""
+def second_epoch(driver: "subprocess.Popen[bytes]", events: list[ProgressEvent]) -> bool:
+    """Return True if the first epoch is checkpointed and the second trains."""
     assert driver.poll() is None
-    return any(isinstance(event, StepEvent) and event.epoch == 1 for event in told)
+    return any(isinstance(event, StepEvent) and event.epoch == 1 for event in events)
