@@ -3,11 +3,11 @@
     python -m benchmarks.training.sweep_stopping
 
 ICD-10-CM terms, MiniLM, learning rates over two decades, the pretrained baselines of a run and their target; two
-workers at stage 1. Both sweeps draw by the same seed at random, so that they try the same configurations. The cost is
-seconds inside training steps; the whole sweeps' seconds, which hold starts, validation and exports too, are printed too.
-The saving depends on the order in which good configurations come: over all orders of these eight it is 0.34 to 0.62 of the
-epochs (5 to 95 %), by the rules replayed on the whole curves. The selected trials' scores are printed too: with
-epochs of as few steps as here ASHA stops good trials after their first, and `tuning.grace_epochs` should be more than one.
+workers at stage 1. Both sweeps sample at random with the same seed, so they try the same configurations. The cost is
+the seconds inside training steps; the seconds of the whole sweeps, with starts, validation and exports, are printed
+too. The saving depends on the order of the configurations: over all orders of these eight it is 0.34 to 0.62 of the
+epochs (5 to 95 %), by the rules replayed on the whole curves. The selected trials' scores are printed too: with epochs
+of as few steps as here ASHA stops good trials after their first, and `tuning.grace_epochs` should be more than one.
 """
 
 import os
