@@ -51,7 +51,9 @@ def promote(
         champion.parity.sentence() if champion.parity else "it is not served yet: `tailorbird serve` asks test rows"
     )
     print_result(
-        champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}", parity]
+        champion.model_dump(),
+        as_json=as_json,
+        lines=[f"champion: {champion.version}, {champion.reason.sentence()}", parity],
     )
 
 
@@ -68,7 +70,9 @@ def rollback(
     from tailorbird.release.promotion import roll_back
 
     champion = roll_back(read_recipe(recipe).task_uri, reason=reason)
-    print_result(champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason}"])
+    print_result(
+        champion.model_dump(), as_json=as_json, lines=[f"champion: {champion.version}, {champion.reason.sentence()}"]
+    )
 
 
 @handle_errors

@@ -1,74 +1,107 @@
-"""The champion of a task: the version that serves, and its history."""
+"""The champion of a task: the version that serves, why it does, and its history."""
 
 import uuid
-from typing import Any
+from typing import Literal
 
-from tailorbird.registry.versions import Frozen, ModelVersion, Part, RegistryError, now, read_version
+from tailorbird.registry.versions import Frozen, ModelVersion, PinnedVersion, RegistryError, read_version
 from tailorbird.storage import read_versioned, write_if_match, write_json
+from tailorbird.storage.paths import TaskPaths
+from tailorbird.storage.stored_model import StoredModel
 
-WAY_BACK = "rolled back from"
-"""Begins the reason of a champion that no verdict chose anew, and that no test row is asked of."""
 
+class ParityResult(Frozen):
+    """How a deployed version answered test rows over HTTP, compared with its evaluation."""
 
-class Parity(Frozen):
-    """What a deployed version answered over HTTP to test rows, beside what it was evaluated by."""
-
-    asked: int
-    """Rows."""
-    same: int
-    """Of these, answered as evaluated."""
+    rows: int
+    matching: int
+    """Rows answered as evaluated."""
     ties: int = 0
-    """Of the same, answered by the other of two classes with as good as equal probabilities: another batch decides."""
+    """Matching rows answered by the other of two classes with almost equal probabilities: another batch decides."""
     largest_difference: float | None = None
-    """Of a probability, over the rows; a chat model has none."""
+    """Of a probability, over the rows; None for a chat model."""
     mean_difference: float | None = None
-    """The same, on average."""
     at: str
+    """ISO 8601."""
 
     def sentence(self) -> str:
-        """For people."""
+        """Return the counts as a sentence."""
         ties = f" ({self.ties} by the other of two equal classes)" if self.ties else ""
-        return f"{self.same} of {self.asked} test rows answered over HTTP as evaluated{ties}"
+        return f"{self.matching} of {self.rows} test rows answered over HTTP as evaluated{ties}"
 
 
-class Former(Frozen):
+class ChosenBy(Frozen):
+    """The verdict that chose a version."""
+
+    outcome: str
+    rule: int
+    sentence: str
+
+
+class ChangeReason(Frozen):
+    """Why a version became the champion."""
+
+    change: Literal["promotion", "engine", "rollback"]
+    """`engine`: the same weights, run by another engine."""
+    text: str
+    override: str | None = None
+    """Why it was promoted although its verdict is not confirmatory, or it was rolled back before."""
+    runtime: str | None = None
+    """Engine and dtype, if it was exported."""
+
+    def sentence(self) -> str:
+        """Return the reason with its override and runtime."""
+        override = f"; override: {self.override}" if self.override else ""
+        return f"{self.text}{override}{f'; run by {self.runtime}' if self.runtime else ''}"
+
+
+class FormerChampion(Frozen):
     """A version that was the champion."""
 
     uri: str
     digest: str
     run: str
-    """URI of the run whose verdict chose it; empty where none did."""
-    verdict: str | None = None
-    """That verdict in a sentence."""
-    pretrained: Part | None = None
-    """The untouched model that it was compared with, or that it is."""
-    parity: Parity | None = None
-    """None where it was promoted while nothing was served: `serve` asks then."""
+    """URI of the run whose verdict chose it; empty if none did."""
+    verdict: ChosenBy | None = None
+    pretrained: PinnedVersion | None = None
+    """The pretrained model that it was compared with, or that it is."""
+    parity: ParityResult | None = None
+    """None if nothing was served at its promotion: `serve` checks it then."""
 
 
-class Champion(Former):
-    """The version that serves now, and why."""
+class Champion(StoredModel, FormerChampion):
+    """The version that serves."""
 
     version: str
-    reason: str
+    reason: ChangeReason
     since: str
-    before: tuple[Former, ...] = ()
-    """What served before, the latest last; what was rolled back is not among them."""
+    """ISO 8601."""
+    former: tuple[FormerChampion, ...] = ()
+    """Former champions, the latest last, without those that were rolled back."""
     rolled_back: tuple[str, ...] = ()
-    """Digests of those."""
+    """Digests of versions that were rolled back."""
+
+    @property
+    def needs_parity(self) -> bool:
+        """Whether test rows must be checked before it serves: not after a rollback, which restores what served."""
+        return self.parity is None and self.reason.change != "rollback"
+
+    @property
+    def as_former(self) -> FormerChampion:
+        """This champion as an entry of `former`."""
+        return FormerChampion.model_validate(self.model_dump(include=set(FormerChampion.model_fields)))
 
 
 def read_champion(task_uri: str) -> tuple[Champion, str] | None:
-    """The champion and the ETag to change it with; None where nothing serves yet."""
-    found = read_versioned(f"{task_uri}/champion.json")
-    if found is None:
+    """Return the champion, and the ETag to change it with; None if nothing serves yet."""
+    stored = read_versioned(TaskPaths(task_uri).champion)
+    if stored is None:
         return None
-    content, etag = found
+    content, etag = stored
     return Champion.model_validate_json(content), etag
 
 
 def champion_version(champion: Champion) -> ModelVersion:
-    """The version that serves; raises RegistryError where it is not there, or not the one that was promoted."""
+    """Return the version that serves; raise RegistryError if it is missing or changed since its promotion."""
     version = read_version(champion.uri)
     if version.digest != champion.digest:
         raise RegistryError(
@@ -78,22 +111,12 @@ def champion_version(champion: Champion) -> ModelVersion:
     return version
 
 
-def set_champion(
-    task_uri: str, version: ModelVersion, *, etag: str | None, reason: str, run: str, **more: Any
-) -> Champion:
-    """Makes a version the champion if nobody else changed it since `etag` was read (None: there was none).
+def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
+    """Write the champion by compare-and-swap, and an entry of `history/`.
 
-    `more` are further fields of `Champion`. Raises storage.PreconditionFailed where somebody changed it. Every change is kept
-    under `history/`.
+    Raises PreconditionFailed if it was changed since `etag` was read (None: there was no champion).
     """
-    named: dict[str, Any] = {"version": version.version, "uri": version.uri, "digest": version.digest}
-    champion = Champion(**named, reason=reason, run=run, since=now(), **more)
-    change_champion(task_uri, champion, etag=etag)
-    return champion
-
-
-def change_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Writes the champion as it is given, on the terms of `set_champion`."""
-    write_if_match(f"{task_uri}/champion.json", champion.model_dump_json(indent=2).encode(), etag=etag)
+    paths = TaskPaths(task_uri)
+    write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
-    write_json(f"{task_uri}/history/{name}.json", champion.model_dump(mode="json"))
+    write_json(paths.history_entry(name), champion.model_dump(mode="json"))

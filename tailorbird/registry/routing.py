@@ -1,4 +1,4 @@
-"""Between logits and an answer, in evaluation and serving alike: temperature, and which part of a hybrid answers."""
+"""Routing of a hybrid: which of its two parts answers a row. Shared by evaluation and serving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# What `tailorbird.data.rows` names the group of a row that has none; a request that lacks the attribute is the same case.
 NO_GROUP = "(none)"
+"""Group of rows without a value, and of requests without the attribute."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Which of a hybrid's two parts answers a row; the incumbent wherever the rule does not name the candidate.
+    """Rule by which the candidate answers a row; the incumbent answers all others.
 
-    Raises ValueError where a field that `by` needs is missing, or one that it does not need is there.
+    Raises ValueError for a missing field that `by` needs, or a field that it does not need.
     """
 
     by: Literal["group", "confidence"]
     column: str | None = None
-    """By group: the group column, in a request the attribute, that is looked at."""
+    """By group: the column; in a request, the attribute."""
     values: tuple[str, ...] = ()
-    """By group: the values whose rows the candidate answers."""
+    """By group: values of the candidate's rows."""
     threshold: float | None = None
-    """By confidence: the candidate answers where the incumbent's highest probability, after temperature, is lower."""
+    """By confidence: the candidate answers if the incumbent's highest probability, after temperature, is lower."""
 
     def __post_init__(self) -> None:
         if self.by == "group":
@@ -47,11 +47,10 @@ def routes_to_candidate(
     groups: Sequence[str | None] | None = None,
     confidences: Sequence[float] | NDArray[Any] | None = None,
 ) -> NDArray[np.bool_]:
-    """Whether the candidate answers each row, [N]; the others are the incumbent's.
+    """Return the mask [N] of the rows that the candidate answers.
 
-    `groups` are the rows' values in the routing's column, None where there is none, and are needed by group;
-    `confidences` are the incumbent's, after its temperature, and are needed by confidence. What the rule does not look
-    at is ignored. Raises ValueError where what it looks at is missing.
+    Routing by group needs `groups`, the rows' values in the routing's column (None: no value); routing by confidence
+    needs the incumbent's `confidences` after temperature. Raises ValueError if they are missing.
     """
     if routing.by == "group":
         if groups is None:
@@ -60,5 +59,5 @@ def routes_to_candidate(
     if confidences is None:
         raise ValueError("routing by confidence looks at the incumbent's; give them as `confidences`")
     assert routing.threshold is not None
-    # In float64, as the threshold is: against a float32 array numpy would round it, and a row on it would turn.
+    # In float64 like the threshold: numpy would round it to float32, and a row on the threshold would change sides.
     return ~(np.asarray(confidences, dtype=np.float64) >= routing.threshold)

@@ -1,4 +1,4 @@
-"""Which engine serves the weights that a verdict chose: the cheapest that answers as well, by evidence of its own."""
+"""Select the engine that serves a verdict's weights: the cheapest that is equivalent, by evidence of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, regis
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
-JUDGED = "torch"
-"""The engine that every verdict is about."""
+EVALUATED = "torch"
+"""The engine of every evaluation."""
 AUTO = "auto"
 NUM_COST_ROWS = 256
 
@@ -42,113 +42,114 @@ class ExportedModel:
 
 
 def choose_engine(
-    judged: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
+    evaluated: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
 ) -> ModelVersion:
-    """The version to promote in the judged one's place: of one engine, or with `auto` the cheapest that is accepted,
-    which may be the judged version itself.
+    """Return the version to promote: for one engine, or with `auto` the cheapest that is equivalent, which may be the
+    evaluated version itself.
 
-    Exports, predicts the test rows and measures on the connected Ray; what was found once is found again. Raises
-    EngineError for an engine that is not accepted or cannot be tried, DataError where the test rows changed.
+    Exports, predicts the test rows and measures cost on the connected Ray cluster; results are cached. Raises
+    EngineError for an engine that is not equivalent or cannot be exported to, DataError if the test rows changed.
     """
-    if engine == JUDGED:
-        return judged
+    if engine == EVALUATED:
+        return evaluated
     if engine not in (AUTO, *TARGETS):
-        raise EngineError(f"no engine {engine!r}; there are {', '.join((AUTO, JUDGED, *TARGETS))}")
-    why_not = _only_torch(judged, evidence=evidence)
-    if why_not and engine != AUTO:
-        raise EngineError(f"{judged.version} {why_not}; leave --engine out")
-    if why_not:
-        progress.stage(f"engine: torch, as judged; {judged.version} {why_not}")
-        return judged
-    trial = _Trial(judged, evidence=evidence, task_uri=task_uri, progress=progress)
-    tried = []
+        raise EngineError(f"no engine {engine!r}; there are {', '.join((AUTO, EVALUATED, *TARGETS))}")
+    obstacle = _why_only_torch(evaluated, evidence=evidence)
+    if obstacle and engine != AUTO:
+        raise EngineError(f"{evaluated.version} {obstacle}; leave --engine out")
+    if obstacle:
+        progress.stage(f"engine: torch, as judged; {evaluated.version} {obstacle}")
+        return evaluated
+    export = _Export(evaluated, evidence=evidence, task_uri=task_uri, progress=progress)
+    exports = []
     for name in TARGETS if engine == AUTO else (engine,):
         try:
-            tried.append(trial.of(name))
+            exports.append(export.to(name))
         except EngineError as error:
             if engine != AUTO:
                 raise
             progress.note(f"{name}: not tried, {error}")
-    accepted = [exported for exported in tried if exported.evidence.equivalence.accepted]
+    accepted = [exported for exported in exports if exported.evidence.equivalence.accepted]
     if engine != AUTO and not accepted:
         raise EngineError(
-            f"{engine} is not accepted for {judged.version}: {'; '.join(tried[0].evidence.equivalence.reasons)}; the "
-            f"record is {tried[0].uri}/{ENGINE_EVIDENCE}"
+            f"{engine} is not accepted for {evaluated.version}: {'; '.join(exports[0].evidence.equivalence.reasons)}; "
+            f"the record is {exports[0].uri}/{ENGINE_EVIDENCE}"
         )
     if not accepted:
         progress.stage("engine: torch, as judged; no other is accepted")
-        return judged
-    best = min(accepted, key=lambda exported: exported.evidence.equivalence.cost_ratio[0])
-    progress.stage(f"engine: {best.evidence.engine}")
-    return _registered(best, task_uri=task_uri)
+        return evaluated
+    cheapest = min(accepted, key=lambda exported: exported.evidence.equivalence.cost_ratio[0])
+    progress.stage(f"engine: {cheapest.evidence.engine}")
+    return _register(cheapest, task_uri=task_uri)
 
 
-def _only_torch(judged: ModelVersion, *, evidence: Evidence) -> str | None:
-    """Why there is no other engine for it; None where there may be."""
-    if judged.task == "chat" or judged.hybrid:
-        return f"is a {'chat model' if judged.task == 'chat' else 'hybrid'}, which torch alone runs here"
+def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
+    """Return why no other engine can run the version; None if one may."""
+    if version.task == "chat" or version.hybrid:
+        return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which torch alone runs here"
     if evidence.recipe.serving.gpus_per_replica:
         return "is served on a GPU (serving.gpus_per_replica), where the engines for CPU have no place"
     return None
 
 
-class _Trial:
-    """A judged version, its answers to the test rows, and what other engines make of it."""
+class _Export:
+    """Exports an evaluated version to other engines and compares predictions and cost."""
 
-    def __init__(self, judged: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter) -> None:
-        self._judged, self._evidence, self._home, self._progress = judged, evidence, task_uri, progress
-        self._recipe = evidence.recipe
-        self._on_cpu = self._recipe.training.model_copy(update={"gpus_per_worker": 0})
+    def __init__(
+        self, evaluated: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter
+    ) -> None:
+        self._evaluated, self._evidence, self._task_uri, self._progress = evaluated, evidence, task_uri, progress
         self._protocol = evidence.protocol
+        self._resources = worker_resources(evidence.recipe.training.model_copy(update={"gpus_per_worker": 0}))
         self._code = ship_code(task_uri, PROJECT_ROOT)
-        self._role = next(role for role, record in evidence.versions.items() if record.uri == judged.uri)
-        self._test = read_test(self._recipe.data)
+        self._role = next(role for role, record in evidence.versions.items() if record.uri == evaluated.uri)
+        self._test = read_test(evidence.recipe.data)
         if rows_sha256(self._test) != evidence.data.sha256["test"]:
             raise DataError(
-                f"the test rows changed since {judged.version} was evaluated on them, so no engine can be compared "
+                f"the test rows changed since {evaluated.version} was evaluated on them, so no engine can be compared "
                 "with it; restore them, or run the recipe again"
             )
 
-    def of(self, engine: str) -> ExportedModel:
-        """The engine's artifact and record, found again or made now."""
+    def to(self, engine: str) -> ExportedModel:
+        """Return the artifact for an engine with its evidence, from the cache if there is one."""
 
         def compute(uri: str) -> ExportedModel:
             self._progress.stage(f"engine {engine}: export, answers to the test rows, cost")
-            note_shortage(self._on_cpu.cpus_per_worker, what="it", progress=self._progress)
-            export = run_remote(export_version, resources=worker_resources(self._on_cpu))
-            export(self._judged.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
+            note_shortage(self._evidence.recipe.training.cpus_per_worker, what="it", progress=self._progress)
+            export = run_remote(export_version, resources=self._resources)
+            export(self._evaluated.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
             return self._evaluate(engine, uri)
 
         inputs = {
             "engine": engine,
-            "judged": self._judged.digest,
+            "evaluated": self._evaluated.digest,
             "test": self._evidence.data.sha256["test"],
             "protocol": self._protocol.model_dump(mode="json"),
             "code": self._code.sha256,
         }
-        exported = cached_stage(self._home, "engine", output=ExportedModel, inputs=inputs, compute=compute)
-        self._progress.note(f"{engine}: {_line(exported.evidence.equivalence)}")
+        exported = cached_stage(self._task_uri, "engine", output=ExportedModel, inputs=inputs, compute=compute)
+        self._progress.note(f"{engine}: {_summary(exported.evidence.equivalence)}")
         return exported
 
     def _evaluate(self, engine: str, uri: str) -> ExportedModel:
-        """Compare the artifact's predictions and cost with the judged version's; store the evidence under `uri`."""
-        predict = run_remote(predict_rows, resources=worker_resources(self._on_cpu))
-        tables = self._judged_tables() | {
-            f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._sets()
+        """Compare the artifact's predictions and cost with the evaluated version's; store the evidence under `uri`."""
+        predict = run_remote(predict_rows, resources=self._resources)
+        tables = self._evaluated_tables() | {
+            f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._row_sets()
         }
-        few = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
-        uris = {"incumbent": self._judged.uri, "candidate": f"{uri}/model"}
-        rounds = run_remote(measure_cpu, resources=worker_resources(self._on_cpu))(uris, rows=few)
-        judged, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
-        inputs = VerdictInputs(judged, exported, tables.get("reference"), self._protocol.test_sha256, cpu=rounds)
+        cost_rows = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
+        uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
+        rounds = run_remote(measure_cpu, resources=self._resources)(uris, rows=cost_rows)
+        evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
+        inputs = VerdictInputs(evaluated, exported, tables.get("reference"), self._protocol.test_sha256, cpu=rounds)
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
-        except VerdictRefused as error:  # scores that are no numbers, of an engine that cannot run this model
+        except VerdictRefused as error:  # scores that are not finite: the engine cannot run this model
             raise EngineError(f"its answers cannot be compared: {error}") from None
         evidence = EngineEvidence(
             engine=engine,
             equivalence=equivalence,
-            evaluated=PinnedVersion(uri=self._judged.uri, digest=self._judged.digest),
+            evaluated=PinnedVersion(uri=self._evaluated.uri, digest=self._evaluated.digest),
             run=self._evidence.run,
             protocol=self._protocol,
             cpu=rounds,
@@ -160,8 +161,8 @@ class _Trial:
         storage.write_bytes(f"{uri}/{ENGINE_EVIDENCE}", evidence.model_dump_json(indent=1).encode())
         return ExportedModel(uri, evidence)
 
-    def _sets(self) -> Iterator[tuple[str, Rows]]:
-        """The test rows, and the changed ones that the gates ask for, by what follows a role in the tables' names."""
+    def _row_sets(self) -> Iterator[tuple[str, Rows]]:
+        """Yield the test rows and the changed rows that gates need, each with its suffix in table names."""
         yield "", self._test
         gates = self._protocol.gates
         if gates.counterfactual is not None:
@@ -169,26 +170,25 @@ class _Trial:
         if gates.robustness is not None:
             yield "_noise", add_typos(self._test)
 
-    def _judged_tables(self) -> dict[str, Predictions]:
-        """The judged version's answers as the run keeps them, in the incumbent's place, and the reference's."""
-        kept = f"{self._evidence.run}/predictions"
-        names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix, _ in self._sets()}
+    def _evaluated_tables(self) -> dict[str, Predictions]:
+        """Return the run's predictions of the evaluated version in the role `incumbent`, and of the reference."""
+        folder = f"{self._evidence.run}/predictions"
+        names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix, _ in self._row_sets()}
         names |= {"reference": "reference"} if self._protocol.has_reference else {}
-        return {ours: load_predictions(f"{kept}/{theirs}.parquet") for ours, theirs in names.items()}
+        return {ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()}
 
 
-def _registered(exported: ExportedModel, *, task_uri: str) -> ModelVersion:
-    """The artifact as a version, its record and tables beside it."""
+def _register(exported: ExportedModel, *, task_uri: str) -> ModelVersion:
+    """Register the artifact as a version, with its evidence and predictions."""
     version = register(task_uri, local_copy(f"{exported.uri}/model"))
     if not storage.exists(f"{version.uri}/{MANIFEST}"):
-        files = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{exported.uri}/predictions")]
-        write_evidence(
-            version.uri, {name: storage.read_bytes(f"{exported.uri}/{name}") for name in (ENGINE_EVIDENCE, *files)}
-        )
+        tables = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{exported.uri}/predictions")]
+        files = {name: storage.read_bytes(f"{exported.uri}/{name}") for name in (ENGINE_EVIDENCE, *tables)}
+        write_evidence(version.uri, files)
     return version
 
 
-def _line(equivalence: Equivalence) -> str:
+def _summary(equivalence: Equivalence) -> str:
     """Return whether the engine is accepted, and why."""
     different = f"{equivalence.num_different} of {equivalence.n:,} answers differ"
     accepted = "accepted" if equivalence.accepted else "not accepted"

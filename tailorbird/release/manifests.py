@@ -1,15 +1,11 @@
-"""One recipe to the file of each door: KubeRay's manifests, a configuration of Serve, a job for Ray's REST API."""
+"""Render a recipe for each entry point: KubeRay manifests, a Serve configuration, a job for Ray's REST API."""
 
 import base64
 import json
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
@@ -20,7 +16,17 @@ from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
-from tailorbird.config.training import TrainingConfig
+from tailorbird.release.kube_documents import (
+    NUM_DIGITS,
+    Document,
+    RenderError,
+    document_of_kind,
+    kube_name,
+    read_documents,
+    set_label,
+    size_workers,
+    to_yaml,
+)
 
 if TYPE_CHECKING:
     from tailorbird.registry.champion import Champion
@@ -28,87 +34,78 @@ if TYPE_CHECKING:
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
-MOST_CHARACTERS = 47
-"""Of a RayService's or RayJob's name: the operator makes names of services from it."""
-NUM_DIGITS = 8
-"""Of the digest in the name of what is run once."""
+MAX_NAME_LENGTH = 47
+"""Of a RayService's or RayJob's name: the operator derives names of services from it."""
 SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
-"""Labels that name whose a pod is, so that policies and budgets tell services and trainings of one namespace apart."""
-
-Document = dict[str, Any]
-
-
-class RenderError(ValueError):
-    """A recipe that this door cannot take; the message says why and what to do."""
+"""Labels of pods, by which policies and budgets distinguish services and runs of one namespace."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A door's file, and what whoever uses it should know."""
+    """A rendered file, and notes for its user."""
 
     text: str
     notes: tuple[str, ...] = ()
 
 
 def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
-    """The file of the door `to`, one of `DOORS`.
+    """Render the recipe for the target `to`, one of `TARGETS`.
 
-    Of a manifest, `base` is the YAML that it is written into, as `kubectl kustomize` gives it; without it, the template
-    under `k8s/`. What else stands there stays. Raises RenderError where the recipe does not fit, or, as `serve` does,
-    PromotionRefused, RegistryError or DeployError where there is no version to name, or its code was changed.
+    A manifest is written into `base`, YAML as `kubectl kustomize` prints it, or into the template under `k8s/`; other
+    documents of it are kept. Raises RenderError if the recipe does not fit, and PromotionRefused, RegistryError or
+    DeployError as `serve` does.
     """
-    if to not in DOORS:
-        raise RenderError(f"--to {to!r} is no door; it is one of {', '.join(DOORS)}")
-    door = DOORS[to]
-    if door.template is None:
+    if to not in TARGETS:
+        raise RenderError(f"--to {to!r} is unknown; it is one of {', '.join(TARGETS)}")
+    target = TARGETS[to]
+    if target.template is None:
         if base is not None:
             raise RenderError(f"--to {to} is no manifest, so it has no --base; leave that out")
-        return door.write(recipe, [])
-    return door.write(recipe, _documents(base, template=K8S / door.template))
+        return target.write(recipe, [])
+    return target.write(recipe, read_documents(base, template=K8S / target.template))
 
 
 def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """A training on a cluster of its own, which has room for the recipe's workers at once, and may grow by the nodes of
-    as many trials at a time as it asks for."""
-    job = _only(documents, kind="RayJob")
+    """Render a run on a cluster of its own, sized for the recipe's workers and its concurrent trials."""
+    job = document_of_kind(documents, kind="RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
-    name = _once(recipe, image=head["containers"][0]["image"])
-    config: TrainingConfig = recipe.training
-    _size(
+    name = _run_name(recipe, image=head["containers"][0]["image"])
+    config = recipe.training
+    size_workers(
         cluster["workerGroupSpecs"],
         cpus=config.cpus_per_worker,
         gpus=config.gpus_per_worker,
-        fewest=config.min_workers,
-        most=config.max_workers * recipe.tuning.trials_at_once(room=1),
+        min_processes=config.min_workers,
+        max_processes=config.max_workers * recipe.tuning.trials_at_once(room=1),
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
-    _claim(documents, label=RUN, name=name, owner=job)
-    return Rendered(_text([_mounted(recipe, head, owner=job), *documents]))
+    set_label(documents, label=RUN, value=name, owner=job)
+    return Rendered(to_yaml([_mount_recipe(recipe, head, owner=job), *documents]))
 
 
 def _promote(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """A promotion from inside of the cluster, where the service's dashboard and routes can be reached."""
-    return _client(recipe, documents, verb="promote")
+    """Render a promotion inside the cluster, where the service's dashboard and routes can be reached."""
+    return _client_job(recipe, documents, verb="promote")
 
 
 def _prove(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Asks test rows of what a RayService has started, and notes with the champion how it answered."""
-    return _client(recipe, documents, verb="serve")
+    """Render a parity check of a RayService that has started."""
+    return _client_job(recipe, documents, verb="serve")
 
 
 def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """A watch over what is served, by night, in a pod of its own."""
-    job = _only(documents, kind="CronJob")
-    job["metadata"]["name"] = f"watch-{_label(recipe.name, most=MOST_CHARACTERS - len('watch-'))}"
+    """Render a nightly watch in a pod of its own."""
+    job = document_of_kind(documents, kind="CronJob")
+    job["metadata"]["name"] = f"watch-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - len('watch-'))}"
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    return Rendered(_text([_mounted(recipe, pod, owner=job), *documents]))
+    return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))
 
 
-def _client(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
-    job = _only(documents, kind="Job")
-    service = _label(recipe.name, most=MOST_CHARACTERS)
+def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
+    job = document_of_kind(documents, kind="Job")
+    service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
     job["metadata"]["name"] = f"{verb}-{service}"
     pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
@@ -119,36 +116,38 @@ def _client(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered
     for variable in pod["containers"][0]["env"]:
         if variable["name"] in addresses:
             variable["value"] = addresses[variable["name"]]
-    return Rendered(_text([_mounted(recipe, pod, owner=job), *documents]))
+    return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))
 
 
 def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """The champion, as `tailorbird serve` would deploy it, on a cluster that has room for its replicas and one more: a
-    candidate that brings other code is asked in a replica of its own."""
-    service = _only(documents, kind="RayService")
-    name = _label(recipe.name, most=MOST_CHARACTERS)
-    config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
-    section = recipe.serving
-    _size(
+    """Render the champion as `tailorbird serve` deploys it, on a cluster sized for its replicas and one more, which a
+    candidate with other code needs for its parity check."""
+    service = document_of_kind(documents, kind="RayService")
+    name = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
+    serve_config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
+    serving = recipe.serving
+    size_workers(
         service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
-        cpus=section.cpus_per_replica,
-        gpus=section.gpus_per_replica,
-        fewest=section.min_replicas,
-        most=section.max_replicas + 1,
+        cpus=serving.cpus_per_replica,
+        gpus=serving.gpus_per_replica,
+        min_processes=serving.min_replicas,
+        max_processes=serving.max_replicas + 1,
     )
     service["metadata"]["name"] = name
-    service["spec"]["serveConfigV2"] = _text([config])
-    _claim(documents, label=SERVICE, name=name, owner=service)
-    kept, left_out = _probed(documents, service, may_sleep=section.min_replicas == 0)
-    return Rendered(_text(kept), notes + left_out)
+    service["spec"]["serveConfigV2"] = to_yaml([serve_config])
+    set_label(documents, label=SERVICE, value=name, owner=service)
+    rendered, probe_notes = _target_probes(documents, service, may_sleep=serving.min_replicas == 0)
+    return Rendered(to_yaml(rendered), notes + probe_notes)
 
 
-def _probed(documents: list[Document], service: Document, *, may_sleep: bool) -> tuple[list[Document], tuple[str, ...]]:
-    """The documents with the probe that asks this service, or, where its last replica may go, with none."""
-    metadata, probes = service["metadata"], [one for one in documents if one.get("kind") == "Probe"]
+def _target_probes(
+    documents: list[Document], service: Document, *, may_sleep: bool
+) -> tuple[list[Document], tuple[str, ...]]:
+    """Point the probes at this service; leave them out if its last replica may be removed."""
+    metadata, probes = service["metadata"], [document for document in documents if document.get("kind") == "Probe"]
     if may_sleep and probes:
         note = f"{probes[0]['metadata']['name']} is left out: it would keep a replica up; delete it if it was applied"
-        return [one for one in documents if one not in probes], (note,)
+        return [document for document in documents if document not in probes], (note,)
     for probe in probes:
         if "namespace" not in metadata:
             raise RenderError("the probe asks from another namespace, and --base names none; give an overlay's part")
@@ -159,15 +158,17 @@ def _probed(documents: list[Document], service: Document, *, may_sleep: bool) ->
 
 def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
     config, notes = _serve_config(recipe, url=serve_url())
-    return Rendered(_text([config]), notes)
+    return Rendered(to_yaml([config]), notes)
 
 
 def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
-    """The body of `POST /api/jobs/`, for programs without our code: what runs is the nodes' own. The recipe comes along
-    in the command, where whoever may list jobs can read it; `tailorbird submit` ships both apart."""
+    """Render the body of `POST /api/jobs/`, for clients without this package; the nodes' own code runs.
+
+    The recipe is part of the command, which everybody who may list jobs can read; `tailorbird submit` ships it apart.
+    """
     encoded = base64.b64encode(recipe_text(recipe).encode()).decode()
     body = {
-        "submission_id": _once(recipe),
+        "submission_id": _run_name(recipe),
         "entrypoint": f"echo {encoded} | base64 -d | python -m tailorbird run /dev/stdin",
         "metadata": {"recipe": recipe.name},
     }
@@ -175,44 +176,45 @@ def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
 
 
 @dataclass(frozen=True)
-class _Door:
+class _Target:
     write: Callable[[Recipe, list[Document]], Rendered]
     template: str | None = None
-    """Under `k8s/`; None of what is no manifest."""
+    """Under `k8s/`; None if it is no manifest."""
 
 
-DOORS = {
-    "rayjob": _Door(_rayjob, "jobs/run/rayjob.yaml"),
-    "rayservice": _Door(_rayservice, "base/service/rayservice.yaml"),
-    "promote": _Door(_promote, "jobs/promote/promote.yaml"),
-    "prove": _Door(_prove, "jobs/promote/promote.yaml"),
-    "watch": _Door(_watch, "jobs/watch/watch.yaml"),
-    "serve": _Door(_serve),
-    "submit": _Door(_submit),
+TARGETS = {
+    "rayjob": _Target(_rayjob, "jobs/run/rayjob.yaml"),
+    "rayservice": _Target(_rayservice, "base/service/rayservice.yaml"),
+    "promote": _Target(_promote, "jobs/promote/promote.yaml"),
+    "prove": _Target(_prove, "jobs/promote/promote.yaml"),
+    "watch": _Target(_watch, "jobs/watch/watch.yaml"),
+    "serve": _Target(_serve),
+    "submit": _Target(_submit),
 }
 
 
 def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
-    """What Serve is told to serve the champion at `url`."""
+    """Return Serve's configuration of the champion at `url`, and notes."""
     from tailorbird.registry.champion import champion_version, read_champion
-    from tailorbird.release.serving import additional_versions  # takes seconds, and no other door needs it
+    from tailorbird.release.serving import additional_versions  # slow to import, and no other target needs it
 
-    found = read_champion(recipe.task_uri)
-    if found is None:
+    stored = read_champion(recipe.task_uri)
+    if stored is None:
         raise RenderError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
-    champion, config = found[0], recipe.serving
-    _refuse_open_door(config, url=url)
+    champion, config = stored[0], recipe.serving
+    _require_private_or_keys(config, url=url)
     version = champion_version(champion)
-    require_unchanged(version.code)  # a manifest is as trusted as a deploy, and brings the same code
+    require_unchanged(version.code)  # a manifest deploys the same code
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    sentence = champion.verdict.sentence if champion.verdict else None
     application = application_of(
-        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=champion.verdict
+        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence
     )
-    return serve_body([application], url=url), _unproven(champion)
+    return serve_body([application], url=url), _parity_notes(champion)
 
 
-def _refuse_open_door(config: ServingConfig, *, url: str) -> None:
-    """As `serving.deploy` refuses it of a Serve that runs."""
+def _require_private_or_keys(config: ServingConfig, *, url: str) -> None:
+    """Raise RenderError for a service without API keys that other machines can reach, as `serve` does."""
     host = listen_host(url)
     if config.api_keys is None and not config.guarded and host not in LOCAL:
         raise RenderError(
@@ -221,131 +223,31 @@ def _refuse_open_door(config: ServingConfig, *, url: str) -> None:
         )
 
 
-def _unproven(champion: "Champion") -> tuple[str, ...]:
-    from tailorbird.registry.champion import WAY_BACK
-
-    if champion.parity is not None or champion.reason.startswith(WAY_BACK):
+def _parity_notes(champion: "Champion") -> tuple[str, ...]:
+    if not champion.needs_parity:
         return ()
-    asks = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
-    return (f"{champion.version} has answered no test rows yet: {asks}",)
+    command = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
+    return (f"{champion.version} has answered no test rows yet: {command}",)
 
 
-def _size(groups: list[Document], *, cpus: int, gpus: int, fewest: int, most: int) -> None:
-    """Gives the first group whose pods can hold such processes room for `fewest` to `most` of them; no other group has
-    pods to begin with. A group that keeps more pods than that by the overlay goes on keeping them."""
-    chosen, held = None, 0
-    for group in groups:
-        resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        cores, cards = _number(resources["cpu"]), _number(resources.get("nvidia.com/gpu", "0"))
-        if bool(cards) != bool(gpus):
-            continue
-        held = min(math.floor(cores / cpus), math.floor(cards / gpus) if gpus else most)
-        if held >= 1:
-            chosen = group
-            break
-    if chosen is None:
-        told = ", ".join(str(group["groupName"]) for group in groups)
-        raise RenderError(
-            f"no group of workers has pods with {cpus} cores and {gpus} GPUs, which one process of this recipe takes "
-            f"(groups: {told}); ask for less, or add a group, as k8s/components/spot-gpu does"
-        )
-    for group in groups:
-        if group is not chosen:
-            group["replicas"] = group["minReplicas"] = 0
-    chosen["minReplicas"] = max(chosen["minReplicas"], math.ceil(fewest / held))
-    chosen["maxReplicas"] = max(chosen["minReplicas"], math.ceil(most / held))
-    chosen["replicas"] = chosen["minReplicas"]
-
-
-def _claim(documents: Sequence[Document], *, label: str, name: str, owner: Document) -> None:
-    """Writes whose the documents are wherever the label stands; what stands beside the owner gets a name for it."""
-    for document in documents:
-        if _relabel(document, label=label, name=name) and document is not owner:
-            document["metadata"]["name"] += f"-{name}"
-
-
-def _relabel(value: Any, *, label: str, name: str) -> bool:
-    """Whether the label stood anywhere within."""
-    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    found = sum(_relabel(one, label=label, name=name) for one in inner) > 0  # in all of them
-    if isinstance(value, dict) and label in value:
-        value[label], found = name, True
-    return found
-
-
-def _number(quantity: str | float) -> float:
-    """Kubernetes' quantity of cores or cards: `4`, `0.5` or `500m`."""
-    text = str(quantity)
-    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
-
-
-def _mounted(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
-    """The recipe as a ConfigMap of the owner's, which the pod's volume names from now on."""
+def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
+    """Return the recipe as a ConfigMap, and mount it in the pod."""
     metadata = owner["metadata"]
     name = f"recipe-{metadata['name']}-{digest(recipe)[:NUM_DIGITS]}"
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
     volume["configMap"]["name"] = name
-    kept = {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
+    inherited = {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
     data = {Path(RECIPE_FILE).name: recipe_text(recipe)}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, **kept},
+        "metadata": {"name": name, **inherited},
         "immutable": True,
         "data": data,
     }
 
 
-def _once(recipe: Recipe, *, image: str = "") -> str:
-    """A name for what is run once: the same recipe on the same image has the same, so that it is not run twice."""
-    named = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]
-    return f"{_label(recipe.name, most=MOST_CHARACTERS - NUM_DIGITS - 1)}-{named}"
-
-
-def _label(name: str, *, most: int) -> str:
-    """The name as Kubernetes takes it: a letter first, at most so long; one that is cut ends with its digest."""
-    whole = name if name[0].isalpha() else f"t-{name}"
-    if len(whole) > most:
-        whole = f"{whole[: most - NUM_DIGITS - 1]}-{digest({'name': name})[:NUM_DIGITS]}"
-    return re.sub(r"-+$", "", whole)
-
-
-def _documents(base: str | None, *, template: Path) -> list[Document]:
-    if base is None:
-        try:
-            base = template.read_text(encoding="utf-8")
-        except OSError:
-            raise RenderError(
-                f"{template} is not there: give --base, as in `kubectl kustomize k8s/overlays/prod/job | tailorbird "
-                "render RECIPE --to rayjob --base -`"
-            ) from None
-    try:
-        # By JSON, so that what was one by an anchor is many, and can be changed apart.
-        return [json.loads(json.dumps(document)) for document in yaml.safe_load_all(base) if document]
-    except yaml.YAMLError as error:
-        raise RenderError(f"--base is not YAML: {error}") from None
-
-
-def _only(documents: Sequence[Document], *, kind: str) -> Document:
-    found = [document for document in documents if isinstance(document, dict) and document.get("kind") == kind]
-    if len(found) != 1:
-        raise RenderError(f"--base holds {len(found)} documents of kind {kind}; give the overlay's part that has one")
-    return found[0]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as they read; nothing by reference."""
-
-    def ignore_aliases(self, _data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def _text(documents: Sequence[Document]) -> str:
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 16)
+def _run_name(recipe: Recipe, *, image: str = "") -> str:
+    """Return a run's name: the same for the same recipe and image, so that it does not run twice."""
+    suffix = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]
+    return f"{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - NUM_DIGITS - 1)}-{suffix}"

@@ -1,4 +1,4 @@
-"""Before a version is served: over HTTP it answers test rows as when it was evaluated, or it is not promoted."""
+"""Parity check before a version is served: over HTTP it must answer test rows as it did in its evaluation."""
 
 import hashlib
 import os
@@ -8,170 +8,172 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import requests
+from pydantic import JsonValue
 
 from cluster.bearer_auth import bearer
 from serving.deploy.serve_client import DeployError
 from serving.tasks import SERVED_TASKS
-from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.report.evidence_files import as_routing
+from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
-from tailorbird.registry.champion import Parity
+from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, now, read_parts
 
 
 class Tolerance(NamedTuple):
-    """How far probabilities may lie from those evaluated, because other batches round otherwise."""
+    """Allowed difference of probabilities from the evaluated ones: other batches round differently."""
 
     row: float
     """Of one row."""
     mean: float
-    """Of all rows, on average."""
+    """Mean over all rows."""
 
 
-SAMPLE = 64
+MAX_PROBES = 64
 TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(row=0.2, mean=0.01)}
 """By the version's dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: other batches move a
 probability in float32 by up to 5e-6; in bfloat16 by up to 0.05, and by 0.003 on average. There rounding moves few rows
-far, and what is wrong moves most: a temperature of 1.1 for 1 by 0.015 on average, texts cut to 16 tokens by 0.03."""
+far, and faults move most rows: a temperature of 1.1 for 1 by 0.015 on average, texts cut to 16 tokens by 0.03."""
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
 KEY = "TAILORBIRD_API_KEY"
-SHOWN_ROWS, SHOWN_CHARS = 5, 60
+MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
 
 
 class ParityRefused(ValueError):
-    """The version is not served as it was evaluated, or nobody can tell; the message shows the rows."""
+    """The version does not answer as it was evaluated, or it cannot be checked; the message lists rows."""
 
 
-class Asked(NamedTuple):
-    """A test row as it is asked, and what the version answered when it was evaluated."""
+class ParityProbe(NamedTuple):
+    """A test row as a request, and the version's evaluated answer."""
 
     row_id: str
     text: str
-    body: Mapping[str, Any]
+    body: Mapping[str, JsonValue]
     output: str
-    """The label; of a chat model, sha256 of its answer's words."""
+    """The label; for chat, sha256 of the answer's words."""
     confidence: float | None
-    """The label's probability after temperature; a chat model has none to compare."""
+    """The label's probability after temperature; None for chat."""
 
 
-class Answer(NamedTuple):
-    """What was served for a row."""
+class ServedAnswer(NamedTuple):
+    """The answer to a probe over HTTP."""
 
     output: str
-    """As in `RequestContext`; empty where the request was refused."""
-    said: str
-    """For people: the label, the answer's text, or why the request was refused."""
+    """As in `ParityProbe`; empty if the request was refused."""
+    text: str
+    """For messages: the label, the answer's text, or why the request was refused."""
     scores: Mapping[str, float] = {}
-    """Probability of each class, of a classifier."""
+    """(classification only) Probability of each class."""
 
 
-def sample_of(evidence: Mapping[str, Any], *, place: str, version: ModelVersion) -> tuple[Asked, ...]:
-    """Test rows, all classes mixed, with what the version answered in the evaluation.
+Difference = tuple[ParityProbe, ServedAnswer]
 
-    `place` is the URI of the run, or version, whose evidence it is. The version's digest draws the rows, always the
-    same. Raises ParityRefused where the test rows are not those of the evaluation any more, DataError where they cannot
-    be read.
+
+def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[ParityProbe, ...]:
+    """Return probes of all classes, selected by the version's digest: always the same.
+
+    `uri` is the folder of the run, or the version, whose evidence it is. Raises ParityRefused if the test rows changed
+    since the evaluation, DataError if they cannot be read.
     """
-    recipe = Recipe.model_validate(evidence["recipe"])
+    recipe = evidence.recipe
     rows = read_test(recipe.data, task=data_task(recipe.task))
-    if rows_sha256(rows) != evidence["data"]["sha256_test"]:
+    if rows_sha256(rows) != evidence.data.sha256["test"]:
         raise ParityRefused(
             f"the test rows changed since {version.version} was evaluated on them, so nobody can tell whether it is "
             "served as it was; restore them, or run the recipe again"
         )
-    evaluated, unsure = _evaluated(evidence, place=place, version=version)
+    evaluated, ambiguous = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
-    drawn = draw(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=unsure)
+    selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=ambiguous)
     routing = version.hybrid.routing if version.hybrid else None
-    return tuple(_asked(rows, evaluated, row, version=version, routing=routing) for row in drawn)
+    return tuple(_probe(rows, evaluated, row, version=version, routing=routing) for row in selected)
 
 
-def draw(
+def select_rows(
     row_ids: Sequence[str], *, labels: Sequence[str], digest: str, without: frozenset[int] = frozenset()
 ) -> list[int]:
-    """Places of at most `SAMPLE` rows, one of each label in turn; the digest alone says which, and the order."""
+    """Return the indices of at most `MAX_PROBES` rows, one of each label in turn, ordered by a hash with `digest`."""
 
-    def drawn_by(place: int) -> str:
-        return hashlib.sha256(f"{digest} {row_ids[place]}".encode()).hexdigest()
+    def hash_of(row: int) -> str:
+        return hashlib.sha256(f"{digest} {row_ids[row]}".encode()).hexdigest()
 
     num_before: Counter[str] = Counter()
     rounds: list[tuple[int, int]] = []
-    for place in sorted(set(range(len(row_ids))) - without, key=drawn_by):
-        rounds.append((num_before[labels[place]], place))
-        num_before[labels[place]] += 1
-    return [place for _, place in sorted(rounds, key=lambda one: one[0])][:SAMPLE]
+    for row in sorted(set(range(len(row_ids))) - without, key=hash_of):
+        rounds.append((num_before[labels[row]], row))
+        num_before[labels[row]] += 1
+    return [row for _, row in sorted(rounds, key=lambda numbered: numbered[0])][:MAX_PROBES]
 
 
-def prove(asked: Sequence[Asked], *, url: str, version: ModelVersion) -> Parity:
-    """Asks the version at `url`, and returns how it answered.
+def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
+    """Send the probes to the version at `url` and return how it answered.
 
-    With API keys in force one is needed, in the environment variable TAILORBIRD_API_KEY. Raises ParityRefused where it
-    answers otherwise than evaluated, or no row can be asked, DeployError where there is no answer.
+    If API keys are in force, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if it does
+    not answer as evaluated, or there are no probes; DeployError if there is no answer.
     """
-    if not asked:
+    if not probes:
         raise ParityRefused(
             f"of {version.version} no test row can be asked: each lies so near the hybrid's threshold that "
             "rounding may route it otherwise; promote one of its parts, or run the recipe with more test rows"
         )
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-        answers = list(clients.map(lambda one: _answer(route, one.body), asked))
-    parity, differing = compare(asked, answers, tolerance=tolerance_of(version))
+        answers = list(clients.map(lambda probe: _send(route, probe.body), probes))
+    parity, differing = compare_answers(probes, answers, tolerance=tolerance_of(version))
     if differing:
-        raise ParityRefused(refusal(differing, version=version.version, num_asked=len(asked)))
+        raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     return parity
 
 
 def tolerance_of(version: ModelVersion) -> Tolerance:
-    """Of a hybrid, that of its less exact part."""
+    """Return the tolerance of the version's dtype; of a hybrid, the larger of its parts'."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return max(TOLERANCE[part.dtype] for part in parts)
 
 
-def compare(
-    asked: Sequence[Asked], answers: Sequence[Answer], *, tolerance: Tolerance
-) -> tuple[Parity, list[tuple[Asked, Answer]]]:
-    """How many rows were answered as evaluated, and those that were not.
+def compare_answers(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: Tolerance
+) -> tuple[ParityResult, list[Difference]]:
+    """Return how many probes were answered as evaluated, and the probes that were not.
 
-    The same label must have the same probability within the tolerance of a row. Another label is as good only where the
-    served probabilities of both, which no batch need order alike, differ by no more than that. Where the rows that are
-    the same by this moved by more than the mean's tolerance on average, each that did is another answer too.
+    The same label must have the same probability within the row tolerance. Another label matches only if the served
+    probabilities of both differ by no more than that (a tie, which no batch need order alike). If the matching rows
+    moved by more than the mean tolerance on average, each row that did is a difference too.
     """
     moves = [
-        None if one.confidence is None else abs(answer.scores.get(one.output, 0.0) - one.confidence)
-        for one, answer in zip(asked, answers, strict=True)
+        None if probe.confidence is None else abs(answer.scores.get(probe.output, 0.0) - probe.confidence)
+        for probe, answer in zip(probes, answers, strict=True)
     ]
-    known = [moved for moved in moves if moved is not None]
+    known = [move for move in moves if move is not None]
     ties = 0
-    alike: list[bool] = []
-    for one, answer, moved in zip(asked, answers, moves, strict=True):
-        same = answer.output == one.output
-        gap = answer.scores.get(answer.output, 1.0) - answer.scores.get(one.output, 0.0)
+    matching: list[bool] = []
+    for probe, answer, move in zip(probes, answers, moves, strict=True):
+        same = answer.output == probe.output
+        gap = answer.scores.get(answer.output, 1.0) - answer.scores.get(probe.output, 0.0)
         tie = not same and answer.output != "" and gap <= tolerance.row
         ties += tie
-        alike.append((same or tie) and (moved or 0.0) <= tolerance.row)
-    slight = [moved or 0.0 for moved, is_alike in zip(moves, alike, strict=True) if is_alike]
-    most = tolerance.mean if slight and fmean(slight) > tolerance.mean else tolerance.row
+        matching.append((same or tie) and (move or 0.0) <= tolerance.row)
+    small_moves = [move or 0.0 for move, matches in zip(moves, matching, strict=True) if matches]
+    limit = tolerance.mean if small_moves and fmean(small_moves) > tolerance.mean else tolerance.row
     differing = [
-        (one, answer)
-        for one, answer, moved, is_alike in zip(asked, answers, moves, alike, strict=True)
-        if not is_alike or (moved or 0.0) > most
+        (probe, answer)
+        for probe, answer, move, matches in zip(probes, answers, moves, matching, strict=True)
+        if not matches or (move or 0.0) > limit
     ]
-    parity = Parity(
-        asked=len(asked),
-        same=len(asked) - len(differing),
+    parity = ParityResult(
+        rows=len(probes),
+        matching=len(probes) - len(differing),
         ties=ties,
         largest_difference=max(known, default=None),
         mean_difference=fmean(known) if known else None,
@@ -180,52 +182,56 @@ def compare(
     return parity, differing
 
 
-def refusal(differing: Sequence[tuple[Asked, Answer]], *, version: str, num_asked: int) -> str:
-    """Why the version is not served, with the rows."""
+def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -> str:
+    """Return why the version is not served, with the first differing rows."""
     lines = [
-        f"{version} answers {len(differing)} of {num_asked} test rows otherwise than it was evaluated, so it does not "
+        f"{version} answers {len(differing)} of {num_probes} test rows otherwise than it was evaluated, so it does not "
         "become the one that serves:"
     ]
-    for one, answer in differing[:SHOWN_ROWS]:
-        before, after = one.output, answer.said
-        if one.confidence is None:
-            before = f"words with sha256 {one.output[:12]}"
+    for probe, answer in differing[:MAX_LISTED_ROWS]:
+        before, after = probe.output, answer.text
+        if probe.confidence is None:
+            before = f"words with sha256 {probe.output[:12]}"
         else:
-            before += f" ({one.confidence:.3f})"
+            before += f" ({probe.confidence:.3f})"
             after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
-        lines.append(f"  row {one.row_id}, {_start(one.text)!r}: evaluated {before}, served {_start(after)}")
-    left = len(differing) - SHOWN_ROWS
-    lines += [f"  and {left} more"] if left > 0 else []
+        lines.append(f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {_shorten(after)}")
+    num_unlisted = len(differing) - MAX_LISTED_ROWS
+    lines += [f"  and {num_unlisted} more"] if num_unlisted > 0 else []
     lines.append(
         "Look for what differs between evaluation and service (code, base model, dtype), or run the recipe again."
     )
     return "\n".join(lines)
 
 
-def _evaluated(evidence: Mapping[str, Any], *, place: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
-    """The version's stored answers to the test rows; and places of rows where a hybrid's confidence lies on its
-    threshold, which another batch may move to the other side."""
-    roles = [role for role, one in evidence["versions"].items() if one["uri"] == version.uri]
-    if not roles and version.exported_from is not None:  # after that run, with answers of its own to the same rows
+def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
+    """Return the version's stored predictions of the test rows, and the indices of rows whose confidence is on a
+    hybrid's threshold, which another batch may route differently."""
+    roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
+    if not roles and version.exported_from is not None:  # exported after that run, with predictions of the same rows
         return load_predictions(f"{version.uri}/predictions/candidate.parquet"), frozenset()
     if not roles:
-        raise ParityRefused(f"{place} has no answers of {version.uri}; run the recipe again")
+        raise ParityRefused(f"{uri} has no answers of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":
-        return load_predictions(f"{place}/predictions/{roles[0]}.parquet"), frozenset()
-    routing = as_routing(evidence["routing"])
+        return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
+    routing = evidence.routing
+    assert routing is not None  # a version in this role has one
     parts = {
-        role: ModelPredictions(load_predictions(f"{place}/predictions/{role}.parquet"))
+        role: ModelPredictions(load_predictions(f"{uri}/predictions/{role}.parquet"))
         for role in ("incumbent", "candidate")
     }
-    unsure: frozenset[int] = frozenset()
+    ambiguous: frozenset[int] = frozenset()
     if routing.threshold is not None:
-        sure_by = enumerate(abs(parts["incumbent"].clean.calibrated - routing.threshold))
-        unsure = frozenset(row for row, distance in sure_by if distance <= tolerance_of(version).row)
-    return apply_routing(routing, **parts).clean, unsure
+        distances = abs(parts["incumbent"].clean.calibrated - routing.threshold)
+        limit = tolerance_of(version).row
+        ambiguous = frozenset(row for row, distance in enumerate(distances) if distance <= limit)
+    return apply_routing(routing, **parts).clean, ambiguous
 
 
-def _asked(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, routing: Routing | None) -> Asked:
-    body: dict[str, Any] = {"model": version.version}
+def _probe(
+    rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, routing: Routing | None
+) -> ParityProbe:
+    body: dict[str, JsonValue] = {"model": version.version}
     if rows.conversations is None:
         body |= {"input": rows.texts[row], "scores": True}
         if routing is not None and routing.column is not None:
@@ -233,40 +239,44 @@ def _asked(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
     else:
         body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
     confidence = None if rows.conversations is not None else float(evaluated.calibrated[row])
-    return Asked(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence)
+    return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence)
 
 
-def _answer(url: str, body: Mapping[str, Any]) -> Answer:
-    """One row's answer; who is busy, or restarts a replica, is asked again."""
-    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # so that who reads the request log can leave it out
+def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
+    """Return the answer to one probe; retry while the service is busy or restarts a replica."""
+    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # so that readers of the request log can leave it out
     key = os.environ.get(KEY)
-    last: requests.Response | None = None
+    response: requests.Response | None = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            last = requests.post(url, json=body, headers=headers, auth=bearer(key) if key else None, timeout=TIMEOUT_S)
+            response = requests.post(
+                url, json=body, headers=headers, auth=bearer(key) if key else None, timeout=TIMEOUT_S
+            )
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS:
                 raise DeployError(
                     f"{url} does not answer ({type(error).__name__}); is Serve reachable from here?"
                 ) from None
             continue
-        if last.status_code not in BUSY and not (last.status_code == 404 and "model_not_found" in last.text):
-            break  # of several replicas, one may still be loading it
-    assert last is not None
-    if last.status_code in (401, 403, *BUSY):
-        told = f"set {KEY} to a key that it takes" if last.status_code in (401, 403) else "ask when it is less busy"
-        raise DeployError(f"{url} does not answer test rows ({last.status_code}): {told}")
-    if last.status_code != 200:
-        return Answer("", f"refused with {last.status_code}, {last.text[:200]}")
-    found = last.json()
-    if "choices" in found:
-        said = str(found["choices"][0]["message"]["content"])
-        return Answer(words_sha256(said), repr(said))
-    result = found["results"][0]
-    return Answer(result["label"], result["label"], result["scores"])
+        is_loading = response.status_code == 404 and "model_not_found" in response.text  # on one of several replicas
+        if response.status_code not in BUSY and not is_loading:
+            break
+    assert response is not None
+    if response.status_code in (401, 403, *BUSY):
+        unauthorized = response.status_code in (401, 403)
+        advice = f"set {KEY} to a key that it takes" if unauthorized else "ask when it is less busy"
+        raise DeployError(f"{url} does not answer test rows ({response.status_code}): {advice}")
+    if response.status_code != 200:
+        return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")
+    answer = response.json()
+    if "choices" in answer:
+        content = str(answer["choices"][0]["message"]["content"])
+        return ServedAnswer(words_sha256(content), repr(content))
+    result = answer["results"][0]
+    return ServedAnswer(result["label"], result["label"], result["scores"])
 
 
-def _start(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_LISTED_CHARS else f"{text[:MAX_LISTED_CHARS]}..."

@@ -4,6 +4,7 @@ from pydantic import ValidationError
 
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
+from tailorbird.registry.versions import ModelVersion, read_version
 from tailorbird.storage import exists, list_files
 from tailorbird.storage.paths import TaskPaths
 
@@ -34,3 +35,11 @@ def read_run_evidence(run: str) -> Evidence:
         raise PromotionRefused(f"{run} has evidence of another version of Tailorbird: {error}") from None
     except ValueError as error:
         raise PromotionRefused(str(error)) from None
+
+
+def read_winner(evidence: Evidence) -> ModelVersion:
+    """Return the version that the verdict chose; raise PromotionRefused if it was changed since."""
+    version = read_version(evidence.winner.uri)
+    if version.digest != evidence.winner.digest:
+        raise PromotionRefused(f"{version.uri} is not what was judged: its digest changed; run the recipe again")
+    return version

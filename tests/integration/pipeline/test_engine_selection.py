@@ -45,11 +45,11 @@ from tests.progress import ProgressRecorder
 from tests.unit.evaluation.simulated import Simulation, report_of
 
 DATA = "s3://lake/engines"
-HOME = "s3://models/engines"
+TASK_URI = "s3://models/engines"
 
 
 @pytest.fixture(scope="module")
-def judged(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versions.ModelVersion:
+def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versions.ModelVersion:
     """A full version over MiniLM's own weights whose head holds the chapters' names, as a finished run chose it: 1,997
     real test rows, no training."""
     assert stack.s3_endpoint
@@ -63,7 +63,7 @@ def judged(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versi
             "registry": "s3://models",
         }
     )
-    folder = tmp_path_factory.mktemp("judged")
+    folder = tmp_path_factory.mktemp("evaluated")
     base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data)
     local, classes = node_cache.local_copy(base), labels_of(test.labels)
     tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
@@ -73,28 +73,30 @@ def judged(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versi
     )
     head = {"weight": 20 * nn.functional.normalize(torch.from_numpy(names)), "bias": torch.zeros(len(classes))}
     save_file(head, folder / "head.safetensors")
-    save_file({name: one.contiguous() for name, one in encoder.state_dict().items()}, folder / "encoder.safetensors")
+    save_file(
+        {name: weights.contiguous() for name, weights in encoder.state_dict().items()}, folder / "encoder.safetensors"
+    )
     config = versions.VersionConfig(
         kind="full",
         classes=classes,
         base_model=base,
         max_length=32,
         dtype="float32",  # where int8 is faster by far: beside bfloat16 a noisy machine may not show it
-        code=code_snapshot.ship_code(HOME, ROOT).uri,
+        code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
     )
     versions.write_config(folder, config)
-    version = versions.register(HOME, folder)
+    version = versions.register(TASK_URI, folder)
     _conclude(recipe, version, predict_rows(version.uri, rows=test), test_sha256=rows_sha256(test))
     return version
 
 
 def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictions, *, test_sha256: str) -> None:
-    run = f"{HOME}/runs/r"
+    run = f"{TASK_URI}/runs/r"
     for name in ("candidate", "reference"):
         save_predictions(f"{run}/predictions/{name}.parquet", answers)
-    nobody = CandidateRecord("probe", f"{HOME}/versions/none", "0" * 64)
+    nobody = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
     data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256}, other_test_sets=0)
     write_finished_run(
         run,
@@ -106,27 +108,27 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
 
 
 def _evidence() -> Evidence:
-    return read_evidence(f"{HOME}/runs/r")
+    return read_evidence(f"{TASK_URI}/runs/r")
 
 
-def _ask(url: str, texts: list[str]) -> dict[str, Any]:
+def _classify(url: str, texts: list[str]) -> dict[str, Any]:
     answer = requests.post(f"{url}/v1/classify", json={"input": texts}, timeout=60)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_again(
-    judged: versions.ModelVersion,
+    evaluated: versions.ModelVersion,
 ) -> None:
     recorder = ProgressRecorder()
     with connect():
-        champion = promote_version(HOME, engine="onnxruntime-int8", progress=recorder)
+        champion = promote_version(TASK_URI, engine="onnxruntime-int8", progress=recorder)
     version = versions.read_version(champion.uri)
     assert (version.engine, version.exported_from) == (
         "onnxruntime-int8",
-        versions.PinnedVersion(uri=judged.uri, digest=judged.digest),
+        versions.PinnedVersion(uri=evaluated.uri, digest=evaluated.digest),
     )
-    assert champion.reason == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
+    assert champion.reason.sentence() == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
     assert champion.parity is None  # nothing is served yet
     result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
     assert result.accepted
@@ -138,43 +140,45 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 
     recipe = _evidence().recipe
     try:
-        url, served = serve_champion(recipe.serving, task_uri=HOME)
+        url, served = serve_champion(recipe.serving, task_uri=TASK_URI)
         assert served == version
-        found = champion_module.read_champion(HOME)
-        assert found is not None
-        assert found[0].parity is not None
-        assert found[0].parity.same == found[0].parity.asked == 64
+        stored = champion_module.read_champion(TASK_URI)
+        assert stored is not None
+        assert stored[0].parity is not None
+        assert stored[0].parity.matching == stored[0].parity.rows == 64
         rows, answers = (
             read_test(recipe.data),
             load_predictions(f"{version.uri}/predictions/candidate.parquet"),
         )
-        told = _ask(url, list(rows.texts[:32]))
-        assert told["version"] == version.version
-        same = [one["label"] == label for one, label in zip(told["results"], answers.outputs[:32], strict=True)]
+        response = _classify(url, list(rows.texts[:32]))
+        assert response["version"] == version.version
+        same = [
+            result["label"] == label for result, label in zip(response["results"], answers.outputs[:32], strict=True)
+        ]
         assert sum(same) >= 31  # int8 products are scaled by batch: a close call may turn
 
-        assert promote_version(HOME) == found[0]  # the weights serve already, and their engine stays
-        back = promote_version(HOME, engine="torch")
-        assert (back.uri, back.reason) == (judged.uri, f"another engine than {version.version} had")
+        assert promote_version(TASK_URI) == stored[0]  # the weights serve already, and their engine stays
+        back = promote_version(TASK_URI, engine="torch")
+        assert (back.uri, back.reason.sentence()) == (evaluated.uri, f"another engine than {version.version} had")
         assert (back.run, back.parity is not None) == (champion.run, True)
-        assert _ask(url, ["Cholera"])["version"] == judged.version
-        again = roll_back(HOME, reason="int8 was faster")
+        assert _classify(url, ["Cholera"])["version"] == evaluated.version
+        again = roll_back(TASK_URI, reason="int8 was faster")
         assert again.uri == version.uri
-        assert _ask(url, ["Cholera"])["version"] == version.version
+        assert _classify(url, ["Cholera"])["version"] == version.version
         with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
-            promote_version(HOME, engine="torch")
-        assert promote_version(HOME) == again
+            promote_version(TASK_URI, engine="torch")
+        assert promote_version(TASK_URI) == again
     finally:
         rollout.undeploy("engines")
 
 
-def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: versions.ModelVersion) -> None:
+def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(evaluated: versions.ModelVersion) -> None:
     recorder = ProgressRecorder()
     with connect():
-        chosen = choose_engine(judged, evidence=_evidence(), engine="auto", task_uri=HOME, progress=recorder)
+        chosen = choose_engine(evaluated, evidence=_evidence(), engine="auto", task_uri=TASK_URI, progress=recorder)
     records = [
         EngineEvidence.model_validate(storage.read_json(uri))
-        for uri in storage.list_files(f"{HOME}/stages")
+        for uri in storage.list_files(f"{TASK_URI}/stages")
         if uri.endswith(ENGINE_EVIDENCE)
     ]
     tried = {record.engine: record.equivalence for record in records}
@@ -188,16 +192,18 @@ def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(judged: 
 
 
 def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_are_refused(
-    judged: versions.ModelVersion,
+    evaluated: versions.ModelVersion,
 ) -> None:
     evidence = _evidence()
     with connect():
-        version = choose_engine(judged, evidence=evidence, engine="onnxruntime-int8", task_uri=HOME, progress=SILENT)
+        version = choose_engine(
+            evaluated, evidence=evidence, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
+        )
         with pytest.raises(EngineError, match="no engine 'tensorrt'; there are auto, torch, "):
-            choose_engine(judged, evidence=evidence, engine="tensorrt", task_uri=HOME, progress=SILENT)
+            choose_engine(evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT)
         changed = evidence.model_copy(update={"data": replace(evidence.data, sha256={"test": "0" * 64})})
         with pytest.raises(DataError, match="test rows changed"):
-            choose_engine(judged, evidence=changed, engine="openvino", task_uri=HOME, progress=SILENT)
+            choose_engine(evaluated, evidence=changed, engine="openvino", task_uri=TASK_URI, progress=SILENT)
     kept = storage.read_bytes(f"{version.uri}/{ENGINE_EVIDENCE}")
     record = json.loads(kept)
     record["equivalence"]["gain"] += 0.01

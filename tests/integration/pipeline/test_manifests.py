@@ -1,4 +1,4 @@
-"""Each door's file, read back, is the same recipe with the same resources; the champion in it is the registry's."""
+"""Each rendered file, read back, is the same recipe with the same resources; the champion in it is the registry's."""
 
 import base64
 import json
@@ -20,9 +20,11 @@ from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
-from tailorbird.registry.champion import Parity, change_champion, read_champion, set_champion
-from tailorbird.registry.versions import ModelVersion, Part, VersionConfig, now, register, write_config
-from tailorbird.release.manifests import RenderError, render_manifest
+from tailorbird.registry.champion import ChosenBy, ParityResult, read_champion, write_champion
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, now, register, write_config
+from tailorbird.release.kube_documents import RenderError
+from tailorbird.release.manifests import render_manifest
+from tests.champions import set_champion
 from tests.integration.storage.test_registry import version_folder
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, of_kind, text_of
@@ -54,7 +56,7 @@ def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
     config = VersionConfig.model_validate_json((folder / "config.json").read_text())
     write_config(folder, config.model_copy(update={"code": ship_code(recipe.task_uri, ROOT).uri}))
     version = register(recipe.task_uri, folder)
-    set_champion(recipe.task_uri, version, etag=None, reason="FINE_TUNE by rule 3", run="")
+    set_champion(recipe.task_uri, version, reason="FINE_TUNE by rule 3")
     return version
 
 
@@ -64,24 +66,24 @@ def written(recipe: Recipe, to: str) -> list[dict[str, Any]]:
 
 
 def serve_config(recipe: Recipe, to: str) -> Any:
-    """What Serve would be told by this door."""
+    """Return Serve's configuration in the rendered file."""
     (document,) = of_kind(written(recipe, to), "RayService") if to == "rayservice" else written(recipe, to)
     return yaml.safe_load(document["spec"]["serveConfigV2"]) if to == "rayservice" else document
 
 
 @pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
-def test_a_door_of_training_and_promotion_carries_the_whole_recipe(to: str, recipe: Recipe) -> None:
+def test_a_manifest_of_training_and_promotion_carries_the_whole_recipe(to: str, recipe: Recipe) -> None:
     if to == "submit":
         entrypoint = json.loads(render_manifest(recipe, to=to).text)["entrypoint"]
         text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
     else:
         configs = of_kind(written(recipe, to), "ConfigMap")
-        (text,) = (one["data"]["recipe.yaml"] for one in configs if "recipe.yaml" in one["data"])
+        (text,) = (config["data"]["recipe.yaml"] for config in configs if "recipe.yaml" in config["data"])
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe
 
 
 @pytest.mark.parametrize("to", ["rayservice", "serve"])
-def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_of_its_registry(
+def test_a_manifest_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_of_its_registry(
     to: str, recipe: Recipe, chosen: ModelVersion
 ) -> None:
     manifest = serve_config(recipe, to)
@@ -89,8 +91,10 @@ def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_o
     (application,) = manifest["applications"]
     arguments = BuildArgs.model_validate(application["args"])
     assert (arguments.task_uri, arguments.task) == (recipe.task_uri, recipe.task)
-    started, asked = (deployment_options(one, task=recipe.task) for one in (arguments.serving, recipe.serving))
-    assert started == asked
+    rendered, requested = (
+        deployment_options(serving, task=recipe.task) for serving in (arguments.serving, recipe.serving)
+    )
+    assert rendered == requested
     ours = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
     assert arguments.serving.model_copy(update=ours) == recipe.serving
     (deployment,) = application["deployments"]
@@ -99,7 +103,7 @@ def test_a_door_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_o
     assert application["runtime_env"] == {"working_dir": chosen.code}
 
 
-def test_both_doors_of_serving_say_the_same_of_the_application(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_both_files_of_serving_declare_the_same_application(recipe: Recipe, chosen: ModelVersion) -> None:
     assert chosen
     manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
     assert manifest["applications"] == file["applications"]
@@ -107,7 +111,7 @@ def test_both_doors_of_serving_say_the_same_of_the_application(recipe: Recipe, c
     assert file["http_options"]["host"] == "127.0.0.1"  # of the local stack, which this environment names
 
 
-def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_whichever_door(
+def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_every_manifest(
     recipe: Recipe, chosen: ModelVersion
 ) -> None:
     assert chosen
@@ -122,12 +126,12 @@ def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_whichever_door(
     assert faults(job) == faults(service) == []
 
 
-def test_who_answers_beside_the_champion_is_told_as_a_deploy_tells_it(recipe: Recipe, chosen: ModelVersion) -> None:
-    untouched = Part(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
+def test_what_is_served_next_to_the_champion_is_declared_as_a_deploy_does(recipe: Recipe, chosen: ModelVersion) -> None:
+    untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
-    change_champion(
-        recipe.task_uri, champion.model_copy(update={"pretrained": untouched, "verdict": "better"}), etag=etag
-    )
+    verdict = ChosenBy(outcome="FINE_TUNE", rule=3, sentence="better")
+    champion = champion.model_copy(update={"pretrained": untouched, "verdict": verdict})
+    write_champion(recipe.task_uri, champion, etag=etag)
     serving = SERVING.model_copy(update={"pretrained": True})
     config = serve_config(recipe.model_copy(update={"serving": serving}), "rayservice")
     replicas = ReplicaConfig.model_validate(config["applications"][0]["deployments"][0]["user_config"])
@@ -136,15 +140,13 @@ def test_who_answers_beside_the_champion_is_told_as_a_deploy_tells_it(recipe: Re
     assert replicas.champion.digest == chosen.digest
 
 
-def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_word_about_it(
-    recipe: Recipe, chosen: ModelVersion
-) -> None:
+def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_note(recipe: Recipe, chosen: ModelVersion) -> None:
     (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
-    asked = Parity(asked=64, same=64, at=now())
-    change_champion(recipe.task_uri, champion.model_copy(update={"parity": asked}), etag=etag)
+    parity = ParityResult(rows=64, matching=64, at=now())
+    write_champion(recipe.task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
     assert render_manifest(recipe, to="rayservice").notes == ()
 
 

@@ -45,6 +45,7 @@ from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
 from tailorbird.storage import node_cache
+from tests.champions import set_champion
 from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, write_table
 
 KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
@@ -102,10 +103,10 @@ class Task:
         both = [*train, *rows_of(FOREIGN, part=0)]
         self.pretrained = self._register(folder / "probe", kind="probe", rows=both)
         self.champion = self._register(folder / "full", kind="full", rows=train)
-        part = registry.Part(uri=self.pretrained.uri, digest=self.pretrained.digest)
-        former = champion.Former(uri=part.uri, digest=part.digest, run="", pretrained=part)
-        champion.set_champion(
-            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", pretrained=part, before=(former,)
+        part = registry.PinnedVersion(uri=self.pretrained.uri, digest=self.pretrained.digest)
+        former = champion.FormerChampion(uri=part.uri, digest=part.digest, run="", pretrained=part)
+        set_champion(
+            self.recipe.task_uri, self.champion, etag=None, reason="a test", run="", pretrained=part, former=(former,)
         )
         content["serving"]["challenger"] = {"version": self.pretrained.version, "shadow": 1.0}
         self.path.write_text(yaml.safe_dump(content))
@@ -236,7 +237,7 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     done, answers = _reevaluated_under_load(task)
     assert (done.holds, done.verdict.outcome) == (False, "STAY")
     assert done.champion.uri == task.pretrained.uri
-    assert "the verdict no longer holds: STAY" in done.champion.reason
+    assert "the verdict no longer holds: STAY" in done.champion.reason.sentence()
     assert {status for status, _ in answers} == {200}
     versions = [version for _, version in answers]
     assert (versions[0], versions[-1]) == (task.champion.version, task.pretrained.version)

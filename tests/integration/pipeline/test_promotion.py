@@ -8,11 +8,11 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.report.run_record import CandidateRecord
-from tailorbird.registry import champion as champion_module
-from tailorbird.registry.champion import Champion, read_champion, set_champion
+from tailorbird.registry.champion import Champion, FormerChampion, read_champion
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, register, write_config
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
+from tests.champions import set_champion
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 from tests.integration.storage.test_registry import version_folder
 
@@ -45,7 +45,7 @@ def unregistered(task_uri: str) -> CandidateRecord:
 def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
-    assert (champion.uri, champion.reason) == (chosen.uri, "FINE_TUNE by rule 3")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 3")
 
 
 def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: str, chosen: ModelVersion) -> None:
@@ -54,12 +54,12 @@ def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: st
         promote_version(task_uri)
     assert read_champion(task_uri) is None
     champion = promote_version(task_uri, override="  only the tokenizer was fixed ")
-    assert champion.reason == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
+    assert champion.reason.sentence() == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
     found = read_champion(task_uri)
     assert found is not None
     assert found[0] == champion
     [kept] = storage.list_files(f"{task_uri}/history")
-    assert storage.read_json(kept)["reason"] == champion.reason
+    assert storage.read_json(kept)["reason"] == champion.reason.model_dump()
 
 
 @pytest.mark.parametrize("override", ["", "  \n"])
@@ -116,29 +116,33 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     )
     versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
     concluded(task_uri, first, versions=versions)
-    assert promote_version(task_uri).before == ()
+    assert promote_version(task_uri).former == ()
     concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{task_uri}/runs/r")
-    before = champion_module.read_champion(task_uri)
+    before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match=rf"nothing is done: {promoted.version} serves by now"):
         roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
-    assert [former.uri for former in promoted.before] == [first.uri]
-    assert (promoted.before[0].pretrained, promoted.pretrained) == (
+    assert [former.uri for former in promoted.former] == [first.uri]
+    assert (promoted.former[0].pretrained, promoted.pretrained) == (
         PinnedVersion(uri=pretrained.uri, digest=pretrained.digest),
         None,
     )
     back = roll_back(task_uri, reason=" complaints ")
-    assert (back.uri, back.run, back.before) == (first.uri, f"{task_uri}/runs/r", ())
-    assert back.reason == f"rolled back from {second.version}: complaints"
+    assert (back.uri, back.run, back.former) == (first.uri, f"{task_uri}/runs/r", ())
+    assert back.reason.sentence() == f"rolled back from {second.version}: complaints"
     with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
         promote_version(task_uri)  # its verdict still stands, but it must not return by itself
     again = promote_version(task_uri, override="mended")
-    assert (again.uri, again.rolled_back, again.reason) == (second.uri, (), "FINE_TUNE by rule 3; override: mended")
+    assert (again.uri, again.rolled_back, again.reason.sentence()) == (
+        second.uri,
+        (),
+        "FINE_TUNE by rule 3; override: mended",
+    )
     roll_back(task_uri, reason="again")
     concluded(task_uri, first, versions=versions)
     back = roll_back(task_uri, reason="and again")
-    assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.before[0].pretrained)
+    assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.former[0].pretrained)
     assert back.rolled_back == (second.digest, first.digest)
     with pytest.raises(PromotionRefused, match="nothing served before"):
         roll_back(task_uri, reason="further")
@@ -179,7 +183,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
         },
     )
     champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason) == (chosen.uri, "HYBRID by rule 4")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID by rule 4")
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
@@ -204,8 +208,8 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     found, faster = promoted(task_uri, chosen, tmp_path)
-    before = (champion_module.FormerChampion(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
-    set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run, before=before)
+    former = (FormerChampion(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
+    set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run, former=former)
     assert promote_version(task_uri).uri == faster.uri  # these weights serve, and their engine stays
 
     back = roll_back(task_uri, reason="wrong answers by that engine")
@@ -214,8 +218,8 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     later = read_champion(task_uri)
     assert later is not None
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
-    former = champion_module.FormerChampion(uri=other.uri, digest=other.digest, run="")
-    set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, before=(former,))
+    former = (FormerChampion(uri=other.uri, digest=other.digest, run=""),)
+    set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, former=former)
     back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
     concluded(task_uri, chosen, champion=other.uri)
@@ -237,5 +241,5 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
     )
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")
-    assert (again.uri, again.reason) == (chosen.uri, f"another engine than {faster.version} had")
+    assert (again.uri, again.reason.sentence()) == (chosen.uri, f"another engine than {faster.version} had")
     assert again.run == found[0].run

@@ -1,4 +1,4 @@
-"""Versions on S3: whole or not there, the same files the same version, and one champion whoever else writes."""
+"""Versions on S3: complete or missing, the same files the same version; one champion whoever else writes."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import checked_copy, load_artifact, load_model
-from tailorbird.registry.champion import champion_version, read_champion, set_champion
+from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -30,6 +30,7 @@ from tailorbird.registry.versions import (
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage import s3
+from tests.champions import set_champion
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
 
@@ -88,7 +89,7 @@ def test_the_same_files_are_the_same_version(bucket: str, tmp_path: Path, versio
     assert len(list_versions(f"{bucket}/task")) == 2
 
 
-def test_a_home_without_versions_lists_none_and_has_no_champion(bucket: str) -> None:
+def test_a_task_without_versions_lists_none_and_has_no_champion(bucket: str) -> None:
     assert list_versions(f"{bucket}/nothing") == []
     assert read_champion(f"{bucket}/nothing") is None
 
@@ -120,17 +121,17 @@ def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[Mod
 def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
     task_uri = f"{bucket}/task"
     first = set_champion(task_uri, versions[0], etag=None, reason="the first", run="s3://none")
-    found = read_champion(task_uri)
-    assert found is not None
-    assert found[0] == first
-    set_champion(task_uri, versions[1], etag=found[1], reason="better", run="s3://none")
+    stored = read_champion(task_uri)
+    assert stored is not None
+    assert stored[0] == first
+    set_champion(task_uri, versions[1], etag=stored[1], reason="better", run="s3://none")
     with pytest.raises(s3.PreconditionFailed):
-        set_champion(task_uri, versions[0], etag=found[1], reason="too late", run="s3://none")
+        set_champion(task_uri, versions[0], etag=stored[1], reason="too late", run="s3://none")
     with pytest.raises(s3.PreconditionFailed):
         set_champion(task_uri, versions[0], etag=None, reason="as if there were none", run="s3://none")
-    now_there = read_champion(task_uri)
-    assert now_there is not None
-    assert now_there[0].uri == versions[1].uri
+    latest = read_champion(task_uri)
+    assert latest is not None
+    assert latest[0].uri == versions[1].uri
     assert len(storage.list_files(f"{task_uri}/history")) == 2
 
 
@@ -267,10 +268,10 @@ def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
     hybrid = register(task_uri, hybrid_folder(tmp_path / "hybrid", versions))
     absent = versions[1].model_copy(update={"uri": f"{task_uri}/versions/full-absent"})
     other = versions[1].model_copy(update={"digest": "0" * 64})
-    for number, (part, said) in enumerate(
+    for number, (part, message) in enumerate(
         ((absent, "no whole model version"), (other, "the hybrid names 000"), (hybrid, "is a hybrid itself"))
     ):
-        with pytest.raises(RegistryError, match=said):
+        with pytest.raises(RegistryError, match=message):
             register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
     assert len(list_versions(task_uri)) == 3
 

@@ -12,12 +12,12 @@ from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     Hybrid,
     ModelVersion,
-    Part,
+    PinnedVersion,
     Prompting,
     RegistryError,
     VersionConfig,
     hybrid_config,
-    is_whole,
+    is_intact,
     register,
     write_config,
 )
@@ -93,8 +93,8 @@ def test_the_config_of_a_hybrid_names_both_and_knows_the_classes_of_either() -> 
     assert config.classes == ("a", "b", "c")
     assert config.hybrid == Hybrid(
         routing=Routing(by="group", column="sex", values=("f",)),
-        incumbent=Part(uri="s3://probe", digest="probe"),
-        candidate=Part(uri="s3://full", digest="full"),
+        incumbent=PinnedVersion(uri="s3://probe", digest="probe"),
+        candidate=PinnedVersion(uri="s3://full", digest="full"),
     )
     assert config.created_at == "2026-01-02T00:00:00+00:00"
 
@@ -126,15 +126,15 @@ def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
     version = register(task_uri, folder)
     there = tmp_path / "home" / "versions" / version.version
     (there / "head.safetensors").write_bytes(b"damaged")
-    assert not is_whole(there)
+    assert not is_intact(there)
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore it"):
         checked_copy(version.uri)
-    assert not is_whole(there)  # what is no copy is not thrown away
+    assert not is_intact(there)  # what is no copy is not thrown away
     assert register(task_uri, folder) == version
     assert checked_copy(version.uri) == there
     (there / "config.json").unlink()
     assert register(task_uri, folder) == version
-    assert is_whole(there)
+    assert is_intact(there)
 
 
 @pytest.mark.parametrize(

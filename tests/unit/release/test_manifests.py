@@ -1,4 +1,4 @@
-"""A recipe rendered for a door is that recipe again, on a cluster that has room for it."""
+"""A rendered recipe is that recipe again, on a cluster that has room for it."""
 
 import base64
 import json
@@ -14,7 +14,8 @@ from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.release.manifests import DOORS, MOST_CHARACTERS, RUN, SERVICE, RenderError, render_manifest
+from tailorbird.release.kube_documents import RenderError
+from tailorbird.release.manifests import MAX_NAME_LENGTH, RUN, SERVICE, TARGETS, render_manifest
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
@@ -33,8 +34,8 @@ def rendered(to: str, *overrides: str, part: str = "prod/job") -> list[dict[str,
 def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
     (job,) = of_kind(documents, "RayJob")
     return {
-        one["groupName"]: (one["replicas"], one["minReplicas"], one["maxReplicas"])
-        for one in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        group["groupName"]: (group["replicas"], group["minReplicas"], group["maxReplicas"])
+        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     }
 
 
@@ -53,9 +54,9 @@ def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
         of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
         pod = of_job["template"]["spec"]
         command = " ".join(pod["containers"][0]["command"])
-    (volume,) = (one for one in pod["volumes"] if one["name"] == "recipe")
-    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "recipe")
-    (config,) = (one for one in documents if one["metadata"]["name"] == volume["configMap"]["name"])
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
+    (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "recipe")
+    (config,) = (document for document in documents if document["metadata"]["name"] == volume["configMap"]["name"])
     assert config["metadata"]["namespace"] == owner["metadata"]["namespace"]
     ((file, text),) = config["data"].items()
     assert command.endswith(f"{mount['mountPath']}/{file}")
@@ -63,16 +64,20 @@ def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
 
 
 def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -> None:
-    asked = recipe("training.seed=3")
-    body = json.loads(render_manifest(asked, to="submit").text)
+    rendered = recipe("training.seed=3")
+    body = json.loads(render_manifest(rendered, to="submit").text)
     JobSubmitRequest(**body)
     (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
-    assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == asked
+    assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == rendered
     # The same command in the same shell, but that what it reads is rendered and not run.
     command = body["entrypoint"].replace("tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit")
     command = command.replace("python", sys.executable)
     again = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert json.loads(again.stdout) == body
+
+
+def _without_job(documents: list[Any]) -> list[Any]:
+    return [document for document in documents if document["kind"] != "RayJob"]
 
 
 def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
@@ -82,10 +87,12 @@ def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
     text = text_of("prod/job").replace(f"{RUN}: run\n", f"{RUN}: {name}\n")
     before = list(yaml.safe_load_all(text.replace("name: within-training\n", f"name: within-training-{name}\n")))
     (given,) = of_kind(before, "RayJob")
-    assert [one for one in after if one["kind"] != "RayJob"][1:] == [one for one in before if one["kind"] != "RayJob"]
+    assert _without_job(after)[1:] == _without_job(before)
     volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     given["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
-    for own, other in zip(*(one["spec"]["rayClusterSpec"]["workerGroupSpecs"] for one in (job, given)), strict=True):
+    for own, other in zip(
+        *(manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] for manifest in (job, given)), strict=True
+    ):
         other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
     given["spec"]["entrypoint"] = job["spec"]["entrypoint"]
     given["metadata"]["name"] = name
@@ -142,7 +149,7 @@ def test_the_same_recipe_on_the_same_image_has_the_same_name_and_another_has_ano
 @pytest.mark.parametrize("name", ["1st", "a" * 63, "9-" + "b" * 61, "trailing-"])
 def test_whatever_the_recipe_is_called_the_operator_takes_the_resource(name: str) -> None:
     (job,) = of_kind(rendered("rayjob", f"name={name}"), "RayJob")
-    assert len(job["metadata"]["name"]) <= MOST_CHARACTERS
+    assert len(job["metadata"]["name"]) <= MAX_NAME_LENGTH
     assert faults(job) == []
 
 
@@ -159,19 +166,19 @@ def test_kuberay_takes_what_is_rendered(part: str) -> None:
 
 
 @pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve")])
-def test_a_client_is_told_what_to_do_and_where_the_service_of_the_recipe_is(to: str, verb: str) -> None:
+def test_a_client_job_has_its_command_and_knows_where_the_service_of_the_recipe_is(to: str, verb: str) -> None:
     (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
     assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["command"][:4] == ["python", "-m", "tailorbird", verb]
-    told = {one["name"]: one.get("value") for one in container["env"]}
-    assert told["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
-    assert told["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert env["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
+    assert env["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Serve is told comes from a registry, which is tested with a real S3."""
+    """Serve's configuration comes from a registry, which is tested with a real S3."""
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
 
 
@@ -201,20 +208,26 @@ def test_a_probe_that_would_not_find_its_service_is_refused() -> None:
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")])
-def test_two_of_one_namespace_are_told_apart_by_every_budget_policy_and_spread_of_their_own(to: str, part: str) -> None:
+def test_two_of_one_namespace_are_distinguished_by_every_budget_policy_and_spread_of_their_own(
+    to: str, part: str
+) -> None:
     ours, theirs = (rendered(to, f"name={name}", part=part) for name in ("ours", "theirs"))
     label = SERVICE if to == "rayservice" else RUN
     kinds = ("PodDisruptionBudget", "NetworkPolicy")
     selectors = {
-        one["metadata"]["name"]: one["spec"].get("podSelector") or one["spec"]["selector"]
-        for one in of_kind(ours, *kinds)
-        if label in json.dumps(one)
+        document["metadata"]["name"]: document["spec"].get("podSelector") or document["spec"]["selector"]
+        for document in of_kind(ours, *kinds)
+        if label in json.dumps(document)
     }
     owned = {"within-serving", "serving-workers", "serving-head"} if to == "rayservice" else {"within-training"}
     own_name = of_kind(ours, "RayService", "RayJob")[0]["metadata"]["name"]
     assert set(selectors) == {f"{name}-{own_name}" for name in owned}
-    assert not set(selectors) & {one["metadata"]["name"] for one in of_kind(theirs, *kinds)}
-    spread = [one["labelSelector"] for pod in pods_of(ours) for one in pod.spec.get("topologySpreadConstraints", [])]
+    assert not set(selectors) & {document["metadata"]["name"] for document in of_kind(theirs, *kinds)}
+    spread = [
+        constraint["labelSelector"]
+        for pod in pods_of(ours)
+        for constraint in pod.spec.get("topologySpreadConstraints", [])
+    ]
     assert bool(spread) is (to == "rayservice")
     for selector in (*selectors.values(), *spread):
         assert any(matches(selector, pod.labels) for pod in pods_of(ours))
@@ -225,10 +238,10 @@ def test_two_of_one_namespace_are_told_apart_by_every_budget_policy_and_spread_o
             assert not any(matches(peer["podSelector"], pod.labels) for pod in pods_of(theirs))
 
 
-def test_what_a_training_leaves_behind_is_found_by_its_label() -> None:
+def test_what_a_training_leaves_behind_is_selected_by_its_label() -> None:
     documents = rendered("rayjob")
-    (name,) = {one["metadata"]["name"] for one in of_kind(documents, "RayJob")}
-    labelled = [one["kind"] for one in documents if one["metadata"].get("labels", {}).get(RUN) == name]
+    (name,) = {document["metadata"]["name"] for document in of_kind(documents, "RayJob")}
+    labelled = [document["kind"] for document in documents if document["metadata"].get("labels", {}).get(RUN) == name]
     assert sorted(labelled) == ["ConfigMap", "NetworkPolicy", "RayJob"]
 
 
@@ -238,17 +251,17 @@ def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "base", "told"),
+    ("to", "base", "message"),
     [
-        ("helm", None, f"is one of {', '.join(DOORS)}"),
+        ("helm", None, f"is one of {', '.join(TARGETS)}"),
         ("submit", "a: b", "has no --base"),
         ("rayjob", "a: [", "is not YAML"),
         ("rayjob", "kind: Job", "0 documents of kind RayJob"),
         ("rayjob", "kind: RayJob\n---\nkind: RayJob", "2 documents of kind RayJob"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, told: str) -> None:
-    with pytest.raises(RenderError, match=re.escape(told)):
+def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, message: str) -> None:
+    with pytest.raises(RenderError, match=re.escape(message)):
         render_manifest(recipe(), to=to, base=base)
 
 

@@ -1,4 +1,4 @@
-"""What counts as the same answer, which rows are asked, and what a refusal shows."""
+"""What counts as the same answer, which rows are probes, and what a refusal lists."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,38 +6,39 @@ from typing import Any, cast
 
 import pytest
 import requests
+from pydantic import JsonValue
 
 from serving.deploy.serve_client import DeployError
 from tailorbird.release import parity
 from tailorbird.release.parity import (
-    SAMPLE,
-    SHOWN_CHARS,
-    Answer,
-    Asked,
+    MAX_LISTED_CHARS,
+    MAX_PROBES,
+    ParityProbe,
     ParityRefused,
+    ServedAnswer,
     Tolerance,
-    compare,
-    draw,
-    prove,
+    check_parity,
+    compare_answers,
     refusal,
+    select_rows,
 )
 
 ROW = 0.02
 TOLERANCE = Tolerance(row=ROW, mean=ROW)
-BODY = {"input": "a", "scores": True}
+BODY: dict[str, JsonValue] = {"input": "a", "scores": True}
 
 
-def asked(output: str = "eye", confidence: float | None = 0.6, text: str = "Glaucoma") -> Asked:
-    return Asked("7", text, BODY, output, confidence)
+def probe(output: str = "eye", confidence: float | None = 0.6, text: str = "Glaucoma") -> ParityProbe:
+    return ParityProbe("7", text, BODY, output, confidence)
 
 
-def answer(output: str, **scores: float) -> Answer:
-    return Answer(output, output, scores)
+def answer(output: str, **scores: float) -> ServedAnswer:
+    return ServedAnswer(output, output, scores)
 
 
 def test_the_same_label_with_as_good_as_the_same_probability_is_the_same() -> None:
-    parity, differing = compare([asked()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE)
-    assert (parity.asked, parity.same, parity.ties, differing) == (1, 1, 0, [])
+    parity, differing = compare_answers([probe()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE)
+    assert (parity.rows, parity.matching, parity.ties, differing) == (1, 1, 0, [])
     assert parity.largest_difference == pytest.approx(ROW / 2)
 
 
@@ -47,82 +48,86 @@ def test_the_same_label_with_as_good_as_the_same_probability_is_the_same() -> No
         answer("eye", eye=0.6 + 2 * ROW, bone=0.3),
         answer("bone", eye=0.3, bone=0.6),
         answer("bone", eye=0.6 - ROW / 2, bone=0.6 + ROW),
-        Answer("", "refused with 404, no model"),
+        ServedAnswer("", "refused with 404, no model"),
     ],
     ids=["other probability", "other label", "other label by more than a tie", "no answer"],
 )
-def test_another_probability_another_label_or_no_answer_differs(served: Answer) -> None:
-    parity, differing = compare([asked(), asked()], [answer("eye", eye=0.6), served], tolerance=TOLERANCE)
-    assert (parity.asked, parity.same, differing) == (2, 1, [(asked(), served)])
+def test_another_probability_another_label_or_no_answer_differs(served: ServedAnswer) -> None:
+    parity, differing = compare_answers([probe(), probe()], [answer("eye", eye=0.6), served], tolerance=TOLERANCE)
+    assert (parity.rows, parity.matching, differing) == (2, 1, [(probe(), served)])
 
 
 def test_of_two_classes_that_are_as_good_as_equal_either_may_be_served() -> None:
-    parity, differing = compare([asked(confidence=0.48)], [answer("bone", eye=0.475, bone=0.485)], tolerance=TOLERANCE)
-    assert (parity.same, parity.ties, differing) == (1, 1, [])
+    parity, differing = compare_answers(
+        [probe(confidence=0.48)], [answer("bone", eye=0.475, bone=0.485)], tolerance=TOLERANCE
+    )
+    assert (parity.matching, parity.ties, differing) == (1, 1, [])
 
 
 def test_few_rows_may_move_far_and_many_may_not() -> None:
     tolerance = Tolerance(row=0.2, mean=0.01)
     still, moved = answer("eye", eye=0.6), answer("eye", eye=0.72)
-    parity, differing = compare([asked()] * 13, [*[still] * 12, moved], tolerance=tolerance)
-    assert (parity.same, differing) == (13, [])
+    parity, differing = compare_answers([probe()] * 13, [*[still] * 12, moved], tolerance=tolerance)
+    assert (parity.matching, differing) == (13, [])
     assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
-    parity, differing = compare([asked()] * 11, [*[still] * 10, moved], tolerance=tolerance)
-    assert (parity.same, differing) == (10, [(asked(), moved)])
-    refused = Answer("", "refused with 404, no model")  # and the rest is not blamed for it
-    parity, differing = compare([asked()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance)
-    assert differing == [(asked(), moved), (asked(), refused)]
-    parity, differing = compare([asked()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance)
-    assert differing == [(asked(), refused)]
+    parity, differing = compare_answers([probe()] * 11, [*[still] * 10, moved], tolerance=tolerance)
+    assert (parity.matching, differing) == (10, [(probe(), moved)])
+    refused = ServedAnswer("", "refused with 404, no model")  # and the rest is not blamed for it
+    parity, differing = compare_answers([probe()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance)
+    assert differing == [(probe(), moved), (probe(), refused)]
+    parity, differing = compare_answers([probe()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance)
+    assert differing == [(probe(), refused)]
     drifted = answer("eye", eye=0.61 + 1e-6)
-    assert len(compare([asked()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
+    assert len(compare_answers([probe()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
 
 
-def test_a_version_of_which_no_row_can_be_asked_is_not_taken_for_proven() -> None:
+def test_a_version_without_probes_is_refused() -> None:
     with pytest.raises(ParityRefused, match="of hybrid-1 no test row can be asked"):
-        prove((), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1")))
+        check_parity((), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1")))
 
 
 def test_a_chat_answer_is_the_same_where_its_words_are() -> None:
-    rows = [asked("hash", None), asked("hash", None)]
-    parity, differing = compare(rows, [Answer("hash", "'yes'"), Answer("other", "'no'")], tolerance=TOLERANCE)
-    assert (parity.same, parity.ties, parity.largest_difference, len(differing)) == (1, 0, None, 1)
+    probes = [probe("hash", None), probe("hash", None)]
+    parity, differing = compare_answers(
+        probes, [ServedAnswer("hash", "'yes'"), ServedAnswer("other", "'no'")], tolerance=TOLERANCE
+    )
+    assert (parity.matching, parity.ties, parity.largest_difference, len(differing)) == (1, 0, None, 1)
 
 
-def test_a_refusal_shows_rows_with_both_answers_and_how_many_they_are() -> None:
-    pairs = [(asked(text="x" * 2 * SHOWN_CHARS), answer("bone", eye=0.2, bone=0.7))] * 7
-    told = refusal(pairs, version="full-1", num_asked=64)
-    assert told.startswith("full-1 answers 7 of 64 test rows otherwise than it was evaluated")
-    shown = f"  row 7, '{'x' * SHOWN_CHARS}...': evaluated eye (0.600), served bone (0.700)\n"
-    assert told.count(shown) == 5
-    assert "\n  and 2 more\n" in told
+def test_a_refusal_lists_rows_with_both_answers_and_how_many_they_are() -> None:
+    pairs = [(probe(text="x" * 2 * MAX_LISTED_CHARS), answer("bone", eye=0.2, bone=0.7))] * 7
+    message = refusal(pairs, version="full-1", num_probes=64)
+    assert message.startswith("full-1 answers 7 of 64 test rows otherwise than it was evaluated")
+    line = f"  row 7, '{'x' * MAX_LISTED_CHARS}...': evaluated eye (0.600), served bone (0.700)\n"
+    assert message.count(line) == 5
+    assert "\n  and 2 more\n" in message
 
 
-def test_rows_are_drawn_from_every_class_in_turn_by_the_digest_alone() -> None:
+def test_rows_are_selected_from_every_class_in_turn_by_the_digest_alone() -> None:
     row_ids = [str(number) for number in range(1000)]
     labels = ["common"] * 900 + ["rare"] * 90 + ["once"] * 10
-    drawn = draw(row_ids, labels=labels, digest="d1")
-    assert drawn == draw(row_ids, labels=labels, digest="d1")
-    assert set(drawn) != set(draw(row_ids, labels=labels, digest="d2"))
-    assert len(set(drawn)) == SAMPLE
-    counts = [sum(labels[place] == label for place in drawn) for label in ("once", "rare", "common")]
+    selected = select_rows(row_ids, labels=labels, digest="d1")
+    assert selected == select_rows(row_ids, labels=labels, digest="d1")
+    assert set(selected) != set(select_rows(row_ids, labels=labels, digest="d2"))
+    assert len(set(selected)) == MAX_PROBES
+    counts = [sum(labels[row] == label for row in selected) for label in ("once", "rare", "common")]
     assert counts == [10, 27, 27]
-    assert not {0, 950} & set(draw(row_ids, labels=labels, digest="d1", without=frozenset({0, 950, *drawn})))
-    assert sorted(draw(row_ids[:3], labels=labels[:3], digest="d1")) == [0, 1, 2]
+    assert not {0, 950} & set(select_rows(row_ids, labels=labels, digest="d1", without=frozenset({0, 950, *selected})))
+    assert sorted(select_rows(row_ids[:3], labels=labels[:3], digest="d1")) == [0, 1, 2]
 
 
 def test_the_key_goes_along_whatever_netrc_says_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv(parity.KEY, "ours")
-    heard = []
+    headers = []
 
     def send(_: object, request: requests.PreparedRequest, **__: object) -> requests.Response:
-        heard.append(request.headers["Authorization"])
+        headers.append(request.headers["Authorization"])
         raise requests.ConnectionError
 
     monkeypatch.setattr(requests.Session, "send", send)
     monkeypatch.setattr(parity, "PAUSE_S", 0)
     with pytest.raises(DeployError):
-        parity._answer("http://127.0.0.1:1/v1/classify", BODY)
-    assert set(heard) == {"Bearer ours"}
+        parity._send("http://127.0.0.1:1/v1/classify", BODY)
+    assert set(headers) == {"Bearer ours"}
