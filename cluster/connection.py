@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 from cluster.auth import HELP, SessionError
 from cluster.local import stack
+from cluster.remote import LOCAL
 
 REACH_TIMEOUT_S = 5
-LOCAL = "local"
-"""As RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine."""
 _CONFIGURED_BY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 

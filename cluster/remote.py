@@ -3,16 +3,20 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from cluster.connection import LOCAL
 from cluster.progress import ProgressReporter
 from cluster.resources import Resources
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LOCAL = "local"
+"""As RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine."""
 RELEASE_TIMEOUT_S = 2.0
 
 
-def run_remote(function: Callable[..., Any], *, resources: Resources) -> Callable[..., Any]:
+def run_remote(function: Callable[P, R], *, resources: Resources) -> Callable[P, R]:
     """Return a function that runs `function` as a Ray task with these resources, and waits for its value.
 
     An error of the task is raised as itself.
@@ -21,12 +25,13 @@ def run_remote(function: Callable[..., Any], *, resources: Resources) -> Callabl
 
     task = ray.remote(function)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
         try:
-            return ray.get(task.options(**task_options(resources, available=available)).remote(*args, **kwargs))
+            value: R = ray.get(task.options(**task_options(resources, available=available)).remote(*args, **kwargs))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the error itself: its dual's text is the remote traceback
+        return value
 
     return call
 

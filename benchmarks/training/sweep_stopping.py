@@ -21,6 +21,7 @@ from benchmarks.rounds import finish, print_table
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
+from tailorbird.data.rows import Rows
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask
 from tuning.futility import Target, set_target
@@ -42,16 +43,16 @@ def main() -> None:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
         target = _target(task)
         print(f"target: {target.text}", flush=True)
-        whole = _sweep(TO_THE_END, task=task, target=Target(target.baselines, 0.0, ""), uri="s3://models/whole")
+        complete = _sweep(TO_THE_END, task=task, target=Target(target.baselines, 0.0, ""), uri="s3://models/whole")
         stopped = _sweep(STOPPING, task=task, target=target, uri="s3://models/stopped")
-    assert whole["epochs"] == NUM_TRIALS * EPOCHS
-    print_table(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": whole, "with stopping": stopped})
+    assert complete["epochs"] == NUM_TRIALS * EPOCHS
+    print_table(f"Sweep of {NUM_TRIALS} trials of {EPOCHS} epochs", {"to the end": complete, "with stopping": stopped})
     figures = {
-        "cost_ratio": stopped["training_seconds"] / whole["training_seconds"],
-        "epochs_ratio": stopped["epochs"] / whole["epochs"],
-        "whole_seconds_ratio": stopped["whole_seconds"] / whole["whole_seconds"],
+        "cost_ratio": stopped["training_seconds"] / complete["training_seconds"],
+        "epochs_ratio": stopped["epochs"] / complete["epochs"],
+        "whole_seconds_ratio": stopped["whole_seconds"] / complete["whole_seconds"],
         "selected_score": stopped["selected_score"],
-        "selected_score_to_the_end": whole["selected_score"],
+        "selected_score_to_the_end": complete["selected_score"],
     }
     finish("sweep_stopping", figures, bounds=BOUNDS)
 
@@ -61,6 +62,7 @@ def _target(task: ClassificationTrainingTask) -> Target:
     from cluster.resources import worker_resources
     from tailorbird.evaluation.baselines.classification import fit_baselines
 
+    assert isinstance(task.train, Rows)
     results = run_remote(fit_baselines, resources=worker_resources(TRAINING))(
         task.base_model,
         train=task.train,
@@ -75,9 +77,9 @@ def _target(task: ClassificationTrainingTask) -> Target:
 def _sweep(config: TuningConfig, *, task: TrainingTask, target: Target, uri: str) -> dict[str, Any]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
-    begun = time.time()
+    started = time.time()
     result = sweep(config, training=TRAINING, task=task, target=target, uri=uri)
-    seconds = time.time() - begun
+    seconds = time.time() - started
     trials = [row for row in result.rows if row.status != "pretrained"]
     for row in trials:
         scores = ", ".join(f"{score:.4f}" for score in row.scores)

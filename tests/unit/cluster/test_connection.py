@@ -200,7 +200,7 @@ def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_d
     def refused(**_: object) -> None:
         raise OSError(30, "Read-only file system", "/home/ray/.ray")
 
-    monkeypatch.setenv("RAY_ADDRESS", connection.LOCAL)
+    monkeypatch.setenv("RAY_ADDRESS", remote_module.LOCAL)
     monkeypatch.setattr("ray.init", refused)
     with pytest.raises(auth.SessionError, match=r"Read-only file system.*set HOME to a folder"), connection.connect():
         pass

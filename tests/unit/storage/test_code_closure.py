@@ -1,6 +1,7 @@
 """A stage's fingerprint covers the code that it runs: an edit of that changes it, an edit of other code does not."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from training.export import average_weights
 from training.trainer import finetune
 from tuning.sweep import sweep
 
-STAGES = {
+STAGES: dict[str, tuple[Callable[..., object], ...]] = {
     "baselines": (classification.fit_baselines,),
     "chat baselines": (chat.fit_prompt_baselines,),
     "sweep": (sweep, ClassificationTrainingTask),
@@ -53,7 +54,7 @@ def test_a_stage_reaches_the_code_that_it_runs(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_reaches_pages_reports_serving_or_the_command_line(stage: str) -> None:
-    others = ("serving/", *(f"tailorbird/{name}/" for name in ("cli", "pipeline", "release", "operate", "monitoring")))
+    others = ("serving/", "cluster/local/", *(f"tailorbird/{name}/" for name in ("cli", "pipeline", "release", "operate", "monitoring")))
     reports = tuple(f"tailorbird/evaluation/{name}/" for name in ("report", "verdict"))
     assert [name for name in source_files(*STAGES[stage]) if name.startswith((*others, *reports))] == []
 
