@@ -9,7 +9,7 @@ from tailorbird import storage
 from tailorbird.data.rows import DataError
 
 
-def put_folder(folder: Path, uri_prefix: str) -> list[str]:
+def upload_parquet_folder(folder: Path, uri_prefix: str) -> list[str]:
     """Upload every `*.parquet` under `folder` to the same path under `uri_prefix`; return their URIs, sorted.
 
     All files are checked before the first is uploaded. Raises DataError if there is none, or if one is not Parquet or

@@ -16,7 +16,7 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
-from tailorbird.data.upload import put_folder
+from tailorbird.data.upload import upload_parquet_folder
 
 NAMES = ("train", "validation", "test")
 
@@ -47,7 +47,7 @@ def test_a_folder_put_on_s3_is_what_a_recipe_names(bucket: str, tmp_path: Path) 
     for name in NAMES:
         rows = [f"{name} {number}" for number in range(4)]
         pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
-    assert put_folder(tmp_path, bucket) == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
+    assert upload_parquet_folder(tmp_path, bucket) == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
     config = DataConfig(
         train=f"{bucket}/train.parquet", validation=f"{bucket}/validation.parquet", test=f"{bucket}/test.parquet"
     )
@@ -103,5 +103,5 @@ def test_a_broken_file_in_a_folder_leaves_nothing_on_s3(bucket: str, tmp_path: P
     pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
     (tmp_path / "validation.parquet").write_text("not Parquet")
     with pytest.raises(DataError, match=r"validation.parquet"):
-        put_folder(tmp_path, bucket)
+        upload_parquet_folder(tmp_path, bucket)
     assert not storage.exists(bucket)

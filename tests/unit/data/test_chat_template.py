@@ -19,37 +19,37 @@ def text_of(ids: Sequence[int]) -> str:
 
 def test_what_the_assistant_says_is_learned_with_its_end_and_nothing_else() -> None:
     turns = (("user", "ab"), ("assistant", "c"), ("user", "d"))
-    found = conversation_tokens(
+    tokens = conversation_tokens(
         turns, "ef", tokenizer=tokenizer(), system="z", shots=(("user", "x"), ("assistant", "y"))
     )
     whole = "<system>z</s><user>x</s><assistant>y</s><user>ab</s><assistant>c</s><user>d</s><assistant>ef</s>"
-    assert text_of(found.ids) == whole
-    assert text_of(np.array(found.ids)[found.assistant_mask].tolist()) == "c</s>ef</s>"
+    assert text_of(tokens.ids) == whole
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "c</s>ef</s>"
 
 
 def test_the_prompt_is_the_conversation_up_to_the_answer() -> None:
     turns = (("user", "ab"),)
-    asked = prompt_tokens(turns, tokenizer=tokenizer(), system="z")
+    prompt = prompt_tokens(turns, tokenizer=tokenizer(), system="z")
     whole = conversation_tokens(turns, "ef", tokenizer=tokenizer(), system="z")
-    assert text_of(asked) == "<system>z</s><user>ab</s><assistant>"
-    assert whole.ids[: len(asked)] == asked
-    assert not whole.assistant_mask[: len(asked)].any()
-    assert whole.assistant_mask[len(asked) :].all()
+    assert text_of(prompt) == "<system>z</s><user>ab</s><assistant>"
+    assert whole.ids[: len(prompt)] == prompt
+    assert not whole.assistant_mask[: len(prompt)].any()
+    assert whole.assistant_mask[len(prompt) :].all()
 
 
 def test_a_system_message_of_the_conversation_stands_for_the_recipes() -> None:
-    asked = prompt_tokens((("system", "own"), ("user", "a")), tokenizer=tokenizer(), system="other")
-    assert text_of(asked) == "<system>own</s><user>a</s><assistant>"
+    prompt = prompt_tokens((("system", "own"), ("user", "a")), tokenizer=tokenizer(), system="other")
+    assert text_of(prompt) == "<system>own</s><user>a</s><assistant>"
 
 
 def test_what_the_template_adds_behind_the_last_end_of_turn_is_no_part_of_the_answer() -> None:
-    found = conversation_tokens(
+    tokens = conversation_tokens(
         (("user", "a"),),
         "b",
         tokenizer=tokenizer(TEMPLATE.replace("</s>{% endfor %}", "</s> {% endfor %}")),
         system=None,
     )
-    assert text_of(found.ids) == "<user>a</s> <assistant>b</s>"
+    assert text_of(tokens.ids) == "<user>a</s> <assistant>b</s>"
 
 
 def test_llamafactory_8720_a_template_that_writes_the_prompt_otherwise_with_its_answer_is_refused() -> None:
@@ -78,18 +78,18 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 
 def test_a_conversation_is_cut_with_what_is_said_of_it() -> None:
-    found = cut_to(Tokens([1, 2, 3, 4], np.array([False, False, True, True])), max_length=3)
-    assert found.ids == [1, 2, 3]
-    assert found.assistant_mask.tolist() == [False, False, True]
+    tokens = cut_to(Tokens([1, 2, 3, 4], np.array([False, False, True, True])), max_length=3)
+    assert tokens.ids == [1, 2, 3]
+    assert tokens.assistant_mask.tolist() == [False, False, True]
 
 
 def rows_of(lengths: list[int]) -> list[Tokens]:
     rows, token = [], 1
     for length in lengths:
-        said = np.zeros(length, dtype=np.bool_)
-        said[length // 2 :] = True
-        said[0] = False  # the first token of a conversation follows nothing
-        rows.append(Tokens(list(range(token, token + length)), said))
+        mask = np.zeros(length, dtype=np.bool_)
+        mask[length // 2 :] = True
+        mask[0] = False  # the first token of a conversation follows nothing
+        rows.append(Tokens(list(range(token, token + length)), mask))
         token += length
     return rows
 
@@ -97,16 +97,16 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[int]) -> None:
     rows = rows_of(lengths)
-    found = pack(rows, pad_id=0)
-    for place, row in enumerate(rows):
-        mine = found.conversation_ids == place
-        assert found.input_ids[mine].tolist() == row.ids  # in one row, in order
-        assert found.position_ids[mine].tolist() == list(range(len(row)))
-        targets = found.targets[found.target_conversation_ids == place]
+    batch = pack(rows, pad_id=0)
+    for index, row in enumerate(rows):
+        mine = batch.conversation_ids == index
+        assert batch.input_ids[mine].tolist() == row.ids  # in one row, in order
+        assert batch.position_ids[mine].tolist() == list(range(len(row)))
+        targets = batch.targets[batch.target_conversation_ids == index]
         assert sorted(targets.tolist()) == np.array(row.ids)[row.assistant_mask].tolist()
-    assert (found.input_ids[found.conversation_ids == -1] == 0).all()
-    assert int((found.conversation_ids >= 0).sum()) == sum(lengths)
-    assert len(found.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
+    assert (batch.input_ids[batch.conversation_ids == -1] == 0).all()
+    assert int((batch.conversation_ids >= 0).sum()) == sum(lengths)
+    assert len(batch.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))

@@ -26,8 +26,8 @@ def test_batches_cover_each_row_once(token_lists: list[list[int]], max_rows: int
     read_back: dict[int, list[int]] = {}
     for batch in batches:
         input_ids, mask = collate([token_lists[row] for row in batch], pad_id=0)
-        for row, ids, seen in zip(batch.tolist(), input_ids, mask.bool(), strict=True):
-            read_back[row] = ids[seen].tolist()
+        for row, ids, is_token in zip(batch.tolist(), input_ids, mask.bool(), strict=True):
+            read_back[row] = ids[is_token].tolist()
     assert [read_back[row] for row in range(len(token_lists))] == token_lists
 
 

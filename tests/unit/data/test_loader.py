@@ -177,8 +177,10 @@ def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: P
     assert not keys[0] & keys[1]
     assert not keys[0] & keys[2]
     assert not keys[1] & keys[2]
-    found = {row_id: text for _, rows in splits.items() for row_id, text in zip(rows.row_ids, rows.texts, strict=True)}
-    assert found == {str(number): text for number, text in enumerate(texts)}
+    texts_by_id = {
+        row_id: text for _, rows in splits.items() for row_id, text in zip(rows.row_ids, rows.texts, strict=True)
+    }
+    assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
     assert len(splits.train) > len(splits.test) > len(splits.validation) > 0
     assert splits == read_splits(config_of(uri, split_by="patient"))
 
@@ -194,15 +196,15 @@ def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: 
     assert splits.test.texts == ("a", "b")
     assert len(splits.validation) == pytest.approx(1000 * share, abs=20)
     assert not set(splits.train.split_keys or ()) & set(splits.validation.split_keys or ())
-    found = {row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)}
-    assert found == {str(number): text for number, text in enumerate(texts)}
+    texts_by_id = {row_id: text for rows in (splits.train, splits.validation) for row_id, text in _named(rows)}
+    assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
 
 
 def test_files_named_together_must_be_of_one_kind(tmp_path: Path) -> None:
-    one = put(tmp_path / "one.parquet", text=["a"], label=["x"])
-    other = put(tmp_path / "other.parquet", text=["b"], label=[1])
+    first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
+    second = put(tmp_path / "other.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
-        read_splits(DataConfig(train=(one, other)))
+        read_splits(DataConfig(train=(first, second)))
 
 
 def _named(rows: Rows) -> list[tuple[str, str]]:
@@ -213,8 +215,8 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     texts = [f"Text {number % 100}" + " " * (number % 3) for number in range(300)]
     uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y", "z"] * 100)
     splits = read_splits(config_of(uri))
-    held = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
-    assert sum(len(texts) for texts in held) == len(set.union(*held)) == 100
+    texts_of_splits = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
+    assert sum(len(texts) for texts in texts_of_splits) == len(set.union(*texts_of_splits)) == 100
 
 
 def test_rows_are_taken_in_the_order_asked() -> None:
@@ -226,26 +228,31 @@ def test_rows_are_taken_in_the_order_asked() -> None:
 triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6)
 
 
-@given(one=triples, other=triples)
+@given(first=triples, second=triples)
 def test_a_fingerprint_tells_any_two_splits_apart(
-    one: list[tuple[str, str, str]], other: list[tuple[str, str, str]]
+    first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
 ) -> None:
     empty = Rows((), (), ())
-    prints = [fingerprint(Splits(train=_rows(held), validation=empty, test=empty)) for held in (one, other)]
-    assert (prints[0] == prints[1]) == (one == other)
+    prints = [
+        fingerprint(Splits(train=_rows(triples_of_split), validation=empty, test=empty))
+        for triples_of_split in (first, second)
+    ]
+    assert (prints[0] == prints[1]) == (first == second)
     assert set(prints[0]) == {"train", "validation", "test"}
 
 
 def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
     plain = Rows(("0",), ("text",), ("label",))
-    given = [
+    variants = [
         plain,
         replace(plain, split_keys=("x",)),
         replace(plain, groups={"sex": ("x",)}),
         replace(plain, groups={"ward": ("x",)}),
     ]
     empty = Rows((), (), ())
-    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in given}) == len(given)
+    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in variants}) == len(
+        variants
+    )
 
 
 def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
@@ -255,13 +262,15 @@ def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_the
         replace(rows, split_keys=("k", "l")),
         rows.take([1, 0]),
     ]
-    assert {content_sha256(given) for given in same} == {content_sha256(rows)}
+    assert {content_sha256(variant) for variant in same} == {content_sha256(rows)}
     assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
     assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
 
 
-def _rows(held: list[tuple[str, str, str]]) -> Rows:
-    ids, texts, labels = (tuple(column) for column in zip(*held, strict=True)) if held else ((), (), ())
+def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
+    ids, texts, labels = (
+        (tuple(column) for column in zip(*triples_of_split, strict=True)) if triples_of_split else ((), (), ())
+    )
     return Rows(ids, texts, labels)
 
 

@@ -15,7 +15,7 @@ TRAIN = [
     "my card has not arrived yet, where is it",
 ]
 words = st.sampled_from(["fever", "cough", "chronic", "acute", "pain", "of", "the", "left", "right", "knee", "burn"])
-some_texts = st.lists(st.lists(words, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=8)
+text_lists = st.lists(st.lists(words, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=8)
 
 
 def test_a_text_with_one_letter_changed_is_near_and_another_subject_is_not() -> None:
@@ -38,13 +38,15 @@ def test_texts_with_nothing_in_them_are_near_to_nothing(texts: list[str]) -> Non
     assert near_duplicates(texts, among=["", " "]) == NearDuplicates(0, len(texts))
 
 
-@given(texts=some_texts, among=some_texts)
+@given(texts=text_lists, among=text_lists)
 def test_it_counts_as_a_vocabulary_of_all_texts_would(texts: list[str], among: list[str]) -> None:
     weigh = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit([*texts, *among])
     nearest = (weigh.transform(texts) @ weigh.transform(among).T).toarray().max(axis=1)
     unsure = abs(nearest - similar.THRESHOLD) < 1e-4  # float32 against float64
-    found = near_duplicates(texts, among=among).num_duplicates
-    assert (nearest[~unsure] >= similar.THRESHOLD).sum() <= found <= (nearest >= similar.THRESHOLD - 1e-4).sum()
+    num_duplicates = near_duplicates(texts, among=among).num_duplicates
+    assert (
+        (nearest[~unsure] >= similar.THRESHOLD).sum() <= num_duplicates <= (nearest >= similar.THRESHOLD - 1e-4).sum()
+    )
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +63,9 @@ def test_a_large_set_is_sampled_the_same_way_each_time_and_says_how_many(monkeyp
     assert near_duplicates(texts, among=TRAIN) == NearDuplicates(60, 120)
     monkeypatch.setattr(similar, "MIN_COMPARED", 10)
     monkeypatch.setattr(similar, "MAX_WORK", sum(map(len, texts)) * len(TRAIN) / 4)
-    found = near_duplicates(texts, among=TRAIN)
-    assert found.num_compared == 30
-    assert 0 < found.num_duplicates < 30
-    assert near_duplicates(texts, among=TRAIN) == found
+    sampled = near_duplicates(texts, among=TRAIN)
+    assert sampled.num_compared == 30
+    assert 0 < sampled.num_duplicates < 30
+    assert near_duplicates(texts, among=TRAIN) == sampled
     monkeypatch.setattr(similar, "MAX_WORK", 1.0)
     assert near_duplicates(texts, among=TRAIN).num_compared == 10

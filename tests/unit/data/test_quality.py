@@ -21,17 +21,17 @@ def rows(*pairs: tuple[str, str], keys: list[str] | None = None) -> Rows:
 
 BASE = (("fever", "a"), ("cough", "b"))
 few_texts = st.sampled_from(["Pain", "pain ", "PAIN", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
-some_pairs = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
+pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
 
 
 @st.composite
 def any_splits(draw: st.DrawFn) -> Splits:
     """Splits with many copies in which each split keeps a row of its own, so that cleaning always ends well."""
-    validation = (("only in validation", "a"), *draw(some_pairs))
+    validation = (("only in validation", "a"), *draw(pair_lists))
     return Splits(
-        train=rows(*BASE, *draw(some_pairs)),
+        train=rows(*BASE, *draw(pair_lists)),
         validation=rows(*validation),
-        test=rows(("only in test", "b"), *draw(some_pairs)),
+        test=rows(("only in test", "b"), *draw(pair_lists)),
     )
 
 
@@ -75,9 +75,9 @@ def test_every_dropped_row_is_counted_once(splits: Splits) -> None:
 @given(splits=any_splits())
 def test_rows_that_stay_keep_their_ids_and_order(splits: Splits) -> None:
     cleaned, _ = clean(splits)
-    kept = [int(row) for row in cleaned.train.row_ids]
-    assert kept == sorted(kept)
-    assert cleaned.train.texts == tuple(splits.train.texts[row] for row in kept)
+    rows_kept = [int(row) for row in cleaned.train.row_ids]
+    assert rows_kept == sorted(rows_kept)
+    assert cleaned.train.texts == tuple(splits.train.texts[row] for row in rows_kept)
 
 
 def test_a_copy_of_a_test_row_goes_from_train_and_validation() -> None:

@@ -43,8 +43,8 @@ def test_shares_come_close_to_the_fractions(seed: int) -> None:
 
 def test_another_seed_draws_another_split() -> None:
     keys = [str(number) for number in range(200)]
-    one, other = (split_by_key(keys, fractions=FRACTIONS, seed=seed) for seed in (0, 1))
-    assert (one != other).any()
+    first, second = (split_by_key(keys, fractions=FRACTIONS, seed=seed) for seed in (0, 1))
+    assert (first != second).any()
 
 
 def test_the_split_of_a_key_is_the_same_on_every_machine_and_in_every_version() -> None:
@@ -119,11 +119,11 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [("Chest  pain\n", "chest pain"), ("STRASSE", "straße"), ("ﬁbrosis", "Fibrosis"), ("café", "cafe\u0301")],
 )
-def test_texts_that_differ_in_case_blanks_or_encoding_are_the_same(one: str, other: str) -> None:
-    assert normalise(one) == normalise(other)
+def test_texts_that_differ_in_case_blanks_or_encoding_are_the_same(first: str, second: str) -> None:
+    assert normalise(first) == normalise(second)
 
 
 def test_texts_that_differ_in_a_letter_are_not_the_same() -> None:

@@ -26,26 +26,28 @@ def rows() -> list[Tokens]:
     return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
 
 
-def logits_of(some: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
-    found = pack(some, pad_id=0)
+def logits_of(tokens: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
+    batch = pack(tokens, pad_id=0)
     with torch.no_grad():
-        return MODEL(*as_tensors(found, device="cpu")), found.target_conversation_ids
+        return MODEL(*as_tensors(batch, device="cpu")), batch.target_conversation_ids
 
 
 def test_packed_conversations_never_see_one_another() -> None:
-    together, owners = logits_of(rows())
-    for place, row in enumerate(rows()):
+    together, conversation_ids = logits_of(rows())
+    for index, row in enumerate(rows()):
         alone, _ = logits_of([row])
-        torch.testing.assert_close(together[torch.from_numpy(owners == place)], alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together[torch.from_numpy(conversation_ids == index)], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
-    found = log_likelihoods(MODEL, rows(), pad_id=0)
-    for row, value in zip(rows(), found, strict=True):
+    likelihoods = log_likelihoods(MODEL, rows(), pad_id=0)
+    for row, value in zip(rows(), likelihoods, strict=True):
         with torch.no_grad():
-            told = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
-        wanted = [float(told[at - 1, row.ids[at]]) for at in np.flatnonzero(row.assistant_mask)]
-        assert value == pytest.approx(np.mean(wanted), abs=1e-5)
+            log_probabilities = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
+        expected = [
+            float(log_probabilities[position - 1, row.ids[position]]) for position in np.flatnonzero(row.assistant_mask)
+        ]
+        assert value == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,13 @@ def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
 def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_masked(
     kind: str, fields: dict[str, Any]
 ) -> None:
-    lm, some = model_of(kind, **fields), pack(rows(), pad_id=0)
+    lm, batch = model_of(kind, **fields), pack(rows(), pad_id=0)
     with torch.no_grad():
-        found = ChatModel(lm)(*as_tensors(some, device="cpu"))
+        logits = ChatModel(lm)(*as_tensors(batch, device="cpu"))
         alone = [lm(torch.tensor([row.ids])).logits[0, :-1][torch.from_numpy(row.assistant_mask[1:])] for row in rows()]
-    for place, wanted in enumerate(alone):
+    for index, expected in enumerate(alone):
         torch.testing.assert_close(
-            found[torch.from_numpy(some.target_conversation_ids == place)], wanted, atol=1e-5, rtol=1e-4
+            logits[torch.from_numpy(batch.target_conversation_ids == index)], expected, atol=1e-5, rtol=1e-4
         )
 
 
@@ -75,13 +77,13 @@ def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
     for prompt, answer in zip(
         prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
     ):
-        ids, said = list(prompt), list[int]()
-        while len(said) < 12 and ids[-1] != TOKENIZER.eos_token_id:
+        ids, answered = list(prompt), list[int]()
+        while len(answered) < 12 and ids[-1] != TOKENIZER.eos_token_id:
             with torch.no_grad():
-                said.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
-            ids.append(said[-1])
-        assert answer.finished == (said[-1] == TOKENIZER.eos_token_id)
-        assert answer.tokens == (said[:-1] if answer.finished else said)
+                answered.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(answered[-1])
+        assert answer.finished == (answered[-1] == TOKENIZER.eos_token_id)
+        assert answer.tokens == (answered[:-1] if answer.finished else answered)
         assert 0 < answer.confidence <= 1
 
 

@@ -44,10 +44,10 @@ def test_the_embedding_is_the_mean_over_the_real_tokens_whatever_the_padding_hol
     ids, mask = collate([[5, 6, 7], [8]], pad_id=0)
     filled = ids.masked_fill(mask == 0, 33)
     with torch.no_grad():
-        one, other = MODEL.embed(ids, mask), MODEL.embed(filled, mask)
+        embedded, refilled = MODEL.embed(ids, mask), MODEL.embed(filled, mask)
         hidden = MODEL.encoder(input_ids=ids[:1], attention_mask=mask[:1]).last_hidden_state
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
-    torch.testing.assert_close(one[0], hidden[0].mean(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedded, refilled, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedded[0], hidden[0].mean(0), atol=1e-6, rtol=0)
 
 
 def test_rows_come_back_in_their_order_in_fp32() -> None:
@@ -70,9 +70,9 @@ def test_a_head_of_zeros_finds_every_class_equally_likely() -> None:
 
 
 def test_probabilities_sum_to_one_even_for_large_logits() -> None:
-    found = probabilities(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert found[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
+    shares = probabilities(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(shares.sum(1), 1)
+    assert shares[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
 def test_a_head_that_lies_in_memory_by_column_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ def an_adapter(base: Path, folder: Path) -> Path:
     return folder / "adapter" / "adapter_model.safetensors"
 
 
-@pytest.mark.parametrize("kept", [0, 5])
-def test_peft_2892_an_adapter_that_lacks_weights_is_refused(base: Path, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("num_weights", [0, 5])
+def test_peft_2892_an_adapter_that_lacks_weights_is_refused(base: Path, tmp_path: Path, num_weights: int) -> None:
     file = an_adapter(base, tmp_path / "lora")
-    save_file(dict(sorted(load_file(file).items())[:kept]), file)
-    with pytest.raises(ModelError, match=rf"lacks {2 * 12 - kept} weights, .*lora_"):
+    save_file(dict(sorted(load_file(file).items())[:num_weights]), file)
+    with pytest.raises(ModelError, match=rf"lacks {2 * 12 - num_weights} weights, .*lora_"):
         load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
 
 
@@ -200,14 +200,14 @@ def test_code_that_a_base_model_brings_is_not_run(base: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "fields",
     [
         {"attn_implementation": "owner/kernel"},
         {"text_config": {"_attn_implementation": {"": "owner/kernel:function"}}},
     ],
 )
-def test_a_base_model_that_asks_for_code_of_the_hub_is_refused(base: Path, asked: dict[str, Any]) -> None:
+def test_a_base_model_that_asks_for_code_of_the_hub_is_refused(base: Path, fields: dict[str, Any]) -> None:
     config = json.loads((base / "config.json").read_bytes())
-    (base / "config.json").write_text(json.dumps(config | asked))
+    (base / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelError, match=r"config.json asks for code from elsewhere, 'owner/kernel"):
         load_encoder(base)

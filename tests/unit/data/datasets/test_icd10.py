@@ -64,7 +64,7 @@ def test_every_split_shows_all_21_chapters_in_like_shares(config: DataConfig) ->
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
         shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
     # One category alone (L89, pressure ulcers) is 2 % of all rows, and is not parted.
-    assert all(abs(shares[0][label] - other[label]) < 0.04 for other in shares[1:] for label in other)
+    assert all(abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share)
 
 
 def test_the_gates_find_nothing_to_drop_and_no_leak(config: DataConfig) -> None:
@@ -123,12 +123,12 @@ def test_the_coders_codes_stand_in_train_and_two_of_their_wordings_do_not() -> N
     tables = icd10.build_coder()
     rows = {name: table.to_pylist() for name, table in tables.items()}
     assert len(rows["test"]) == 300
-    known = {row["code"] for row in rows["train"]}
-    assert len(known) > 200
+    codes = {row["code"] for row in rows["train"]}
+    assert len(codes) > 200
     for name in ("validation", "test"):
-        assert {row["code"] for row in rows[name]} <= known
+        assert {row["code"] for row in rows[name]} <= codes
         assert not {normalise(row["prompt"]) for row in rows[name]} & {
-            normalise(row["prompt"]) for other in rows if other != name for row in rows[other]
+            normalise(row["prompt"]) for split in rows if split != name for row in rows[split]
         }
     assert all(row["completion"].startswith(f"{row['code']} ") for row in rows["test"])
     assert tables["test"].equals(icd10.build_coder()["test"])

@@ -87,9 +87,9 @@ def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> N
 
 
 def test_a_label_that_is_no_class_is_refused(shards: Shards) -> None:
-    other = Shards(shards.uri, shards.sizes, ("a", "b"))
+    foreign = Shards(shards.uri, shards.sizes, ("a", "b"))
     with pytest.raises(DataError, match="none of the 2 classes"):
-        other.read(other.chunks()[:1])
+        foreign.read(foreign.chunks()[:1])
 
 
 @given(num_chunks=st.integers(0, 300), rows=st.integers(1, 5000), seed=st.integers(0, 5), epoch=st.integers(0, 5))
@@ -100,5 +100,5 @@ def test_an_epochs_windows_hold_every_chunk_once(num_chunks: int, rows: int, see
 
 
 def test_another_epoch_has_other_windows() -> None:
-    one, other = (next(window_chunks(100, rows=5000, seed=0, epoch=epoch)) for epoch in (0, 1))
-    assert set(one) != set(other)
+    first, second = (next(window_chunks(100, rows=5000, seed=0, epoch=epoch)) for epoch in (0, 1))
+    assert set(first) != set(second)
