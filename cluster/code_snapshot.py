@@ -7,10 +7,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailorbird import storage
+from tailorbird import PACKAGES, storage
 from tailorbird.storage.paths import TaskPaths
 
-PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16

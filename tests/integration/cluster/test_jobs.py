@@ -36,8 +36,9 @@ TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "tra
 LINES = [f"line {number}" for number in range(1, 7)]
 COUNTS_TO_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
 READS_WHAT_IS_SHIPPED = (
-    "python -c 'from pathlib import Path; from cluster.code import code_sha256; from recipes.schema import digest, "
-    f'load_recipe; print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(Path.cwd()))\''
+    "python -c 'from pathlib import Path; from cluster.code_snapshot import code_sha256; "
+    "from tailorbird.config.base import digest; from tailorbird.config.loader import load_recipe; "
+    f'print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(Path.cwd()))\''
 )
 
 

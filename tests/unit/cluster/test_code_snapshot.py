@@ -7,7 +7,7 @@ import pytest
 
 from cluster import code_snapshot
 from cluster.job_package import shipped_files
-from tailorbird import storage
+from tailorbird import PACKAGES, storage
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,7 +48,7 @@ def test_of_an_installed_wheel_our_packages_alone_are_shipped_with_their_data(tm
         (site_packages / name).parent.mkdir(parents=True, exist_ok=True)
         (site_packages / name).write_text("x")
     names = set(code_snapshot.runtime_files(site_packages))
-    assert {name.partition("/")[0] for name in names} == set(code_snapshot.PACKAGES)
+    assert {name.partition("/")[0] for name in names} == set(PACKAGES)
     assert {"tailorbird/recipes/icd10_demo.yaml", "serving/app.py"} <= names
     assert set(shipped_files(site_packages)) == names
 

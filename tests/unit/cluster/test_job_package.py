@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.code_snapshot import PACKAGES, code_sha256
+from cluster.code_snapshot import code_sha256
 from cluster.job_package import RECIPE_FILE, PackageError, pack, shipped_files
+from tailorbird import PACKAGES
 from tailorbird.config.base import digest
 from tailorbird.config.loader import load_recipe, recipe_text
 from tailorbird.config.recipe import Recipe
