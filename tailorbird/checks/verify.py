@@ -139,7 +139,7 @@ def _read_registration(uri: str) -> Preregistration | None:
 def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistration | None) -> Iterator[str]:
     """Compare the evidence with what was registered before training."""
     if registration is None:
-        yield f"{PROTOCOL_FILE} is missing, or no protocol: what was registered before training cannot be told"
+        yield f"{PROTOCOL_FILE} is missing, or no protocol: what was registered before training is unknown"
         return
     recipe, base_model = registration.recipe, registration.base_model
     sha256 = request_digest(recipe, code=registration.code, data=registration.data, base_model=base_model)
@@ -170,7 +170,7 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
     if isinstance(fitted, dict):
         yield from differences(evidence.routing, fitted.get("routing"), at="routing", other="routing.json says")
     elif evidence.routing is not None:
-        yield "routing.json is missing, or no routing: what was fitted on validation cannot be told"
+        yield "routing.json is missing, or no routing: what was fitted on validation is unknown"
 
 
 def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:

@@ -26,7 +26,7 @@ def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -
     """Compare files with the evidence manifest: missing, changed, or foreign among the predictions."""
     manifest = read_value(f"{uri}/{MANIFEST}")
     if not isinstance(manifest, dict):
-        yield f"{MANIFEST} is missing, or no manifest: what the files were cannot be told"
+        yield f"{MANIFEST} is missing, or no manifest: the original files are unknown"
         return
     for name in (*needed, *(f"predictions/{table}.parquet" for table in tables)):
         if name not in manifest:

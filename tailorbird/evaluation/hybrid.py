@@ -1,4 +1,4 @@
-"""Before test is read: who answers which row of a hybrid, chosen on validation."""
+"""Routing of a hybrid: which of the two models answers which row, fitted on validation before test is read."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ NUM_THRESHOLDS = 50
 
 
 def fit_routing(config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
-    """The routing that validation speaks for, or None where one of the two models would answer everything.
+    """Return the routing that fits validation, or None if one of the two models would answer everything.
 
     By group: the candidate answers the groups in which it is not worse than the incumbent. By confidence: the incumbent
     answers as many of the rows it is surest of as it can without the hybrid scoring less than the candidate.
@@ -49,7 +49,7 @@ def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: st
 
 
 def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: ModelPredictions) -> ModelPredictions:
-    """The hybrid's answers, row by row those of the model that the routing names."""
+    """Return the hybrid's predictions, row by row those of the model that the routing names."""
     changed = {
         name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
         for name in incumbent.changed
@@ -58,14 +58,16 @@ def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: M
 
 
 def share_to_candidate(routing: Routing, table: Predictions) -> float:
-    """Share of the rows of the incumbent's table that the candidate answers."""
+    """Return the share of the rows of the incumbent's table that the candidate answers."""
     return float(_mask(routing, table).mean())
 
 
 def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
-    """What the hybrid costs: by group each row is answered once, by confidence the incumbent answers every row."""
+    """Return the hybrid's cost: by group each row is answered once, by confidence the incumbent answers every row."""
     kept = 1 - share if routing.by == "group" else 1.0
-    both = tuple(kept * one + share * other for one, other in zip(cpu.incumbent, cpu.candidate, strict=True))
+    both = tuple(
+        kept * incumbent + share * candidate for incumbent, candidate in zip(cpu.incumbent, cpu.candidate, strict=True)
+    )
     return replace(cpu, candidate=both)
 
 
@@ -81,7 +83,8 @@ def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions)
         return np.asarray(np.where(mask, getattr(candidate, name), getattr(incumbent, name)))
 
     outputs = tuple(
-        ours if here else theirs for here, ours, theirs in zip(mask, candidate.outputs, incumbent.outputs, strict=True)
+        candidate_output if routed else incumbent_output
+        for routed, candidate_output, incumbent_output in zip(mask, candidate.outputs, incumbent.outputs, strict=True)
     )
     return replace(
         incumbent,

@@ -1,4 +1,4 @@
-"""What a model answered on each row of a split: the table that a verdict is computed, and later recomputed, from."""
+"""A model's predictions of the rows of a split: the table that a verdict is computed, and later recomputed, from."""
 
 from __future__ import annotations
 
@@ -31,32 +31,34 @@ class Predictions:
     """One model's answers on one set of rows, in the rows' order, without their text."""
 
     model: str
-    """What answered, for example `probe` or `full`."""
+    """Kind of the model, for example `probe` or `full`."""
     row_ids: tuple[str, ...]
     """Row ids, unique in the set."""
     labels: tuple[str, ...]
-    """True labels; of a chat task, sha256 of the reference answer's words."""
+    """True labels; (chat) sha256 of the reference answer's words."""
     outputs: tuple[str, ...]
-    """Labels the model gave; of a chat task, sha256 of its answer's words."""
+    """Predicted labels; (chat) sha256 of the answer's words."""
     scores: NDArray[np.float64]
     """[N] 1.0 where the output is the label, else 0.0."""
     confidences: NDArray[np.float64]
-    """[N] highest class probability, before temperature; of a chat task, exp of the mean log-probability of a token."""
+    """[N] highest class probability, before temperature; (chat) exp of the mean log-probability of a token."""
     calibrated: NDArray[np.float64]
     """[N] highest class probability after the model's temperature; a chat task has none and changes nothing."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Group columns by name, one value a row."""
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """[N] other per-row scores by name, of a chat task: `token_f1`, `rouge_l`, `log_likelihood`."""
+    """[N] other per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`."""
     clusters: tuple[str, ...] | None = None
-    """What rows that are not independent of each other share (a document, or the same text), by number."""
+    """Cluster of each row: rows of one document, or with the same text, are not independent."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):
             values = np.array(getattr(self, name), dtype=np.float64)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
-        object.__setattr__(self, "measures", {name: np.array(one, np.float64) for name, one in self.measures.items()})
+        object.__setattr__(
+            self, "measures", {name: np.array(values, np.float64) for name, values in self.measures.items()}
+        )
         columns = {
             name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences", "calibrated")
         }
@@ -73,7 +75,7 @@ class Predictions:
         return len(self.row_ids)
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
-        """[N] each row's score by a metric that is a mean over rows; VerdictRefused where it was not measured."""
+        """Return each row's score [N] by a metric that is a mean over rows; raise VerdictRefused if it is missing."""
         if metric in ROW_METRICS:
             return self.scores
         if metric not in self.measures:
@@ -82,7 +84,7 @@ class Predictions:
         return self.measures[metric]
 
     def to_table(self) -> pa.Table:
-        """An Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, where there are any, `cluster`.
+        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if there are clusters, `cluster`.
 
         The model's name is in the schema's metadata.
         """
@@ -103,11 +105,11 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Predictions:
-        """Reads what `to_table` wrote; ValueError if columns are missing or foreign, or there is no model's name."""
-        given = table.column_names
-        missing = [name for name in COLUMNS if name not in given]
+        """Read what `to_table` wrote; raise ValueError if columns or the model's name are missing or foreign."""
+        names = table.column_names
+        missing = [name for name in COLUMNS if name not in names]
         known = (GROUP_PREFIX, MEASURE_PREFIX)
-        foreign = [name for name in given if name not in (*COLUMNS, CLUSTER) and not name.startswith(known)]
+        foreign = [name for name in names if name not in (*COLUMNS, CLUSTER) and not name.startswith(known)]
         model = (table.schema.metadata or {}).get(b"model")
         if missing or foreign or model is None:
             raise ValueError(
@@ -124,20 +126,20 @@ class Predictions:
             calibrated=table["calibrated"].to_numpy(),
             groups={
                 name.removeprefix(GROUP_PREFIX): tuple(table[name].to_pylist())
-                for name in given
+                for name in names
                 if name.startswith(GROUP_PREFIX)
             },
             measures={
                 name.removeprefix(MEASURE_PREFIX): table[name].to_numpy()
-                for name in given
+                for name in names
                 if name.startswith(MEASURE_PREFIX)
             },
-            clusters=tuple(table[CLUSTER].to_pylist()) if CLUSTER in given else None,
+            clusters=tuple(table[CLUSTER].to_pylist()) if CLUSTER in names else None,
         )
 
 
 def align(first: Predictions, *others: Predictions) -> None:
-    """Makes sure that all are predictions of the same rows, in the same order, with the same labels and finite scores.
+    """Check that all are predictions of the same rows, in the same order, with the same labels and finite scores.
 
     Raises VerdictRefused, naming the two models and the first row at fault.
     """
@@ -172,7 +174,7 @@ def align(first: Predictions, *others: Predictions) -> None:
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """One model's answers: on the test rows, and on the changed rows by the set's name."""
+    """One model's predictions: of the test rows, and of the changed rows by the set's name."""
 
     clean: Predictions
     changed: Mapping[str, Predictions] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Beside the verdict: the temperature fitted on validation, and whether a confidence says how often it is right."""
+"""The calibration gate: expected calibration error after the temperature that is fitted on validation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ SLACK = 1e-6
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The temperature T under which softmax(logits [N, L] / T) gives the class numbers [N] the best likelihood.
+    """Return the temperature T under which softmax(logits [N, L] / T) gives the class numbers [N] the best likelihood.
 
     Guo et al., On calibration of modern neural networks, ICML 2017. Kept within 0.01 and 100: where every row is right
     the likelihood would take it to 0. The validation rows are meant; ValueError where the two do not fit each other.
@@ -57,7 +57,7 @@ def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -
 def calibration_gate(
     candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
 ) -> Gate:
-    """Whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
+    """Evaluate whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
 
     Both intervals are from the same 2,000 paired resamples of the rows, and reach as far down besides as chance alone
     may have lifted an ECE (see `chance_in_ece`). Raises VerdictRefused where the two models did not predict the same
@@ -91,7 +91,7 @@ def calibration_gate(
 
 
 def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) -> float:
-    """By how much, at most at level alpha / 2, chance lifts the ECE seen on these rows above a true one.
+    """Return how much, at most at level alpha / 2, chance raises the ECE on these rows above the true one.
 
     2,000 simulated tests in which each row is right with its confidence less the true ECE, or more by it where its bin
     was seen to be underconfident. On 200 rows a true ECE of 0.05 is seen as one of 0.08 half of the time, and a
@@ -109,7 +109,7 @@ def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) ->
 
 
 def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple[float, float]:
-    """The basic bootstrap interval, reaching at least half the resamples' width to both sides of the estimate.
+    """Return the basic bootstrap interval, reaching at least half the resamples' width to both sides of the estimate.
 
     Chance adds to an ECE, and resampling adds it once more: a percentile interval of a perfectly calibrated model on
     200 rows lies wholly above 0.05. Reflecting the resamples at the estimate takes that off in first order; where there

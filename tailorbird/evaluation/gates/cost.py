@@ -1,4 +1,4 @@
-"""Beside the verdict: what both models cost to serve, and whether the gain pays for training and serving."""
+"""The cost gate: whether the gain pays for training and serving."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class CpuRounds:
 
 
 def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
-    """Candidate's CPU-seconds over the incumbent's: geometric mean over the rounds, and its 1 - alpha interval.
+    """Return the candidate's CPU-seconds over the incumbent's: geometric mean over rounds, and its 1 - alpha interval.
 
     Student's t on the logarithms of the rounds' ratios: what slows the machine for a round slows both its halves.
     """
@@ -51,17 +51,16 @@ def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[
 
 
 def net_benefit(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> float:
-    """Money over the horizon at a gain in accuracy: worth of the gain, less training, plus what serving saves."""
+    """Return the money over the horizon at a gain in accuracy: worth of the gain - training + saving in serving."""
     worth, training, saved = _parts(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
     return worth - training + saved
 
 
 def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> Gate:
-    """Whether the net benefit over the horizon is above 0 at the lower end of the gain (passes), or not at the upper.
+    """Pass if the net benefit over the horizon is above 0 at the lower end of the gain; fail if not at the upper end.
 
     The gain is counted in correct answers, so `main` is the comparison by accuracy, and of a chat task by its metric,
-    a point of which is priced as one of correct answers. Raises ValueError for a training
-    time that is none.
+    a point of which is priced as one of correct answers. Raises ValueError for an invalid training time.
     """
     if not (np.isfinite(training_cpu_s) and training_cpu_s >= 0):
         raise ValueError(f"training took {training_cpu_s} CPU-seconds; give a finite time of 0 or more")

@@ -28,7 +28,7 @@ SEED = 1979
 
 @dataclass(frozen=True)
 class Gap:
-    """Largest minus smallest of the groups' means, beside what chance alone gives."""
+    """Largest minus smallest of the groups' means, and what chance alone gives."""
 
     observed: float
     usual: float
@@ -117,8 +117,8 @@ def groups_gate(
         for column, groups in columns.items()
     ]
     proven = [name for name, harm in zip(tables, harmed, strict=True) if harm]
-    told = f"proven worse after Holm over {len(tables)} groups: {', '.join(proven) or 'none'}"
-    return gate("groups", bounds, note="; ".join([told, *notes]))
+    summary = f"proven worse after Holm over {len(tables)} groups: {', '.join(proven) or 'none'}"
+    return gate("groups", bounds, note="; ".join([summary, *notes]))
 
 
 def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
@@ -140,7 +140,7 @@ def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGate
     """One group's state by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
     interval = _interval(counts, alpha=alpha)
     needed = None
-    # The one place where a point decides: a loss seen on this many rows is not waved through for want of more.
+    # Only here a point estimate decides: a loss seen on this many rows is not waved through for want of more.
     if harmed or (counts.gain <= -limits.max_loss and counts.n >= limits.min_rows):
         state = State.FAILS
     elif interval[0] > -limits.max_loss:
@@ -161,8 +161,8 @@ def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
         discordance = max(counts.discordance, 1 / counts.n)
         return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
     error, units = max(counts.effect(alpha=alpha).standard_error, 1 / counts.num_units), counts.num_units
-    found = rows_by_normal(counts.n, num_units=units, error=error, gains=(max_loss, 0.0), alpha=alpha)
-    return found.rows or MOST_ROWS
+    needed = rows_by_normal(counts.n, num_units=units, error=error, gains=(max_loss, 0.0), alpha=alpha)
+    return needed.rows or MOST_ROWS
 
 
 def _p_value(change: Change, *, alpha: float) -> float:
@@ -178,7 +178,7 @@ def _interval(change: Change, *, alpha: float) -> tuple[float, float]:
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
-    """How far the groups' means of values [N] lie apart, and how far they would if membership were by lot.
+    """How far the groups' means of values [N] lie apart, and how far they would if membership were random.
 
     `groups` are the rows of each group, at least two groups. Of 1,000 shuffles with a fixed seed only what a mean needs
     is drawn: how often each distinct value falls to each group, which is hypergeometric. Made for a few distinct ones.
@@ -189,9 +189,9 @@ def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
     generator = np.random.default_rng(SEED)
     left = np.tile(counts, (NUM_PERMUTATIONS, 1))
     means = np.empty((NUM_PERMUTATIONS, len(groups)))
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         drawn = _drawn(generator, left, size=int(size))
-        means[:, place] = drawn @ distinct / size
+        means[:, index] = drawn @ distinct / size
         left -= drawn
     # The mean of equal values may differ in the last bit.
     spreads = np.ptp(means, axis=1)
@@ -200,7 +200,7 @@ def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
 
 
 def _drawn(generator: np.random.Generator, left: NDArray[np.int64], *, size: int) -> NDArray[np.int64]:
-    """How many of each value [K, V] are among `size` rows drawn by lot from those that are left [K, V]."""
+    """How many of each value [K, V] are among `size` rows drawn at random from those that are left [K, V]."""
     drawn = np.zeros_like(left)
     wanted = np.full(len(left), size)
     others = left.sum(1)
@@ -219,11 +219,11 @@ def _members(values: tuple[str, ...]) -> dict[str, NDArray[np.int64]]:
 def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: dict[str, FloatArray]) -> str:
     if len(groups) < 2:
         return f"{column} has one group, so no gap"
-    told = []
+    sentences = []
     for what, values in scores.items():
-        found = gap(values, groups=groups)
-        told.append(
-            f"{what} differ by {100 * found.observed:.1f} points (by chance {100 * found.usual:.1f}, "
-            f"p = {found.p_value:.3f})"
+        test = gap(values, groups=groups)
+        sentences.append(
+            f"{what} differ by {100 * test.observed:.1f} points (by chance {100 * test.usual:.1f}, "
+            f"p = {test.p_value:.3f})"
         )
-    return f"{column}: between groups {' and '.join(told)}"
+    return f"{column}: between groups {' and '.join(sentences)}"

@@ -4,7 +4,7 @@ from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.report.run_record import CodeRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
-from tailorbird.registry.versions import Part
+from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 ENGINE_EVIDENCE = "engine_evidence.json"
@@ -16,7 +16,7 @@ class EngineEvidence(StoredModel):
 
     engine: str
     equivalence: Equivalence
-    evaluated: Part
+    evaluated: PinnedVersion
     """The version that the run's verdict is about."""
     run: str
     """URI of that run."""

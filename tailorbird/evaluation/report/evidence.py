@@ -99,14 +99,19 @@ class Evidence(StoredModel):
     base_model: BaseModelRecord
 
     @property
+    def winning_role(self) -> str:
+        """The role that the verdict chose."""
+        return winner(self.verdict.outcome)
+
+    @property
     def winner(self) -> CandidateRecord:
         """The version that the verdict chose."""
-        return self.versions[winner(self.verdict.outcome)]
+        return self.versions[self.winning_role]
 
     def role_of(self, uri: str) -> str:
         """Return the role of the version at a URI; for the run's URI, the role that the verdict chose."""
         roles = [role for role, version in self.versions.items() if version.uri == uri]
-        return roles[0] if roles else winner(self.verdict.outcome)
+        return roles[0] if roles else self.winning_role
 
     def verdict_inputs(self, tables: Mapping[str, Predictions]) -> VerdictInputs:
         """Return what the verdict was decided on; `tables` are the run's predictions by name."""

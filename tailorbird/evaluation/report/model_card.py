@@ -49,9 +49,9 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
 
 
 def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
-    """What is known of a role's version on the test rows: the verdict's metric, its second metric, and the ECE.
+    """Return the scores of a role's version on the test rows: the verdict's metric, its second metric, and the ECE.
 
-    The second metric is known of candidate and incumbent only, the ECE where the calibration gate was asked for.
+    The second metric is known for candidate and incumbent only, the ECE if the recipe has the calibration gate.
     """
     verdict = evidence.verdict
     second = verdict.second_metric
@@ -148,7 +148,7 @@ def _access(evidence: Evidence, verdict: Verdict) -> str:
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gate(verdict, name="groups", role=role)
     if gate is None:
-        return "The recipe asked for no gate on groups: how it serves single groups is not known."
+        return "The recipe has no gate on groups: how it serves single groups is not known."
     if role == "incumbent":
         lines = "Change that the candidate would bring, against this version"
     else:
@@ -166,9 +166,9 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     if _gate(verdict, name="calibration", role=role) is None:
         lines.append("Whether its confidence says how often it is right was not assessed.")
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
-    lines += [f"The gate {gate.name} {_stands(gate)} for the {_judged(role)}." for gate in gates]
-    asked = {gate.name for gate in gates}
-    lines += [f"{what} was not assessed." for name, what in _UNASKED.items() if name not in asked]
+    lines += [f"The gate {gate.name} {_stands(gate)} for the {_subject(role)}." for gate in gates]
+    evaluated = {gate.name for gate in gates}
+    lines += [f"{what} was not assessed." for name, what in _UNEVALUATED.items() if name not in evaluated]
     low, high = verdict.interval
     lines.append(
         f"The candidate's gain on the incumbent lies between {points(low)} and {points(high)} points "
@@ -179,7 +179,7 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     return "\n".join(f"- {sentence}" for sentence in lines)
 
 
-_UNASKED = {
+_UNEVALUATED = {
     "counterfactual": "Whether answers turn with a person's name, sex or age",
     "robustness": "Whether answers survive typing errors, case and white space",
 }
@@ -189,7 +189,7 @@ def _stands(gate: Gate) -> str:
     return {"passes": "passes", "fails": "FAILS"}.get(str(gate.state), "could not be assessed")
 
 
-def _judged(role: str) -> str:
+def _subject(role: str) -> str:
     return "hybrid" if role == "hybrid" else "candidate"
 
 

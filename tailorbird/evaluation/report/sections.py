@@ -113,7 +113,7 @@ def paired_outcomes(verdict: Verdict) -> dict[str, int]:
 
 
 def gates_section(verdict: Verdict) -> str:
-    """Each gate that was asked for, bound by bound; of groups a plot as well."""
+    """Return each gate of the recipe, bound by bound, with a plot of the intervals."""
     if not verdict.gates:
         return html_elements.section("Gates", html_elements.paragraph("The recipe asks for no gate."))
     return html_elements.section(

@@ -1,4 +1,4 @@
-"""Effects without a closed formula: paired predictions resampled, from the same rows to interval and p value."""
+"""Paired bootstrap and permutation: interval and p value of effects without a closed formula."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +25,11 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Effect:
-    """A paired gain, candidate minus other, with what its resamples say."""
+    """A paired gain, candidate minus other, with its bootstrap interval and p value."""
 
     gain: float
     interval: tuple[float, float]
-    """Percentile interval, two-sided at level 1 - alpha; of macro-F1, at least as wide as what no row shows."""
+    """Percentile interval, two-sided at level 1 - alpha; macro-F1's includes the unseen rate (`unseen_rate`)."""
     p_value: float
     """Two-sided, of a gain of 0."""
     standard_error: float
@@ -121,14 +121,14 @@ def mean_effect(
 
 
 def resampled(n: int, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """How often each of n rows is drawn in a resample of n rows: `num_resamples` vectors [n], one at a time."""
+    """Yield how often each of n rows is drawn in a resample of n rows: `num_resamples` vectors [n]."""
     generator = np.random.default_rng(seed)
     for _ in range(num_resamples):
         yield np.bincount(generator.integers(0, n, size=n), minlength=n)
 
 
 def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Resamples of sum(counts) rows that lie in cells: arrays [chunk, cells], `num_resamples` rows in all.
+    """Yield resamples of sum(counts) rows counted in cells: arrays [chunk, cells], `num_resamples` rows in all.
 
     A multinomial in two steps, which is the same distribution: how many rows fall on rare cells, then those row by row
     and the rest cell by cell.
@@ -184,17 +184,17 @@ def _differences(candidate_scores: FloatArray, *, other_scores: FloatArray) -> F
 
 
 def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
-    """The number of each value's class; one past the last for a value that is none."""
+    """Return the index of each value's class; the number of classes for an unknown value."""
     return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
 
 
 def _numbered(names: Sequence[str]) -> IntArray:
-    """Of each name its number, in the order in which they appear."""
+    """Return the index of each name, in order of first appearance."""
     return _codes(names, {name: code for code, name in enumerate(dict.fromkeys(names))})
 
 
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
-    """Where each distinct value stands first, and how often it occurs, in the order in which they appear.
+    """Return the first position of each distinct value, and its count, in order of first appearance.
 
     That order is the same when the two models change places, so an effect changes its sign and nothing else.
     """
@@ -204,7 +204,7 @@ def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
 
 
 def _totals(truth: IntArray, answers: IntArray, *, num_classes: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Of each class [L]: rows with its label, rows answered with it, rows rightly answered with it."""
+    """Return for each class [L]: rows with its label, rows predicted as it, rows rightly predicted as it."""
     answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]
     right = np.bincount(truth[truth == answers], minlength=num_classes)
     return np.bincount(truth, minlength=num_classes), answered, right
@@ -238,7 +238,7 @@ def unseen_rate(n: int, *, alpha: float) -> float:
 
 
 def at_least_unseen(interval: tuple[float, float], *, estimate: float, n: int, alpha: float) -> tuple[float, float]:
-    """A resampled interval, widened so that it reaches the unseen rate to both sides of its estimate.
+    """Return a bootstrap interval, widened to reach the unseen rate on both sides of its estimate.
 
     Without it ten rows on which nothing happened would have an interval of no width, and prove anything.
     """

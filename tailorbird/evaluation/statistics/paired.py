@@ -1,4 +1,4 @@
-"""What two models' predictions say of each other: the paired statistics that a verdict rests on."""
+"""Paired statistics of two models' predictions of the same rows: McNemar, Newcombe, Wilson, Holm."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Rows by who was right on them, the candidate or the other (incumbent or reference)."""
+    """Number of rows by which model was right: the candidate or the other (incumbent or reference)."""
 
     both_right: int
     only_candidate_right: int
@@ -56,7 +56,7 @@ class Comparison:
     """The candidate against another model on the same rows, by one metric."""
 
     counts: PairedCounts
-    """Rows by who was right, whatever the metric."""
+    """Number of rows by which model was right, for any metric."""
     candidate_score: float
     other_score: float
     gain: float
@@ -73,7 +73,7 @@ class Comparison:
     standard_error: float | None
     """Of the gain, by bootstrap; None for a share of independent rows, whose formulas need the counts only."""
     num_units: int
-    """What is independent: the rows, or the documents that they share."""
+    """Number of independent units: rows, or the documents that rows share."""
 
 
 def accuracy(scores: FloatArray) -> float:
@@ -152,7 +152,7 @@ def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[F
 
 
 def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Comparison:
-    """Everything the verdict reads of two models' predictions of the same rows, by one of the recipe's metrics.
+    """Compare two models' predictions of the same rows by one of the recipe's metrics.
 
     Raises VerdictRefused where the rows are not the same, or were not scored by the metric.
     """
@@ -193,7 +193,7 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 
 
 def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
-    """What rows say as if they were independent, where they are not: no surer than their documents."""
+    """Return the comparison by rows with the uncertainty of their documents, which are independent."""
     (low, high), counts = rows.interval, rows.counts
     alone = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
     return replace(
@@ -205,7 +205,7 @@ def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
 
 
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
-    """`bootstrap.mean_effect` of two models' per-row scores [N], its interval as wide as what no row shows could make.
+    """`bootstrap.mean_effect` of two models' per-row scores [N], its interval including the unseen rate.
 
     A single row or cluster, which has no spread, leaves everything open.
     """
@@ -219,7 +219,7 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
 
-    statsmodels' own collects all garbage at each call, 0.3 s beside torch; a test holds this against it.
+    statsmodels' own collects all garbage at each call, 0.3 s with torch loaded; a test compares the two.
     """
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values, kind="stable")

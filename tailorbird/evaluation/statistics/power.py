@@ -1,4 +1,4 @@
-"""Whether the test was big enough for its question: detectable effect, power of the whole rule, rows needed."""
+"""Whether the test was big enough: detectable effect, power of the whole rule, rows needed."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ MOST_ROWS = 10_000_000
 
 @dataclass(frozen=True)
 class Scenario:
-    """A supposed truth: how much better the candidate is, on how many rows they differ, how good the incumbent is."""
+    """A hypothetical truth: the candidate's gain, the share of rows on which both differ, the incumbent's accuracy."""
 
     gain: float
     """Candidate's true accuracy minus the incumbent's."""
@@ -29,7 +29,7 @@ class Scenario:
     """Incumbent's true accuracy."""
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Of a row being in each of PairedCounts' four cells [4]."""
+        """Probabilities of a row to be in each of PairedCounts' four cells [4]."""
         discordance = max(self.discordance, abs(self.gain))
         ours, theirs = (discordance + self.gain) / 2, (discordance - self.gain) / 2
         both = min(max(self.incumbent_accuracy - theirs, 0.0), 1 - discordance)
@@ -39,7 +39,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class RowsNeeded:
-    """Rows that give the rule its wanted power, or None with the reason why there is no such number."""
+    """Rows that give the rule a power of 0.8, or None with the reason why no number of rows does."""
 
     rows: int | None
     reason: str
@@ -47,10 +47,10 @@ class RowsNeeded:
 
 @dataclass(frozen=True)
 class Sized:
-    """How big the test was for its question."""
+    """Power of the test."""
 
     minimum_detectable_effect: float
-    """True gain that the test finds with a power of 0.8."""
+    """True gain that the test detects with a power of 0.8."""
     power_at_expected_gain: float
     """Of the whole rule."""
     needed: RowsNeeded
@@ -58,7 +58,7 @@ class Sized:
 
 
 def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
-    """Detectable effect, power of the whole rule and rows needed, by how much the two models were seen to differ.
+    """Return detectable effect, power of the whole rule and rows needed, at the observed discordance.
 
     For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval
     reaches z_{1 - alpha/2} standard errors down, or the unseen rate where that is more; the rule holds where the
@@ -82,21 +82,21 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
     needed = rows_by_normal(n, num_units=units, error=error, gains=(expected_gain, minimum_gain), alpha=alpha)
     if units < _least_units(alpha):
         return Sized(1.0, 0.0, needed)
-    shown = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(units, alpha=alpha))
+    smallest_significant = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(units, alpha=alpha))
     return Sized(
-        float(shown + norm.ppf(WANTED_POWER) * error),
-        float(norm.sf((max(shown, minimum_gain) - expected_gain) / error)),
+        float(smallest_significant + norm.ppf(WANTED_POWER) * error),
+        float(norm.sf((max(smallest_significant, minimum_gain) - expected_gain) / error)),
         needed,
     )
 
 
 def minimum_detectable_effect(n: int, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> float:
-    """The true gain that McNemar's test at level alpha finds with this power on n rows, by the plain normal formula."""
+    """Return the true gain that McNemar's test at level alpha detects with this power on n rows (normal formula)."""
     return float(_z_sum(alpha, power) * np.sqrt(discordance / n))
 
 
 def plain_rows_needed(gain: float, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> int:
-    """Rows on which McNemar's test finds this gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2, rounded."""
+    """Return the rows on which McNemar's test detects this gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2."""
     if gain == 0:
         raise ValueError("no number of rows shows a gain of 0; give a gain other than 0")
     return round(_z_sum(alpha, power) ** 2 * discordance / gain**2)
@@ -114,19 +114,19 @@ def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -
 
 
 def draw_tables(n: int, *, scenario: Scenario, num_draws: int, seed: int) -> NDArray[np.int64]:
-    """Simulated tests of n rows each: tables [num_draws, 4]."""
+    """Return simulated tests of n rows each: tables [num_draws, 4]."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(n, scenario.probabilities(), size=num_draws)
 
 
 def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float, num_draws: int = NUM_DRAWS) -> float:
-    """Share of simulated tests of n rows in which the whole rule holds; fixed seed, standard error 0.0035."""
+    """Return the share of simulated tests of n rows in which the rule holds (fixed seed, standard error 0.0035)."""
     tables = draw_tables(n, scenario=scenario, num_draws=num_draws, seed=SEED)
     return float(np.mean(rule_holds(tables, minimum_gain=minimum_gain, alpha=alpha)))
 
 
 def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: float) -> RowsNeeded:
-    """The fewest rows on which the whole rule holds with a power of 0.8, by bisection (about 1 % off).
+    """Return the fewest rows on which the whole rule holds with a power of 0.8, by bisection (about 1 % off).
 
     None where the scenario's gain is not above minimum_gain (the estimate then falls short of it half of the time,
     however many rows there are), or where it would take more than ten million rows.
@@ -151,14 +151,14 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
 
 
 def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
-    """Rows on which a standard error of `error` at n rows is small enough for the expected and the minimum gain.
+    """Return the rows on which a standard error of `error` at n rows is small enough for expected and minimum gain.
 
     Of the n rows `num_units` are independent, or that many documents are, and so it stays.
     """
     gain, minimum_gain = gains
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
-    # Both parts of the rule: found as above 0, and estimated at the minimum gain or more.
+    # Both parts of the rule: significantly above 0, and estimated at the minimum gain or more.
     allowed = min(gain / _z_sum(alpha, WANTED_POWER), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
     units = max(_least_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
     while gain - unseen_rate(units, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(num_units / units):
@@ -167,7 +167,7 @@ def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, 
 
 
 def _least_units(alpha: float) -> int:
-    """The fewest whose signs, all alike, have a two-sided p under alpha: 2^(1 - units)."""
+    """Return the fewest units whose signs, all alike, have a two-sided p under alpha: 2^(1 - units)."""
     return math.floor(1 - math.log2(alpha)) + 1
 
 

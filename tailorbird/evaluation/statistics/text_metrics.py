@@ -1,4 +1,4 @@
-"""How near an answer in words comes to its reference: pure scores in [0, 1], one a row."""
+"""Metrics of generated text against a reference, in [0, 1]: exact match, token F1, ROUGE-L."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in the form in which they are compared: NFKC, case folded, without punctuation between."""
+    """Return the words of a text, normalised for comparison: NFKC, case folded, without punctuation between."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -46,13 +46,13 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def per_row(metric: str, *, outputs: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
-    """The metric, one of `TEXT_METRICS`, of each answer [N] against its reference [N]."""
+    """Return the metric, one of `TEXT_METRICS`, of each answer [N] against its reference [N]."""
     score = TEXT_METRICS[metric]
     return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
 
 
 def words_sha256(text: str) -> str:
-    """Of a text's words: two texts have the same exactly where `exact_match` says 1."""
+    """Return a hash of a text's words: equal for two texts if and only if `exact_match` is 1."""
     return hashlib.sha256("\n".join(words(text)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -63,13 +63,13 @@ def _f1(common: int, num_ours: int, num_theirs: int) -> float:
 
 
 def _common_subsequence(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a bit a word of `ours`. Hyyrö, Bit-parallel LCS-length (2004)."""
-    places: dict[str, int] = {}
-    for place, word in enumerate(ours):
-        places[word] = places.get(word, 0) | 1 << place
+    """Return the length of the longest common subsequence (Hyyrö, Bit-parallel LCS-length, 2004)."""
+    positions: dict[str, int] = {}
+    for position, word in enumerate(ours):
+        positions[word] = positions.get(word, 0) | 1 << position
     every = (1 << len(ours)) - 1
     left = every
     for word in theirs:
-        here = left & places.get(word, 0)
-        left = (left + here | left - here) & every
+        matches = left & positions.get(word, 0)
+        left = (left + matches | left - matches) & every
     return len(ours) - left.bit_count()

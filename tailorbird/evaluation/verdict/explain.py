@@ -1,4 +1,4 @@
-"""Why a verdict is what it is: its reasons as sentences, none of which claims more than the interval gives."""
+"""The reasons of a verdict as sentences, none of which claims more than the interval gives."""
 
 from dataclasses import dataclass
 
@@ -115,7 +115,7 @@ def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProto
 
 
 def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
-    """A sentence a bound that fails."""
+    """Return a sentence for each bound that fails."""
     return tuple(
         f"the gate {gate.name} fails: {_bound_text(bound, money=gate.name == 'cost')}"
         for gate in gates
@@ -125,7 +125,7 @@ def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
 
 
 def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
-    """A sentence a gate that this test cannot assess: each open bound with the rows it takes."""
+    """Return a sentence for each gate that this test cannot assess: each open bound with the rows it takes."""
     sentences = []
     for gate in gates:
         if gate.state is not State.NOT_ASSESSABLE:

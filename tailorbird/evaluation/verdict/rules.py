@@ -1,4 +1,4 @@
-"""The outcome table: from what is known of candidate and hybrid to the one rule that decides."""
+"""The outcome table: from facts about candidate and hybrid to the one rule that decides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ NOT_MUCH_WORSE = -0.01
 CHEAPER_RATIO = 0.9
 """A candidate is cheaper when the upper end of its cost over the incumbent's lies under this (rule 7)."""
 ROUTABLE = frozenset({"groups", "cost"})
-"""The gates that a hybrid can mend: the others are about the model itself."""
+"""Gates that a hybrid can pass where the candidate fails; the others are about the model itself."""
 
 
 class Outcome(StrEnum):
-    """What to do."""
+    """The decision."""
 
     FINE_TUNE = "FINE_TUNE"
     STAY = "STAY"
@@ -37,16 +37,16 @@ OUTCOME_OF_RULE = {
 
 
 def winner(outcome: Outcome) -> str:
-    """The role that an outcome chooses: `candidate`, `hybrid` or `incumbent`."""
+    """Return the role that an outcome chooses: `candidate`, `hybrid` or `incumbent`."""
     return {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(outcome, "incumbent")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the rules read."""
+    """Everything the rules read."""
 
     leaks: bool
-    """A value of `split_by`, or a text, stands in two splits."""
+    """A value of `split_by`, or a text, is in two splits."""
     proven: bool
     """The candidate's gain is proven."""
     low: float
@@ -56,16 +56,16 @@ class Facts:
     minimum_gain: float
     regulated: bool = False
     gates: Mapping[str, State] = field(default_factory=dict)
-    """Of the candidate, by name, the cost among them; those the recipe does not ask for are not in it."""
+    """States of the candidate's gates by name; those that the recipe does not have are left out."""
     hybrid_proven: bool = False
-    """A hybrid was frozen and its gain is proven beside the candidate's, by Holm."""
+    """A hybrid was fitted and its gain is proven, adjusted by Holm for candidate and hybrid."""
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
     cheaper: bool = False
     """The candidate costs less to serve, by the whole interval."""
 
 
 def select_rule(facts: Facts) -> int:
-    """The first row of the outcome table that holds, 2 to 9."""
+    """Return the first row of the outcome table that holds, 2 to 9."""
     failed = {name for name, state in facts.gates.items() if state is State.FAILS}
     ranked = (
         (2, facts.leaks),
@@ -87,7 +87,7 @@ def select_rule(facts: Facts) -> int:
 
 
 def cheaper_and_not_worse(facts: Facts) -> bool:
-    """Cheaper, not much worse, and no gate against it."""
+    """Return True if the candidate is cheaper, not much worse, and no gate stops it."""
     return facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)
 
 

@@ -47,7 +47,7 @@ ACCESSED_AT = "2026-11-24T16:30:00+00:00"
 
 @dataclass(frozen=True)
 class Simulation:
-    """How good the made-up models are, and what is asked of them."""
+    """How good the made-up models are, and how they are compared."""
 
     num_rows: int = 1800
     incumbent: float = 0.70

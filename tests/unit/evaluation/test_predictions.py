@@ -11,7 +11,7 @@ import pytest
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 
 
-def some_predictions(model: str = "probe") -> Predictions:
+def three_predictions(model: str = "probe") -> Predictions:
     return Predictions(
         model=model,
         row_ids=("0", "1", "2"),
@@ -25,7 +25,7 @@ def some_predictions(model: str = "probe") -> Predictions:
 
 
 def test_predictions_come_back_from_parquet_as_they_were() -> None:
-    before, file = some_predictions(), io.BytesIO()
+    before, file = three_predictions(), io.BytesIO()
     pq.write_table(before.to_table(), file)
     after = Predictions.from_table(pq.read_table(io.BytesIO(file.getvalue())))
     for name in ("model", "row_ids", "labels", "outputs", "groups"):
@@ -36,13 +36,13 @@ def test_predictions_come_back_from_parquet_as_they_were() -> None:
 
 
 def test_the_table_has_the_named_columns_and_no_text() -> None:
-    assert some_predictions().to_table().column_names == [
+    assert three_predictions().to_table().column_names == [
         "row_id", "label", "output", "score", "confidence", "calibrated", "group:sex",
     ]  # fmt: skip
 
 
 def test_a_table_with_missing_or_foreign_columns_is_refused_by_name() -> None:
-    table = some_predictions().to_table()
+    table = three_predictions().to_table()
     with pytest.raises(ValueError, match="missing \\['score'\\]"):
         Predictions.from_table(table.drop_columns(["score"]))
     with pytest.raises(ValueError, match="foreign \\['text'\\]"):
@@ -53,18 +53,18 @@ def test_a_table_with_missing_or_foreign_columns_is_refused_by_name() -> None:
 
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 labels for 3 row ids"):
-        replace(some_predictions(), labels=("heart", "lung"))
+        replace(three_predictions(), labels=("heart", "lung"))
     with pytest.raises(ValueError, match="1 group sex for 3 row ids"):
-        replace(some_predictions(), groups={"sex": ("female",)})
+        replace(three_predictions(), groups={"sex": ("female",)})
 
 
 def test_scores_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="read-only"):
-        some_predictions().scores[0] = 0
+        three_predictions().scores[0] = 0
 
 
 def test_predictions_of_the_same_rows_align() -> None:
-    align(some_predictions("probe"), some_predictions("full"), some_predictions("tfidf"))
+    align(three_predictions("probe"), three_predictions("full"), three_predictions("tfidf"))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_predictions_of_the_same_rows_align() -> None:
 )
 def test_misaligned_predictions_are_refused_with_the_first_fault(changes: dict[str, object], message: str) -> None:
     with pytest.raises(VerdictRefused, match=message):
-        align(some_predictions(), replace(some_predictions("full"), **changes))  # type: ignore[arg-type]
+        align(three_predictions(), replace(three_predictions("full"), **changes))  # type: ignore[arg-type]
 
 
 def test_repeated_rows_and_no_rows_are_refused() -> None:
-    twice = replace(some_predictions(), row_ids=("0", "1", "1"))
+    twice = replace(three_predictions(), row_ids=("0", "1", "1"))
     with pytest.raises(VerdictRefused, match="'1' more than once"):
         align(twice, twice)
     none = Predictions("probe", (), (), (), np.array([]), np.array([]), np.array([]))
@@ -91,4 +91,4 @@ def test_repeated_rows_and_no_rows_are_refused() -> None:
         align(none, none)
     two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2))
     with pytest.raises(VerdictRefused, match="3 and 2 rows"):
-        align(some_predictions(), two)
+        align(three_predictions(), two)

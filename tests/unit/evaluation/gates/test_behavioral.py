@@ -68,7 +68,7 @@ def test_a_row_with_several_changed_texts_counts_once() -> None:
     assert gate.note.endswith("age 1 and 0 of 2, sex 1 and 1 of 2")
 
 
-def test_few_swappable_rows_decide_nothing_and_none_at_all_is_said() -> None:
+def test_few_swappable_rows_decide_nothing_and_none_at_all_is_noted() -> None:
     few = both("a" * 20, "a" * 20)
     assert flips(few, few).state is State.NOT_ASSESSABLE
     none = (few[0], table([], []))
@@ -101,8 +101,8 @@ def test_rows_on_which_nothing_happened_prove_nothing_where_they_are_few() -> No
     few = both("a" * 50, "a" * 50)
     assert drops(few, few).state is State.NOT_ASSESSABLE
     assert drops(few, few).bounds[0].rows_needed is not None
-    one = both("a", "a")
-    assert (drops(one, one).state, drops(one, one).bounds) == (State.NOT_ASSESSABLE, ())
+    single = both("a", "a")
+    assert (drops(single, single).state, drops(single, single).bounds) == (State.NOT_ASSESSABLE, ())
 
 
 @pytest.mark.parametrize("judge", [flips, drops])

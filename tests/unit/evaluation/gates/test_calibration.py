@@ -32,7 +32,7 @@ def states(candidate: Predictions, incumbent: Predictions) -> list[State]:
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
-def test_the_temperature_that_made_the_logits_is_found(temperature: float) -> None:
+def test_the_temperature_that_made_the_logits_is_recovered(temperature: float) -> None:
     generator = np.random.default_rng(1)
     honest = generator.normal(scale=2.0, size=(20_000, 5))
     shares = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)

@@ -95,7 +95,7 @@ def test_undecided_tells_the_rows_that_would_decide_if_the_estimate_stands() -> 
     assert gate.bounds[0].rows_needed == round(1000 * (half / 40) ** 2)
 
 
-def test_a_gain_in_another_metric_is_said_to_be_priced_as_accuracy() -> None:
+def test_a_gain_in_another_metric_is_noted_to_be_priced_as_accuracy() -> None:
     main = comparison()
     other = replace(main, gain=0.05)
     assert "not one of accuracy" in cost_gate(other, terms=TERMS, rounds=SAME, training_cpu_s=0).note

@@ -57,7 +57,7 @@ def test_a_proven_harm_fails_even_where_it_is_under_the_allowed_loss() -> None:
     assert state_of(judged({"female": UNHARMED, "male": counts}), "male") is State.FAILS
 
 
-def test_a_harm_that_only_one_look_proves_is_no_proof_among_many_groups() -> None:
+def test_a_harm_that_only_one_test_proves_is_no_proof_among_many_groups() -> None:
     slight = (1900, 20, 36, 44)  # mid-p 0.03
     assert 0.025 < mcnemar_midp(PairedCounts(*slight)) < 0.05
     assert state_of(judged({"male": slight}), "male") is State.FAILS
@@ -73,7 +73,7 @@ def test_holm_goes_on_behind_the_first_and_stops_at_the_first_that_fails() -> No
     assert proven_harmed([weak, second, strong], alpha=0.05) == [False, False, True]
 
 
-def test_a_proven_gain_is_no_harm_yet_takes_its_place_in_the_step_down() -> None:
+def test_a_proven_gain_is_no_harm_yet_counts_in_the_step_down() -> None:
     gain, slight = PairedCounts(900, 60, 5, 35), PairedCounts(1900, 20, 36, 44)
     assert proven_harmed([gain, slight], alpha=0.05) == [False, True]
 

@@ -1,4 +1,4 @@
-"""The page and the terminal lines say what the evidence says, escaped, self-contained, each figure with its place."""
+"""The page and the terminal lines say what the evidence says, escaped, self-contained, each figure with its path."""
 
 from dataclasses import replace
 from functools import cache
@@ -95,8 +95,14 @@ def formats_of(value: Any) -> list[str]:
         forms = (
             "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f",
         )  # fmt: skip
-        ways = [format(scale * value, form) for scale in (1, 100) for form in forms]
-        return [*ways, f"p = {value:.3g}", "p < 0.0001" if value < 1e-4 else "", f"{100 * value:.1f} %", str(value)]
+        formatted = [format(scale * value, form) for scale in (1, 100) for form in forms]
+        return [
+            *formatted,
+            f"p = {value:.3g}",
+            "p < 0.0001" if value < 1e-4 else "",
+            f"{100 * value:.1f} %",
+            str(value),
+        ]
     return [str(value)]
 
 
@@ -115,7 +121,7 @@ def test_each_outcome_has_its_page_and_lines(outcome: str) -> None:
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_each_figure_is_what_stands_at_its_place_in_the_evidence(outcome: str) -> None:
+def test_each_figure_is_the_value_at_its_path_in_the_evidence(outcome: str) -> None:
     evidence = evidence_for(outcome)
     figures = Page(to_html(evidence)).figures
     for path, text in figures:
@@ -144,7 +150,7 @@ def test_the_page_is_well_formed_and_loads_and_runs_nothing(outcome: str) -> Non
         assert needed in source
 
 
-def test_what_was_not_asked_for_has_no_section() -> None:
+def test_optional_sections_are_left_out() -> None:
     whole, bare = (Page(to_html(evidence_for(outcome))).text for outcome in ("FINE_TUNE", "STAY"))
     for title in ("Learning curve", "Cost to serve"):
         assert title in whole

@@ -33,9 +33,7 @@ def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
     verdict = json.loads(next(tmp_path.glob("runs/*/evidence.json")).read_text())["verdict"]
     result = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
     comparison = result.comparison
-    assert [comparison.gain, *comparison.interval] == pytest.approx(
-        [verdict["gain"], *verdict["interval"]]
-    )
+    assert [comparison.gain, *comparison.interval] == pytest.approx([verdict["gain"], *verdict["interval"]])
     assert comparison.p_value == pytest.approx(verdict["p_value"])
     assert compare_versions(uris["incumbent"], second=uris["run"]).comparison.gain == pytest.approx(-verdict["gain"])
     assert compare_versions(uris["hybrid"], second=uris["incumbent"]).comparison.gain == pytest.approx(

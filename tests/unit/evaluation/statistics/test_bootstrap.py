@@ -132,7 +132,7 @@ def test_macro_f1s_interval_is_what_rows_drawn_one_by_one_and_scikit_learn_give(
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_macro_f1s_interval_holds_the_truth_as_often_as_it_says_and_equal_models_are_rarely_found_apart() -> None:
+def test_macro_f1s_interval_holds_the_truth_as_often_as_it_says_and_equal_models_are_rarely_significant() -> None:
     population = [np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)]
     labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
     truth = macro_f1(labels.tolist(), outputs=population[0].tolist()) - macro_f1(
@@ -153,13 +153,13 @@ def test_macro_f1s_interval_holds_the_truth_as_often_as_it_says_and_equal_models
 
 @pytest.mark.parametrize("counts", [[400, 90, 10], [1] * 40, [3, 200, 1, 15, 16, 5]])
 def test_cells_are_drawn_from_the_multinomial(counts: list[int]) -> None:
-    given_counts, n = np.array(counts), sum(counts)
-    drawn = np.concatenate(list(multinomial_counts(given_counts, num_resamples=20_000, seed=0)))
+    cells, n = np.array(counts), sum(counts)
+    drawn = np.concatenate(list(multinomial_counts(cells, num_resamples=20_000, seed=0)))
     assert drawn.shape == (20_000, len(counts))
     assert (drawn.sum(axis=1) == n).all()
-    shares = given_counts / n
+    shares = cells / n
     covariance = n * (np.diag(shares) - np.outer(shares, shares))
-    assert drawn.mean(axis=0) == pytest.approx(given_counts, abs=5 * np.sqrt(covariance.max() / 20_000))
+    assert drawn.mean(axis=0) == pytest.approx(cells, abs=5 * np.sqrt(covariance.max() / 20_000))
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05 * covariance.max())
 
 
@@ -241,12 +241,12 @@ def test_swapping_flips_a_means_effect_and_p_is_a_probability(rows: list[tuple[i
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_equal_means_are_found_apart_at_most_at_alpha() -> None:
+def test_equal_means_are_significant_at_most_at_alpha() -> None:
     generator = np.random.default_rng(11)
     samples = generator.standard_normal((400, 2, 60))
-    found = [mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05 for ours, theirs in samples]
+    significant = [mean_effect(ours, other_scores=theirs, alpha=0.05).p_value < 0.05 for ours, theirs in samples]
     # 400 tests: three standard errors of a rate of 0.05 are 0.033.
-    assert 0.05 - 0.033 <= np.mean(found) <= 0.05 + 0.033
+    assert 0.05 - 0.033 <= np.mean(significant) <= 0.05 + 0.033
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.inference.predict import predictions
+from tailorbird.evaluation.inference.predict import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1, macro_f1_effect
 from tailorbird.evaluation.statistics.paired import Comparison, compare
@@ -47,33 +47,35 @@ def equal_models(seed: int, *, documents: np.ndarray) -> tuple[Predictions, Pred
     return table(right(), documents=documents), table(right(), documents=documents)
 
 
-def proven(found: Comparison) -> bool:
-    return found.p_value < 0.05 and found.interval[0] > 0
+def proven(comparison: Comparison) -> bool:
+    return comparison.p_value < 0.05 and comparison.interval[0] > 0
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_equal_models_are_told_apart_no_more_often_than_alpha_though_rows_share_documents(metric: str) -> None:
+def test_equal_models_are_significant_no_more_often_than_alpha_though_rows_share_documents(metric: str) -> None:
     documents = np.repeat(np.arange(50), 10)
     pairs = [equal_models(seed, documents=documents) for seed in range(100)]
     by_rows = [compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
-    found = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
+    by_documents = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
     assert sum(map(proven, by_rows)) >= 6  # of one side alone, where 2.5 would be by alpha
-    assert sum(map(proven, found)) <= 4
+    assert sum(map(proven, by_documents)) <= 4
     assert all(
-        of.interval[0] <= rows.interval[0] for of, rows in zip(found, by_rows, strict=True) if metric == "accuracy"
+        of.interval[0] <= rows.interval[0]
+        for of, rows in zip(by_documents, by_rows, strict=True)
+        if metric == "accuracy"
     )
 
 
 def test_ten_copies_of_a_test_prove_no_more_than_the_test() -> None:
     right = np.arange(100) < np.array([[80], [73]])
-    ours, theirs = (table(one, documents=None) for one in right)
+    ours, theirs = (table(hits, documents=None) for hits in right)
     once = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
-    copied = [table(np.tile(one, 10), documents=np.tile(np.arange(100), 10)) for one in right]
-    found = compare(copied[0], other=copied[1], metric="accuracy", alpha=0.05)
-    unaware = [replace(one, clusters=None) for one in copied]
+    copied = [table(np.tile(hits, 10), documents=np.tile(np.arange(100), 10)) for hits in right]
+    result = compare(copied[0], other=copied[1], metric="accuracy", alpha=0.05)
+    unaware = [replace(copy, clusters=None) for copy in copied]
     assert compare(unaware[0], other=unaware[1], metric="accuracy", alpha=0.05).p_value < 1e-4
-    assert found.p_value == pytest.approx(once.p_value, abs=0.01)
-    assert found.interval == pytest.approx(once.interval, abs=0.02)
+    assert result.p_value == pytest.approx(once.p_value, abs=0.01)
+    assert result.interval == pytest.approx(once.interval, abs=0.02)
 
 
 def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_rows_share() -> None:
@@ -81,7 +83,7 @@ def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_ro
         n = len(texts)
         rows = Rows(row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys)
         ones = np.ones(n)
-        return predictions("probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones).clusters
+        return label_predictions("probe", rows=rows, outputs=("a",) * n, confidences=ones, calibrated=ones).clusters
 
     assert of(("One text", "another")) is None
     assert of(("One text", "another", "one  TEXT")) == ("0", "1", "0")
@@ -91,23 +93,23 @@ def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_ro
 def test_macro_f1_of_documents_is_a_bootstrap_of_whole_documents() -> None:
     documents = np.repeat(np.arange(40), 5)
     ours, theirs = equal_models(3, documents=documents)
-    found = macro_f1_effect(ours, other=theirs, alpha=0.05)
+    result = macro_f1_effect(ours, other=theirs, alpha=0.05)
     generator, gains = np.random.default_rng(0), []
     for _ in range(2_000):
-        rows = np.concatenate([np.flatnonzero(documents == one) for one in generator.integers(0, 40, 40)])
+        rows = np.concatenate([np.flatnonzero(documents == drawn) for drawn in generator.integers(0, 40, 40)])
         labels = [ours.labels[row] for row in rows]
-        scores = [macro_f1(labels, outputs=[one.outputs[row] for row in rows]) for one in (ours, theirs)]
+        scores = [macro_f1(labels, outputs=[model.outputs[row] for row in rows]) for model in (ours, theirs)]
         gains.append(scores[0] - scores[1])
-    assert found.standard_error == pytest.approx(np.std(gains), rel=0.1)
-    assert found.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.02)
+    assert result.standard_error == pytest.approx(np.std(gains), rel=0.1)
+    assert result.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.02)
 
 
-@pytest.mark.parametrize(("num_rows", "shown"), [(1, False), (5, False), (6, True)])
-def test_macro_f1_of_so_few_rows_that_no_signs_reach_alpha_proves_nothing(num_rows: int, shown: bool) -> None:
+@pytest.mark.parametrize(("num_rows", "provable"), [(1, False), (5, False), (6, True)])
+def test_macro_f1_of_so_few_rows_that_no_signs_reach_alpha_proves_nothing(num_rows: int, provable: bool) -> None:
     ours, theirs = (table(np.full(num_rows, right), documents=None) for right in (True, False))
-    found = compare(ours, other=theirs, metric="macro_f1", alpha=0.05)
-    assert (found.p_value < 0.05) is shown
-    assert -1 <= found.interval[0] <= found.gain <= found.interval[1] <= 1
+    result = compare(ours, other=theirs, metric="macro_f1", alpha=0.05)
+    assert (result.p_value < 0.05) is provable
+    assert -1 <= result.interval[0] <= result.gain <= result.interval[1] <= 1
 
 
 def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_large() -> None:
@@ -117,7 +119,7 @@ def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_larg
     of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
     few, many = (
-        power_analysis(one, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for one in (of_documents, by_rows)
+        power_analysis(result, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for result in (of_documents, by_rows)
     )
     assert of_documents.num_units == 20
     assert few.power_at_expected_gain < 0.2 < 0.7 < many.power_at_expected_gain
@@ -131,25 +133,27 @@ def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_larg
 def test_five_documents_prove_nothing_and_promise_nothing() -> None:
     documents = np.repeat(np.arange(5), 40)
     ours, theirs = (table(np.full(200, right), documents=documents) for right in (True, False))
-    found = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
-    assert found.p_value > 0.05
-    size = power_analysis(found, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
+    result = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
+    assert result.p_value > 0.05
+    size = power_analysis(result, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
     assert (size.power_at_expected_gain, size.minimum_detectable_effect) == (0.0, 1.0)
 
 
 def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
     documents = np.repeat(np.arange(40), 10)
     limits = SubgroupGateConfig(max_loss=0.5, min_rows=100)  # the proof alone
-    told = {True: 0, False: 0}
+    num_proven = {True: 0, False: 0}
     for seed in range(60):
         ours, theirs = equal_models(seed, documents=documents)
         groups = {"site": tuple("north" if document % 2 else "south" for document in documents)}
-        for shared in told:
-            pair = [replace(one, groups=groups, clusters=one.clusters if shared else None) for one in (ours, theirs)]
+        for shared in num_proven:
+            pair = [
+                replace(model, groups=groups, clusters=model.clusters if shared else None) for model in (ours, theirs)
+            ]
             gate = groups_gate(pair[0], incumbent=pair[1], limits=limits, alpha=0.05)
-            told[shared] += "proven worse after Holm over 2 groups: none" not in gate.note
-    assert told[False] >= 5
-    assert told[True] <= 3
+            num_proven[shared] += "proven worse after Holm over 2 groups: none" not in gate.note
+    assert num_proven[False] >= 5
+    assert num_proven[True] <= 3
 
 
 def test_rows_that_a_group_needs_are_enough_for_it() -> None:
@@ -158,8 +162,8 @@ def test_rows_that_a_group_needs_are_enough_for_it() -> None:
     def bound(num_documents: int) -> tuple[str, int | None]:
         same = table(np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2))
         same = replace(same, groups={"sex": ("f",) * len(same)})
-        (found,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
-        return str(found.state), found.rows_needed
+        (result,) = groups_gate(same, incumbent=same, limits=limits, alpha=0.05).bounds
+        return str(result.state), result.rows_needed
 
     state, needed = bound(100)
     assert state == "not assessable"

@@ -160,7 +160,7 @@ def test_accuracy_is_compared_by_newcombe_and_mcnemar() -> None:
     assert comparison.standard_error is None
 
 
-def test_macro_f1_is_compared_by_bootstrap_beside_the_same_counts() -> None:
+def test_macro_f1_is_compared_by_bootstrap_with_the_same_counts() -> None:
     labels = "aab" * 40
     candidate, other = predictions(labels, labels=labels), predictions("aaa" * 40, labels=labels)
     comparison = compare(candidate, other=other, metric="macro_f1", alpha=0.05)
@@ -180,7 +180,7 @@ def test_only_the_same_rows_are_compared_and_only_by_a_known_metric() -> None:
         compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge", alpha=0.05)
 
 
-def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order_given() -> None:
+def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([0.7, 0.6]) == (1, 1)
     assert holm([]) == ()

@@ -48,9 +48,9 @@ TEXTS = st.text("ab c", max_size=40)
 def test_rouge_l_is_that_of_the_plain_algorithm(answer: str, reference: str) -> None:
     ours, theirs = words(answer), words(reference)
     table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
-    for i, one in enumerate(ours):
+    for i, word in enumerate(ours):
         for j, other in enumerate(theirs):
-            table[i + 1][j + 1] = table[i][j] + 1 if one == other else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = table[i][j] + 1 if word == other else max(table[i][j + 1], table[i + 1][j])
     wanted = 2 * table[-1][-1] / (len(ours) + len(theirs)) if ours or theirs else 1.0
     assert rouge_l(answer, reference) == pytest.approx(wanted)
 

@@ -52,11 +52,11 @@ def test_the_interval_is_the_bootstraps_over_documents_and_p_that_of_sign_flips(
     wanted = mean_effect(
         ours.measures["token_f1"], other_scores=theirs.measures["token_f1"], alpha=0.05, clusters=ours.clusters
     )
-    found = compare(ours, other=theirs, metric="token_f1", alpha=0.05)
-    assert (found.gain, found.interval, found.p_value) == (wanted.gain, wanted.interval, wanted.p_value)
-    assert found.candidate_score == pytest.approx(ours.measures["token_f1"].mean())
+    comparison = compare(ours, other=theirs, metric="token_f1", alpha=0.05)
+    assert (comparison.gain, comparison.interval, comparison.p_value) == (wanted.gain, wanted.interval, wanted.p_value)
+    assert comparison.candidate_score == pytest.approx(ours.measures["token_f1"].mean())
     alone = compare(replace(ours, clusters=None), other=theirs, metric="token_f1", alpha=0.05)
-    assert alone.interval != found.interval
+    assert alone.interval != comparison.interval
 
 
 def test_a_model_against_its_equal_is_not_fine_tuned() -> None:

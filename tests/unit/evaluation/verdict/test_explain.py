@@ -12,8 +12,8 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_it_takes() ->
         Bound("change in sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
         Bound("change in sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, OPEN, 5000),
     )
-    [told] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
-    assert told == (
+    [reason] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
+    assert reason == (
         "the gate groups cannot be assessed on these rows: "
         "change in sex = female -1.00 (-5.00 to 3.00 points), limit -3.00, n = 200, "
         "where it takes about 1,300 rows of that group; "
@@ -23,7 +23,7 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_it_takes() ->
 
 
 def test_a_gate_without_bounds_says_why() -> None:
-    [told] = open_gates((Gate("cost", OPEN, (), "what a hybrid incumbent costs to serve is not measured"),))
-    assert told == (
+    [reason] = open_gates((Gate("cost", OPEN, (), "what a hybrid incumbent costs to serve is not measured"),))
+    assert reason == (
         "the gate cost cannot be assessed on these rows: what a hybrid incumbent costs to serve is not measured"
     )

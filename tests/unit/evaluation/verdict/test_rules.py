@@ -94,20 +94,20 @@ def test_9_otherwise(low: float, high: float) -> None:
 
 
 @given(facts)
-def test_every_input_gets_exactly_one_outcome(given_facts: Facts) -> None:
-    assert OUTCOME_OF_RULE[select_rule(given_facts)] in Outcome
+def test_every_input_gets_exactly_one_outcome(case: Facts) -> None:
+    assert OUTCOME_OF_RULE[select_rule(case)] in Outcome
 
 
 @given(facts)
-def test_a_change_of_model_never_follows_a_leak_or_a_failed_gate(given_facts: Facts) -> None:
-    if OUTCOME_OF_RULE[select_rule(given_facts)] is Outcome.FINE_TUNE:
-        assert not given_facts.leaks
-        assert FAILS not in given_facts.gates.values()
-        assert given_facts.proven or given_facts.cheaper
-        assert not (given_facts.regulated and OPEN in given_facts.gates.values())
+def test_a_change_of_model_never_follows_a_leak_or_a_failed_gate(case: Facts) -> None:
+    if OUTCOME_OF_RULE[select_rule(case)] is Outcome.FINE_TUNE:
+        assert not case.leaks
+        assert FAILS not in case.gates.values()
+        assert case.proven or case.cheaper
+        assert not (case.regulated and OPEN in case.gates.values())
 
 
 @given(facts)
-def test_without_proof_only_cost_changes_the_model(given_facts: Facts) -> None:
-    rule = select_rule(replace(given_facts, proven=False, cheaper=False))
+def test_without_proof_only_cost_changes_the_model(case: Facts) -> None:
+    rule = select_rule(replace(case, proven=False, cheaper=False))
     assert rule in (2, 8, 9)

@@ -33,7 +33,7 @@ def test_the_same_answers_for_less_are_accepted() -> None:
     assert result.reasons[1].endswith("above -1.00")
 
 
-def test_an_engine_that_is_not_shown_to_be_cheaper_is_not_accepted() -> None:
+def test_an_engine_that_is_not_proven_to_be_cheaper_is_not_accepted() -> None:
     result = accepted(1500, 0, 0, 500, cpu=AS_DEAR)
     assert not result.accepted
     assert result.reasons[0].endswith("which is not shown to be under 0.9")

@@ -1,0 +1,82 @@
+"""A finished run under a local folder, for tests that damage it."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cluster.code_snapshot import ship_code
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
+from tailorbird.registry.test_set_ledger import Ledger
+from tailorbird.storage.paths import TaskPaths
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, registration_of, tables_of
+
+LEDGERS = TaskPaths("").ledgers.strip("/")
+ROOT = Path(__file__).parents[3]
+
+
+def parquet(table: Predictions) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table.to_table(), buffer)
+    return buffer.getvalue()
+
+
+def concluded(folder: Path, simulation: Simulation) -> str:
+    """A run with its registered versions and code under a local folder; returns the run's URI."""
+    task_uri = folder.as_uri()
+    kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
+    code = ship_code(task_uri, ROOT)
+    evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
+    (folder / "base").mkdir()
+    (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
+    ledger = folder / "test_set_ledgers" / f"{evidence.test_rows}.json"
+    ledger.parent.mkdir()
+    ledger.write_text(Ledger(entries=(evidence.test_access,)).model_dump_json())
+    stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
+    registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
+    stored["protocol.json"] = registration.model_dump_json().encode()
+    stored["routing.json"] = json.dumps({"routing": evidence.model_dump(mode="json")["routing"]}).encode()
+    for role, version in evidence.versions.items():
+        write_evidence(version.uri, stored | render_files(evidence, role=role))
+    write_evidence(evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run)))
+    return evidence.run
+
+
+def registered(folder: Path, kind: str) -> str:
+    folder.mkdir(parents=True)
+    contents = {"config.json": json.dumps({"kind": kind}).encode(), "head.safetensors": kind.encode() * 100}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    manifest = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        for name, content in contents.items()
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def run_of(task_folder: Path) -> Path:
+    (run,) = (task_folder / "runs").iterdir()
+    return run
+
+
+def flip(file: Path, *, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def rewrite(run: Path, **changes: Any) -> None:
+    """Changes evidence.json and makes the manifest say so: a forger who knows the manifest."""
+    evidence = json.loads((run / "evidence.json").read_text())
+    evidence |= changes
+    content = json.dumps(evidence, indent=1).encode()
+    (run / "evidence.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["evidence.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))

@@ -1,0 +1,114 @@
+"""A changed, missing or foreign file of a run is detected and named."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tailorbird.checks.verify import verify_evidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED
+from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tests.unit.checks.finished_run import flip, rewrite, run_of
+
+NAMES = (
+    "evidence.json", "protocol.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
+    "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",
+    "predictions/incumbent_validation.parquet",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_changed_byte_is_detected_and_its_file_named(task_folder: Path, name: str, share: float) -> None:
+    file = run_of(task_folder) / name
+    flip(file, at=int(share * (file.stat().st_size - 1)))
+    assert any(fault.startswith(f"{name} was changed") for fault in verify_evidence(run_of(task_folder).as_uri()))
+
+
+@pytest.mark.parametrize("name", ["versions/full-1/head.safetensors", "versions/probe-1/manifest.json"])
+def test_a_changed_byte_of_a_registered_version_is_detected(task_folder: Path, name: str) -> None:
+    flip(task_folder / name, at=9)
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
+    assert "versions/" + name.split("/")[1] in fault
+
+
+def test_changed_or_lost_code_is_detected(task_folder: Path) -> None:
+    (archive,) = (task_folder / "code").glob("*.zip")
+    with zipfile.ZipFile(archive) as there:
+        entries = {name: there.read(name) for name in there.namelist()}
+    entries["code/tailorbird/pipeline/run.py"] += b"# changed\n"
+    with zipfile.ZipFile(archive, "w") as there:
+        for name, content in entries.items():
+            there.writestr(name, content)
+    assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
+    flip(archive, at=archive.stat().st_size // 2)
+    assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
+    archive.unlink()
+    assert any("code" in fault and "is missing" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
+
+
+@pytest.mark.parametrize("name", [*NAMES, MANIFEST])
+def test_a_lost_file_is_named(task_folder: Path, name: str) -> None:
+    (run_of(task_folder) / name).unlink()
+    assert any(name in fault and "missing" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
+
+
+def test_a_foreign_table_is_named(task_folder: Path) -> None:
+    shutil.copy(
+        run_of(task_folder) / "predictions/candidate.parquet", run_of(task_folder) / "predictions/better.parquet"
+    )
+    faults = verify_evidence(run_of(task_folder).as_uri())
+    assert faults == (f"predictions/better.parquet is foreign: {MANIFEST} does not name it",)
+
+
+def test_a_version_that_was_not_registered_needs_no_files(task_folder: Path) -> None:
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
+    weights = task_folder / "versions" / "full-1" / "head.safetensors"
+    files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+    evidence["versions"]["candidate"] |= {"digest": UNREGISTERED, "files": files}
+    rewrite(run_of(task_folder), versions=evidence["versions"])
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
+    flip(weights, at=3)
+    assert any(
+        "the candidate's file" in fault and "was changed" in fault
+        for fault in verify_evidence(run_of(task_folder).as_uri())
+    )
+    shutil.rmtree(weights.parent)
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
+
+
+def test_a_changed_base_model_is_detected(task_folder: Path) -> None:
+    flip(task_folder / "base" / "model.safetensors", at=5)
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
+    assert fault.startswith("the base model ")
+    assert "base.model.safetensors is " in fault
+    shutil.rmtree(task_folder / "base")
+    (fault,) = verify_evidence(run_of(task_folder).as_uri())
+    assert fault.endswith('in the store "missing"')
+
+
+def test_a_changed_weight_of_a_hybrids_part_is_detected(task_folder: Path) -> None:
+    part = task_folder / "versions" / "probe-1"
+    digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
+    named = {"uri": part.as_uri(), "digest": digest}
+    routing = {"by": "group", "column": "sex", "values": ["male"]}
+    config = json.dumps(
+        {"kind": "hybrid", "hybrid": {"routing": routing, "incumbent": named, "candidate": named}}
+    ).encode()
+    whole = task_folder / "versions" / "hybrid-1"
+    whole.mkdir()
+    (whole / "config.json").write_bytes(config)
+    manifest = json.dumps({"config.json": {"sha256": hashlib.sha256(config).hexdigest()}}).encode()
+    (whole / "manifest.json").write_bytes(manifest)
+    evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
+    evidence["versions"]["hybrid"] = {
+        "kind": "hybrid", "uri": whole.as_uri(), "digest": hashlib.sha256(manifest).hexdigest(), "files": None
+    }  # fmt: skip
+    rewrite(run_of(task_folder), versions=evidence["versions"])
+    assert verify_evidence(run_of(task_folder).as_uri()) == ()
+    (part / "head.safetensors").write_bytes(b"other weights")
+    faults = verify_evidence(run_of(task_folder).as_uri())
+    assert any("the incumbent in the hybrid's file" in fault for fault in faults)
