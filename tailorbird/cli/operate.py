@@ -70,7 +70,7 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.holds}
-    value |= {"back_to": done.back_to, "champion": done.champion.uri, "proposed": done.proposed}
+    value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
     print_result(value, as_json=as_json, lines=done.lines(recipe))
 
 

@@ -18,13 +18,18 @@ class TaskRules:
     """Paths of fields that are for other tasks, with the only value that they may have."""
     gates_off: tuple[str, ...] = ()
     """Gates that are on by default and do not apply."""
+    is_monitored: bool = False
+    """Whether `watch` and `reevaluate` support the task."""
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
 
 TASKS: dict[TaskName, TaskRules] = {
     "classification": TaskRules(
-        metrics=("accuracy", "macro_f1"), input_fields=("text",), fixed={"serving.engine": "transformers"}
+        metrics=("accuracy", "macro_f1"),
+        input_fields=("text",),
+        fixed={"serving.engine": "transformers"},
+        is_monitored=True,
     ),
     "chat": TaskRules(
         metrics=("exact_match", "token_f1", "rouge_l"),

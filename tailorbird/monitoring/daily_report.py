@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.tasks import TASKS
 from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
@@ -30,8 +31,8 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     log, ReferenceMissing, and TrafficError for files that are no part of a log.
     """
     log = recipe.serving.request_log
-    if recipe.task != "classification":
-        raise MonitoringError("only classification is monitored so far: chat answers are not compared yet")
+    if not TASKS[recipe.task].is_monitored:
+        raise MonitoringError(f"a {recipe.task} task cannot be monitored yet: its answers are not compared")
     if log is None:
         raise MonitoringError(
             "nothing can be monitored without a log: give serving.request_log a prefix, and serve again"

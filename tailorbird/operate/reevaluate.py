@@ -1,28 +1,20 @@
-"""The verdict made again while its champion serves: the same question, on newly labelled rows, and the way back."""
+"""Re-evaluate a served champion: make its verdict again on newly labelled rows, and roll back if it no longer holds."""
 
-import io
-from collections.abc import Sequence, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from cluster.progress import ProgressReporter
 from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
-from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.parquet import read_table
-from tailorbird.data.pii import redact
+from tailorbird.config.tasks import TASKS
 from tailorbird.data.rows import Rows, Splits, content_sha256
-from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.evaluation.baselines.tfidf import fit_and_predict_tfidf
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
+from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -35,6 +27,7 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.monitoring.label_audit import audited_rows
+from tailorbird.operate.audited_data import fresh_rows, propose_training
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
@@ -47,9 +40,7 @@ from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_version
 from tailorbird.release.promotion import roll_back, rollback_target
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tailorbird.storage.paths import TaskPaths
 
 
 class ReevaluationError(ValueError):
@@ -57,71 +48,66 @@ class ReevaluationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Reevaluated:
-    """What the new verdict says of the champion."""
+class Reevaluation:
+    """The result of a re-evaluation."""
 
     uri: str
-    """Where evidence and predictions lie."""
+    """Folder of evidence and predictions."""
     verdict: Verdict
     holds: bool | None
-    """Whether the champion deserves its place; None where the rows do not tell."""
-    back_to: str
-    """URI of the version that serves, or would, where it does not."""
+    """Whether the champion's verdict holds; None if the rows do not decide it."""
+    rollback_uri: str
+    """URI of the version that a rollback restores."""
     champion: Champion
-    """That serves now."""
+    """The champion after the re-evaluation."""
     proposed: str | None
-    """URI of the recipe that would train on the audited rows too, where the champion no longer holds."""
+    """URI of a recipe that trains on the audited rows too; None unless the verdict no longer holds."""
 
     def sentence(self) -> str:
-        """For people."""
-        said = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
-        return f"the champion's verdict {said[self.holds]}: {self.verdict.sentence()}"
+        """Return the result as a sentence."""
+        state = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
+        return f"the champion's verdict {state[self.holds]}: {self.verdict.sentence()}"
 
     def lines(self, recipe: str) -> list[str]:
-        """The sentence, why, and what to do next."""
-        back = self.back_to.rsplit("/", 1)[-1]
-        then = []
+        """Return the sentence, its reasons, and what to do next."""
+        next_steps = []
         if self.holds is False:
-            again = (
-                f"{back} serves again"
-                if self.champion.uri == self.back_to
-                else f"`tailorbird rollback {recipe} --reason ...`"
-            )
-            then = [f"{again}; to train on what is asked today: `tailorbird run {self.proposed}`"]
-        return [self.sentence(), *(f"  - {reason}" for reason in self.verdict.reasons), *then, f"evidence: {self.uri}"]
+            version = self.rollback_uri.rpartition("/")[2]
+            rolled_back = self.champion.uri == self.rollback_uri
+            rollback = f"{version} serves again" if rolled_back else f"`tailorbird rollback {recipe} --reason ...`"
+            next_steps = [f"{rollback}; to train on what is asked today: `tailorbird run {self.proposed}`"]
+        reasons = (f"  - {reason}" for reason in self.verdict.reasons)
+        return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
 
-def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluated:
-    """The champion against the version that a rollback goes to, on the audited texts that neither training nor an
-    earlier re-evaluation saw, at a level that each re-evaluation of the champion lowers: asking often finds nothing by
-    chance.
+def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluation:
+    """Compare the champion with the version that a rollback restores, on audited texts that neither training nor an
+    earlier re-evaluation used. Each re-evaluation of a champion lowers the level, so that many find nothing by chance.
 
-    The question is that of the run that chose the champion, and so is what the two cost, where these are the two that
-    it measured. Where the champion no longer holds (see `holds`), a recipe that would train on these rows too is left
-    beside the evidence, and is not run; with `monitoring.rollback: automatic` the version before serves again, by the
-    same conditional write as `tailorbird rollback`. Evidence lies under `<task_uri>/reevaluations/<time>/`, the outcome in
-    `history/`. Raises ReevaluationError where less than `monitoring.min_labels` rows are left, PromotionRefused where
-    there is no champion, no way back, or another champion by the time it ends.
+    Protocol and measured cost are those of the run that chose the champion, if it compared these two versions. If the
+    verdict no longer holds (see `holds`), a recipe that trains on these rows too is written next to the evidence but
+    not run; with `monitoring.rollback: automatic` the champion is rolled back, by compare-and-swap. Evidence is stored
+    under `reevaluations/<time>/`, the outcome in `history/`. Raises ReevaluationError if less than
+    `monitoring.min_labels` rows are left; PromotionRefused without a champion or a version to roll back to, and if the
+    champion changed meanwhile.
     """
-    if recipe.task == "chat":
-        raise ReevaluationError("only a classification's verdict is made again so far; run a chat task's recipe again")
+    if not TASKS[recipe.task].is_monitored:
+        raise ReevaluationError(f"a {recipe.task} task cannot be re-evaluated yet; run its recipe again")
     champion, former = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = load_inputs(recipe).splits
-    rows, dropped = fresh_rows(audited_rows(recipe), splits, judged=_evaluated_rows(recipe.task_uri))
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, evaluated=_evaluated_rows(recipe.task_uri))
     if len(rows) < recipe.monitoring.min_labels:
         raise ReevaluationError(
             f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
-            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` draws "
-            "them), or ask for fewer"
+            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` "
+            "draws them), or ask for fewer"
         )
-    progress.stage(f"the champion and {former.uri.rsplit('/', 1)[-1]} on {len(rows):,} audited rows")
+    progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
-    number = 1 + sum(
-        former.versions["candidate"].digest == champion.digest for former in read_reevaluations(recipe.task_uri)
-    )
-    protocol = with_spent_alpha(protocol, number=number)
-    uri = f"{recipe.task_uri}/reevaluations/{now().replace(':', '')}"
+    digests = [evidence.versions["candidate"].digest for evidence in read_reevaluations(recipe.task_uri)]
+    protocol = with_spent_alpha(protocol, number=1 + digests.count(champion.digest))
+    uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
     access = record_test_access(
         recipe.task_uri,
         test_sha256=protocol.test_sha256,
@@ -129,10 +115,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         protocol=digest(protocol),
         run=uri,
     )
-    tables = _tables(recipe, {role: version.uri for role, version in versions.items()}, rows=rows, protocol=protocol)
-    if protocol.has_reference:
-        predict = run_remote(fit_and_predict_tfidf, resources=worker_resources(recipe.training))
-        tables["reference"] = predict(rows, train=splits.train, validation=splits.validation, metric=protocol.metric)
+    tables = _predict(recipe, versions, rows=rows, splits=splits, protocol=protocol)
     inputs = VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
@@ -162,84 +145,24 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     if upheld is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion)
-    return Reevaluated(uri, verdict, upheld, former.uri, champion, proposed)
+    return Reevaluation(uri, verdict, upheld, former.uri, champion, proposed)
 
 
 def holds(verdict: Verdict) -> bool | None:
-    """Whether a verdict, made again, upholds its champion; None where it leaves that open.
+    """Return True if a re-evaluation's verdict upholds the champion, False if it withdraws it, None if it is open.
 
-    The verdict asks whether one should replace the other, and its STAY is also said of a champion that is proven
-    better than what would serve in its place, but by less than was asked for, or no better than a bag of words. It is
-    withdrawn where a gate fails, or where a gain that is worth it is out of reach and none is proven; not if it may
-    have been chosen for its cost, that is not known here, and it is not much worse.
+    STAY alone does not withdraw a champion: it is also the outcome for one that is proven better, but by less than the
+    minimum gain, or no better than a bag of words. The champion is withdrawn if a gate fails, or if no gain is proven
+    and the minimum gain is out of reach; but not if it may have been chosen for its cost, which was not measured here,
+    and is not much worse.
     """
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return True
     if any(gate.state is State.FAILS for gate in verdict.gates):
         return False
     low = verdict.interval[0]
-    as_good = verdict.cost_ratio is None and low > NOT_MUCH_WORSE
-    return False if verdict.outcome is Outcome.STAY and low <= 0 and not as_good else None
-
-
-def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
-    """Leaves a recipe that trains on these rows too under `uri`, and the rows under `<task_uri>/audited/`; its URI.
-
-    They have the columns and types of the recipe's first training rows; what was stated that is no value of a group's
-    type is left out. A row shares its `split_by` with no other: its id, or a negative number in a column of numbers.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    data, labelled = recipe.data, f"{recipe.task_uri}/audited/{uri.rsplit('/', 1)[-1]}.parquet"
-    schema = read_table(data.train_uris[0], columns=CLASSIFICATION.columns(data)).schema
-    given = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
-    if data.split_by is not None:
-        numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
-        given[data.split_by] = numbers if pa.types.is_integer(schema.field(data.split_by).type) else rows.row_ids
-    columns = {name: _cast(given[name], to=schema.field(name).type) for name in schema.names}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
-    storage.write_bytes(labelled, sink.getvalue())
-    wider = data.model_copy(update={"train": (*data.train_uris, labelled)})
-    proposed = f"{uri}/recipe.yaml"
-    storage.write_bytes(proposed, recipe_text(recipe.model_copy(update={"data": wider})).encode())
-    return proposed
-
-
-def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
-    """Texts as values of a type, null where one is none."""
-    import pyarrow as pa
-
-    def scalar(value: str) -> Any:
-        try:
-            return pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
-        except pa.ArrowInvalid:
-            return None
-
-    return pa.array([scalar(value) for value in values], to)
-
-
-def fresh_rows(rows: Rows, splits: Splits, *, judged: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """The rows whose text no split has, no row before and none that was `judged` (row ids); how many were
-    dropped for each. Texts are compared as the request log would keep them."""
-    seen = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
-    dropped = dict.fromkeys((*seen, "twice", "judged"), 0)
-    kept = []
-    before = {_as_logged(text) for row_id, text in zip(rows.row_ids, rows.texts, strict=True) if row_id in judged}
-    for place, (row_id, text) in enumerate(zip(rows.row_ids, map(_as_logged, rows.texts), strict=True)):
-        where = next((name for name, texts in seen.items() if text in texts), "twice" if text in before else None)
-        where = "judged" if row_id in judged else where
-        before.add(text)
-        if where is None:
-            kept.append(place)
-        else:
-            dropped[where] += 1
-    return rows.take(np.array(kept, np.int64)), dropped
-
-
-def _as_logged(text: str) -> str:
-    return normalise(redact(text))
+    maybe_cheaper = verdict.cost_ratio is None and low > NOT_MUCH_WORSE
+    return False if verdict.outcome is Outcome.STAY and low <= 0 and not maybe_cheaper else None
 
 
 def _evaluated_rows(task_uri: str) -> set[str]:
@@ -268,11 +191,11 @@ def protocol_for(
 
 
 def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
-    """Return the protocol of the `number`-th re-evaluation of a champion, from 1 on.
+    """Return the protocol of a champion's re-evaluation with this number, from 1.
 
-    Its level is alpha / (number (number + 1)): however many there will be, these sum to alpha. In the first verdict a
-    group's point alone decides on `min_rows` rows, which keeps things as they are; here it would withdraw a champion
-    that harms nobody in one case of ten, so a group has to be proven worse.
+    Its level is alpha / (number (number + 1)), which sums to alpha over any number of re-evaluations. A group's point
+    estimate on `min_rows` rows, which prevents a change in a run's verdict, would withdraw a champion that harms no
+    group in one case of ten, so here a group's loss must be proven.
     """
     groups = protocol.gates.groups
     if groups is not None:
@@ -281,15 +204,16 @@ def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
     return protocol.model_copy(update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates})
 
 
-def _tables(recipe: Recipe, uris: dict[str, str], *, rows: Rows, protocol: TestProtocol) -> dict[str, Predictions]:
-    """Both models' answers to the rows, and to the changed rows that gates ask for."""
-    predict, gates = run_remote(predict_rows, resources=worker_resources(recipe.training)), protocol.gates
-    tables = {role: predict(uris[role], rows=rows) for role in ROLES}
-    for name, gate, change in (
-        ("counterfactual", gates.counterfactual, swap_demographics),
-        ("noise", gates.robustness, add_typos),
-    ):
-        if gate is not None:
-            changed = change(rows)
-            tables |= {f"{role}_{name}": predict(uris[role], rows=changed) for role in ROLES}
+def _predict(
+    recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, splits: Splits, protocol: TestProtocol
+) -> dict[str, Predictions]:
+    """Return both models' predictions of the rows and of the perturbed rows that gates need, and the reference's."""
+    resources = worker_resources(recipe.training)
+    predict = run_remote(predict_rows, resources=resources)
+    tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
+    for name, perturbed in perturbed_rows(rows, protocol.gates).items():
+        tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}
+    if protocol.has_reference:
+        fit = run_remote(fit_and_predict_tfidf, resources=resources)
+        tables["reference"] = fit(rows, train=splits.train, validation=splits.validation, metric=protocol.metric)
     return tables

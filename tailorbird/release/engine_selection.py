@@ -1,6 +1,5 @@
 """Select the engine that serves a verdict's weights: the cheapest that is equivalent, by evidence of its own."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.code_snapshot import ship_code
@@ -11,7 +10,7 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import DataError, Rows, rows_sha256
 from tailorbird.evaluation.inference.cpu_time import measure_cpu
-from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
+from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
@@ -135,7 +134,7 @@ class _Export:
         """Compare the artifact's predictions and cost with the evaluated version's; store the evidence under `uri`."""
         predict = run_remote(predict_rows, resources=self._resources)
         tables = self._evaluated_tables() | {
-            f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._row_sets()
+            f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._row_sets().items()
         }
         cost_rows = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
@@ -161,19 +160,15 @@ class _Export:
         storage.write_bytes(f"{uri}/{ENGINE_EVIDENCE}", evidence.model_dump_json(indent=1).encode())
         return ExportedModel(uri, evidence)
 
-    def _row_sets(self) -> Iterator[tuple[str, Rows]]:
-        """Yield the test rows and the changed rows that gates need, each with its suffix in table names."""
-        yield "", self._test
-        gates = self._protocol.gates
-        if gates.counterfactual is not None:
-            yield "_counterfactual", swap_demographics(self._test)
-        if gates.robustness is not None:
-            yield "_noise", add_typos(self._test)
+    def _row_sets(self) -> dict[str, Rows]:
+        """Return the test rows and the perturbed rows that gates need, by their suffix in table names."""
+        perturbed = perturbed_rows(self._test, self._protocol.gates)
+        return {"": self._test, **{f"_{name}": rows for name, rows in perturbed.items()}}
 
     def _evaluated_tables(self) -> dict[str, Predictions]:
         """Return the run's predictions of the evaluated version in the role `incumbent`, and of the reference."""
         folder = f"{self._evidence.run}/predictions"
-        names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix, _ in self._row_sets()}
+        names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix in self._row_sets()}
         names |= {"reference": "reference"} if self._protocol.has_reference else {}
         return {ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()}
 

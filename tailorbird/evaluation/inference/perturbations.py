@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from tailorbird.config.evaluation import GatesConfig
 from tailorbird.data.rows import Rows
 
 
@@ -83,6 +84,16 @@ ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
 EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE)
 LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
+
+
+def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
+    """Return the perturbed rows that the gates compare, by the suffix of their tables' names."""
+    perturbed = {}
+    if gates.counterfactual is not None:
+        perturbed["counterfactual"] = swap_demographics(rows)
+    if gates.robustness is not None:
+        perturbed["noise"] = add_typos(rows)
+    return perturbed
 
 
 def swap_demographics(rows: Rows) -> Rows:

@@ -40,7 +40,7 @@ from tailorbird.monitoring.label_audit import AuditError, import_labels, parse_d
 from tailorbird.monitoring.log_reader import by_day, files_of
 from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
-from tailorbird.operate.reevaluate import Reevaluated, ReevaluationError, reevaluate_champion
+from tailorbird.operate.reevaluate import Reevaluation, ReevaluationError, reevaluate_champion
 from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
@@ -282,7 +282,7 @@ def _audit(task: Task, folder: Path) -> None:
     assert (num, import_labels(task.recipe, labelled, classes=task.champion.classes)) == (400, (first, 400))
 
 
-def _reevaluated_under_load(task: Task) -> tuple[Reevaluated, list[tuple[int, str]]]:
+def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, str]]]:
     """The verdict made again while four clients ask; it, and each answer's status and version in the order of time."""
     over, answers = threading.Event(), list[tuple[int, str]]()
 

@@ -1,0 +1,81 @@
+"""Audited rows as test and training data: which of them are new, and a recipe that trains on them."""
+
+import io
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tailorbird import storage
+from tailorbird.config.loader import recipe_text
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.parquet import read_table
+from tailorbird.data.pii import redact
+from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.splits import normalise
+from tailorbird.data.tasks import data_task
+from tailorbird.storage.paths import TaskPaths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def fresh_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
+    """Return the rows with a text that no split, no earlier row and no `evaluated` row (ids) has, and the number of
+    rows dropped by reason. Texts are compared as the request log keeps them."""
+    split_texts = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
+    dropped = dict.fromkeys((*split_texts, "duplicate", "evaluated"), 0)
+    texts = [_as_logged(text) for text in rows.texts]
+    seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
+    fresh = []
+    for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
+        split = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
+        reason = "evaluated" if row_id in evaluated else split or ("duplicate" if text in seen else None)
+        seen.add(text)
+        if reason is None:
+            fresh.append(index)
+        else:
+            dropped[reason] += 1
+    return rows.take(np.array(fresh, np.int64)), dropped
+
+
+def _as_logged(text: str) -> str:
+    return normalise(redact(text))
+
+
+def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
+    """Write the rows as training data, and under `uri` a recipe that trains on them too; return the recipe's URI.
+
+    The rows have the columns and types of the recipe's first training file; a client's value that does not fit a
+    group's type becomes null. Each row has its own `split_by`: its id, or a negative number in an integer column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data, name = recipe.data, uri.rpartition("/")[2]
+    schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
+    values = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
+    if data.split_by is not None:
+        numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
+        values[data.split_by] = numbers if pa.types.is_integer(schema.field(data.split_by).type) else rows.row_ids
+    columns = {name: _cast(values[name], to=schema.field(name).type) for name in schema.names}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    audited = TaskPaths(recipe.task_uri).audited_rows(name)
+    storage.write_bytes(audited, sink.getvalue())
+    proposed = recipe.model_copy(update={"data": data.model_copy(update={"train": (*data.train_uris, audited)})})
+    storage.write_bytes(f"{uri}/recipe.yaml", recipe_text(proposed).encode())
+    return f"{uri}/recipe.yaml"
+
+
+def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
+    """Convert texts to values of a type; null for a text that is no such value."""
+    import pyarrow as pa
+
+    def scalar(value: str) -> object:
+        try:
+            return pa.scalar(value).cast(to.value_type if pa.types.is_dictionary(to) else to).as_py()
+        except pa.ArrowInvalid:
+            return None
+
+    return pa.array([scalar(value) for value in values], to)
