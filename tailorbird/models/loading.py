@@ -214,11 +214,11 @@ def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ModelError(f"{file} is not there; weights are read as safetensors, and in no other format")
-    tensors: dict[str, torch.Tensor] = load_file(file)
-    return tensors
+    return dict(load_file(file))
 
 
 AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedHybrid
+_KINDS = {"classification": LoadedClassifier, "chat": LoadedChat}
 
 
 @overload
@@ -247,21 +247,16 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
     if version.hybrid is None:
         return _load(uri, version, device=device)
     checked_copy(uri)
-    parts = (load_model(part.uri, LoadedClassifier, device=device) for part in read_parts(version.hybrid))
-    incumbent, candidate = parts
+    incumbent, candidate = (
+        load_model(part.uri, LoadedClassifier, device=device) for part in read_parts(version.hybrid)
+    )
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
-
-
-_KINDS = {"classification": LoadedClassifier, "chat": LoadedChat}
 
 
 def load_artifact(
     uri: str, *, device: str | None = None
 ) -> LoadedClassifier[VersionConfig] | LoadedChat[VersionConfig]:
-    """Load a folder of weights and `config.json`: a baseline, a candidate, or a version, whose files are checked.
-
-    Raises ModelError for a hybrid.
-    """
+    """Load a baseline, a candidate or a version, whose files are checked, by its folder; ModelError for a hybrid."""
     return _load(uri, read_artifact_config(uri), device=device)
 
 
