@@ -1,1 +1,1 @@
-"""Where things run and where they lie: S3, Ray, the embedded stack, base models and shipped code."""
+"""The Ray cluster: connection, remote tasks, jobs, progress, code packages and the embedded stack."""

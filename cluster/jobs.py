@@ -179,7 +179,9 @@ def stop(job_id: str) -> Job:
     deadline = time.monotonic() + STOP_S
     while not job.is_over:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{job_id} was told to stop and is {job.status} after {STOP_S:g} s; ask again later")
+            raise RuntimeError(
+                f"{job_id} was requested to stop and is {job.status} after {STOP_S:g} s; ask again later"
+            )
         time.sleep(RETRY_S / 4)
         job = read_job(job_id)
     return job
@@ -221,7 +223,9 @@ async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
     position = 0
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        request.headers.update(headers)  # here, since aiohttp takes no header beside what ~/.netrc says of the host
+        request.headers.update(
+            headers
+        )  # in a middleware, since aiohttp refuses a header if ~/.netrc has an entry for the host
         return await handler(request)
 
     async with (

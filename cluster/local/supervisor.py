@@ -92,7 +92,7 @@ def _wait_until(
     while not ready():
         _require_alive(servers)
         if stopping.wait(POLL_S):
-            raise StackError("the stack was told to stop while it started")
+            raise StackError("the stack was stopped while it started")
         if time.monotonic() > deadline:
             raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
 
