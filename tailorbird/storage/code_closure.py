@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from tailorbird import PROJECT_ROOT
-
-PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
-"""The project's packages; imports of others are not followed."""
+from tailorbird import PACKAGES, PROJECT_ROOT
 
 
 def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> str:
@@ -24,9 +21,10 @@ def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) ->
 def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> tuple[str, ...]:
     """Return the files, relative to `root` and sorted, that hold the functions or are imported from there.
 
-    Imports inside functions count, those under `if TYPE_CHECKING:` do not. `from package import name` leads to
-    `package/name.py` or, if there is none, to where `name` may come from: `package/__init__.py`. The `__init__.py` of
-    a package above an imported module is not followed: what it imports besides is not used.
+    Imports of the project's packages are followed, those inside functions too, but not those under
+    `if TYPE_CHECKING:`. `from package import name` leads to `package/name.py` or, if there is none, to
+    `package/__init__.py`. The `__init__.py` of a package above an imported module is not followed: its other imports
+    are not used.
     """
     pending = [_file(function.__module__, root) for function in functions]
     assert None not in pending, f"not functions of the project's: {functions}"

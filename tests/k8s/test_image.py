@@ -8,8 +8,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from cluster.code_snapshot import PACKAGES
 from cluster.local.ray_env import CLUSTER_SETTINGS, Keys, environment
+from tailorbird import PACKAGES
 from tests.k8s.manifests import CLUSTER_SPEC, K8S, PARTS, ROOT, build, cluster_of, of_kind
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()

@@ -16,7 +16,7 @@ from cluster.dashboard import request_dashboard
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import replica_config
 from serving.engines.classify import predict_texts
-from tailorbird import storage
+from tailorbird import PACKAGES, storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
@@ -98,7 +98,7 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(ser
 def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shipped(
     service: Service, tmp_path: Path
 ) -> None:
-    for package in code_snapshot.PACKAGES:
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     module = tmp_path / "serving" / "replica" / "base.py"
     module.write_text(module.read_text().replace('{"status":"up"}', '{"status":"shipped"}'))

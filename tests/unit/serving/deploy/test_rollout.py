@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from cluster.code_snapshot import PACKAGES, ship_code
+from cluster.code_snapshot import ship_code
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import AdditionalVersions, application_of
 from serving.deploy.rollout import require_unchanged
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
 from serving.deploy.serve_schema import ServeApplication
 from serving.replica.config import ReplicaConfig
+from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.unit.serving.deploy.registered import registered
