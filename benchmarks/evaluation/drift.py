@@ -1,14 +1,13 @@
-"""How often a watch is alarmed by nothing, and with how many requests it finds what changed.
+"""How often drift monitoring raises a false alarm, and with how many requests it detects a change.
 
     python -m benchmarks.evaluation.drift
 
-Banking77 (`TAILORBIRD_DATA`), MiniLM's embeddings and a probe fitted on its training rows. The official test rows and
-rows of training that the probe did not see are what is asked; each draw takes a reference of 1,500 of them with
-replacement, and windows of several sizes: clean, with a tenth of foreign texts (medical abstracts), with half
-of the classes asked five times as often, and with a tenth of the words replaced by ones that no row has (new
-vocabulary). Printed are the shares of the windows with any alarm, at a stated rate of 5 %. Then the trial's e-process:
-the share of 1,000 fair courses of 5,000 pairs that end in a false alarm although one looks after every pair, and the
-pairs that a split of 60 to 40 takes.
+Banking77 (`TAILORBIRD_DATA`), MiniLM's embeddings and a probe fitted on half of the training rows. The official test
+rows and held-out training rows are the traffic; each draw takes a reference of 1,500 of them with replacement, and
+windows of several sizes: clean, with a tenth of foreign texts (medical abstracts), with half of the classes five times
+as frequent, and with a tenth of the words replaced by unknown ones (new vocabulary). Printed are the shares of windows
+with any alarm, at a stated rate of 5 %. Then the challenger's e-process: the share of 1,000 fair sequences of 5,000
+pairs with a false alarm when looked at after every pair, and the pairs needed to detect a split of 60 to 40.
 """
 
 import os
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def _kinds() -> dict[str, TrafficSample]:
-    """What can be sample: usual texts, foreign ones, and usual ones with words that no row has."""
+    """Return traffic by kind: usual texts, foreign ones, and usual ones with unknown words."""
     base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
     assert storage.exists(base)
     train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
@@ -62,15 +61,15 @@ def _kinds() -> dict[str, TrafficSample]:
     chance = np.random.default_rng(SEED)
     usual = test[0] + train[0][1::4]
 
-    def asked(texts: tuple[str, ...]) -> TrafficSample:
+    def sample_of(texts: tuple[str, ...]) -> TrafficSample:
         embeddings = embed_texts(base, texts, max_length=MAX_LENGTH)
         scores = probe.predict_proba(embeddings)
         return TrafficSample(scores.max(1), probe.classes_[scores.argmax(1)].tolist(), embeddings)
 
     return {
-        "usual": asked(usual),
-        "foreign": asked(foreign[0][:1000]),
-        "vocabulary": asked(tuple(_new_words(text, chance) for text in usual[:2000])),
+        "usual": sample_of(usual),
+        "foreign": sample_of(foreign[0][:1000]),
+        "vocabulary": sample_of(tuple(_new_words(text, chance) for text in usual[:2000])),
     }
 
 

@@ -75,7 +75,7 @@ class Reevaluation:
             version = self.rollback_uri.rpartition("/")[2]
             rolled_back = self.champion.uri == self.rollback_uri
             rollback = f"{version} serves again" if rolled_back else f"`tailorbird rollback {recipe} --reason ...`"
-            next_steps = [f"{rollback}; to train on what is asked today: `tailorbird run {self.proposed}`"]
+            next_steps = [f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"]
         reasons = (f"  - {reason}" for reason in self.verdict.reasons)
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 

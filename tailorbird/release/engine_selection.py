@@ -87,7 +87,7 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
     if version.task == "chat" or version.hybrid:
         return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which torch alone runs here"
     if evidence.recipe.serving.gpus_per_replica:
-        return "is served on a GPU (serving.gpus_per_replica), where the engines for CPU have no place"
+        return "is served on a GPU (serving.gpus_per_replica), which the engines for CPU cannot use"
     return None
 
 

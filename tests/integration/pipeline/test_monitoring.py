@@ -58,7 +58,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
-    """One of five parts, drawn by lot, of the terms of some chapters: what is asked is like what the champion saw."""
+    """Return one of five random parts of the terms of these chapters: requests like what the champion was trained on."""
     table = icd10.build()["train"]
     rows = [
         row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters

@@ -55,9 +55,9 @@ def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: st
     assert read_champion(task_uri) is None
     champion = promote_version(task_uri, override="  only the tokenizer was fixed ")
     assert champion.reason.sentence() == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
-    found = read_champion(task_uri)
-    assert found is not None
-    assert found[0] == champion
+    stored = read_champion(task_uri)
+    assert stored is not None
+    assert stored[0] == champion
     [kept] = storage.list_files(f"{task_uri}/history")
     assert storage.read_json(kept)["reason"] == champion.reason.model_dump()
 
@@ -103,9 +103,9 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     concluded(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
     with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
         promote_version(task_uri)
-    found = read_champion(task_uri)
-    assert found is not None
-    assert found[0] == champion
+    stored = read_champion(task_uri)
+    assert stored is not None
+    assert stored[0] == champion
     assert promote_version(task_uri, override="the probe is what we want").uri == rung.uri
 
 
@@ -165,9 +165,9 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
         roll_back(task_uri, reason=" ")
     with pytest.raises(PromotionRefused, match="is not what served: its digest changed"):
         roll_back(task_uri, reason="why")
-    found = read_champion(task_uri)
-    assert found is not None
-    assert found[0] == champion
+    stored = read_champion(task_uri)
+    assert stored is not None
+    assert stored[0] == champion
 
 
 def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelVersion) -> None:
@@ -199,17 +199,17 @@ def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[C
     """The chosen version as champion, with the ETag to change it by, and the same for another engine."""
     concluded(task_uri, chosen)
     promote_version(task_uri)
-    found = read_champion(task_uri)
-    assert found is not None
-    return found, exported_from(chosen, folder / "exported", task_uri=task_uri)
+    stored = read_champion(task_uri)
+    assert stored is not None
+    return stored, exported_from(chosen, folder / "exported", task_uri=task_uri)
 
 
 def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
-    found, faster = promoted(task_uri, chosen, tmp_path)
-    former = (FormerChampion(uri=found[0].uri, digest=found[0].digest, run=found[0].run),)
-    set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run, former=former)
+    stored, faster = promoted(task_uri, chosen, tmp_path)
+    former = (FormerChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
+    set_champion(task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, former=former)
     assert promote_version(task_uri).uri == faster.uri  # these weights serve, and their engine stays
 
     back = roll_back(task_uri, reason="wrong answers by that engine")
@@ -230,8 +230,8 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
 def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torch(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
-    found, faster = promoted(task_uri, chosen, tmp_path)
-    set_champion(task_uri, faster, etag=found[1], reason="faster", run=found[0].run)
+    stored, faster = promoted(task_uri, chosen, tmp_path)
+    set_champion(task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run)
     write_finished_run(
         f"{task_uri}/runs/later",
         versions={"incumbent": candidate_record(faster), "candidate": unregistered(task_uri)},
@@ -242,4 +242,4 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")
     assert (again.uri, again.reason.sentence()) == (chosen.uri, f"another engine than {faster.version} had")
-    assert again.run == found[0].run
+    assert again.run == stored[0].run

@@ -34,7 +34,7 @@ CHAMPION = ModelVersion.model_construct(version="v1", digest=DIGEST, base_model=
 def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
     at = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
     row = {"request_id": f"{day}-{number}", "row": 0, "at": at, "digest": DIGEST, "arm": "champion", "label": "a"}
-    return row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"what somebody asked, {number}"} | fields
+    return row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"a request of somebody, {number}"} | fields
 
 
 def feedback(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
@@ -246,6 +246,6 @@ def test_a_report_holds_no_text_no_subject_and_no_value_that_somebody_stated(tas
         b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
     )
     assert b'"labelled": 60' in content
-    for kept_out in ("somebody", "what somebody asked", f"{FIRST}-1"):
+    for kept_out in ("somebody", "a request of somebody", f"{FIRST}-1"):
         assert kept_out.encode() not in content
     assert NO_GROUP.encode() not in content

@@ -24,7 +24,7 @@ def test_a_champion_holds_while_it_wins_and_not_where_what_was_before_is_as_good
 
 
 def test_a_champion_that_is_proven_better_than_what_would_serve_instead_is_not_withdrawn() -> None:
-    """STAY was said for too small a gain, or for a bag of words: going back would make it worse."""
+    """STAY may mean too small a gain, or no better than a bag of words: a rollback would make it worse."""
     small = verdict_of(90_000, 1_200, 800, 8_000)
     assert (small.outcome, small.interval[0] > 0, holds(small)) == (Outcome.STAY, True, None)
     words = predictions("tfidf", np.ones(1_000, dtype=bool))
@@ -46,7 +46,7 @@ def test_all_re_evaluations_of_a_champion_together_have_the_protocols_level() ->
 
 
 def test_no_group_withdraws_a_champion_that_is_better_in_each() -> None:
-    """Of eight groups of 125 rows one often looks three points worse, where each gained five."""
+    """Of eight groups of 125 rows, a group often looks three points worse although each gained five."""
     generator, n = np.random.default_rng(3), 1_000
     withdrawn = {True: 0, False: 0}
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Who of a hybrid's parts answers which row, and what temperature does to a probability."""
+"""Which part of a hybrid answers which row."""
 
 from typing import Any
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tailorbird.data import rows as read
-from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
 
 GROUP = Routing(by="group", column="sex", values=("f", "x"))
@@ -61,7 +60,7 @@ def test_a_confidence_that_is_no_number_is_not_taken_for_sure() -> None:
     assert routes_to_candidate(CONFIDENCE, confidences=[float("nan"), 0.9]).tolist() == [True, False]
 
 
-def test_what_the_rule_looks_at_must_be_given_and_the_rest_is_ignored() -> None:
+def test_the_rules_inputs_are_required_and_others_are_ignored() -> None:
     with pytest.raises(ValueError, match="looks at 'sex'; give the rows' values as `groups`"):
         routes_to_candidate(GROUP, confidences=[0.5])
     with pytest.raises(ValueError, match="give them as `confidences`"):
@@ -70,7 +69,7 @@ def test_what_the_rule_looks_at_must_be_given_and_the_rest_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"by": "group"}, "takes a column and its values"),
         ({"by": "group", "column": "sex"}, "takes a column and its values"),
@@ -83,8 +82,8 @@ def test_what_the_rule_looks_at_must_be_given_and_the_rest_is_ignored() -> None:
         ({"by": "chance"}, "not by 'chance'"),
     ],
 )
-def test_a_rule_that_says_too_little_or_too_much_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_rule_with_missing_or_needless_fields_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Routing(**fields)
 
 
@@ -92,35 +91,3 @@ def test_a_rule_that_says_too_little_or_too_much_is_refused(fields: dict[str, An
 def test_a_rule_survives_its_json(routing: Routing) -> None:
     adapter = TypeAdapter(Routing)
     assert adapter.validate_json(adapter.dump_json(routing)) == routing
-
-
-logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
-
-
-@given(logits, st.floats(0.05, 20))
-def test_temperature_keeps_the_order_and_leaves_probabilities(rows: list[list[float]], temperature: float) -> None:
-    given_logits = np.array(rows, np.float32)
-    found = temperature_softmax(given_logits, temperature=temperature)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-5)
-    best = given_logits.argmax(-1)
-    assert (found[np.arange(len(rows)), best] == found.max(-1)).all()
-
-
-@given(logits)
-def test_a_hotter_model_is_less_sure(rows: list[list[float]]) -> None:
-    found = np.array(rows, np.float64)
-    assert (
-        temperature_softmax(found, temperature=2.0).max(-1)
-        <= temperature_softmax(found, temperature=1.0).max(-1) + 1e-12
-    ).all()
-
-
-def test_temperature_one_is_the_softmax_and_two_that_of_half_the_logits() -> None:
-    rows = np.array([[2.0, 0.0], [0.0, 0.0]])
-    np.testing.assert_allclose(temperature_softmax(rows, temperature=1.0)[:, 0], [1 / (1 + np.exp(-2)), 0.5])
-    np.testing.assert_allclose(temperature_softmax(rows, temperature=2.0)[:, 0], [1 / (1 + np.exp(-1)), 0.5])
-
-
-def test_a_tiny_temperature_and_large_logits_give_numbers() -> None:
-    assert temperature_softmax(np.array([1000.0, 999.0, -1000.0]), temperature=1e-3).tolist() == [1.0, 0.0, 0.0]

@@ -70,7 +70,7 @@ def test_a_hybrid_survives_its_json(routing: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"kind": "hybrid"}, "the kind `hybrid`, and no other"),
         ({"kind": "hybrid", "hybrid": None}, "the kind `hybrid`, and no other"),
@@ -80,8 +80,8 @@ def test_a_hybrid_survives_its_json(routing: dict[str, Any]) -> None:
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
     ],
 )
-def test_a_config_with_half_a_hybrid_is_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_config_with_half_a_hybrid_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         parsed(PLAIN | changed)
 
 
@@ -108,7 +108,7 @@ def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path
         kind=kind, classes=(), base_model="s3://m/b", max_length=8, dtype="float32", code="", recipe_hash="",
         created_at="2026-11-25T00:00:00+00:00", prompting=prompting,
     )  # fmt: skip
-    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, config)
     with pytest.raises(RegistryError, match=f"lacks {file}"):
@@ -119,12 +119,12 @@ def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path
 
 def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
     config = VersionConfig.model_validate(PLAIN)
-    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, config)
     (folder / "head.safetensors").write_bytes(b"weights")
     version = register(task_uri, folder)
-    there = tmp_path / "home" / "versions" / version.version
+    there = tmp_path / "task" / "versions" / version.version
     (there / "head.safetensors").write_bytes(b"damaged")
     assert not is_intact(there)
     with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore it"):
@@ -143,7 +143,7 @@ def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
 def test_a_classifier_with_a_head_alone_is_not_registered_as_what_was_trained(
     tmp_path: Path, kind: str, file: str
 ) -> None:
-    folder, task_uri = tmp_path / "version", (tmp_path / "home").as_uri()
+    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     (folder / "head.safetensors").write_bytes(b"a head")
     write_config(folder, parsed(PLAIN | {"kind": kind}))

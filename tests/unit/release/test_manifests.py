@@ -86,17 +86,17 @@ def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
     name = job["metadata"]["name"]
     text = text_of("prod/job").replace(f"{RUN}: run\n", f"{RUN}: {name}\n")
     before = list(yaml.safe_load_all(text.replace("name: within-training\n", f"name: within-training-{name}\n")))
-    (given,) = of_kind(before, "RayJob")
+    (expected,) = of_kind(before, "RayJob")
     assert _without_job(after)[1:] == _without_job(before)
     volume = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
-    given["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
+    expected["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = volume
     for own, other in zip(
-        *(manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] for manifest in (job, given)), strict=True
+        *(manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"] for manifest in (job, expected)), strict=True
     ):
         other |= {key: own[key] for key in ("replicas", "minReplicas", "maxReplicas")}
-    given["spec"]["entrypoint"] = job["spec"]["entrypoint"]
-    given["metadata"]["name"] = name
-    assert job == given
+    expected["spec"]["entrypoint"] = job["spec"]["entrypoint"]
+    expected["metadata"]["name"] = name
+    assert job == expected
 
 
 @pytest.mark.parametrize(
