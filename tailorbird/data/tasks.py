@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -61,7 +61,7 @@ class ClassificationData:
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
         texts = texts_of(table, config.text, uri=uri, first=first)
         labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
-        return _rows(table, texts, labels, config=config, uri=uri, first=first)
+        return _rows(table, _Inputs(texts, labels), config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
@@ -106,7 +106,7 @@ class ChatData:
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
-        return _rows(table, texts, labels, config=config, uri=uri, first=first, conversations=prompted)
+        return _rows(table, _Inputs(texts, labels, prompted), config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         table = _empty(schema, self.columns(config))
@@ -159,24 +159,21 @@ def _with_shared(config: DataConfig, *inputs: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _rows(
-    table: pa.Table,
-    texts: tuple[str, ...],
-    labels: tuple[str, ...],
-    *,
-    config: DataConfig,
-    uri: str,
-    first: int,
-    conversations: tuple[Conversation, ...] | None = None,
-) -> Rows:
+class _Inputs(NamedTuple):
+    """The columns of `Rows` that differ between tasks."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    conversations: tuple[Conversation, ...] | None = None
+
+
+def _rows(table: pa.Table, inputs: _Inputs, *, config: DataConfig, uri: str, first: int) -> Rows:
     """Add row ids, split keys and groups."""
     return Rows(
         row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
-        texts=texts,
-        labels=labels,
         split_keys=read_strings(table, config.split_by, uri=uri, first=first) if config.split_by else None,
         groups={name: groups_of(table, name, uri=uri, first=first) for name in config.groups},
-        conversations=conversations,
+        **inputs._asdict(),
     )
 
 

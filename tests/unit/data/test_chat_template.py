@@ -4,11 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tailorbird.data.chat_template import Tokens, conversation_tokens, cut_to, prompt_tokens
-from tailorbird.data.packing import pack
 from tailorbird.data.rows import DataError
 from tests.small_chat import TEMPLATE, tokenizer
 
@@ -81,34 +78,3 @@ def test_a_conversation_is_cut_with_what_is_said_of_it() -> None:
     tokens = cut_to(Tokens([1, 2, 3, 4], np.array([False, False, True, True])), max_length=3)
     assert tokens.ids == [1, 2, 3]
     assert tokens.assistant_mask.tolist() == [False, False, True]
-
-
-def rows_of(lengths: list[int]) -> list[Tokens]:
-    rows, token = [], 1
-    for length in lengths:
-        mask = np.zeros(length, dtype=np.bool_)
-        mask[length // 2 :] = True
-        mask[0] = False  # the first token of a conversation follows nothing
-        rows.append(Tokens(list(range(token, token + length)), mask))
-        token += length
-    return rows
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[int]) -> None:
-    rows = rows_of(lengths)
-    batch = pack(rows, pad_id=0)
-    for index, row in enumerate(rows):
-        mine = batch.conversation_ids == index
-        assert batch.input_ids[mine].tolist() == row.ids  # in one row, in order
-        assert batch.position_ids[mine].tolist() == list(range(len(row)))
-        targets = batch.targets[batch.target_conversation_ids == index]
-        assert sorted(targets.tolist()) == np.array(row.ids)[row.assistant_mask].tolist()
-    assert (batch.input_ids[batch.conversation_ids == -1] == 0).all()
-    assert int((batch.conversation_ids >= 0).sum()) == sum(lengths)
-    assert len(batch.targets) == sum(int(row.assistant_mask.sum()) for row in rows)
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_whatever_the_lengths_little_of_packed_rows_is_padding(lengths: list[int]) -> None:
-    assert (pack(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03

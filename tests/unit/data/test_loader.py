@@ -1,21 +1,17 @@
 """Parquet files on disk, real ones and broken ones: what is read, and what a reader of the error would know to do."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows, read_splits
 from tailorbird.data.parquet import read_table
-from tailorbird.data.rows import DataError, Rows, Splits, content_sha256, fingerprint
+from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
-from tailorbird.data.tasks import ChatData
 
 
 def put(path: Path, **columns: Any) -> str:
@@ -217,113 +213,6 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     splits = read_splits(config_of(uri))
     texts_of_splits = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
     assert sum(len(texts) for texts in texts_of_splits) == len(set.union(*texts_of_splits)) == 100
-
-
-def test_rows_are_taken_in_the_order_asked() -> None:
-    rows = Rows(("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")})
-    assert rows.take([2, 0]) == Rows(("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")})
-    assert len(rows.take([])) == 0
-
-
-triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6)
-
-
-@given(first=triples, second=triples)
-def test_a_fingerprint_tells_any_two_splits_apart(
-    first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
-) -> None:
-    empty = Rows((), (), ())
-    prints = [
-        fingerprint(Splits(train=_rows(triples_of_split), validation=empty, test=empty))
-        for triples_of_split in (first, second)
-    ]
-    assert (prints[0] == prints[1]) == (first == second)
-    assert set(prints[0]) == {"train", "validation", "test"}
-
-
-def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
-    plain = Rows(("0",), ("text",), ("label",))
-    variants = [
-        plain,
-        replace(plain, split_keys=("x",)),
-        replace(plain, groups={"sex": ("x",)}),
-        replace(plain, groups={"ward": ("x",)}),
-    ]
-    empty = Rows((), (), ())
-    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in variants}) == len(
-        variants
-    )
-
-
-def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
-    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
-    same = [
-        replace(rows, groups={"sex": ("f", "m")}),
-        replace(rows, split_keys=("k", "l")),
-        rows.take([1, 0]),
-    ]
-    assert {content_sha256(variant) for variant in same} == {content_sha256(rows)}
-    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
-    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
-
-
-def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
-    ids, texts, labels = (
-        (tuple(column) for column in zip(*triples_of_split, strict=True)) if triples_of_split else ((), (), ())
-    )
-    return Rows(ids, texts, labels)
-
-
-def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
-    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
-    return [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=False)]
-
-
-def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
-    rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
-    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
-    assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
-    assert rows.take([1]).conversations == ((("user", "more"),),)
-
-
-def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
-    uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
-    rows = read_rows(uri, config=config_of(uri, messages="chat"), task=ChatData())
-    assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
-    assert rows.labels == ("ciao",)
-    assert rows.texts == ("be kind\nhi\nhello\nbye",)
-
-
-@pytest.mark.parametrize(
-    "conversation",
-    [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
-    ids=["no answer", "ends with a question", "blank", "an answer alone", "empty"],
-)
-def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
-    uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
-    with pytest.raises(DataError, match="conversation in row 1 has no answer"):
-        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
-
-
-@pytest.mark.parametrize(
-    "column",
-    [["plain text"], [turns("call", "done", roles="ut")], [None], [[{"role": "user", "content": None}]]],
-    ids=["text", "another role", "null", "null content"],
-)
-def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
-    uri = put(tmp_path / "rows.parquet", messages=column)
-    with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
-        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
-
-
-def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
-    hashes = []
-    for roles in ("uua", "uaa"):
-        uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
-        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
-        hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
-    assert hashes[0] != hashes[1]
 
 
 def test_validation_and_test_may_be_parts_that_are_the_same_at_every_run(tmp_path: Path) -> None:

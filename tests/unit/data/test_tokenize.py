@@ -1,4 +1,4 @@
-"""One encoder for all: a real WordPiece tokenizer, small enough to be made here, and batches that lose no row."""
+"""Texts to tokens by a small, real WordPiece tokenizer, and labels to class indices."""
 
 from pathlib import Path
 from typing import Any

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
+from tailorbird.data.chat_template import Tokens, conversation_tokens
 from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
-from tailorbird.models.generation import answer_prompts, log_likelihoods
 from tailorbird.models.loading import load_causal_state, load_chat_weights
 from tailorbird.models.lora import add_adapter
 from tests.small_chat import language_model, model_of, tokenizer
@@ -39,17 +38,6 @@ def test_packed_conversations_never_see_one_another() -> None:
         torch.testing.assert_close(together[torch.from_numpy(conversation_ids == index)], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
-    likelihoods = log_likelihoods(MODEL, rows(), pad_id=0)
-    for row, value in zip(rows(), likelihoods, strict=True):
-        with torch.no_grad():
-            log_probabilities = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
-        expected = [
-            float(log_probabilities[position - 1, row.ids[position]]) for position in np.flatnonzero(row.assistant_mask)
-        ]
-        assert value == pytest.approx(np.mean(expected), abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
@@ -70,21 +58,6 @@ def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_mas
         torch.testing.assert_close(
             logits[torch.from_numpy(batch.target_conversation_ids == index)], expected, atol=1e-5, rtol=1e-4
         )
-
-
-def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
-    prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
-    for prompt, answer in zip(
-        prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
-    ):
-        ids, answered = list(prompt), list[int]()
-        while len(answered) < 12 and ids[-1] != TOKENIZER.eos_token_id:
-            with torch.no_grad():
-                answered.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
-            ids.append(answered[-1])
-        assert answer.finished == (answered[-1] == TOKENIZER.eos_token_id)
-        assert answer.tokens == (answered[:-1] if answer.finished else answered)
-        assert 0 < answer.confidence <= 1
 
 
 def test_weights_that_lack_one_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import CLASSIFICATION, ChatData
@@ -22,13 +21,13 @@ def encoder(tmp_path: Path) -> Path:
 
 
 def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
-    outline = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
+    metadata = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
     loaded = load_encoder(encoder)
-    assert outline.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
-    assert (outline.kind, outline.is_encoder_decoder, outline.longest) == ("bert", False, 512)
-    assert outline.num_stored >= outline.shape.num_parameters  # the pooler is stored too
-    assert (outline.shape.hidden, outline.shape.intermediate, outline.shape.gated) == (16, 32, False)
-    assert outline.shape.attention_dropout == 0.1
+    assert metadata.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    assert (metadata.kind, metadata.is_encoder_decoder, metadata.longest) == ("bert", False, 512)
+    assert metadata.num_stored >= metadata.shape.num_parameters  # the pooler is stored too
+    assert (metadata.shape.hidden, metadata.shape.intermediate, metadata.shape.gated) == (16, 32, False)
+    assert metadata.shape.attention_dropout == 0.1
 
 
 def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
@@ -51,9 +50,9 @@ def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
 
 def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
     small_chat.save(tmp_path)
-    outline = read_metadata(tmp_path.as_uri(), task=ChatData())
-    assert (outline.is_causal, outline.template_error, outline.longest) == (True, None, 256)
-    assert outline.num_stored == outline.shape.num_parameters
+    metadata = read_metadata(tmp_path.as_uri(), task=ChatData())
+    assert (metadata.is_causal, metadata.template_error, metadata.longest) == (True, None, 256)
+    assert metadata.num_stored == metadata.shape.num_parameters
     small_chat.tokenizer(None).save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     error = read_metadata(tmp_path.as_uri(), task=ChatData()).template_error
@@ -65,25 +64,6 @@ def test_rows_longer_than_the_model_s_positions_are_refused(encoder: Path) -> No
     require_length(encoder.as_uri(), max_length=512, task=CLASSIFICATION)
     with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
         require_length(encoder.as_uri(), max_length=513, task=CLASSIFICATION)
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields", "longest"),
-    [
-        ("mistral", {"sliding_window": 64}, 64),
-        ("gemma3_text", {"sliding_window": 64}, 64),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 4096),
-        ("phi3", {"sliding_window": None}, 4096),
-        ("modernbert", {"local_attention": 64}, 4096),
-    ],
-)
-def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
-    kind: str, fields: dict[str, Any], longest: int
-) -> None:
-    config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
-    task = CLASSIFICATION if kind == "modernbert" else ChatData()
-    assert task.longest_row(config) == longest
-    assert CLASSIFICATION.longest_row(config) == 4096
 
 
 def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:

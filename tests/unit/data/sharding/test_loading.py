@@ -1,160 +1,21 @@
-"""Sharding without Ray: which shards rows are grouped into, and what is written and reported of each."""
+"""Loading: rows in memory and in shards are checked and reported alike (Ray Data runs in the integration test)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
-from tailorbird.data.rows import DataError, Rows, concat_rows
+from tailorbird.data.rows import DataError
 from tailorbird.data.sharding import loading, worker
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
-from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.sharding.worker import ShardingJob, ShardRecord, ShardReport, ShardSpec, read_sample, write_shard
-from tailorbird.data.tasks import CLASSIFICATION, ChatData
-from tailorbird.data.tokenized import TokenizedRows
+from tailorbird.data.sharding.worker import ShardingJob, ShardReport, ShardSpec, write_shard
+from tailorbird.data.tasks import CLASSIFICATION
 from tests.small_chat import tokenizer
-
-
-def write(folder: Path, texts: Sequence[str], *, name: str = "train", group_rows: int = 100, **columns: object) -> str:
-    labels = ["ab"[len(text) % 2] for text in texts]
-    table = pa.table(
-        {"text": list(texts), "label": labels, "key": [f"k{index}" for index in range(len(texts))]} | columns
-    )
-    path = folder / f"{name}.parquet"
-    pq.write_table(table, path, row_group_size=group_rows)
-    return path.as_uri()
-
-
-def texts_of(num: int) -> list[str]:
-    return [
-        "abcdefgh"[index % 8] * (1 + index % 50) + " " + "xyz"[index % 3] * (1 + index // 50) for index in range(num)
-    ]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> DataConfig:
-    train = [*texts_of(1000), "Copied  test", "copied validation", " "]
-    return DataConfig(
-        train=write(tmp_path, train),
-        validation=write(
-            tmp_path, ["copied validation", "validation b", "copied test"], name="validation", key=["k1", "v", "w"]
-        ),
-        test=write(tmp_path, ["copied test", "test b"], name="test", key=["t", "k2"]),
-        split_by="key",
-        stream_above_rows=500,
-    )
-
-
-def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
-    values = {
-        "config": config.model_copy(update={"max_length": 16}),
-        "task": CLASSIFICATION,
-        "base_model": "",
-        "uri": (folder / "shards").as_uri(),
-        "sample_share": 0.2,
-        "evaluation_texts": {
-            "test": frozenset({"copied test"}),
-            "validation": frozenset({"copied validation", "copied test"}),
-        },
-        "evaluation_keys": frozenset({"k1", "k2", "t"}),
-    }
-    return ShardingJob(**values | fields)  # type: ignore[arg-type]
-
-
-def test_row_groups_are_grouped_and_never_split(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SHARD_ROWS", 250)
-    specs = list(worker.shard_specs(config))
-    assert [spec.row_groups for spec in specs] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert [spec.first for spec in specs] == [spec.first_in_file for spec in specs] == [0, 300, 600, 900]
-    assert [spec.num_rows for spec in specs] == [300, 300, 300, 103]
-
-
-def test_a_shard_is_written_without_copies_and_reported(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "BATCH_ROWS", 64)
-    (spec,) = worker.shard_specs(config)
-    report = write_shard(spec, job_of(config, tmp_path), tokenizer())
-    assert report.num_rows == 1001
-    assert report.copies == {"test": 1, "validation": 1}
-    assert report.num_empty == 1
-    assert report.shared_keys == ("k1", "k2")
-    assert sum(report.labels.values()) == 1001
-    shards = Shards((tmp_path / "shards").as_uri(), (1001,), ("a", "b"))
-    rows = shards.read(shards.chunks())
-    assert rows.row_ids == (*(str(index) for index in range(1000)), "1002")
-    whole = read_splits(config).train
-    expected = CLASSIFICATION.encode(whole.take(range(50)), tokenizer=tokenizer(), max_length=16)
-    assert rows.tokens(range(50)) == expected.ids
-    sample = read_sample(shards.uri, num_files=1)
-    assert 150 < len(sample) < 260
-    assert set(sample.row_ids) < set(rows.row_ids)
-    assert len(set(sample.row_ids)) == len(sample)
-
-
-def test_every_class_has_a_row_in_memory(tmp_path: Path) -> None:
-    labels = [f"c{index}" for index in range(40)] * 3
-    uri = write(tmp_path, texts_of(120), label=labels)
-    config = DataConfig(train=uri)
-    (spec,) = worker.shard_specs(config)
-    report = write_shard(spec, job_of(config, tmp_path, sample_share=0.01), tokenizer())
-    sample = read_sample((tmp_path / "shards").as_uri(), num_files=1)
-    assert set(sample.labels) == set(labels) == set(report.labels)
-    assert len(sample) < 60
-
-
-def test_an_error_names_the_row_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "BATCH_ROWS", 64)
-    texts: list[str | None] = [*texts_of(150), None]
-    first, second = write(tmp_path, texts_of(70), name="a"), write(tmp_path, texts_of(151), name="b", text=texts)
-    config = DataConfig(train=(first, second))
-    of_a, of_b = worker.shard_specs(config)
-    assert (of_b.first, of_b.first_in_file) == (70, 0)
-    write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    message = r"b\.parquet: column 'text' is null in 1 of 23 rows from row 128 on \(first: row 150\)"
-    with pytest.raises(DataError, match=message):
-        write_shard(of_b, job_of(config, tmp_path), tokenizer())
-    assert not (tmp_path / "shards" / "000001.arrow").exists()
-    assert not (tmp_path / "shards" / "000001.json").exists()
-
-
-def test_a_shard_that_an_interrupted_run_wrote_is_not_written_again(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (spec,) = worker.shard_specs(config)
-    report = write_shard(spec, job_of(config, tmp_path), tokenizer())
-    monkeypatch.setattr(worker, "_batches", lambda *_: pytest.fail("it is read again"))
-    assert write_shard(spec, job_of(config, tmp_path), tokenizer()) == report
-
-
-def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a b", "c"] * 20, "completion": ["d", "e f"] * 20})
-    pq.write_table(table, tmp_path / "train.parquet")
-    config = DataConfig(train=(tmp_path / "train.parquet").as_uri())
-    (spec,) = worker.shard_specs(config)
-    no_texts: dict[str, frozenset[str]] = {"test": frozenset(), "validation": frozenset()}
-    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluation_texts=no_texts)
-    report = write_shard(spec, job, tokenizer())
-    assert (report.num_rows, report.labels) == (40, {})
-    shards = Shards(job.uri, (40,), ())
-    rows = shards.read(shards.chunks())
-    sample = read_sample(job.uri, num_files=1)
-    tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
-    expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=())
-    assert np.array_equal(rows.ids, expected.ids)
-    assert np.array_equal(rows.offsets, expected.offsets)
-    assert rows.assistant_mask is not None
-    assert expected.assistant_mask is not None
-    assert np.array_equal(rows.assistant_mask, expected.assistant_mask)
-    assert rows.num_assistant_tokens(range(40)) == expected.assistant_mask.sum() > 40
 
 
 def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataConfig) -> None:
@@ -215,18 +76,3 @@ def test_sharded_rows_are_reported_like_rows_in_memory(
     storage.write_bytes(str(config.train), storage.read_bytes(str(config.train)))
     load()
     assert len(reports) == 8  # the file was written again
-
-
-def test_a_record_survives_json() -> None:
-    rows = Rows(
-        ("0",),
-        ("t",),
-        ("l",),
-        split_keys=("k",),
-        groups={"g": ("x",)},
-        conversations=((("user", "a"), ("assistant", "b")),),
-    )
-    report = ShardReport(number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256="")
-    record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
-    assert ShardRecord.model_validate_json(record.model_dump_json()) == record
-    assert concat_rows([rows, rows]) == rows.take([0, 0])

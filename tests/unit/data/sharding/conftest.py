@@ -1,0 +1,22 @@
+"""Rows that a recipe shards."""
+
+from pathlib import Path
+
+import pytest
+
+from tailorbird.config.data import DataConfig
+from tests.unit.data.sharding.small import texts_of, write
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    train = [*texts_of(1000), "Copied  test", "copied validation", " "]
+    return DataConfig(
+        train=write(tmp_path, train),
+        validation=write(
+            tmp_path, ["copied validation", "validation b", "copied test"], name="validation", key=["k1", "v", "w"]
+        ),
+        test=write(tmp_path, ["copied test", "test b"], name="test", key=["t", "k2"]),
+        split_by="key",
+        stream_above_rows=500,
+    )

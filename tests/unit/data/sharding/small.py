@@ -1,0 +1,43 @@
+"""Rows on disk and a job to shard them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailorbird.config.data import DataConfig
+from tailorbird.data.sharding.worker import ShardingJob
+from tailorbird.data.tasks import CLASSIFICATION
+
+
+def write(folder: Path, texts: Sequence[str], *, name: str = "train", group_rows: int = 100, **columns: object) -> str:
+    labels = ["ab"[len(text) % 2] for text in texts]
+    table = pa.table(
+        {"text": list(texts), "label": labels, "key": [f"k{index}" for index in range(len(texts))]} | columns
+    )
+    path = folder / f"{name}.parquet"
+    pq.write_table(table, path, row_group_size=group_rows)
+    return path.as_uri()
+
+
+def texts_of(num: int) -> list[str]:
+    return [
+        "abcdefgh"[index % 8] * (1 + index % 50) + " " + "xyz"[index % 3] * (1 + index // 50) for index in range(num)
+    ]
+
+
+def job_of(config: DataConfig, folder: Path, **fields: object) -> ShardingJob:
+    values = {
+        "config": config.model_copy(update={"max_length": 16}),
+        "task": CLASSIFICATION,
+        "base_model": "",
+        "uri": (folder / "shards").as_uri(),
+        "sample_share": 0.2,
+        "evaluation_texts": {
+            "test": frozenset({"copied test"}),
+            "validation": frozenset({"copied validation", "copied test"}),
+        },
+        "evaluation_keys": frozenset({"k1", "k2", "t"}),
+    }
+    return ShardingJob(**values | fields)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Rows and their hashes."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.rows import Rows, Splits, content_sha256, fingerprint
+
+
+def test_rows_are_taken_in_the_order_asked() -> None:
+    rows = Rows(("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")})
+    assert rows.take([2, 0]) == Rows(("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")})
+    assert len(rows.take([])) == 0
+
+
+triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(max_size=4)), max_size=6)
+
+
+@given(first=triples, second=triples)
+def test_a_fingerprint_tells_any_two_splits_apart(
+    first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
+) -> None:
+    empty = Rows((), (), ())
+    prints = [
+        fingerprint(Splits(train=_rows(triples_of_split), validation=empty, test=empty))
+        for triples_of_split in (first, second)
+    ]
+    assert (prints[0] == prints[1]) == (first == second)
+    assert set(prints[0]) == {"train", "validation", "test"}
+
+
+def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
+    plain = Rows(("0",), ("text",), ("label",))
+    variants = [
+        plain,
+        replace(plain, split_keys=("x",)),
+        replace(plain, groups={"sex": ("x",)}),
+        replace(plain, groups={"ward": ("x",)}),
+    ]
+    empty = Rows((), (), ())
+    assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in variants}) == len(
+        variants
+    )
+
+
+def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
+    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
+    same = [
+        replace(rows, groups={"sex": ("f", "m")}),
+        replace(rows, split_keys=("k", "l")),
+        rows.take([1, 0]),
+    ]
+    assert {content_sha256(variant) for variant in same} == {content_sha256(rows)}
+    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
+    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
+
+
+def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
+    ids, texts, labels = (
+        (tuple(column) for column in zip(*triples_of_split, strict=True)) if triples_of_split else ((), (), ())
+    )
+    return Rows(ids, texts, labels)

@@ -1,0 +1,122 @@
+"""Task data objects: columns and conversations become rows, and limits of a training row."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoConfig
+
+from tailorbird.config.data import DataConfig
+from tailorbird.data.loader import read_rows
+from tailorbird.data.rows import DataError, Splits, fingerprint
+from tailorbird.data.tasks import CLASSIFICATION, ChatData, data_task
+
+
+def put(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path.as_uri()
+
+
+def config_of(uri: str, **fields: Any) -> DataConfig:
+    return DataConfig(train=uri, **fields)
+
+
+def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    return [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=False)]
+
+
+def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
+    rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
+    assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
+    assert (rows.texts, rows.labels, rows.split_keys) == (("ask", "more"), ("tell", "it"), ("d", "e"))
+    assert rows.take([1]).conversations == ((("user", "more"),),)
+
+
+def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
+    uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
+    rows = read_rows(uri, config=config_of(uri, messages="chat"), task=ChatData())
+    assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
+    assert rows.labels == ("ciao",)
+    assert rows.texts == ("be kind\nhi\nhello\nbye",)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
+    ids=["no answer", "ends with a question", "blank", "an answer alone", "empty"],
+)
+def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
+    with pytest.raises(DataError, match="conversation in row 1 has no answer"):
+        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["plain text"], [turns("call", "done", roles="ut")], [None], [[{"role": "user", "content": None}]]],
+    ids=["text", "another role", "null", "null content"],
+)
+def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=column)
+    with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
+        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+
+
+def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+    hashes = []
+    for roles in ("uua", "uaa"):
+        uri = put(tmp_path / f"{roles}.parquet", messages=[turns("a", "b", "c", roles=roles)])
+        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+        hashes.append(fingerprint(Splits(rows, rows, rows))["train"])
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "longest"),
+    [
+        ("mistral", {"sliding_window": 64}, 64),
+        ("gemma3_text", {"sliding_window": 64}, 64),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 4096),
+        ("phi3", {"sliding_window": None}, 4096),
+        ("modernbert", {"local_attention": 64}, 4096),
+    ],
+)
+def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
+    kind: str, fields: dict[str, Any], longest: int
+) -> None:
+    config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
+    task = CLASSIFICATION if kind == "modernbert" else ChatData()
+    assert task.longest_row(config) == longest
+    assert CLASSIFICATION.longest_row(config) == 4096
+
+
+@pytest.mark.parametrize(
+    ("type_", "fits"),
+    [
+        (pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), True),
+        (pa.list_(pa.struct([("role", pa.string())])), False),
+        (pa.list_(pa.string()), False),
+        (pa.string(), False),
+    ],
+)
+def test_a_column_that_cannot_hold_conversations_is_refused_by_its_type(type_: pa.DataType, fits: bool) -> None:
+    config, schema = config_of("file:///rows", messages="turns"), pa.schema([("turns", type_)])
+    with (
+        nullcontext()
+        if fits
+        else pytest.raises(DataError, match=r"column 'turns' is .*, no lists of \{role, content\}")
+    ):
+        ChatData().require_types(schema, config=config, uri="file:///rows")
+
+
+def test_each_task_reads_its_own_columns_and_those_of_all_tasks_once() -> None:
+    config = config_of("file:///rows", split_by="doc", groups=("sex", "doc"))
+    assert data_task("classification").columns(config) == ["text", "label", "doc", "sex"]
+    assert data_task("chat", system="be brief") == ChatData("be brief")
+    assert data_task("chat").columns(config) == ["prompt", "completion", "doc", "sex"]

@@ -1,0 +1,48 @@
+"""Answers and likelihoods by continuous batching and packed rows are those of plain passes."""
+
+import numpy as np
+import pytest
+import torch
+
+from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tests.small_chat import language_model, tokenizer
+
+TOKENIZER, LM = tokenizer(), language_model()
+
+
+MODEL = ChatModel(LM).eval()
+
+
+QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
+
+
+def rows() -> list[Tokens]:
+    return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+
+
+def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
+    likelihoods = log_likelihoods(MODEL, rows(), pad_id=0)
+    for row, value in zip(rows(), likelihoods, strict=True):
+        with torch.no_grad():
+            log_probabilities = torch.log_softmax(LM(torch.tensor([row.ids])).logits[0], dim=-1)
+        expected = [
+            float(log_probabilities[position - 1, row.ids[position]]) for position in np.flatnonzero(row.assistant_mask)
+        ]
+        assert value == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
+    prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
+    for prompt, answer in zip(
+        prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True
+    ):
+        ids, answered = list(prompt), list[int]()
+        while len(answered) < 12 and ids[-1] != TOKENIZER.eos_token_id:
+            with torch.no_grad():
+                answered.append(int(LM(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(answered[-1])
+        assert answer.finished == (answered[-1] == TOKENIZER.eos_token_id)
+        assert answer.tokens == (answered[:-1] if answer.finished else answered)
+        assert 0 < answer.confidence <= 1
