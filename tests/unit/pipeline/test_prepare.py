@@ -7,11 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.progress import SILENT
+from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
 from tailorbird.pipeline import inputs
-from tailorbird.pipeline.prepare import current_user
+from tailorbird.pipeline.prepare import RunContext, current_user, prepare
 from tests import small_chat
+from tests.unit.pipeline.contexts import recipe_at
 
 
 def test_a_user_without_a_name_is_known_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +38,47 @@ def test_rows_longer_than_the_base_model_reads_are_refused_before_anything_is_ma
     recipe = Recipe.model_validate(named | {"data": data, "evaluation": {"metric": metric}})
     with pytest.raises(DataError, match="max_length 257 is more than the 256 tokens"):
         inputs.load_inputs(recipe)
+
+
+def write_locally(uri: str, data: bytes, *, etag: str | None) -> str:
+    assert etag is None
+    storage.write_bytes(uri, data)
+    return "etag"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe whose rows, base model and registry are local."""
+    monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
+    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: (tmp_path / "model").as_uri())
+    monkeypatch.setattr("tailorbird.pipeline.prepare.read_champion", lambda _: None)
+    monkeypatch.setattr(storage, "write_if_match", write_locally)  # conditional writes need S3
+    small_chat.save(tmp_path / "model")
+    texts = [f"number {number}" for number in range(90)]
+    pq.write_table(pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet")
+    return recipe_at(tmp_path / "registry", data={"train": (tmp_path / "rows.parquet").as_uri()})
+
+
+def prepared(recipe: Recipe) -> RunContext:
+    return prepare(recipe, progress=SILENT)
+
+
+def test_the_protocol_is_registered_once_before_anything_is_trained(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared(recipe)
+    monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
+    again = prepared(recipe)
+    assert (again.run, again.protocol, again.requested_by) == (first.run, first.protocol, first.requested_by)
+    assert [uri.removeprefix(f"{first.run}/") for uri in storage.list_files(first.run)] == ["protocol.json"]
+    assert first.protocol.num_test_rows == len(first.splits.test)
+    assert first.task.classes == ("x", "y", "z")
+    assert storage.exists(first.inputs.code.uri)
+
+
+def test_a_run_is_named_by_what_it_evaluates_and_not_by_how_it_serves(recipe: Recipe) -> None:
+    first = prepared(recipe)
+    serving = recipe.serving.model_copy(update={"max_replicas": 7})
+    gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})
+    assert prepared(recipe.model_copy(update={"serving": serving})).run == first.run
+    assert prepared(recipe.model_copy(update={"evaluation": gain})).run != first.run
