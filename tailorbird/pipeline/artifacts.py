@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tailorbird import storage
@@ -20,6 +22,9 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import is_version_uri
+
+UNCALIBRATED = 1.0
+"""Temperature of an artifact that was not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,25 @@ def make_loadable(uri: str, config: VersionConfig) -> None:
         write_artifact_config(uri, config)
 
 
-def set_temperature(uri: str, temperature: float) -> None:
-    """Write the temperature into an artifact's config, unless it is the same."""
-    config = read_artifact_config(uri)
-    if config.temperature != temperature:
-        write_artifact_config(uri, config.model_copy(update={"temperature": temperature}))
+def set_temperature(contender: Contender, temperature: float) -> Contender:
+    """Return the contender with the temperature in its config.
+
+    Written in place if it has none yet. If an earlier run, with other code, calibrated the same weights differently,
+    that run's evidence names its files: they are kept, and a copy next to them gets the temperature.
+    """
+    config = read_artifact_config(contender.uri)
+    calibrated = config.model_copy(update={"temperature": temperature})
+    if config.temperature in (UNCALIBRATED, temperature):
+        if config != calibrated:
+            write_artifact_config(contender.uri, calibrated)
+        return contender
+    copy = replace(contender, uri=f"{contender.uri}-{temperature!r}")
+    if not storage.exists(f"{copy.uri}/config.json"):
+        with _copy_with_config(local_copy(contender.uri), calibrated) as folder:
+            (folder / "config.json").unlink()
+            storage.upload_folder(folder, copy.uri)
+        write_artifact_config(copy.uri, calibrated)  # last: it makes the copy loadable
+    return copy
 
 
 def is_hybrid(contender: Contender) -> bool:
@@ -64,11 +83,8 @@ def register_contender(task_uri: str, contender: Contender, *, code: str) -> Mod
     config = read_artifact_config(folder.as_uri())
     if config.code == code:
         return register(task_uri, folder)
-    with tempfile.TemporaryDirectory() as renewed:
-        shutil.copytree(folder, renewed, copy_function=os.symlink, dirs_exist_ok=True)
-        (Path(renewed) / "config.json").unlink()
-        write_config(Path(renewed), config.model_copy(update={"code": code}))
-        return register(task_uri, Path(renewed))
+    with _copy_with_config(folder, config.model_copy(update={"code": code})) as renewed:
+        return register(task_uri, renewed)
 
 
 def register_hybrid(
@@ -78,3 +94,13 @@ def register_hybrid(
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder), hybrid_config(candidate, incumbent=incumbent, routing=routing))
         return register(task_uri, Path(folder))
+
+
+@contextmanager
+def _copy_with_config(folder: Path, config: VersionConfig) -> Iterator[Path]:
+    """Yield a temporary folder with links to the artifact's files and another config."""
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, copy_function=os.symlink, dirs_exist_ok=True)
+        (Path(copy) / "config.json").unlink()
+        write_config(Path(copy), config)
+        yield Path(copy)

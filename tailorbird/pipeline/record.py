@@ -95,7 +95,9 @@ def run_record(
         sweep_ended=trained.sweep.ended,
         training=_training(trained, context.recipe.training),
         seeds=tuple(SeedRecord(seed + number, result.score) for number, result in enumerate(trained.seeds)),
-        averaged=AverageRecord(averaged.validation, averaged.uri == trained.candidate.uri) if averaged else None,
+        averaged=AverageRecord(averaged.validation, trained.candidate.uri.startswith(averaged.uri))
+        if averaged
+        else None,
         curve=CurveRecord(**asdict(curve)) if curve else None,
         candidate_validation=trained.candidate.validation,
         versions=versions,

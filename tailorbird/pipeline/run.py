@@ -186,9 +186,7 @@ def select_candidate(
     candidate = best_on_validation(seeds, averaged, method=selected.method)
     make_loadable(candidate.uri, context.task.version_config(selected.method))
     temperature = context.task.fit_temperature(candidate.uri)
-    if temperature is not None:
-        set_temperature(candidate.uri, temperature)
-    return candidate
+    return candidate if temperature is None else set_temperature(candidate, temperature)
 
 
 def _train(

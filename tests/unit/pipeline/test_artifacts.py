@@ -28,10 +28,10 @@ def test_a_run_that_resumes_keeps_the_temperature_and_every_byte_of_the_config(t
     uri = tmp_path.as_uri()
     make_loadable(uri, config_of())
     assert read_artifact_config(uri).temperature == 1
-    set_temperature(uri, 1.4)
+    set_temperature(Contender("probe", uri, 0.5), 1.4)
     before = storage.read_bytes(f"{uri}/config.json")
     make_loadable(uri, config_of(created_at="2030-01-01T00:00:00+00:00"))  # the next run on the same weights
-    set_temperature(uri, 1.4)
+    set_temperature(Contender("probe", uri, 0.5), 1.4)
     assert storage.read_bytes(f"{uri}/config.json") == before
     assert read_artifact_config(uri) == config_of().model_copy(update={"temperature": 1.4})
 
@@ -66,3 +66,15 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
     champion = Contender("champion", version.uri, 0.5)
     again = register_contender((tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip")
     assert again == version
+
+
+def test_weights_that_an_earlier_run_calibrated_otherwise_are_copied(contender: Contender) -> None:
+    assert set_temperature(contender, 1.4) == contender
+    before = storage.read_bytes(f"{contender.uri}/config.json")
+    copy = set_temperature(contender, 1.5)
+    assert set_temperature(contender, 1.5) == copy != contender
+    assert (copy.kind, copy.validation) == (contender.kind, contender.validation)
+    assert storage.read_bytes(f"{contender.uri}/config.json") == before
+    assert read_artifact_config(copy.uri).temperature == 1.5
+    head = storage.read_bytes(f"{contender.uri}/head.safetensors")
+    assert storage.read_bytes(f"{copy.uri}/head.safetensors") == head
