@@ -9,7 +9,7 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.versions import ModelVersion, Part
+from tailorbird.registry.versions import ModelVersion, PinnedVersion
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
@@ -20,7 +20,7 @@ USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
 class AdditionalVersions:
     """The versions that replicas serve next to the champion."""
 
-    pretrained: ModelVersion | Part | None = None
+    pretrained: ModelVersion | PinnedVersion | None = None
     """Selected by `model: pretrained`; (classification only)."""
     challenger: ModelVersion | None = None
     """Gets the share of `serving.challenger`."""
@@ -103,7 +103,7 @@ def standalone_application(former: ServeApplication, *, version: ModelVersion) -
     return former.model_copy(update=update).with_user_config(config.to_user_config())
 
 
-def version_ref(version: ModelVersion | Part) -> VersionRef:
+def version_ref(version: ModelVersion | PinnedVersion) -> VersionRef:
     """Return the reference by which a replica loads the version."""
     return VersionRef(uri=version.uri, digest=version.digest)
 

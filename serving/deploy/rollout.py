@@ -40,7 +40,7 @@ from serving.replica.config import config_id
 from serving.replica.experiment import CHALLENGER
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.versions import ModelVersion, Part, over_same_base, weights_digest
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, versions_on_same_base, weights_digest
 from tailorbird.storage import read_bytes
 
 DEPLOY_TIMEOUT_S = 240
@@ -141,7 +141,7 @@ def _unstage(name: str, *, version: ModelVersion) -> None:
 
 
 def switch_version(
-    task_uri: str, *, version: ModelVersion, pretrained: ModelVersion | Part | None, verdict: str | None
+    task_uri: str, *, version: ModelVersion, pretrained: ModelVersion | PinnedVersion | None, verdict: str | None
 ) -> str | None:
     """Make the version the champion of the running service, whose other settings stay, and return the base URL; return
     None if the task is not served.
@@ -154,7 +154,7 @@ def switch_version(
     if former is None:
         return None
     config = replica_config(former)
-    others = over_same_base(version, task_uri=task_uri, most=config.max_versions)
+    others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in others}
     if config.serve_pretrained and pretrained is not None and SERVED_TASKS[version.task].serves_pretrained:
         refs[PRETRAINED] = version_ref(pretrained)
