@@ -96,31 +96,22 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     champion, former = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = load_inputs(recipe).splits
-    rows, dropped = fresh_rows(audited_rows(recipe), splits, evaluated=_evaluated_rows(recipe.task_uri))
-    if len(rows) < recipe.monitoring.min_labels:
-        raise ReevaluationError(
-            f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
-            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` "
-            "draws them), or ask for fewer"
-        )
+    rows, dropped = _test_rows(recipe, splits)
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
     digests = [evidence.versions["candidate"].digest for evidence in read_reevaluations(recipe.task_uri)]
     protocol = with_spent_alpha(protocol, number=1 + digests.count(champion.digest))
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
+    rows_sha256, protocol_digest = protocol.test_sha256, digest(protocol)
     access = record_test_access(
-        recipe.task_uri,
-        test_sha256=protocol.test_sha256,
-        candidate=champion.digest,
-        protocol=digest(protocol),
-        run=uri,
+        recipe.task_uri, test_sha256=rows_sha256, candidate=champion.digest, protocol=protocol_digest, run=uri
     )
     tables = _predict(recipe, versions, rows=rows, splits=splits, protocol=protocol)
     inputs = VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
         reference=tables.get("reference"),
-        test_sha256=protocol.test_sha256,
+        test_sha256=rows_sha256,
         access_number=access.number,
         cpu=cost.cpu,
         training_cpu_s=cost.training_cpu_s,
@@ -130,7 +121,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
     evidence = ReevaluationEvidence(
         protocol=protocol,
-        data=AuditedData(sha256_test=protocol.test_sha256, num_rows=len(rows), dropped=dropped),
+        data=AuditedData(sha256_test=rows_sha256, num_rows=len(rows), dropped=dropped),
         access_number=access.number,
         cost=cost,
         versions={role: PinnedVersion(uri=version.uri, digest=version.digest) for role, version in versions.items()},
@@ -165,9 +156,17 @@ def holds(verdict: Verdict) -> bool | None:
     return False if verdict.outcome is Outcome.STAY and low <= 0 and not maybe_cheaper else None
 
 
-def _evaluated_rows(task_uri: str) -> set[str]:
-    """Return the ids of the rows of every earlier re-evaluation."""
-    return {row_id for uri in prediction_files(task_uri) for row_id in load_predictions(uri).row_ids}
+def _test_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, dict[str, int]]:
+    """Return audited rows that no split and no earlier re-evaluation has, and the number of rows dropped by reason."""
+    evaluated = {row_id for uri in prediction_files(recipe.task_uri) for row_id in load_predictions(uri).row_ids}
+    rows, dropped = fresh_rows(audited_rows(recipe), splits, evaluated=evaluated)
+    if len(rows) < recipe.monitoring.min_labels:
+        raise ReevaluationError(
+            f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
+            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` "
+            "draws them), or ask for fewer"
+        )
+    return rows, dropped
 
 
 def protocol_for(

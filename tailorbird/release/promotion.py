@@ -1,7 +1,7 @@
 """Promote the winner of a run to champion by compare-and-swap, or roll back to the former champion, and serve it."""
 
-from collections.abc import Set
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
@@ -13,6 +13,7 @@ from tailorbird.registry.champion import (
     ChangeReason,
     ChosenBy,
     FormerChampion,
+    ParityResult,
     champion_version,
     read_champion,
     write_champion,
@@ -59,50 +60,92 @@ def promote_version(
         raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
     stored = read_champion(task_uri)  # before the decision: a later change makes the write fail
     champion, etag = stored or (None, None)
-    evidence = evidence_for(task_uri, version=version.rstrip("/") if version else None)
-    evaluated = read_winner(evidence)
-    weights, weights_evidence = _torch_version(evaluated, evidence=evidence, task_uri=task_uri)
-    same_weights = champion if champion is not None and _weights_of(champion) == weights.digest else None
-    if same_weights is not None and engine is None:
-        return _keep(task_uri, same_weights)
-    if same_weights is not None:
-        reason = ChangeReason(change="engine", text=f"another engine than {same_weights.version} had")
+    evaluation = _find_evaluation(task_uri, version=version.rstrip("/") if version else None)
+    same_weights = champion is not None and _weights_of(champion) == evaluation.weights.digest
+    if champion is not None and same_weights and engine is None:
+        return _keep(task_uri, champion)
+    if champion is not None and same_weights:
+        reason = ChangeReason(change="engine", text=f"another engine than {champion.version} had")
     else:
-        digests = {evaluated.digest, weights.digest}
-        reason = _promotion_reason(evidence, champion=champion, digests=digests, override=override)
-    chosen = evaluated
+        reason = _promotion_reason(evaluation, champion=champion, override=override)
+    chosen = evaluation.version
     if engine is not None:
-        chosen = choose_engine(weights, evidence=weights_evidence, engine=engine, task_uri=task_uri, progress=progress)
+        chosen = choose_engine(
+            evaluation.weights,
+            evidence=evaluation.weights_evidence,
+            engine=engine,
+            task_uri=task_uri,
+            progress=progress,
+        )
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; {SAY_WHY}")
-    if chosen.exported_from is not None:
-        runtime = f"{chosen.engine} in {chosen.dtype} ({ENGINE_EVIDENCE})"
-        reason = reason.model_copy(update={"runtime": runtime})
     with stage_version(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
-            source = evidence if chosen.digest == evaluated.digest else weights_evidence
-            probes = sample_probes(source, uri=source.run, version=chosen)
-            parity = check_parity(probes, url=url, version=chosen)
-        rolled_back = champion.rolled_back if champion else ()
-        promoted = Champion(
-            version=chosen.version,
-            uri=chosen.uri,
-            digest=chosen.digest,
-            run=same_weights.run if same_weights else evidence.run,
-            verdict=same_weights.verdict if same_weights else _chosen_by(evidence),
-            pretrained=same_weights.pretrained if same_weights else _pretrained(evidence.versions["incumbent"]),
-            parity=parity,
-            reason=reason,
-            since=now(),
-            former=(*champion.former, champion.as_former) if champion else (),
-            rolled_back=tuple(digest for digest in rolled_back if digest not in (chosen.digest, weights.digest)),
-        )
+            source = evaluation.evidence_of(chosen)
+            parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
+        promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
         _write(task_uri, promoted, etag=etag)
     switch_service(task_uri, chosen, champion=promoted)
     return promoted
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The version that a verdict chose, and the one with the same weights that torch runs."""
+
+    version: ModelVersion
+    evidence: Evidence
+    weights: ModelVersion
+    """The version itself, unless it was exported for another engine."""
+    weights_evidence: Evidence
+    """Of the run that evaluated `weights`."""
+
+    def evidence_of(self, version: ModelVersion) -> Evidence:
+        """Return the evidence that holds predictions of the version, or of the one it was exported from."""
+        return self.evidence if version.digest == self.version.digest else self.weights_evidence
+
+
+def _find_evaluation(task_uri: str, *, version: str | None) -> _Evaluation:
+    evidence = evidence_for(task_uri, version=version)
+    winner = read_winner(evidence)
+    if winner.exported_from is None:
+        return _Evaluation(winner, evidence, winner, evidence)
+    uri = winner.exported_from.uri
+    return _Evaluation(winner, evidence, read_version(uri), evidence_for(task_uri, version=uri))
+
+
+def _promoted(
+    version: ModelVersion,
+    *,
+    evaluation: _Evaluation,
+    former: Champion | None,
+    reason: ChangeReason,
+    parity: ParityResult | None,
+) -> Champion:
+    """Return the version as champion; with another engine for the same weights, the former champion's verdict stays."""
+    evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
+    if version.exported_from is not None:
+        runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
+        reason = reason.model_copy(update={"runtime": runtime})
+    kept = former if reason.change == "engine" else None
+    chosen_by = ChosenBy(outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence())
+    digests = (version.digest, evaluation.weights.digest)
+    return Champion(
+        version=version.version,
+        uri=version.uri,
+        digest=version.digest,
+        run=kept.run if kept else evidence.run,
+        verdict=kept.verdict if kept else chosen_by,
+        pretrained=kept.pretrained if kept else _pretrained(evidence.versions["incumbent"]),
+        parity=parity,
+        reason=reason,
+        since=now(),
+        former=(*former.former, former.as_former) if former else (),
+        rolled_back=tuple(digest for digest in (former.rolled_back if former else ()) if digest not in digests),
+    )
 
 
 def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
@@ -166,14 +209,6 @@ def _first_incumbent(champion: Champion) -> FormerChampion:
     return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=_pretrained(incumbent))
 
 
-def _torch_version(version: ModelVersion, *, evidence: Evidence, task_uri: str) -> tuple[ModelVersion, Evidence]:
-    """Return the version with the same weights that torch runs, and the evidence of the run that evaluated it."""
-    if version.exported_from is None:
-        return version, evidence
-    uri = version.exported_from.uri
-    return read_version(uri), evidence_for(task_uri, version=uri)
-
-
 def _keep(task_uri: str, champion: Champion) -> Champion:
     """Return the champion unchanged; switch the service to it, in case an earlier switch failed."""
     if champion.parity is not None:
@@ -188,11 +223,6 @@ def _weights_of(champion: Champion) -> str | None:
     return None
 
 
-def _chosen_by(evidence: Evidence) -> ChosenBy:
-    verdict = evidence.verdict
-    return ChosenBy(outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence())
-
-
 def _pretrained(version: CandidateRecord) -> PinnedVersion | None:
     return PinnedVersion(uri=version.uri, digest=version.digest) if version.kind in PRETRAINED_KINDS else None
 
@@ -204,17 +234,14 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
         raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
 
 
-def _promotion_reason(
-    evidence: Evidence, *, champion: Champion | None, digests: Set[str], override: str | None
-) -> ChangeReason:
-    """Return why the version (`digests`: its own and its weights') becomes the champion; raise PromotionRefused if the
-    verdict does not allow it.
+def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
+    """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
 
     An override is required for a verdict that is not confirmatory; for a version that was rolled back, which a
     scheduled promotion must not restore; and for an incumbent that replaces the champion, since the two were compared
     on validation only.
     """
-    verdict, winner = evidence.verdict, evidence.winner.uri
+    evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if champion is not None and champion.uri not in (evidence.champion, evidence.versions["incumbent"].uri):
         raise PromotionRefused(
             f"the verdict compared with {evidence.champion or 'no champion'}, but {champion.uri} serves now; "
@@ -227,13 +254,14 @@ def _promotion_reason(
             "again: the same rows would only say the same"
         )
     refusal = None
+    digests = {evaluation.version.digest, evaluation.weights.digest}
     if champion is not None and digests & set(champion.rolled_back):
         refusal = f"that version was rolled back; {SAY_WHY}"
     elif champion is not None and evidence.winning_role == "incumbent":
         refusal = (
-            f"{champion.version} serves on: {verdict.outcome} says that the candidate does not replace {winner}, which "
-            f"was ahead of {champion.version} on validation alone and was not compared with it on test rows; to serve "
-            "it all the same: `tailorbird promote RECIPE --override REASON`"
+            f"{champion.version} serves on: {verdict.outcome} says that the candidate does not replace "
+            f"{evidence.winner.uri}, which was ahead of {champion.version} on validation alone and was not compared "
+            "with it on test rows; to serve it all the same: `tailorbird promote RECIPE --override REASON`"
         )
     elif not verdict.confirmatory:
         refusal = (

@@ -117,7 +117,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
     concluded(task_uri, first, versions=versions)
     assert promote_version(task_uri).former == ()
-    concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00", run=f"{task_uri}/runs/r")
+    concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import checked_copy, load_artifact, load_model
+from tailorbird.models.loading import LoadedClassifier, checked_copy, load_artifact, load_model
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
@@ -291,6 +291,7 @@ def test_who_asks_for_one_model_is_not_given_a_hybrid(
     bucket: str, tmp_path: Path, versions: list[ModelVersion]
 ) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
-    for loader in (load_model, load_artifact):
-        with pytest.raises(ModelError, match="is a hybrid of two versions"):
-            loader(hybrid.uri)
+    with pytest.raises(ModelError, match="is a hybrid version"):
+        load_model(hybrid.uri, LoadedClassifier)
+    with pytest.raises(ModelError, match="is a hybrid of two versions"):
+        load_artifact(hybrid.uri)
