@@ -1,0 +1,52 @@
+"""The record of a run names each trial's method, each seed's score, and the training that scored best."""
+
+from pathlib import Path
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.report.run_record import CostRecord, SeedRecord
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, run_record
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
+from training.reports import TrainingResult
+from tuning.sweep import SweepResult, TrialRow
+from tuning.trial_record import SampledValues
+
+ACCESS = TestSetAccess(number=1, candidate="c", protocol="p", run="r", at="2026-11-24T16:30:00+00:00")
+
+
+def trial(name: str, *, config: SampledValues, scores: tuple[float, ...], status: str = "completed") -> TrialRow:
+    score = max(scores, default=0.5)
+    return TrialRow(trial=name, config=config, score=score, scores=scores, seconds=1.0, status=status)
+
+
+def trained(score: float, *, epochs: int) -> TrainingResult:
+    return TrainingResult(
+        weights=f"s3://m/{score}", score=score, epochs=epochs, rows_per_second=9.0, padding_share=0.1, step_seconds=7.0
+    )
+
+
+def test_the_record_of_a_run(tmp_path: Path) -> None:
+    recipe = recipe_at(tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2})
+    seeds = (trained(0.7, epochs=1), trained(0.9, epochs=3))
+    rows = (
+        trial("1", config={"method": "lora"}, scores=(0.6, 0.7)),
+        trial("2", config={}, scores=(0.5,)),
+        trial("probe", config={}, scores=(), status="pretrained"),
+    )
+    selected = TrainingConfig(method="lora")
+    models = TrainedModels(
+        baselines=(Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),),
+        sweep=SweepResult(rows=rows, selected=selected, trained=seeds[0]),
+        seeds=seeds,
+        averaged=None,
+        curve=None,
+        candidate=Contender("lora", "s3://m/0.9", 0.9),
+    )
+    evaluated = EvaluatedModels(None, ACCESS, "5f" * 32, 0, {}, CostRecord(None, 0.0))
+    record = run_record(context_of(recipe, splits_of()), models, evaluated, versions={})
+    assert [(row.kind, row.epochs) for row in record.sweep] == [("lora", 2), ("full", 1), ("probe", 0)]
+    assert record.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
+    assert (record.training.epochs, record.training.selected) == (3, selected.model_dump(mode="json"))
+    assert record.expires_at == "2026-11-26T16:30:00+00:00"
