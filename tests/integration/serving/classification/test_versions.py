@@ -20,8 +20,8 @@ from tailorbird import PACKAGES, storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
-from tailorbird.registry.champion import Champion, ChangeReason, write_champion
 from tailorbird.release.manifests import render_manifest
+from tests.champions import set_champion
 from tests.integration.serving.classification.service import (
     CONFIG,
     MODEL,
@@ -130,15 +130,7 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
 ) -> None:
     config = CONFIG.model_copy(update={"versions": 0})
     rollout.deploy(config, task_uri=service.task_uri, version=service.first)
-    champion = Champion(
-        uri=service.first.uri,
-        digest=service.first.digest,
-        version=service.first.version,
-        run="",
-        reason=ChangeReason(change="promotion", text="for this test"),
-        since=service.first.created_at,
-    )
-    write_champion(service.task_uri, champion, etag=None)
+    set_champion(service.task_uri, service.first, reason="for this test")
     recipe = Recipe(
         name="serving-test",
         base_model=MODEL,
