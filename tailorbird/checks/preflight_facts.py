@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import resources
 from cluster.connection import connect
-from cluster.node_probe import Asked, NodeLook, Written, look_from_nodes, try_to_write
+from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
 from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Versions
 from tailorbird.config.data import DataConfig
@@ -17,7 +17,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
-from tailorbird.models.metadata import Outline, read_outline
+from tailorbird.models.metadata import ModelMetadata, read_metadata
 
 FOOTERS = 16
 """Parquet files of a folder whose footers are read: the first and the last among them."""
@@ -50,7 +50,7 @@ class Cluster:
     """What an autoscaler may start; None where nobody tells."""
     holders: tuple[Holder, ...] | None
     """What holds CPUs and GPUs; None where the dashboard does not answer."""
-    looks: dict[str, NodeLook]
+    looks: dict[str, NodeReport]
     """By a node's id."""
     silent: dict[str, str]
     """Why a node gave no look, by its id."""
@@ -70,23 +70,23 @@ class PreflightFacts:
     """Why Ray could not be joined."""
     cluster: Cluster | None
     tables: tuple[Table, ...]
-    written: Written
+    written: WriteCheck
     """What came of writing in the registry from here."""
-    model: Outline | None
+    model: ModelMetadata | None
     model_fault: str | None
 
 
 def collect_facts(recipe: Recipe) -> PreflightFacts:
     """At the cluster, from each of its nodes, at the data, the registry and the base model, which is staged if it is
     not yet, as a run would do first."""
-    tables, written = inspect_tables(recipe), try_to_write(recipe.task_uri)
+    tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
     address = os.environ.get("RAY_ADDRESS", "")
     here = resources.local_versions()
     theirs = _versions(address)
     cluster, unreachable = None, None
     if versions_match(here, theirs, any_patch=_any_patch()):
-        request = Asked(
+        request = ProbeRequest(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
             task_uri=recipe.task_uri,
             base_model=model.uri if model else None,
@@ -115,14 +115,14 @@ def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) 
     return here.ray == theirs.ray and here.python.split(".")[:parts] == theirs.python.split(".")[:parts]
 
 
-def inspect_cluster(request: Asked) -> Cluster:
+def inspect_cluster(request: ProbeRequest) -> Cluster:
     """Joins the cluster for a moment; raises SessionError where it cannot."""
     with connect():
         nodes = resources.live_nodes()
         node_types, held = resources.reported_node_types(), None
         with suppress(Exception):  # whatever the dashboard or the way to it raises: work is done without it
             held = resources.holders()
-        looks, silent = look_from_nodes(nodes, request)
+        looks, silent = probe_nodes(nodes, request)
     if node_types is None:
         node_types = next((one.node_types for one in looks.values() if one.node_types), None)
     return Cluster(nodes, node_types, held, looks, silent)
@@ -138,9 +138,9 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
         return tuple(pool.map(lambda one: _table(*one, config=config, task=task), named))
 
 
-def _model(recipe: Recipe) -> Outline:
+def _model(recipe: Recipe) -> ModelMetadata:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
-    return read_outline(staged, task=data_task(recipe.task, system=recipe.data.system))
+    return read_metadata(staged, task=data_task(recipe.task, system=recipe.data.system))
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:

@@ -63,9 +63,9 @@ def put(
 
     Example: tailorbird data put ./banking77 s3://lake/banking77
     """
-    from tailorbird.data.upload import put_folder
+    from tailorbird.data.upload import upload_parquet_folder
 
-    uris = put_folder(folder, prefix)
+    uris = upload_parquet_folder(folder, prefix)
     print_result({"files": uris}, as_json=as_json, lines=uris)
 
 

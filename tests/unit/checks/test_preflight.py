@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from cluster.node_probe import NodeLook, Written
+from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Requirements
 from cluster.resources import Holder, Node, NodeType, Resources, Versions
 from tailorbird.checks.doctor import GIB
@@ -11,7 +11,7 @@ from tailorbird.checks.preflight import check_facts, tried_configs
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, Table
 from tailorbird.checks.result import CheckResult, passes
 from tailorbird.config.recipe import Recipe
-from tailorbird.models.metadata import Outline
+from tailorbird.models.metadata import ModelMetadata
 from tailorbird.models.shape import ModelShape
 
 SHAPE = ModelShape(
@@ -25,12 +25,12 @@ SHAPE = ModelShape(
     vocabulary=30_522,
 )
 HERE = Versions("2.60.0", "3.11.7")
-LOOK = NodeLook(
+LOOK = NodeReport(
     node="one",
     versions=HERE,
     packages={"ray": "2.60.0"},
     unread={},
-    written=Written(),
+    written=WriteCheck(),
     memory_bytes=16 * GIB,
     free_bytes=12 * GIB,
     gpu_bytes=(),
@@ -39,7 +39,7 @@ LOOK = NodeLook(
     in_kubernetes=False,
     seconds=0.1,
 )
-MODEL = Outline("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
+MODEL = ModelMetadata("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
 CLUSTER = Cluster(
     nodes=(Node("1", "10.0.0.1", True, total=Resources(4), free=Resources(4)),),
     node_types=None,
@@ -55,7 +55,7 @@ GOOD = PreflightFacts(
     unreachable=None,
     cluster=CLUSTER,
     tables=(Table("train", "s3://lake/rows", num_rows=100, num_files=1, num_looked=1),),
-    written=Written(),
+    written=WriteCheck(),
     model=MODEL,
     model_fault=None,
 )
@@ -138,20 +138,20 @@ def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (Written(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
-        (Written(refuses_second=False), "does not honour If-None-Match, so two promotions could both win"),
-        (Written(refuses_stale=False), "does not honour If-Match, so"),
-        (Written(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
+        (WriteCheck(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
+        (WriteCheck(refuses_second=False), "does not honour If-None-Match, so two promotions could both win"),
+        (WriteCheck(refuses_stale=False), "does not honour If-Match, so"),
+        (WriteCheck(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
     ],
 )
-def test_a_registry_that_promotions_cannot_rest_on(written: Written, message: str) -> None:
+def test_a_registry_that_promotions_cannot_rest_on(written: WriteCheck, message: str) -> None:
     line = only_fault(replace(GOOD, written=written))
     assert line.name == "registry"
     assert message in line.message
 
 
 def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
-    denied = replace(LOOK, written=Written(fault="access denied"))
+    denied = replace(LOOK, written=WriteCheck(fault="access denied"))
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), looks={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "what Ray was started with" in line.remedy
@@ -183,7 +183,7 @@ def test_a_node_that_gives_no_look() -> None:
         ({"is_encoder_decoder": True, "kind": "t5"}, {}, "a t5, an encoder with a decoder"),
         ({}, {"task": "chat", "evaluation": {"metric": "rouge_l"}}, "is a bert, no causal language model"),
         (
-            {"is_causal": True, "template": "the tokenizer has no chat template"},
+            {"is_causal": True, "template_error": "the tokenizer has no chat template"},
             {"task": "chat", "evaluation": {"metric": "rouge_l"}},
             "the tokenizer has no chat template",
         ),
