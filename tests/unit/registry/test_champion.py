@@ -1,0 +1,50 @@
+"""What a champion says of itself."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tailorbird.registry.champion import Champion, ChangeReason, FormerChampion, ParityResult
+
+NOW = "2026-03-01T00:00:00+00:00"
+PARITY = ParityResult(rows=64, matching=63, ties=2, at=NOW)
+
+
+def champion(**fields: Any) -> Champion:
+    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 3")
+    defaults = {"uri": "s3://m/t/versions/full-1", "digest": "1", "run": "s3://m/t/runs/r", "version": "full-1"}
+    return Champion.model_validate(defaults | {"reason": reason, "since": NOW} | fields)
+
+
+def test_a_reason_names_its_override_and_its_runtime() -> None:
+    reason = ChangeReason(
+        change="promotion", text="STAY by rule 9", override="we want it", runtime="openvino in float32"
+    )
+    assert reason.sentence() == "STAY by rule 9; override: we want it; run by openvino in float32"
+    assert champion().reason.sentence() == "FINE_TUNE by rule 3"
+
+
+def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
+    assert champion().needs_parity
+    assert not champion(parity=PARITY).needs_parity
+    assert not champion(reason=ChangeReason(change="rollback", text="rolled back from full-2: slow")).needs_parity
+
+
+def test_a_champion_becomes_a_former_one_with_all_that_is_known_of_it() -> None:
+    former = champion(parity=PARITY).as_former
+    assert former == FormerChampion(uri="s3://m/t/versions/full-1", digest="1", run="s3://m/t/runs/r", parity=PARITY)
+    assert champion(former=(former,)).former[0].parity == PARITY
+
+
+def test_a_champion_of_a_newer_format_is_refused() -> None:
+    stored = champion().model_dump(mode="json")
+    assert stored["format"] == 1
+    with pytest.raises(ValidationError, match="this Champion has format 2"):
+        Champion.model_validate(stored | {"format": 2})
+
+
+def test_parity_counts_ties_among_matching_rows() -> None:
+    assert (
+        PARITY.sentence() == "63 of 64 test rows answered over HTTP as evaluated (2 by the other of two equal classes)"
+    )
