@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tailorbird.storage import objects, paths
 from tailorbird.storage.node_cache import MODEL_SUFFIXES, sha256_files
+from tailorbird.storage.stored_model import StoredModel
 
 GGUF_SUFFIX = ".gguf"
 PIP_TIMEOUT_S = 900
@@ -21,6 +22,20 @@ _HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 
 class FetchError(ValueError):
     """A base model that cannot be fetched; the message names its URI, the reason and what to do."""
+
+
+class _Pin(StoredModel):
+    """What a URI was staged as."""
+
+    source: str
+    uri: str
+
+
+class _Manifest(StoredModel):
+    """`manifest.json` of a staged model: the sha256 of each file."""
+
+    source: str
+    files: dict[str, str]
 
 
 def stage_base_model(uri: str, *, registry: str) -> str:
@@ -39,21 +54,21 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder = _fetch(uri, Path(temporary))
         staged = _upload_once(folder, uri=uri, registry=registry)
-    objects.write_json(_pin(uri, registry), {"source": uri, "uri": staged})
+    objects.write_bytes(_pin_uri(uri, registry), _Pin(source=uri, uri=staged).model_dump_json(indent=2).encode())
     return staged
 
 
 def staged_base_model(uri: str, *, registry: str) -> str | None:
     """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
-    pinned = _pin(uri, registry)
-    return str(objects.read_json(pinned)["uri"]) if objects.exists(pinned) else None
+    pin = _pin_uri(uri, registry)
+    return _Pin.model_validate_json(objects.read_bytes(pin)).uri if objects.exists(pin) else None
 
 
 def model_files(uri: str) -> dict[str, str]:
     """Return `sha256_files` of a model; for a staged one from its manifest, without reading its weights."""
     manifest = f"{uri}/{objects.MANIFEST}"
     if paths.is_staged_base_model(uri) and objects.exists(manifest):
-        return dict(objects.read_json(manifest)["files"])
+        return _Manifest.model_validate_json(objects.read_bytes(manifest)).files
     return sha256_files(uri)
 
 
@@ -66,7 +81,7 @@ def _checked(uri: str) -> str:
     return uri
 
 
-def _pin(uri: str, registry: str) -> str:
+def _pin_uri(uri: str, registry: str) -> str:
     """Return the URI of the file that pins what a URI was staged as."""
     return paths.base_model_pin(registry, _name(uri))
 
@@ -188,6 +203,6 @@ def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     staged = paths.base_model(registry, f"{_name(uri)}-{digest[:12]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
-        (folder / objects.MANIFEST).write_text(json.dumps({"source": uri, "files": files}, indent=1, sort_keys=True))
+        (folder / objects.MANIFEST).write_text(_Manifest(source=uri, files=files).model_dump_json(indent=2))
         objects.upload_folder(folder, staged)
     return staged
