@@ -11,11 +11,7 @@ from tailorbird import resource_folder
 
 RECIPE = resource_folder("recipes") / "icd10_demo.yaml"
 DATA = "s3://lake/icd10"
-TERMS = (
-    "Kinking and stricture of ureter without hydronephrosis",
-    "Farmer's lung",
-    "Fear of flying",
-)
+TERMS = ("Kinking and stricture of ureter without hydronephrosis", "Farmer's lung", "Fear of flying")
 
 
 def main() -> None:

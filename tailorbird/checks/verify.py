@@ -43,12 +43,7 @@ from tailorbird.evaluation.report.preregistration import (
     run_name,
 )
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import (
-    CHANGED_SETS,
-    VerdictInputs,
-    model_predictions,
-    require_valid_scores,
-)
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions, require_valid_scores
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import read_test_accesses

@@ -160,10 +160,7 @@ def align(first: Predictions, *others: Predictions) -> None:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
             raise VerdictRefused(f"{pair} have predicted {len(first)} and {len(other)} rows; predict the same rows")
-        for what, ours, theirs in (
-            ("row ids", first.row_ids, other.row_ids),
-            ("labels", first.labels, other.labels),
-        ):
+        for what, ours, theirs in (("row ids", first.row_ids, other.row_ids), ("labels", first.labels, other.labels)):
             if ours != theirs:
                 at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
                 raise VerdictRefused(

@@ -22,11 +22,7 @@ KIND = "tf_idf"
 NOTE = "bag of words, no neural model"
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Values of the linear classifier's C that are tried, the most regularised first."""
-FEATURES = {
-    "words": ("words",),
-    "characters": ("characters",),
-    "words and characters": ("words", "characters"),
-}
+FEATURES = {"words": ("words",), "characters": ("characters",), "words and characters": ("words", "characters")}
 """The features that are tried, each a concatenation of n-grams."""
 
 

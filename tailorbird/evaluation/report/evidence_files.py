@@ -55,7 +55,4 @@ def render_files(evidence: Evidence, *, role: str) -> dict[str, bytes]:
 
 def render_pages(evidence: Evidence, *, role: str) -> dict[str, bytes]:
     """Return report and model card, pure functions of the evidence, by file name: `PAGES`."""
-    return {
-        "report.html": to_html(evidence).encode(),
-        "MODEL_CARD.md": to_model_card(evidence, role=role).encode(),
-    }
+    return {"report.html": to_html(evidence).encode(), "MODEL_CARD.md": to_model_card(evidence, role=role).encode()}

@@ -160,9 +160,7 @@ def _groups(verdict: Verdict, *, role: str) -> str:
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    lines = [
-        "Measured on rows like the test rows; on other text, language or time it is not known how good it is.",
-    ]
+    lines = ["Measured on rows like the test rows; on other text, language or time it is not known how good it is."]
     if _gate(verdict, name="calibration", role=role) is None:
         lines.append("Whether its confidence says how often it is right was not assessed.")
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
