@@ -22,11 +22,7 @@ from cluster.local.ports import (
     SCALER_METRICS,
     SERVE,
 )
-from cluster.local.stack import (
-    KEYS_FILE,
-    OWN_DASHBOARD,
-    TOKEN_FILE,
-)
+from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
 
 CLUSTER_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,7 +40,7 @@ CLUSTER_SETTINGS = {
     # A dead proxy is restarted after three failed health checks: check every second, not every ten.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
-"""Settings of every Ray that Tailorbird runs on; cluster/node.env and k8s/base/settings have the same (tests check)."""
+"""Settings of every Ray that Tailorbird runs on; cluster/ray_up/node.env and k8s/base/settings have the same (tests check)."""
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,7 @@ from cluster.local.ports import (
     listens,
 )
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
-from cluster.local.stack import (
-    POLL_S,
-    STATE_FILE,
-    StackError,
-    StackState,
-    await_end,
-    family,
-)
+from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 from tailorbird import storage
 from tailorbird.storage import s3
 
@@ -162,10 +155,7 @@ def _program(name: str) -> str:
 
 def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent if sys.platform == "linux" else None
     )
 
 

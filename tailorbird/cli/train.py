@@ -118,5 +118,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         result = run_pipeline(loaded, progress=progress, may_train=False)
     print_result(
-        {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}, as_json=as_json, lines=verdict_lines(result.evidence)
+        {"run": result.run, "verdict": result.verdict.model_dump(mode="json")},
+        as_json=as_json,
+        lines=verdict_lines(result.evidence),
     )

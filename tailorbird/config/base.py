@@ -4,10 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-)
+from pydantic import BaseModel, ConfigDict
 
 STORES = ("s3://", "file://")
 SECRETS = (*STORES, "env://")

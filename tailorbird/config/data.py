@@ -2,11 +2,7 @@
 
 from typing import Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
 

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from tailorbird.config.base import RecipeError
 from tailorbird.config.recipe import Recipe

@@ -3,12 +3,7 @@
 from itertools import product
 from typing import Any, Self
 
-from pydantic import (
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig

@@ -2,11 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import ConfigSection
 from tailorbird.config.training import TrainingConfig

@@ -13,15 +13,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from tailorbird.storage.s3 import (
-    STANDARD,
-    RetryPolicy,
-    StorageError,
-    filesystem,
-    parse,
-    require_bucket,
-    storage_errors,
-)
+from tailorbird.storage.s3 import STANDARD, RetryPolicy, StorageError, filesystem, parse, require_bucket, storage_errors
 
 MANIFEST = "manifest.json"
 NUM_TRANSFERS = 8
