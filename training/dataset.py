@@ -119,9 +119,9 @@ def steps(
 
     The next window is read in a thread while one is trained on; windows before `start` are not read.
     """
-    sizes, begun, first = rows.sizes(config, epoch=epoch), 0, 0
-    while first < len(sizes) and begun + (num := num_batches(sizes[first], batch_size=config.batch_size)) <= start:
-        begun, first = begun + num, first + 1
+    sizes, num_done, first = rows.sizes(config, epoch=epoch), 0, 0
+    while first < len(sizes) and num_done + (num := num_batches(sizes[first], batch_size=config.batch_size)) <= start:
+        num_done, first = num_done + num, first + 1
     with ThreadPoolExecutor(1) as reader:
 
         def read(number: int) -> TokenizedRows:
@@ -135,9 +135,9 @@ def steps(
             batches = epoch_batches(
                 window.lengths, batch_size=config.batch_size, seed=config.seed, epoch=epoch, window=number
             )
-            for batch in batches[max(0, start - begun) :]:
+            for batch in batches[max(0, start - num_done) :]:
                 yield window, batch
-            begun += len(batches)
+            num_done += len(batches)
 
 
 def epoch_batches(

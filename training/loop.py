@@ -85,17 +85,17 @@ class _EpochRun:
         reported = saved = time.perf_counter()
         num_rows, seconds = 0, 0.0
         for step, (window, batch) in enumerate(steps(train_rows, self.config, epoch=epoch, start=start), start=start):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             loss = self._step(window, batch)
             now = time.perf_counter()
-            due = dist.get_rank() == 0 and now - saved > self.config.checkpoint_interval_s
+            should_save = dist.get_rank() == 0 and now - saved > self.config.checkpoint_interval_s
             if step + 1 == total:  # the end of an epoch is checkpointed with its report, after the score
-                due = self.runtime.checkpoint_before_score
-            loss, save_now = means_over_ranks(loss, float(due or preemption.preemption_reason() is not None))
+                should_save = self.runtime.checkpoint_before_score
+            loss, save_now = means_over_ranks(loss, float(should_save or preemption.preemption_reason() is not None))
             if not math.isfinite(loss):
                 raise Diverged(_divergence(loss, epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch]))
             progress.step, progress.losses = step + 1, progress.losses + loss
-            progress.seconds, seconds = progress.seconds + now - begun, seconds + now - begun
+            progress.seconds, seconds = progress.seconds + now - started, seconds + now - started
             num_rows += len(batch)
             if dist.get_rank() == 0 and (now - reported > REPORT_INTERVAL_S or step + 1 == total):
                 reported = now

@@ -72,21 +72,21 @@ def main() -> None:
 def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     """The test is scored after each epoch, outside the clock, and only the last score is reported."""
     runtime = task.load_runtime(attention_dropout=TRAINING.attention_dropout)
-    cpu_s, begun = 0.0, time.process_time()
+    cpu_s, started = 0.0, time.process_time()
     engine = build_engine(TRAINING, runtime)
 
     def on_step(report: StepReport) -> None:
         nonlocal cpu_s
         if report.step == report.num_steps:
-            cpu_s += time.process_time() - begun
+            cpu_s += time.process_time() - started
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
-        nonlocal begun
+        nonlocal started
         print(
             f"epoch {report.epoch + 1}: test {report.score:.4f}, loss {report.loss:.3f}, {cpu_s:.0f} CPU-seconds",
             flush=True,
         )
-        begun = time.process_time()
+        started = time.process_time()
         return True
 
     report = train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))

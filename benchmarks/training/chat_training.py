@@ -106,11 +106,11 @@ def _ours(runtime: ChatRuntime) -> dict[str, float]:
         return True
 
     engine = build_engine(TRAINING, runtime)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     train(engine, TRAINING, runtime=runtime, callbacks=Callbacks(on_step=on_step, on_epoch=on_epoch))
     destroy_engine(engine)
     return {
-        "tokens per second": float(runtime.train.sample().lengths.sum()) / (ended[-1] - begun),
+        "tokens per second": float(runtime.train.sample().lengths.sum()) / (ended[-1] - started),
         "padding share": reports[-1].padding_share,
     }
 

@@ -110,10 +110,10 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
     )
     with connect():
         ray.get(ray.remote(lambda: None).remote())
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with peaks(tasks=True) as largest:
             gathered = load_sharded(config, CLASSIFICATION, base_model=base_model, task_uri=f"{uri}/task", inputs={})
-        gathering = time.perf_counter() - begun
+        gathering = time.perf_counter() - started
     assert gathered.shards is not None
     return {
         "shards": asdict(gathered.shards),
@@ -132,7 +132,7 @@ def _draw(shards: str) -> dict[str, float]:
     fields = json.loads(shards)
     tuples = {name: tuple(fields[name]) for name in ("sizes", "classes")}
     rows = ShardedDataset(Shards(**fields | tuples))
-    begun, drawn, tokens = time.perf_counter(), 0, 0
+    started, drawn, tokens = time.perf_counter(), 0, 0
     with peaks() as largest:
         for window, batch in steps(rows, TRAINING, epoch=0, start=0):
             collate(window.tokens(batch), pad_id=0)
@@ -141,7 +141,7 @@ def _draw(shards: str) -> dict[str, float]:
     return {
         "draw MiB": largest["own"],
         "token MiB": tokens * 4 / MIB,
-        "drawn rows/s": drawn / (time.perf_counter() - begun),
+        "drawn rows/s": drawn / (time.perf_counter() - started),
     }
 
 

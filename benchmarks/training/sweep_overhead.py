@@ -48,9 +48,9 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
     from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
 
     with cpu_reader() as (queue, read_events):
-        begun = time.time()
+        started = time.time()
         result = sweep(TUNING, training=TRAINING, task=task, target=Target({}, 0.0, ""), uri=uri, events=queue)
-        wall = time.time() - begun
+        wall = time.time() - started
         events = read_events()
     trials = [row for row in result.rows if row.status != "pretrained"]
     assert [row.status for row in trials] == ["completed"] * NUM_TRIALS
@@ -59,11 +59,11 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
     memory = [row.rss for row in events if isinstance(row.event, EpochEvent)]
     return {
         "seconds_beside_steps_a_trial": (wall - sum(row.seconds for row in trials)) / NUM_TRIALS,
-        "seconds_to_first_step": _step_begin(*firsts[0]) - begun,
+        "seconds_to_first_step": _step_begin(*firsts[0]) - started,
         "gap_seconds_between_trials": median(
             _step_begin(*first) - last[1] for last, first in zip(lasts[:-1], firsts[1:], strict=True)
         ),
-        "seconds_after_last_step": begun + wall - lasts[-1][1],
+        "seconds_after_last_step": started + wall - lasts[-1][1],
         "memory_growth_mib_a_trial": (memory[-1] - memory[1]) / (NUM_TRIALS - 2) / 2**20,
     }
 

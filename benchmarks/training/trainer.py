@@ -37,7 +37,7 @@ def run_trainer(
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.process_time(), time.perf_counter()
+            self.started = time.process_time(), time.perf_counter()
 
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             self.ended = time.process_time(), time.perf_counter()
@@ -56,4 +56,4 @@ def run_trainer(
     set_before = {name: os.environ.pop(name) for name in RANK_VARIABLES if name in os.environ}
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]).train()
     os.environ.update(set_before)
-    return clock.ended[0] - clock.begun[0], clock.ended[1] - clock.begun[1]
+    return clock.ended[0] - clock.started[0], clock.ended[1] - clock.started[1]

@@ -145,7 +145,7 @@ def patched(variables: dict[str, str]) -> Callable[[TrainingConfig], dict[str, s
 
 
 class Server:
-    """A real S3 server that can be killed and started again on its port and data."""
+    """A real S3 server that can be killed and restarted on its port and data."""
 
     def __init__(self, folder: Path, *, base: int) -> None:
         self.folder, self.base, self.over = folder, base, threading.Event()
@@ -224,10 +224,10 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_re
         run(config, task, recorder=recorder, uri=uri)
     over.set()
     filler.unlink()
-    again = ProgressRecorder()
-    run(config, task, recorder=again, uri=uri)
-    assert steps(again, epoch=0) == []
-    assert ends(recorder) | ends(again) == undisturbed
+    resumed = ProgressRecorder()
+    run(config, task, recorder=resumed, uri=uri)
+    assert steps(resumed, epoch=0) == []
+    assert ends(recorder) | ends(resumed) == undisturbed
 
 
 def nodes(kind: str) -> dict[str, Any]:

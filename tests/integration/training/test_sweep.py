@@ -72,9 +72,9 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
     with connect():
         num_cpus = int(ray.cluster_resources()["CPU"])
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
-        config, begun = TuningConfig(num_trials=2, max_concurrent_trials=2), time.monotonic()
+        config, started = TuningConfig(num_trials=2, max_concurrent_trials=2), time.monotonic()
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
-        assert time.monotonic() - begun < START_TIMEOUT_S / 2
+        assert time.monotonic() - started < START_TIMEOUT_S / 2
         wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # no CPU is held for it
         time.sleep(RELEASE_TIMEOUT_S)
         assert ray.available_resources()["CPU"] == num_cpus
@@ -98,7 +98,7 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
 
     with connect():
         with forward_events(undisturbed) as events:
-            whole = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events)
+            complete = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri(), events=events)
         with forward_events(ProgressReporter(report)) as events:
             result = sweep(config, training=training, task=task, target=NO_TARGET, uri=uri, events=events)
     assert [row.status for row in result.rows] == ["completed", "completed"]
@@ -107,7 +107,7 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
     assert epochs.count(0) == 1  # it did not start over
     assert set(epochs) == {0, 1, 2, 3}
     # What is computed again has the same result.
-    assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in whole.rows]
+    assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in complete.rows]
     ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert ends[1] == ends[0]
     assert not [file for file in storage.list_files(uri) if "/checkpoints/" in file]

@@ -57,6 +57,6 @@ def test_destroy_removes_what_is_added_to_parameters_and_the_optimizer() -> None
     added = {name for parameter in parameters for name in vars(parameter)}
     assert any(name.startswith(PARAMETER_ATTRIBUTES) for name in added), moved(f"{PARAMETER_ATTRIBUTES} on parameters")
     destroy_engine(engine)
-    left = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
-    assert not left
+    remaining = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
+    assert not remaining
     assert "optimizer" not in vars(engine), moved("engine.optimizer")

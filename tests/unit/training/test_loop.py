@@ -125,9 +125,9 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
         kept = tmp_path / f"{epoch}-{step}"
         engine, progress = checkpoint.resume(config, runtime, folder=kept, uri=kept.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
-        again = run(progress=progress)
+        resumed = run(progress=progress)
         destroy_engine(engine)
-        assert (again.loss, again.score, again.padding_share) == (
+        assert (resumed.loss, resumed.score, resumed.padding_share) == (
             undisturbed.loss,
             undisturbed.score,
             undisturbed.padding_share,
@@ -149,9 +149,9 @@ def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, s
     config = config_of(**fields, gradient_checkpointing=True)
     engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
     assert progress.step == 1
-    again = train(engine, config, runtime=runtime, progress=progress)
+    resumed = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
-    assert again.loss == pytest.approx(plain.loss, rel=1e-3)
+    assert resumed.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -174,9 +174,9 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
     destroy_engine(engine)
     assert saved_steps == [3]
     engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
-    again = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
+    resumed = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
-    assert (again.loss, again.score, again.padding_share) == (
+    assert (resumed.loss, resumed.score, resumed.padding_share) == (
         undisturbed.loss,
         undisturbed.score,
         undisturbed.padding_share,

@@ -73,15 +73,15 @@ def test_an_adapter_needs_states_for_itself_alone() -> None:
 
 
 def test_fewer_rows_at_once_take_less() -> None:
-    def kept(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
+    def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
         return activation_bytes(config_of(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
 
-    whole = kept(batch_size=64)
-    assert kept(batch_size=64, gradient_accumulation_steps=4) == whole // 4
-    assert kept(batch_size=64, num_workers=2) == 2 * whole
-    assert kept(batch_size=64, gradient_checkpointing=True) < whole / 2
-    assert kept(batch_size=64, length=128) > 2 * whole  # attention weights grow with the square
-    assert kept(batch_size=64, length=128, attention_dropout=0.0) < kept(batch_size=64, length=128)
+    full_batch = activations(batch_size=64)
+    assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
+    assert activations(batch_size=64, num_workers=2) == 2 * full_batch
+    assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
+    assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow with the square
+    assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
 
 
 def test_a_chat_model_s_vocabulary_counts() -> None:

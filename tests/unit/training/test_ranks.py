@@ -19,7 +19,7 @@ from training import checkpoint, loop, reports
 from training.deepspeed_private import destroy_engine
 from training.export import export_weights
 
-KEPT = (0, 2)
+CHECKPOINT_AT = (0, 2)
 METHODS = ("full", "lora")
 Case = tuple[int, str]
 """ZeRO stage and method."""
@@ -29,10 +29,10 @@ EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METH
 
 def on_ranks(num_ranks: int, function: Callable[..., None], cases: list[Case], folder: Path, *arguments: Any) -> None:
     """`function` of each case, one after the other in the same processes: starting them takes longer than training."""
-    spawn(_one_rank, (num_ranks, function, cases, folder, arguments), nprocs=num_ranks)  # type: ignore[no-untyped-call]
+    spawn(_run_rank, (num_ranks, function, cases, folder, arguments), nprocs=num_ranks)  # type: ignore[no-untyped-call]
 
 
-def _one_rank(
+def _run_rank(
     rank: int, num_ranks: int, function: Callable[..., None], cases: list[Case], folder: Path, arguments: Any
 ) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
@@ -70,7 +70,7 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     )
 
     def save(progress: reports.Progress, engine: Any) -> None:
-        if not resumed and (progress.epoch, progress.step) == KEPT:
+        if not resumed and (progress.epoch, progress.step) == CHECKPOINT_AT:
             own = folder / f"rank-{dist.get_rank()}"
             own.mkdir()
             checkpoint.save(engine, config, folder=own, progress=progress)

@@ -52,7 +52,7 @@ PUT: list[Callable[[Path, Payload], None]] = [inside_the_state, in_the_format_be
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """A checkpoint of each stage."""
     folders = {}
     for stage in MODEL:
@@ -78,9 +78,9 @@ def resume(folder: Path, *, stage: int) -> None:
 @pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize(("stage", "name"), READ)
 def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
-    kept: dict[int, Path], tmp_path: Path, stage: int, name: str, put: Callable[[Path, Payload], None]
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, put: Callable[[Path, Payload], None]
 ) -> None:
-    folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
+    folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     put(folder / name, Payload(marker))
     with pytest.raises(UnusableCheckpoint, match=rf"checkpoint {URI} .*{name}.* find out who else may write there"):
         resume(folder, stage=stage)
@@ -89,10 +89,10 @@ def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
 
 @pytest.mark.parametrize(("stage", "name"), READ)
 def test_deepspeeds_own_reading_runs_nothing_either(
-    kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
+    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
 ) -> None:
     monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)  # as if the file were changed after the check
-    folder, marker = shutil.copytree(kept[stage], tmp_path / "copy"), tmp_path / "it-ran"
+    folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
         resume(folder, stage=stage)
@@ -101,10 +101,10 @@ def test_deepspeeds_own_reading_runs_nothing_either(
 
 @pytest.mark.parametrize("name", [MODEL[1], OPTIMIZER])
 def test_neither_does_what_makes_shards_of_two_workers_one(
-    kept: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
-    folder, marker = shutil.copytree(kept[1], tmp_path / "copy"), tmp_path / "it-ran"
+    folder, marker = shutil.copytree(checkpoints[1], tmp_path / "copy"), tmp_path / "it-ran"
     shutil.copy(folder / "progress-0.json", folder / "progress-1.json")
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
@@ -114,22 +114,22 @@ def test_neither_does_what_makes_shards_of_two_workers_one(
 
 @pytest.mark.parametrize("put", PUT)
 def test_the_payload_runs_where_nothing_holds_it(
-    kept: dict[int, Path], tmp_path: Path, put: Callable[[Path, Payload], None]
+    checkpoints: dict[int, Path], tmp_path: Path, put: Callable[[Path, Payload], None]
 ) -> None:
     file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
-    shutil.copy(kept[1] / OPTIMIZER, file)
+    shutil.copy(checkpoints[1] / OPTIMIZER, file)
     put(file, Payload(marker))
     torch.load(file, weights_only=False) if put is not as_a_plain_pickle else pickle.loads(file.read_bytes())
     assert marker.exists()
 
 
 @pytest.mark.parametrize("stage", list(MODEL))
-def test_what_a_training_writes_names_nothing_foreign(kept: dict[int, Path], stage: int) -> None:
-    assert find_unsafe_file(kept[stage]) is None
+def test_what_a_training_writes_names_nothing_foreign(checkpoints: dict[int, Path], stage: int) -> None:
+    assert find_unsafe_file(checkpoints[stage]) is None
 
 
-def test_a_file_that_is_cut_off_is_refused_by_name(kept: dict[int, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(kept[1], tmp_path / "copy")
+def test_a_file_that_is_cut_off_is_refused_by_name(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints[1], tmp_path / "copy")
     content = (folder / OPTIMIZER).read_bytes()
     (folder / OPTIMIZER).write_bytes(content[: len(content) // 2])
     with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} is no file of torch's"):

@@ -38,52 +38,52 @@ RECORDED = (
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-def continues(scores: list[float], *, left: int, to_beat: float, num_rows: int = 1000) -> bool:
-    return can_still_reach(TrialScores(scores, left), to_beat=to_beat, num_rows=num_rows)
+def continues(scores: list[float], *, epochs_left: int, to_beat: float, num_rows: int = 1000) -> bool:
+    return can_still_reach(TrialScores(scores, epochs_left), to_beat=to_beat, num_rows=num_rows)
 
 
 def test_after_one_epoch_the_slope_is_unknown_and_it_goes_on() -> None:
-    assert continues([0.0], left=9, to_beat=1.0)
-    assert continues([], left=9, to_beat=1.0)
+    assert continues([0.0], epochs_left=9, to_beat=1.0)
+    assert continues([], epochs_left=9, to_beat=1.0)
 
 
 def test_a_finished_trial_is_not_stopped() -> None:
-    assert continues([0.1, 0.1], left=0, to_beat=0.9)
+    assert continues([0.1, 0.1], epochs_left=0, to_beat=0.9)
 
 
 def test_a_flat_trial_far_under_the_target_is_stopped() -> None:
-    assert not continues([0.5, 0.5], left=3, to_beat=0.7)
+    assert not continues([0.5, 0.5], epochs_left=3, to_beat=0.7)
 
 
 def test_a_falling_trial_gets_no_credit_for_its_slope() -> None:
-    assert not continues([0.6, 0.5], left=3, to_beat=0.7)
-    assert continues([0.6, 0.5], left=3, to_beat=0.5)
+    assert not continues([0.6, 0.5], epochs_left=3, to_beat=0.7)
+    assert continues([0.6, 0.5], epochs_left=3, to_beat=0.5)
 
 
 def test_a_rising_trial_goes_on_as_long_as_its_slope_can_carry_it() -> None:
-    assert continues([0.5, 0.6], left=2, to_beat=0.79, num_rows=100_000)
-    assert not continues([0.5, 0.6], left=1, to_beat=0.79, num_rows=100_000)
+    assert continues([0.5, 0.6], epochs_left=2, to_beat=0.79, num_rows=100_000)
+    assert not continues([0.5, 0.6], epochs_left=1, to_beat=0.79, num_rows=100_000)
 
 
 def test_on_few_rows_the_doubt_is_larger_than_on_many() -> None:
-    assert continues([0.5, 0.5], left=1, to_beat=0.55, num_rows=100)
-    assert not continues([0.5, 0.5], left=1, to_beat=0.55, num_rows=10_000)
+    assert continues([0.5, 0.5], epochs_left=1, to_beat=0.55, num_rows=100)
+    assert not continues([0.5, 0.5], epochs_left=1, to_beat=0.55, num_rows=10_000)
 
 
-@given(scores=scores, left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
+@given(scores=scores, epochs_left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
 def test_what_has_reached_the_target_goes_on_and_a_lower_bar_never_stops_more(
-    scores: list[float], left: int, to_beat: float, num_rows: int
+    scores: list[float], epochs_left: int, to_beat: float, num_rows: int
 ) -> None:
     if scores[-1] >= to_beat:
-        assert continues(scores, left=left, to_beat=to_beat, num_rows=num_rows)
-    if continues(scores, left=left, to_beat=to_beat, num_rows=num_rows):
-        assert continues(scores, left=left, to_beat=to_beat / 2, num_rows=num_rows)
+        assert continues(scores, epochs_left=epochs_left, to_beat=to_beat, num_rows=num_rows)
+    if continues(scores, epochs_left=epochs_left, to_beat=to_beat, num_rows=num_rows):
+        assert continues(scores, epochs_left=epochs_left, to_beat=to_beat / 2, num_rows=num_rows)
 
 
 def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) -> int | None:
     """The epoch after which the rule would have ended a training, None if it lets it run to its end."""
     for num in range(1, len(curve)):
-        if not continues(list(curve[:num]), left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
+        if not continues(list(curve[:num]), epochs_left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
             return num
     return None
 

@@ -1,4 +1,4 @@
-"""From the recipe's space to a trial's training section."""
+"""From the recipe's space to a trial's training config."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
         assert 0 <= drawn.lora_dropout <= 0.5
 
 
-def test_an_empty_space_tries_the_section_as_it_is() -> None:
+def test_an_empty_space_tries_the_section_as_configured() -> None:
     assert param_space(TuningConfig()) == {}
     assert trial_config(TrainingConfig(epochs=5), {}) == TrainingConfig(epochs=5)
 
@@ -40,11 +40,11 @@ def test_a_value_that_the_section_does_not_allow_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("distribution", "most"),
+    ("distribution", "maximum"),
     [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(uniform=(1, 3)), 3)],
 )
 def test_the_most_epochs_a_trial_may_run_are_known_before_any_is_drawn(
-    distribution: Distribution | None, most: int
+    distribution: Distribution | None, maximum: int
 ) -> None:
     space = {} if distribution is None else {"epochs": distribution}
-    assert max_epochs(TrainingConfig(epochs=4), TuningConfig(space=space)) == most
+    assert max_epochs(TrainingConfig(epochs=4), TuningConfig(space=space)) == maximum

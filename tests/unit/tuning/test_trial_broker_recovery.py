@@ -98,11 +98,11 @@ def test_a_requeued_trial_goes_to_a_waiting_group_and_its_own_group_gets_the_nex
         assert not waiting.done()
         await broker.requeue("group-0", "out of memory")
         assert await waiting == TrialAssignment("a", {}, "s3://a/1")
-        again = asyncio.create_task(broker.take("group-0"))
+        restarted = asyncio.create_task(broker.take("group-0"))
         await settle()
-        assert not again.done()
+        assert not restarted.done()
         await broker.submit("c", {})
-        assert await again == TrialAssignment("c", {}, None)
+        assert await restarted == TrialAssignment("c", {}, None)
 
     run(story())
 
@@ -228,10 +228,10 @@ def test_a_trial_given_up_for_its_groups_failures_is_tried_again_after_a_restart
             await broker.take("group-0")
         await broker.requeue("group-0", "out of memory")
         assert "out of memory" in str(record(broker, "a").failure)
-        again = new_broker(known=journals[-1].trials)
-        await again.submit("new", {"x": 1})
-        assert await again.take("group-0") == TrialAssignment("a", {"x": 1}, "s3://kept")
-        assert record(again, "a").failure is None
+        restarted = new_broker(known=journals[-1].trials)
+        await restarted.submit("new", {"x": 1})
+        assert await restarted.take("group-0") == TrialAssignment("a", {"x": 1}, "s3://kept")
+        assert record(restarted, "a").failure is None
 
     run(story())
 
