@@ -19,7 +19,7 @@ from ray.scripts.scripts import start as ray_start
 
 from cluster.local import ray_env
 
-CLUSTER = Path(__file__).parents[3] / "cluster"
+CLUSTER = Path(__file__).parents[3] / "cluster" / "ray_up"
 FILES = ("aws", "onprem")
 NODE_ENV = "node.env"
 SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]")
@@ -100,7 +100,7 @@ def test_every_command_is_one_that_a_shell_and_ray_can_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_path: Path) -> None:
-    (tmp_path / "tailorbird").symlink_to(CLUSTER.parent)
+    (tmp_path / "tailorbird").symlink_to(CLUSTER.parents[1])
     program = tmp_path / "tailorbird-venv" / "bin" / "ray"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho $1 with $(ulimit -n) files\n")
@@ -117,7 +117,7 @@ def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_
 def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_and_rows(name: str) -> None:
     left_out = _checked(_written(name))["rsync_exclude"]
     listing = subprocess.run(
-        ["git", "ls-files"], cwd=CLUSTER.parent, capture_output=True, text=True, check=False
+        ["git", "ls-files"], cwd=CLUSTER.parents[1], capture_output=True, text=True, check=False
     ).stdout
 
     def copied(path: str) -> bool:
@@ -131,7 +131,7 @@ def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_an
 @pytest.mark.parametrize("name", FILES)
 def test_every_ray_starts_with_what_node_env_sets(name: str) -> None:
     for command in _commands(_checked(_written(name))):
-        assert "ray st" not in command or command.startswith(f". ~/tailorbird/cluster/{NODE_ENV} && ")
+        assert "ray st" not in command or command.startswith(f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && ")
 
 
 @pytest.mark.parametrize("name", FILES)
