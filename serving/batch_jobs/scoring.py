@@ -10,15 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.progress import ProgressReporter
 from serving.batch_jobs.locations import normalized_locations
-from serving.batch_jobs.schema import (
-    BatchError,
-    BatchSpec,
-    InputFile,
-    OutputClaim,
-    OutputManifest,
-    Part,
-    PartResult,
-)
+from serving.batch_jobs.schema import BatchError, BatchSpec, InputFile, OutputClaim, OutputManifest, Part, PartResult
 from serving.batch_jobs.scorers import SCORERS
 from serving.batch_jobs.worker import PartScorer, columns_of
 from serving.http.schemas import CHAMPION, PRETRAINED
@@ -146,12 +138,7 @@ def score_batch(
     if storage.heads([file.uri for file in inputs]) != [(file.etag, file.size_bytes) for file in inputs]:
         raise BatchError(f"{batch.input} was changed while it was read; score it again to another output")
     manifest = OutputManifest(
-        batch=batch,
-        model=version.name,
-        version=version.version,
-        inputs=inputs,
-        num_rows=total,
-        num_parts=len(parts),
+        batch=batch, model=version.name, version=version.version, inputs=inputs, num_rows=total, num_parts=len(parts)
     )
     storage.write_json(manifest_uri, manifest.model_dump(mode="json"))
     new = [result for result in results.values() if result.started is not None]

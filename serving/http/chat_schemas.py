@@ -102,14 +102,7 @@ class CompletionChunk(_Head):
     usage: TokenUsage | None = None
 
 
-IGNORED = (
-    "metadata",
-    "store",
-    "service_tier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-)
+IGNORED = ("metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
 """Fields that are accepted and change no answer."""
 NEUTRAL: Mapping[str, object] = {
     "n": 1,

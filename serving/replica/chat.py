@@ -14,13 +14,7 @@ from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequ
 from serving.http.metrics import TOKENS, record_version
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.generation import (
-    GenerationRequest,
-    PartialAnswer,
-    generation_request,
-    stream_events,
-    whole_answer,
-)
+from serving.replica.generation import GenerationRequest, PartialAnswer, generation_request, stream_events, whole_answer
 from serving.replica.served_versions import ServedVersions
 from serving.tasks import RETRY_AFTER_S
 from serving.version_checks import require_digest

@@ -82,12 +82,7 @@ class Classifier:
         if request.scores:
             for result, prediction in zip(results, predictions, strict=True):
                 result["scores"] = scores_by_class(engine.loaded, prediction)
-        return {
-            "request_id": context.request_id,
-            "model": version.name,
-            "version": version.version,
-            "results": results,
-        }
+        return {"request_id": context.request_id, "model": version.name, "version": version.version, "results": results}
 
     async def _run_shadow(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> None:
         """Log the challenger's answer; a few texts at a time, each while no client waits.

@@ -90,10 +90,7 @@ async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> 
     before = generation.prompt[-NUM_CONTEXT_TOKENS:] if generation.continues else []
     num_chars_before = len(decode(before)) if before else 0
     generating = engine.generate(
-        generation.prompt,
-        max_new_tokens=generation.max_new_tokens,
-        sampling=generation.sampling,
-        streaming=streaming,
+        generation.prompt, max_new_tokens=generation.max_new_tokens, sampling=generation.sampling, streaming=streaming
     )
     with engine.in_use():
         async with aclosing(generating):
@@ -119,12 +116,7 @@ async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
 
 
 async def stream_events(
-    generation: GenerationRequest,
-    *,
-    format: AnswerFormat,
-    head: AnswerHead,
-    with_usage: bool,
-    on_finish: OnFinish,
+    generation: GenerationRequest, *, format: AnswerFormat, head: AnswerHead, with_usage: bool, on_finish: OnFinish
 ) -> Events:
     """Yield the answer as OpenAI's events. An error before the first is raised; a later one is the last event."""
     last = PartialAnswer("", 0, None)

@@ -55,12 +55,7 @@ class BufferedParquetWriter(Generic[EntryT]):
     """
 
     def __init__(
-        self,
-        uri: str,
-        *,
-        columns: Mapping[str, str],
-        to_row: Callable[[EntryT], Row],
-        wal_folder: Path | None = None,
+        self, uri: str, *, columns: Mapping[str, str], to_row: Callable[[EntryT], Row], wal_folder: Path | None = None
     ) -> None:
         self._uri = uri.rstrip("/")
         self._columns = columns
