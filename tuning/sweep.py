@@ -1,6 +1,7 @@
 """The sweep: Ray Tune samples configurations, worker groups train them, and one is selected on validation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -9,8 +10,7 @@ from pydantic import BaseModel
 from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
-from tailorbird.storage import delete_folder, exists, read_json, write_json
-from tailorbird.storage.s3 import PERSISTENT
+from tailorbird.storage import delete_folder
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import TrainingResult
 from training.task import TrainingTask
@@ -18,7 +18,7 @@ from training.trainer import TrainingFailed
 from tuning.futility import Target, TrialScores, can_still_reach
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialBroker
-from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
+from tuning.trial_record import SampledValues, SweepJournal, TrialRecord, read_journal, write_journal
 from tuning.tuner import FutilityStopper, build_tuner
 from tuning.worker import WorkerGroupJob
 from tuning.worker_groups import num_groups_that_fit, run_worker_groups
@@ -59,7 +59,7 @@ def sweep(
     """
     known = _known_trials(uri)
     actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
-    broker = actor.remote(keep=_journal_writer(uri), known=known)
+    broker = actor.remote(keep=partial(write_journal, uri=uri), known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
     job = WorkerGroupJob(group="", training=training, task=ray.put(task), broker=broker, events=events, uri=uri)
     with run_worker_groups(job, num_groups=num_groups) as errors:
@@ -89,26 +89,11 @@ def sweep(
     )
 
 
-def _journal_uri(uri: str) -> str:
-    return f"{uri}/journal.json"
-
-
-def _journal_writer(uri: str) -> Callable[[SweepJournal], None]:
-    """Return a function that writes the journal, with as many retries as workers have: a report waits for it."""
-
-    def write(journal: SweepJournal) -> None:
-        write_json(_journal_uri(uri), journal.model_dump(mode="json"), retry_policy=PERSISTENT)
-
-    return write
-
-
 def _known_trials(uri: str) -> tuple[TrialRecord, ...]:
     """Return the trials of an interrupted sweep, after deleting its Tune and Train runs, which would be resumed."""
     for name in ("tune", "groups"):
         delete_folder(f"{uri}/{name}")
-    if not exists(_journal_uri(uri)):
-        return ()
-    return SweepJournal.model_validate(read_json(_journal_uri(uri))).trials
+    return read_journal(uri).trials
 
 
 def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from tailorbird.storage import exists, read_json, write_json
+from tailorbird.storage.s3 import PERSISTENT
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import EpochReport, TrainingResult
 
@@ -52,3 +54,14 @@ class SweepJournal(StoredModel):
     trials: tuple[TrialRecord, ...] = ()
     ended: str | None = None
     """Why the sweep ended before all trials had run, if it did."""
+
+
+def read_journal(uri: str) -> SweepJournal:
+    """Return the journal of the sweep in `uri`; an empty one if the sweep has not started."""
+    location = f"{uri}/journal.json"
+    return SweepJournal.model_validate(read_json(location)) if exists(location) else SweepJournal()
+
+
+def write_journal(journal: SweepJournal, *, uri: str) -> None:
+    """Write the journal, with as many retries as workers have: a worker's report waits for it."""
+    write_json(f"{uri}/journal.json", journal.model_dump(mode="json"), retry_policy=PERSISTENT)

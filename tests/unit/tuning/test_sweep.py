@@ -8,8 +8,8 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
 from training.trainer import TrainingFailed
-from tuning.sweep import _journal_writer, select_trial
-from tuning.trial_record import SweepJournal, TrialRecord
+from tuning.sweep import select_trial
+from tuning.trial_record import SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
 
@@ -25,7 +25,7 @@ def test_the_journal_and_tune_s_own_files_retry_s3_as_workers_do(monkeypatch: py
     monkeypatch.setattr("tailorbird.storage.objects.filesystem", count_attempts)
     monkeypatch.setattr("tuning.tuner.filesystem", count_attempts)
     with pytest.raises(OSError, match=r"journal\.json"):
-        _journal_writer("s3://models/sweep")(SweepJournal())
+        write_journal(SweepJournal(), uri="s3://models/sweep")
     options: Any = {"stopper": None, "broker": None, "known": (), "max_concurrent": 1, "uri": "s3://models/sweep"}
     monkeypatch.setattr("tuning.tuner.this_node_selector", dict)
     with pytest.raises(OSError, match="models/sweep"):

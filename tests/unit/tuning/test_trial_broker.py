@@ -1,6 +1,8 @@
 """The TrialBroker between Tune and the worker groups, without Ray: no trial is lost, repeated or waits for ever."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -167,3 +169,8 @@ async def exported(broker: TrialBroker, trial_id: str, *, score: float, complete
     if completed:
         await broker.report(trial_id, epoch(0, score=score), last=True)
     await broker.finish("group-0", trial_id, result(f"s3://{trial_id}", score=score))
+
+
+def test_the_actor_s_process_imports_neither_torch_nor_tune() -> None:
+    code = "import sys, tuning.trial_broker; sys.exit(bool({'torch', 'ray.tune', 'ray.train'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
