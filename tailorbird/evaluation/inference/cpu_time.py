@@ -46,8 +46,9 @@ def _cpu_s(answer: Callable[[Rows], object], rows: Rows) -> float:
 def _answerer(uri: str) -> Callable[[Rows], object]:
     """Load the artifact and return a function that answers rows."""
     loaded = load_artifact(uri, device="cpu")
-    assert isinstance(loaded, LoadedClassifier)
-    return partial(_answer, loaded) if isinstance(loaded, LoadedChat) else partial(_classify, loaded)
+    if isinstance(loaded, LoadedChat):
+        return partial(_answer, loaded)
+    return partial(_classify, loaded)
 
 
 def _classify(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> object:

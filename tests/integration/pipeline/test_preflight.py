@@ -46,7 +46,7 @@ def states(result: Result) -> dict[str, Any]:
     """What is said of each thing that was looked at, by its name and state."""
     assert "Traceback" not in result.output, result.output
     lines = json.loads(result.stdout)["lines"]
-    return {f"{line['name']}: {line['state']}": f"{line['text']} {line['todo']}" for line in lines}
+    return {f"{line['name']}: {line['state']}": f"{line['message']} {line['remedy']}" for line in lines}
 
 
 def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
