@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from functools import cache
 
-from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.evaluation.report.run_record import CandidateRecord
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ModelVersion, now

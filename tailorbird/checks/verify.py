@@ -23,7 +23,6 @@ from tailorbird.config.base import digest
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.report.build_evidence import mean_measures, reliability_by_role
 from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import (
@@ -35,6 +34,7 @@ from tailorbird.evaluation.report.evidence_files import (
     read_evidence,
     render_pages,
 )
+from tailorbird.evaluation.report.model_scores import mean_measures, reliability_by_role
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
     Preregistration,

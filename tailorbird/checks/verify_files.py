@@ -11,9 +11,8 @@ from tailorbird import storage
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, CodeRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
-from tailorbird.evaluation.report.run_record import BaseModelRecord, CodeRecord
 from tailorbird.registry.versions import Hybrid
 from tailorbird.storage import s3
 from tailorbird.storage.node_cache import sha256_files

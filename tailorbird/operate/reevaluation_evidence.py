@@ -7,8 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from tailorbird import storage
 from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
-from tailorbird.evaluation.report.run_record import CostRecord
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.champion import Champion

@@ -16,18 +16,16 @@ from tailorbird.evaluation.inference.perturbations import add_typos, swap_demogr
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.build_evidence import build_evidence
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, UNREGISTERED, Evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, UNREGISTERED, CandidateRecord, CostRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION, render_files, write_evidence
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
-from tailorbird.evaluation.report.run_record import CandidateRecord, CostRecord
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.rules import winner
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
 from tailorbird.pipeline.prepare import RunContext, write_once
-from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, run_record
+from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import num_other_test_sets, record_test_access
 from tailorbird.registry.versions import ModelVersion
@@ -169,8 +167,7 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
         for role, contender in contenders.items()
     }
     compared |= {role: CandidateRecord(version.kind, version.uri, version.digest) for role, version in versions.items()}
-    record = run_record(context, trained, evaluated, versions=compared)
-    evidence = build_evidence(record, recipe=context.recipe, protocol=context.protocol, verdict=verdict)
+    evidence = build_evidence(context, trained, evaluated, versions=compared, verdict=verdict)
     for name, table in evaluated.predictions.items():
         save_predictions(f"{context.run}/predictions/{name}.parquet", table)
     names = [f"predictions/{name}.parquet" for name in evaluated.predictions]

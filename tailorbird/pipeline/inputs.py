@@ -13,7 +13,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
-from tailorbird.evaluation.report.run_record import BaseModelRecord
+from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.models.base_model import model_files, stage_base_model
 from tailorbird.models.loading import dtype_name
 from tailorbird.models.metadata import require_length

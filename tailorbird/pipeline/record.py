@@ -1,4 +1,4 @@
-"""What a run has made so far, as values, and its record for the evidence."""
+"""What a run has made so far, as values, and its evidence."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,18 +7,9 @@ from datetime import datetime, timedelta
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.run_record import (
-    AverageRecord,
-    CandidateRecord,
-    CodeRecord,
-    CostRecord,
-    CurveRecord,
-    DataRecord,
-    RunRecord,
-    SeedRecord,
-    TrainingRecord,
-    TrialRecord,
-)
+from tailorbird.evaluation.report import evidence
+from tailorbird.evaluation.report.model_scores import mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.routing import Routing
@@ -40,8 +31,7 @@ class TrainedModels:
     sweep: SweepResult
     seeds: tuple[TrainingResult, ...]
     """Trainings of the selected configuration, the sweep's own first."""
-    averaged: Contender | None
-    """The mean of the seeds' weights."""
+    averaged: evidence.AverageRecord | None
     curve: LearningCurve | None
     candidate: Contender
 
@@ -71,47 +61,63 @@ class EvaluatedModels:
     other_test_sets: int
     predictions: Mapping[str, Predictions]
     """By the table's name."""
-    cost: CostRecord
+    cost: evidence.CostRecord
 
 
-def run_record(
-    context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, *, versions: Mapping[str, CandidateRecord]
-) -> RunRecord:
-    """Return the record of a run; the verdict expires `valid_days` after the access to the test rows."""
+def build_evidence(
+    context: RunContext,
+    trained: TrainedModels,
+    evaluated: EvaluatedModels,
+    *,
+    versions: Mapping[str, evidence.CandidateRecord],
+    verdict: Verdict,
+) -> evidence.Evidence:
+    """Return the evidence of a run; the verdict expires `valid_days` after the access to the test rows."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
-    averaged, curve, inputs = trained.averaged, trained.curve, context.inputs
-    seed = context.recipe.training.seed
-    return RunRecord(
+    recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
+    data, predictions = inputs.data, evaluated.predictions
+    return evidence.Evidence(
+        name=recipe.name,
         run=context.run,
-        requested_by=context.requested_by,
         created_at=now(),
-        expires_at=(accessed_at + timedelta(days=context.protocol.valid_days)).isoformat(timespec="seconds"),
-        champion=context.champion,
-        code=CodeRecord(inputs.code.sha256, inputs.code.uri),
-        base_model=inputs.base_model,
-        data=DataRecord(inputs.data.report, inputs.data.num_train, inputs.data.hashes, evaluated.other_test_sets),
-        baselines=trained.baselines,
-        sweep=_trials(trained.sweep, method=context.recipe.training.method),
-        sweep_ended=trained.sweep.ended,
-        training=_training(trained, context.recipe.training),
-        seeds=tuple(SeedRecord(seed + number, result.score) for number, result in enumerate(trained.seeds)),
-        averaged=AverageRecord(averaged.validation, trained.candidate.uri.startswith(averaged.uri))
-        if averaged
-        else None,
-        curve=CurveRecord(**asdict(curve)) if curve else None,
-        candidate_validation=trained.candidate.validation,
-        versions=versions,
+        requested_by=context.requested_by,
+        expires_at=(accessed_at + timedelta(days=protocol.valid_days)).isoformat(timespec="seconds"),
+        recipe=recipe,
+        protocol=protocol,
+        verdict=verdict,
         test_access=evaluated.test_access,
         test_rows=evaluated.test_rows,
         routing=evaluated.routing,
+        data=evidence.DataRecord(data.report, data.num_train, data.hashes, evaluated.other_test_sets),
+        scores=model_scores(
+            trained.baselines,
+            kind=versions["candidate"].kind,
+            validation=trained.candidate.validation,
+            num_validation=data.report.num_validation,
+            verdict=verdict,
+        ),
+        sweep=_trials(trained.sweep, method=recipe.training.method),
+        sweep_ended=trained.sweep.ended,
+        seeds=tuple(
+            evidence.SeedRecord(recipe.training.seed + number, result.score)
+            for number, result in enumerate(trained.seeds)
+        ),
+        averaged=trained.averaged,
+        curve=evidence.CurveRecord(**asdict(trained.curve)) if trained.curve else None,
+        training=_training(trained, recipe.training),
         cost=evaluated.cost,
-        predictions=evaluated.predictions,
+        reliability=reliability_by_role(predictions),
+        measures=mean_measures(predictions),
+        versions=dict(versions),
+        champion=context.champion,
+        code=evidence.CodeRecord(inputs.code.sha256, inputs.code.uri),
+        base_model=inputs.base_model,
     )
 
 
-def _trials(sweep_result: SweepResult, *, method: str) -> tuple[TrialRecord, ...]:
+def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRecord, ...]:
     return tuple(
-        TrialRecord(
+        evidence.TrialRecord(
             trial=row.trial,
             kind=row.trial if row.status == PRETRAINED else str(row.config.get("method", method)),
             config=row.config,
@@ -124,9 +130,9 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[TrialRecord, ...
     )
 
 
-def _training(trained: TrainedModels, config: TrainingConfig) -> TrainingRecord:
+def _training(trained: TrainedModels, config: TrainingConfig) -> evidence.TrainingRecord:
     best = max(trained.seeds, key=lambda seed: seed.score)
-    return TrainingRecord(
+    return evidence.TrainingRecord(
         selected=trained.sweep.selected.model_dump(mode="json"),
         num_workers=config.max_workers,
         zero_stage=config.zero_stage,

@@ -10,12 +10,13 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.pipeline.artifacts import Contender, make_loadable, set_temperature
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import TrainedModels
-from tailorbird.registry.versions import read_version
+from tailorbird.registry.versions import Kind, read_version
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -51,8 +52,10 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         sweep_result = run_sweep(context, baselines, progress=progress, events=events)
         seeds = train_seeds(context, sweep_result, progress=progress, events=events)
         curve = measure_curve(context, sweep_result, progress=progress, events=events)
-    averaged = average_seeds(context, sweep_result.selected, seeds, progress=progress)
-    candidate = select_candidate(context, sweep_result.selected, seeds, averaged)
+    mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
+    best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
+    averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
+    candidate = calibrate_contender(context, best, kind=sweep_result.selected.method)
     trained = TrainedModels(baselines, sweep_result, seeds, averaged, curve, candidate)
     return evaluate_run(context, trained, progress=progress)
 
@@ -179,14 +182,11 @@ def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | 
     return Contender(method, best.weights, best.score)
 
 
-def select_candidate(
-    context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...], averaged: Contender | None
-) -> Contender:
-    """Return `best_on_validation` as a loadable artifact, calibrated on validation."""
-    candidate = best_on_validation(seeds, averaged, method=selected.method)
-    make_loadable(candidate.uri, context.task.version_config(selected.method))
-    temperature = context.task.fit_temperature(candidate.uri)
-    return candidate if temperature is None else set_temperature(candidate, temperature)
+def calibrate_contender(context: RunContext, contender: Contender, *, kind: Kind) -> Contender:
+    """Return trained weights as a loadable artifact, calibrated on validation."""
+    make_loadable(contender.uri, context.task.version_config(kind))
+    temperature = context.task.fit_temperature(contender.uri)
+    return contender if temperature is None else set_temperature(contender, temperature)
 
 
 def _train(

@@ -15,9 +15,8 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
-from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence import CodeRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
-from tailorbird.evaluation.report.run_record import CodeRecord
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version

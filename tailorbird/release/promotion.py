@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE
-from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.run_record import CandidateRecord
+from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
 from tailorbird.registry.champion import (
     Champion,
     ChangeReason,

@@ -1,7 +1,7 @@
 """The evidence by which a version that was exported for another engine was accepted or not."""
 
 from tailorbird.evaluation.gates.cost import CpuRounds
-from tailorbird.evaluation.report.run_record import CodeRecord
+from tailorbird.evaluation.report.evidence import CodeRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.registry.versions import PinnedVersion

@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.report.run_record import BaseModelRecord
+from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.storage.stored_model import StoredModel
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tailorbird import storage
-from tailorbird.evaluation.report.run_record import CandidateRecord
+from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.registry.champion import Champion, FormerChampion, read_champion
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, register, write_config
 from tailorbird.release.promotion import promote_version, roll_back

@@ -13,10 +13,7 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.build_evidence import build_evidence
-from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
-from tailorbird.evaluation.report.run_record import (
+from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     BaseModelRecord,
     CandidateRecord,
@@ -24,11 +21,13 @@ from tailorbird.evaluation.report.run_record import (
     CostRecord,
     CurveRecord,
     DataRecord,
-    RunRecord,
+    Evidence,
     SeedRecord,
     TrainingRecord,
     TrialRecord,
 )
+from tailorbird.evaluation.report.model_scores import mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
@@ -163,39 +162,32 @@ def evidence_of(
     simulation: Simulation, *, task_uri: str = TASK_URI, digests: dict[str, str] | None = None, code: str = CODE
 ) -> Evidence:
     """The evidence of a simulated run whose versions are stored under `task_uri`."""
-    tables, protocol = tables_of(simulation), protocol_of(simulation)
-    record = record_of(simulation, tables, task_uri=task_uri, digests=digests or {}, code=code)
-    verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol)
-    return build_evidence(record, recipe=recipe_of(simulation), protocol=protocol, verdict=verdict)
-
-
-def report_of(simulation: Simulation) -> DataReport:
-    counts = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
-    sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
-    return DataReport(**counts | sizes, rare_classes=(), leaks=())
-
-
-def record_of(
-    simulation: Simulation, tables: dict[str, Predictions], *, task_uri: str, digests: dict[str, str], code: str
-) -> RunRecord:
-    registration = registration_of(simulation, task_uri=task_uri, code=code)
+    tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
+    verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
-    return RunRecord(
+    baselines = (
+        _baseline("majority", 0.18, servable=False),
+        _baseline("zero_shot", 0.37),
+        _baseline("centroid", 0.59),
+        _baseline("probe", 0.66),
+        _baseline("tf_idf", 0.69, servable=False),
+    )
+    return Evidence(
+        name="icd10-chapters",
         run=f"{task_uri}/runs/{run_name(registration.request_sha256, champion=None)}",
         requested_by="an engineer",
         created_at=ACCESSED_AT,
         expires_at="2027-11-24T16:30:00+00:00",
+        recipe=recipe_of(simulation),
+        protocol=protocol_of(simulation),
+        verdict=verdict,
+        scores=model_scores(baselines, kind="full", validation=0.744, num_validation=NUM_VALIDATION, verdict=verdict),
+        reliability=reliability_by_role(tables),
+        measures=mean_measures(tables),
         champion=None,
         code=CodeRecord(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
         data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}, other_test_sets=0),
-        baselines=(
-            _baseline("majority", 0.18, servable=False),
-            _baseline("zero_shot", 0.37),
-            _baseline("centroid", 0.59),
-            _baseline("probe", 0.66),
-            _baseline("tf_idf", 0.69, servable=False),
-        ),
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
             _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: behind the other trials"),
@@ -214,9 +206,8 @@ def record_of(
         seeds=tuple(SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))),
         averaged=AverageRecord(0.742, chosen=False),
         curve=simulation.curve,
-        candidate_validation=0.744,
         versions={
-            role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", digests.get(role, DIGEST))
+            role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST))
             for role, kind in kinds.items()
         },
         test_access=TestSetAccess(
@@ -229,8 +220,13 @@ def record_of(
         test_rows="7e" * 32,
         routing=simulation.routing,
         cost=CostRecord(simulation.cpu, training_cpu_s=3600.0),
-        predictions=tables,
     )
+
+
+def report_of(simulation: Simulation) -> DataReport:
+    counts = dict.fromkeys((item.name for item in fields(DataReport) if item.type in (int, "int")), 0)
+    sizes = {"num_train": 8967, "num_validation": NUM_VALIDATION, "num_test": simulation.num_rows}
+    return DataReport(**counts | sizes, rare_classes=(), leaks=())
 
 
 def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndarray, luck: np.ndarray) -> Predictions:

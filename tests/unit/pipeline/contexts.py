@@ -9,7 +9,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import Rows, Splits, fingerprint
 from tailorbird.data.sharding.loading import LoadedDataset
-from tailorbird.evaluation.report.run_record import BaseModelRecord
+from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.pipeline.prepare import RunContext

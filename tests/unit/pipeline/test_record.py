@@ -1,13 +1,14 @@
-"""The record of a run names each trial's method, each seed's score, and the training that scored best."""
+"""The evidence of a run names each trial's method, each seed's score, and the training that scored best."""
 
 from pathlib import Path
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.report.run_record import CostRecord, SeedRecord
+from tailorbird.evaluation.report.evidence import AverageRecord, CandidateRecord, CostRecord, SeedRecord
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, run_record
+from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import TestSetAccess
+from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 from tests.unit.pipeline.contexts import context_of, recipe_at, splits_of
 from training.reports import TrainingResult
 from tuning.sweep import SweepResult, TrialRow
@@ -27,7 +28,7 @@ def trained(score: float, *, epochs: int) -> TrainingResult:
     )
 
 
-def test_the_record_of_a_run(tmp_path: Path) -> None:
+def test_the_evidence_of_a_run(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2})
     seeds = (trained(0.7, epochs=1), trained(0.9, epochs=3))
     rows = (
@@ -40,13 +41,16 @@ def test_the_record_of_a_run(tmp_path: Path) -> None:
         baselines=(Baseline("probe", "s3://m/probe", 0.5, servable=True, note=""),),
         sweep=SweepResult(rows=rows, selected=selected, trained=seeds[0]),
         seeds=seeds,
-        averaged=None,
+        averaged=AverageRecord(0.8, chosen=False),
         curve=None,
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
-    evaluated = EvaluatedModels(None, ACCESS, "5f" * 32, 0, {}, CostRecord(None, 0.0))
-    record = run_record(context_of(recipe, splits_of()), models, evaluated, versions={})
-    assert [(row.kind, row.epochs) for row in record.sweep] == [("lora", 2), ("full", 1), ("probe", 0)]
-    assert record.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
-    assert (record.training.epochs, record.training.selected) == (3, selected.model_dump(mode="json"))
-    assert record.expires_at == "2026-11-26T16:30:00+00:00"
+    simulation = Simulation()
+    evaluated = EvaluatedModels(None, ACCESS, "5f" * 32, 0, tables_of(simulation), CostRecord(None, 0.0))
+    versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
+    context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict
+    evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)
+    assert [(row.kind, row.epochs) for row in evidence.sweep] == [("lora", 2), ("full", 1), ("probe", 0)]
+    assert evidence.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
+    assert (evidence.training.epochs, evidence.training.selected) == (3, selected.model_dump(mode="json"))
+    assert evidence.expires_at == "2026-11-26T16:30:00+00:00"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.calibration import ece
-from tailorbird.evaluation.report.build_evidence import reliability_bins
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
+from tailorbird.evaluation.report.model_scores import reliability_bins
 from tailorbird.evaluation.verdict.rules import winner
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, protocol_of, recipe_of, tables_of

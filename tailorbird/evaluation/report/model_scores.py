@@ -1,0 +1,71 @@
+"""Scores and reliability of a run's models, computed from their predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.evaluation.gates.calibration import NUM_BINS
+from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
+from tailorbird.evaluation.report.evidence import ModelScore, ReliabilityBin
+from tailorbird.evaluation.statistics.paired import wilson_interval
+from tailorbird.evaluation.verdict.types import Verdict
+
+COMPARED = ("candidate", "incumbent")
+
+
+def model_scores(
+    baselines: Sequence[Baseline], *, kind: str, validation: float, num_validation: int, verdict: Verdict
+) -> tuple[ModelScore, ...]:
+    """Return a row for each baseline, then one for the candidate, of this kind and score on validation.
+
+    Only the models that predicted test have test scores.
+    """
+    incumbent = select_incumbent(baselines)
+    scores = []
+    for baseline in baselines:
+        score = ModelScore(baseline.kind, baseline.validation, interval=None, test=None, role=None)
+        if baseline is incumbent:
+            score = replace(score, role="incumbent", test=verdict.incumbent_score)
+        elif baseline.kind == "tf_idf":
+            score = replace(score, role="reference", test=verdict.reference_score)
+        scores.append(score)
+    scores.append(ModelScore(kind, validation, interval=None, test=verdict.candidate_score, role="candidate"))
+    if verdict.metric not in ROW_METRICS:  # no closed formula gives another metric's interval from a score
+        return tuple(scores)
+    n = num_validation
+    return tuple(replace(score, interval=wilson_interval(round(score.validation * n), n=n)) for score in scores)
+
+
+def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[ReliabilityBin, ...]]:
+    """Return `reliability_bins` of candidate and incumbent.
+
+    Empty for a chat task, where confidence is about tokens, not about the answer being right.
+    """
+    return {} if mean_measures(tables) else {role: reliability_bins(tables[role]) for role in COMPARED}
+
+
+def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
+    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats a token."""
+    name = "log_likelihood"
+    if not all(name in tables[role].measures for role in COMPARED):
+        return {}
+    return {name: {role: float(np.mean(tables[role].measures[name])) for role in COMPARED}}
+
+
+def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
+    """Return the bins that have rows, of equally wide bins of confidence after temperature.
+
+    These are the bins of `tailorbird.evaluation.gates.calibration.ece`, which is their mean gap, weighted by n.
+    """
+    right = np.array(table.labels, dtype=object) == np.array(table.outputs, dtype=object)
+    bins = np.minimum((table.calibrated * num_bins).astype(np.int64), num_bins - 1)
+    return tuple(
+        ReliabilityBin(
+            confidence=float(table.calibrated[bins == index].mean()),
+            accuracy=float(right[bins == index].mean()),
+            n=int(np.sum(bins == index)),
+        )
+        for index in sorted(set(bins.tolist()))
+    )
