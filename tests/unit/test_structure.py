@@ -1,0 +1,85 @@
+"""Limits that keep the tree easy to find one's way in: sizes, names, types, one direction of imports."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
+OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
+MAX_LINES, MAX_FILES, MAX_UNTYPED = 400, 16, 80
+VAGUE = {"told", "asked", "found", "said", "place", "home"}
+"""Words that say nothing about a value; the field has a term for each."""
+VENDOR_FILES = {
+    "ray": "cluster/ray_private.py",
+    "deepspeed": "training/deepspeed_private.py",
+    "transformers": "tailorbird/models/transformers_private.py",
+    "vllm": "serving/engines/vllm_engine.py",
+}
+
+
+def identifiers(source: str) -> set[str]:
+    """Return the names that a source file defines, binds or passes by keyword."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                names.add(name)
+            case ast.AsyncFunctionDef(name=name) | ast.keyword(arg=str(name)) | ast.alias(asname=str(name)):
+                names.add(name)
+    return names
+
+
+def private_imports(source: str) -> set[str]:
+    """Return the vendors of which a source file imports a module with a leading underscore in its path."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {module.partition(".")[0] for module in modules if "._" in module} & VENDOR_FILES.keys()
+
+
+def test_no_file_is_long_and_no_folder_is_full() -> None:
+    assert [path for path in OURS if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES] == []
+    folders = {path.parent for path in OURS}
+    files = {folder: [path for path in folder.iterdir() if path.is_file()] for folder in folders}
+    assert {folder: len(paths) for folder, paths in files.items() if len(paths) > MAX_FILES} == {}
+
+
+def test_no_identifier_is_vague() -> None:
+    vague = {path: identifiers(path.read_text(encoding="utf-8")) & VAGUE for path in OURS}
+    assert {path: names for path, names in vague.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["told = 1", "def found(): ...", "lambda place: 0", "f(said=1)", "import x as home", "class asked: ..."]
+)
+def test_a_vague_identifier_is_reported(source: str) -> None:
+    assert len(identifiers(source) & VAGUE) == 1
+
+
+def test_values_that_travel_have_types() -> None:
+    sources = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert len(sources) > 200
+    assert sum(len(re.findall(r"dict\[str, Any\]", source)) for source in sources) <= MAX_UNTYPED
+
+
+def test_private_parts_of_a_vendor_are_imported_by_one_file() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    users = {path.relative_to(ROOT).as_posix(): private_imports(path.read_text(encoding="utf-8")) for path in files}
+    assert {
+        file: vendors for file, vendors in users.items() if vendors - {v for v, f in VENDOR_FILES.items() if f == file}
+    } == {}
+    assert all((ROOT / file).is_file() for file in VENDOR_FILES.values())
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = grimp.build_graph(*PACKAGES)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the cycle
