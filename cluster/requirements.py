@@ -69,6 +69,11 @@ def installed_packages(packages: Iterable[tuple[str, str]], *, features: Mapping
     return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 
 
+def mismatches(packages: Iterable[Package]) -> str:
+    """Return the installed and the required version of each package as text."""
+    return "; ".join(f"{p.name} is {p.installed or 'not installed'}, wanted {p.wanted or 'any'}" for p in packages)
+
+
 def installed_version(name: str) -> str | None:
     """Return a package's installed version; None if it is not installed."""
     try:

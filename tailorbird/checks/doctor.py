@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.requirements import ALWAYS, Package, fits, installed_packages, requirements
-from tailorbird.checks.result import CheckResult, State, passes, to_json, to_lines
+from cluster.requirements import ALWAYS, Package, fits, installed_packages, mismatches, requirements
+from tailorbird.checks.result import CheckResult, State, fault, note, ok, passes, to_json, to_lines
 
 GIB = 1 << 30
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 6 * GIB, 10 * GIB, GIB, GIB
 STACK_PORTS, STACK_BLOCK = (11_000, 20_000), 256
-"""As `cluster.local.ports` has them, which cannot be imported here: where a stack looks for a block of free ports."""
+"""As in `cluster.local.ports`, which imports psutil: where a stack looks for a block of free ports."""
 RAY_PORTS = {
     6379: "Ray's GCS",
     8000: "Serve's HTTP",
@@ -26,7 +26,7 @@ RAY_PORTS = {
     9101: "HAProxy's metrics",
     10001: "Ray's client",
 }
-"""Where a Ray listens that is started by hand; the embedded stack takes others."""
+"""Ports of a Ray that is started by hand."""
 EXTRAS = {
     "stack": "the embedded stack of one machine and the demo's data",
     "engines": "OpenVINO and ONNX Runtime for classifiers on CPU (promote --engine)",
@@ -35,13 +35,19 @@ EXTRAS = {
     "gpu": "chat answers by vLLM on GPUs (serving.engine)",
     "dev": "the tests and checks of this project",
 }
-"""What each optional group of packages is for."""
+"""Purpose of each optional group of packages."""
+PROGRAMS = {
+    "git": "to have the code in versions",
+    "make": "for `make demo` and the other targets",
+    "chromium": "for the tests of the pages in a browser",
+}
+"""Purpose of each program that is not a Python package."""
 SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts about this machine."""
+    """Facts about this machine; None where there is no such thing, or it cannot be read."""
 
     python: str
     wanted_python: str
@@ -53,43 +59,46 @@ class Machine:
     disk_bytes: int
     """Free where the stack keeps its data."""
     shm_bytes: int | None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm."""
     cores: int
     programs: Mapping[str, str | None]
-    """Path of a program by its name; None where it is not there."""
+    """Path of each program, by its name."""
     listening: frozenset[int] | None
-    """Ports; None where that cannot be told."""
+    """Ports in use."""
     stack: str | None
-    """Where the embedded stack runs; None where none does."""
+    """Addresses of the running embedded stack."""
     settings: frozenset[str]
-    """Names of the environment's variables that we, S3 or Ray read; values are not looked at."""
+    """Names, not values, of the environment variables that we, S3 or Ray read."""
     gpu: str | None
-    """What the driver calls the GPU; None where there is none."""
+    """The GPU's name by its driver."""
     torch_sees_gpu: bool | None
-    """None where there is none to see, or torch does not say."""
 
 
 def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
-    """What there is to say, in the order in which it is best mended."""
-    parts = (_python, _packages, _extras, _room, _programs, _ports, _stack, _environment, _gpu)
-    return tuple(line for part in parts for line in part(machine))
+    """Return the result of every check, in the order in which faults are best fixed."""
+    parts = (_python, _packages, _extras, _hardware, _programs, _ports, _stack, _environment, _gpu)
+    return tuple(result for part in parts for result in part(machine))
+
+
+def check_this_machine() -> tuple[CheckResult, ...]:
+    """Check this machine, with the stack's folder that the environment names."""
+    return check_machine(inspect_machine(Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()))
 
 
 def _python(machine: Machine) -> Iterator[CheckResult]:
     text = f"{machine.python}, wanted {machine.wanted_python}"
     if machine.python_fits:
-        yield CheckResult("Python", "ok", text)
+        yield ok("Python", text)
     else:
-        yield CheckResult("Python", "fault", text, "make setup PYTHON=python3.11, or another that fits")
+        yield fault("Python", text, "make setup PYTHON=python3.11, or another that fits")
 
 
 def _packages(machine: Machine) -> Iterator[CheckResult]:
     wrong = [package for package in machine.packages if not package.fits]
-    if not wrong:
-        yield CheckResult("packages", "ok", f"all {len(machine.packages)} are installed, at versions that fit")
-        return
-    message = "; ".join(f"{p.name} is {p.installed or 'not installed'}, wanted {p.wanted or 'any'}" for p in wrong)
-    yield CheckResult("packages", "fault", message, "pip install " + " ".join(f"'{p.line}'" for p in wrong))
+    if wrong:
+        yield fault("packages", mismatches(wrong), "pip install " + " ".join(f"'{p.line}'" for p in wrong))
+    else:
+        yield ok("packages", f"all {len(machine.packages)} are installed, at versions that fit")
 
 
 def _extras(machine: Machine) -> Iterator[CheckResult]:
@@ -99,108 +108,97 @@ def _extras(machine: Machine) -> Iterator[CheckResult]:
         if missing:
             names = ", ".join(f"{p.name} {p.installed}" if p.installed else p.name for p in missing)
             text = f"incomplete ({names} missing or of another version); for {purpose}"
-            yield CheckResult(
-                f"extra {name}", "note", text, f"in the project's folder: pip install --editable '.[{name}]'"
-            )
+            yield note(f"extra {name}", text, f"in the project's folder: pip install --editable '.[{name}]'")
         else:
-            yield CheckResult(f"extra {name}", "ok", f"installed; for {purpose}")
+            yield ok(f"extra {name}", f"installed; for {purpose}")
 
 
-def _room(machine: Machine) -> Iterator[CheckResult]:
-    yield CheckResult("cores", "ok", str(machine.cores))
-    memory = f"{machine.memory_bytes / GIB:.1f} GiB"
+def _hardware(machine: Machine) -> Iterator[CheckResult]:
+    yield ok("cores", str(machine.cores))
+    text = f"{machine.memory_bytes / GIB:.1f} GiB"
     if machine.memory_bytes < LITTLE_MEMORY:
-        least = "a stack with two small training workers takes about 5 GiB"
-        yield CheckResult(
-            "memory", "note", f"{memory}; {least}", "set training.num_workers to 1, or take a larger machine"
-        )
+        text += "; a stack with two small training workers takes about 5 GiB"
+        yield note("memory", text, "set training.num_workers to 1, or take a larger machine")
     else:
-        yield CheckResult("memory", "ok", memory)
-    disk = f"{machine.disk_bytes / GIB:.1f} GiB free"
+        yield ok("memory", text)
+    text = f"{machine.disk_bytes / GIB:.1f} GiB free"
     if machine.disk_bytes < LITTLE_DISK:
         state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
-        yield CheckResult("disk", state, disk, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
+        yield CheckResult("disk", state, text, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
     else:
-        yield CheckResult("disk", "ok", disk)
+        yield ok("disk", text)
     if machine.shm_bytes is not None and machine.shm_bytes < LITTLE_SHM:
         text = f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's objects go to the disk, which is slow"
-        yield CheckResult("shared memory", "note", text, "in a container, start it with --shm-size=2g")
+        yield note("shared memory", text, "in a container, start it with --shm-size=2g")
     elif machine.shm_bytes is not None:
-        yield CheckResult("shared memory", "ok", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
+        yield ok("shared memory", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
 
 
 def _programs(machine: Machine) -> Iterator[CheckResult]:
-    purposes = {
-        "git": "to have the code in versions",
-        "make": "for `make demo` and the other targets",
-        "chromium": "for the tests of the pages in a browser",
-    }
     for name, path in machine.programs.items():
         if path:
-            yield CheckResult(name, "ok", path)
+            yield ok(name, path)
         else:
-            text = f"not installed; {purposes.get(name, 'optional')}"
-            yield CheckResult(name, "note", text, f"apt-get install {name}")
+            yield note(name, f"not installed; {PROGRAMS[name]}", f"apt-get install {name}")
 
 
 def _ports(machine: Machine) -> Iterator[CheckResult]:
     if machine.listening is None:
-        yield CheckResult("ports", "note", "which are taken cannot be told on this system")
+        yield note("ports", "which are taken cannot be told on this system")
         return
     first, last = STACK_PORTS
     blocks = (range(base, base + STACK_BLOCK) for base in range(first, last, STACK_BLOCK))
     if any(machine.listening.isdisjoint(block) for block in blocks):
-        yield CheckResult("ports", "ok", f"{STACK_BLOCK} in a row are free for a stack")
+        yield ok("ports", f"{STACK_BLOCK} in a row are free for a stack")
     else:
         text = f"no {STACK_BLOCK} in a row are free between {first:,} and {last:,}, as the embedded stack wants"
-        yield CheckResult("ports", "note", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
-    taken = sorted(machine.listening & RAY_PORTS.keys())
+        yield note("ports", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
+    taken = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys()))
     if taken:
-        names = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in taken)
-        text = f"taken: {names}. The embedded stack uses others; a Ray that is started by hand wants these"
-        yield CheckResult("Ray's usual ports", "note", text)
+        text = f"taken: {taken}. The embedded stack uses others; a Ray that is started by hand wants these"
+        yield note("Ray's usual ports", text)
 
 
 def _stack(machine: Machine) -> Iterator[CheckResult]:
     if machine.stack:
-        yield CheckResult("stack", "ok", f"runs: {machine.stack}")
+        yield ok("stack", f"runs: {machine.stack}")
     elif machine.settings & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}:
-        yield CheckResult("stack", "ok", "none runs, and the environment names a Ray")
+        yield ok("stack", "none runs, and the environment names a Ray")
     else:
-        yield CheckResult("stack", "note", "none runs, and the environment names no Ray", "tailorbird stack up")
+        yield note("stack", "none runs, and the environment names no Ray", "tailorbird stack up")
 
 
 def _environment(machine: Machine) -> Iterator[CheckResult]:
-    names = machine.settings
+    names = sorted(machine.settings)
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    if len(names & keys) == 1:
-        (missing,) = keys - names
-        text = f"{next(iter(names & keys))} is set and {missing} is not"
-        yield CheckResult("S3", "fault", text, f"export {missing}=..., or unset both to use a role")
-    elif any(name.startswith("AWS_") for name in names):
-        variables = ", ".join(sorted(name for name in names if name.startswith("AWS_")))
-        yield CheckResult("S3", "ok", f"set: {variables} (values not shown)")
+    variables = ", ".join(name for name in names if name.startswith("AWS_"))
+    if len(keys - machine.settings) == 1:
+        (missing,), (present,) = keys - machine.settings, keys & machine.settings
+        yield fault(
+            "S3", f"{present} is set and {missing} is not", f"export {missing}=..., or unset both to use a role"
+        )
+    elif variables:
+        yield ok("S3", f"set: {variables} (values not shown)")
     else:
-        yield CheckResult("S3", "ok", "nothing is set: the running stack's, or a role's, credentials are used")
-    variables = ", ".join(sorted(name for name in names if not name.startswith("AWS_")))
+        yield ok("S3", "nothing is set: the running stack's, or a role's, credentials are used")
+    variables = ", ".join(name for name in names if not name.startswith("AWS_"))
     text = f"set: {variables} (values not shown)" if variables else "no variable of Ray or Tailorbird is set"
-    yield CheckResult("environment", "ok", text)
+    yield ok("environment", text)
 
 
 def _gpu(machine: Machine) -> Iterator[CheckResult]:
     if machine.gpu is None:
-        yield CheckResult("GPU", "ok", "none; training and serving run on CPU")
+        yield ok("GPU", "none; training and serving run on CPU")
     elif machine.torch_sees_gpu:
-        yield CheckResult("GPU", "ok", f"{machine.gpu}, and torch sees it")
+        yield ok("GPU", f"{machine.gpu}, and torch sees it")
     else:
         todo = "pip install --force-reinstall torch from the index of the CUDA version that nvidia-smi shows"
-        yield CheckResult("GPU", "note", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
+        yield note("GPU", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
 
 
 def inspect_machine(folder: Path) -> Machine:
-    """This machine; `folder` is where the embedded stack keeps its data."""
-    wanted = requirements()
-    gpu = _gpu_name()
+    """Collect the facts; `folder` is where the embedded stack keeps its data."""
+    wanted, gpu = requirements(), _gpu_name()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Machine(
         python=platform.python_version(),
@@ -216,7 +214,7 @@ def inspect_machine(folder: Path) -> Machine:
         disk_bytes=shutil.disk_usage(existing).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        programs={name: shutil.which(name) for name in ("git", "make", "chromium")},
+        programs={name: shutil.which(name) for name in PROGRAMS},
         listening=_listening(),
         stack=_running_stack(folder),
         settings=frozenset(name for name in os.environ if SETTINGS.fullmatch(name)),
@@ -226,7 +224,7 @@ def inspect_machine(folder: Path) -> Machine:
 
 
 def _listening() -> frozenset[int] | None:
-    """Ports on which something listens; Linux alone tells without further packages."""
+    """Return the ports on which something listens; only Linux reports them without further packages."""
     ports: set[int] = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -241,12 +239,12 @@ def _listening() -> frozenset[int] | None:
 
 
 def _running_stack(folder: Path) -> str | None:
-    """Where the folder's stack answers; None also where our own packages do not load, which is told elsewhere."""
+    """Return the addresses of the folder's stack; None also if our own packages do not load, as `packages` reports."""
     try:
         from cluster.local.stack import status
 
         state = status(folder)
-    except Exception:  # whatever a broken package raises: that one is missing is what this page is for
+    except Exception:  # whatever a broken package raises
         return None
     return f"S3 {state.s3_endpoint}, Ray {state.ray_address}" if state else None
 
@@ -274,8 +272,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 def main() -> None:
     """Entry point of `python -m tailorbird.checks.doctor`, for an environment in which `tailorbird` does not start."""
-    folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
-    results = check_machine(inspect_machine(folder))
+    results = check_this_machine()
     print(json.dumps(to_json(results)) if "--json" in sys.argv else "\n".join(to_lines(results)))
     sys.exit(0 if passes(results) else 1)
 

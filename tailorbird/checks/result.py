@@ -15,7 +15,6 @@ class CheckResult:
     state: State
     message: str
     remedy: str = ""
-    """What to do about it."""
 
     def lines(self) -> list[str]:
         """Return the result as lines for a terminal."""
@@ -23,8 +22,20 @@ class CheckResult:
         return [f"{mark}  {self.name}: {self.message}"] + ([f"       -> {self.remedy}"] if self.remedy else [])
 
 
+def ok(name: str, message: str) -> CheckResult:
+    return CheckResult(name, "ok", message)
+
+
+def note(name: str, message: str, remedy: str = "") -> CheckResult:
+    return CheckResult(name, "note", message, remedy)
+
+
+def fault(name: str, message: str, remedy: str = "") -> CheckResult:
+    return CheckResult(name, "fault", message, remedy)
+
+
 def passes(results: Sequence[CheckResult]) -> bool:
-    """Return whether no result is a fault."""
+    """Return True if no result is a fault."""
     return all(result.state != "fault" for result in results)
 
 

@@ -44,8 +44,8 @@ CLUSTER = Cluster(
     nodes=(Node("1", "10.0.0.1", True, total=Resources(4), free=Resources(4)),),
     node_types=None,
     holders=(),
-    looks={"1": LOOK},
-    silent={},
+    reports={"1": LOOK},
+    probe_errors={},
 )
 GOOD = PreflightFacts(
     wanted=Requirements(">=3.11,<3.14", {ALWAYS: (("ray", ">=2.60,<2.61"),)}, {}),
@@ -54,7 +54,7 @@ GOOD = PreflightFacts(
     any_patch=False,
     unreachable=None,
     cluster=CLUSTER,
-    tables=(Table("train", "s3://lake/rows", num_rows=100, num_files=1, num_looked=1),),
+    tables=(Table("train", "s3://lake/rows", num_rows=100, num_files=1, num_read=1),),
     written=WriteCheck(),
     model=MODEL,
     model_fault=None,
@@ -96,7 +96,7 @@ def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"Ray", "nodes"}
     assert faults["Ray"] == "Ray is not reachable at x:1"
-    assert "not looked at" in faults["nodes"]
+    assert "were not checked" in faults["nodes"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_registry_that_promotions_cannot_rest_on(written: WriteCheck, message:
 
 def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     denied = replace(LOOK, written=WriteCheck(fault="access denied"))
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), looks={"1": denied, "2": denied}))
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), reports={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
     assert "what Ray was started with" in line.remedy
 
@@ -167,12 +167,12 @@ def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
     ],
 )
 def test_a_node_that_lacks_something(changed: dict[str, Any], message: str) -> None:
-    assert message in only_fault(on(CLUSTER, looks={"1": replace(LOOK, **changed)})).message
+    assert message in only_fault(on(CLUSTER, reports={"1": replace(LOOK, **changed)})).message
 
 
 def test_a_node_that_gives_no_look() -> None:
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), silent={"2": "no answer within 60 s"}))
-    assert (line.name, line.message) == ("node 10.0.0.2", "it could not be looked from: no answer within 60 s")
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), probe_errors={"2": "no answer within 60 s"}))
+    assert (line.name, line.message) == ("node 10.0.0.2", "it could not be probed: no answer within 60 s")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_too_few_cpus_in_all() -> None:
 
 def test_a_worker_must_fit_on_one_node() -> None:
     changed_recipe = recipe(training={"cpus_per_worker": 3})
-    looks = {"1": LOOK, "2": LOOK}
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), looks=looks), changed_recipe)
+    reports = {"1": LOOK, "2": LOOK}
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=reports), changed_recipe)
     assert "no node holds one, the largest has 2 CPUs" in line.message
 
 
@@ -252,8 +252,8 @@ def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: 
 
 
 def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
-    looks = {"1": replace(LOOK, in_kubernetes=True)}
-    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1)), looks=looks))
+    reports = {"1": replace(LOOK, in_kubernetes=True)}
+    line = only_fault(on(CLUSTER, nodes=nodes(Resources(1)), reports=reports))
     assert "cannot be known" in line.message
     assert "minReplicas" in line.remedy
 
@@ -279,7 +279,7 @@ def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
 
 def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
     little = replace(LOOK, memory_bytes=4 * GIB, free_bytes=2 * GIB)
-    line = only_fault(on(CLUSTER, looks={"1": little}))
+    line = only_fault(on(CLUSTER, reports={"1": little}))
     assert line.name == "memory"
     assert "10.0.0.1 has 1.80 GiB free for 4" in line.message  # two groups of two trials at once fit by CPUs
     assert "gradient_checkpointing" in line.remedy
@@ -290,8 +290,8 @@ def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
     room = nodes(Resources(4, 1))
     states = {}
     for sizes in ((), (GIB,), (80 * GIB,)):
-        looks = {"1": replace(LOOK, gpu_bytes=sizes)}
-        lines = check_facts(changed_recipe, on(CLUSTER, nodes=room, looks=looks))
+        reports = {"1": replace(LOOK, gpu_bytes=sizes)}
+        lines = check_facts(changed_recipe, on(CLUSTER, nodes=room, reports=reports))
         states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
     assert list(states.values()) == ["note", "fault", "ok"]
 
@@ -303,6 +303,6 @@ def test_memory_is_that_of_the_largest_of_what_the_sweep_may_try() -> None:
 
 
 def test_memory_of_nodes_that_could_not_be_looked_at_is_a_note() -> None:
-    lines = check_facts(recipe(), on(CLUSTER, looks={}, silent={"1": "no answer within 60 s"}))
+    lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]
     assert line.state == "note"
