@@ -13,18 +13,14 @@ class ParityResult(Frozen):
     """How a deployed version answered test rows over HTTP, compared with its evaluation."""
 
     rows: int
-    matching: int
-    """Rows answered as evaluated."""
+    matching: int  # answered as evaluated
     ties: int = 0
     """Matching rows answered by the other of two classes with almost equal probabilities: another batch decides."""
-    largest_difference: float | None = None
-    """Of a probability, over the rows; None for a chat model."""
+    largest_difference: float | None = None  # of a probability, over the rows; None for a chat model
     mean_difference: float | None = None
-    at: str
-    """ISO 8601."""
+    at: str  # ISO 8601
 
     def sentence(self) -> str:
-        """Return the counts as a sentence."""
         ties = f" ({self.ties} by the other of two equal classes)" if self.ties else ""
         return f"{self.matching} of {self.rows} test rows answered over HTTP as evaluated{ties}"
 
@@ -40,16 +36,13 @@ class ChosenBy(Frozen):
 class ChangeReason(Frozen):
     """Why a version became the champion."""
 
-    change: Literal["promotion", "engine", "rollback"]
-    """`engine`: the same weights, run by another engine."""
+    change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights, run by another engine
     text: str
     override: str | None = None
     """Why it was promoted although its verdict is not confirmatory, or it was rolled back before."""
-    runtime: str | None = None
-    """Engine and dtype, if it was exported."""
+    runtime: str | None = None  # engine and dtype, if it was exported
 
     def sentence(self) -> str:
-        """Return the reason with its override and runtime."""
         override = f"; override: {self.override}" if self.override else ""
         return f"{self.text}{override}{f'; run by {self.runtime}' if self.runtime else ''}"
 
@@ -59,13 +52,10 @@ class FormerChampion(Frozen):
 
     uri: str
     digest: str
-    run: str
-    """URI of the run whose verdict chose it; empty if none did."""
+    run: str  # URI of the run whose verdict chose it; empty if none did
     verdict: ChosenBy | None = None
-    pretrained: PinnedVersion | None = None
-    """The pretrained model that it was compared with, or that it is."""
-    parity: ParityResult | None = None
-    """None if nothing was served at its promotion: `serve` checks it then."""
+    pretrained: PinnedVersion | None = None  # the pretrained model that it was compared with, or that it is
+    parity: ParityResult | None = None  # None if nothing was served at its promotion: `serve` checks it then
 
 
 class Champion(StoredModel, FormerChampion):
@@ -73,16 +63,13 @@ class Champion(StoredModel, FormerChampion):
 
     version: str
     reason: ChangeReason
-    since: str
-    """ISO 8601."""
-    former: tuple[FormerChampion, ...] = ()
-    """Former champions, the latest last, without those that were rolled back."""
-    rolled_back: tuple[str, ...] = ()
-    """Digests of versions that were rolled back."""
+    since: str  # ISO 8601
+    former: tuple[FormerChampion, ...] = ()  # the latest last, without those that were rolled back
+    rolled_back: tuple[str, ...] = ()  # digests of versions that were rolled back
 
     @property
     def needs_parity(self) -> bool:
-        """Whether test rows must be checked before it serves: not after a rollback, which restores what served."""
+        """True if test rows must be checked before it serves: not after a rollback, which restores what served."""
         return self.parity is None and self.reason.change != "rollback"
 
     @property
@@ -94,10 +81,7 @@ class Champion(StoredModel, FormerChampion):
 def read_champion(task_uri: str) -> tuple[Champion, str] | None:
     """Return the champion, and the ETag to change it with; None if nothing serves yet."""
     stored = read_versioned(TaskPaths(task_uri).champion)
-    if stored is None:
-        return None
-    content, etag = stored
-    return Champion.model_validate_json(content), etag
+    return None if stored is None else (Champion.model_validate_json(stored[0]), stored[1])
 
 
 def champion_version(champion: Champion) -> ModelVersion:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-NO_GROUP = "(none)"
-"""Group of rows without a value, and of requests without the attribute."""
+NO_GROUP = "(none)"  # group of rows without a value, and of requests without the attribute
 
 
 @dataclass(frozen=True)
@@ -19,10 +18,8 @@ class Routing:
     """
 
     by: Literal["group", "confidence"]
-    column: str | None = None
-    """By group: the column; in a request, the attribute."""
-    values: tuple[str, ...] = ()
-    """By group: values of the candidate's rows."""
+    column: str | None = None  # by group: the column; in a request, the attribute
+    values: tuple[str, ...] = ()  # by group: values of the candidate's rows
     threshold: float | None = None
     """By confidence: the candidate answers if the incumbent's highest probability, after temperature, is lower."""
 
@@ -42,10 +39,7 @@ class Routing:
 
 
 def routes_to_candidate(
-    routing: Routing,
-    *,
-    groups: Sequence[str | None] | None = None,
-    confidences: Sequence[float] | NDArray[Any] | None = None,
+    routing: Routing, *, groups: Sequence[str | None] | None = None, confidences: ArrayLike | None = None
 ) -> NDArray[np.bool_]:
     """Return the mask [N] of the rows that the candidate answers.
 

@@ -15,19 +15,13 @@ from tailorbird.storage.stored_model import StoredModel
 class TestSetAccess(Frozen):
     """An entry of the ledger."""
 
-    __test__: ClassVar[bool] = False
-    """Not a test case for pytest."""
+    __test__: ClassVar[bool] = False  # no test case for pytest
 
-    number: int
-    """From 1."""
-    candidate: str
-    """Digest of the weights."""
-    protocol: str
-    """Digest of the test protocol."""
-    run: str
-    """URI of the run that made it."""
-    at: str
-    """ISO 8601."""
+    number: int  # from 1
+    candidate: str  # digest of the weights
+    protocol: str  # digest of the test protocol
+    run: str  # URI of the run that made it
+    at: str  # ISO 8601
 
 
 class Ledger(StoredModel):
@@ -69,8 +63,7 @@ def read_test_accesses(task_uri: str, test_sha256: str) -> tuple[TestSetAccess, 
 
 def num_other_test_sets(task_uri: str, test_sha256: str) -> int:
     """Return the number of other test sets of the task: other rows, or the same rows changed."""
-    folder = TaskPaths(task_uri).ledgers
-    ledgers = list_files(folder) if exists(folder) else []
+    ledgers = list_files(TaskPaths(task_uri).ledgers, missing_ok=True)
     return sum(uri != _uri(task_uri, test_sha256) for uri in ledgers)
 
 

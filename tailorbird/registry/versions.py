@@ -9,24 +9,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tailorbird import storage
 from tailorbird.registry.routing import Routing
-from tailorbird.storage import (
-    exists,
-    list_files,
-    read_bytes,
-    sha256_file,
-    sha256_object,
-    upload_file,
-    upload_folder,
-    write_bytes,
-)
 from tailorbird.storage.paths import TaskPaths, parse_version_uri
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
-PRETRAINED_KINDS = ("zero_shot", "few_shot", "centroid", "probe")
-"""Kinds with an unchanged base model."""
+PRETRAINED_KINDS = ("zero_shot", "few_shot", "centroid", "probe")  # with an unchanged base model
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Runtime of a classifier's encoder: torch runs safetensors, the others files that `models.export` wrote, on CPU."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
@@ -46,7 +36,7 @@ class Frozen(BaseModel):
 
 
 class PinnedVersion(Frozen):
-    """A version by its URI and the digest of its content."""
+    """A version, and the digest of its content."""
 
     uri: str
     digest: str
@@ -85,29 +75,21 @@ class VersionConfig(StoredModel):
     code: str
     recipe_hash: str
     created_at: str
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Divides the logits before the softmax."""
+    temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
     hybrid: Hybrid | None = None
-    """(hybrid only)"""
-    prompting: Prompting | None = None
-    """(chat only) A chat version has no classes."""
+    prompting: Prompting | None = None  # (chat only) a chat version has no classes
     engine: Engine = "torch"
     exported_from: PinnedVersion | None = None
     """The version with the same weights that the verdict evaluated; None for that version itself."""
 
     @property
     def task(self) -> Literal["classification", "chat"]:
-        """The task that the version was made for."""
         return "classification" if self.prompting is None else "chat"
 
     @model_validator(mode="after")
-    def _parts_of_hybrids(self) -> Self:
+    def _fields_fit_kind_and_engine(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
             raise ValueError("the kind `hybrid`, and no other, has `hybrid`: its routing and two parts")
-        return self
-
-    @model_validator(mode="after")
-    def _exported_are_single_classifiers(self) -> Self:
         if self.exported_from is None and self.engine != "torch":
             raise ValueError(f"a version for the engine {self.engine} names in `exported_from` what it was made of")
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
@@ -123,6 +105,10 @@ class ModelVersion(VersionConfig):
     uri: str
     digest: str
 
+    @property
+    def pinned(self) -> PinnedVersion:
+        return PinnedVersion(uri=self.uri, digest=self.digest)
+
 
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
@@ -136,18 +122,18 @@ def write_config(folder: Path, config: VersionConfig) -> None:
 
 def read_artifact_config(uri: str) -> VersionConfig:
     """Return the config of an artifact or version at a URI."""
-    return VersionConfig.model_validate_json(read_bytes(f"{uri}/config.json"))
+    return VersionConfig.model_validate_json(storage.read_bytes(f"{uri}/config.json"))
 
 
 def write_artifact_config(uri: str, config: VersionConfig) -> None:
     """Write `config.json` next to the weights at a URI, which makes them loadable."""
-    write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
+    storage.write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
 
 
 def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
-    """Return the config of a hybrid of two registered versions; the same parts and routing give the same version.
+    """Return the config of a hybrid of two registered versions: the classes of both, else as the candidate's.
 
-    It has the classes of both; other fields are the candidate's.
+    The same parts and routing give the same version.
     """
     return VersionConfig(
         kind="hybrid",
@@ -158,11 +144,7 @@ def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: 
         code=candidate.code,
         recipe_hash=candidate.recipe_hash,
         created_at=max(candidate.created_at, incumbent.created_at),
-        hybrid=Hybrid(
-            routing=routing,
-            incumbent=PinnedVersion(uri=incumbent.uri, digest=incumbent.digest),
-            candidate=PinnedVersion(uri=candidate.uri, digest=candidate.digest),
-        ),
+        hybrid=Hybrid(routing=routing, incumbent=incumbent.pinned, candidate=candidate.pinned),
     )
 
 
@@ -178,20 +160,18 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
         raise RegistryError(f"{folder} is no model version: it lacks config.json")
     config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
     _require_weights(config, folder=folder, files=files)
-    manifest = json.dumps(
-        {name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for name, path in files.items()},
-        indent=1,
-        sort_keys=True,
-    ).encode()
+    sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
+    entries = {name: {"sha256": sha256[name], "size_bytes": path.stat().st_size} for name, path in files.items()}
+    manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
     uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:12]}")
-    if exists(f"{uri}/manifest.json"):
+    if storage.exists(f"{uri}/manifest.json"):
         for name, path in files.items():
-            if not (exists(f"{uri}/{name}") and sha256_object(f"{uri}/{name}") == sha256_file(path)):
-                upload_file(path, f"{uri}/{name}")
+            if not (storage.exists(f"{uri}/{name}") and storage.sha256_object(f"{uri}/{name}") == sha256[name]):
+                storage.upload_file(path, f"{uri}/{name}")
     else:
-        upload_folder(folder, uri)
-        write_bytes(f"{uri}/manifest.json", manifest)
+        storage.upload_folder(folder, uri)
+        storage.write_bytes(f"{uri}/manifest.json", manifest)
     version = read_version(uri)
     if version.digest != digest:
         raise RegistryError(
@@ -224,8 +204,8 @@ def _name_prefix(config: VersionConfig) -> str:
 def read_version(uri: str) -> ModelVersion:
     """Return the version at a URI; raise RegistryError if there is none or its upload did not finish."""
     try:
-        manifest = read_bytes(f"{uri}/manifest.json")
-        config = json.loads(read_bytes(f"{uri}/config.json"))
+        manifest = storage.read_bytes(f"{uri}/manifest.json")
+        config = storage.read_json(f"{uri}/config.json")
     except StorageError as error:
         raise RegistryError(f"no whole model version at {uri}: {error}; `tailorbird models` lists them") from None
     task, version = parse_version_uri(uri)
@@ -246,8 +226,7 @@ def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
 
 def verify_files(uri: str, folder: Path) -> None:
     """Raise RegistryError if a file of the downloaded version differs from its manifest."""
-    name = _changed_file(folder)
-    if name is not None:
+    if name := _changed_file(folder):
         raise RegistryError(f"{uri}/{name} is not what the version's manifest names; restore it from a copy")
 
 
@@ -259,7 +238,7 @@ def is_intact(folder: Path) -> bool:
 def _changed_file(folder: Path) -> str | None:
     """Return the name of the first file that is missing or differs from the manifest."""
     for name, entry in json.loads((folder / "manifest.json").read_bytes()).items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != entry["sha256"]:
+        if not (folder / name).is_file() or storage.sha256_file(folder / name) != entry["sha256"]:
             return str(name)
     return None
 
@@ -276,8 +255,7 @@ def list_versions(task_uri: str) -> list[ModelVersion]:
 
 def version_uris(task_uri: str) -> list[str]:
     """Return the URIs of all complete versions."""
-    folder = TaskPaths(task_uri).versions
-    files = list_files(folder) if exists(folder) else []
+    files = storage.list_files(TaskPaths(task_uri).versions, missing_ok=True)
     return [uri.removesuffix("/manifest.json") for uri in files if uri.endswith("/manifest.json")]
 
 
@@ -287,8 +265,8 @@ def shares_base(config: VersionConfig) -> bool:
 
 
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
-    """Return the newest `limit` other versions that one process can hold with one copy of the version's base model:
-    heads and adapters of the same base model, dtype and code."""
+    """Return the newest `limit` other versions that can share the version's base model in memory: heads and adapters
+    of the same base model, dtype and code."""
     if not limit:
         return []
     others = []

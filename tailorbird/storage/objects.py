@@ -76,22 +76,20 @@ def file_state(uri: str) -> tuple[str, int, str]:
     return uri, int(info.size), str(info.mtime_ns)
 
 
-def list_files(uri: str) -> list[str]:
+def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
     """Return the URIs of the files under a folder, at any depth, sorted; of a file, its own.
 
-    Raises StorageError if there is none.
+    Raises StorageError if there is none, unless `missing_ok`.
     """
     store, path = filesystem(uri)
     path = path.rstrip("/")
     with storage_errors(uri):
         kind = store.get_file_info(path).type
-        if kind == pafs.FileType.NotFound:
-            raise FileNotFoundError(uri)
         if kind == pafs.FileType.File:
             return [uri]
-        infos = store.get_file_info(pafs.FileSelector(path, recursive=True))
+        infos = store.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
         files = [_uri(store, info.path) for info in infos if info.type == pafs.FileType.File]
-        if not files:
+        if not files and not missing_ok:
             raise FileNotFoundError(uri)
     return sorted(files)
 
