@@ -31,7 +31,9 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     placement: dict[str, object] = {}
     if config.engine in served.actor_engines:
         # The engine's actors share the replica's placement group, and its GPU is theirs, not its own process's.
-        placement = {"placement_group_bundles": [_bundle(resources)], "placement_group_strategy": "STRICT_PACK"}
+        amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+        bundle = {name: amount for name, amount in amounts.items() if amount}  # Ray refuses a resource of amount 0
+        placement = {"placement_group_bundles": [bundle], "placement_group_strategy": "STRICT_PACK"}
         resources["num_gpus"] = 0
     return {
         "name": served.deployment,
@@ -55,9 +57,3 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         **placement,
         "logging_config": LoggingConfig(enable_access_log=False),
     }
-
-
-def _bundle(resources: dict[str, float]) -> dict[str, float]:
-    """Return a placement group's bundle, which must not name a resource with amount 0."""
-    amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-    return {name: amount for name, amount in amounts.items() if amount}

@@ -12,7 +12,7 @@ from serving.batch_jobs.runner import start_runner, wait_for_runner
 from serving.batch_jobs.schema import BatchError
 from serving.batch_jobs.scoring import check_batch, new_batch
 from serving.http.asgi import Route, path_id
-from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_batch
+from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_body
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
@@ -54,8 +54,10 @@ class BatchRoutes:
         self._watcher = asyncio.create_task(self._watch_runner())
 
     async def _create(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
-        self._require_open()
-        request = parse_batch(body)
+        if not self._config.batch_prefixes:
+            message = "batches are closed here: the recipe's serving.batch_prefixes names no prefix that they may use"
+            raise RequestError(404, "no_batches", message)
+        request = parse_body(BatchRequest, body)
         version = self._engine_of(request.model).version
         return self._answer(await asyncio.to_thread(self._submit, request, version), status=202)
 
@@ -92,19 +94,13 @@ class BatchRoutes:
                 _log.exception("the runner of batches cannot work; it is started again in %s s", RETRY_S)
             await asyncio.sleep(RETRY_S)
 
-    def _require_open(self) -> None:
-        if not self._config.batch_prefixes:
-            message = "batches are closed here: the recipe's serving.batch_prefixes names no prefix that they may use"
-            raise RequestError(404, "no_batches", message)
-
     def _requested_job(self) -> BatchJob:
         """Return the job that the path names, even if batches are closed by now: a running one can be cancelled."""
         batch_id = path_id.get()
         job = read_job(self._task_uri, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
         if job is None:
-            raise RequestError(
-                404, "unknown_batch", "no batch has this id; POST /v1/batches answers with one", param="id"
-            )
+            message = "no batch has this id; POST /v1/batches answers with one"
+            raise RequestError(404, "unknown_batch", message, param="id")
         return job
 
     def _submit(self, request: BatchRequest, version: "ModelVersion") -> BatchJob:

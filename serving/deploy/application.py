@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.deploy.serve_client import ChallengerError
-from serving.deploy.serve_schema import ApplicationDetails, Deployment, Json, ServeApplication
+from serving.deploy.serve_schema import ApplicationDetails, Deployment, ServeApplication
 from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
@@ -21,7 +21,7 @@ class AdditionalVersions:
     """The versions that replicas serve next to the champion."""
 
     pretrained: ModelVersion | PinnedVersion | None = None
-    """Selected by `model: pretrained`; (classification only)."""
+    """Selected by `model: pretrained` (classification only)."""
     challenger: ModelVersion | None = None
     """Gets the share of `serving.challenger`."""
     others: Sequence[ModelVersion] = ()
@@ -42,12 +42,14 @@ def application_of(
     """
     replicas = _replica_config(config, version=version, additional=additional, verdict=verdict)
     deployment = Deployment(name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config())
+    # Fields at their default are left out, since the version's code may lack them.
+    serving = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
     return ServeApplication(
         name=application_name(task_uri),
         route_prefix="/",
         import_path=IMPORT_PATH,
         runtime_env={"working_dir": version.code},
-        args=_build_args(config, task_uri=task_uri, task=version.task),
+        args={"task_uri": task_uri, "task": version.task, "serving": serving},  # `serving.app.BuildArgs`
         deployments=(deployment,),
     )
 
@@ -111,12 +113,6 @@ def version_ref(version: ModelVersion | PinnedVersion) -> VersionRef:
 def application_name(task_uri: str) -> str:
     """Return the name of the Serve application of a task, the last part of `<registry>/<name>`."""
     return task_uri.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _build_args(config: ServingConfig, *, task_uri: str, task: str) -> Json:
-    """Return `serving.app.BuildArgs`; fields at their default are left out, since the version's code may lack them."""
-    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
-    return {"task_uri": task_uri, "task": task, "serving": fields}
 
 
 def route_prefix(name: str, applications: dict[str, ApplicationDetails]) -> str:

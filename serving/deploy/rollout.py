@@ -8,6 +8,7 @@ import requests
 from pydantic import ConfigDict
 
 from cluster.code_snapshot import shipped_sha256
+from serving.deploy import serve_client
 from serving.deploy.application import (
     AdditionalVersions,
     application_name,
@@ -18,21 +19,11 @@ from serving.deploy.application import (
     version_ref,
 )
 from serving.deploy.serve_client import (
-    POLL_S,
     PUT_ATTEMPTS,
     ChallengerError,
     DeployError,
     OverwrittenError,
     VersionRefusedError,
-    application_status,
-    application_url,
-    declared_applications,
-    declared_in,
-    put_applications,
-    replicas_of,
-    require_private_or_keys,
-    serve_applications,
-    serve_instance,
 )
 from serving.deploy.serve_schema import ServeApplication
 from serving.http.schemas import PRETRAINED, Readiness
@@ -72,12 +63,12 @@ def deploy(
     reached.
     """
     name = application_name(task_uri)
-    instance = serve_instance()
+    instance = serve_client.serve_instance()
     if config.api_keys is None and not config.guarded:
-        require_private_or_keys(instance)
+        serve_client.require_private_or_keys(instance)
     application = application_of(config, task_uri=task_uri, version=version, additional=additional, verdict=verdict)
     application = application.model_copy(update={"route_prefix": route_prefix(name, instance.applications)})
-    base_url = _apply(application, declared=declared_in(instance.applications))
+    base_url = _apply(application, declared=serve_client.declared_in(instance.applications))
     if additional.challenger is not None:
         _require_challenger(additional.challenger, champion=version, base_url=base_url)
     return base_url
@@ -100,7 +91,7 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
     own, for which there must be room. After a block without error it stays loaded for `switch_version`; otherwise the
     former state is restored. Raises as `deploy`.
     """
-    name, declared = application_name(task_uri), declared_applications()
+    name, declared = application_name(task_uri), serve_client.declared_applications()
     former = declared.get(name)
     if former is None:
         yield None
@@ -108,7 +99,7 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
     config = replica_config(former)
     same_code = former.code == version.code
     if same_code and config.champion.digest == version.digest:
-        yield application_url(former)
+        yield serve_client.application_url(former)
         return
     if same_code:
         config_with = config.with_other(version.version, version_ref(version))
@@ -134,7 +125,7 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
 
 def _unstage(name: str, *, version: ModelVersion) -> None:
     """Unload the version from the replicas, whatever their champion is by now."""
-    declared = declared_applications()
+    declared = serve_client.declared_applications()
     if name in declared:
         config = replica_config(declared[name]).without_other(version.version)
         _apply(declared[name].with_user_config(config.to_user_config()), declared=declared)
@@ -149,7 +140,7 @@ def switch_version(
     The other versions over its base model and code, the former champion among them, stay selectable by name. The
     experiment ends if its challenger becomes the champion or is for other code. Raises as `deploy`.
     """
-    declared = declared_applications()
+    declared = serve_client.declared_applications()
     former = declared.get(application_name(task_uri))
     if former is None:
         return None
@@ -189,27 +180,27 @@ def _apply(application: ServeApplication, *, declared: dict[str, ServeApplicatio
             _wait_ready(application)
             _require_declared(application)
         except OverwrittenError:
-            if declared_applications().get(name) != former:
+            if serve_client.declared_applications().get(name) != former:
                 raise
             continue
         except DeployError:
             if former is not None:  # replicas that start later must not load what cannot be loaded
                 _put_application(former)
             raise
-        return application_url(application)
+        return serve_client.application_url(application)
     raise DeployError(f"{name} was put back {PUT_ATTEMPTS} times by who changes other applications; try again")
 
 
 def _put_application(application: ServeApplication) -> None:
     """Put the application next to the others as they are at this moment."""
-    others = declared_applications()
+    others = serve_client.declared_applications()
     others.pop(application.name, None)
-    put_applications([*others.values(), application])
+    serve_client.put_applications([*others.values(), application])
 
 
 def _require_declared(application: ServeApplication) -> None:
     """Raise OverwrittenError if the application was declared otherwise since."""
-    name, declared = application.name, declared_applications().get(application.name)
+    name, declared = application.name, serve_client.declared_applications().get(application.name)
     if declared is None or config_id(declared.user_config) != config_id(application.user_config):
         raise OverwrittenError(f"somebody else changed or removed {name} meanwhile; `tailorbird serve` it again")
 
@@ -222,24 +213,24 @@ def require_unchanged(code: str) -> None:
     except ValueError as error:  # StorageError among them
         raise DeployError(f"the code {code} cannot be served: {error}; run the recipe again, which ships it") from None
     if sha256 != name:
-        raise DeployError(
-            f"the code {code} was changed: its files give the sha256 {sha256}; find out who may write there"
-        )
+        change = f"its files give the sha256 {sha256}; find out who may write there"
+        raise DeployError(f"the code {code} was changed: {change}")
 
 
 def undeploy(name: str) -> None:
     """Remove an application and leave the others; does nothing if there is none of this name."""
-    before = serve_applications()
+    before = serve_client.serve_applications()
     if name not in before:
         return
-    put_applications([application for other, application in declared_in(before).items() if other != name])
+    others = serve_client.declared_in(before)
+    others.pop(name, None)
+    serve_client.put_applications(list(others.values()))
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while name in serve_applications():
+    while name in serve_client.serve_applications():
         if time.monotonic() > deadline:
-            raise DeployError(
-                f"application {name!r} is still there after {DEPLOY_TIMEOUT_S} s: {application_status(name)}"
-            )
-        time.sleep(POLL_S)
+            status = serve_client.application_status(name)
+            raise DeployError(f"application {name!r} is still there after {DEPLOY_TIMEOUT_S} s: {status}")
+        time.sleep(serve_client.POLL_S)
 
 
 def challenger_digest(base_url: str) -> str | None:
@@ -250,7 +241,8 @@ def challenger_digest(base_url: str) -> str | None:
 def _wait_ready(application: ServeApplication) -> None:
     """Poll /readyz until every running replica has the configuration: Serve's status lags behind by up to 30 s. The
     proxy picks a replica a request, so it takes twice as many answers in a row as there may be replicas."""
-    name, base_url, num_answers = application.name, application_url(application), 2 * application.max_replicas
+    name, base_url = application.name, serve_client.application_url(application)
+    num_answers = 2 * application.max_replicas
     digest, wanted = replica_config(application).champion.digest, config_id(application.user_config)
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     failed_since: float | None = None
@@ -268,20 +260,21 @@ def _wait_ready(application: ServeApplication) -> None:
         if 0 < in_a_row < num_answers:
             continue
         _require_declared(application)
-        message = application_status(name)
+        message = serve_client.application_status(name)
         if not message.startswith(FAILED):
             failed_since = None
         elif failed_since is None:
             failed_since = time.monotonic()
         elif time.monotonic() - failed_since > FAILED_HOLDS_S:
             raise DeployError(f"{name} could not be deployed: {message}")
-        time.sleep(POLL_S)
-    raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {application_status(name)}")
+        time.sleep(serve_client.POLL_S)
+    summary = serve_client.application_status(name)
+    raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {summary}")
 
 
 def _running_replicas(name: str) -> set[str | None]:
     """Return the ids of the application's running replicas, as Serve and /readyz name them."""
-    return {replica.replica_id for replica in replicas_of(name) if replica.state == "RUNNING"}
+    return {replica.replica_id for replica in serve_client.replicas_of(name) if replica.state == "RUNNING"}
 
 
 UNREACHABLE = ReplicaStatus(status="loading")

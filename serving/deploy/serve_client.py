@@ -12,8 +12,8 @@ from serving.http.schemas import LOCAL
 
 APPLICATIONS = "/api/serve/applications/"
 POLL_S = 0.2
-# Serve starts on the first PUT, which may fail while it does.
 PUT_ATTEMPTS = 5
+"""Serve starts on the first PUT, which may fail while it does."""
 
 
 class DeployError(ValueError):
@@ -45,7 +45,7 @@ def serve_body(applications: Sequence[ServeApplication], *, url: str) -> Json:
 
 def listen_host(url: str) -> str:
     """Return the address that Serve binds where clients call `url`."""
-    return "127.0.0.1" if _is_local(urlsplit(url).hostname) else "0.0.0.0"
+    return "127.0.0.1" if urlsplit(url).hostname in LOCAL else "0.0.0.0"
 
 
 def application_url(application: ServeApplication) -> str:
@@ -95,17 +95,13 @@ def require_private_or_keys(instance: ServeInstance) -> None:
     """Raise DeployError if other machines can reach Serve; for services without API keys."""
     options = instance.http_options  # none before Serve is started: then `serve_body` says where it listens
     listens = "127.0.0.1" if options is None else options.host or "an address that it does not tell"
-    if _is_local(urlsplit(serve_url()).hostname) and _is_local(listens):
+    if urlsplit(serve_url()).hostname in LOCAL and listens in LOCAL:
         return
     raise DeployError(
         f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, and serving.api_keys is "
         "not set: `tailorbird key NAME` makes a key; let TAILORBIRD_SERVE_URL name 127.0.0.1, before Serve starts; or, "
         "where a gateway keeps strangers out, set serving.guarded"
     )
-
-
-def _is_local(host: str | None) -> bool:
-    return host in LOCAL
 
 
 def put_applications(applications: Sequence[ServeApplication]) -> None:

@@ -100,9 +100,8 @@ def read_subject_key(source: str) -> bytes:
     """Return the key that subjects are hashed with; raise KeysError if it is short enough to be guessed."""
     key = read_secret(source).strip()
     if len(key) < KEY_BYTES:
-        raise KeysError(
-            f"{source} holds {len(key)} bytes; give at least {KEY_BYTES} random ones (openssl rand -hex 32)"
-        )
+        least = f"at least {KEY_BYTES} random ones (openssl rand -hex 32)"
+        raise KeysError(f"{source} holds {len(key)} bytes; give {least}")
     return key
 
 
@@ -128,13 +127,10 @@ class ApiKeyAuthenticator:
         # All are compared, each in constant time, so that the time reveals nothing of the stored keys.
         matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
         if scheme.lower() != "bearer" or not matches:
-            raise RequestError(
-                401,
-                "invalid_api_key" if authorization else "missing_api_key",
-                "give a key that is valid here in the header `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+            type = "invalid_api_key" if authorization else "missing_api_key"
+            message = "give a key that is valid here in the header `Authorization: Bearer KEY`"
+            headers = {"www-authenticate": "Bearer"}
+            raise RequestError(401, type, message, code="invalid_api_key", headers=headers)
         self._require_within_limit(matches[0])
         return matches[0].name
 
@@ -171,13 +167,9 @@ class ApiKeyAuthenticator:
         tokens = min(float(key.per_minute), tokens + (now - updated_at) * rate)
         if tokens < 1:
             wait_s = max(1, round((1 - tokens) / rate + 0.5))
-            raise RequestError(
-                429,
-                "rate_limited",
-                f"{key.name} may ask {key.per_minute} times a minute; ask again in {wait_s} s",
-                code="rate_limit_exceeded",
-                headers={"retry-after": str(wait_s)},
-            )
+            message = f"{key.name} may ask {key.per_minute} times a minute; ask again in {wait_s} s"
+            headers = {"retry-after": str(wait_s)}
+            raise RequestError(429, "rate_limited", message, code="rate_limit_exceeded", headers=headers)
         self._buckets[key.sha256] = (tokens - 1, now)
 
 
@@ -186,12 +178,11 @@ def require_local_caller(headers: Mapping[str, str]) -> None:
     host, origin = headers.get("host", ""), headers.get("origin", "")
     name = urlsplit(f"//{host}").hostname
     if name not in LOCAL or (origin and urlsplit(origin).netloc != host):
-        raise RequestError(
-            403,
-            "foreign_page",
+        message = (
             "without API keys only this machine may ask, by the name 127.0.0.1 or localhost, and no other page from a "
-            "browser; the recipe's serving.api_keys lets others in",
+            "browser; the recipe's serving.api_keys lets others in"
         )
+        raise RequestError(403, "foreign_page", message)
 
 
 def _sha256(key: str) -> str:

@@ -14,10 +14,6 @@ class Usage(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the fields of `TokenUsage`."""
-        return self._asdict() | {"total_tokens": self.prompt_tokens + self.completion_tokens}
-
 
 class AnswerHead(NamedTuple):
     """The fields with which an answer, and each event of a stream, begins."""
@@ -90,5 +86,7 @@ def _choice(content: Mapping[str, object], finish_reason: str | None) -> dict[st
 
 
 def _json(head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None) -> bytes:
-    fields = head._asdict() | {"choices": choices} | ({"usage": usage.to_dict()} if usage else {})
+    fields = head._asdict() | {"choices": choices}
+    if usage is not None:
+        fields["usage"] = usage._asdict() | {"total_tokens": sum(usage)}
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()

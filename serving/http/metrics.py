@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
@@ -38,6 +39,9 @@ class Metric(NamedTuple):
     """Upper bounds of a histogram's buckets."""
 
 
+Series = tuple[Metric, tuple[str, ...]]
+"""A metric and the values of its labels."""
+Gauges = Mapping[Series, float]
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _REQUEST_LABELS = ("route", "model", "version")
 REQUESTS = Metric(
@@ -106,15 +110,28 @@ def record_failure(status: int) -> None:
         state.failed = status
 
 
+@cache
+def ray_instrument(metric: Metric) -> Any:
+    """Return Ray Serve's counter, histogram or gauge; call it in a replica, whose name it carries."""
+    from ray.serve import metrics
+
+    options = {"description": metric.description, "tag_keys": metric.labels}
+    if metric.buckets:
+        return metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
+    if metric.name.endswith("_total"):
+        return metrics.Counter(metric.name.removesuffix("_total"), **options)  # the exporter adds the suffix
+    return metrics.Gauge(metric.name, **options)
+
+
 class Meter:
     """Counts and observations since the last export. `observe` is thread-safe; call the rest from the event loop."""
 
     def __init__(self) -> None:
         self.in_progress = 0
-        self._counts: Counter[tuple[Metric, tuple[str, ...]]] = Counter()
+        self._counts: Counter[Series] = Counter()
         self._observed: deque[tuple[Metric, tuple[str, ...], float]] = deque(maxlen=MAX_OBSERVATIONS)
-        self._totals: Counter[tuple[Metric, tuple[str, ...]]] = Counter()
-        self._gauges: set[tuple[Metric, tuple[str, ...]]] = set()
+        self._totals: Counter[Series] = Counter()
+        self._gauges: set[Series] = set()
 
     def count(self, metric: Metric, *labels: str, by: int = 1) -> None:
         """Add to a counter; `labels` are in the metric's order."""
@@ -130,63 +147,33 @@ class Meter:
         """Add a value to a histogram."""
         self._observed.append((metric, labels, value))
 
-    async def keep_exporting(self, gauges: "Callable[[], Gauges]", *, to_ray: "Callable[[], Instruments]") -> None:
-        """Export every few seconds, until cancelled. `to_ray` makes the instruments, in the replica's process."""
-        instruments: Instruments | None = None
+    async def keep_exporting(
+        self, gauges: Callable[[], Gauges], *, instrument: Callable[[Metric], Any] = ray_instrument
+    ) -> None:
+        """Export every few seconds, until cancelled; `instrument` returns a metric's counter, histogram or gauge."""
         while True:
             await asyncio.sleep(EXPORT_S)
             try:
-                instruments = instruments or to_ray()
                 current = self._with_former(gauges())
                 counts, self._counts = self._counts, Counter()
-                await asyncio.to_thread(self.export, instruments, counts, current)
+                await asyncio.to_thread(self.export, instrument, counts, current)
             except Exception:  # the service continues without metrics
                 _log.exception("the metrics could not be told to Ray")
 
-    def _with_former(self, gauges: "Gauges") -> "Gauges":
+    def _with_former(self, gauges: Gauges) -> Gauges:
         """Add zeros for gauges that are gone: Ray keeps exporting a gauge's last value."""
         self._gauges |= set(gauges)
         return dict.fromkeys(self._gauges, 0.0) | dict(gauges)
 
-    def export(
-        self, instruments: "Instruments", counts: Mapping[tuple[Metric, tuple[str, ...]], int], gauges: "Gauges"
-    ) -> None:
+    def export(self, instrument: Callable[[Metric], Any], counts: Mapping[Series, int], gauges: Gauges) -> None:
         """Export everything once."""
         for (metric, labels), by in counts.items():
-            instruments.of(metric).inc(by, tags=_tags(metric, labels))
+            instrument(metric).inc(by, tags=_tags(metric, labels))
         for _ in range(len(self._observed)):
             metric, labels, value = self._observed.popleft()
-            instruments.of(metric).observe(value, tags=_tags(metric, labels))
+            instrument(metric).observe(value, tags=_tags(metric, labels))
         for (metric, labels), value in gauges.items():
-            instruments.of(metric).set(value, tags=_tags(metric, labels))
-
-
-Gauges = Mapping[tuple[Metric, tuple[str, ...]], float]
-"""Current values by metric and labels."""
-
-
-class Instruments:
-    """Ray Serve's metrics, created when they are needed: in a replica, whose name they carry."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, Any] = {}
-
-    def of(self, metric: Metric) -> Any:
-        """Return Ray's counter, histogram or gauge."""
-        if metric.name not in self._by_name:
-            self._by_name[metric.name] = _new_instrument(metric)
-        return self._by_name[metric.name]
-
-
-def _new_instrument(metric: Metric) -> Any:
-    from ray.serve import metrics
-
-    options = {"description": metric.description, "tag_keys": metric.labels}
-    if metric.buckets:
-        return metrics.Histogram(metric.name, boundaries=list(metric.buckets), **options)
-    if metric.name.endswith("_total"):
-        return metrics.Counter(metric.name.removesuffix("_total"), **options)  # the exporter adds the suffix
-    return metrics.Gauge(metric.name, **options)
+            instrument(metric).set(value, tags=_tags(metric, labels))
 
 
 def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:

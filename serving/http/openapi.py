@@ -8,30 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serving.http import chat_schemas, schemas
 from serving.http.asgi import ID, JSON, Route
-from serving.http.chat_schemas import (
-    IGNORED,
-    NEUTRAL,
-    TEXT_NEUTRAL,
-    ChatAnswer,
-    ChatChunk,
-    ChatRequest,
-    CompletionAnswer,
-    CompletionChunk,
-    CompletionRequest,
-)
-from serving.http.schemas import (
-    BatchJob,
-    BatchRequest,
-    ClassifyAnswer,
-    ClassifyRequest,
-    CompareAnswer,
-    ErrorBody,
-    FeedbackRequest,
-    Health,
-    Models,
-    Readiness,
-)
 from tailorbird.config.serving import ServingConfig
 
 NO_EFFECT = "x-no-effect"
@@ -82,52 +60,58 @@ _TEXT = {"input": "Fracture of femur"}
 _CONVERSATION = {"messages": [{"role": "user", "content": "What is a fracture?"}], "max_tokens": 32}
 OPERATIONS: Mapping[str, Operation] = {
     "/v1/classify": Operation(
-        "The most probable class of each text", ClassifyAnswer, ClassifyRequest, _TEXT, refusals=(404, 422)
+        "The most probable class of each text",
+        schemas.ClassifyAnswer,
+        schemas.ClassifyRequest,
+        _TEXT,
+        refusals=(404, 422),
     ),
     "/v1/compare": Operation(
         "The same texts answered by the pretrained model and by the champion",
-        CompareAnswer,
-        ClassifyRequest,
+        schemas.CompareAnswer,
+        schemas.ClassifyRequest,
         _TEXT,
         refusals=(404, 422),
     ),
     "/v1/chat/completions": Operation(
         "The next turn of a conversation, whole or streamed",
-        ChatAnswer,
-        ChatRequest,
+        chat_schemas.ChatAnswer,
+        chat_schemas.ChatRequest,
         _CONVERSATION,
-        events=ChatChunk,
+        events=chat_schemas.ChatChunk,
         refusals=(404,),
     ),
     "/v1/completions": Operation(
         "A text continued as it stands, whole or streamed",
-        CompletionAnswer,
-        CompletionRequest,
+        chat_schemas.CompletionAnswer,
+        chat_schemas.CompletionRequest,
         {"prompt": "A fracture is", "max_tokens": 32},
-        events=CompletionChunk,
+        events=chat_schemas.CompletionChunk,
         refusals=(404,),
     ),
-    "/v1/models": Operation("The versions that serve", Models),
+    "/v1/models": Operation("The versions that serve", schemas.Models),
     "/v1/feedback": Operation(
         "The correct label of an earlier answer",
-        FeedbackRequest,
-        FeedbackRequest,
+        schemas.FeedbackRequest,
+        schemas.FeedbackRequest,
         {"request_id": "2c9a7f40", "label": "injury and poisoning"},
         status=202,
         refusals=(404, 422),
     ),
     "/v1/batches": Operation(
         "Score a Parquet data set",
-        BatchJob,
-        BatchRequest,
+        schemas.BatchJob,
+        schemas.BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
         refusals=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation("The state of a batch", BatchJob, refusals=(404,)),
-    "/v1/batches/{id}/cancel": Operation("Cancel a batch", BatchJob, refusals=(404, 409)),
-    "/healthz": Operation("Liveness", Health),
-    "/readyz": Operation("Readiness: whether a version is loaded, and which", Readiness, also={503: Readiness}),
+    "/v1/batches/{id}": Operation("The state of a batch", schemas.BatchJob, refusals=(404,)),
+    "/v1/batches/{id}/cancel": Operation("Cancel a batch", schemas.BatchJob, refusals=(404, 409)),
+    "/healthz": Operation("Liveness", schemas.Health),
+    "/readyz": Operation(
+        "Readiness: whether a version is loaded, and which", schemas.Readiness, also={503: schemas.Readiness}
+    ),
     "/openapi.json": Operation("This document", None),
     "/docs": Operation("This document as a page", None),
     "/": Operation("A page to try the model", None),
@@ -211,7 +195,7 @@ def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -
 
 
 def _error_response(status: int, *, config: ServingConfig) -> Schema:
-    content: Schema = {JSON: {"schema": _ref(ErrorBody)}}
+    content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
     if status in (429, 503):
         content["text/plain"] = {"schema": {"type": "string", "description": "If Ray Serve itself refuses it."}}
     if status == 408:
@@ -224,32 +208,32 @@ def _error_response(status: int, *, config: ServingConfig) -> Schema:
 
 def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     """Return the schemas of all requests and answers, with the limits of the recipe."""
-    models: dict[type[BaseModel], None] = {ErrorBody: None}
+    models: dict[type[BaseModel], None] = {schemas.ErrorBody: None}
     for path in routes:
         operation = OPERATIONS[path]
         types = (operation.request, operation.answer, operation.events, *operation.also.values())
         models |= dict.fromkeys(model for model in types if model is not None)
     _, generated = models_json_schema([(model, "validation") for model in models], ref_template=REF)
-    schemas: Schema = generated["$defs"]
+    components: Schema = generated["$defs"]
     for name, fields in PER_TEXT_FIELDS.items():
-        for field_name in fields if name in schemas else ():
-            for kind in schemas[name]["properties"][field_name]["anyOf"]:
+        for field_name in fields if name in components else ():
+            for kind in components[name]["properties"][field_name]["anyOf"]:
                 if kind.get("type") == "array":
                     kind |= {"minItems": 1, "maxItems": config.max_texts}
-    for name, neutral in (("ChatRequest", NEUTRAL), ("CompletionRequest", TEXT_NEUTRAL)):
-        if name in schemas:
-            _forbid_extra_fields(schemas[name], neutral=neutral)
-    if "ChatMessage" in schemas:
-        schemas["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
+    for name, neutral in (("ChatRequest", chat_schemas.NEUTRAL), ("CompletionRequest", chat_schemas.TEXT_NEUTRAL)):
+        if name in components:
+            _forbid_extra_fields(components[name], neutral=neutral)
+    if "ChatMessage" in components:
+        components["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
         # An answer's message, which has this field, may be sent back as a turn.
-        schemas["ChatMessage"]["properties"]["refusal"] = {"type": "null", NO_EFFECT: True, "description": "None."}
-        schemas["ChatMessage"]["additionalProperties"] = False
-    return schemas
+        components["ChatMessage"]["properties"]["refusal"] = {"type": "null", NO_EFFECT: True, "description": "None."}
+        components["ChatMessage"]["additionalProperties"] = False
+    return components
 
 
 def _forbid_extra_fields(schema: Schema, *, neutral: Mapping[str, object]) -> None:
     """Add OpenAI's fields that are accepted but change nothing, and forbid all others."""
-    for name in IGNORED:
+    for name in chat_schemas.IGNORED:
         schema["properties"][name] = {"description": "Changes no answer.", NO_EFFECT: True}
     for name, value in neutral.items():
         text = "Accepted with its neutral value only."

@@ -54,6 +54,11 @@ class FeedbackRequest(Wire):
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
     """Position of the text in the request, from 0."""
 
+    @property
+    def bare_id(self) -> str:
+        """Return the request's id without the prefix of a chat answer's `id`."""
+        return self.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)
+
 
 class BatchRequest(Wire):
     input: StrictStr
@@ -211,32 +216,19 @@ class RequestError(ValueError):
 
 
 def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
-    """Return the request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
-    request = _parse(ClassifyRequest, body)
+    """Return the request in a body as `parse_body`; raise RequestError 422 also for too many texts or attributes."""
+    request = parse_body(ClassifyRequest, body)
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
     if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
-        raise RequestError(
-            422,
-            "invalid_request",
-            f"attributes: give one object for all texts or one for each of the {num_texts}, "
-            f"not {len(request.attributes)}",
-        )
+        reason = f"give one object for all texts or one for each of the {num_texts}, not {len(request.attributes)}"
+        raise RequestError(422, "invalid_request", f"attributes: {reason}")
     return request
 
 
-def parse_feedback(body: bytes) -> FeedbackRequest:
-    """Return the feedback in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
-    return _parse(FeedbackRequest, body)
-
-
-def parse_batch(body: bytes) -> BatchRequest:
-    """Return the batch request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
-    return _parse(BatchRequest, body)
-
-
-def _parse(model: type[WireT], body: bytes) -> WireT:
+def parse_body(model: type[WireT], body: bytes) -> WireT:
+    """Return the request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -12,26 +12,8 @@ from typing import Any, Generic, NamedTuple
 from serving.batch_jobs.routes import BatchRoutes
 from serving.http.api_keys import ApiKeyAuthenticator, read_subject_key, require_local_caller
 from serving.http.asgi import HTML, ASGIApp, Route, caller, http_app
-from serving.http.metrics import (
-    IN_PROGRESS,
-    LOG_DROPPED,
-    REFUSED,
-    SERVING,
-    Gauges,
-    Instruments,
-    Meter,
-    with_request_metrics,
-)
-from serving.http.schemas import (
-    CHAMPION,
-    CHAT_ID,
-    COMPLETION_ID,
-    Models,
-    Readiness,
-    RequestError,
-    ServedModel,
-    parse_feedback,
-)
+from serving.http.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Meter, with_request_metrics
+from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
 from serving.pages.render import render_page, with_api_docs
 from serving.replica.experiment import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
@@ -119,7 +101,7 @@ class Replica(Generic[EngineT]):
         if not self._background:
             loops = [self._authenticator.keep_current()] if self._authenticator else []
             loops += [self.log.keep_writing()] if self.log else []
-            loops += [self.meter.keep_exporting(self._gauges, to_ray=Instruments), self.versions.keep_retrying()]
+            loops += [self.meter.keep_exporting(self._gauges), self.versions.keep_retrying()]
             self._background = [asyncio.create_task(loop) for loop in loops]
         await self.versions.reconfigure(user_config)
 
@@ -195,12 +177,12 @@ class Replica(Generic[EngineT]):
 
     async def _feedback(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         """Log the right answer; whether there was such a request is checked when the log is read."""
-        feedback = parse_feedback(body)
+        feedback = parse_body(FeedbackRequest, body)
         if self.log is None:
             reason = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
             raise RequestError(404, "no_request_log", reason)
-        request_id = feedback.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)  # of a chat answer's body
-        self.log.feedback.add([FeedbackEntry(request_id, utc_now(), feedback.row, feedback.label, caller=caller.get())])
+        entry = FeedbackEntry(feedback.bare_id, utc_now(), feedback.row, feedback.label, caller=caller.get())
+        self.log.feedback.add([entry])
         return 202, feedback.model_dump_json().encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -60,32 +59,27 @@ class Chat:
     ) -> tuple[int, bytes | Events]:
         engine, context = self._assign(request, context)
         if isinstance(request, ChatRequest):
-            param, text = "messages", request.conversation[-1][1]
-            prompt = await _tokenize_in_thread(_chat_prompt, request, engine=engine)
+            param, text, prompt_of = "messages", request.conversation[-1][1], partial(_chat_prompt, request)
         else:
-            param, text = "prompt", request.text
-            prompt = await _tokenize_in_thread(_text_prompt, request, engine=engine)
+            param, text, prompt_of = "prompt", request.text, partial(_text_prompt, request)
+        with engine.in_use():  # in a thread, while streams go on: a prompt of a MB takes a second
+            prompt = await asyncio.to_thread(prompt_of, engine=engine)
         limit = self._config.max_new_tokens
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
         record = partial(self._record, generation, context=context, text=text)
         version = engine.version
-        head = partial(
-            format.head,
-            request_id=context.request_id,
-            created=int(time.time()),
-            model=version.name,
-            version=version.version,
+        object, created = format.chunk if request.stream else format.object, int(time.time())
+        head = format.head(
+            object, request_id=context.request_id, created=created, model=version.name, version=version.version
         )
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
-            chunk = head(format.chunk)
-            return 200, stream_events(generation, format=format, head=chunk, with_usage=with_usage, on_finish=record)
+            return 200, stream_events(generation, format=format, head=head, with_usage=with_usage, on_finish=record)
         answer = await whole_answer(generation)
         record(answer)
         usage = Usage(len(prompt), answer.num_tokens)
-        reason = str(answer.finish_reason)
-        return 200, format.whole(head(format.object), text=answer.text, finish_reason=reason, usage=usage)
+        return 200, format.whole(head, text=answer.text, finish_reason=str(answer.finish_reason), usage=usage)
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers and the context with its arm; raises RequestError 429 if its queue is full."""
@@ -95,13 +89,9 @@ class Chat:
         record_version(engine.version)
         limit = self._config.max_batch_size + self._config.max_queued_requests
         if engine.num_active >= limit:
-            raise RequestError(
-                429,
-                "too_many_requests",
-                f"{limit} requests are being answered or wait; ask again in {RETRY_AFTER_S} s",
-                code="rate_limit_exceeded",
-                headers={"retry-after": str(RETRY_AFTER_S)},
-            )
+            message = f"{limit} requests are being answered or wait; ask again in {RETRY_AFTER_S} s"
+            headers = {"retry-after": str(RETRY_AFTER_S)}
+            raise RequestError(429, "too_many_requests", message, code="rate_limit_exceeded", headers=headers)
         return engine, context
 
     def _record(
@@ -122,14 +112,6 @@ class Chat:
             finish_reason=answer.finish_reason,
         )
         log.answers.add([entry])
-
-
-async def _tokenize_in_thread(
-    prompt_of: Callable[..., list[int]], request: PromptRequest, *, engine: ChatEngine
-) -> list[int]:
-    """Return a prompt's tokens, while streams go on: a prompt of a MB takes a second. The engine stays loaded."""
-    with engine.in_use():
-        return await asyncio.to_thread(prompt_of, request, engine=engine)
 
 
 def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:

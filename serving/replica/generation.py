@@ -59,21 +59,14 @@ def generation_request(
     limit = max_new_tokens or evaluated
     requested = request.limit or min(evaluated, limit)
     if requested > limit:
-        raise RequestError(
-            400,
-            "invalid_request",
-            f"max_tokens: {requested} are asked for, at most {limit} are given (the recipe's serving.max_new_tokens)",
-            param="max_tokens",
-        )
+        message = f"{requested} are asked for, at most {limit} are given (the recipe's serving.max_new_tokens)"
+        raise RequestError(400, "invalid_request", f"max_tokens: {message}", param="max_tokens")
     if len(prompt) + requested > engine.max_length:
-        raise RequestError(
-            400,
-            "too_long",
+        message = (
             f"the prompt has {len(prompt)} tokens and its answer may have {requested}, together more than the "
-            f"{engine.max_length} that this model takes; shorten the {param}, or ask for fewer max_tokens",
-            param=param,
-            code="context_length_exceeded",
+            f"{engine.max_length} that this model takes; shorten the {param}, or ask for fewer max_tokens"
         )
+        raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
     sampling = Sampling(
         temperature=float(request.temperature or 0.0),
         top_p=1.0 if request.top_p is None else float(request.top_p),

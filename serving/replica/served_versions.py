@@ -149,13 +149,8 @@ class ServedVersions(Generic[EngineT]):
             version = engine.version
             if model in (version.version, f"{version.name}@{version.version}"):
                 return engine
-        raise RequestError(
-            404,
-            "unknown_model",
-            f"no model {model!r} here; /v1/models says what serves",
-            param="model",
-            code="model_not_found",
-        )
+        message = f"no model {model!r} here; /v1/models says what serves"
+        raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
         """Return the engine that answers a request for `model`, and the arm of the experiment; `unit` is the subject,

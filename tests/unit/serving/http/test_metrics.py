@@ -18,7 +18,6 @@ from serving.http.metrics import (
     REQUESTS,
     SERVING,
     TEXTS,
-    Instruments,
     Meter,
     Metric,
     record_failure,
@@ -33,13 +32,13 @@ class Version:
     name, version = "task", "full-1"
 
 
-class Recorder(Instruments):
+class Recorder:
     """Records what would be exported to Ray."""
 
     def __init__(self) -> None:
         self.exported: list[tuple[str, float, dict[str, str]]] = []
 
-    def of(self, metric: Metric) -> Any:
+    def __call__(self, metric: Metric) -> Any:
         def record(value: float, *, tags: dict[str, str]) -> None:
             self.exported.append((metric.name, value, tags))
 
@@ -161,7 +160,7 @@ def test_it_is_exported_repeatedly_and_a_version_that_no_longer_serves_is_zero(m
             meter.count(TEXTS, "task", versions[0])
             return {(SERVING, ("task", versions.pop(0), "champion")): 1.0, (IN_PROGRESS, ()): meter.in_progress}
 
-        exporting = asyncio.create_task(meter.keep_exporting(gauges, to_ray=lambda: recorder))
+        exporting = asyncio.create_task(meter.keep_exporting(gauges, instrument=recorder))
         await rounds.wait()
         exporting.cancel()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.http.schemas import ClassifyAnswer, RequestError, parse_feedback, parse_request, write_answer
+from serving.http.schemas import ClassifyAnswer, FeedbackRequest, RequestError, parse_body, parse_request, write_answer
 
 
 def test_one_text_becomes_a_list_of_one() -> None:
@@ -129,8 +129,8 @@ def test_the_answer_of_a_hybrid_says_who_answered() -> None:
 def test_feedback_names_a_request_and_what_was_right(body: dict[str, Any], status: int | None) -> None:
     content = json.dumps(body).encode()
     if status is None:
-        assert parse_feedback(content).row == body.get("row", 0)
+        assert parse_body(FeedbackRequest, content).row == body.get("row", 0)
         return
     with pytest.raises(RequestError) as caught:
-        parse_feedback(content)
+        parse_body(FeedbackRequest, content)
     assert caught.value.status == status
