@@ -5,6 +5,7 @@ import io
 import zipfile
 import zlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from tailorbird import PACKAGES, storage
@@ -31,11 +32,14 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
     Only our own files are included, so a git checkout and a submitted job's working directory give the same sha256. The
     zip has one top-level folder, as Ray requires of a `working_dir`.
     """
-    files = runtime_files(root)
     sha256 = code_sha256(root)
     uri = TaskPaths(task_uri.rstrip("/")).code_archive(sha256)
     if not storage.exists(uri):
-        storage.write_bytes(uri, _zip(root, files))
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name in runtime_files(root):
+                write_entry(archive, f"{TOP_FOLDER}/{name}", (root / name).read_bytes())
+        storage.write_bytes(uri, buffer.getvalue())
     return CodeVersion(sha256=sha256, uri=uri)
 
 
@@ -48,12 +52,12 @@ def shipped_sha256(content: bytes) -> str:
             files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"not a zip that can be read: {error}") from None
-    return _digest_of({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
+    return _digest({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
 
 
 def code_sha256(root: Path) -> str:
     """Return the sha256 by which `ship_code` names the code under `root`."""
-    return _digest(root, runtime_files(root))
+    return _digest({name: storage.sha256_file(root / name) for name in runtime_files(root)})
 
 
 def runtime_files(root: Path) -> tuple[str, ...]:
@@ -65,30 +69,22 @@ def runtime_files(root: Path) -> tuple[str, ...]:
     missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
     if missing:
         raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")
-    top = [*root.glob("pyproject.toml")]
-    inner = [
-        path for package in PACKAGES for kind in ("*.py", "*.html", "*.yaml") for path in (root / package).rglob(kind)
-    ]
-    return tuple(sorted(path.relative_to(root).as_posix() for path in (*top, *inner)))
+    paths = list(root.glob("pyproject.toml"))
+    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.yaml")):
+        paths += (root / package).rglob(kind)
+    return tuple(sorted(path.relative_to(root).as_posix() for path in paths))
 
 
-def _digest(root: Path, files: tuple[str, ...]) -> str:
-    return _digest_of({name: storage.sha256_file(root / name) for name in files})
+def write_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a file to a zip, with the same time and mode for all, so that the same files give the same zip."""
+    entry = zipfile.ZipInfo(name, date_time=FIXED_TIME)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = FILE_MODE
+    archive.writestr(entry, content)
 
 
-def _digest_of(hashes: dict[str, str]) -> str:
+def _digest(hashes: dict[str, str]) -> str:
     digest = hashlib.sha256()
     for name, sha256 in hashes.items():
         digest.update(f"{name}\n{sha256}\n".encode())
     return digest.hexdigest()
-
-
-def _zip(root: Path, files: tuple[str, ...]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in files:
-            entry = zipfile.ZipInfo(f"{TOP_FOLDER}/{name}", date_time=FIXED_TIME)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = FILE_MODE
-            archive.writestr(entry, (root / name).read_bytes())
-    return buffer.getvalue()

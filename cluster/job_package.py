@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.code_snapshot import FILE_MODE, FIXED_TIME, runtime_files
+from cluster.code_snapshot import runtime_files, write_entry
 from cluster.dashboard import request_dashboard
 from cluster.ray_private import package_uri
 from tailorbird.config.loader import recipe_text
@@ -43,10 +43,10 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Packa
     names = shipped_files(root)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        _write(archive, RECIPE_FILE, recipe_text(recipe).encode())
+        write_entry(archive, RECIPE_FILE, recipe_text(recipe).encode())
         for name in names:
             if name != RECIPE_FILE:
-                _write(archive, name, (root / name).read_bytes())
+                write_entry(archive, name, (root / name).read_bytes())
             if buffer.tell() > limit_bytes:  # before the rest, which may not fit in memory
                 raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
     content = buffer.getvalue()
@@ -76,13 +76,6 @@ def upload(package: Package) -> None:
     if answer.status_code != 200:
         size = f"{len(package.content) / 2**20:.1f} MiB"
         raise PackageError(f"Ray does not take the package of {size} ({answer.status_code}): {answer.text[-500:]}")
-
-
-def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    entry = zipfile.ZipInfo(name, date_time=FIXED_TIME)
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    entry.external_attr = FILE_MODE
-    archive.writestr(entry, content)
 
 
 def _tracked(root: Path) -> tuple[str, ...]:

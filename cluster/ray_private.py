@@ -6,21 +6,12 @@ tests/unit/cluster/test_ray_private.py fails with the name of what another versi
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 RAY_VERSION = "2.60"
 HEAD_RESOURCE = "node:__internal_head__"
 """A resource that the head node alone has."""
 GCS_TIMEOUT_S = 10
-
-
-@dataclass(frozen=True)
-class ClusterMetadata:
-    """What a cluster was started with."""
-
-    ray_version: str
-    python_version: str
 
 
 class NodeGroup(Protocol):
@@ -32,8 +23,8 @@ class NodeGroup(Protocol):
     """-1 if there is no bound."""
 
 
-def cluster_metadata(address: str) -> ClusterMetadata | None:
-    """Return the versions that GCS at `address` (host:port) has stored, without joining the cluster.
+def cluster_versions(address: str) -> tuple[str, str] | None:
+    """Return the versions of Ray and Python that GCS at `address` (host:port) has stored, without joining the cluster.
 
     Raises what Ray raises if it refuses the token or does not answer.
     """
@@ -47,7 +38,7 @@ def cluster_metadata(address: str) -> ClusterMetadata | None:
     if content is None:
         return None
     metadata = json.loads(content)
-    return ClusterMetadata(metadata["ray_version"], metadata["python_version"])
+    return metadata["ray_version"], metadata["python_version"]
 
 
 def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:

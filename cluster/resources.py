@@ -1,5 +1,6 @@
 """A Ray cluster's versions, nodes, node types and resource holders, and how many workers fit."""
 
+import platform
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,8 +98,6 @@ def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
 
 def local_versions() -> Versions:
     """Return the versions of this process."""
-    import platform
-
     import ray
 
     return Versions(ray.__version__, platform.python_version())
@@ -114,8 +113,8 @@ def cluster_versions(address: str) -> Versions | None:
         return None
     with socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S):  # Ray itself would wait for minutes
         pass
-    metadata = ray_private.cluster_metadata(address)
-    return None if metadata is None else Versions(metadata.ray_version, metadata.python_version)
+    versions = ray_private.cluster_versions(address)
+    return None if versions is None else Versions(*versions)
 
 
 def live_nodes() -> tuple[Node, ...]:
@@ -139,14 +138,11 @@ def live_nodes() -> tuple[Node, ...]:
 
 def reported_node_types() -> tuple[NodeType, ...] | None:
     """Return the node types that the cluster's autoscaler reported to GCS; None if it reported none."""
-    groups = ray_private.autoscaler_node_groups()
-    return (
-        tuple(
-            NodeType(group.name, _resources(group.resources), None if group.max_count < 0 else group.max_count)
-            for group in groups
-        )
-        or None
+    types = tuple(
+        NodeType(group.name, _resources(group.resources), None if group.max_count < 0 else group.max_count)
+        for group in ray_private.autoscaler_node_groups()
     )
+    return types or None
 
 
 def parse_node_types(content: Any) -> tuple[NodeType, ...]:
@@ -154,12 +150,7 @@ def parse_node_types(content: Any) -> tuple[NodeType, ...]:
     types = content.get("available_node_types") if isinstance(content, dict) else None
     bound = content.get("max_workers", 2) if types else 0  # Ray's default for the whole cluster
     return tuple(
-        NodeType(
-            name,
-            _resources(kind["resources"]),
-            min(bound, kind.get("max_workers", bound)),
-            max_nodes_of_all_types=bound,
-        )
+        NodeType(name, _resources(kind["resources"]), min(bound, kind.get("max_workers", bound)), bound)
         for name, kind in (types or {}).items()
         if kind.get("resources")
     )

@@ -19,6 +19,20 @@ FALLBACK_HTTP, FALLBACK_GRPC = range(18, 20)
 REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
 CLAIM = 255
 
+SEAWEEDFS = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
+"""Ports by SeaweedFS's name of what listens there."""
+RAY_START = {
+    "port": GCS,
+    "dashboard-port": DASHBOARD,
+    "node-manager-port": NODE_MANAGER,
+    "object-manager-port": OBJECT_MANAGER,
+    "dashboard-agent-listen-port": AGENT,
+    "runtime-env-agent-port": RUNTIME_ENV_AGENT,
+    "ray-client-server-port": RAY_CLIENT,
+    "metrics-export-port": METRICS,
+}
+"""Ports by the option of `ray start`."""
+
 
 def claim_ports() -> tuple[int, socket.socket]:
     """Return the first port of a free block and the socket that claims it by binding the block's last port."""

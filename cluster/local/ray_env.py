@@ -8,20 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.local.ports import (
-    DASHBOARD,
-    DASHBOARD_METRICS,
-    FALLBACK_GRPC,
-    FALLBACK_HTTP,
-    HAPROXY_METRICS,
-    HAPROXY_STATS,
-    NUM_REPLICA_PORTS,
-    REPLICAS_GRPC,
-    REPLICAS_HTTP,
-    S3,
-    SCALER_METRICS,
-    SERVE,
-)
+from cluster.local import ports
 from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
 
 CLUSTER_SETTINGS = {
@@ -40,7 +27,7 @@ CLUSTER_SETTINGS = {
     # A dead proxy is restarted after three failed health checks: check every second, not every ten.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
-"""Settings of every Ray that Tailorbird runs on; cluster/ray_up/node.env and k8s/base/settings have the same (tests check)."""
+"""Settings of every Ray that Tailorbird runs on; tests compare cluster/ray_up/node.env and k8s/base/settings."""
 
 
 @dataclass(frozen=True)
@@ -65,38 +52,38 @@ def stack_keys(folder: Path) -> Keys:
 def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
     """Return the environment of Ray's processes, which every worker inherits."""
     return CLUSTER_SETTINGS | {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + S3}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + ports.S3}",
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
         "AWS_REGION": "us-east-1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + DASHBOARD}",
-        OWN_DASHBOARD: f"http://127.0.0.1:{base + DASHBOARD}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + ports.DASHBOARD}",
+        OWN_DASHBOARD: f"http://127.0.0.1:{base + ports.DASHBOARD}",
         # One machine has no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # So that `python` in a job's entrypoint is this environment's.
         "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
-        "DASHBOARD_METRIC_PORT": str(base + DASHBOARD_METRICS),
-        "AUTOSCALER_METRIC_PORT": str(base + SCALER_METRICS),
+        "DASHBOARD_METRIC_PORT": str(base + ports.DASHBOARD_METRICS),
+        "AUTOSCALER_METRIC_PORT": str(base + ports.SCALER_METRICS),
         "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
-        "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + SERVE}",
+        "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + ports.SERVE}",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + HAPROXY_METRICS),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(base + HAPROXY_STATS),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + ports.HAPROXY_METRICS),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(base + ports.HAPROXY_STATS),
         # HAProxy uses the fallback proxy while an application's only replica switches its version.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + FALLBACK_HTTP),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + FALLBACK_GRPC),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + ports.FALLBACK_HTTP),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + ports.FALLBACK_GRPC),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(temp_dir / "haproxy" / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(temp_dir / "haproxy" / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(temp_dir / "haproxy"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(temp_dir / "haproxy" / "server-state"),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + REPLICAS_HTTP),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + REPLICAS_HTTP + NUM_REPLICA_PORTS),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + REPLICAS_GRPC),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + REPLICAS_GRPC + NUM_REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + ports.REPLICAS_HTTP),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + ports.REPLICAS_HTTP + ports.NUM_REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + ports.REPLICAS_GRPC),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + ports.REPLICAS_GRPC + ports.NUM_REPLICA_PORTS),
     }
 
 

