@@ -1,4 +1,4 @@
-"""The door of jobs: over HTTP alone, a recipe runs on a cluster as Ray's job, is found again, followed and stopped."""
+"""Submit a recipe as a Ray job, list, follow and stop jobs, all over HTTP."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
 SIGNALLED = 128
-"""What a shell adds to the number of the signal that ended a process."""
+"""A shell's exit code of a process that a signal ended, less the signal's number."""
 
 BLIP_S = 120.0
 LOG_BLIP_S = 10.0
@@ -42,7 +42,7 @@ Write = Callable[[str], Any]
 
 
 class JobError(ValueError):
-    """A job that is not there or cannot be had; the message says what is there."""
+    """A job that does not exist, or that Ray refuses; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """True if the job has ended, with success or without."""
         return self.status in OVER
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of a command that runs the job: 0 only if it succeeded, None while it runs."""
+        """Exit code for a command that runs the job: 0 only if it succeeded, None while it runs."""
         if not self.is_over:
             return None
         if self.status == SUCCEEDED:
@@ -77,11 +76,9 @@ class Job:
         return SIGNALLED - code if code < 0 else code
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the job as plain JSON."""
         return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
 
     def line(self) -> str:
-        """Return the job's line in a list."""
         started = "" if self.started_s is None else f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
         code = f" ({self.exit_code})" if self.exit_code else ""
         return f"{self.id:<40} {self.status + code:<16} {started}"
@@ -89,13 +86,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job and what submitting it did: started it, or found it running or done."""
+    """A job, and whether submitting it started it or it ran or had succeeded already."""
 
     job: Job
     how: Literal["started", "started again", "running", "done"]
 
     def line(self) -> str:
-        """Return what happened, and what to do next."""
         summary = {
             "started": "is started",
             "started again": "is started after one that ended without success; what that finished is not done again",
@@ -131,12 +127,8 @@ def start(
         return Submitted(last, "done")
     upload(package)
     job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
-    body = {
-        "entrypoint": entrypoint,
-        "submission_id": job_id,
-        "runtime_env": {"working_dir": package.uri},
-        "metadata": dict(metadata or {}),
-    }
+    body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": package.uri}}
+    body |= {"metadata": dict(metadata or {})}
     answer = request_dashboard("POST", "/api/jobs/", body=body)
     if answer.status_code == 200:
         return Submitted(read_job(job_id), "started" if last is None else "started again")
@@ -157,7 +149,7 @@ def read_job(job_id: str) -> Job:
     job = _find(job_id)
     if job is None:
         others = ", ".join(f"{other.id} ({other.status})" for other in list_jobs())
-        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; there {'are: ' + others or 'is none'}")
+        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; jobs: {others or 'none'}")
     return job
 
 
@@ -179,9 +171,7 @@ def stop(job_id: str) -> Job:
     deadline = time.monotonic() + STOP_S
     while not job.is_over:
         if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{job_id} was requested to stop and is {job.status} after {STOP_S:g} s; ask again later"
-            )
+            raise RuntimeError(f"{job_id} was asked to stop and is {job.status} after {STOP_S:g} s; try again later")
         time.sleep(RETRY_S / 4)
         job = read_job(job_id)
     return job
@@ -203,13 +193,13 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
             num_written = start + len(text)
 
     while True:
-        with suppress(aiohttp.ClientError, OSError):  # whatever cut the stream, the status below says what is
+        with suppress(aiohttp.ClientError, OSError):  # the status below says whether the job ended
             asyncio.run(_tail(job_id, write_new))
         job = _retry_unreachable(lambda: read_job(job_id), blip_s=blip_s)
-        try:  # what the stream did not bring
+        try:  # the part that the stream did not bring
             write_new(_retry_unreachable(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
         except (JobError, SessionError) as error:
-            if job.is_over:  # its end is known and counts, whether its log can be read or not
+            if job.is_over:  # its end counts, whether its log can be read or not
                 write(f"\nthe rest of the log cannot be read: {error}\n")
         if job.is_over:
             return job
@@ -222,10 +212,9 @@ async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
     position = 0
 
+    # In a middleware, since aiohttp refuses a header if ~/.netrc has an entry for the host.
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        request.headers.update(
-            headers
-        )  # in a middleware, since aiohttp refuses a header if ~/.netrc has an entry for the host
+        request.headers.update(headers)
         return await handler(request)
 
     async with (
@@ -276,15 +265,11 @@ def _get(path: str) -> requests.Response:
 
 
 def _value(answer: requests.Response) -> Any:
-    try:
+    with suppress(requests.JSONDecodeError):
         if answer.status_code == 200:
             return answer.json()
-    except requests.JSONDecodeError:
-        pass
-    raise JobError(
-        f"{answer.url} is no answer of Ray's dashboard ({answer.status_code}); give its address as --address or "
-        "RAY_API_SERVER_ADDRESS"
-    )
+    what = f"{answer.url} is no answer of Ray's dashboard ({answer.status_code})"
+    raise JobError(f"{what}; give its address as --address or RAY_API_SERVER_ADDRESS")
 
 
 def _job(value: dict[str, Any]) -> Job:

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import socket
 import subprocess
-import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,13 +32,12 @@ class ProbeRequest:
     """What a node checks."""
 
     data: tuple[str, ...]
-    """A Parquet file of each data URI."""
+    """URIs of Parquet files that it must be able to read."""
     task_uri: str
     """URI that it must be able to write under."""
     base_model: str | None
-    """URI of the model's folder; None if there is none to check."""
+    """URI of the model's folder, if there is one to check."""
     packages: tuple[str, ...]
-    """Packages whose versions are reported."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,6 @@ class WriteCheck:
 class NodeReport:
     """What one node reports."""
 
-    node: str
-    """Its address."""
     versions: Versions
     packages: dict[str, str | None]
     """Versions by name; None if a package is not installed."""
@@ -77,7 +72,6 @@ class NodeReport:
     node_types: tuple[NodeType, ...]
     """What an autoscaler may start, if the cluster file of `ray up` is on this node."""
     in_kubernetes: bool
-    seconds: float
 
 
 def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
@@ -109,13 +103,11 @@ def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str,
 
 def probe_node(request: ProbeRequest) -> NodeReport:
     """Return the report of the node that this runs on."""
-    begun = time.monotonic()
     unread = {uri: fault for uri in request.data if (fault := _read_fault(uri))}
     if request.base_model is not None and (fault := _absence(f"{request.base_model}/config.json")):
         unread[request.base_model] = fault
     total, free = memory_bytes()
     return NodeReport(
-        node=socket.gethostname(),
         versions=local_versions(),
         packages={name: installed_version(name) for name in request.packages},
         unread=unread,
@@ -126,7 +118,6 @@ def probe_node(request: ProbeRequest) -> NodeReport:
         bfloat16="avx512_bf16" in _cpu_flags(),
         node_types=_bootstrap_types(),
         in_kubernetes="KUBERNETES_SERVICE_HOST" in os.environ,
-        seconds=time.monotonic() - begun,
     )
 
 

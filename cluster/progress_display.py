@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
-from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StageEvent, StepEvent, TrialEvent
+from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressReporter, StageEvent, StepEvent, TrialEvent
 
 LOG_INTERVAL_S = 15.0
 
@@ -57,7 +57,7 @@ def updated_rows(rows: Rows, event: ProgressEvent) -> Rows:
     if isinstance(event, EpochEvent):
         row = replace(row, score=event.score, epochs=event.epoch + 1)
     else:
-        row = replace(row, status=event.status, config=_words(event.config))
+        row = replace(row, status=event.status, config=_config_text(event.config))
     return {**rows, event.trial: row}
 
 
@@ -107,32 +107,28 @@ def _lines(console: Console) -> Callable[[ProgressEvent], None]:
     return report
 
 
-def _line(event: ProgressEvent) -> str:
+def _line(event: StageEvent | NoteEvent | EpochEvent) -> str:
     match event:
         case StageEvent(text):
             return f"[bold]{escape(text)}[/bold]"
-        case EpochEvent():
-            return (
-                f"  {_source(event)} epoch {event.epoch + 1}: validation {event.score:.3f}, "
-                f"loss {event.loss:.3f}, {event.rows_per_second:.0f} rows/s"
-            )
-        case StepEvent() | TrialEvent():
-            raise AssertionError(event)
-    return f"  {escape(event.text)}"
+        case NoteEvent(text):
+            return f"  {escape(text)}"
+    return f"  {_epoch(event)}: validation {event.score:.3f}, {_speed(event)}"
 
 
 def _step_line(event: StepEvent) -> str:
-    return (
-        f"{_source(event)} epoch {event.epoch + 1}, step {event.step}/{event.num_steps}, "
-        f"loss {event.loss:.3f}, {event.rows_per_second:.0f} rows/s"
-    )
+    return f"{_epoch(event)}, step {event.step}/{event.num_steps}, {_speed(event)}"
 
 
-def _source(event: EpochEvent | StepEvent) -> str:
-    return f"seed {event.seed}" if event.trial is None else f"trial {event.trial[-5:]}"
+def _epoch(event: EpochEvent | StepEvent) -> str:
+    source = f"seed {event.seed}" if event.trial is None else f"trial {event.trial[-5:]}"
+    return f"{source} epoch {event.epoch + 1}"
 
 
-def _words(config: Mapping[str, object]) -> str:
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in config.items()
-    )
+def _speed(event: EpochEvent | StepEvent) -> str:
+    return f"loss {event.loss:.3f}, {event.rows_per_second:.0f} rows/s"
+
+
+def _config_text(config: Mapping[str, object]) -> str:
+    texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in config.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())

@@ -26,7 +26,6 @@ SHAPE = ModelShape(
 )
 HERE = Versions("2.60.0", "3.11.7")
 LOOK = NodeReport(
-    node="one",
     versions=HERE,
     packages={"ray": "2.60.0"},
     unread={},
@@ -37,7 +36,6 @@ LOOK = NodeReport(
     bfloat16=False,
     node_types=(),
     in_kubernetes=False,
-    seconds=0.1,
 )
 MODEL = ModelMetadata("s3://m/_base/x", "bert", False, False, longest=512, shape=SHAPE, num_stored=22_000_000)
 CLUSTER = Cluster(
