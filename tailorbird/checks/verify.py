@@ -68,8 +68,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
             f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}; give the URI of a finished run or a version"
         )
     registration = _read_registration(uri)
-    chat = registration is not None and registration.recipe.task == "chat"
-    faults = list(file_faults(uri, needed=NEEDED, tables=prediction_table_names(changed=False, reference=not chat)))
+    has_reference = registration is None or registration.protocol.has_reference
+    tables = prediction_table_names(changed=False, reference=has_reference)
+    faults = list(file_faults(uri, needed=NEEDED, tables=tables))
     stored = read_value(f"{uri}/{EVIDENCE_FILE}")
     try:
         evidence = Evidence.model_validate(stored)

@@ -16,6 +16,14 @@ class TaskRules:
     """Fields of section `data` that name the column with a model's input; the first that is set counts."""
     fixed: dict[str, str | None]
     """Paths of fields that are for other tasks, with the only value that they may have."""
+    hub_task: str
+    """`pipeline_tag` of a model card on the Hub."""
+    model: str
+    """What a model of the task is, in a model card."""
+    architecture: str
+    """How a fine-tuned or frozen model is built, in a model card; empty if the base model says it."""
+    unfitting: str
+    """What a model answers where it should not answer, in a model card."""
     gates_off: tuple[str, ...] = ()
     """Gates that are on by default and do not apply."""
     is_monitored: bool = False
@@ -29,6 +37,10 @@ TASKS: dict[TaskName, TaskRules] = {
         metrics=("accuracy", "macro_f1"),
         input_fields=("text",),
         fixed={"serving.engine": "transformers"},
+        hub_task="text-classification",
+        model="A text classifier",
+        architecture="mean-pooled encoder and linear head, ",
+        unfitting=" with one of its classes, also where none fits",
         is_monitored=True,
     ),
     "chat": TaskRules(
@@ -41,6 +53,10 @@ TASKS: dict[TaskName, TaskRules] = {
                 "serving.challenger.shadow",
             )
         ),
+        hub_task="text-generation",
+        model="A chat model",
+        architecture="",
+        unfitting=", also what is not so",
         gates_off=CLASSIFICATION_GATES,
     ),
 }

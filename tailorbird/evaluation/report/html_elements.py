@@ -2,9 +2,12 @@
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
+
+from tailorbird.evaluation.verdict.formatting import points
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #596373; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
@@ -52,8 +55,45 @@ pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8r
 TONES = {"passes": "passes", "fails": "fails", "not assessable": "open"}
 
 
+class Figures:
+    """Figures of the evidence as HTML, each with the path of its value in evidence.json (`verdict.interval.0`)."""
+
+    def __init__(self, evidence: BaseModel) -> None:
+        self._values: Any = evidence.model_dump(mode="json")
+
+    def __call__(self, path: str, form: str | Callable[[Any], str] = "") -> str:
+        """Return the value at a path, formatted by a format specification or a function."""
+        value = self._value(path)
+        content = form(value) if callable(form) else format(value, form)
+        return f'<span data-from="{text(path)}">{text(content)}</span>'
+
+    def items(self, path: str, form: str | Callable[[Any], str] = "") -> list[str]:
+        """Return each item of the list at a path."""
+        return [self(f"{path}.{index}", form) for index in range(len(self._value(path)))]
+
+    def facts(self, path: str) -> dict[str, str]:
+        """Return each value of the mapping at a path by its name, as people read it."""
+        return {name: self(f"{path}.{name}", plain) for name in self._value(path)}
+
+    def estimate(self, path: str, *, interval: str) -> str:
+        """Return the difference at a path with its interval, in points."""
+        low, high = self.items(interval, points)
+        return f"{self(path, points)} ({low} to {high})"
+
+    def state(self, path: str) -> str:
+        """Return a gate's or a bound's state in its colour."""
+        value = self._value(path)
+        return f'<span class="{TONES[value]}" data-from="{text(path)}">{text(value)}</span>'
+
+    def _value(self, path: str) -> Any:
+        value = self._values
+        for key in path.split("."):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        return value
+
+
 def document(title: str, *, sections: Sequence[str]) -> str:
-    """A whole page that loads nothing and runs nothing; sections are HTML."""
+    """Return a whole page that loads nothing and runs nothing; sections are HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -65,38 +105,32 @@ def document(title: str, *, sections: Sequence[str]) -> str:
 
 
 def text(value: object) -> str:
-    """Escaped for HTML, attributes included."""
+    """Return a value escaped for HTML, attributes included."""
     return html.escape(str(value), quote=True)
 
 
-def figure(content: str, *, source: str) -> str:
-    """Return a figure with its path in evidence.json: keys and positions, joined by dots (`verdict.interval.0`)."""
-    return f'<span data-from="{text(source)}">{text(content)}</span>'
-
-
-def state(value: str, *, source: str) -> str:
-    """A gate's or a bound's state in its colour."""
-    return f'<span class="{TONES[value]}" data-from="{text(source)}">{text(value)}</span>'
-
-
 def section(title: str, *parts: str) -> str:
-    """A heading and HTML parts; those that are empty are left out."""
+    """Return a heading and HTML parts; those that are empty are left out."""
     return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
 def paragraph(value: str, *, soft: bool = False) -> str:
-    """Text as a paragraph."""
+    """Return text as a paragraph."""
     return f"<p{' class=soft' if soft else ''}>{text(value)}</p>"
 
 
-def bullets(values: Sequence[str], *, source: str = "") -> str:
-    """Texts as a list; `source` is the list's path in evidence.json."""
-    items = [figure(value, source=f"{source}.{index}") if source else text(value) for index, value in enumerate(values)]
+def bullets(values: Sequence[str]) -> str:
+    """Return texts as a list."""
+    return list_items([text(value) for value in values])
+
+
+def list_items(items: Sequence[str]) -> str:
+    """Return items, which are HTML, as a list."""
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
 def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes: Sequence[str] = ()) -> str:
-    """A table that scrolls sideways in itself; cells are HTML, a header `plot:x` makes a wide column headed x."""
+    """Return a table that scrolls sideways; cells are HTML, a header `plot:x` makes a wide column headed x."""
     heads = "".join(
         f"<th class=plot>{text(header.removeprefix('plot:'))}</th>"
         if header.startswith("plot:")
@@ -111,18 +145,8 @@ def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes:
     return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table></div>"
 
 
-def facts(values: Mapping[str, object], *, source: str) -> str:
-    """Return names and values as a table of two columns; `source` is the mapping's path in evidence.json."""
-    return pairs(fact_rows(values, source=source))
-
-
-def fact_rows(values: Mapping[str, object], *, source: str) -> dict[str, str]:
-    """Return the rows of `facts`."""
-    return {name: figure(plain(value), source=f"{source}.{name}") for name, value in values.items()}
-
-
 def pairs(values: Mapping[str, str]) -> str:
-    """Names and values, which are HTML, as a table of two columns."""
+    """Return names and values, which are HTML, as a table of two columns."""
     rows = "".join(
         f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{value}</td></tr>\n"
         for name, value in values.items()
@@ -131,7 +155,7 @@ def pairs(values: Mapping[str, str]) -> str:
 
 
 def plain(value: object) -> str:
-    """A value of JSON as people read it."""
+    """Return a value of JSON as people read it."""
     if value is None or value in ([], (), {}):
         return "none"
     if isinstance(value, bool):

@@ -2,7 +2,8 @@
 
 import yaml
 
-from tailorbird.evaluation.gates.base import Bound, Gate
+from tailorbird.config.tasks import TASKS
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.report.console import power_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.sections import METRIC_NAMES
@@ -10,10 +11,23 @@ from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.evaluation.verdict.types import Verdict
 
 ROLES = ("candidate", "incumbent", "hybrid")
+HUB_METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "f1",
+    "ece": "ece",
+    "exact_match": "exact_match",
+    "token_f1": "f1",
+    "rouge_l": "rouge",
+}
+"""The Hub's name of each metric."""
+BEHAVIORAL_GATES = {
+    "counterfactual": "Whether answers turn with a person's name, sex or age",
+    "robustness": "Whether answers survive typing errors, case and white space",
+}
 
 
 def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
-    """The card of the version in a role: Hub metadata as YAML front matter, which `ModelCard.load` reads, then text.
+    """Return the card of the version in a role: Hub metadata as YAML (`ModelCard.load` reads it), then text.
 
     The licence is the recipe's, if it names one. URIs of stores are named as they are, hf:// ones as Hub ids.
     """
@@ -61,7 +75,7 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     else:
         score = verdict.candidate_score if role == "candidate" else verdict.incumbent_score
         scores = {verdict.metric: score, second.metric: second.candidate if role == "candidate" else second.incumbent}
-    gate = _gate(verdict, name="calibration", role=role)
+    gate = _gates(verdict, role=role).get("calibration")
     if gate is not None and role == "incumbent":
         bins = evidence.reliability["incumbent"]
         scores["ece"] = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / verdict.n
@@ -74,36 +88,23 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     version, recipe = evidence.versions[role], evidence.recipe
     train = recipe.data.train
     datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
-    hub_names = {
-        "accuracy": "accuracy",
-        "macro_f1": "f1",
-        "ece": "ece",
-        "exact_match": "exact_match",
-        "token_f1": "f1",
-        "rouge_l": "rouge",
-    }
-    task = "text-generation" if recipe.task == "chat" else "text-classification"
-    scores = scores_of(evidence, role=role)
+    task, scores = TASKS[recipe.task].hub_task, scores_of(evidence, role=role)
     metrics = [
         {
-            "type": hub_names[name],
+            "type": HUB_METRICS[name],
             "value": round(value, 6),
             "name": f"{METRIC_NAMES.get(name, 'expected calibration error')}, {verdict.n} test rows",
         }
         | ({"args": {"average": "macro"}} if name == "macro_f1" else {})
         for name, value in scores.items()
     ]
-    measured = {
-        "task": {"type": task},
-        "dataset": {"type": datasets[0], "name": evidence.name, "split": "test"},
-        "metrics": metrics,
-    }
-    licensed = {"license": recipe.license} if recipe.license else {}
+    dataset = {"type": datasets[0], "name": evidence.name, "split": "test"}
+    measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
-        **licensed,
+        **({"license": recipe.license} if recipe.license else {}),
         "base_model": _hub_id(recipe.base_model),
         "datasets": datasets,
-        "metrics": [hub_names[name] for name in scores],
+        "metrics": [HUB_METRICS[name] for name in scores],
         "pipeline_tag": task,
         "library_name": "tailorbird",
         "tags": ["tailorbird", version.kind],
@@ -112,22 +113,19 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
 
 
 def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    version, base = evidence.versions[role], evidence.recipe.base_model
-    chat = evidence.recipe.task == "chat"
-    what = "A chat model" if chat else "A text classifier"
-    made = f"{what} for the task `{evidence.name}`, made from `{base}`"
-    if chat:
-        return f"{made}: kind `{version.kind}`. It is the {role} of run `{evidence.run}`."
-    if role != "hybrid":
-        return (
-            f"{made}: mean-pooled encoder and linear head, kind `{version.kind}`. It is the {role} of run "
-            f"`{evidence.run}`."
+    task = TASKS[evidence.recipe.task]
+    if role == "hybrid":
+        assert verdict.hybrid is not None  # a version in this role comes from one
+        parts = " and ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
+        built = (
+            f"it routes each row to one of {parts}; on the test rows the candidate answers "
+            f"{verdict.hybrid.share_to_candidate:.0%}"
         )
-    assert verdict.hybrid is not None
-    parts = " and ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
+    else:
+        built = f"{task.architecture}kind `{evidence.versions[role].kind}`"
     return (
-        f"{made}: it routes each row to one of {parts}; on the test rows the candidate answers "
-        f"{verdict.hybrid.share_to_candidate:.0%}. It is the hybrid of run `{evidence.run}`."
+        f"{task.model} for the task `{evidence.name}`, made from `{evidence.recipe.base_model}`: {built}. "
+        f"It is the {role} of run `{evidence.run}`."
     )
 
 
@@ -146,27 +144,33 @@ def _access(evidence: Evidence, verdict: Verdict) -> str:
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:
-    gate = _gate(verdict, name="groups", role=role)
+    gate = _gates(verdict, role=role).get("groups")
     if gate is None:
         return "The recipe has no gate on groups: how it serves single groups is not known."
+    rows = []
+    for bound in gate.bounds:
+        low, high = bound.interval
+        change, group = f"{points(bound.estimate)} ({points(low)} to {points(high)})", bound.what.replace("|", "\\|")
+        rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
+    if not rows:
+        return gate.note
+    compared = "Change against the incumbent"
     if role == "incumbent":
-        lines = "Change that the candidate would bring, against this version"
-    else:
-        lines = "Change against the incumbent"
-    rows = [f"| {_cell(bound.what)} | {_points(bound)} | {bound.n:,} | {bound.state} |" for bound in gate.bounds]
+        compared = "Change that the candidate would bring, against this version"
     table = "| group | points (interval) | rows | state |\n|---|---|---|---|\n" + "\n".join(rows)
     metric = METRIC_NAMES[verdict.metric] if verdict.reference_score is None else "accuracy"
-    return f"{lines}, in {metric}. {gate.note}\n\n{table}" if rows else gate.note
+    return f"{compared}, in {metric}. {gate.note}\n\n{table}"
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
+    gates = _gates(verdict, role=role)
     lines = ["Measured on rows like the test rows; on other text, language or time it is not known how good it is."]
-    if _gate(verdict, name="calibration", role=role) is None:
+    if "calibration" not in gates:
         lines.append("Whether its confidence says how often it is right was not assessed.")
-    gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
-    lines += [f"The gate {gate.name} {_stands(gate)} for the {_subject(role)}." for gate in gates]
-    evaluated = {gate.name for gate in gates}
-    lines += [f"{what} was not assessed." for name, what in _UNEVALUATED.items() if name not in evaluated]
+    states = {State.PASSES: "passes", State.FAILS: "FAILS", State.NOT_ASSESSABLE: "could not be assessed"}
+    subject = "hybrid" if role == "hybrid" else "candidate"
+    lines += [f"The gate {name} {states[gate.state]} for the {subject}." for name, gate in gates.items()]
+    lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
     low, high = verdict.interval
     lines.append(
         f"The candidate's gain on the incumbent lies between {points(low)} and {points(high)} points "
@@ -177,50 +181,22 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     return "\n".join(f"- {sentence}" for sentence in lines)
 
 
-_UNEVALUATED = {
-    "counterfactual": "Whether answers turn with a person's name, sex or age",
-    "robustness": "Whether answers survive typing errors, case and white space",
-}
-
-
-def _stands(gate: Gate) -> str:
-    return {"passes": "passes", "fails": "FAILS"}.get(str(gate.state), "could not be assessed")
-
-
-def _subject(role: str) -> str:
-    return "hybrid" if role == "hybrid" else "candidate"
-
-
 def _not_for(evidence: Evidence) -> str:
-    return "\n".join(
-        f"- {sentence}"
-        for sentence in (
-            f"Anyone whose texts are not like those of the task `{evidence.name}`: it always answers"
-            + (
-                ", also what is not so."
-                if evidence.recipe.task == "chat"
-                else " with one of its classes, also where none fits."
-            ),
-            "Anyone who would decide about a person by its answer alone: the test says how often it errs, not what an "
-            "error does.",
-            "Anyone whose group is not in the table above, or could not be assessed, without a test of their own.",
-            f"Anyone after {evidence.expires_at}, without judging it again.",
-        )
+    sentences = (
+        f"Anyone whose texts are not like those of the task `{evidence.name}`: it always answers"
+        f"{TASKS[evidence.recipe.task].unfitting}.",
+        "Anyone who would decide about a person by its answer alone: the test says how often it errs, not what an "
+        "error does.",
+        "Anyone whose group is not in the table above, or could not be assessed, without a test of their own.",
+        f"Anyone after {evidence.expires_at}, without judging it again.",
     )
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _gate(verdict: Verdict, *, name: str, role: str) -> Gate | None:
+def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
+    """Return the gates of the hybrid, or of the candidate for the other roles, by name."""
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
-    return next((gate for gate in gates if gate.name == name), None)
-
-
-def _points(bound: Bound) -> str:
-    low, high = bound.interval
-    return f"{points(bound.estimate)} ({points(low)} to {points(high)})"
-
-
-def _cell(value: str) -> str:
-    return value.replace("|", "\\|")
+    return {gate.name: gate for gate in gates}
 
 
 def _hub_id(uri: str) -> str:
