@@ -1,30 +1,27 @@
 """Objects on S3 or in local folders: read, write, list, change conditionally."""
 
-from tailorbird.storage.conditional import delete as delete
-from tailorbird.storage.conditional import head as head
-from tailorbird.storage.conditional import heads as heads
-from tailorbird.storage.conditional import read_versioned as read_versioned
-from tailorbird.storage.conditional import update_json as update_json
-from tailorbird.storage.conditional import write_if_match as write_if_match
-from tailorbird.storage.objects import CHUNK_BYTES as CHUNK_BYTES
-from tailorbird.storage.objects import MANIFEST as MANIFEST
-from tailorbird.storage.objects import NUM_TRANSFERS as NUM_TRANSFERS
-from tailorbird.storage.objects import comes_from_storage as comes_from_storage
-from tailorbird.storage.objects import delete_folder as delete_folder
-from tailorbird.storage.objects import download_folder as download_folder
-from tailorbird.storage.objects import exists as exists
-from tailorbird.storage.objects import file_state as file_state
-from tailorbird.storage.objects import list_files as list_files
-from tailorbird.storage.objects import read_bytes as read_bytes
-from tailorbird.storage.objects import read_json as read_json
-from tailorbird.storage.objects import require_safe_names as require_safe_names
-from tailorbird.storage.objects import sha256_file as sha256_file
-from tailorbird.storage.objects import sha256_object as sha256_object
-from tailorbird.storage.objects import upload_file as upload_file
-from tailorbird.storage.objects import upload_folder as upload_folder
-from tailorbird.storage.objects import write_bytes as write_bytes
-from tailorbird.storage.objects import write_json as write_json
-from tailorbird.storage.s3 import PreconditionFailed as PreconditionFailed
-from tailorbird.storage.s3 import StorageError as StorageError
-from tailorbird.storage.s3 import filesystem as filesystem
-from tailorbird.storage.s3 import storage_errors as storage_errors
+# mypy: implicit-reexport
+# ruff: noqa: F401
+
+from tailorbird.storage.conditional import delete, head, heads, read_versioned, update_json, write_if_match
+from tailorbird.storage.objects import (
+    CHUNK_BYTES,
+    MANIFEST,
+    NUM_TRANSFERS,
+    comes_from_storage,
+    delete_folder,
+    download_folder,
+    exists,
+    file_state,
+    list_files,
+    read_bytes,
+    read_json,
+    require_safe_names,
+    sha256_file,
+    sha256_object,
+    upload_file,
+    upload_folder,
+    write_bytes,
+    write_json,
+)
+from tailorbird.storage.s3 import PreconditionFailed, StorageError, filesystem, storage_errors

@@ -9,18 +9,9 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tailorbird.storage import s3
 from tailorbird.storage.objects import NUM_TRANSFERS
-from tailorbird.storage.s3 import (
-    PreconditionFailed,
-    StorageError,
-    conditional_client,
-    is_absent,
-    is_conflict,
-    parse,
-    require_bucket,
-    storage_errors,
-    to_storage_error,
-)
+from tailorbird.storage.s3 import PreconditionFailed, StorageError, storage_errors
 
 NUM_ATTEMPTS = 50
 FIRST_WAIT_S = 0.05
@@ -31,7 +22,7 @@ def head(uri: str) -> tuple[str, int]:
     """Return an S3 object's ETag and size in bytes; raise StorageError if it does not exist."""
     path = _object_path(uri)
     with storage_errors(uri):
-        info = conditional_client().info(path, refresh=True)
+        info = s3.conditional_client().info(path, refresh=True)
         if info["type"] != "file":
             raise FileNotFoundError(uri)
     return str(info["ETag"]), int(info["size"])
@@ -47,7 +38,7 @@ def delete(uri: str) -> None:
     """Delete one S3 object, if it exists, without leaving an empty folder marker."""
     path = _object_path(uri)
     with storage_errors(uri):
-        conditional_client().rm_file(path)
+        s3.conditional_client().rm_file(path)
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
@@ -55,7 +46,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 
     The ETag is taken before the content: if the object changes in between, a write on this ETag is refused.
     """
-    path, client = _object_path(uri), conditional_client()
+    path, client = _object_path(uri), s3.conditional_client()
     with storage_errors(uri):
         try:
             info = client.info(path, refresh=True)
@@ -63,9 +54,9 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
                 return None
             return bytes(client.cat_file(path, max_concurrency=1)), str(info["ETag"])
         except (OSError, ClientError, BotoCoreError) as error:
-            if not is_absent(error):
+            if not s3.is_absent(error):
                 raise
-            require_bucket(uri)
+            s3.require_bucket(uri)
             return None
 
 
@@ -78,12 +69,12 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     # One PUT whatever its size: s3fs's multipart upload drops the condition on an ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
-        answer = conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
+        answer = s3.conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
     except (OSError, ClientError, BotoCoreError) as error:
-        if is_conflict(error) or (etag is not None and is_absent(error)):
+        if s3.is_conflict(error) or (etag is not None and s3.is_absent(error)):
             was = "it exists already" if etag is None else f"it is no longer the version {etag}"
             raise PreconditionFailed(f"{uri} was not written: {was}; read it again and decide again") from error
-        raise to_storage_error(uri, error) from error
+        raise s3.to_storage_error(uri, error) from error
     return str(answer["ETag"])
 
 
@@ -117,7 +108,7 @@ def _parse_json(uri: str, content: bytes) -> Any:
 
 
 def _object_path(uri: str) -> str:
-    scheme, path = parse(uri)
+    scheme, path = s3.parse(uri)
     if scheme != "s3" or not path.partition("/")[2]:
         raise StorageError(f"{uri!r} takes no conditional write; give s3://bucket/key")
     return path

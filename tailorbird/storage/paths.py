@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-_RUNS = "runs"
-_VERSIONS = "versions"
-
 
 @dataclass(frozen=True)
 class TaskPaths:
@@ -24,7 +21,7 @@ class TaskPaths:
 
     @property
     def runs(self) -> str:
-        return f"{self.task_uri}/{_RUNS}"
+        return f"{self.task_uri}/runs"
 
     def run(self, name: str) -> str:
         """Folder of a run's evidence and predictions."""
@@ -32,40 +29,28 @@ class TaskPaths:
 
     @property
     def versions(self) -> str:
-        return f"{self.task_uri}/{_VERSIONS}"
+        return f"{self.task_uri}/versions"
 
     def version(self, name: str) -> str:
         """Folder of a model version's weights, config.json and manifest.json."""
         return f"{self.versions}/{name}"
 
-    @property
-    def stages(self) -> str:
-        return f"{self.task_uri}/stages"
-
     def stage(self, name: str, fingerprint: str) -> str:
         """Folder of a cached stage's output; `fingerprint` is the hash of the stage's inputs."""
-        return f"{self.stages}/{name}-{fingerprint}"
-
-    @property
-    def code(self) -> str:
-        return f"{self.task_uri}/code"
+        return f"{self.task_uri}/stages/{name}-{fingerprint}"
 
     def code_archive(self, sha256: str) -> str:
         """The zip of the project's code with this sha256."""
-        return f"{self.code}/{sha256}.zip"
+        return f"{self.task_uri}/code/{sha256}.zip"
 
     @property
     def champion(self) -> str:
         """The file that names the version that serves."""
         return f"{self.task_uri}/champion.json"
 
-    @property
-    def history(self) -> str:
-        return f"{self.task_uri}/history"
-
     def history_entry(self, name: str) -> str:
         """The record of one change of the champion, or of one reevaluation."""
-        return f"{self.history}/{name}.json"
+        return f"{self.task_uri}/history/{name}.json"
 
     @property
     def ledgers(self) -> str:
@@ -120,32 +105,23 @@ class TaskPaths:
         """Folder of a reevaluation's evidence."""
         return f"{self.reevaluations}/{name}"
 
-    @property
-    def references(self) -> str:
-        return f"{self.task_uri}/references"
-
     def drift_reference(self, digest: str) -> str:
         """The sample of training rows that drift of a version's traffic is measured against."""
-        return f"{self.references}/{digest}.parquet"
+        return f"{self.task_uri}/references/{digest}.parquet"
 
     def preflight_probe(self, name: str) -> str:
         """A file that preflight writes, changes and deletes to test the storage."""
         return f"{self.task_uri}/preflight/{name}"
 
 
-def base_models(registry: str) -> str:
-    """Folder of the base models that were staged in a registry."""
-    return f"{registry.rstrip('/')}/_base"
-
-
 def base_model(registry: str, name: str) -> str:
-    """Folder of a staged base model."""
-    return f"{base_models(registry)}/{name}"
+    """Folder of a base model that was staged in a registry."""
+    return f"{registry.rstrip('/')}/_base/{name}"
 
 
 def base_model_pin(registry: str, name: str) -> str:
     """The file that records which folder a base model was staged as."""
-    return f"{base_models(registry)}/pinned/{name}.json"
+    return base_model(registry, f"pinned/{name}.json")
 
 
 def is_staged_base_model(uri: str) -> bool:
@@ -155,17 +131,17 @@ def is_staged_base_model(uri: str) -> bool:
 
 def is_version_uri(uri: str) -> bool:
     """Return True if `uri` is the folder of a registered version."""
-    return uri.rstrip("/").rsplit("/", 2)[1:2] == [_VERSIONS]
+    return uri.rstrip("/").rsplit("/", 2)[1:2] == ["versions"]
 
 
 def parse_version_uri(uri: str) -> tuple[TaskPaths, str]:
     """Return a version's task and name; raise ValueError if `uri` is not `<registry>/<task>/versions/<name>`."""
-    return _parse(uri, _VERSIONS)
+    return _parse(uri, "versions")
 
 
 def parse_run_uri(uri: str) -> tuple[TaskPaths, str]:
     """Return a run's task and name; raise ValueError if `uri` is not `<registry>/<task>/runs/<name>`."""
-    return _parse(uri, _RUNS)
+    return _parse(uri, "runs")
 
 
 def _parse(uri: str, folder: str) -> tuple[TaskPaths, str]:

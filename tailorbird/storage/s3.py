@@ -112,9 +112,8 @@ def settings() -> Settings:
 
     access_key, secret_key = first_set("AWS_ACCESS_KEY_ID"), first_set("AWS_SECRET_ACCESS_KEY")
     if (access_key is None) != (secret_key is None):
-        raise StorageError(
-            "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither to use a role"
-        )
+        text = "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; set both, or neither to use a role"
+        raise StorageError(text)
     endpoint = first_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must begin with http:// or https://")
@@ -122,15 +121,8 @@ def settings() -> Settings:
     attempts = first_set("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
     if not attempts.isdecimal() or int(attempts) < 1:
         raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or leave it out")
-    return Settings(
-        endpoint,
-        access_key,
-        secret_key,
-        first_set("AWS_SESSION_TOKEN"),
-        region,
-        first_set("AWS_CA_BUNDLE"),
-        num_attempts=int(attempts),
-    )
+    session_token, ca_bundle = first_set("AWS_SESSION_TOKEN"), first_set("AWS_CA_BUNDLE")
+    return Settings(endpoint, access_key, secret_key, session_token, region, ca_bundle, num_attempts=int(attempts))
 
 
 class _S3(pafs.S3FileSystem):  # type: ignore[misc]
@@ -176,17 +168,14 @@ def conditional_client() -> s3fs.S3FileSystem:
     A request without an answer is repeated up to five times by s3fs, and one answered with an error once by botocore.
     """
     chosen = settings()
+    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
     return s3fs.S3FileSystem(
         key=chosen.access_key,
         secret=chosen.secret_key,
         token=chosen.session_token,
         endpoint_url=chosen.endpoint,
         client_kwargs={"region_name": chosen.region} if chosen.region else {},
-        config_kwargs={
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "retries": {"max_attempts": 1},
-        },
+        config_kwargs=timeouts | {"retries": {"max_attempts": 1}},
     )
 
 
@@ -209,7 +198,7 @@ def require_bucket(uri: str) -> None:
 
 def to_storage_error(uri: str, error: Exception) -> StorageError:
     """Return a StorageError for an error of the storage client: one line with `uri`, the cause and what to do."""
-    if has_code(error, _NO_BUCKET):
+    if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
     if isinstance(error, FileNotFoundError) or is_absent(error):
         try:
@@ -221,15 +210,12 @@ def to_storage_error(uri: str, error: Exception) -> StorageError:
         return StorageError(f"{uri} is not there; check the URI, or write it first")
     if parse(uri)[0] == "file":
         return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
-    if has_code(error, _REFUSED) or isinstance(error, PermissionError):
-        return StorageError(
-            f"{uri}: access denied by {_endpoint()}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            f"or the role's policy ({error})"
-        )
-    if has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
-        return StorageError(
-            f"{uri}: {_endpoint()} cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})"
-        )
+    if _has_code(error, _REFUSED) or isinstance(error, PermissionError):
+        remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
+        return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
+    if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
+        reason = f"cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})"
+        return StorageError(f"{uri}: {_endpoint()} {reason}")
     return StorageError(f"{uri}: {_endpoint()} answered with an error; try again or check its log ({error})")
 
 
@@ -242,7 +228,7 @@ def _endpoint() -> str:
     return settings().endpoint or "AWS S3"
 
 
-def has_code(error: Exception, codes: tuple[str, ...]) -> bool:
+def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
     """Return True if an error, or its cause, contains one of these codes."""
     text = f"{error} {error.__cause__ or ''}"
     return any(code in text for code in codes)
@@ -250,9 +236,9 @@ def has_code(error: Exception, codes: tuple[str, ...]) -> bool:
 
 def is_absent(error: Exception) -> bool:
     """Return True if an error says that the object does not exist."""
-    return isinstance(error, FileNotFoundError) or has_code(error, _ABSENT)
+    return isinstance(error, FileNotFoundError) or _has_code(error, _ABSENT)
 
 
 def is_conflict(error: Exception) -> bool:
     """Return True if an error says that a condition of a write does not hold."""
-    return isinstance(error, FileExistsError) or has_code(error, _CONFLICT)
+    return isinstance(error, FileExistsError) or _has_code(error, _CONFLICT)
