@@ -71,20 +71,16 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
         if stored is None:
             return job.model_dump(mode="json")
         current = BatchJob.model_validate(stored)
-        _require_same_columns(current, batch)
+        column, id_column = current.column, current.id_column
+        if (column, id_column) != (batch.column, batch.id_column):
+            message = f"batch {job.id} reads {column!r} and {id_column!r}: give the same, or another output"
+            raise RequestError(409, "other_columns", message, param="column")
         if current.is_unfinished:
             return None
-        return current.model_copy(update={"status": "queued", "error": None, "updated_at": now()}).model_dump(
-            mode="json"
-        )
+        update = {"status": "queued", "error": None, "updated_at": now()}
+        return current.model_copy(update=update).model_dump(mode="json")
 
     return BatchJob.model_validate(storage.update_json(TaskPaths(task_uri).batch(job.id), queued))
-
-
-def _require_same_columns(job: BatchJob, batch: BatchSpec) -> None:
-    if (job.column, job.id_column) != (batch.column, batch.id_column):
-        message = f"batch {job.id} reads {job.column!r} and {job.id_column!r}: give the same, or another output"
-        raise RequestError(409, "other_columns", message, param="column")
 
 
 def unfinished_jobs(task_uri: str) -> list[BatchJob]:

@@ -45,19 +45,10 @@ def start_runner(task_uri: str, config: ServingConfig) -> "ObjectRef[None]":
     code = ray.get_runtime_context().runtime_env.get("working_dir")
     key = json.dumps([code, config.model_dump(mode="json")])
     name = f"batches-{application_name(task_uri)}-{hashlib.sha256(key.encode()).hexdigest()[:CONFIG_HASH_CHARS]}"
-    runner = (
-        ray.remote(BatchRunner)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
-        .remote(task_uri, config, running_runners(task_uri) - {name})
-    )
+    restarts = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    detached = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    actor = ray.remote(BatchRunner).options(num_cpus=0, **restarts, **detached)
+    runner = actor.remote(task_uri, config, running_runners(task_uri) - {name})
     call: ObjectRef[None] = runner.work.remote()
     return call
 

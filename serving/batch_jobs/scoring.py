@@ -141,14 +141,10 @@ def score_batch(
         batch=batch, model=version.name, version=version.version, inputs=inputs, num_rows=total, num_parts=len(parts)
     )
     storage.write_json(manifest_uri, manifest.model_dump(mode="json"))
-    new = [result for result in results.values() if result.started is not None]
-    return ScoringResult(manifest_uri, total, len(parts), sum(result.num_rows for result in new), _busy_s(new))
-
-
-def _busy_s(results: Sequence[PartResult]) -> float:
-    started = [result.started for result in results if result.started is not None]
-    ended = [result.ended for result in results if result.ended is not None]
-    return max(ended) - min(started) if started else 0.0
+    num_new = sum(result.num_rows for result in results.values() if result.started)
+    started = [result.started for result in results.values() if result.started]
+    ended = [result.ended for result in results.values() if result.ended]
+    return ScoringResult(manifest_uri, total, len(parts), num_new, max(ended) - min(started) if started else 0.0)
 
 
 def progress_notes(progress: ProgressReporter) -> ProgressCallback:

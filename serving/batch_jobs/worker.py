@@ -51,39 +51,26 @@ class PartScorer:
         return {"result": result.model_dump_json()}
 
     def _score(self, part: Part) -> PartResult:
-        uri, source = part.output_uri(self._batch.output), self._source(part)
+        batch, uri = self._batch, part.output_uri(self._batch.output)
+        stored_source = PartSource(part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column)
+        source = stored_source.model_dump_json().encode()
         if storage.exists(uri):
             with open_parquet(uri, columns=(), in_parts=True) as file:
-                _require_same_source(file, uri, source)
+                if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:
+                    raise DataError(
+                        f"{uri} holds answers to other rows, or of another version; delete it and ask again"
+                    )
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows)
         if self._loaded is None:
-            self._loaded = self._load()
+            self._loaded = _load(batch, threads=self._config.cpus_per_replica)
         started = time.time()
-        table = score_part(part, self._batch, loaded=self._loaded, batch_size=self._config.max_batch_size)
+        table = score_part(part, batch, loaded=self._loaded, batch_size=self._config.max_batch_size)
         if storage.head(part.uri)[0] != part.etag:
             raise DataError(f"{part.uri} was changed while it was read; score it to another output")
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({SOURCE_KEY: source}), sink)
         storage.write_bytes(uri, sink.getvalue(), retry_policy=s3.PERSISTENT)
         return PartResult(part=part.number, num_rows=table.num_rows, started=started, ended=time.time())
-
-    def _source(self, part: Part) -> bytes:
-        batch = self._batch
-        source = PartSource(part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column)
-        return source.model_dump_json().encode()
-
-    def _load(self) -> Any:
-        try:
-            return _load(self._batch, threads=self._config.cpus_per_replica)
-        except s3.StorageError:
-            raise
-        except ValueError as error:  # raised by models and registry for a damaged version
-            raise DataError(str(error)) from None
-
-
-def _require_same_source(file: Any, uri: str, source: bytes) -> None:
-    if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:
-        raise DataError(f"{uri} holds answers to other rows, or of another version; delete it and ask again")
 
 
 def _load(batch: BatchSpec, *, threads: int) -> Any:
@@ -93,8 +80,13 @@ def _load(batch: BatchSpec, *, threads: int) -> Any:
 
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores belong to the workers
-    loaded = load_model(batch.version_uri)
-    require_digest(loaded.version, digest=batch.digest)
+    try:
+        loaded = load_model(batch.version_uri)
+        require_digest(loaded.version, digest=batch.digest)
+    except s3.StorageError:
+        raise
+    except ValueError as error:  # raised by models and registry for a damaged version
+        raise DataError(str(error)) from None
     return loaded
 
 

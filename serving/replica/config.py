@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
-from serving.replica.experiment import CHALLENGER, TrafficSplit
+from serving.replica.experiment import CHALLENGER
 
 
 class _Config(BaseModel):
@@ -24,15 +24,17 @@ class VersionRef(_Config):
 
 
 class Challenger(VersionRef):
-    """The version that is compared with the champion, and its share of the champion's requests."""
+    """The version that is compared with the champion, and its shares of the champion's requests."""
 
     canary: float = 0.0
     shadow: float = 0.0
 
-    @property
-    def split(self) -> TrafficSplit:
-        """Return the assignment of requests to the experiment's arms."""
-        return TrafficSplit(self.digest, canary=self.canary, shadow=self.shadow)
+    def includes(self, arm: Literal["canary", "shadow"], unit: str) -> bool:
+        """Return whether `unit`, a subject or a request id, is in the arm: the same for each request and replica, and
+        still so when the share grows. The digest seeds it, so that each challenger gets other subjects first."""
+        share = self.canary if arm == "canary" else self.shadow
+        digest = hashlib.sha256(f"{arm}|{self.digest}|{unit}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class ReplicaConfig(_Config):

@@ -1,10 +1,8 @@
-"""The experiment on a challenger: which requests it gets, and its shadow answers that no client waits for."""
+"""The experiment on a challenger: its arms, and its shadow answers that no client waits for."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Literal
 
 CHALLENGER = "challenger"
@@ -20,23 +18,6 @@ WARN_S = 60.0
 """Least seconds between two warnings of dropped requests."""
 
 _log = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True)
-class TrafficSplit:
-    """The shares of the champion's requests that the challenger gets."""
-
-    digest: str
-    """The challenger's. It seeds the assignment, so that each challenger gets other subjects first."""
-    canary: float = 0.0
-    shadow: float = 0.0
-
-    def includes(self, arm: Literal["canary", "shadow"], unit: str) -> bool:
-        """Return whether `unit`, a subject or a request id, is in the arm: the same for each request and replica, and
-        still so when the share grows."""
-        share = self.canary if arm == "canary" else self.shadow
-        digest = hashlib.sha256(f"{arm}|{self.digest}|{unit}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class ShadowRunner:

@@ -44,7 +44,8 @@ class ServedVersions(Generic[EngineT]):
     ) -> None:
         self._load = load
         self._unload = unload
-        self._engines: dict[str, EngineT] = {}
+        self.engines: Mapping[str, EngineT] = {}
+        """The engines that answer, by name; none before the first configuration is loaded."""
         self._config: ReplicaConfig | None = None
         self._changes: asyncio.Task[None] | None = None
         self.absent: dict[str, str] = {}
@@ -61,10 +62,10 @@ class ServedVersions(Generic[EngineT]):
         new request before, and would make them wait if it is the only one.
         """
         config, digest = ReplicaConfig.model_validate(user_config), config_id(user_config)
-        if self._engines:
+        if self.engines:
             self._changes = asyncio.create_task(self._change(config, digest=digest, after=self._changes))
         else:
-            self._engines, self.absent = await asyncio.to_thread(self._load_all, config)
+            self.engines, self.absent = await asyncio.to_thread(self._load_all, config)
             self._config, self.config_id = config, digest
 
     async def _change(self, config: ReplicaConfig, *, digest: str, after: asyncio.Task[None] | None) -> None:
@@ -80,7 +81,7 @@ class ServedVersions(Generic[EngineT]):
         self._swap(engines, absent)
 
     def _swap(self, engines: dict[str, EngineT], absent: dict[str, str]) -> None:
-        former, self._engines, self.absent = self._engines, engines, absent
+        former, self.engines, self.absent = self.engines, engines, absent
         kept = {id(engine) for engine in engines.values()}
         for engine in {id(engine): engine for engine in former.values() if id(engine) not in kept}.values():
             self._unload(engine)
@@ -91,7 +92,7 @@ class ServedVersions(Generic[EngineT]):
         while True:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, MAX_RETRY_S) if self.absent else RETRY_S
-            incomplete = bool(self.absent) or not all(map(_is_running, self._engines.values()))
+            incomplete = bool(self.absent) or not all(map(_is_running, self.engines.values()))
             if incomplete and (self._changes is None or self._changes.done()):
                 self._changes = asyncio.create_task(self._retry())
 
@@ -102,7 +103,7 @@ class ServedVersions(Generic[EngineT]):
     def _load_all(self, config: ReplicaConfig) -> tuple[dict[str, EngineT], dict[str, str]]:
         """Return the engines by name, those that serve already not loaded again, and why others are absent; raises if
         the champion cannot be loaded."""
-        by_digest = {engine.version.digest: engine for engine in self._engines.values() if _is_running(engine)}
+        by_digest = {engine.version.digest: engine for engine in self.engines.values() if _is_running(engine)}
         engines: dict[str, EngineT] = {}
         absent: dict[str, str] = {}
         for name, version in config.versions.items():
@@ -119,16 +120,11 @@ class ServedVersions(Generic[EngineT]):
         return engines, absent
 
     @property
-    def engines(self) -> Mapping[str, EngineT]:
-        """Return the engines that answer, by name; none before the first configuration is loaded."""
-        return self._engines
-
-    @property
     def champion(self) -> EngineT:
         """Return the champion's engine; raises RequestError 503 while the first is being loaded."""
-        if not self._engines:
+        if not self.engines:
             raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
-        return self._engines[CHAMPION]
+        return self.engines[CHAMPION]
 
     @property
     def verdict(self) -> str | None:
@@ -141,11 +137,11 @@ class ServedVersions(Generic[EngineT]):
         Raises RequestError 404 for others.
         """
         champion = self.champion
-        if model in self._engines:
-            return self._engines[model]
+        if model in self.engines:
+            return self.engines[model]
         if model == champion.version.name:
             return champion
-        for engine in self._engines.values():
+        for engine in self.engines.values():
             version = engine.version
             if model in (version.version, f"{version.name}@{version.version}"):
                 return engine
@@ -161,21 +157,18 @@ class ServedVersions(Generic[EngineT]):
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):
             return engine, None
-        challenger = self._challenger_for("canary", unit=unit)
+        challenger = self.challenger_for("canary", unit=unit)
         return (engine, "champion") if challenger is None else (challenger, "canary")
 
-    def shadow_of(self, *, unit: str) -> EngineT | None:
-        """Return the engine that also answers, for the log alone, a request that the champion answers, if any does."""
-        return self._challenger_for("shadow", unit=unit)
-
-    def _challenger_for(self, arm: Literal["canary", "shadow"], *, unit: str) -> EngineT | None:
+    def challenger_for(self, arm: Literal["canary", "shadow"], *, unit: str) -> EngineT | None:
+        """Return the challenger's engine if `unit` is in the arm."""
         challenger = None if self._config is None else self._config.challenger
-        included = challenger is not None and challenger.split.includes(arm, unit)
-        return self._engines.get(CHALLENGER) if included else None
+        included = challenger is not None and challenger.includes(arm, unit)
+        return self.engines.get(CHALLENGER) if included else None
 
     def is_challenger(self, engine: EngineT) -> bool:
         """Return whether the engine is still the challenger's: a waiting request may be older than the experiment."""
-        return self._engines.get(CHALLENGER) is engine
+        return self.engines.get(CHALLENGER) is engine
 
 
 def _is_running(engine: Engine) -> bool:

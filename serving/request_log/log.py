@@ -14,6 +14,9 @@ from serving.request_log.schema import ANSWERS, FEEDBACK, NUM_TOP_CLASSES, Feedb
 from serving.request_log.writer import BufferedParquetWriter
 from tailorbird.data.pii import redact
 
+COPIED_COLUMNS = [name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")]
+"""Columns that are fields of a LogEntry as they are."""
+
 
 class RequestLog:
     """Answers under `<uri>/answers` and feedback under `<uri>/feedback`.
@@ -66,29 +69,12 @@ class RequestLog:
         return hmac.new(self._subject_key, subject.encode(), hashlib.sha256).hexdigest()
 
     def _row(self, entry: LogEntry) -> Row:
-        return {
-            "request_id": entry.request_id,
-            "at": entry.at,
-            "model": entry.model,
-            "version": entry.version,
-            "digest": entry.digest,
-            "row": entry.row,
-            "latency_ms": 1000 * entry.latency_s,
-            "subject": self._subject_hash(entry.subject),
-            "attributes": self._attributes_json(entry.attributes) if entry.attributes else None,
-            "label": entry.label,
-            "score": entry.score,
-            "answered_by": entry.answered_by,
-            "top": [] if entry.scores is None else _top_classes(entry.classes, entry.scores),
-            "prompt_tokens": entry.prompt_tokens,
-            "completion_tokens": entry.completion_tokens,
-            "text": entry.text,
-            "answer": entry.answer,
-            "finish_reason": entry.finish_reason,
-            "route": entry.route,
-            "caller": entry.caller,
-            "arm": entry.arm,
-        }
+        row: Row = {name: getattr(entry, name) for name in COPIED_COLUMNS}
+        row["latency_ms"] = 1000 * entry.latency_s
+        row["subject"] = self._subject_hash(entry.subject)
+        row["attributes"] = self._attributes_json(entry.attributes) if entry.attributes else None
+        row["top"] = [] if entry.scores is None else _top_classes(entry.classes, entry.scores)
+        return row
 
 
 def _top_classes(classes: Sequence[str], scores: np.ndarray) -> list[dict[str, str | float]]:

@@ -53,7 +53,7 @@ def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
     monkeypatch.setattr(chat, "_chat_prompt", slow)
     monkeypatch.setattr(chat, "_text_prompt", slow)
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine)
-    versions._engines = {"champion": engine}
+    versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
     service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)

@@ -1,4 +1,8 @@
-"""A replica's configuration over JSON, from a client that may be newer or older."""
+"""A replica's configuration over JSON, from a client that may be newer or older; which requests a challenger gets."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef, config_id
 
@@ -7,6 +11,12 @@ CONFIG = ReplicaConfig(
     challenger=Challenger(uri="s3://b", digest="b", shadow=0.5),
     others={"lora-1": VersionRef(uri="s3://c", digest="c")},
 )
+
+shares = st.floats(0, 1)
+
+
+def challenger(digest: str, *, canary: float = 0.0, shadow: float = 0.0) -> Challenger:
+    return Challenger(uri="s3://c", digest=digest, canary=canary, shadow=shadow)
 
 
 def test_a_configuration_is_the_same_after_json_and_unknown_keys_are_ignored() -> None:
@@ -21,3 +31,38 @@ def test_another_version_comes_and_goes_by_its_name() -> None:
     more = CONFIG.with_other("lora-2", version)
     assert list(more.versions) == ["champion", "lora-1", "lora-2", "challenger"]
     assert more.without_other("lora-2") == CONFIG
+
+
+@settings(max_examples=50, deadline=None)
+@given(shares, st.text(max_size=8), st.text(max_size=8))
+def test_about_the_share_of_the_units_is_included(share: float, digest: str, prefix: str) -> None:
+    included = [challenger(digest, canary=share).includes("canary", f"{prefix}{number}") for number in range(4000)]
+    assert sum(included) / len(included) == pytest.approx(share, abs=0.05)  # six standard errors
+
+
+@given(shares, shares, st.text(), st.text())
+def test_a_unit_that_is_included_stays_so_while_the_share_grows(
+    first: float, second: float, digest: str, unit: str
+) -> None:
+    low, high = (challenger(digest, canary=share) for share in sorted((first, second)))
+    assert low.includes("canary", unit) == challenger(digest, canary=low.canary).includes("canary", unit)
+    assert high.includes("canary", unit) or not low.includes("canary", unit)
+
+
+def test_a_share_of_0_includes_no_unit_and_of_1_all() -> None:
+    units = [str(number) for number in range(200)]
+    assert not any(challenger("d", shadow=1.0).includes("canary", unit) for unit in units)
+    assert all(challenger("d", shadow=1.0).includes("shadow", unit) for unit in units)
+
+
+def test_each_version_and_each_arm_has_an_assignment_of_its_own() -> None:
+    units = [str(number) for number in range(4000)]
+
+    def both(arm: list[bool], other_arm: list[bool]) -> float:
+        return sum(first and second for first, second in zip(arm, other_arm, strict=True)) / len(units)
+
+    first = [challenger("one", canary=0.5).includes("canary", unit) for unit in units]
+    second = [challenger("two", canary=0.5).includes("canary", unit) for unit in units]
+    shadow = [challenger("one", shadow=0.5).includes("shadow", unit) for unit in units]
+    assert both(first, second) == pytest.approx(0.25, abs=0.05)
+    assert both(first, shadow) == pytest.approx(0.25, abs=0.05)
