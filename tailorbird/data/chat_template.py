@@ -1,17 +1,15 @@
 """Tokenize conversations with the model's own chat template."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.rows import Conversation, DataError, Message, Rows
+from tailorbird.data.rows import Conversation, DataError, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 MAX_LISTED = 5
 
@@ -29,11 +27,7 @@ class Tokens:
 
 
 def prompt_tokens(
-    conversation: Conversation,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    system: str | None,
-    shots: Sequence[Message] = (),
+    conversation: Conversation, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, shots: Conversation = ()
 ) -> list[int]:
     """Return the token ids up to where the assistant answers; `shots` are turns put before the conversation's own.
 
@@ -51,7 +45,7 @@ def conversation_tokens(
     *,
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
-    shots: Sequence[Message] = (),
+    shots: Conversation = (),
 ) -> Tokens:
     """Tokenize a conversation with its answer, up to the answer's end-of-turn token; DataError as `prompt_tokens`.
 
@@ -75,14 +69,10 @@ def conversation_tokens(
                 "written otherwise once the answer is there), so its answers cannot be told from the rest; give the "
                 "model another template"
             )
-        end = _end_of_turn(after, begin=len(before), end_id=tokenizer.eos_token_id)
+        ends = [position for position in range(len(before), len(after)) if ids[position] == tokenizer.eos_token_id]
+        end = ends[-1] + 1 if ends else len(after)
         assistant_mask[len(before) : end] = True
     return Tokens(ids[:end], assistant_mask[:end])
-
-
-def cut_to(tokens: Tokens, *, max_length: int) -> Tokens:
-    """Truncate to `max_length` tokens."""
-    return Tokens(tokens.ids[:max_length], tokens.assistant_mask[:max_length])
 
 
 def training_tokens(
@@ -99,7 +89,7 @@ def training_tokens(
             whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system)
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
-        tokens.append(cut_to(whole, max_length=max_length))
+        tokens.append(Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length]))
     unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
     if unanswered:
         raise DataError(
@@ -109,14 +99,14 @@ def training_tokens(
     return tokens
 
 
-def _with_system(conversation: Conversation, *, system: str | None, shots: Sequence[Message]) -> Conversation:
+def _with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:
     """Return system message, shots and turns; the conversation's own system message takes precedence."""
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
 
 
-def _refuse_special_tokens(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase") -> None:
+def _refuse_special_tokens(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise DataError for content that spells a special token, which would end the turn and begin another."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
     for role, content in turns:
@@ -125,13 +115,11 @@ def _refuse_special_tokens(turns: Sequence[Message], *, tokenizer: "PreTrainedTo
             raise DataError(f"a turn of the {role} spells {spelt!r}, a token that tells turns apart; take it out")
 
 
-def _rendered(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:
+def _rendered(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
-        raise DataError(
-            "the base model's tokenizer has no chat template; name an instruction-tuned model for task: chat"
-        )
+        raise DataError("the model's tokenizer has no chat template; name an instruction-tuned model for task: chat")
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
@@ -143,9 +131,3 @@ def _rendered(turns: Sequence[Message], *, tokenizer: "PreTrainedTokenizerBase",
         ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def _end_of_turn(ids: Sequence[int], *, begin: int, end_id: int | None) -> int:
-    """Return the index after the last end-of-turn token from `begin` on; the length for a template without one."""
-    ends = [index for index in range(begin, len(ids)) if ids[index] == end_id]
-    return ends[-1] + 1 if ends else len(ids)

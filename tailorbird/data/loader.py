@@ -63,7 +63,6 @@ def _at_most(rows: Rows, size: int | None) -> Rows:
 
 
 def _split(rows: Rows, *, fractions: tuple[float, float, float]) -> tuple[Rows, Rows, Rows]:
-    """Split into train, validation and test."""
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
     splits = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(splits == split)) for split in range(3))

@@ -40,7 +40,8 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
     (3,300 texts of 60 characters among 50,000), the texts compared are a random sample that fits, at least 500 (seed
     0); all of `among` is compared with them. Memory is bounded by the texts compared and the chunks, not by `among`.
     """
-    compared = [normalise(texts[row]) for row in _compared_rows(texts, among=among)]
+    work = float(sum(map(len, texts))) * len(among)
+    compared = [normalise(texts[row]) for row in _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)]
     if not compared or not among:
         return NearDuplicates(num_duplicates=0, num_compared=len(compared))
     grams = HashingVectorizer(
@@ -57,14 +58,8 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
         step = max(1, CHUNK_PAIRS // len(chunk))
         for start in range(0, len(compared), step):
             rows = slice(start, start + step)
-            best = (queries[rows] @ weights).max(axis=1).toarray().ravel()
-            nearest[rows] = np.maximum(nearest[rows], best)
+            nearest[rows] = np.maximum(nearest[rows], (queries[rows] @ weights).max(axis=1).toarray().ravel())
     return NearDuplicates(num_duplicates=int((nearest >= threshold).sum()), num_compared=len(compared))
-
-
-def _compared_rows(texts: Sequence[str], *, among: Sequence[str]) -> np.ndarray:
-    work = float(sum(map(len, texts))) * len(among)
-    return _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)
 
 
 def _share(texts: Sequence[str], share: float, *, at_least: int = 1) -> np.ndarray:
@@ -73,7 +68,7 @@ def _share(texts: Sequence[str], share: float, *, at_least: int = 1) -> np.ndarr
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the normalised texts in chunks of about a million characters."""
+    """Yield the normalised texts in chunks of about CHUNK_CHARACTERS."""
     chunk: list[str] = []
     num_characters = 0
     for text in texts:

@@ -14,6 +14,12 @@ from tailorbird.storage import s3
 
 PART_BYTES = 1 << 20
 ROLES = ("system", "user", "assistant")
+TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TYPES = {
+    "string": TEXT_TYPES,
+    "string or integer": (*TEXT_TYPES, pa.types.is_integer),
+    "string, integer, boolean or date": (*TEXT_TYPES, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
+}
 
 
 def texts_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str, ...]:
@@ -32,8 +38,7 @@ def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> lis
     for position, messages in enumerate(table.column(name).to_pylist(), start=first):
         turns: list[Any] = messages if isinstance(messages, list) else [None]
         for turn in turns:
-            known = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-            if not known:
+            if not (isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
                 raise DataError(
                     f"{uri}: column {name!r} holds no conversation in row {position}; it takes a list of "
                     f"{{role, content}}, role one of {', '.join(ROLES)}, content a text"
@@ -47,7 +52,11 @@ def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
 
     Only these columns are downloaded. Raises DataError, also for zero rows.
     """
-    table = concat_tables([_read_file(name, columns=columns) for name in parquet_files(uri)], uri=uri)
+    tables = []
+    for name in parquet_files(uri):
+        with open_parquet(name, columns=columns) as file:
+            tables.append(file.read(columns=list(columns)))
+    table = concat_tables(tables, uri=uri)
     if table.num_rows == 0:
         raise DataError(f"{uri} has no rows; give a Parquet file or folder with at least one row")
     return table
@@ -76,11 +85,6 @@ def parquet_files(uri: str) -> list[str]:
     return sorted(parquet)
 
 
-def _read_file(uri: str, *, columns: Sequence[str]) -> pa.Table:
-    with open_parquet(uri, columns=columns) as file:
-        return file.read(columns=list(columns))
-
-
 @contextmanager
 def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file with these columns, to read it at once or, `in_parts`, in little memory with more retries.
@@ -107,13 +111,10 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
     except s3.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None
     except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{uri} is not a readable Parquet file ({_first_line(error)}); write it again as Parquet"
-        ) from None
+        raise DataError(f"{uri} is not a readable Parquet file ({_reason(error)}); write it again as Parquet") from None
     except OSError as error:
-        raise DataError(
-            f"cannot read {uri}: {_first_line(error)}; check that it is there, whole, and yours to read"
-        ) from None
+        reason = _reason(error)
+        raise DataError(f"cannot read {uri}: {reason}; check that it is there, whole, and yours to read") from None
 
 
 def read_strings(
@@ -127,7 +128,7 @@ def read_strings(
 ) -> tuple[str, ...]:
     """Return a column as strings, nulls as `fill`; DataError for a type that is not `allowed`, or a null without it."""
     column = table.column(name)
-    plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    plain = plain_type(column.type)
     if not any(test(plain) for test in _TYPES[allowed]):
         raise DataError(
             f"{uri}: column {name!r} is {column.type}, allowed: {allowed}; name another column or convert it"
@@ -141,13 +142,10 @@ def read_strings(
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
 
 
-def _first_line(error: BaseException) -> str:
+def plain_type(type_: pa.DataType) -> pa.DataType:
+    """Return the type of a dictionary-encoded column's values; any other type as it is."""
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_TYPES = {
-    "string": _TEXT,
-    "string or integer": (*_TEXT, pa.types.is_integer),
-    "string, integer, boolean or date": (*_TEXT, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
-}

@@ -2,15 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from itertools import combinations
 
 from tailorbird.data.near_duplicates import near_duplicates
 from tailorbird.data.rows import DataError, Splits
 from tailorbird.data.splits import normalise, subsample_of_classes
-
-__all__ = ["DataReport", "clean", "leaks_between", "normalise", "take_training_rows"]
 
 RARE_ROWS = 10
 MAX_LISTED = 5
@@ -26,19 +24,15 @@ class DataReport:
     num_classes: int
     """Different labels in train; for a chat task, different answers."""
     train_copies_of_test: int
-    """Training rows dropped because their normalised text is in test."""
+    """Training rows dropped because their normalised text is in test; the next two alike."""
     train_copies_of_validation: int
-    """Training rows dropped because their normalised text is in validation (and not in test)."""
     validation_copies_of_test: int
-    """Validation rows dropped because their normalised text is in test."""
     near_duplicates_of_test: int
     """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they are kept."""
     near_duplicates_compared: int
     """Test rows that were compared with train: all, or a random sample of large data."""
     near_duplicates_of_validation: int
-    """Validation rows with a near-duplicate in train; they are kept."""
     near_duplicates_compared_in_validation: int
-    """Validation rows that were compared with train."""
     conflicting_texts: int
     """Normalised texts, over all splits as read, with more than one label."""
     empty_texts: int
@@ -46,7 +40,7 @@ class DataReport:
     rare_classes: tuple[str, ...]
     """(classification only) Classes with fewer than 10 training rows after cleaning."""
     leaks: tuple[str, ...]
-    """A sentence for each pair of splits that share values of `split_by`, or texts."""
+    """As `leaks_of`."""
     num_in_memory: int | None = None
     """(sharded only) Training rows of the random sample in memory, on which conflicts and near-duplicates are counted
     and baselines are fitted."""
@@ -57,7 +51,6 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
     Near-duplicates are only counted: real data contain them, and without them the test would be easier or harder than
     production traffic.
-
     Raises DataError for an empty split, a single class, or a label in validation or test that train lacks.
     """
     _require_rows(splits, when="")
@@ -106,12 +99,11 @@ def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tup
     """
     sentences: list[str] = []
     for earlier, later in combinations(keys, 2):
-        shared = keys[earlier] & keys[later]
-        if shared:
-            hashes = ", ".join(sorted(_hashed(key) for key in shared)[:MAX_LISTED])
+        if shared := keys[earlier] & keys[later]:
+            digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] for key in shared)
+            hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])
             sentences.append(f"{len(shared):,} split_by values stand in {earlier} and in {later} (sha256 {hashes})")
-        copies = texts[earlier] & texts[later]
-        if copies:
+        if copies := texts[earlier] & texts[later]:
             sentences.append(f"{len(copies):,} texts stand in {earlier} and in {later}")
     return tuple(sentences)
 
@@ -155,9 +147,11 @@ def _require_classes(splits: Splits) -> None:
     for name in ("validation", "test"):
         counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:
+            more = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
+            labels = ", ".join(map(repr, sorted(counts)[:MAX_LISTED])) + more
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that train never shows: "
-                f"{_listed(sorted(counts))}; add training rows of them, or take them out of {name}"
+                f"{name} has {sum(counts.values())} rows with labels that train never shows: {labels}; "
+                f"add training rows of them, or take them out of {name}"
             )
 
 
@@ -167,12 +161,3 @@ def _conflicts(splits: Splits, texts: dict[str, list[str]]) -> int:
         for text, label in zip(texts[name], rows.labels, strict=True):
             labels.setdefault(text, set()).add(label)
     return sum(len(labels_of_text) > 1 for labels_of_text in labels.values())
-
-
-def _listed(values: Sequence[str]) -> str:
-    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
-    return ", ".join(repr(value) for value in values[:MAX_LISTED]) + more
-
-
-def _hashed(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] + "…"

@@ -63,7 +63,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits; only the final evaluation reads `test`."""
+    """Only the final evaluation reads `test`."""
 
     train: Rows
     validation: Rows

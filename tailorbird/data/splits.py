@@ -16,8 +16,8 @@ def normalise(text: str) -> str:
 def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
     """Return 0 (train), 1 (validation) or 2 (test) for each row, int64 [N]; rows with the same key share a split.
 
-    A key's split depends on key, fractions and seed only, not on other rows.
-    Raises ValueError if the fractions are not three shares that add up to 1.
+    A key's split depends on key, fractions and seed only, not on other rows. Raises ValueError if the fractions are not
+    three shares that add up to 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions {fractions} must be three shares of at least 0 that add up to 1")
@@ -48,9 +48,8 @@ def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.n
     for row in order:
         first_of_class.setdefault(labels[row], int(row))
     kept = list(first_of_class.values())
-    taken = set(kept)
-    rest = [int(row) for row in order if int(row) not in taken]
-    return np.sort(np.array(kept + rest[: size - len(kept)], dtype=np.int64))
+    rest = order[~np.isin(order, kept)]
+    return np.sort(np.concatenate([kept, rest[: size - len(kept)]]).astype(np.int64))
 
 
 def _uniform(key: str, *, seed: int) -> float:

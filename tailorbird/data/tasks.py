@@ -1,8 +1,8 @@
 """Data objects of the tasks: which columns a task reads, how they become rows, and how rows become tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
@@ -61,7 +61,7 @@ class ClassificationData:
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
         texts = texts_of(table, config.text, uri=uri, first=first)
         labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
-        return _rows(table, _Inputs(texts, labels), config=config, uri=uri, first=first)
+        return _with_shared_columns(Rows((), texts, labels), table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
@@ -97,16 +97,16 @@ class ChatData:
         if config.messages:
             conversations = conversations_of(table, config.messages, uri=uri, first=first)
         else:
-            prompts, answers = (
-                texts_of(table, name, uri=uri, first=first) for name in (config.prompt, config.completion)
-            )
+            prompts = texts_of(table, config.prompt, uri=uri, first=first)
+            answers = texts_of(table, config.completion, uri=uri, first=first)
             turns = zip(prompts, answers, strict=True)
             conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in turns]
         _require_answers(conversations, uri=uri, first=first)
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
-        return _rows(table, _Inputs(texts, labels, prompted), config=config, uri=uri, first=first)
+        rows = Rows((), texts, labels, conversations=prompted)
+        return _with_shared_columns(rows, table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         table = _empty(schema, self.columns(config))
@@ -159,21 +159,13 @@ def _with_shared(config: DataConfig, *inputs: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-class _Inputs(NamedTuple):
-    """The columns of `Rows` that differ between tasks."""
-
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    conversations: tuple[Conversation, ...] | None = None
-
-
-def _rows(table: pa.Table, inputs: _Inputs, *, config: DataConfig, uri: str, first: int) -> Rows:
+def _with_shared_columns(rows: Rows, table: pa.Table, *, config: DataConfig, uri: str, first: int) -> Rows:
     """Add row ids, split keys and groups."""
-    return Rows(
+    return replace(
+        rows,
         row_ids=tuple(str(position) for position in range(first, first + table.num_rows)),
         split_keys=read_strings(table, config.split_by, uri=uri, first=first) if config.split_by else None,
         groups={name: groups_of(table, name, uri=uri, first=first) for name in config.groups},
-        **inputs._asdict(),
     )
 
 

@@ -19,21 +19,15 @@ def upload_parquet_folder(folder: Path, uri_prefix: str) -> list[str]:
         raise DataError(f"{folder} is not a folder; give a folder with Parquet files, for example train.parquet")
     files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
     if not files:
-        raise DataError(
-            f"{folder} holds no *.parquet file; give a folder with Parquet files, for example train.parquet"
-        )
+        raise DataError(f"{folder} holds no *.parquet file; give a folder with Parquet files, such as train.parquet")
     for path in files:
-        _check(path)
+        try:
+            num_rows = pq.read_metadata(path).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file ({error}); write it again or remove it") from None
+        if num_rows == 0:
+            raise DataError(f"{path} has no rows; write it again with rows, or take it out")
     uris = {f"{uri_prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}": path for path in files}
     for uri, path in uris.items():
         storage.upload_file(path, uri)
     return sorted(uris)
-
-
-def _check(path: Path) -> None:
-    try:
-        num_rows = pq.read_metadata(path).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}); write it again, or take it out") from None
-    if num_rows == 0:
-        raise DataError(f"{path} has no rows; write it again with rows, or take it out")

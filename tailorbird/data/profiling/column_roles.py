@@ -62,15 +62,13 @@ def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | 
     taken = [role.name for role in roles if role]
     rest = [column for column in sample.columns if column.name not in taken and column.kind != "messages"]
     groups = [column for column in rest if _is_group(column)]
-    groups.sort(key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))
-    keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled)]
+    groups = sorted(groups, key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))[:MOST_GROUPS]
+    keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled) and column not in groups]
     keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
-        groups=tuple(ColumnRole(column, f"{len(column.counts)} different values") for column in groups[:MOST_GROUPS]),
-        keys=tuple(
-            ColumnRole(column, _rows_per_value(column)) for column in keys if column not in groups[:MOST_GROUPS]
-        ),
+        groups=tuple(ColumnRole(column, f"{len(column.counts)} different values") for column in groups),
+        keys=tuple(ColumnRole(column, _rows_per_value(column)) for column in keys),
     )
 
 
@@ -105,11 +103,8 @@ def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
     if name is not None:
         return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "as you said")
     most = min(MOST_CLASSES, sample.num_sampled // 2)
-    fitting = [
-        column
-        for column in sample.columns
-        if column.kind in ("string", "integer") and column.name != text and 2 <= len(column.counts) <= most
-    ]
+    other = [column for column in sample.columns if column.kind in ("string", "integer") and column.name != text]
+    fitting = [column for column in other if 2 <= len(column.counts) <= most]
     called = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
     if called is not None:
         return ColumnRole(called, f"it is called so, and has {len(called.counts)} different values")
@@ -138,11 +133,8 @@ def _called(sample: Sample, names: Sequence[str]) -> Column | None:
 
 def _is_called(column: Column, names: tuple[str, ...]) -> bool:
     """Return True if a part of the column's name is one of these, as in `patient_id`."""
-    return any(part.startswith(names) if len(part) > 3 else part in names for part in _parts(column.name))
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if part]
+    parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())
+    return any(part.startswith(names) if len(part) > 3 else part in names for part in parts)
 
 
 def _is_group(column: Column) -> bool:
@@ -161,9 +153,6 @@ def _rows_per_value(column: Column) -> str:
 
 
 def _all(sample: Sample) -> str:
-    columns = [
-        f"{column.name} ({column.kind}, {len(column.counts)} values)"
-        for column in sample.columns
-        if column.kind != "messages"
-    ]
+    usable = [column for column in sample.columns if column.kind != "messages"]
+    columns = [f"{column.name} ({column.kind}, {len(column.counts)} values)" for column in usable]
     return ", ".join((*columns, *sample.left_out)) or "no columns"

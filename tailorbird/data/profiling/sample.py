@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.parquet import TEXT_TYPES, open_parquet, parquet_files, plain_type
 from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
@@ -18,7 +18,7 @@ NEAR_EMPTY = 3
 
 Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
 _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
-    ("string", (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
+    ("string", TEXT_TYPES),
     ("integer", (pa.types.is_integer,)),
     ("boolean", (pa.types.is_boolean,)),
     ("date", (pa.types.is_date,)),
@@ -37,7 +37,7 @@ class Column:
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """Number of rows of each value."""
+        """Rows of each value."""
         return Counter(value for value in self.values if value is not None)
 
     @property
@@ -95,8 +95,7 @@ def read_sample(uri: str) -> Sample:
                 num_sampled += parts[-1].num_rows
                 num_bytes += file.metadata.row_group(group).total_byte_size
     table = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
-    columns = tuple(_column(table, name) for name in table.column_names)
-    return Sample(uri, num_rows, num_sampled, columns, left_out)
+    return Sample(uri, num_rows, num_sampled, tuple(_column(table, name) for name in table.column_names), left_out)
 
 
 def count_rows(uri: str) -> int:
@@ -110,7 +109,7 @@ def count_rows(uri: str) -> int:
 
 def kind_of(type_: pa.DataType) -> Kind:
     """Return the kind of a column of this type."""
-    plain = type_.value_type if pa.types.is_dictionary(type_) else type_
+    plain = plain_type(type_)
     for kind, tests in _KINDS:
         if any(test(plain) for test in tests):
             return kind
@@ -125,8 +124,7 @@ def _column(table: pa.Table, name: str) -> Column:
     column = table.column(name)
     kind = kind_of(column.type)
     if kind != "messages":
-        plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        column = column.cast(plain).cast(pa.large_string())
+        column = column.cast(plain_type(column.type)).cast(pa.large_string())
     return Column(name, kind, tuple(column.to_pylist()))
 
 

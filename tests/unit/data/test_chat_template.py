@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tailorbird.data.chat_template import Tokens, conversation_tokens, cut_to, prompt_tokens
-from tailorbird.data.rows import DataError
+from tailorbird.data.chat_template import conversation_tokens, prompt_tokens, training_tokens
+from tailorbird.data.rows import DataError, Rows
 from tests.small_chat import TEMPLATE, tokenizer
 
 
@@ -74,7 +74,11 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         prompt_tokens((("user", "a"),), tokenizer=tokenizer(None), system=None)
 
 
-def test_a_conversation_is_cut_with_what_is_said_of_it() -> None:
-    tokens = cut_to(Tokens([1, 2, 3, 4], np.array([False, False, True, True])), max_length=3)
-    assert tokens.ids == [1, 2, 3]
-    assert tokens.assistant_mask.tolist() == [False, False, True]
+def test_a_training_conversation_is_truncated_with_its_mask() -> None:
+    rows = Rows(row_ids=("0",), texts=("a",), labels=("bcd",), conversations=((("user", "a"),),))
+    [whole] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=100)
+    [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=len(whole) - 2)
+    assert text_of(tokens.ids) == "<user>a</s><assistant>bc"
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "bc"
+    with pytest.raises(DataError, match="rows 0"):
+        training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=len(whole) - 4)
