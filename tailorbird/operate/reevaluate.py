@@ -26,18 +26,13 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.monitoring.label_audit import audited_rows
+from tailorbird.operate import reevaluation_evidence
 from tailorbird.operate.audited_data import fresh_rows, propose_training
-from tailorbird.operate.reevaluation_evidence import (
-    AuditedData,
-    ReevaluationEvidence,
-    prediction_files,
-    read_reevaluations,
-    write_reevaluation,
-)
+from tailorbird.operate.reevaluation_evidence import AuditedData, ReevaluationEvidence
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_version
+from tailorbird.registry.versions import ModelVersion, now, read_version
 from tailorbird.release.promotion import roll_back, rollback_target
 from tailorbird.storage.paths import TaskPaths
 
@@ -50,20 +45,15 @@ class ReevaluationError(ValueError):
 class Reevaluation:
     """The result of a re-evaluation."""
 
-    uri: str
-    """Folder of evidence and predictions."""
+    uri: str  # folder of evidence and predictions
     verdict: Verdict
-    holds: bool | None
-    """Whether the champion's verdict holds; None if the rows do not decide it."""
-    rollback_uri: str
-    """URI of the version that a rollback restores."""
-    champion: Champion
-    """The champion after the re-evaluation."""
+    holds: bool | None  # whether the champion's verdict holds; None if the rows do not decide it
+    rollback_uri: str  # of the version that a rollback restores
+    champion: Champion  # after the re-evaluation
     proposed: str | None
     """URI of a recipe that trains on the audited rows too; None unless the verdict no longer holds."""
 
     def sentence(self) -> str:
-        """Return the result as a sentence."""
         state = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
         return f"the champion's verdict {state[self.holds]}: {self.verdict.sentence()}"
 
@@ -92,25 +82,26 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     """
     if not TASKS[recipe.task].is_monitored:
         raise ReevaluationError(f"a {recipe.task} task cannot be re-evaluated yet; run its recipe again")
-    champion, former = rollback_target(recipe.task_uri)
+    champion, former, _ = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = load_inputs(recipe).splits
     rows, dropped = _test_rows(recipe, splits)
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
-    digests = [evidence.versions["candidate"].digest for evidence in read_reevaluations(recipe.task_uri)]
-    protocol = with_spent_alpha(protocol, number=1 + digests.count(champion.digest))
+    earlier = reevaluation_evidence.read_reevaluations(recipe.task_uri)
+    number = 1 + sum(evidence.versions["candidate"].digest == champion.digest for evidence in earlier)
+    protocol = with_spent_alpha(protocol, number=number)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
-    rows_sha256, protocol_digest = protocol.test_sha256, digest(protocol)
+    sha256 = protocol.test_sha256
     access = record_test_access(
-        recipe.task_uri, test_sha256=rows_sha256, candidate=champion.digest, protocol=protocol_digest, run=uri
+        recipe.task_uri, test_sha256=sha256, candidate=champion.digest, protocol=digest(protocol), run=uri
     )
     tables = _predict(recipe, versions, rows=rows, splits=splits, protocol=protocol)
     inputs = VerdictInputs(
-        incumbent=model_predictions("incumbent", tables),
-        candidate=model_predictions("candidate", tables),
+        model_predictions("incumbent", tables),
+        model_predictions("candidate", tables),
         reference=tables.get("reference"),
-        test_sha256=rows_sha256,
+        test_sha256=sha256,
         access_number=access.number,
         cpu=cost.cpu,
         training_cpu_s=cost.training_cpu_s,
@@ -120,17 +111,17 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
     evidence = ReevaluationEvidence(
         protocol=protocol,
-        data=AuditedData(sha256_test=rows_sha256, num_rows=len(rows), dropped=dropped),
+        data=AuditedData(sha256_test=sha256, num_rows=len(rows), dropped=dropped),
         access_number=access.number,
         cost=cost,
-        versions={role: PinnedVersion(uri=version.uri, digest=version.digest) for role, version in versions.items()},
+        versions={role: version.pinned for role, version in versions.items()},
         champion=champion,
         at=at,
         verdict=verdict,
         holds=upheld,
         expires_at=expires.isoformat(timespec="seconds") if upheld else None,
     )
-    write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
+    reevaluation_evidence.write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
     if upheld is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
@@ -157,7 +148,8 @@ def holds(verdict: Verdict) -> bool | None:
 
 def _test_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, dict[str, int]]:
     """Return audited rows that no split and no earlier re-evaluation has, and the number of rows dropped by reason."""
-    evaluated = {row_id for uri in prediction_files(recipe.task_uri) for row_id in load_predictions(uri).row_ids}
+    files = reevaluation_evidence.prediction_files(recipe.task_uri)
+    evaluated = {row_id for uri in files for row_id in load_predictions(uri).row_ids}
     rows, dropped = fresh_rows(audited_rows(recipe), splits, evaluated=evaluated)
     if len(rows) < recipe.monitoring.min_labels:
         raise ReevaluationError(

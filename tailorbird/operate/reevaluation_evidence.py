@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
-
 from tailorbird import storage
 from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -11,20 +9,17 @@ from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.champion import Champion
-from tailorbird.registry.versions import PinnedVersion
+from tailorbird.registry.versions import Frozen, PinnedVersion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
 
-class AuditedData(BaseModel):
+class AuditedData(Frozen):
     """The audited rows of a re-evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256_test: str
     num_rows: int
-    dropped: dict[str, int]
-    """Rows left out, by the reason."""
+    dropped: dict[str, int]  # rows left out, by the reason
 
 
 class ReevaluationEvidence(StoredModel):
@@ -32,19 +27,15 @@ class ReevaluationEvidence(StoredModel):
 
     protocol: TestProtocol
     data: AuditedData
-    access_number: int
-    """Of the entry in the test-set ledger, from 1."""
+    access_number: int  # of the entry in the test-set ledger, from 1
     cost: CostRecord
     versions: dict[str, PinnedVersion]
     """By role: `candidate` is the champion, `incumbent` the version that a rollback goes to."""
     champion: Champion
-    at: str
-    """ISO 8601."""
+    at: str  # ISO 8601
     verdict: Verdict
-    holds: bool | None
-    """Whether the champion's verdict holds; None if the rows do not decide it."""
-    expires_at: str | None
-    """When the renewed verdict expires; None unless it holds."""
+    holds: bool | None  # whether the champion's verdict holds; None if the rows do not decide it
+    expires_at: str | None  # when the renewed verdict expires; None unless it holds
 
 
 def read_reevaluations(task_uri: str) -> list[ReevaluationEvidence]:
@@ -71,5 +62,4 @@ def write_reevaluation(
 
 
 def _files(task_uri: str) -> list[str]:
-    prefix = TaskPaths(task_uri).reevaluations
-    return storage.list_files(prefix) if storage.exists(prefix) else []
+    return storage.list_files(TaskPaths(task_uri).reevaluations, missing_ok=True)

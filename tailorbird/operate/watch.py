@@ -30,12 +30,9 @@ class WatchResult:
 
     reports: list[Report]
     recommendation: Recommendation
-    page: str
-    """URI of the HTML page."""
-    metrics: str
-    """Prometheus text format."""
-    deleted: int
-    """Files of the log older than `monitoring.keep_days`."""
+    page: str  # URI of the HTML page
+    metrics: str  # in Prometheus' text format
+    deleted: int  # files of the log older than `monitoring.keep_days`
 
 
 def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
@@ -55,9 +52,8 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since))
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = _reevaluations(recipe.task_uri, champion=champion)
-    reports = [
-        report for report in read_reports(recipe.task_uri) if report.digest == version.digest and report.day >= since
-    ]
+    stored = read_reports(recipe.task_uri)
+    reports = [report for report in stored if report.digest == version.digest and report.day >= since]
     recommendation = recommend(
         reports,
         expires=_expires_at(champion, reevaluations=reevaluations),
@@ -81,7 +77,7 @@ def delete_old_log(recipe: Recipe, *, today: date) -> int:
         return 0
     first = (today - timedelta(days=keep)).isoformat()
     prefixes = [f"{log.rstrip('/')}/{kind}" for kind in ("answers", "feedback")]
-    files = [uri for prefix in prefixes if storage.exists(prefix) for uri in storage.list_files(prefix)]
+    files = (uri for prefix in prefixes for uri in storage.list_files(prefix, missing_ok=True))
     old = [uri for uri in files if (day_of(uri) or first) < first]
     for uri in old:
         storage.delete(uri)
@@ -104,9 +100,7 @@ def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) 
 def _champion(recipe: Recipe) -> Champion:
     stored = read_champion(recipe.task_uri)
     if stored is None:
-        raise MonitoringError(
-            f"{recipe.task_uri} has no champion, so nothing serves; `tailorbird promote RECIPE` makes one"
-        )
+        raise MonitoringError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
     return stored[0]
 
 
@@ -119,12 +113,9 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
 
 def _reevaluations(task_uri: str, *, champion: Champion) -> list[ReevaluationEvidence]:
     """Return the re-evaluations of this champion's present term, in order."""
+    reevaluations = [(evidence, evidence.champion) for evidence in read_reevaluations(task_uri)]
     term = (champion.digest, champion.since)
-    return [
-        evidence
-        for evidence in read_reevaluations(task_uri)
-        if (evidence.champion.digest, evidence.champion.since) == term
-    ]
+    return [evidence for evidence, evaluated in reevaluations if (evaluated.digest, evaluated.since) == term]
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:

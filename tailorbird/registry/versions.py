@@ -210,7 +210,7 @@ def read_version(uri: str) -> ModelVersion:
         raise RegistryError(f"no whole model version at {uri}: {error}; `tailorbird models` lists them") from None
     task, version = parse_version_uri(uri)
     digest = hashlib.sha256(manifest).hexdigest()
-    return ModelVersion(**config, name=task.name, version=version, uri=uri, digest=digest)
+    return ModelVersion(**config, name=task.task_uri.rpartition("/")[2], version=version, uri=uri, digest=digest)
 
 
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:

@@ -21,12 +21,11 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version
 from tailorbird.models.runtimes import EngineError
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, register
+from tailorbird.registry.versions import ModelVersion, now, register
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
-EVALUATED = "torch"
-"""The engine of every evaluation."""
+EVALUATED = "torch"  # the engine of every evaluation
 AUTO = "auto"
 NUM_COST_ROWS = 256
 
@@ -96,8 +95,8 @@ class _Export:
     def __init__(
         self, evaluated: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter
     ) -> None:
-        self._evaluated, self._evidence, self._task_uri, self._progress = evaluated, evidence, task_uri, progress
-        self._protocol = evidence.protocol
+        self._evaluated, self._evidence, self._protocol = evaluated, evidence, evidence.protocol
+        self._task_uri, self._progress = task_uri, progress
         self._resources = worker_resources(evidence.recipe.training.model_copy(update={"gpus_per_worker": 0}))
         self._code = ship_code(task_uri, PROJECT_ROOT)
         self._role = next(role for role, record in evidence.versions.items() if record.uri == evaluated.uri)
@@ -147,7 +146,7 @@ class _Export:
         evidence = EngineEvidence(
             engine=engine,
             equivalence=equivalence,
-            evaluated=PinnedVersion(uri=self._evaluated.uri, digest=self._evaluated.digest),
+            evaluated=self._evaluated.pinned,
             run=self._evidence.run,
             protocol=self._protocol,
             cpu=rounds,

@@ -11,10 +11,8 @@ import yaml
 
 from tailorbird.config.base import digest
 
-Document = dict[str, Any]
-"""A YAML document as parsed."""
-NUM_DIGITS = 8
-"""Of a digest in a name."""
+Document = dict[str, Any]  # a YAML document as parsed
+NUM_DIGITS = 8  # of a digest in a name
 
 
 class RenderError(ValueError):
@@ -42,9 +40,7 @@ def document_of_kind(documents: Sequence[Document], *, kind: str) -> Document:
     """Return the only document of a kind; raise RenderError if there is none or more than one."""
     matching = [document for document in documents if isinstance(document, dict) and document.get("kind") == kind]
     if len(matching) != 1:
-        raise RenderError(
-            f"--base holds {len(matching)} documents of kind {kind}; give the overlay's part that has one"
-        )
+        raise RenderError(f"--base holds {len(matching)} documents of kind {kind}; give the overlay's part with one")
     return matching[0]
 
 

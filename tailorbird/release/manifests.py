@@ -4,8 +4,8 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
@@ -15,21 +15,8 @@ from tailorbird import resource_folder
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.serving import ServingConfig
-from tailorbird.release.kube_documents import (
-    NUM_DIGITS,
-    Document,
-    RenderError,
-    document_of_kind,
-    kube_name,
-    read_documents,
-    set_label,
-    size_workers,
-    to_yaml,
-)
-
-if TYPE_CHECKING:
-    from tailorbird.registry.champion import Champion
+from tailorbird.release import kube_documents
+from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError, document_of_kind, kube_name, to_yaml
 
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
@@ -62,7 +49,7 @@ def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rend
         if base is not None:
             raise RenderError(f"--to {to} is no manifest, so it has no --base; leave that out")
         return target.write(recipe, [])
-    return target.write(recipe, read_documents(base, template=K8S / target.template))
+    return target.write(recipe, kube_documents.read_documents(base, template=K8S / target.template))
 
 
 def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
@@ -72,7 +59,7 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     head = cluster["headGroupSpec"]["template"]["spec"]
     name = _run_name(recipe, image=head["containers"][0]["image"])
     config = recipe.training
-    size_workers(
+    kube_documents.size_workers(
         cluster["workerGroupSpecs"],
         cpus=config.cpus_per_worker,
         gpus=config.gpus_per_worker,
@@ -81,18 +68,8 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     )
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
-    set_label(documents, label=RUN, value=name, owner=job)
+    kube_documents.set_label(documents, label=RUN, value=name, owner=job)
     return Rendered(to_yaml([_mount_recipe(recipe, head, owner=job), *documents]))
-
-
-def _promote(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Render a promotion inside the cluster, where the service's dashboard and routes can be reached."""
-    return _client_job(recipe, documents, verb="promote")
-
-
-def _prove(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Render a parity check of a RayService that has started."""
-    return _client_job(recipe, documents, verb="serve")
 
 
 def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
@@ -104,6 +81,7 @@ def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
 
 
 def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
+    """Render a command that runs inside the cluster, where the service's dashboard and routes can be reached."""
     job = document_of_kind(documents, kind="Job")
     service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
@@ -126,7 +104,7 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
     name = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     serve_config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
     serving = recipe.serving
-    size_workers(
+    kube_documents.size_workers(
         service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
         cpus=serving.cpus_per_replica,
         gpus=serving.gpus_per_replica,
@@ -135,7 +113,7 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
     )
     service["metadata"]["name"] = name
     service["spec"]["serveConfigV2"] = to_yaml([serve_config])
-    set_label(documents, label=SERVICE, value=name, owner=service)
+    kube_documents.set_label(documents, label=SERVICE, value=name, owner=service)
     rendered, probe_notes = _target_probes(documents, service, may_sleep=serving.min_replicas == 0)
     return Rendered(to_yaml(rendered), notes + probe_notes)
 
@@ -178,15 +156,14 @@ def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
 @dataclass(frozen=True)
 class _Target:
     write: Callable[[Recipe, list[Document]], Rendered]
-    template: str | None = None
-    """Under `k8s/`; None if it is no manifest."""
+    template: str | None = None  # under `k8s/`; None if it is no manifest
 
 
 TARGETS = {
     "rayjob": _Target(_rayjob, "jobs/run/rayjob.yaml"),
     "rayservice": _Target(_rayservice, "base/service/rayservice.yaml"),
-    "promote": _Target(_promote, "jobs/promote/promote.yaml"),
-    "prove": _Target(_prove, "jobs/promote/promote.yaml"),
+    "promote": _Target(partial(_client_job, verb="promote"), "jobs/promote/promote.yaml"),
+    "prove": _Target(partial(_client_job, verb="serve"), "jobs/promote/promote.yaml"),  # a parity check
     "watch": _Target(_watch, "jobs/watch/watch.yaml"),
     "serve": _Target(_serve),
     "submit": _Target(_submit),
@@ -202,7 +179,11 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     if stored is None:
         raise RenderError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
     champion, config = stored[0], recipe.serving
-    _require_private_or_keys(config, url=url)
+    if config.api_keys is None and not config.guarded and listen_host(url) not in LOCAL:  # as `serve` refuses it
+        raise RenderError(
+            "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "
+            "makes a key; or, where a gateway keeps strangers out, set serving.guarded=true"
+        )
     version = champion_version(champion)
     require_unchanged(version.code)  # a manifest deploys the same code
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
@@ -210,24 +191,9 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     application = application_of(
         config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence
     )
-    return serve_body([application], url=url), _parity_notes(champion)
-
-
-def _require_private_or_keys(config: ServingConfig, *, url: str) -> None:
-    """Raise RenderError for a service without API keys that other machines can reach, as `serve` does."""
-    host = listen_host(url)
-    if config.api_keys is None and not config.guarded and host not in LOCAL:
-        raise RenderError(
-            "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "
-            "makes a key; or, where a gateway keeps strangers out, set serving.guarded=true"
-        )
-
-
-def _parity_notes(champion: "Champion") -> tuple[str, ...]:
-    if not champion.needs_parity:
-        return ()
     command = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
-    return (f"{champion.version} has answered no test rows yet: {command}",)
+    note = f"{champion.version} has answered no test rows yet: {command}"
+    return serve_body([application], url=url), (note,) if champion.needs_parity else ()
 
 
 def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
@@ -236,15 +202,9 @@ def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document
     name = f"recipe-{metadata['name']}-{digest(recipe)[:NUM_DIGITS]}"
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
     volume["configMap"]["name"] = name
-    inherited = {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
     data = {Path(RECIPE_FILE).name: recipe_text(recipe)}
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, **inherited},
-        "immutable": True,
-        "data": data,
-    }
+    metadata = {"name": name} | {key: metadata[key] for key in ("namespace", "labels") if key in metadata}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
 
 
 def _run_name(recipe: Recipe, *, image: str = "") -> str:

@@ -33,9 +33,7 @@ class Tolerance(NamedTuple):
     """Allowed difference of probabilities from the evaluated ones: other batches round differently."""
 
     row: float
-    """Of one row."""
-    mean: float
-    """Mean over all rows."""
+    mean: float  # over all rows
 
 
 MAX_PROBES = 64
@@ -60,21 +58,16 @@ class ParityProbe(NamedTuple):
     row_id: str
     text: str
     body: Mapping[str, JsonValue]
-    output: str
-    """The label; for chat, sha256 of the answer's words."""
-    confidence: float | None
-    """The label's probability after temperature; None for chat."""
+    output: str  # the label; for chat, sha256 of the answer's words
+    confidence: float | None  # the label's probability after temperature; None for chat
 
 
 class ServedAnswer(NamedTuple):
     """The answer to a probe over HTTP."""
 
-    output: str
-    """As in `ParityProbe`; empty if the request was refused."""
-    text: str
-    """For messages: the label, the answer's text, or why the request was refused."""
-    scores: Mapping[str, float] = {}
-    """(classification only) Probability of each class."""
+    output: str  # as in `ParityProbe`; empty if the request was refused
+    text: str  # for messages: the label, the answer's text, or why the request was refused
+    scores: Mapping[str, float] = {}  # (classification only) probability of each class
 
 
 Difference = tuple[ParityProbe, ServedAnswer]
@@ -151,26 +144,20 @@ def compare_answers(
     probabilities of both differ by no more than that (a tie, which no batch need order alike). If the matching rows
     moved by more than the mean tolerance on average, each row that did is a difference too.
     """
-    moves = [
-        None if probe.confidence is None else abs(answer.scores.get(probe.output, 0.0) - probe.confidence)
-        for probe, answer in zip(probes, answers, strict=True)
-    ]
-    known = [move for move in moves if move is not None]
-    ties = 0
-    matching: list[bool] = []
-    for probe, answer, move in zip(probes, answers, moves, strict=True):
+    known, compared, ties = [], [], 0
+    for probe, answer in zip(probes, answers, strict=True):
+        move = 0.0
+        if probe.confidence is not None:
+            move = abs(answer.scores.get(probe.output, 0.0) - probe.confidence)
+            known.append(move)
         same = answer.output == probe.output
         gap = answer.scores.get(answer.output, 1.0) - answer.scores.get(probe.output, 0.0)
         tie = not same and answer.output != "" and gap <= tolerance.row
         ties += tie
-        matching.append((same or tie) and (move or 0.0) <= tolerance.row)
-    small_moves = [move or 0.0 for move, matches in zip(moves, matching, strict=True) if matches]
+        compared.append(((probe, answer), move, (same or tie) and move <= tolerance.row))
+    small_moves = [move for _, move, matches in compared if matches]
     limit = tolerance.mean if small_moves and fmean(small_moves) > tolerance.mean else tolerance.row
-    differing = [
-        (probe, answer)
-        for probe, answer, move, matches in zip(probes, answers, moves, matching, strict=True)
-        if not matches or (move or 0.0) > limit
-    ]
+    differing = [pair for pair, move, matches in compared if not matches or move > limit]
     parity = ParityResult(
         rows=len(probes),
         matching=len(probes) - len(differing),
@@ -216,13 +203,11 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[
         return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
     routing = evidence.routing
     assert routing is not None  # a version in this role has one
-    parts = {
-        role: ModelPredictions(load_predictions(f"{uri}/predictions/{role}.parquet"))
-        for role in ("incumbent", "candidate")
-    }
+    tables = {role: load_predictions(f"{uri}/predictions/{role}.parquet") for role in ("incumbent", "candidate")}
+    parts = {role: ModelPredictions(table) for role, table in tables.items()}
     ambiguous: frozenset[int] = frozenset()
     if routing.threshold is not None:
-        distances = abs(parts["incumbent"].clean.calibrated - routing.threshold)
+        distances = abs(tables["incumbent"].calibrated - routing.threshold)
         limit = tolerance_of(version).row
         ambiguous = frozenset(row for row, distance in enumerate(distances) if distance <= limit)
     return apply_routing(routing, **parts).clean, ambiguous
@@ -246,19 +231,17 @@ def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
     """Return the answer to one probe; retry while the service is busy or restarts a replica."""
     headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # so that readers of the request log can leave it out
     key = os.environ.get(KEY)
+    auth = bearer(key) if key else None
     response: requests.Response | None = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            response = requests.post(
-                url, json=body, headers=headers, auth=bearer(key) if key else None, timeout=TIMEOUT_S
-            )
+            response = requests.post(url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS:
-                raise DeployError(
-                    f"{url} does not answer ({type(error).__name__}); is Serve reachable from here?"
-                ) from None
+                fault = type(error).__name__
+                raise DeployError(f"{url} does not answer ({fault}); is Serve reachable from here?") from None
             continue
         is_loading = response.status_code == 404 and "model_not_found" in response.text  # on one of several replicas
         if response.status_code not in BUSY and not is_loading:

@@ -69,13 +69,8 @@ def promote_version(
         reason = _promotion_reason(evaluation, champion=champion, override=override)
     chosen = evaluation.version
     if engine is not None:
-        chosen = choose_engine(
-            evaluation.weights,
-            evidence=evaluation.weights_evidence,
-            engine=engine,
-            task_uri=task_uri,
-            progress=progress,
-        )
+        weights, evidence = evaluation.weights, evaluation.weights_evidence
+        chosen = choose_engine(weights, evidence=evidence, engine=engine, task_uri=task_uri, progress=progress)
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
@@ -97,10 +92,8 @@ class _Evaluation:
 
     version: ModelVersion
     evidence: Evidence
-    weights: ModelVersion
-    """The version itself, unless it was exported for another engine."""
-    weights_evidence: Evidence
-    """Of the run that evaluated `weights`."""
+    weights: ModelVersion  # the version itself, unless it was exported for another engine
+    weights_evidence: Evidence  # of the run that evaluated `weights`
 
     def evidence_of(self, version: ModelVersion) -> Evidence:
         """Return the evidence that holds predictions of the version, or of the one it was exported from."""
@@ -157,7 +150,7 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
     """
     if not reason.strip():
         raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
-    champion, former, etag = _rollback_target(task_uri)
+    champion, former, etag = rollback_target(task_uri)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(f"nothing is done: {champion.version} serves by now, the reason is about {of.version}")
     version = read_version(former.uri)
@@ -166,13 +159,8 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
         rolled_back.append(weights)  # not only the engine is rolled back, but the weights
     restored = Champion(
+        **dict(former),
         version=version.version,
-        uri=version.uri,
-        digest=version.digest,
-        run=former.run,
-        verdict=former.verdict,
-        pretrained=former.pretrained,
-        parity=former.parity,
         reason=ChangeReason(change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"),
         since=now(),
         former=champion.former[:-1],
@@ -183,13 +171,8 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
     return restored
 
 
-def rollback_target(task_uri: str) -> tuple[Champion, FormerChampion]:
-    """Return the champion, and what `roll_back` would restore; raise PromotionRefused if there is none of either."""
-    champion, former, _ = _rollback_target(task_uri)
-    return champion, former
-
-
-def _rollback_target(task_uri: str) -> tuple[Champion, FormerChampion, str]:
+def rollback_target(task_uri: str) -> tuple[Champion, FormerChampion, str]:
+    """Return the champion, what `roll_back` would restore, and the ETag; raise PromotionRefused if there is neither."""
     stored = read_champion(task_uri)
     if stored is None:
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to go back from")

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.registry.versions import ModelVersion, read_version
-from tailorbird.storage import exists, list_files
+from tailorbird.storage import list_files
 from tailorbird.storage.paths import TaskPaths
 
 
@@ -15,8 +15,7 @@ class PromotionRefused(ValueError):
 
 def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
     """Return the latest run's evidence, or the latest that chose `version`; raise PromotionRefused if there is none."""
-    runs = TaskPaths(task_uri).runs
-    files = list_files(runs) if exists(runs) else []
+    files = list_files(TaskPaths(task_uri).runs, missing_ok=True)
     finished = [read_run_evidence(uri.removesuffix(f"/{MANIFEST}")) for uri in files if uri.endswith(f"/{MANIFEST}")]
     if not finished:
         raise PromotionRefused(f"no run is finished under {task_uri}; `tailorbird run RECIPE` makes one")
