@@ -9,31 +9,15 @@ import pyarrow as pa
 
 from cluster.code_snapshot import code_sha256
 from tailorbird import PROJECT_ROOT, storage
+from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
-from tailorbird.checks.verify_files import (
-    UNREADABLE,
-    base_model_faults,
-    code_faults,
-    file_faults,
-    load_readable_tables,
-    registered_faults,
-    version_faults,
-)
 from tailorbird.config.base import digest
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
-from tailorbird.evaluation.report.evidence_files import (
-    MANIFEST,
-    PAGES,
-    ROLES,
-    VALIDATION,
-    prediction_table_names,
-    read_evidence,
-    render_pages,
-)
+from tailorbird.evaluation.report import evidence_files
+from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EVIDENCE_FILE, EngineEvidence, Evidence
+from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION
 from tailorbird.evaluation.report.model_scores import mean_measures, reliability_by_role
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
@@ -51,7 +35,7 @@ from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
 
-NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, *PAGES)
+NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, *evidence_files.PAGES)
 RECOMPUTED = "recomputed it is"
 
 
@@ -69,14 +53,14 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         )
     registration = _read_registration(uri)
     has_reference = registration is None or registration.protocol.has_reference
-    tables = prediction_table_names(changed=False, reference=has_reference)
-    faults = list(file_faults(uri, needed=NEEDED, tables=tables))
+    names = evidence_files.prediction_table_names(changed=False, reference=has_reference)
+    faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     stored = read_value(f"{uri}/{EVIDENCE_FILE}")
     try:
         evidence = Evidence.model_validate(stored)
     except ValueError as error:
         return (*faults, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
-    tables, unreadable = load_readable_tables(uri)
+    tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
         lambda: differences(stored, evidence, at="", other="read as evidence it is"),
@@ -84,9 +68,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: _test_access_faults(evidence),
-        lambda: version_faults(evidence),
-        lambda: base_model_faults(evidence.base_model),
-        lambda: code_faults(evidence.code),
+        lambda: verify_files.version_faults(evidence),
+        lambda: verify_files.base_model_faults(evidence.base_model),
+        lambda: verify_files.code_faults(evidence.code),
     )
     for check in checks:
         try:
@@ -95,7 +79,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
             raise  # a fault of the storage, not of the evidence
         except VerdictRefused as error:
             faults.append(f"the verdict is refused (rule 1): {error}")
-        except UNREADABLE as error:
+        except verify_files.UNREADABLE as error:
             faults.append(f"{EVIDENCE_FILE} is damaged: {type(error).__name__}: {error}")
     if faults and evidence.code.sha256 != code_sha256(PROJECT_ROOT):
         faults.insert(0, f"this is not the code that decided: verify again with the code at {evidence.code.uri}")
@@ -111,10 +95,10 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     if not storage.exists(f"{uri}/{MANIFEST}"):
         raise ValueError(f"{uri} has no {MANIFEST}; give the URI of a finished run or of a version")
     try:
-        evidence = read_evidence(uri)
+        evidence = evidence_files.read_evidence(uri)
     except ValueError as error:
         raise ValueError(f"no page is made from it: {error}; run the recipe again") from None
-    pages = render_pages(evidence, role=evidence.role_of(uri))
+    pages = evidence_files.render_pages(evidence, role=evidence.role_of(uri))
     changed = [name for name, page in pages.items() if read_content(f"{uri}/{name}") != page]
     for name in changed:
         storage.write_bytes(f"{uri}/{name}", pages[name])
@@ -226,8 +210,8 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
 
 def _engine_faults(uri: str) -> tuple[str, ...]:
     """Verify the evidence of a version that was exported for another engine."""
-    faults = list(file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
-    tables, unreadable = load_readable_tables(uri)
+    faults = list(verify_files.file_faults(uri, needed=(ENGINE_EVIDENCE,), tables=ROLES))
+    tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
     try:
         record = EngineEvidence.model_validate(read_value(f"{uri}/{ENGINE_EVIDENCE}"))
@@ -241,12 +225,14 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         )
         equivalence = evaluate_equivalence(inputs, protocol=record.protocol)
         faults += differences(record.equivalence, equivalence, at="equivalence", other=RECOMPUTED)
-        faults += registered_faults("the judged version", record.evaluated.uri, digest=record.evaluated.digest)
-        faults += registered_faults("the version", uri, digest=read_version(uri).digest)
-        faults += code_faults(record.code)
+        faults += verify_files.registered_faults(
+            "the judged version", record.evaluated.uri, digest=record.evaluated.digest
+        )
+        faults += verify_files.registered_faults("the version", uri, digest=read_version(uri).digest)
+        faults += verify_files.code_faults(record.code)
     except s3.StorageError:
         raise
-    except UNREADABLE as error:
+    except verify_files.UNREADABLE as error:
         faults.append(f"{ENGINE_EVIDENCE} is damaged: {type(error).__name__}: {error}")
     return tuple(faults)
 

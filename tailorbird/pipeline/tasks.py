@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, TypedDict
+from typing import ClassVar
 
-from tailorbird.config.training import TrainingConfig
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
@@ -20,71 +19,32 @@ from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask, check_trainable
 
 
-class Task(Protocol):
-    """A task of a run: its baselines, its training, and how its models are made loadable."""
-
-    label_noun: ClassVar[str]
-    """What the different labels of the rows are, in messages."""
-    num_cost_rows: ClassVar[int]
-    """Test rows on which the cost of both models is measured."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels that a model chooses from; empty for a chat task."""
-
-    @property
-    def training_inputs(self) -> dict[str, object]:
-        """Inputs of a training stage besides the rows and the training config."""
-
-    def version_config(self, kind: Kind) -> VersionConfig:
-        """Return the config of an artifact that this run makes."""
-
-    def fit_baselines(self) -> tuple[Baseline, ...]:
-        """Return the stored baselines; a cached stage."""
-
-    def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        """Return the training and validation rows to train on: all, or a random part of `num_train_rows`."""
-
-    def require_trainable(self) -> None:
-        """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
-
-        Checked before the baselines, which take minutes: workers that fail by it would be started again.
-        """
-
-    def fit_temperature(self, uri: str) -> float | None:
-        """Return the temperature of the artifact at `uri`, fitted on validation, or None; a cached stage."""
-
-
-class _TrainingRows(TypedDict):
-    """Arguments that every `TrainingTask` takes."""
-
-    base_model: str
-    train: Rows | Shards
-    validation: Rows
-    max_length: int
-    metric: str
-
-
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A label for a text."""
+    """A label for a text: baselines and training of a run, and how its models are made loadable."""
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "classes"
+    """What the different labels of the rows are, in messages."""
     num_cost_rows: ClassVar[int] = 256
+    """Test rows on which the cost of both models is measured."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
+        """The labels that a model chooses from; empty for a chat task."""
         return labels_of(self.inputs.splits.train.labels)
 
     @property
     def training_inputs(self) -> dict[str, object]:
+        """Inputs of a training stage besides the rows and the training config."""
         return _training_inputs(self.inputs)
 
     def version_config(self, kind: Kind) -> VersionConfig:
+        """Return the config of an artifact that this run makes."""
         return self.inputs.version_config(kind, classes=self.classes)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
+        """Return the stored baselines; a cached stage."""
         recipe, splits = self.inputs.recipe, self.inputs.splits
         config, seed = recipe.evaluation, recipe.training.seed
 
@@ -104,12 +64,23 @@ class ClassificationTask:
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        return ClassificationTrainingTask(classes=self.classes, **_training_rows(self.inputs, num_train_rows))
+        """Return the training and validation rows to train on: all, or a random part of `num_train_rows`."""
+        recipe = self.inputs.recipe
+        return ClassificationTrainingTask(
+            base_model=self.inputs.base_model.uri,
+            train=_training_rows(self.inputs, num_train_rows),
+            validation=self.inputs.splits.validation,
+            classes=self.classes,
+            max_length=recipe.data.max_length,
+            metric=recipe.evaluation.metric,
+        )
 
     def require_trainable(self) -> None:
-        """Every encoder and every labelled text can be trained on."""
+        """Do nothing: every encoder and every labelled text can be trained on."""
 
     def fit_temperature(self, uri: str) -> float | None:
+        """Return the temperature of the artifact at `uri`, fitted on validation, or None; a cached stage."""
+
         def compute(_: str) -> float:
             return self.inputs.remote(calibrate)(uri, rows=self.inputs.splits.validation)
 
@@ -160,28 +131,40 @@ class ChatTask:
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        return ChatTrainingTask(prompting=self.prompting, **_training_rows(self.inputs, num_train_rows))
+        recipe = self.inputs.recipe
+        return ChatTrainingTask(
+            base_model=self.inputs.base_model.uri,
+            train=_training_rows(self.inputs, num_train_rows),
+            validation=self.inputs.splits.validation,
+            prompting=self.prompting,
+            max_length=recipe.data.max_length,
+            metric=recipe.evaluation.metric,
+        )
 
     def require_trainable(self) -> None:
-        training: TrainingConfig = self.inputs.recipe.training
+        """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
+
+        Checked before the baselines, which take minutes: workers that fail by it would be started again.
+        """
+        dropout = self.inputs.recipe.training.attention_dropout
 
         def compute(_: str) -> bool:
-            check = self.inputs.remote(check_trainable)
-            check(self.training_task(), attention_dropout=training.attention_dropout)
+            self.inputs.remote(check_trainable)(self.training_task(), attention_dropout=dropout)
             return True
 
-        inputs = self.inputs.stage_inputs(
-            ChatTrainingTask, **self.training_inputs, attention_dropout=training.attention_dropout
-        )
+        inputs = self.inputs.stage_inputs(ChatTrainingTask, **self.training_inputs, attention_dropout=dropout)
         self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
 
     def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002  an answer in words has no temperature
         return None
 
 
+Task = ClassificationTask | ChatTask
+
+
 def task_of(inputs: RunInputs) -> Task:
     """Return the task of a recipe's inputs."""
-    tasks: dict[str, type[ClassificationTask | ChatTask]] = {"classification": ClassificationTask, "chat": ChatTask}
+    tasks: dict[str, type[Task]] = {"classification": ClassificationTask, "chat": ChatTask}
     return tasks[inputs.recipe.task](inputs)
 
 
@@ -189,13 +172,7 @@ def _training_inputs(inputs: RunInputs) -> dict[str, object]:
     return {"max_length": inputs.recipe.data.max_length, "metric": inputs.recipe.evaluation.metric}
 
 
-def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> _TrainingRows:
-    recipe, splits, shards = inputs.recipe, inputs.splits, inputs.data.shards
-    part = take_training_rows(splits, size=num_train_rows, seed=recipe.training.seed).train
-    return {
-        "base_model": inputs.base_model.uri,
-        "train": part if num_train_rows is not None or shards is None else shards,
-        "validation": splits.validation,
-        "max_length": recipe.data.max_length,
-        "metric": recipe.evaluation.metric,
-    }
+def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:
+    if num_train_rows is None and inputs.data.shards is not None:
+        return inputs.data.shards
+    return take_training_rows(inputs.splits, size=num_train_rows, seed=inputs.recipe.training.seed).train

@@ -14,8 +14,7 @@ from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
-from tailorbird.evaluation.report.evidence import CodeRecord, Evidence
+from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CodeRecord, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence

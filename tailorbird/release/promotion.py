@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
-from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE
-from tailorbird.evaluation.report.evidence import CandidateRecord, Evidence
+from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
 from tailorbird.registry.champion import (
     Champion,
     ChangeReason,

@@ -13,12 +13,16 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import winner
+from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
+ENGINE_EVIDENCE = "engine_evidence.json"
+"""Name of the `EngineEvidence` in the exported version's folder."""
 UNREGISTERED = "not registered"
 """Digest of a version that was not registered, because the verdict did not choose it."""
 
@@ -229,3 +233,19 @@ class Evidence(StoredModel):
             cpu=self.cost.cpu,
             training_cpu_s=self.cost.training_cpu_s,
         )
+
+
+class EngineEvidence(StoredModel):
+    """An export for another engine, compared with the version that a run evaluated."""
+
+    engine: str
+    equivalence: Equivalence
+    evaluated: PinnedVersion
+    """The version that the run's verdict is about."""
+    run: str
+    """URI of that run."""
+    protocol: TestProtocol
+    cpu: CpuRounds
+    code: CodeRecord
+    created_at: str
+    """ISO 8601."""

@@ -25,8 +25,7 @@ from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.engine_evidence import ENGINE_EVIDENCE, EngineEvidence
-from tailorbird.evaluation.report.evidence import CandidateRecord, DataRecord, Evidence
+from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, DataRecord, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.models import base_model, classifier, loading

@@ -169,4 +169,4 @@ def test_a_page_that_changes_costs_no_stage(
     code = replace(context.inputs.code, sha256="d" * 64, uri=f"{tmp_path.as_uri()}/d.zip")
     inputs = replace(context.inputs, code=code)
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again"))
-    assert replace(context.task, inputs=inputs).fit_baselines() == baselines  # type: ignore[type-var]
+    assert replace(context.task, inputs=inputs).fit_baselines() == baselines
