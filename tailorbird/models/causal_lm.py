@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.data.packing import PackedRows
 from tailorbird.models.transformers_private import attention_implementation
@@ -16,13 +16,7 @@ class ChatModel(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        conversation_ids: torch.Tensor,
-        positions: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, conversation_ids: Tensor, positions: Tensor) -> Tensor:
         """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T], see `PackedRows`.
 
         A token attends to earlier ones of its own conversation. Only these logits are computed, since the vocabulary is
@@ -31,26 +25,26 @@ class ChatModel(nn.Module):
         lm: Any = self.lm
         causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
-        def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
 
         mask = _mask(conversation_ids)
         if attention_implementation(causal.config) == "eager":  # adds the mask to the scores
             mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
         with causal.get_output_embeddings().register_forward_pre_hook(select):
-            logits: torch.Tensor = causal(
+            logits: Tensor = causal(
                 input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
             ).logits
         return logits.float()
 
 
-def as_tensors(rows: PackedRows, *, device: Any) -> tuple[torch.Tensor, ...]:
+def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Tensor, ...]:
     """Return the inputs of `ChatModel.forward`."""
     arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions
     return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
 
-def _mask(conversation_ids: torch.Tensor) -> torch.Tensor:
+def _mask(conversation_ids: Tensor) -> Tensor:
     """Return the attention mask [B, 1, T, T]: causal within a conversation; padding attends to padding."""
     same = conversation_ids[:, None, :, None] == conversation_ids[:, None, None, :]
     return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AttentionInterface
 
 from tailorbird.models.transformers_private import Bounds, request_bounds, sdpa_attention_forward
@@ -21,62 +22,43 @@ def register_request_attention() -> None:
 
 
 def _attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
     """[1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D]; H is a multiple of K."""
     bounds = request_bounds(options)
     if bounds is None or query.device.type != "cpu" or attention_mask is None or attention_mask.shape[1] != 1:
-        output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
+        output: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return output, None
     queries, keys = bounds
     result = query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1]))
     for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True):
         if end - begin > 1:
-            own = slice(begin, end), slice(first, last)
-            result[:, begin:end], _ = sdpa_attention_forward(
-                module,
-                query[:, :, own[0]],
-                key[:, :, own[1]],
-                value[:, :, own[1]],
-                attention_mask[:, :, own[0], own[1]],
-                **options,
-            )
+            states = query[:, :, begin:end], key[:, :, first:last], value[:, :, first:last]
+            mask = attention_mask[:, :, begin:end, first:last]
+            result[:, begin:end], _ = sdpa_attention_forward(module, *states, mask, **options)
     for rows, indices, padding in _groups(queries, keys):
         mask = attention_mask[0, 0].index_select(0, rows).gather(1, indices).masked_fill_(padding, -torch.inf)
-        answers, _ = sdpa_attention_forward(
-            module,
-            query[0].index_select(1, rows).transpose(0, 1).unsqueeze(2),
-            _gather(key, indices),
-            _gather(value, indices),
-            mask[:, None, None],
-            **options,
-        )
+        decoding = query[0].index_select(1, rows).transpose(0, 1).unsqueeze(2)
+        states = decoding, _gather(key, indices), _gather(value, indices)
+        answers, _ = sdpa_attention_forward(module, *states, mask[:, None, None], **options)
         result[0, rows] = answers[:, 0]
     return result, None
 
 
-def _gather(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def _gather(states: Tensor, indices: Tensor) -> Tensor:
     """[1, K, KV, D] at [R, L] -> [R, K, L, D]."""
     gathered = states[0].transpose(0, 1).index_select(0, indices.flatten())
     return gathered.view(*indices.shape, *gathered.shape[1:]).transpose(1, 2)
 
 
 @lru_cache(maxsize=4)  # all layers of a pass have the same bounds
-def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
     """Group the requests that decode one token, so that none has more than twice the keys of another in its group.
 
     Each group: query rows [R], key indices [R, L], and which of these [R, L] are padding.
     """
-    decoding = [
-        (last - first, begin, first)
-        for (begin, end), (first, last) in zip(pairwise(queries), pairwise(keys), strict=True)
-        if end - begin == 1
-    ]
+    bounds = zip(pairwise(queries), pairwise(keys), strict=True)
+    decoding = [(last - first, begin, first) for (begin, end), (first, last) in bounds if end - begin == 1]
     groups: list[list[tuple[int, int, int]]] = []
     for request in sorted(decoding):
         if not groups or request[0] > 2 * groups[-1][0][0]:
@@ -85,7 +67,7 @@ def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[torch.Tensor, torch
     return [_padded(group) for group in groups]
 
 
-def _padded(requests: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _padded(requests: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     lengths, rows, firsts = (torch.tensor(column) for column in zip(*requests, strict=True))
     steps = torch.arange(int(lengths.max()))
     padding = steps >= lengths[:, None]

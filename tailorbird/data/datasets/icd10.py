@@ -68,9 +68,10 @@ GROUP_RULES = (
 
 _GROUPS = tuple((group, re.compile(rf"\b(?:{words})\b")) for group, words in GROUP_RULES)
 
-
 Wording = tuple[str, str, str, str, str]
 """(text, code, title of the code, chapter number, block)."""
+CODE, CHAPTER = 1, 3
+"""Positions in a Wording."""
 
 
 def build() -> dict[str, pa.Table]:
@@ -88,18 +89,16 @@ def build() -> dict[str, pa.Table]:
     """
     icd = _package()
     codes = _codes(icd)
-    terms = [(" ".join(term.split()), *row) for row in codes for term in icd.get_inclusion_term(row[0])]
-    whole = _table(_unambiguous(terms))
+    terms = _terms(icd, codes)
+    whole = _table(_unambiguous(terms, by=CHAPTER))
     labels = whole["chapter"].to_pylist()
     parts = stratified_split(whole["category"].to_pylist(), labels=labels, folds=FOLDS, seed=SPLIT_SEED)
     tables = {name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)}
     held_out = {category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()}
     worded = {normalise(term) for term, *_ in terms}
-    titles = [
-        (" ".join(row[1].split()), *row) for row in codes if len(row[0]) <= MAX_TITLED and row[0][:3] not in held_out
-    ]
-    titles = [row for row in titles if normalise(row[0]) not in worded]
-    return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles))])}
+    titled = [row for row in codes if len(row[0]) <= MAX_TITLED and row[0][:3] not in held_out]
+    titles = [(" ".join(row[1].split()), *row) for row in titled if normalise(row[1]) not in worded]
+    return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles, by=CHAPTER))])}
 
 
 def build_coder() -> dict[str, pa.Table]:
@@ -111,22 +110,18 @@ def build_coder() -> dict[str, pa.Table]:
     cores in minutes.
     """
     icd = _package()
-    rows = [(" ".join(term.split()), *row) for row in _codes(icd) for term in icd.get_inclusion_term(row[0])]
-    codes: dict[str, set[str]] = {}
-    for term, code, *_ in rows:
-        codes.setdefault(normalise(term), set()).add(code)
-    first = {normalise(row[0]): row for row in reversed(rows) if len(codes[normalise(row[0])]) == 1}
+    wordings = _unambiguous(_terms(icd, _codes(icd)), by=CODE)
     by_code: dict[str, list[Wording]] = {}
-    for row in sorted(first.values(), key=lambda row: (row[1], row[0])):
-        by_code.setdefault(row[1], []).append(row)
+    for row in sorted(wordings, key=lambda row: (row[CODE], row[0])):
+        by_code.setdefault(row[CODE], []).append(row)
     generator = np.random.default_rng(SPLIT_SEED)
     chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
     chosen = [chosen[index] for index in generator.permutation(len(chosen))]
     held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen for _ in range(CODER_HELD_OUT)]
     held_out = [held_out[index] for index in generator.permutation(len(held_out))]
-    train = [term for terms in chosen for term in terms]
-    worded = set(first)
+    worded = {normalise(row[0]) for row in wordings}
     titles = [(" ".join(terms[0][2].split()), *terms[0][1:]) for terms in chosen]
+    train = [term for terms in chosen for term in terms]
     train += [title for title in titles if normalise(title[0]) not in worded]
     parts = {"train": train, "validation": held_out[CODER_TEST_ROWS:], "test": held_out[:CODER_TEST_ROWS]}
     return {name: _coder_table(rows) for name, rows in parts.items()}
@@ -161,6 +156,10 @@ def _package() -> ModuleType:
         ) from None
     module: ModuleType = simple_icd_10_cm
     return module
+
+
+def _terms(icd: ModuleType, codes: list[tuple[str, str, str, str]]) -> list[Wording]:
+    return [(" ".join(term.split()), *row) for row in codes for term in icd.get_inclusion_term(row[0])]
 
 
 def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
@@ -198,11 +197,9 @@ def _coder_table(rows: list[Wording]) -> pa.Table:
     )
 
 
-def _unambiguous(terms: list[Wording]) -> list[Wording]:
-    chapters: dict[str, set[str]] = {}
-    first: dict[str, Wording] = {}
+def _unambiguous(terms: list[Wording], *, by: int) -> list[Wording]:
+    """Return the first wording of each text that has a single value at position `by`."""
+    wordings: dict[str, list[Wording]] = {}
     for term in terms:
-        normal = normalise(term[0])
-        chapters.setdefault(normal, set()).add(term[3])
-        first.setdefault(normal, term)
-    return [term for normal, term in first.items() if len(chapters[normal]) == 1]
+        wordings.setdefault(normalise(term[0]), []).append(term)
+    return [same[0] for same in wordings.values() if len({term[by] for term in same}) == 1]

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -84,13 +83,11 @@ class Shards:
                     raise pa.ArrowInvalid("its columns are not those of shards")
                 return [reader.get_batch(int(index)) for index in indices]
         except pa.ArrowInvalid as error:
-            raise StorageError(
-                f"{uri} is not whole ({error}); delete {self.uri}, and run again: it is made anew"
-            ) from None
+            raise StorageError(f"{uri} is not whole ({error}); delete {self.uri} and run again") from None
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return the values of a column of lists, end to end."""
+    """Concatenate the lists of a column."""
     flat: NDArray[Any] = pc.list_flatten(column).to_numpy()
     return flat
 
@@ -116,9 +113,7 @@ class ShardWriter:
         self._file = pa.ipc.new_file(self._path, pa.schema(_COLUMNS), options=options)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._cleanup:
             if kind is None:
                 self._flush()

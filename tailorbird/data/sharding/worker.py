@@ -154,7 +154,7 @@ def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenize
 
 @dataclass
 class _Counts:
-    """What is collected of a shard's rows, batch by batch."""
+    """Collected from a shard's rows, batch by batch."""
 
     num_empty: int = 0
     copies: Counter[str] = field(default_factory=Counter)
@@ -188,7 +188,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     """Write a file of shards and its record, unless an earlier run has."""
     record_uri = _record_uri(job.uri, spec.number)
     if storage.exists(record_uri):
-        return _read_record(record_uri).report
+        return ShardRecord.model_validate(storage.read_json(record_uri)).report
     generator, counts = np.random.default_rng((SEED, spec.number)), _Counts()
     with ShardWriter(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
@@ -227,13 +227,10 @@ def _record_uri(uri: str, number: int) -> str:
     return f"{uri}/{number:06d}.json"
 
 
-def _read_record(uri: str) -> ShardRecord:
-    return ShardRecord.model_validate(storage.read_json(uri))
-
-
 def read_sample(uri: str, *, num_files: int) -> Rows:
     """Read the rows that stay in memory: the sample, and the first row of each class that the sample lacks."""
-    records = [_read_record(_record_uri(uri, number)) for number in range(num_files)]
+    stored = (storage.read_json(_record_uri(uri, number)) for number in range(num_files))
+    records = [ShardRecord.model_validate(record) for record in stored]
     parts = [rows for record in records for rows in record.sample]
     labels = {label for rows in parts for label in rows.class_labels}
     for record in records:
