@@ -52,8 +52,8 @@ class PartScorer:
 
     def _score(self, part: Part) -> PartResult:
         batch, uri = self._batch, part.output_uri(self._batch.output)
-        stored_source = PartSource(part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column)
-        source = stored_source.model_dump_json().encode()
+        part_source = PartSource(part=part, digest=batch.digest, column=batch.column, id_column=batch.id_column)
+        source = part_source.model_dump_json().encode()
         if storage.exists(uri):
             with open_parquet(uri, columns=(), in_parts=True) as file:
                 if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:

@@ -93,7 +93,7 @@ def replica_config(application: ServeApplication) -> ReplicaConfig:
 
 def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
     """Return an application of its own for the version, with one replica and the arguments of `former`."""
-    name = f"{former.name}_candidate"  # which no recipe may be called
+    name = f"{former.name}_candidate"  # no recipe may have this name
     serving = former.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
     update = {
         "name": name,

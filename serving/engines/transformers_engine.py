@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+from serving.engines.base_chat import ChatEngine, Sampling
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 
@@ -12,9 +13,8 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-from serving.engines.base_chat import ChatEngine, Sampling
-
 WARM_UP_S = 120
+"""Most time for the first answer."""
 
 
 class TransformersEngine(ChatEngine):

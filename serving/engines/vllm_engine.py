@@ -1,9 +1,7 @@
 """Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a `ChatEngine`.
 
-Each version has a server in an actor of its own, on the replica's node and in its resources. The server has no method
-that ends it, and takes the GPU of its placement group, while a replica holds two versions when one replaces the other:
-so the actor ends, and the server with it. Routes, keys, limits, log, metrics, canary, parity gate and changes of
-version stay in the replica, and are the same for both engines.
+Each version has a server in an actor of its own, on the replica's node and in its resources: the server has no method
+that ends it, so it ends with the actor. A replica holds two versions on its GPU while one replaces the other.
 
 This is the only file that uses vLLM's private parts, directly or through Ray's. tests/unit/serving/engines/
 test_vllm_private.py fails with the name of what another version moved.
@@ -154,7 +152,7 @@ def _token_delta(response: Any) -> TokenDelta | None:
             if reason not in (None, *FINISH_REASONS):
                 raise ValueError(f"the answer broke off ({reason})")
             ended = ended or reason is not None
-    return TokenDelta(tokens, ended) if tokens else None
+    return TokenDelta(tokens, ended) if tokens or ended else None
 
 
 def _event_fields(event: Any) -> Any:

@@ -158,7 +158,7 @@ class Meter:
                 counts, self._counts = self._counts, Counter()
                 await asyncio.to_thread(self.export, instrument, counts, current)
             except Exception:  # the service continues without metrics
-                _log.exception("the metrics could not be told to Ray")
+                _log.exception("the metrics could not be exported to Ray")
 
     def _with_former(self, gauges: Gauges) -> Gauges:
         """Add zeros for gauges that are gone: Ray keeps exporting a gauge's last value."""

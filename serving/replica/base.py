@@ -120,10 +120,10 @@ class Replica(Generic[EngineT]):
     def asgi_app(self, routes: dict[str, Route], *, page: str) -> ASGIApp:
         """Return the application of `routes`, of the template `page` for people, and of the routes of all tasks."""
 
-        async def show_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        async def answer_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
             return 200, render_page(page)
 
-        routes = routes | {"/": Route("GET", show_page, open=True, content_type=HTML)}
+        routes = routes | {"/": Route("GET", answer_page, open=True, content_type=HTML)}
         app = http_app(
             with_api_docs(routes | self._batches.routes() | self._routes(), config=self._config),
             max_body_bytes=self._config.max_body_bytes,

@@ -88,7 +88,7 @@ async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> 
     with engine.in_use():
         async with aclosing(generating):
             async for tokens, ended in generating:
-                visible = tokens[:-1] if tokens[-1] == engine.end_id else tokens
+                visible = tokens[:-1] if tokens[-1:] == [engine.end_id] else tokens
                 text = decode(before + visible)[num_chars_before:]
                 text, stopped = visible_text(
                     text, stops=generation.stops, ended=ended, stripped=not generation.continues

@@ -166,6 +166,12 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
     assert not left, ended
 
 
+def test_an_answer_ends_with_an_event_without_tokens_too() -> None:
+    event = 'data: {"choices": [{"token_ids": [], "finish_reason": "stop"}]}\n\n'
+    assert vllm_engine._token_delta([event]) == ([], True)
+    assert vllm_engine._token_delta(["data: [DONE]\n\n"]) is None
+
+
 def test_a_third_version_on_a_gpu_is_refused_and_comes_in_once_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
     monkeypatch.setattr(vllm_engine, "_servers", {"one", "two"})
