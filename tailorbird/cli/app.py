@@ -1,36 +1,30 @@
 """The command `tailorbird`: its commands, one function each without logic."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tailorbird import __version__
 from tailorbird.cli import jobs, local, operate, registry, release, train
-from tailorbird.cli.options import stack_folder
+from tailorbird.cli.options import handle_errors, stack_folder
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+class CommandGroup(TyperGroup):
+    """Handles the errors of every command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with handle_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 COMMANDS: tuple[Callable[..., None], ...] = (
-    train.init,
-    train.preflight,
-    train.run,
-    train.baseline,
-    train.sweep,
-    train.evaluate,
-    release.promote,
-    release.rollback,
-    release.serve,
-    release.score,
-    release.key,
-    release.render,
-    registry.models,
-    registry.verify,
-    registry.report,
-    registry.compare,
-    operate.watch,
-    operate.reevaluate,
-    jobs.submit,
-    local.doctor,
+    *(train.init, train.preflight, train.run, train.baseline, train.sweep, train.evaluate),
+    *(release.promote, release.rollback, release.serve, release.score, release.key, release.render),
+    *(registry.models, registry.verify, registry.report, registry.compare),
+    *(operate.watch, operate.reevaluate, jobs.submit, local.doctor),
 )
 for command in COMMANDS:
     app.command()(command)
@@ -40,9 +34,9 @@ app.add_typer(operate.audit_app, name="audit")
 app.add_typer(jobs.jobs_app, name="jobs")
 
 
-def print_version(wanted: bool) -> None:
+def print_version(requested: bool) -> None:
     """Print the version and exit, for `--version`."""
-    if wanted:
+    if requested:
         print(f"tailorbird {__version__}")
         raise typer.Exit
 
@@ -50,12 +44,11 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def main_options(
     context: typer.Context,
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Adapt a pretrained model to your data, test whether it deserves to replace the current one, serve the winner."""
-    del version
     if context.invoked_subcommand == "doctor":  # it reports packages that cannot be imported, so it imports none
         return
     from cluster.connection import use_stack

@@ -14,7 +14,6 @@ from tailorbird.cli.options import (
     JobId,
     Overrides,
     RecipePath,
-    handle_errors,
     print_result,
     read_recipe,
 )
@@ -22,16 +21,15 @@ from tailorbird.cli.options import (
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
 
 
-@handle_errors
 def submit(
     recipe: RecipePath,
     overrides: Overrides = None,
     address: Address = None,
     follow: Follow = False,
-    again: Annotated[bool, typer.Option("--again", help="Start it even though it has succeeded.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start it even if it has succeeded.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """`run` as a job on a cluster, with the code that lies here; asked twice, one job runs.
+    """Run a recipe as a job on a cluster, with the code of this folder; submitted twice, one job runs.
 
     Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
     """
@@ -44,16 +42,13 @@ def submit(
     if follow:
         print(submission.line(), file=sys.stderr)
         _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
-    next_step = f"its log: tailorbird jobs logs {submission.job.id} --follow"
-    print_result(
-        submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=[submission.line(), next_step]
-    )
+    lines = [submission.line(), f"its log: tailorbird jobs logs {submission.job.id} --follow"]
+    print_result(submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("list")
-@handle_errors
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
-    """The jobs that were submitted to the cluster, the latest last, with their exit codes.
+    """List the jobs that were submitted to the cluster, the latest last, with their exit codes.
 
     Example: tailorbird jobs list --json
     """
@@ -67,9 +62,8 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
 
 
 @jobs_app.command("status")
-@handle_errors
 def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
-    """A job as Ray tells of it.
+    """Show a job's status and Ray's message.
 
     Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
     """
@@ -82,9 +76,8 @@ def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> 
 
 
 @jobs_app.command()
-@handle_errors
 def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: AsJson = False) -> None:
-    """What a job has said; with `--follow` what it says until its end, which becomes this command's.
+    """Print a job's log; with `--follow` until the job ends, and exit with its code.
 
     Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
     """
@@ -99,9 +92,8 @@ def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: A
 
 
 @jobs_app.command("stop")
-@handle_errors
 def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
-    """Ends a job; submitted again, it goes on from what is done.
+    """Stop a job; submitted again, it resumes after the last finished stage.
 
     Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
     """
@@ -114,17 +106,16 @@ def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> No
 
 
 def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
-    """Shows a job's log to its end and exits with the job's code; an interrupt leaves the job as it is."""
+    """Print a job's log to its end and exit with the job's code; an interrupt does not stop the job."""
     from cluster import jobs
 
     stream = sys.stderr if as_json else sys.stdout
     try:
         job = jobs.follow(job_id, write=lambda text: print(text, end="", file=stream, flush=True))
     except KeyboardInterrupt:
-        shows, ends = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
-        print(f"\n{job_id} goes on; `{shows}` shows it, `{ends}` ends it", file=sys.stderr)
+        follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
+        print(f"\n{job_id} continues; `{follow}` shows its log, `{stop}` stops it", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    code = job.exit_code
-    assert code is not None  # a job that is followed is over
+    assert job.exit_code is not None  # it has ended
     print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])
-    raise typer.Exit(code)
+    raise typer.Exit(job.exit_code)

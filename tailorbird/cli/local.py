@@ -1,43 +1,33 @@
 """Commands for this machine: checks, the embedded stack and data."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tailorbird.cli.options import AsJson, ExitCode, Folder, handle_errors, print_result, stack_folder
+from tailorbird.cli.options import AsJson, Folder, print_checks, print_result, stack_folder
 
 stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
-data_app = typer.Typer(no_args_is_help=True, help="Puts data where a recipe reads it.")
+data_app = typer.Typer(no_args_is_help=True, help="Upload data for a recipe.")
 
 
-@handle_errors
 def doctor(as_json: AsJson = False) -> None:
-    """What is missing on this machine, and the command that mends it; 1 where it keeps Tailorbird from running.
+    """Report what is missing on this machine, with the command that fixes it; exit with 1 if Tailorbird cannot run.
 
     Example: tailorbird doctor
     """
-    from tailorbird.checks.doctor import check_machine, inspect_machine
-    from tailorbird.checks.result import passes, to_json, to_lines
+    from tailorbird.checks.doctor import check_this_machine
 
-    folder = Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
-    results = check_machine(inspect_machine(folder))
-    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
-    if not passes(results):
-        raise typer.Exit(ExitCode.FAILURE)
+    print_checks(check_this_machine(), as_json=as_json)
 
 
 @data_app.command()
-@handle_errors
 def icd10(
-    prefix: Annotated[
-        str | None, typer.Argument(help="Where to; else s3://lake/icd10 or s3://lake/icd10_coder.")
-    ] = None,
+    prefix: Annotated[str | None, typer.Argument(help="Default: s3://lake/icd10 or s3://lake/icd10_coder.")] = None,
     coder: Annotated[bool, typer.Option(help="The chat task: terms to codes with their titles.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Writes the US ICD-10-CM inclusion terms as Parquet: to chapters, split by category, or to codes and titles.
+    """Write the US ICD-10-CM inclusion terms as Parquet: to chapters, split by category, or to codes and titles.
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
@@ -45,21 +35,17 @@ def icd10(
 
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
     counts = write(prefix, coder=coder)
-    print_result(
-        {"prefix": prefix, "rows": counts},
-        as_json=as_json,
-        lines=[f"{prefix}/{name}: {count} rows" for name, count in counts.items()],
-    )
+    lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
+    print_result({"prefix": prefix, "rows": counts}, as_json=as_json, lines=lines)
 
 
 @data_app.command()
-@handle_errors
 def put(
     folder: Annotated[Path, typer.Argument(help="A local folder with Parquet files.")],
-    prefix: Annotated[str, typer.Argument(help="Where to.")],
+    prefix: Annotated[str, typer.Argument(help="URI to upload it to.")],
     as_json: AsJson = False,
 ) -> None:
-    """Uploads a folder of Parquet files.
+    """Upload a folder of Parquet files.
 
     Example: tailorbird data put ./banking77 s3://lake/banking77
     """
@@ -70,13 +56,12 @@ def put(
 
 
 @stack_app.command()
-@handle_errors
 def up(
     folder: Folder = None,
     num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use; by default all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Starts the stack, or finds it running.
+    """Start the stack, unless it runs.
 
     Example: tailorbird stack up
     """
@@ -87,9 +72,8 @@ def up(
 
 
 @stack_app.command()
-@handle_errors
 def down(folder: Folder = None, as_json: AsJson = False) -> None:
-    """Stops the stack; its data stay.
+    """Stop the stack; its data stay.
 
     Example: tailorbird stack down
     """
@@ -100,13 +84,12 @@ def down(folder: Folder = None, as_json: AsJson = False) -> None:
 
 
 @stack_app.command()
-@handle_errors
 def status(
     folder: Folder = None,
     export: Annotated[bool, typer.Option("--export", help="Print shell lines that set its environment.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Whether the stack runs, and where.
+    """Show whether the stack runs, and its addresses.
 
     Example: eval "$(tailorbird stack status --export)"
     """
@@ -114,11 +97,10 @@ def status(
 
     state = stack.status(stack_folder(folder))
     if state is None:
+        text = "no stack is running; `tailorbird stack up` starts one"
         if export:
-            raise ValueError("no stack is running; `tailorbird stack up` starts one")
-        print_result(
-            {"running": False}, as_json=as_json, lines=["no stack is running; `tailorbird stack up` starts one"]
-        )
+            raise ValueError(text)
+        print_result({"running": False}, as_json=as_json, lines=[text])
         return
     lines = [f"export {name}={value}" for name, value in state.environment().items()] if export else _stack_lines(state)
     print_result({"running": True} | state.model_dump(), as_json=as_json, lines=lines)

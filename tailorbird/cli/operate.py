@@ -11,23 +11,21 @@ from tailorbird.cli.options import (
     Overrides,
     RecipePath,
     connected_recipe,
-    handle_errors,
     print_result,
     read_recipe,
     write_text,
 )
 
-audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn by lot.")
+audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn at random.")
 
 
-@handle_errors
 def watch(
     recipe: RecipePath,
     day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="Where to put the gauges, for a node exporter.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="File for the gauges, for a node exporter.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Looks at what the champion answered: drift, labels, groups, a trial; 3 where the verdict should be made again.
+    """Monitor the champion: drift, labels, groups, a challenger; exit with 3 if the verdict should be made again.
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
@@ -36,9 +34,8 @@ def watch(
     from tailorbird.operate.watch import watch_champion
 
     with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
-        result = watch_champion(
-            loaded, today=date.fromisoformat(day) if day else datetime.now(UTC).date(), progress=progress
-        )
+        today = date.fromisoformat(day) if day else datetime.now(UTC).date()
+        result = watch_champion(loaded, today=today, progress=progress)
     if metrics is not None:
         write_text(metrics, result.metrics)
     recommendation, decision = result.recommendation, result.recommendation.challenger
@@ -59,9 +56,8 @@ def watch(
         raise typer.Exit(ExitCode.REEVALUATION_DUE)
 
 
-@handle_errors
 def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Makes the champion's verdict again on audited rows; where it no longer holds, proposes the way back or takes it.
+    """Make the champion's verdict again on audited rows; if it no longer holds, propose a rollback or do it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
@@ -75,15 +71,14 @@ def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson 
 
 
 @audit_app.command("export")
-@handle_errors
 def export_audit(
     recipe: RecipePath,
-    to: Annotated[str, typer.Option(help="Where the Parquet goes, s3:// or file://.")],
+    to: Annotated[str, typer.Option(help="URI of the Parquet to write, s3:// or file://.")],
     days: Annotated[str, typer.Option(help="First and last day, YYYY-MM-DD:YYYY-MM-DD.")],
     rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Draws answers by lot, for people to label: Parquet with an empty column `label`.
+    """Draw answers at random, for people to label: Parquet with an empty column `label`.
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
@@ -95,13 +90,12 @@ def export_audit(
 
 
 @audit_app.command("import")
-@handle_errors
 def import_audit(
     recipe: RecipePath,
     uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
     as_json: AsJson = False,
 ) -> None:
-    """Keeps the labels that people gave; `tailorbird watch` and `tailorbird reevaluate` read them.
+    """Store the labels that people gave; `tailorbird watch` and `tailorbird reevaluate` read them.
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """

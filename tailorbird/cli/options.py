@@ -2,16 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
 
@@ -30,9 +30,6 @@ Folder = Annotated[
 ]
 
 
-P = ParamSpec("P")
-
-
 class ExitCode(IntEnum):
     """Exit codes of the command `tailorbird`."""
 
@@ -41,28 +38,26 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     """The command line, the recipe or the data is at fault; the message says what to do."""
     REEVALUATION_DUE = 3
-    """`make_reports` recommends a new verdict."""
+    """`watch` recommends a new verdict."""
     INTERRUPTED = 130
     """Ctrl-C while a job's log was followed; the job continues."""
 
 
-def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
+@contextmanager
+def handle_errors() -> Iterator[None]:
     """Print an expected error as one message and exit with its `ExitCode`; let a bug of ours show its traceback."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except typer.Exit:
-            raise  # which is a RuntimeError
-        except ValueError as error:
-            _stop(error, code=ExitCode.USER_ERROR)
-        except Exception as error:
-            if not (isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))):
-                raise
-            _stop(error, code=ExitCode.FAILURE)
-
-    return wrapped
+    try:
+        yield
+    except typer.Exit:
+        raise  # a RuntimeError
+    except Exception as error:
+        is_users = isinstance(error, ValueError)
+        if not (
+            is_users or isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))
+        ):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(ExitCode.USER_ERROR if is_users else ExitCode.FAILURE) from error
 
 
 @contextmanager
@@ -105,11 +100,13 @@ def stack_folder(folder: Path | None) -> Path:
     return folder or default_folder()
 
 
-def print_result(value: dict[str, Any], *, as_json: bool, lines: list[str]) -> None:
+def print_result(value: dict[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
     for line in [json.dumps(value)] if as_json else lines:
         print(line)
 
 
-def _stop(error: Exception, *, code: ExitCode) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    raise typer.Exit(code)
+def print_checks(results: Sequence[CheckResult], *, as_json: bool) -> None:
+    """Print the results of checks; exit with FAILURE if one is a fault."""
+    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
+    if not passes(results):
+        raise typer.Exit(ExitCode.FAILURE)

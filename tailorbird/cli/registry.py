@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import AsJson, ExitCode, RecipePath, RunOrVersion, handle_errors, print_result, read_recipe
+from tailorbird.cli.options import AsJson, ExitCode, RecipePath, RunOrVersion, print_result, read_recipe
 
 
-@handle_errors
 def models(recipe: RecipePath, as_json: AsJson = False) -> None:
-    """The registered versions, and which is the champion.
+    """List the registered versions, and which is the champion.
 
     Example: tailorbird models recipes/icd10_demo.yaml --json
     """
@@ -30,14 +29,12 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
         "parity": parity.model_dump() if parity else None,
         "versions": [version.model_dump() for version in versions],
     }
-    print_result(
-        value, as_json=as_json, lines=lines or [f"no version under {task_uri}; `tailorbird run {recipe}` makes one"]
-    )
+    lines = lines or [f"no version under {task_uri}; `tailorbird run {recipe}` makes one"]
+    print_result(value, as_json=as_json, lines=lines)
 
 
-@handle_errors
 def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
-    """Recomputes a verdict from the stored predictions, and checks every file's hash; 1 where it does not hold.
+    """Recompute a verdict from the stored predictions, and check every file's hash; exit with 1 if it does not hold.
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
@@ -50,9 +47,8 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
         raise typer.Exit(ExitCode.FAILURE)
 
 
-@handle_errors
 def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
-    """Writes report.html and MODEL_CARD.md again from evidence.json.
+    """Write report.html and MODEL_CARD.md again from evidence.json.
 
     Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
@@ -63,13 +59,12 @@ def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
     print_result({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
 
 
-@handle_errors
 def compare(
     first: RunOrVersion,
-    second: Annotated[str, typer.Argument(metavar="URI", help="What it is compared with.")],
+    second: Annotated[str, typer.Argument(metavar="URI", help="Run or version to compare it with.")],
     as_json: AsJson = False,
 ) -> None:
-    """Two versions, or two runs' candidates, on the same test rows, from their stored predictions.
+    """Compare two versions, or two runs' candidates, on the same test rows, from their stored predictions.
 
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """

@@ -7,17 +7,15 @@ import typer
 
 from tailorbird.cli.options import (
     AsJson,
-    ExitCode,
     Overrides,
     RecipePath,
     connected_recipe,
-    handle_errors,
+    print_checks,
     print_result,
     read_recipe,
 )
 
 
-@handle_errors
 def init(
     parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
     output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
@@ -28,7 +26,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Drafts a recipe with comments from what the rows look like.
+    """Draft a recipe, with comments, from what the rows look like.
 
     Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
     """
@@ -36,30 +34,24 @@ def init(
     from tailorbird.init.recipe_writer import write_recipe
 
     options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
-    drafted = write_recipe(parquet, output, options=options, force=force)
-    following = f"read it, then: tailorbird preflight {output}; tailorbird run {output}"
-    value = {"recipe": str(output), "content": drafted.model_dump(mode="json")}
-    print_result(value, as_json=as_json, lines=[f"{output}: a {drafted.task} task, every value a guess", following])
+    draft = write_recipe(parquet, output, options=options, force=force)
+    lines = [f"{output}: a {draft.task} task, every value a guess"]
+    lines += [f"read it, then: tailorbird preflight {output}; tailorbird run {output}"]
+    print_result({"recipe": str(output), "content": draft.model_dump(mode="json")}, as_json=as_json, lines=lines)
 
 
-@handle_errors
 def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What would go wrong in a run, before it costs anything; 1 where something would.
+    """Report what would go wrong in a run, before it costs anything; exit with 1 if something would.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
     from tailorbird.checks.preflight import check_recipe
-    from tailorbird.checks.result import passes, to_json, to_lines
 
-    results = check_recipe(read_recipe(recipe, overrides))
-    print_result(to_json(results), as_json=as_json, lines=to_lines(results))
-    if not passes(results):
-        raise typer.Exit(ExitCode.FAILURE)
+    print_checks(check_recipe(read_recipe(recipe, overrides)), as_json=as_json)
 
 
-@handle_errors
 def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The main job: data, baselines, sweep, seeds, verdict, registry. Resumes after the last finished stage.
+    """Run the whole pipeline: data, baselines, sweep, seeds, verdict, registry. Resumes after the last finished stage.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
@@ -72,9 +64,8 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
     print_result(value, as_json=as_json, lines=[*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"])
 
 
-@handle_errors
 def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What the pretrained model can do untouched, on validation rows.
+    """Score what works without fine-tuning, on the validation rows.
 
     Example: tailorbird baseline recipes/icd10_demo.yaml
     """
@@ -91,9 +82,8 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
 
 
-@handle_errors
 def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Baselines and sweep, in one table; test rows stay unread by any model.
+    """Run baselines and sweep only, and print their table; no model reads the test rows.
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
@@ -106,9 +96,8 @@ def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
 
 
-@handle_errors
 def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The verdict of what is trained: like `run`, but refuses to train.
+    """Reach the verdict on models that are trained already: like `run`, but refuses to train.
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """
@@ -117,8 +106,5 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 
     with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         result = run_pipeline(loaded, progress=progress, may_train=False)
-    print_result(
-        {"run": result.run, "verdict": result.verdict.model_dump(mode="json")},
-        as_json=as_json,
-        lines=verdict_lines(result.evidence),
-    )
+    value = {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}
+    print_result(value, as_json=as_json, lines=verdict_lines(result.evidence))

@@ -23,12 +23,8 @@ ROOT = Path(__file__).parents[3]
 def test_a_verb_ends_with_the_code_of_what_went_wrong(
     raised: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @handle_errors
-    def verb() -> None:
+    with pytest.raises(typer.Exit) as ended, handle_errors():
         raise raised
-
-    with pytest.raises(typer.Exit) as ended:
-        verb()
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == message
 
