@@ -34,9 +34,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     if not TASKS[recipe.task].is_monitored:
         raise MonitoringError(f"a {recipe.task} task cannot be monitored yet: its answers are not compared")
     if log is None:
-        raise MonitoringError(
-            "nothing can be monitored without a log: give serving.request_log a prefix, and serve again"
-        )
+        raise MonitoringError("nothing can be monitored without a log: give serving.request_log, and serve again")
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
@@ -57,9 +55,8 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
 
 def read_reports(task_uri: str) -> list[Report]:
     """Return all stored reports, in order of their days."""
-    prefix = TaskPaths(task_uri).monitoring
-    uris = storage.list_files(prefix) if storage.exists(prefix) else []
-    return [Report.model_validate_json(storage.read_bytes(uri)) for uri in sorted(uris) if uri.endswith(".json")]
+    uris = storage.list_files(TaskPaths(task_uri).monitoring, missing_ok=True)
+    return [Report.model_validate_json(storage.read_bytes(uri)) for uri in uris if uri.endswith(".json")]
 
 
 def report_days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:

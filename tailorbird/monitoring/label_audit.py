@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
@@ -16,13 +16,8 @@ from tailorbird.monitoring.log_reader import ANSWERS, TrafficError, files_of, ke
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.storage.paths import TaskPaths
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 COLUMNS = ("request_id", "row", "at", "text", "attributes", "label")
-
-Row = dict[str, Any]
-"""A row of the request log or of an audit, by column."""
+Row = dict[str, Any]  # of the request log or of an audit, by column
 
 
 class AuditError(ValueError):
@@ -53,7 +48,9 @@ def export_answers(
     """
     if num_rows < 1:
         raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
-    log = _log_of(recipe)
+    if recipe.serving.request_log is None:
+        raise AuditError("nothing can be drawn without a log: give serving.request_log a prefix, and serve again")
+    log = recipe.serving.request_log.rstrip("/")
     audited = {_key(row) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
     drawn: dict[int, Row] = {}
@@ -115,20 +112,13 @@ def audited_rows(recipe: Recipe) -> Rows:
 
 def audit_files(task_uri: str) -> list[str]:
     """Return the imported audits' files in order of import."""
-    prefix = TaskPaths(task_uri).audits
-    uris = storage.list_files(prefix) if storage.exists(prefix) else []
-    return sorted(uri for uri in uris if uri.endswith(".parquet"))
+    uris = storage.list_files(TaskPaths(task_uri).audits, missing_ok=True)
+    return [uri for uri in uris if uri.endswith(".parquet")]
 
 
 def _audit_rows(task_uri: str) -> Iterator[Row]:
     for uri in audit_files(task_uri):
         yield from read_columns(uri, COLUMNS).to_pylist()
-
-
-def _log_of(recipe: Recipe) -> str:
-    if recipe.serving.request_log is None:
-        raise AuditError("nothing can be drawn without a log: give serving.request_log a prefix, and serve again")
-    return recipe.serving.request_log.rstrip("/")
 
 
 def _key(row: Row) -> int:
@@ -139,13 +129,8 @@ def _to_parquet(rows: Sequence[Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
-    return sink.getvalue()
-
-
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
     types = {"row": pa.int32(), "at": pa.timestamp("us", tz="UTC")}
-    return pa.schema({name: types.get(name, pa.string()) for name in COLUMNS})
+    schema = pa.schema({name: types.get(name, pa.string()) for name in COLUMNS})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue()

@@ -17,20 +17,7 @@ from tailorbird import storage
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import traffic
-from tailorbird.monitoring.traffic import (
-    ARMS,
-    CANARY,
-    CHAMPION,
-    DAY_US,
-    SHADOW,
-    AnswerSample,
-    Labels,
-    Outcomes,
-    Traffic,
-    WatchedVersions,
-    merge_traffic,
-    smallest_keys,
-)
+from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,10 +39,9 @@ class TrafficError(ValueError):
 def by_day(log: str, kind: str) -> dict[str, list[str]]:
     """Return the Parquet files of `answers` or `feedback` by day, `YYYY-MM-DD`, both in order."""
     files: dict[str, list[str]] = {}
-    if storage.exists(f"{log}/{kind}"):
-        for uri in storage.list_files(f"{log}/{kind}"):
-            if uri.endswith(".parquet") and (day := day_of(uri)):
-                files.setdefault(day, []).append(uri)
+    for uri in storage.list_files(f"{log}/{kind}", missing_ok=True):
+        if uri.endswith(".parquet") and (day := day_of(uri)):
+            files.setdefault(day, []).append(uri)
     return {day: sorted(files[day]) for day in sorted(files)}
 
 
@@ -67,8 +53,7 @@ def day_of(uri: str) -> str | None:
 
 def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
     """Return the Parquet files of these days, of `answers` or `feedback`, in order."""
-    prefixes = [f"{log}/{kind}/day={day}" for day in days]
-    files = [uri for prefix in prefixes if storage.exists(prefix) for uri in storage.list_files(prefix)]
+    files = (uri for day in days for uri in storage.list_files(f"{log}/{kind}/day={day}", missing_ok=True))
     return sorted(uri for uri in files if uri.endswith(".parquet"))
 
 
@@ -78,43 +63,29 @@ def key_of(request_id: str, row: int) -> int:
 
 
 def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
-    """Read the labels in these feedback files and audits; an audit's label takes precedence over feedback.
+    """Read the labels in these feedback files and audits.
 
-    Reads one file at a time. A label takes 25 bytes once read, and about 80 while labels are sorted.
+    Keeps one label per text: an audit's before feedback, then the latest, then the one that was read last. Reads one
+    file at a time. A label takes 25 bytes once read, and about 80 while labels are sorted.
     """
     names: dict[str, int] = {}
-    keys, codes, labelled_at, audited = (array(kind) for kind in "QiqB")
-    for uris, is_audit in ((files, 0), (audits, 1)):
-        for uri in uris:
-            table = read_columns(uri, FEEDBACK)
-            times = _microseconds(table).tolist()
-            columns = (table[name].to_pylist() for name in ("request_id", "row", "label"))
-            for time, request_id, row, label in zip(times, *columns, strict=True):
-                if request_id is None or row is None or label is None:
-                    continue
-                keys.append(key_of(request_id, row))
-                codes.append(names.setdefault(label, len(names)))
-                labelled_at.append(time)
-                audited.append(is_audit)
-    return _latest(
-        Labels(
-            np.frombuffer(keys, np.uint64),
-            np.frombuffer(codes, np.int32),
-            tuple(names),
-            np.frombuffer(audited, np.bool_),
-            np.frombuffer(labelled_at, np.int64),
-        )
-    )
-
-
-def _latest(labels: Labels) -> Labels:
-    """Keep one label per text: an audit's before feedback, then the latest, then the one that was read last."""
-    order = np.lexsort((labels.labelled_at, labels.audited, labels.keys))
-    keys = labels.keys[order]
-    last = np.flatnonzero(np.append(keys[1:] != keys[:-1], np.ones(min(len(keys), 1), bool)))
-    kept = order[last]
-    counts = np.diff(last, prepend=-1).astype(np.int32)
-    return Labels(keys[last], labels.codes[kept], labels.names, labels.audited[kept], labels.labelled_at[kept], counts)
+    keys, codes, times, audited = (array(kind) for kind in "QiqB")
+    for is_audit, uri in (*((0, uri) for uri in files), *((1, uri) for uri in audits)):
+        table = read_columns(uri, FEEDBACK)
+        labels = (table[name].to_pylist() for name in ("request_id", "row", "label"))
+        for time, request_id, row, label in zip(_microseconds(table).tolist(), *labels, strict=True):
+            if request_id is None or row is None or label is None:
+                continue
+            keys.append(key_of(request_id, row))
+            codes.append(names.setdefault(label, len(names)))
+            times.append(time)
+            audited.append(is_audit)
+    all_keys, all_codes = np.frombuffer(keys, np.uint64), np.frombuffer(codes, np.int32)
+    all_times, all_audited = np.frombuffer(times, np.int64), np.frombuffer(audited, np.bool_)
+    order = np.lexsort((all_times, all_audited, all_keys))
+    last = np.flatnonzero(np.append(np.diff(all_keys[order]) != 0, np.ones(min(len(order), 1), bool)))
+    kept, counts = order[last], np.diff(last, prepend=-1).astype(np.int32)
+    return Labels(all_keys[kept], all_codes[kept], tuple(names), all_audited[kept], all_times[kept], counts)
 
 
 def read_traffic(
@@ -122,7 +93,7 @@ def read_traffic(
 ) -> Traffic:
     """Read these files; memory holds one part's rows, and of all parts the labelled outcomes and the sample."""
     parts = (list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK))
-    return merge_traffic(map_parts(Reader(versions, labels), parts))
+    return traffic.merge_traffic(map_parts(Reader(versions, labels), parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +104,14 @@ class Reader:
     labels: Labels
 
     def __call__(self, files: Sequence[str]) -> Traffic:
-        return merge_traffic(self._read_file(uri) for uri in files)
+        return traffic.merge_traffic(self._read_file(uri) for uri in files)
 
     def _read_file(self, uri: str) -> Traffic:
         answers = _Answers.of(read_columns(uri, ANSWERS))
         answered = np.array([label is not None for label in answers.labels], bool) & np.isfinite(answers.scores)
-        champion = answered & (answers.digests == self.versions.champion) & (answers.arms == CHAMPION)
-        challenger = answered & (answers.digests == self.versions.challenger) & np.isin(answers.arms, (CANARY, SHADOW))
+        champion = answered & (answers.digests == self.versions.champion) & (answers.arms == traffic.CHAMPION)
+        is_arm = np.isin(answers.arms, (traffic.CANARY, traffic.SHADOW))
+        challenger = answered & is_arm & (answers.digests == self.versions.challenger)
         indices, is_labelled = self._find_labels(answers.keys)
         rows = np.flatnonzero((champion | challenger) & is_labelled)
         return Traffic(
@@ -147,7 +119,7 @@ class Reader:
             rows=Counter(zip((arm or "" for arm in answers.arms), answers.digests, strict=True)),
             without_class=int((~answered).sum()),
             outcomes=self._outcomes(answers, rows=rows, label_indices=indices[rows]),
-            sample=smallest_keys(_sample(answers, rows=np.flatnonzero(champion))),
+            sample=traffic.smallest_keys(_sample(answers, rows=np.flatnonzero(champion))),
             misplaced=_misplaced(answers.at, day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
         )

@@ -15,8 +15,7 @@ NO_GROUPS = gate("groups", (), note="no labelled answer")
 class ArmCount(Frozen):
     """Rows of the log that one version answered in one arm."""
 
-    arm: str
-    """`champion`, `canary`, `shadow`; empty if the request named the model."""
+    arm: str  # `champion`, `canary`, `shadow`; empty if the request named the model
     digest: str
     rows: int
 
@@ -24,17 +23,13 @@ class ArmCount(Frozen):
 class ChallengerPairs(Frozen):
     """Audited pairs of champion and challenger, of one day, so that days can be added up."""
 
-    digest: str
-    """Of the challenger."""
+    digest: str  # of the challenger
     pairs: Pairs
-    groups: dict[str, Pairs]
-    """Every group of the reference, including those without pairs."""
-    group_gate: Gate
-    """The verdict's subgroup gate on the whole window's pairs."""
+    groups: dict[str, Pairs]  # every group of the reference, including those without pairs
+    group_gate: Gate  # the verdict's subgroup gate on the whole window's pairs
     by_order: bool = False
     """Whether answers to different texts were paired by their order, as a canary's are: a late label changes them."""
-    by_feedback: Pairs
-    """Pairs by feedback. Displayed only."""
+    by_feedback: Pairs  # displayed only
 
 
 class Report(StoredModel):
@@ -42,29 +37,22 @@ class Report(StoredModel):
 
     day: str
     days: int
-    made_at: str
-    """ISO 8601."""
+    made_at: str  # ISO 8601
     inputs: str
     """Fingerprints of the answers, the label files and the labels, `a:b:c`; the report is made again if they change."""
     version: str
-    digest: str
-    """Of the champion. Answers of other versions are only counted."""
+    digest: str  # of the champion; answers of other versions are only counted
     rows: int
     counts: tuple[ArmCount, ...]
-    labels_until: str
-    """Last day whose labels are included."""
+    labels_until: str  # the last day whose labels are included
     challenger: ChallengerPairs | None
-    notes: tuple[str, ...]
-    """What could not be computed, and irregularities of the log."""
+    notes: tuple[str, ...]  # what could not be computed, and irregularities of the log
     drift: tuple[DriftStatistic, ...] = ()
-    counterfactual: Gate | None = None
-    """None if the log keeps no texts."""
+    counterfactual: Gate | None = None  # None if the log keeps no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
-    groups: Gate = NO_GROUPS
-    """By audits."""
-    groups_by_feedback: Gate = NO_GROUPS
-    """Displayed only."""
+    groups: Gate = NO_GROUPS  # by audits
+    groups_by_feedback: Gate = NO_GROUPS  # displayed only
 
     def to_json(self) -> bytes:
         """Return the stored JSON."""

@@ -16,44 +16,30 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Correct labels by request and row; the latest where a text was labelled more than once."""
+    """Correct labels [F] by request and row; the latest where a text was labelled more than once."""
 
-    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """[F] sorted."""
-    codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[F] indices into `names`."""
-    names: tuple[str, ...] = ()
-    audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """[F] True if the text was drawn at random for an audit; False if the label comes from feedback."""
-    labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """[F] microseconds since 1970, UTC; for an audit, when the text was answered."""
-    counts: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[F] labels received for the text."""
+    keys: NDArray[np.uint64]  # sorted
+    codes: NDArray[np.int32]  # indices into `names`
+    names: tuple[str, ...]
+    audited: NDArray[np.bool_]  # the text was drawn at random for an audit; otherwise the label comes from feedback
+    labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, when the text was answered
+    counts: NDArray[np.int32]  # labels received for the text
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
-    def num_replaced(self) -> int:
-        """Labels that a later label of the same text replaced."""
-        return int(self.counts.sum()) - len(self.counts)
-
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Labelled answers: the arm that answered, and whether the answer was right."""
+    """Labelled answers [F]: the arm that answered, and whether the answer was right. Times are in microseconds, UTC."""
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
-    """Indices into `ARMS`."""
+    arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # indices into `ARMS`
     at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Microseconds since 1970, UTC."""
     right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    groups: tuple[tuple[str, ...], ...] = ()
-    """One tuple per row, one value per column."""
+    groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
     labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Microseconds since 1970, UTC."""
     has_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """True if the request named a subject; a subject gets the same arm at every request."""
 
@@ -70,8 +56,7 @@ class Outcomes:
 class AnswerSample:
     """A sample of the champion's answers."""
 
-    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Sorted."""
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))  # sorted
     labels: tuple[str, ...] = ()
     scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     texts: tuple[str | None, ...] = ()
@@ -87,43 +72,37 @@ class Traffic:
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By arm and digest; the arm is empty if the request named the model."""
-    without_class: int = 0
-    """Answers without a class or a score: from a chat model, or refused."""
+    without_class: int = 0  # answers without a class or a score: from a chat model, or refused
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
-    misplaced: int = 0
-    """Rows whose timestamp is not on the day of their folder."""
+    misplaced: int = 0  # rows whose timestamp is not on the day of their folder
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Indices of the labels whose text was answered here, by any version; sorted."""
 
     def num_rows_of(self, arm: str, digest: str) -> int:
-        """Return the number of rows that this version answered in this arm."""
         return self.rows.get((arm, digest), 0)
 
 
 @dataclass(frozen=True)
 class WatchedVersions:
-    """The versions whose answers are read."""
+    """The digests of the versions whose answers are read."""
 
     champion: str
-    """Digest."""
-    challenger: str | None
-    """Digest of the version in the canary's or the shadow's arm."""
-    groups: tuple[str, ...]
-    """Attributes by which outcomes are grouped."""
+    challenger: str | None  # in the canary's or the shadow's arm
+    groups: tuple[str, ...]  # attributes by which outcomes are grouped
 
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; each part is released once it is merged."""
     rows = Counter[tuple[str, str]]()
     num_rows = without_class = misplaced = 0
-    sample, outcomes = AnswerSample(), [Outcomes()]
-    answered = [Traffic().answered]
+    sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
     for part in parts:
-        num_rows, without_class = num_rows + part.num_rows, without_class + part.without_class
+        num_rows += part.num_rows
+        without_class += part.without_class
         misplaced += part.misplaced
         rows.update(part.rows)
-        sample = smallest_keys(_concatenated(sample, part.sample))
+        sample = _merge_samples(sample, part.sample)
         outcomes.append(part.outcomes)
         answered.append(part.answered)
     arrays = {name: np.concatenate([getattr(part, name) for part in outcomes]) for name in OUTCOME_ARRAYS}
@@ -141,21 +120,11 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
 
 def smallest_keys(sample: AnswerSample) -> AnswerSample:
     """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys; a row that the log holds twice is kept once."""
-    _, order = np.unique(sample.keys, return_index=True)
-    order = order[:MAX_SAMPLE_ROWS]
-    return replace(
-        sample,
-        keys=sample.keys[order],
-        labels=tuple(sample.labels[index] for index in order),
-        scores=sample.scores[order],
-        texts=tuple(sample.texts[index] for index in order),
-    )
+    order = np.unique(sample.keys, return_index=True)[1][:MAX_SAMPLE_ROWS]
+    labels, texts = (tuple(column[index] for index in order) for column in (sample.labels, sample.texts))
+    return AnswerSample(sample.keys[order], labels, sample.scores[order], texts)
 
 
-def _concatenated(first: AnswerSample, second: AnswerSample) -> AnswerSample:
-    return AnswerSample(
-        np.concatenate([first.keys, second.keys]),
-        first.labels + second.labels,
-        np.concatenate([first.scores, second.scores]),
-        first.texts + second.texts,
-    )
+def _merge_samples(first: AnswerSample, second: AnswerSample) -> AnswerSample:
+    keys, scores = np.concatenate([first.keys, second.keys]), np.concatenate([first.scores, second.scores])
+    return smallest_keys(AnswerSample(keys, first.labels + second.labels, scores, first.texts + second.texts))
