@@ -107,7 +107,7 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     assert fits(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
     assert fits(document, "ErrorBody", service.ask({"input": 1}, status=422))
-    for path, name in (("/v1/models", "Models"), ("/readyz", "Ready"), ("/healthz", "Up")):
+    for path, name in (("/v1/models", "Models"), ("/readyz", "Readiness"), ("/healthz", "Health")):
         assert fits(document, name, requests.get(service.url + path, timeout=60).json())
     assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
