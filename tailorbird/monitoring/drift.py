@@ -14,17 +14,14 @@ from scipy.stats import norm, rankdata
 
 FloatArray = NDArray[np.float64]
 
-FAR_SHARE = 0.01
-"""Share of the reference's rows, the farthest from their nearest neighbour, that count as far."""
+FAR_SHARE = 0.01  # of the reference's rows, the farthest from their nearest neighbour, that count as far
 NUM_BINS = 10
 NUM_DRAWS = 20_000
-PSEUDO_COUNT = 0.5
-"""Rows added to each bin: a class that the reference lacks has some probability too (Jeffreys)."""
+PSEUDO_COUNT = 0.5  # rows added to each bin: a class that the reference lacks has some probability too (Jeffreys)
 RIDGE = 1.0
 BLOCK_ROWS = 1024
 SEED = 1979
-MIN_ROWS = 50
-"""Of a window or a reference."""
+MIN_ROWS = 50  # of a window or a reference
 MIN_KEYS = 20
 """Of a reference: few documents do not tell how much others differ. Of 2, 3, 5, 10, 20 and 50 the smallest with which
 clean windows alarmed no more often than stated."""
@@ -39,10 +36,8 @@ class DriftError(ValueError):
 class TrafficSample:
     """Answers of a window of time, or to the rows that the champion was evaluated on, without texts."""
 
-    confidences: FloatArray
-    """[N] the champion's calibrated confidence."""
-    outputs: Sequence[str]
-    """[N] the champion's answers."""
+    confidences: FloatArray  # [N] the champion's calibrated confidence
+    outputs: Sequence[str]  # [N] the champion's answers
     embeddings: NDArray[np.float32] | None = None
     """[M, D] of some or all rows, by the pretrained encoder; None without texts."""
     keys: NDArray[np.int64] | None = None
@@ -57,19 +52,15 @@ class TrafficSample:
 class DriftStatistic:
     """A statistic of a window, with its threshold."""
 
-    name: str
-    """`unfamiliar`, `confidence`, `classes` or `two-sample`."""
+    name: str  # `unfamiliar`, `confidence`, `classes` or `two-sample`
     description: str
     value: float
-    threshold: float
-    """What a clean window of this size exceeds at `rate`."""
+    threshold: float  # what a clean window of this size exceeds at `rate`
     rate: float
-    n: int
-    """Rows of the window."""
+    n: int  # rows of the window
 
     @property
     def alarm(self) -> bool:
-        """Whether the value exceeds the threshold."""
         return self.value > self.threshold
 
 
@@ -93,19 +84,13 @@ def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: f
     embeddings = [sample.embeddings for sample in (window, reference)]
     can_embed = all(rows is not None and len(rows) >= MIN_ROWS for rows in embeddings)
     each = rate / (4 if can_embed else 2)
-    statistics = [
-        confidence_statistic(window, reference=reference, rate=each),
-        classes_statistic(window, reference=reference, rate=each),
-    ]
+    statistics = [test(window, reference=reference, rate=each) for test in (confidence_statistic, classes_statistic)]
     if window.embeddings is None or reference.embeddings is None or not can_embed:
         return tuple(statistics)
     ours, theirs = (_normalised(rows) for rows in (window.embeddings, reference.embeddings))
+    unfamiliar = unfamiliar_statistic(ours, reference=theirs, keys=keys, rate=each)
     two_sample = classifier_two_sample_test(ours, reference=theirs, keys=keys, rate=each)
-    return (
-        unfamiliar_statistic(ours, reference=theirs, keys=keys, rate=each),
-        *statistics,
-        *([] if two_sample is None else [two_sample]),
-    )
+    return (unfamiliar, *statistics, *([] if two_sample is None else [two_sample]))
 
 
 def unfamiliar_statistic(
@@ -229,13 +214,9 @@ def _effective(keys: NDArray[np.int64]) -> float:
 
 def stability_index(reference: NDArray[np.int64], window: NDArray[np.int64]) -> FloatArray:
     """Return the population stability index of each row of counts [K, B]: the sum of (q - p) log(q / p)."""
-    p, q = (_shares(counts) for counts in (reference, window))
+    smoothed = [counts + PSEUDO_COUNT for counts in (reference, window)]
+    p, q = (counts / counts.sum(1, keepdims=True) for counts in smoothed)
     return np.asarray(((q - p) * np.log(q / p)).sum(1))
-
-
-def _shares(counts: NDArray[np.int64]) -> FloatArray:
-    smoothed = counts + PSEUDO_COUNT
-    return np.asarray(smoothed / smoothed.sum(1, keepdims=True))
 
 
 def threshold_at(values: FloatArray, rate: float) -> float:

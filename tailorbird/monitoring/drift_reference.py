@@ -21,11 +21,9 @@ from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
-MAX_ROWS = 4_000
-"""Rows drawn at random if there are more: each is compared with each."""
+MAX_ROWS = 4_000  # drawn at random if there are more: each is compared with each
 SEED = 1979
-METADATA = b"tailorbird"
-"""Key of the Parquet schema's metadata."""
+METADATA = b"tailorbird"  # key of the Parquet schema's metadata
 
 
 class ReferenceMissing(ValueError):
@@ -35,25 +33,20 @@ class ReferenceMissing(ValueError):
 class ReferenceMetadata(StoredModel):
     """Metadata of a reference's Parquet file."""
 
-    digest: str
-    """Of the version."""
+    digest: str  # of the version
     made_at: str
-    groups: tuple[str, ...]
-    """Group columns."""
+    groups: tuple[str, ...]  # group columns
 
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
     """A version's answers to validation rows, without their texts."""
 
-    digest: str
-    """Of the version."""
+    digest: str  # of the version
     made_at: str
     sample: TrafficSample
-    right: NDArray[np.bool_]
-    """[N]"""
-    groups: dict[str, tuple[str, ...]]
-    """Group columns by name, one value per row."""
+    right: NDArray[np.bool_]  # [N]
+    groups: dict[str, tuple[str, ...]]  # group columns by name, one value per row
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the version's accuracy in each group, `column = value`."""

@@ -18,29 +18,21 @@ from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.behavioral import counterfactual_gate
 from tailorbird.evaluation.inference.perturbations import swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.monitoring import quality
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
 from tailorbird.monitoring.drift_reference import DriftReference, embed_texts
 from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
-from tailorbird.monitoring.quality import (
-    NO_ANSWERS,
-    Quality,
-    challenger_group_gate,
-    challenger_pairs,
-    feedback_as_audit,
-    fixed_groups,
-    group_gate,
-    num_with_subject,
-    paired_by_order,
-    quality,
-)
+from tailorbird.monitoring.quality import challenger_pairs, feedback_as_audit
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerPairs, Report
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
-MAX_COUNTERFACTUAL_TEXTS = 500
-"""Sampled texts in which names, sexes and ages are swapped."""
+MAX_COUNTERFACTUAL_TEXTS = 500  # sampled texts in which names, sexes and ages are swapped
 RELABELLED = "texts were labelled more than once; the latest label counts"
+
+Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
+"""The part of a report that needs no labels: drift, counterfactual gate, notes."""
 
 
 @dataclass(frozen=True)
@@ -48,30 +40,9 @@ class ServedVersions:
     """The versions that the registry says are served."""
 
     champion: ModelVersion
-    pretrained: ModelVersion | None
-    """The pretrained model that the champion was compared with."""
+    pretrained: ModelVersion | None  # the pretrained model that the champion was compared with
     challenger: ModelVersion | None
-    since: date
-    """First day of the champion, UTC; days before it keep the reports of former champions."""
-
-
-@dataclass(frozen=True)
-class _Unlabelled:
-    """The part of a report that needs no labels."""
-
-    drift: tuple[DriftStatistic, ...]
-    counterfactual: Gate | None
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """The part of a report that needs labels; empty if the champion answered nothing."""
-
-    feedback: Quality = NO_ANSWERS
-    audit: Quality = NO_ANSWERS
-    groups: Gate = NO_GROUPS
-    groups_by_feedback: Gate = NO_GROUPS
+    since: date  # first day of the champion, UTC; days before it keep the reports of former champions
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +60,8 @@ class ReportWindow:
         return self.day - timedelta(days=self.recipe.monitoring.window_days - 1)
 
     @property
-    def label_days(self) -> int:
-        return self.recipe.monitoring.label_days
+    def last_label_day(self) -> date:
+        return self.day + timedelta(days=self.recipe.monitoring.label_days)
 
     @property
     def group_limits(self) -> SubgroupGateConfig:
@@ -106,7 +77,7 @@ class ReportWindow:
     @cached_property
     def labels_fingerprint(self) -> str:
         """Hash of the files with labels, and of the challenger."""
-        files = files_between(self.days.feedback, self.first, self.day + timedelta(days=self.label_days))
+        files = files_between(self.days.feedback, self.first, self.last_label_day)
         return _sha256([*files, *self.days.audits, self._challenger_digest])
 
     def unchanged(self, stored: Report | None) -> Report | None:
@@ -116,7 +87,7 @@ class ReportWindow:
 
     def report(self, stored: Report | None) -> Report:
         """Compute the report; what needs no labels is taken from a stored report of the same answers."""
-        traffic = self.days.window(self.first, self.day, label_days=self.label_days)
+        traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
         outcomes = _outcomes_fingerprint(traffic.outcomes, relabelled=relabelled, challenger=self._challenger_digest)
         inputs = f"{self.answers_fingerprint}:{self.labels_fingerprint}:{outcomes}"
@@ -124,72 +95,63 @@ class ReportWindow:
             stored = None
         if stored is not None and stored.inputs.endswith(f":{outcomes}"):
             return stored.model_copy(update={"inputs": inputs})  # the new labels are of other answers
-        unlabelled = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
-        labelled = self._labelled(traffic)
+        drift, counterfactual, notes = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
+        champion, alpha = self.served.champion, self.recipe.evaluation.alpha
         counts = sorted(traffic.rows.items(), key=lambda count: -count[1])
         return Report(
             day=self.day.isoformat(),
             days=self.recipe.monitoring.window_days,
             made_at=now(),
             inputs=inputs,
-            version=self.served.champion.version,
-            digest=self.served.champion.digest,
+            version=champion.version,
+            digest=champion.digest,
             rows=traffic.num_rows,
             counts=tuple(ArmCount(arm=arm, digest=digest or "", rows=rows) for (arm, digest), rows in counts),
-            labels_until=(self.day + timedelta(days=self.label_days)).isoformat(),
+            labels_until=self.last_label_day.isoformat(),
             challenger=self._challenger(traffic.outcomes),
-            notes=(*unlabelled.notes, *((f"{relabelled:,} {RELABELLED}",) if relabelled else ())),
-            drift=unlabelled.drift,
-            counterfactual=unlabelled.counterfactual,
-            feedback=labelled.feedback,
-            audit=labelled.audit,
-            groups=labelled.groups,
-            groups_by_feedback=labelled.groups_by_feedback,
+            notes=(*notes, *((f"{relabelled:,} {RELABELLED}",) if relabelled else ())),
+            drift=drift,
+            counterfactual=counterfactual,
+            feedback=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=False),
+            audit=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=True),
+            groups=self._group_gate(traffic, traffic.outcomes),
+            groups_by_feedback=self._group_gate(traffic, feedback_as_audit(traffic.outcomes)),
         )
 
     @property
     def _challenger_digest(self) -> str | None:
         return self.served.challenger.digest if self.served.challenger else None
 
-    def _labelled(self, traffic: Traffic) -> _Labelled:
-        champion, alpha = self.served.champion.digest, self.recipe.evaluation.alpha
-        if not traffic.num_rows_of(CHAMPION, champion):
-            return _Labelled()
-        groups = self.reference.group_accuracies()
-        audits, feedback = (
-            group_gate(
-                outcomes, columns=self.recipe.data.groups, reference=groups, limits=self.group_limits, alpha=alpha
-            )
-            for outcomes in (traffic.outcomes, feedback_as_audit(traffic.outcomes))
-        )
-        return _Labelled(
-            feedback=quality(traffic, champion=champion, alpha=alpha, audited=False),
-            audit=quality(traffic, champion=champion, alpha=alpha, audited=True),
-            groups=audits,
-            groups_by_feedback=feedback,
-        )
+    def _has_answers(self, traffic: Traffic) -> bool:
+        return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
 
-    def _unlabelled(self, traffic: Traffic) -> _Unlabelled:
-        unmatched = self.days.num_unmatched(self.first, self.day, label_days=self.label_days)
+    def _group_gate(self, traffic: Traffic, outcomes: Outcomes) -> Gate:
+        if not self._has_answers(traffic):
+            return NO_GROUPS
+        columns, alpha = self.recipe.data.groups, self.recipe.evaluation.alpha
+        reference = self.reference.group_accuracies()
+        return quality.group_gate(outcomes, columns=columns, reference=reference, limits=self.group_limits, alpha=alpha)
+
+    def _unlabelled(self, traffic: Traffic) -> Unlabelled:
+        unmatched = self.days.num_unmatched(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         notes = _irregularities(traffic, unmatched=unmatched)
-        if not traffic.num_rows_of(CHAMPION, self.served.champion.digest):
+        if not self._has_answers(traffic):
             reason = "no traffic" if not traffic.num_rows else "no answer of the champion"
-            return _Unlabelled((), None, (*notes, f"{reason} in this window: nothing is known of it"))
+            return (), None, (*notes, f"{reason} in this window: nothing is known of it")
         drift, drift_notes = self._drift(traffic.sample)
-        return _Unlabelled(drift, self._counterfactual(traffic.sample), (*notes, *drift_notes))
+        return drift, self._counterfactual(traffic.sample), (*notes, *drift_notes)
 
     def _drift(self, sample: AnswerSample) -> tuple[tuple[DriftStatistic, ...], list[str]]:
         """Return the drift statistics, and notes on those that could not be computed."""
-        notes = []
+        notes, embeddings = [], None
         texts = tuple(text for text in sample.texts if text is not None)
-        embeddings = None
         if len(texts) >= MIN_ROWS:
             champion = self.served.champion
             embed = run_remote(embed_texts, resources=worker_resources(self.recipe.training))
             embeddings = embed(champion.base_model, texts, max_length=champion.max_length)
         else:
-            reason = f"{len(texts)} texts are in the log (serving.log_texts keeps them)"
-            notes.append(f"the texts' distance was not computed: {reason}")
+            fault = f"{len(texts)} texts are in the log (serving.log_texts keeps them)"
+            notes.append(f"the texts' distance was not computed: {fault}")
         window = TrafficSample(sample.scores.astype(np.float64), sample.labels, embeddings)
         try:
             rate = self.recipe.monitoring.false_alarm_rate
@@ -221,17 +183,16 @@ class ReportWindow:
             return None
         start = microseconds(self.day)
         last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
-        columns = self.recipe.data.groups
-        fixed = fixed_groups(self.reference.group_accuracies(), columns=columns)
+        columns, alpha = self.recipe.data.groups, self.recipe.evaluation.alpha
+        fixed = quality.fixed_groups(self.reference.group_accuracies(), columns=columns)
         pairs, groups, _ = challenger_pairs(last_day, columns=columns, fixed=fixed)
         _, window_groups, tables = challenger_pairs(outcomes, columns=columns, fixed=fixed)
-        alpha = self.recipe.evaluation.alpha
         return ChallengerPairs(
             digest=self.served.challenger.digest,
             pairs=pairs,
             groups=groups,
-            group_gate=challenger_group_gate(window_groups, tables, limits=self.group_limits, alpha=alpha),
-            by_order=paired_by_order(last_day),
+            group_gate=quality.challenger_group_gate(window_groups, tables, limits=self.group_limits, alpha=alpha),
+            by_order=quality.paired_by_order(last_day),
             by_feedback=challenger_pairs(feedback_as_audit(last_day), columns=columns, fixed=fixed)[0],
         )
 
@@ -258,9 +219,9 @@ def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[
         yield pickle.loads(row["traffic"])  # written by our own task just now
 
 
-def _stored_unlabelled(stored: Report) -> _Unlabelled:
+def _stored_unlabelled(stored: Report) -> Unlabelled:
     notes = tuple(note for note in stored.notes if not note.endswith(RELABELLED))
-    return _Unlabelled(stored.drift, stored.counterfactual, notes)
+    return stored.drift, stored.counterfactual, notes
 
 
 def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: str | None) -> str:
@@ -284,8 +245,7 @@ def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
         notes.append(f"{traffic.misplaced:,} answers are stored under another day than their timestamp's")
     if unmatched:
         notes.append(f"feedback on {unmatched:,} texts has ids that no answer of the log has; it is ignored")
-    with_subject = num_with_subject(traffic.outcomes)
-    if with_subject:
+    if with_subject := quality.num_with_subject(traffic.outcomes):
         notes.append(
             f"{with_subject:,} audited answers of the canary have a subject, who stays in one arm, and are not "
             "compared: a shadow's would be (serving.challenger.shadow)"
