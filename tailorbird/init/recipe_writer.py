@@ -1,8 +1,7 @@
-"""`tailorbird init`: from a look at Parquet to a recipe, with a comment on why each value is what it is."""
+"""`tailorbird init`: draft a recipe from Parquet, with a comment on why each value is what it is."""
 
 import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,31 +9,22 @@ from typing import Any
 
 import yaml
 
-from tailorbird.config.loader import load_recipe
+from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
-from tailorbird.init.inspect_data import (
-    DISCORDANCE,
-    DataSummary,
-    DraftOptions,
-    SplitCheck,
-    check_splits,
-    conversations_in,
-    data_config,
-    expected_gain,
-    inspect_data,
-    max_length,
-    minimum_gain,
-)
+from tailorbird.data.quality import DataReport
+from tailorbird.init import inspect_data as inspection
+from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in
+from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
 
 UNEVEN = 0.6
-"""Share of the largest class from which accuracy says little."""
+"""Share of the largest class above which accuracy says little."""
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
-SHOWN = 12
+NUM_LISTED = 12
 EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
-"""Passes over so many training rows at most; over more, one."""
+"""Epochs for at most so many training rows; for more, one."""
 
 
 class DraftError(ValueError):
@@ -42,19 +32,16 @@ class DraftError(ValueError):
 
 
 def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool = False) -> Recipe:
-    """Writes a recipe for the Parquet at `source`, a URI or a path on this machine, and returns it as it loads.
+    """Write a recipe for the Parquet at `source`, a URI or a local path, and return it.
 
-    Raises DraftError where a file is there and not `force`, or none can be written, DataError for data of which no
-    recipe can be made.
+    Raises DraftError if a file exists and not `force`, or none can be written, DataError if the data make no task.
     """
-    if os.path.exists(path) and not force:  # Path.exists raises where a folder on the way is closed
+    if os.path.exists(path) and not force:  # Path.exists raises if a folder above cannot be read
         raise DraftError(f"{path} is there already; name another by --output, or overwrite it by --force")
-    summary = inspect_data(source, options=options)
-    text = recipe_text(summary, check_splits(summary), name=_slug(path.stem), registry=options.registry)
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / path.name
-        trial.write_text(text, encoding="utf-8")
-        recipe = load_recipe(trial)  # before it stands where the user looks for it
+    summary = inspection.inspect_data(source, options=options)
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
+    text = recipe_text(summary, inspection.check_splits(summary), name=name, registry=options.registry)
+    recipe = parse_recipe(text.encode(), path=path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -64,13 +51,8 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
 
 
 def recipe_text(summary: DataSummary, check: SplitCheck, *, name: str, registry: str) -> str:
-    """The recipe as YAML."""
-    lines = [
-        *_head(summary, name=name, registry=registry),
-        *_data(summary, check),
-        *_training(summary),
-        *_evaluation(summary),
-    ]
+    lines = [*_head(summary, name=name, registry=registry), *_data(summary, check)]
+    lines += [*_training(summary), *_evaluation(summary)]
     lines += ["# The licence of the models made, for their cards: license: apache-2.0", f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
 
@@ -88,12 +70,12 @@ def _head(summary: DataSummary, *, name: str, registry: str) -> Iterator[str]:
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
     yield f"name: {_yaml(name)}  # models, runs and champion lie under {registry}/{name}/"
-    yield f"task: {summary.guess.task}"
+    yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
 
 
 def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
-    guess, config = summary.guess, data_config(summary, split_by=check.split_by)
+    roles, config = summary.roles, inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
         yield "  # No test rows are named, so 72 % train, 11 % choose and 17 % judge, drawn by split_by or by text."
@@ -101,18 +83,17 @@ def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
         value = getattr(config, name)
         if value is not None:
             yield f"  {name}: {_yaml(list(value) if isinstance(value, tuple) else value)}"
-    for name in ("text", "label", "prompt", "completion", "messages"):
-        role = getattr(guess, name)
+    for name in inspection.COLUMNS:
+        role = getattr(roles, name)
         if role is not None:
             yield f"  {name}: {_yaml(role.name)}  # {role.reason}"
     yield from _comments(_rows_seen(summary))
     yield from _split_by(summary, check)
-    if guess.groups:
-        reasons = "; ".join(f"{group.name} {group.reason}" for group in guess.groups)
-        yield from _comments(
-            [f"Results are reported by group, and no group may lose much: {reasons}. Remove what is no group"]
-        )
-        yield f"  groups: {_yaml([group.name for group in guess.groups])}"
+    if roles.groups:
+        reasons = "; ".join(f"{group.name} {group.reason}" for group in roles.groups)
+        text = f"Results are reported by group, and no group may lose much: {reasons}. Remove what is no group"
+        yield from _comments([text])
+        yield f"  groups: {_yaml([group.name for group in roles.groups])}"
     else:
         yield "  # No column looks like a group (2 to 20 values), by which results would be read and protected."
     yield from _length(summary)
@@ -122,29 +103,27 @@ def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     if check.fault is not None:
         yield from _comments([f"MEND THIS FIRST, a run refuses these rows: {check.fault}"])
     elif check.report is not None:
-        yield from _comments(_checked(check))
+        yield from _comments(_checked(check.report))
     else:
         yield "  # Only part of the rows was read, so they were not checked as a run does; preflight and run say more."
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
-    guess = summary.guess
-    if guess.task == "chat":
-        answers = [conversation[-1][1] for conversation in conversations_in(guess)]
-        texts = ["\n".join(content for _, content in conversation[:-1]) for conversation in conversations_in(guess)]
-        left = summary.sample.num_sampled - len(answers)
-        yield f"{len(answers):,} conversations end with an answer" + (f", {left:,} do not: drop them" if left else "")
+    text, label = summary.roles.text, summary.roles.label
+    if text is None or label is None:
+        conversations = conversations_in(summary.roles)
+        texts = ["\n".join(content for _, content in conversation[:-1]) for conversation in conversations]
+        left = summary.sample.num_sampled - len(texts)
+        yield f"{len(texts):,} conversations end with an answer" + (f", {left:,} do not: drop them" if left else "")
     else:
-        assert guess.text is not None
-        assert guess.label is not None
-        texts, counts = [text or "" for text in guess.text.column.values], guess.label.column.counts
-        largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(SHOWN))
-        more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        texts, counts = [value or "" for value in text.column.values], label.column.counts
+        largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED))
+        more = f" and {len(counts) - NUM_LISTED} more" if len(counts) > NUM_LISTED else ""
         yield f"{len(counts)} classes with their rows: {largest}{more}"
         rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
         if rare:
             yield f"{len(rare)} classes have under {FEW_CLASS_ROWS} rows, hardly to be learned: join them, or get more"
-        nulls = guess.text.column.num_null + guess.label.column.num_null
+        nulls = text.column.num_null + label.column.num_null
         if nulls:
             yield f"{nulls:,} texts or labels are null, which a run refuses: fill or drop them"
     copies, empty = num_copies(texts), num_near_empty(texts)
@@ -152,7 +131,7 @@ def _rows_seen(summary: DataSummary) -> Iterator[str]:
 
 
 def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
-    keys = {key.name: key.reason for key in summary.guess.keys}
+    keys = {key.name: key.reason for key in summary.roles.keys}
     if check.split_by is not None:
         yield "  # Rows that share a value of it must not stand in two splits, or the test is easier than the work."
         yield f"  split_by: {_yaml(check.split_by)}  # {keys[check.split_by]}"
@@ -170,23 +149,21 @@ def _length(summary: DataSummary) -> Iterator[str]:
     if not lengths.counted:
         how = f"reckoned as {TOKENS_PER_WORD} a word, since no tokenizer was at hand"
     yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
-    yield f"  max_length: {max_length(summary)}"
-    if summary.guess.task == "chat":
+    yield f"  max_length: {inspection.max_length(summary)}"
+    if summary.roles.label is None:
         yield f"  # Of 100 answers 99 have up to {lengths.answer_p99} tokens."
         yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
 
 
-def _checked(check: SplitCheck) -> Iterator[str]:
-    report = check.report
-    assert report is not None
+def _checked(report: DataReport) -> Iterator[str]:
     copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
     yield (
         f"Checked as a run does: {report.num_train:,} rows train, {report.num_validation:,} choose, "
         f"{report.num_test:,} judge, after {copies:,} copies of later rows were dropped"
     )
     if report.near_duplicates_of_test:
-        looked = report.near_duplicates_compared
-        yield f"{report.near_duplicates_of_test:,} of {looked:,} test rows are nearly the same as a training row"
+        near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
+        yield f"{near:,} of {compared:,} test rows are nearly the same as a training row"
     if report.conflicting_texts:
         yield f"{report.conflicting_texts:,} texts stand with more than one label or answer"
     if report.rare_classes:
@@ -194,53 +171,51 @@ def _checked(check: SplitCheck) -> Iterator[str]:
 
 
 def _training(summary: DataSummary) -> Iterator[str]:
-    chat, rows = summary.guess.task == "chat", summary.num_train
+    rows, defaults = summary.num_train, DEFAULTS[summary.roles.task]
     epochs = next((epochs for most, epochs in EPOCHS if rows <= most), 1)
     yield "training:"
     yield "  # A model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
     yield "  num_workers: 1"
     yield f"  cpus_per_worker: {min(2, os.cpu_count() or 1)}"
     yield "  zero_stage: 0"
-    yield f"  method: {'lora' if chat else 'full'}"
-    yield f"  epochs: {min(epochs, 3) if chat else epochs}  # over {rows:,} rows; the more rows, the fewer it takes"
-    yield f"  batch_size: {32 if rows >= 2_000 and not chat else 16}"
+    yield f"  method: {defaults.method}"
+    yield f"  epochs: {min(epochs, defaults.max_epochs)}  # over {rows:,} rows; the more rows, the fewer it takes"
+    yield f"  batch_size: {defaults.batch_sizes[rows >= 2_000]}"
     yield "  learning_rate: 1.0e-4"
-    yield f"  num_seeds: {1 if chat else 3}"
+    yield f"  num_seeds: {defaults.num_seeds}"
     yield "tuning:"
     yield "  num_trials: 4"
     if epochs > 1:
         yield f"  grace_epochs: {min(2, epochs) if rows < 2_000 else 1}"
     yield "  space:"
-    if not chat:
-        yield "    method: {choice: [full, lora]}"
+    if defaults.tuned_methods:
+        yield f"    method: {{choice: {defaults.tuned_methods}}}"
     yield "    learning_rate: {log_uniform: [5.0e-5, 4.0e-4]}"
 
 
 def _evaluation(summary: DataSummary) -> Iterator[str]:
-    chat, rows = summary.guess.task == "chat", summary.num_test
-    gain = expected_gain(rows, chat=chat)
+    task, rows = summary.roles.task, summary.num_test
+    gain = expected_gain(rows, task=task)
     yield "evaluation:"
     yield f"  metric: {_metric(summary)}"
-    supposed = "scores of an answer differ by 0.25" if chat else f"two models differ on {DISCORDANCE:.0%} of the rows"
     text = f"About {rows:,} rows judge, on which a true gain of {100 * gain:g} points is found 4 times in 5, supposing "
-    text += f"that {supposed}; a smaller one takes more rows. minimum_gain is what makes a change worth while to you"
-    yield from _comments([text])
+    text += f"that {DEFAULTS[task].assumption}; a smaller one takes more rows. minimum_gain is what makes a change "
+    yield from _comments([text + "worth while to you"])
     yield f"  minimum_gain: {minimum_gain(gain):g}"
     yield f"  expected_gain: {gain:g}"
-    if not chat and not summary.guess.groups:
+    if task == "classification" and not summary.roles.groups:
         yield "  # For work that is regulated: regulated: true, with gates: {groups: null} as there are no groups."
-    elif not chat:
+    elif task == "classification":
         yield "  # For work that is regulated, where a gate that cannot be assessed stops the change: regulated: true"
 
 
 def _metric(summary: DataSummary) -> str:
-    if summary.guess.task == "chat":
-        answers = [conversation[-1][1].split() for conversation in conversations_in(summary.guess)]
+    if summary.roles.label is None:
+        answers = [conversation[-1][1].split() for conversation in conversations_in(summary.roles)]
         words = sum(map(len, answers)) / max(1, len(answers))
         metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
         return f"{metric}  # answers have {words:.1f} words"
-    assert summary.guess.label is not None
-    counts = summary.guess.label.column.counts
+    counts = summary.roles.label.column.counts
     share = max(counts.values()) / sum(counts.values())
     if share > UNEVEN:
         return f"macro_f1  # one class has {share:.0%} of the rows, so that always saying it looks accurate"
@@ -249,23 +224,12 @@ def _metric(summary: DataSummary) -> str:
 
 def _comments(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        first, *rest = _wrapped(f"{text}.", width=114)
+        text = " ".join(f"{text}.".split())
+        first, *rest = textwrap.wrap(text, 114, break_long_words=False, break_on_hyphens=False)
         yield f"  # {first}"
         yield from (f"  #   {line}" for line in rest)
 
 
-def _wrapped(text: str, *, width: int) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
-
-
 def _yaml(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
-
-
-def _slug(name: str) -> str:
-    """A file's name as a recipe's."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "my-task"
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.tasks import TaskName
 from tailorbird.data.loader import read_splits
 from tailorbird.data.quality import clean
 from tailorbird.data.tasks import ChatData
-from tailorbird.init.inspect_data import DraftOptions, expected_gain, find_splits
+from tailorbird.init.inspect_data import DraftOptions, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
+from tailorbird.init.task_defaults import expected_gain
 
 SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
@@ -147,9 +149,9 @@ def test_splits_are_found_by_the_names_of_files_and_folders(tmp_path: Path) -> N
         written("train.parquet", "test-0.parquet", "test-1.parquet")
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_more_test_rows_find_smaller_gains(chat: bool) -> None:
-    gains = [expected_gain(num, chat=chat) for num in (30, 300, 3_000, 30_000)]
+@pytest.mark.parametrize("task", get_args(TaskName))
+def test_more_test_rows_find_smaller_gains(task: TaskName) -> None:
+    gains = [expected_gain(num, task=task) for num in (30, 300, 3_000, 30_000)]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > 0.1
     assert gains[-1] <= 0.01

