@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Embeddings = NDArray[np.float32]
 
 FAR_SHARE = 0.01  # of the reference's rows, the farthest from their nearest neighbour, that count as far
 NUM_BINS = 10
@@ -38,9 +40,9 @@ class TrafficSample:
 
     confidences: FloatArray  # [N] the champion's calibrated confidence
     outputs: Sequence[str]  # [N] the champion's answers
-    embeddings: NDArray[np.float32] | None = None
+    embeddings: Embeddings | None = None
     """[M, D] of some or all rows, by the pretrained encoder; None without texts."""
-    keys: NDArray[np.int64] | None = None
+    keys: IntArray | None = None
     """[N] of a reference: integers that are equal for dependent rows (of a document, a patient). A reference with
     embeddings has one per row, so M is N."""
 
@@ -93,9 +95,7 @@ def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: f
     return (unfamiliar, *statistics, *([] if two_sample is None else [two_sample]))
 
 
-def unfamiliar_statistic(
-    window: NDArray[np.float32], *, reference: NDArray[np.float32], keys: NDArray[np.int64], rate: float
-) -> DriftStatistic:
+def unfamiliar_statistic(window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float) -> DriftStatistic:
     """Return the share of texts farther from their nearest reference row than 99 % of the reference rows are.
 
     Of a reference row the nearest with another key counts: traffic comes from other documents. The probability that a
@@ -135,7 +135,7 @@ def classes_statistic(window: TrafficSample, *, reference: TrafficSample, rate: 
 
 
 def classifier_two_sample_test(
-    window: NDArray[np.float32], *, reference: NDArray[np.float32], keys: NDArray[np.int64], rate: float
+    window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float
 ) -> DriftStatistic | None:
     """Return the area under the ROC curve of a linear classifier that tells window texts from reference texts.
 
@@ -166,12 +166,7 @@ def classifier_two_sample_test(
 
 
 def _stability(
-    reference: NDArray[np.int64],
-    *,
-    window: NDArray[np.int64],
-    num_bins: int,
-    keys: NDArray[np.int64] | None,
-    rate: float,
+    reference: IntArray, *, window: IntArray, num_bins: int, keys: IntArray | None, rate: float
 ) -> tuple[float, float]:
     """Return the index of binned rows [N], and its threshold at `rate` under one distribution.
 
@@ -191,8 +186,8 @@ def _stability(
 
 
 def _resampled_by_key(
-    generator: np.random.Generator, rows: NDArray[np.int64], *, keys: NDArray[np.int64], num_bins: int, num_draws: int
-) -> NDArray[np.int64]:
+    generator: np.random.Generator, rows: IntArray, *, keys: IntArray, num_bins: int, num_draws: int
+) -> IntArray:
     """Return counts [K, B] of draws of whole keys with replacement."""
     codes = np.unique(keys, return_inverse=True)[1]
     num_keys = int(codes.max()) + 1
@@ -206,13 +201,13 @@ def _resampled_by_key(
     return np.concatenate(drawn).astype(np.int64)
 
 
-def _effective(keys: NDArray[np.int64]) -> float:
+def _effective(keys: IntArray) -> float:
     """Return Kish's effective number of independent rows; the number of keys if all have equally many rows."""
     sizes = np.unique(keys, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def stability_index(reference: NDArray[np.int64], window: NDArray[np.int64]) -> FloatArray:
+def stability_index(reference: IntArray, window: IntArray) -> FloatArray:
     """Return the population stability index of each row of counts [K, B]: the sum of (q - p) log(q / p)."""
     smoothed = [counts + PSEUDO_COUNT for counts in (reference, window)]
     p, q = (counts / counts.sum(1, keepdims=True) for counts in smoothed)
@@ -224,14 +219,12 @@ def threshold_at(values: FloatArray, rate: float) -> float:
     return float(np.quantile(values, 1 - rate, method="higher"))
 
 
-def _normalised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+def _normalised(embeddings: Embeddings) -> Embeddings:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def nearest_distances(
-    rows: NDArray[np.float32], others: NDArray[np.float32], *, keys: NDArray[np.int64] | None = None
-) -> FloatArray:
+def nearest_distances(rows: Embeddings, others: Embeddings, *, keys: IntArray | None = None) -> FloatArray:
     """Return the cosine distance [N] of each row to the nearest other; with `keys`, to the nearest of another key."""
     distances = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK_ROWS):

@@ -21,8 +21,7 @@ from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traf
 OTHERS = "(others)"
 """Group of all values that the reference does not have; in parentheses like the group of missing values. A client may
 send anything, also a person's name: only values of the reference are ever reported."""
-MAX_GROUP_VALUES = 20
-"""Of a column: the reference's most common ones."""
+MAX_GROUP_VALUES = 20  # of a column: the reference's most common ones
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,13 @@ class Quality:
     answers: int
     labelled: int
     right: int
-    interval: tuple[float, float]
-    """Wilson interval of the accuracy; (0, 1) without labels."""
+    interval: tuple[float, float]  # Wilson interval of the accuracy; (0, 1) without labels
     estimate: float | None
     """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. It is not a
     measurement, and nothing acts on it."""
 
     @property
     def accuracy(self) -> float | None:
-        """None without labels."""
         return self.right / self.labelled if self.labelled else None
 
     @property
@@ -82,9 +79,9 @@ def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[st
     They are fixed before any traffic, so that their number does not depend on it.
     """
     groups: list[str] = []
+    by_size = sorted(reference, key=lambda name: (-reference[name].n, name))
     for column in columns:
-        names = [name for name in reference if name.startswith(f"{column} = ")]
-        groups += sorted(sorted(names, key=lambda name: (-reference[name].n, name))[:MAX_GROUP_VALUES])
+        groups += sorted([name for name in by_size if name.startswith(f"{column} = ")][:MAX_GROUP_VALUES])
     return tuple(groups)
 
 
@@ -93,9 +90,8 @@ def group_masks(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[s
     masks: dict[str, NDArray[np.bool_]] = {}
     for index, column in enumerate(columns):
         codes = {name: code for code, name in enumerate(fixed) if name.startswith(f"{column} = ")}
-        row_codes = np.fromiter(
-            (codes.get(f"{column} = {values[index]}", -1) for values in outcomes.groups), np.int64, len(outcomes)
-        )
+        of_rows = (codes.get(f"{column} = {values[index]}", -1) for values in outcomes.groups)
+        row_codes = np.fromiter(of_rows, np.int64, len(outcomes))
         masks |= {name: row_codes == code for name, code in codes.items()}
         masks[f"{column} = {OTHERS}"] = row_codes == -1
     return masks
@@ -127,15 +123,15 @@ def group_gate(
     known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
         return gate("groups", (), note=note or "no labelled answer is of a group")
-    pairs = [(now, reference[name]) for name, now in known.items()]
-    p_values = [_p_value(now, before) for now, before in pairs]
-    adjusted = holm(p_values)
-    ordered = sorted(p_values)
-    bounds = []
-    for (now, before), name, p_value, adjusted_p in zip(pairs, known, p_values, adjusted, strict=True):
-        level = alpha / (len(pairs) - ordered.index(p_value))
-        harmed = adjusted_p < alpha and _interval(now, before, alpha=level)[1] < 0
-        bounds.append(_bound(name, now=now, before=before, harmed=harmed, limits=limits, alpha=alpha))
+    p_values = [_p_value(now, reference[name]) for name, now in known.items()]
+    ordered, bounds = sorted(p_values), []
+    for (name, now), p_value, adjusted in zip(known.items(), p_values, holm(p_values), strict=True):
+        before, level = reference[name], alpha / (len(known) - ordered.index(p_value))
+        change, interval = now.right / now.n - before.right / before.n, _interval(now, before, alpha=alpha)
+        state = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
+        if adjusted < alpha and _interval(now, before, alpha=level)[1] < 0:
+            state = State.FAILS
+        bounds.append(Bound(f"change in {name}", change, interval, -limits.max_loss, now.n, state))
     return gate("groups", bounds, note=note)
 
 
@@ -173,11 +169,8 @@ def challenger_group_gate(
     if not tables:
         return gate("groups", (), note="no audited pair is of a group that the champion was chosen on")
     names = [name for name, group in pairs.items() if group.num_pairs]
-    harmed = proven_harmed(tables, alpha=alpha)
-    bounds = [
-        group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha)
-        for name, table, harm in zip(names, tables, harmed, strict=True)
-    ]
+    tests = zip(names, tables, proven_harmed(tables, alpha=alpha), strict=True)
+    bounds = [group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha) for name, table, harm in tests]
     return gate("groups", bounds)
 
 
@@ -199,14 +192,8 @@ def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCoun
     size = min(map(len, streams))
     first = outcomes.right[np.concatenate([champion[ours], streams[0][:size]])]
     second = outcomes.right[np.concatenate([shadow[theirs], streams[1][:size]])]
-    if not len(first):
-        return None
-    return PairedCounts(
-        int((first & second).sum()),
-        int((~first & second).sum()),
-        int((first & ~second).sum()),
-        int((~first & ~second).sum()),
-    )
+    cells = (first & second, ~first & second, first & ~second, ~first & ~second)
+    return PairedCounts(*(int(cell.sum()) for cell in cells)) if len(first) else None
 
 
 def _pairs(table: PairedCounts | None) -> Pairs:
@@ -222,12 +209,3 @@ def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:
 def _interval(now: GroupAccuracy, before: GroupAccuracy, *, alpha: float) -> tuple[float, float]:
     low, high = confint_proportions_2indep(now.right, now.n, before.right, before.n, method="newcomb", alpha=alpha)
     return float(low), float(high)
-
-
-def _bound(
-    name: str, *, now: GroupAccuracy, before: GroupAccuracy, harmed: bool, limits: SubgroupGateConfig, alpha: float
-) -> Bound:
-    change, interval = now.right / now.n - before.right / before.n, _interval(now, before, alpha=alpha)
-    unharmed = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
-    state = State.FAILS if harmed else unharmed
-    return Bound(f"change in {name}", change, interval, -limits.max_loss, now.n, state)

@@ -12,11 +12,9 @@ from tailorbird.monitoring.sequential_test import ChallengerDecision, Pairs, dec
 class Recommendation:
     """What the reports call for."""
 
-    reevaluate: bool
-    """Whether the verdict should be made again, on newly labelled rows."""
+    reevaluate: bool  # whether the verdict should be made again, on newly labelled rows
     reasons: tuple[str, ...]
-    challenger: ChallengerDecision | None
-    """None without a challenger."""
+    challenger: ChallengerDecision | None  # None without a challenger
 
 
 def recommend(
@@ -39,7 +37,8 @@ def recommend(
     if expires is not None and datetime.fromisoformat(expires).date() <= today:
         reasons.append(f"the champion's verdict expired on {expires[:10]}")
     failed = set[str]()
-    for index, report in enumerate(_latest_first(reports)):
+    answered = [report for report in reports if report.feedback.answers]
+    for index, report in enumerate(sorted(answered, key=lambda report: report.day, reverse=True)):
         if since is not None and datetime.fromisoformat(report.made_at) <= datetime.fromisoformat(since):
             continue
         if index == 0:
@@ -60,11 +59,11 @@ def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float,
     """
     days = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
     challengers = [
-        report.challenger
+        challenger
         for report in days.values()
-        if report.challenger is not None
-        and report.challenger.digest == digest
-        and not (report.challenger.by_order and report.awaits_labels(today))
+        if (challenger := report.challenger) is not None
+        and challenger.digest == digest
+        and not (challenger.by_order and report.awaits_labels(today))
     ]
     names = sorted({name for challenger in challengers for name in challenger.groups})
     no_pairs = Pairs(0, 0, 0)
@@ -74,15 +73,5 @@ def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float,
 
 def sum_pairs(days: Sequence[Pairs]) -> Pairs:
     """Add up the pairs of several days."""
-    return Pairs(
-        sum(day.only_challenger_right for day in days),
-        sum(day.only_champion_right for day in days),
-        sum(day.num_pairs for day in days),
-    )
-
-
-def _latest_first(reports: Sequence[Report]) -> list[Report]:
-    """Return the reports with answers of the champion, the latest first."""
-    return sorted(
-        (report for report in reports if report.feedback.answers), key=lambda report: report.day, reverse=True
-    )
+    wins, losses = sum(day.only_challenger_right for day in days), sum(day.only_champion_right for day in days)
+    return Pairs(wins, losses, sum(day.num_pairs for day in days))

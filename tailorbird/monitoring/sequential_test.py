@@ -12,8 +12,7 @@ from scipy.special import betainc, betaln
 
 SHAPE = 5
 """Of the Beta mixture: of 1, 3, 5, 10, 20 about the quickest for win rates of 0.55 to 0.7 (see `pairs_needed`)."""
-MAX_PAIRS = 20_000
-"""Discordant pairs up to which `pairs_needed` searches."""
+MAX_PAIRS = 20_000  # discordant pairs up to which `pairs_needed` searches
 
 
 class Decision(StrEnum):
@@ -30,8 +29,7 @@ class Pairs:
 
     only_challenger_right: int
     only_champion_right: int
-    num_pairs: int
-    """Including pairs on which the arms agree."""
+    num_pairs: int  # including pairs on which the arms agree
 
     def __post_init__(self) -> None:
         if min(self.only_challenger_right, self.only_champion_right) < 0 or self.discordant > self.num_pairs:
@@ -49,10 +47,8 @@ class ChallengerDecision:
 
     decision: Decision
     reason: str
-    e_value: float
-    """Against "the challenger is no better"."""
-    e_value_worse: float
-    """Against "the challenger is no worse"."""
+    e_value: float  # against "the challenger is no better"
+    e_value_worse: float  # against "the challenger is no worse"
     pairs: Pairs
 
 
@@ -83,16 +79,12 @@ def decide_challenger(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float
         raise ValueError(f"alpha is {alpha}; allowed: over 0 and under 0.5")
     better = _e_value(pairs.only_challenger_right, pairs.only_champion_right)
     worse = _e_value(pairs.only_champion_right, pairs.only_challenger_right)
-    counts = (
-        f"of {pairs.discordant:,} pairs that differ the challenger alone is right in {pairs.only_challenger_right:,}"
-    )
+    wins = pairs.only_challenger_right
+    counts = f"of {pairs.discordant:,} pairs that differ the challenger alone is right in {wins:,}"
     level = alpha / (len(groups) + 1)
     at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses" if groups else f"alpha {level:.4g}"
-    harmed = sorted(
-        name
-        for name, group in groups.items()
-        if _e_value(group.only_champion_right, group.only_challenger_right) >= 1 / level
-    )
+    losses = {name: (group.only_champion_right, group.only_challenger_right) for name, group in groups.items()}
+    harmed = sorted(name for name, counted in losses.items() if _e_value(*counted) >= 1 / level)
     if harmed:
         decision, reason = Decision.STOP, f"proven worse in {', '.join(harmed)} ({at})"
     elif worse >= 1 / level:
