@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -115,7 +114,7 @@ def probe_node(request: ProbeRequest) -> NodeReport:
         memory_bytes=total,
         free_bytes=free,
         gpu_bytes=_gpu_bytes(),
-        bfloat16="avx512_bf16" in _cpu_flags(),
+        bfloat16=_has_bfloat16(),
         node_types=_bootstrap_types(),
         in_kubernetes="KUBERNETES_SERVICE_HOST" in os.environ,
     )
@@ -194,16 +193,13 @@ def _gpu_bytes() -> tuple[int, ...]:
     return ()
 
 
-def _cpu_flags() -> set[str]:
+def _has_bfloat16() -> bool:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return set(line.split())
-    return set()
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    return False
 
 
 def _bootstrap_types() -> tuple[NodeType, ...]:
-    content: Any = None
     with suppress(OSError, yaml.YAMLError, RuntimeError):  # RuntimeError: a user without a home
-        content = yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8"))
-    return parse_node_types(content)
+        return parse_node_types(yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8")))
+    return ()

@@ -68,11 +68,9 @@ class ProgressReporter:
         self.report = report
 
     def stage(self, text: str, *, baselines: Mapping[str, float] | None = None) -> None:
-        """Report that a stage begins."""
         self.report(StageEvent(text, baselines or {}))
 
     def note(self, text: str) -> None:
-        """Report a line about the stage that runs."""
         self.report(NoteEvent(text))
 
 

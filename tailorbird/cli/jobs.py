@@ -6,28 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from tailorbird import PROJECT_ROOT
-from tailorbird.cli.options import (
-    Address,
-    AsJson,
-    ExitCode,
-    Follow,
-    JobId,
-    Overrides,
-    RecipePath,
-    print_result,
-    read_recipe,
-)
+from tailorbird.cli import options
 
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
 
 
 def submit(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    address: Address = None,
-    follow: Follow = False,
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    address: options.Address = None,
+    follow: options.Follow = False,
     again: Annotated[bool, typer.Option("--again", help="Start it even if it has succeeded.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe as a job on a cluster, with the code of this folder; submitted twice, one job runs.
 
@@ -36,18 +26,18 @@ def submit(
     from cluster import jobs
     from cluster.dashboard import use_dashboard
 
-    loaded = read_recipe(recipe, overrides)
+    loaded = options.read_recipe(recipe, overrides)
     use_dashboard(address)
     submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again)
     if follow:
         print(submission.line(), file=sys.stderr)
         _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
     lines = [submission.line(), f"its log: tailorbird jobs logs {submission.job.id} --follow"]
-    print_result(submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=lines)
+    options.print_result(submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("list")
-def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+def list_jobs(address: options.Address = None, as_json: options.AsJson = False) -> None:
     """List the jobs that were submitted to the cluster, the latest last, with their exit codes.
 
     Example: tailorbird jobs list --json
@@ -58,11 +48,11 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     use_dashboard(address)
     submitted = jobs.list_jobs()
     lines = [job.line() for job in submitted] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
-    print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
+    options.print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("status")
-def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+def job_status(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
     """Show a job's status and Ray's message.
 
     Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
@@ -72,11 +62,13 @@ def job_status(job: JobId, address: Address = None, as_json: AsJson = False) -> 
 
     use_dashboard(address)
     status = jobs.read_job(job)
-    print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
+    options.print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
 
 
 @jobs_app.command()
-def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: AsJson = False) -> None:
+def logs(
+    job: options.JobId, address: options.Address = None, follow: options.Follow = False, as_json: options.AsJson = False
+) -> None:
     """Print a job's log; with `--follow` until the job ends, and exit with its code.
 
     Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
@@ -88,11 +80,11 @@ def logs(job: JobId, address: Address = None, follow: Follow = False, as_json: A
     if follow:
         _follow(job, as_json=as_json, value={})
     text = jobs.read_log(jobs.read_job(job).id)
-    print_result({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
+    options.print_result({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
 
 
 @jobs_app.command("stop")
-def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
+def stop_job(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
     """Stop a job; submitted again, it resumes after the last finished stage.
 
     Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
@@ -102,7 +94,7 @@ def stop_job(job: JobId, address: Address = None, as_json: AsJson = False) -> No
 
     use_dashboard(address)
     status = jobs.stop(job)
-    print_result(status.to_dict(), as_json=as_json, lines=[status.line()])
+    options.print_result(status.to_dict(), as_json=as_json, lines=[status.line()])
 
 
 def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
@@ -115,7 +107,7 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
         print(f"\n{job_id} continues; `{follow}` shows its log, `{stop}` stops it", file=sys.stderr)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+        raise typer.Exit(options.ExitCode.INTERRUPTED) from None
     assert job.exit_code is not None  # it has ended
-    print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])
+    options.print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])
     raise typer.Exit(job.exit_code)

@@ -5,25 +5,16 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import (
-    AsJson,
-    ExitCode,
-    Overrides,
-    RecipePath,
-    connected_recipe,
-    print_result,
-    read_recipe,
-    write_text,
-)
+from tailorbird.cli import options
 
 audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn at random.")
 
 
 def watch(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
     metrics: Annotated[Path | None, typer.Option(help="File for the gauges, for a node exporter.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Monitor the champion: drift, labels, groups, a challenger; exit with 3 if the verdict should be made again.
 
@@ -33,11 +24,11 @@ def watch(
 
     from tailorbird.operate.watch import watch_champion
 
-    with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         today = date.fromisoformat(day) if day else datetime.now(UTC).date()
         result = watch_champion(loaded, today=today, progress=progress)
     if metrics is not None:
-        write_text(metrics, result.metrics)
+        options.write_text(metrics, result.metrics)
     recommendation, decision = result.recommendation, result.recommendation.challenger
     lines = [f"the verdict should be made again: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is needed"]
@@ -51,32 +42,34 @@ def watch(
         "deleted": result.deleted,
         "reports": [report.model_dump(mode="json") for report in result.reports],
     }
-    print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
+    options.print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
     if recommendation.reevaluate:
-        raise typer.Exit(ExitCode.REEVALUATION_DUE)
+        raise typer.Exit(options.ExitCode.REEVALUATION_DUE)
 
 
-def reevaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def reevaluate(
+    recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False
+) -> None:
     """Make the champion's verdict again on audited rows; if it no longer holds, propose a rollback or do it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
     from tailorbird.operate.reevaluate import reevaluate_champion
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.holds}
     value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
-    print_result(value, as_json=as_json, lines=done.lines(recipe))
+    options.print_result(value, as_json=as_json, lines=done.lines(recipe))
 
 
 @audit_app.command("export")
 def export_audit(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     to: Annotated[str, typer.Option(help="URI of the Parquet to write, s3:// or file://.")],
     days: Annotated[str, typer.Option(help="First and last day, YYYY-MM-DD:YYYY-MM-DD.")],
     rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw answers at random, for people to label: Parquet with an empty column `label`.
 
@@ -85,15 +78,15 @@ def export_audit(
     from tailorbird.monitoring.label_audit import parse_days
     from tailorbird.operate.watch import draw_audit
 
-    num = draw_audit(read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
-    print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
+    num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
+    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
 
 
 @audit_app.command("import")
 def import_audit(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Store the labels that people gave; `tailorbird watch` and `tailorbird reevaluate` read them.
 
@@ -102,6 +95,6 @@ def import_audit(
     from tailorbird.monitoring.label_audit import import_labels
     from tailorbird.operate.watch import champion_of
 
-    loaded = read_recipe(recipe)
+    loaded = options.read_recipe(recipe)
     kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
-    print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])
+    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])

@@ -6,20 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import (
-    AsJson,
-    Overrides,
-    RecipePath,
-    connected_recipe,
-    print_result,
-    read_recipe,
-    read_text,
-    write_text,
-)
+from tailorbird.cli import options
 
 
 def promote(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     version: Annotated[str | None, typer.Option(help="A version's URI; by default the latest run's winner.")] = None,
     override: Annotated[
         str | None, typer.Option(metavar="REASON", help="Accept a verdict that is not confirmatory.")
@@ -27,7 +18,7 @@ def promote(
     engine: Annotated[
         str | None, typer.Option(help="Classifier on CPU: auto, torch, torch-bfloat16, openvino, onnxruntime-int8.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make the winner of a run the champion; a service takes it once it answers test rows as it was evaluated.
 
@@ -38,20 +29,20 @@ def promote(
     from tailorbird.release.promotion import promote_version
 
     if engine is None:  # needs no Ray if the task is not served
-        champion = promote_version(read_recipe(recipe).task_uri, version=version, override=override)
+        champion = promote_version(options.read_recipe(recipe).task_uri, version=version, override=override)
     else:
-        with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
             request = {"version": version, "override": override, "engine": engine}
             champion = promote_version(loaded.task_uri, progress=progress, **request)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     lines += [champion.parity.sentence() if champion.parity else "it is not served yet; `tailorbird serve` does it"]
-    print_result(champion.model_dump(), as_json=as_json, lines=lines)
+    options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
 
 def rollback(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     reason: Annotated[str, typer.Option(help="Why; stored with the champion.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make the version before the champion the champion again, also in a running service.
 
@@ -59,12 +50,12 @@ def rollback(
     """
     from tailorbird.release.promotion import roll_back
 
-    champion = roll_back(read_recipe(recipe).task_uri, reason=reason)
+    champion = roll_back(options.read_recipe(recipe).task_uri, reason=reason)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
-    print_result(champion.model_dump(), as_json=as_json, lines=lines)
+    options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
 
-def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Serve the champion on Ray Serve, or update a running service.
 
     Examples: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
@@ -74,7 +65,7 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
     from serving.tasks import SERVED_TASKS
     from tailorbird.release.serving import serve_champion
 
-    loaded = read_recipe(recipe, overrides)
+    loaded = options.read_recipe(recipe, overrides)
     url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
     lines, challenger = [f"{version.version} answers at {url}{SERVED_TASKS[version.task].route}"], None
     if loaded.serving.challenger:
@@ -82,17 +73,17 @@ def serve(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
         lines += [f"challenger: {challenger or 'none, since the recipe names the champion'}"]
     lines += ["clients need a key" if loaded.serving.api_keys else "on this machine only: serving.api_keys is not set"]
     value = {"url": url, "version": version.version, "digest": version.digest, "trial": challenger}
-    print_result(value, as_json=as_json, lines=lines)
+    options.print_result(value, as_json=as_json, lines=lines)
 
 
 def score(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
     output: Annotated[str, typer.Option(help="A folder, s3://: empty, or with this batch's earlier output.")],
     model: Annotated[str, typer.Option(help="`champion`, `pretrained`, a version's name or its URI.")] = "champion",
     column: Annotated[str | None, typer.Option(help="Column with the texts; by default the recipe's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Column that the output has as `id`.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score every row of a Parquet data set with a version, on the cluster; run again, it resumes.
 
@@ -102,19 +93,19 @@ def score(
 
     from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
 
-    with connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         version = resolve_version(loaded.task_uri, model)
         column = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
         done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(progress))
     value = asdict(done) | {"version": version.version, "digest": version.digest}
-    print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
+    options.print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
 
 
 def key(
     name: Annotated[str, typer.Argument(help="Name of its holder.")],
     per_minute: Annotated[int | None, typer.Option(help="Requests a minute that a replica accepts.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make an API key, and the line to store where the recipe's serving.api_keys points.
 
@@ -124,16 +115,16 @@ def key(
 
     made, stored = new_key(name, per_minute=per_minute)
     lines = [f"key, shown this once: {made}", f"line to store:        {stored.to_line()}"]
-    print_result({"key": made, "line": stored.to_line()}, as_json=as_json, lines=lines)
+    options.print_result({"key": made, "line": stored.to_line()}, as_json=as_json, lines=lines)
 
 
 def render(
-    recipe: RecipePath,
+    recipe: options.RecipePath,
     to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, watch, serve or submit.")],
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     base: Annotated[str | None, typer.Option(help="A manifest to write into; - reads standard input.")] = None,
     output: Annotated[Path | None, typer.Option(help="A file to write, instead of standard output.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Render the recipe as KubeRay's manifests, a configuration for `serve deploy` or a body for Ray's job API.
 
@@ -141,12 +132,12 @@ def render(
     """
     from tailorbird.release.manifests import render_manifest
 
-    template = base if base is None else sys.stdin.read() if base == "-" else read_text(base)
-    done = render_manifest(read_recipe(recipe, overrides), to=to, base=template)
+    template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
+    done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
-        write_text(output, done.text)
+        options.write_text(output, done.text)
         lines = [f"written: {output}"]
-    print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)
+    options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)

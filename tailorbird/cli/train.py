@@ -5,15 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import (
-    AsJson,
-    Overrides,
-    RecipePath,
-    connected_recipe,
-    print_checks,
-    print_result,
-    read_recipe,
-)
+from tailorbird.cli import options
 
 
 def init(
@@ -24,7 +16,7 @@ def init(
     registry: Annotated[str, typer.Option(help="Where models and evidence go.")] = "s3://models",
     base_model: Annotated[str | None, typer.Option(help="The pretrained model, in place of a small one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draft a recipe, with comments, from what the rows look like.
 
@@ -33,24 +25,25 @@ def init(
     from tailorbird.init.inspect_data import DraftOptions
     from tailorbird.init.recipe_writer import write_recipe
 
-    options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
-    draft = write_recipe(parquet, output, options=options, force=force)
+    draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
+    draft = write_recipe(parquet, output, options=draft_options, force=force)
     lines = [f"{output}: a {draft.task} task, every value a guess"]
     lines += [f"read it, then: tailorbird preflight {output}; tailorbird run {output}"]
-    print_result({"recipe": str(output), "content": draft.model_dump(mode="json")}, as_json=as_json, lines=lines)
+    value = {"recipe": str(output), "content": draft.model_dump(mode="json")}
+    options.print_result(value, as_json=as_json, lines=lines)
 
 
-def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def preflight(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Report what would go wrong in a run, before it costs anything; exit with 1 if something would.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
     from tailorbird.checks.preflight import check_recipe
 
-    print_checks(check_recipe(read_recipe(recipe, overrides)), as_json=as_json)
+    options.print_checks(check_recipe(options.read_recipe(recipe, overrides)), as_json=as_json)
 
 
-def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Run the whole pipeline: data, baselines, sweep, seeds, verdict, registry. Resumes after the last finished stage.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
@@ -58,13 +51,14 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
     from tailorbird.evaluation.report.console import verdict_lines
     from tailorbird.pipeline.run import run_pipeline
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         result = run_pipeline(loaded, progress=progress)
     value = {"run": result.run, "winner": result.winner, "verdict": result.verdict.model_dump(mode="json")}
-    print_result(value, as_json=as_json, lines=[*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"])
+    lines = [*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"]
+    options.print_result(value, as_json=as_json, lines=lines)
 
 
-def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Score what works without fine-tuning, on the validation rows.
 
     Example: tailorbird baseline recipes/icd10_demo.yaml
@@ -75,28 +69,28 @@ def baseline(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from tailorbird.pipeline.prepare import prepare
     from tailorbird.pipeline.run import fit_baselines
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         baselines = fit_baselines(prepare(loaded, progress=progress), progress=progress)
     incumbent = select_incumbent(baselines).kind
     value = {"baselines": [asdict(baseline) for baseline in baselines], "incumbent": incumbent}
-    print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
+    options.print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
 
 
-def sweep(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Run baselines and sweep only, and print their table; no model reads the test rows.
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
     from tailorbird.pipeline.run import sweep_only
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         swept = sweep_only(loaded, progress=progress)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
-    print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
+    options.print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
 
 
-def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Reach the verdict on models that are trained already: like `run`, but refuses to train.
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
@@ -104,7 +98,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from tailorbird.evaluation.report.console import verdict_lines
     from tailorbird.pipeline.run import run_pipeline
 
-    with connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         result = run_pipeline(loaded, progress=progress, may_train=False)
     value = {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}
-    print_result(value, as_json=as_json, lines=verdict_lines(result.evidence))
+    options.print_result(value, as_json=as_json, lines=verdict_lines(result.evidence))
