@@ -12,6 +12,10 @@ from tailorbird import resource_folder
 RECIPE = resource_folder("recipes") / "icd10_demo.yaml"
 DATA = "s3://lake/icd10"
 TERMS = ("Kinking and stricture of ureter without hydronephrosis", "Farmer's lung", "Fear of flying")
+NEXT_STEPS = """\
+it serves on. Ask it:   curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'
+in a browser:           {url}/
+stop it:                .venv/bin/tailorbird stack down"""
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
         url = _run_demo(console, overrides=tuple(arguments.overrides))
         console.print(f"\n[bold]done in {(time.monotonic() - start) / 60:.1f} minutes[/bold]")
         if arguments.keep:
-            console.print(_next_steps(url), soft_wrap=True)
+            console.print(NEXT_STEPS.format(url=url), soft_wrap=True)
     finally:
         if ours and not arguments.keep:
             stack.down(folder)
@@ -76,14 +80,6 @@ def _classify(url: str, terms: tuple[str, ...]) -> list[tuple[str, float]]:
     response = requests.post(f"{url}/v1/classify", json={"input": list(terms)}, timeout=30)
     response.raise_for_status()
     return [(answer["label"], answer["score"]) for answer in response.json()["results"]]
-
-
-def _next_steps(url: str) -> str:
-    return (
-        f"""it serves on. Ask it:   curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'\n"""
-        f"in a browser:           {url}/\n"
-        "stop it:                .venv/bin/tailorbird stack down"
-    )
 
 
 if __name__ == "__main__":

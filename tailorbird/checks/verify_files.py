@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from pyarrow import ArrowException
 
-from cluster.code_snapshot import shipped_sha256
+from cluster.code_snapshot import CodeVersion, shipped_sha256
 from tailorbird import storage
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, CodeRecord, Evidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.registry.versions import Hybrid
 from tailorbird.storage import s3
@@ -96,7 +96,7 @@ def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
             yield from registered_faults(f"the {role} in {subject}", part.uri, digest=part.digest)
 
 
-def code_faults(code: CodeRecord) -> Iterator[str]:
+def code_faults(code: CodeVersion) -> Iterator[str]:
     """Compare the shipped code with the sha256 that names it."""
     content = read_content(code.uri)
     if content is None:

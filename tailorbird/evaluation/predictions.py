@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-from collections.abc import Mapping
 
 GROUP_PREFIX = "group:"
 MEASURE_PREFIX = "measure:"
@@ -56,19 +55,17 @@ class Predictions:
             values = np.array(getattr(self, name), dtype=np.float64)
             values.flags.writeable = False
             object.__setattr__(self, name, values)
-        object.__setattr__(
-            self, "measures", {name: np.array(values, np.float64) for name, values in self.measures.items()}
-        )
-        columns = {
-            name: len(getattr(self, name)) for name in ("labels", "outputs", "scores", "confidences", "calibrated")
-        }
-        columns |= {f"group {name}": len(values) for name, values in self.groups.items()}
-        columns |= {name: len(values) for name, values in self.measures.items()}
-        columns |= {} if self.clusters is None else {"clusters": len(self.clusters)}
-        for name, length in columns.items():
-            if length != len(self.row_ids):
+        measures = {name: np.array(values, np.float64) for name, values in self.measures.items()}
+        object.__setattr__(self, "measures", measures)
+        names = ("labels", "outputs", "scores", "confidences", "calibrated")
+        columns: dict[str, Sized] = {name: getattr(self, name) for name in names}
+        columns |= {f"group {name}": values for name, values in self.groups.items()}
+        columns |= measures
+        columns |= {} if self.clusters is None else {"clusters": self.clusters}
+        for name, column in columns.items():
+            if len(column) != len(self.row_ids):
                 raise ValueError(
-                    f"predictions of {self.model}: {length} {name} for {len(self.row_ids)} row ids; give one a row"
+                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} row ids; give one a row"
                 )
 
     def __len__(self) -> int:
@@ -116,25 +113,23 @@ class Predictions:
                 f"not a table of predictions: columns missing {missing}, foreign {foreign}, model's name "
                 f"{'missing' if model is None else 'there'}; give a table that Predictions.to_table wrote"
             )
+
+        def texts(name: str) -> tuple[str, ...]:
+            return tuple(table[name].to_pylist())
+
+        groups = [name for name in names if name.startswith(GROUP_PREFIX)]
+        measures = [name for name in names if name.startswith(MEASURE_PREFIX)]
         return cls(
             model=model.decode(),
-            row_ids=tuple(table["row_id"].to_pylist()),
-            labels=tuple(table["label"].to_pylist()),
-            outputs=tuple(table["output"].to_pylist()),
+            row_ids=texts("row_id"),
+            labels=texts("label"),
+            outputs=texts("output"),
             scores=table["score"].to_numpy(),
             confidences=table["confidence"].to_numpy(),
             calibrated=table["calibrated"].to_numpy(),
-            groups={
-                name.removeprefix(GROUP_PREFIX): tuple(table[name].to_pylist())
-                for name in names
-                if name.startswith(GROUP_PREFIX)
-            },
-            measures={
-                name.removeprefix(MEASURE_PREFIX): table[name].to_numpy()
-                for name in names
-                if name.startswith(MEASURE_PREFIX)
-            },
-            clusters=tuple(table[CLUSTER].to_pylist()) if CLUSTER in names else None,
+            groups={name.removeprefix(GROUP_PREFIX): texts(name) for name in groups},
+            measures={name.removeprefix(MEASURE_PREFIX): table[name].to_numpy() for name in measures},
+            clusters=texts(CLUSTER) if CLUSTER in names else None,
         )
 
 
@@ -152,10 +147,8 @@ def align(first: Predictions, *others: Predictions) -> None:
         for what, values in {"score": predictions.scores, **predictions.measures}.items():
             bad = np.flatnonzero(~np.isfinite(values))
             if bad.size:
-                raise VerdictRefused(
-                    f"{predictions.model} has the {what} {values[bad[0]]} at row "
-                    f"{predictions.row_ids[bad[0]]!r}; scores must be finite"
-                )
+                row = f"{values[bad[0]]} at row {predictions.row_ids[bad[0]]!r}"
+                raise VerdictRefused(f"{predictions.model} has the {what} {row}; scores must be finite")
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
@@ -164,8 +157,8 @@ def align(first: Predictions, *others: Predictions) -> None:
             if ours != theirs:
                 at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
                 raise VerdictRefused(
-                    f"{pair} differ in their {what}, first at position {at}: {ours[at]!r} and {theirs[at]!r}; "
-                    "predict the same rows in the same order"
+                    f"{pair} differ in their {what.replace('_', ' ')}, first at position {at}: {ours[at]!r} and "
+                    f"{theirs[at]!r}; predict the same rows in the same order"
                 )
 
 

@@ -123,7 +123,7 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
     }
     for baseline in trained.baselines:
         if baseline.kind == tfidf.KIND and baseline.uri is not None:
-            tables["reference"] = _predict_reference(context, baseline.uri)
+            tables["reference"] = _predict(context, baseline.uri, rows_name="test", predict=tfidf.predict_tfidf)
     return tables
 
 
@@ -173,10 +173,8 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     names = [f"predictions/{name}.parquet" for name in evaluated.predictions]
     names += [name for name in (PROTOCOL_FILE, ROUTING_FILE) if storage.exists(f"{context.run}/{name}")]
     files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
-    for role, version in versions.items():
-        if not storage.exists(
-            f"{version.uri}/{MANIFEST}"
-        ):  # a version keeps the evidence of the run that registered it
+    for role, version in versions.items():  # a version keeps the evidence of the run that registered it
+        if not storage.exists(f"{version.uri}/{MANIFEST}"):
             write_evidence(version.uri, files | render_files(evidence, role=role))
     write_evidence(context.run, files | render_files(evidence, role=chosen))
     return RunResult(evidence)
@@ -195,41 +193,24 @@ def _register(
     return versions
 
 
-def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
-    """Return a model's predictions of validation, test or a changed set; a cached stage."""
-    splits = context.splits
+def _predict(
+    context: RunContext, uri: str, *, rows_name: str, predict: Callable[..., Predictions] = predict_rows
+) -> Predictions:
+    """Return predictions of validation, test or a changed set by the function `predict`; a cached stage."""
+    inputs, splits = context.inputs, context.splits
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
         "counterfactual": lambda: swap_demographics(splits.test),
         "noise": lambda: add_typos(splits.test),
     }
-    functions = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
+    changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
+    stage_inputs = inputs.stage_inputs(predict, *changes, model=uri, rows=rows_name)
+    if rows_name != VALIDATION:
+        stage_inputs["test"] = inputs.data.hashes["test"]
 
-    def predict() -> Predictions:
-        return context.inputs.remote(predict_rows)(uri, rows=rows[rows_name]())
+    def compute(folder: str) -> str:
+        save_predictions(f"{folder}/predictions.parquet", inputs.remote(predict)(uri, rows=rows[rows_name]()))
+        return f"{folder}/predictions.parquet"
 
-    inputs = context.inputs.stage_inputs(predict_rows, *functions, model=uri, rows=rows_name)
-    return _cached_predictions(context, predict, inputs=inputs, reads_test=rows_name != VALIDATION)
-
-
-def _predict_reference(context: RunContext, uri: str) -> Predictions:
-    """Return the TF-IDF baseline's predictions of test; a cached stage."""
-
-    def predict() -> Predictions:
-        return context.inputs.remote(tfidf.predict_tfidf)(uri, rows=context.splits.test)
-
-    inputs = context.inputs.stage_inputs(tfidf.predict_tfidf, model=uri, rows="test")
-    return _cached_predictions(context, predict, inputs=inputs, reads_test=True)
-
-
-def _cached_predictions(
-    context: RunContext, predict: Callable[[], Predictions], *, inputs: dict[str, object], reads_test: bool
-) -> Predictions:
-    def compute(uri: str) -> str:
-        save_predictions(f"{uri}/predictions.parquet", predict())
-        return f"{uri}/predictions.parquet"
-
-    if reads_test:
-        inputs["test"] = context.inputs.data.hashes["test"]
-    return load_predictions(context.inputs.cached("predictions", output=str, inputs=inputs, compute=compute))
+    return load_predictions(inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute))

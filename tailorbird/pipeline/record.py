@@ -110,7 +110,7 @@ def build_evidence(
         measures=mean_measures(predictions),
         versions=dict(versions),
         champion=context.champion,
-        code=evidence.CodeRecord(inputs.code.sha256, inputs.code.uri),
+        code=inputs.code,
         base_model=inputs.base_model,
     )
 

@@ -14,7 +14,7 @@ from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CodeRecord, EngineEvidence, Evidence
+from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
@@ -149,7 +149,7 @@ class _Export:
             run=self._evidence.run,
             protocol=self._protocol,
             cpu=rounds,
-            code=CodeRecord(self._code.sha256, self._code.uri),
+            code=self._code,
             created_at=now(),
         )
         for name, table in tables.items():

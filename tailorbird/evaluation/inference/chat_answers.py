@@ -31,7 +31,8 @@ def answer_rows(
     ]
     end_id = int(tokenizer.eos_token_id)
     answers = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
-    return [Answer(_text(answer.tokens, tokenizer=tokenizer), answer.confidence) for answer in answers]
+    texts = [str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip() for answer in answers]
+    return [Answer(text, answer.confidence) for text, answer in zip(texts, answers, strict=True)]
 
 
 def reference_likelihoods(
@@ -49,7 +50,3 @@ def conversations(rows: Rows) -> Sequence[Conversation]:
     """Return the conversations of a chat task's rows."""
     assert rows.conversations is not None
     return rows.conversations
-
-
-def _text(tokens: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> str:
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from tailorbird.data.rows import Rows
-from tailorbird.data.tokenize import encode_texts
 from tailorbird.evaluation.gates.cost import LEAST_ROUNDS, CpuRounds
 from tailorbird.evaluation.inference.chat_answers import answer_rows
-from tailorbird.models.classifier import logits_rows
-from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
-from tailorbird.registry.versions import VersionConfig
+from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.models.loading import LoadedChat, load_artifact
 
 ROLES = ("incumbent", "candidate")
 
@@ -47,14 +45,5 @@ def _answerer(uri: str) -> Callable[[Rows], object]:
     """Load the artifact and return a function that answers rows."""
     loaded = load_artifact(uri, device="cpu")
     if isinstance(loaded, LoadedChat):
-        return partial(_answer, loaded)
-    return partial(_classify, loaded)
-
-
-def _classify(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> object:
-    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
-
-
-def _answer(loaded: LoadedChat[VersionConfig], rows: Rows) -> object:
-    return answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+        return partial(answer_rows, loaded.model, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+    return partial(class_logits, loaded)

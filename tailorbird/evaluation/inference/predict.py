@@ -12,7 +12,7 @@ from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_rows, reference_likelihoods
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
-from tailorbird.models.classifier import logits_rows, probabilities
+from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
@@ -32,7 +32,7 @@ def calibrate(uri: str, *, rows: Rows) -> float:
     """Return the temperature that calibrates the classifier at `uri` on validation rows."""
     loaded = load_artifact(uri)
     assert isinstance(loaded, LoadedClassifier), f"{uri} is no classifier"
-    return fit_temperature(_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
+    return fit_temperature(class_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
 
 
 def label_predictions(
@@ -54,8 +54,10 @@ def label_predictions(
 
 
 def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
-    logits = _logits(loaded, rows)
-    before, after = probabilities(logits), temperature_softmax(logits, temperature=loaded.version.temperature)
+    logits = class_logits(loaded, rows)
+    before, after = (
+        temperature_softmax(logits, temperature=temperature) for temperature in (1.0, loaded.version.temperature)
+    )
     outputs = tuple(loaded.classes[index] for index in logits.argmax(1))
     kind = loaded.version.kind
     return label_predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
@@ -96,6 +98,7 @@ def _documents(rows: Rows) -> tuple[str, ...] | None:
     return tuple(numbers[key] for key in keys)
 
 
-def _logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
+def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
+    """Return the classifier's logits [N, L] of rows."""
     tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
     return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))

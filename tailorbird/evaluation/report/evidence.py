@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from cluster.code_snapshot import CodeVersion
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import CpuRounds
@@ -121,15 +122,6 @@ class CandidateRecord:
 
 
 @dataclass(frozen=True)
-class CodeRecord:
-    """The code of the run."""
-
-    sha256: str
-    uri: str
-    """URI of the archive."""
-
-
-@dataclass(frozen=True)
 class BaseModelRecord:
     """The staged base model."""
 
@@ -202,7 +194,7 @@ class Evidence(StoredModel):
     """By role: `incumbent`, `candidate`, and `hybrid` if there is one."""
     champion: str | None
     """URI of the version that served when the run began."""
-    code: CodeRecord
+    code: CodeVersion
     base_model: BaseModelRecord
 
     @property
@@ -246,6 +238,6 @@ class EngineEvidence(StoredModel):
     """URI of that run."""
     protocol: TestProtocol
     cpu: CpuRounds
-    code: CodeRecord
+    code: CodeVersion
     created_at: str
     """ISO 8601."""

@@ -1,57 +1,16 @@
-"""Elements of the HTML report: its style, tables and figures; every argument is escaped unless it is called HTML."""
+"""Elements of the HTML report; every argument is escaped unless it is called HTML."""
 
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 from pydantic import BaseModel
 
 from tailorbird.evaluation.verdict.formatting import points
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #596373; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
-  --bar: #9fb6cc; --chosen: #2f6f9f; --go: #1d7a46; --stay: #8a5a00; --unsure: #8c2f5b; --both: #5b4bb0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa7b6; --line: #343e4a; --paper: #14191f;
-  --panel: #1c232b; --bar: #46607a; --chosen: #6fb1e0; --go: #5cc98b; --stay: #e0ab4d; --unsure: #e58ab5;
-  --both: #aba0f5; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p, ul { margin: .4rem 0; } ul { padding-left: 1.2rem; } small, .soft { color: var(--soft); font-size: .85rem; }
-.verdict { border-left: .3rem solid var(--tone); background: var(--panel); padding: .9rem 1rem; margin: 1rem 0; }
-.verdict strong { color: var(--tone); font-size: 1.25rem; }
-.FINE_TUNE { --tone: var(--go); } .STAY { --tone: var(--stay); } .INSUFFICIENT_EVIDENCE { --tone: var(--unsure); }
-.HYBRID { --tone: var(--both); }
-.passes { color: var(--go); } .fails { color: var(--unsure); font-weight: 600; } .open { color: var(--stay); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 500; } td small { display: block; white-space: nowrap; }
-th.plot { width: 38%; min-width: 6rem; } .facts { table-layout: fixed; } .facts th { width: 34%; }
-.wide table td, .wide table th { overflow-wrap: normal; }
-svg { display: block; width: 100%; } svg.square { max-width: 22rem; } svg text { fill: var(--soft); font-size: 11px; }
-.bar { fill: var(--bar); } .chosen .bar, .bar.chosen { fill: var(--chosen); }
-.dot { fill: var(--bar); } .dot.chosen { fill: var(--chosen); }
-.path { fill: none; stroke: var(--bar); stroke-width: 1.5; } .path.chosen { stroke: var(--chosen); }
-.whisker { stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
-.frame { fill: none; stroke: var(--line); vector-effect: non-scaling-stroke; }
-.guide { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; vector-effect: non-scaling-stroke; }
-.key { display: inline-block; width: .7rem; height: .7rem; background: var(--bar); margin: 0 .3rem 0 .6rem; }
-.key.chosen { background: var(--chosen); }
-details { margin: .6rem 0; } summary { cursor: pointer; }
-pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: .8rem; white-space: pre-wrap; }
-@media (max-width: 34rem) { body { padding: 1rem .8rem 2rem; } th.plot { width: 20%; min-width: 3.5rem; }
-  table { font-size: .82rem; } th, td { padding-right: .4rem; } }
-@page { margin: 1.6cm; }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --panel: #f2f2f2;
-  --bar: #9fb6cc; --chosen: #2f6f9f; --go: #1d7a46; --stay: #8a5a00; --unsure: #8c2f5b; --both: #5b4bb0; }
-  body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; } table { font-size: 8.5pt; }
-  h2, h3 { break-after: avoid; } .verdict, tr, svg, figure { break-inside: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
 TONES = {"passes": "passes", "fails": "fails", "not assessable": "open"}
 
 
@@ -94,14 +53,8 @@ class Figures:
 
 def document(title: str, *, sections: Sequence[str]) -> str:
     """Return a whole page that loads nothing and runs nothing; sections are HTML."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
-    )
+    page = Template((files(__package__) / "page.html").read_text("utf-8"))
+    return page.substitute(title=text(title), sections="\n".join(sections))
 
 
 def text(value: object) -> str:

@@ -37,10 +37,9 @@ class Effect:
 
 
 def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
-    """Mean F1 over the classes that occur in the labels; labels and outputs are [N].
+    """Return the mean F1 over the classes that occur in the labels; labels and outputs are [N].
 
-    scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`. An output
-    that is no label's class counts against the class it should have been, and is no class of its own.
+    As scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`.
     """
     if not len(labels):
         raise ValueError("macro-F1 of no rows; give at least one")
@@ -51,14 +50,12 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
 
 
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
-    """Gain in macro-F1 (see `macro_f1`) by paired bootstrap of the rows: 10,000 resamples, percentile interval.
+    """Return the gain in macro-F1 by paired bootstrap of the rows: 10,000 resamples, percentile interval.
 
-    Both must be predictions of the same rows, which `predictions.align` makes sure of.
-    Resampling rows is drawing the counts of the joint (label, candidate's output, other's output) cells from a
-    multinomial; where rows share documents, whole documents are drawn. As in any bootstrap the statistic is taken of
-    each resample as it is: a class of which a resample has no label does not enter its mean. p is `two_sided`'s, and no
-    less than what that many signs could give, 2^(1 - n): resamples of one row have no spread. The interval reaches as
-    far as what no row shows could, or few rows on which the models agree would rule any gain out. Efron and Tibshirani,
+    Both must be predictions of the same rows (`predictions.align`). Resampling rows is drawing the counts of the joint
+    (label, candidate's output, other's output) cells from a multinomial; where rows share documents, whole documents
+    are drawn. A class of which a resample has no label does not enter its mean. p is `two_sided`'s, and at least
+    2^(1 - n), since resamples of one row have no spread. The interval includes the unseen rate. Efron and Tibshirani,
     An Introduction to the Bootstrap (1993).
     """
     classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
@@ -94,14 +91,16 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
 def mean_effect(
     candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float, clusters: Sequence[str] | None = None
 ) -> Effect:
-    """Gain in the mean per-row score [N]: paired bootstrap interval, and p by sign-flip permutation; 10,000 draws each.
+    """Return the gain in the mean per-row score [N]: bootstrap interval, and p by sign flips; 10,000 draws each.
 
     With `clusters`, one name a row, whole clusters are drawn and flipped, since rows of one document are not
-    independent; the resampled mean is the sum of the scores drawn over the number of rows drawn. p counts the flips
-    whose gain is as far from 0 as the one seen, one added to count and total. Raises ValueError for scores that are
-    not finite or not paired, and for fewer than two rows or clusters, which have no spread.
+    independent; the resampled mean is the sum of the scores drawn over the number of rows drawn. Raises ValueError for
+    scores that are not finite or not paired, and for fewer than two rows or clusters, which have no spread.
     """
-    differences = _differences(candidate_scores, other_scores=other_scores)
+    ours, theirs = np.asarray(candidate_scores, dtype=np.float64), np.asarray(other_scores, dtype=np.float64)
+    if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
+        raise ValueError(f"scores of shapes {ours.shape} and {theirs.shape}; give two finite ones for each row")
+    differences = ours - theirs
     units, sizes = differences, np.ones(len(differences), dtype=np.float64)
     if clusters is not None:
         if len(clusters) != len(differences):
@@ -130,8 +129,7 @@ def resampled(n: int, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
 def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
     """Yield resamples of sum(counts) rows counted in cells: arrays [chunk, cells], `num_resamples` rows in all.
 
-    A multinomial in two steps, which is the same distribution: how many rows fall on rare cells, then those row by row
-    and the rest cell by cell.
+    A multinomial in two steps: how many rows fall on rare cells, then those row by row and the rest cell by cell.
     """
     generator, n = np.random.default_rng(seed), int(counts.sum())
     rare = counts < FEW_ROWS
@@ -151,13 +149,13 @@ def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> It
 
 
 def two_sided(gains: FloatArray) -> float:
-    """2 min(share of the resampled gains at or under 0, at or over 0), one added to count and total; at most 1."""
+    """Return 2 min(share of the gains at or under 0, at or over 0), one added to count and total; at most 1."""
     under, over = int(np.sum(gains <= ROUNDING)), int(np.sum(gains >= -ROUNDING))
     return min(1.0, 2 * (min(under, over) + 1) / (len(gains) + 1))
 
 
 def _sign_flip(units: FloatArray) -> float:
-    """Share of random signs of the units' differences whose sum is as far from 0 as theirs, one added to both."""
+    """Return the share of random signs of the differences whose sum is as far from 0 as theirs, one added to both."""
     sizes = np.abs(units[units != 0])  # no sign changes a difference of 0
     total, seen = float(sizes.sum()), abs(float(units.sum()))
     generator, as_far = np.random.default_rng(SIGN_SEED), 0
@@ -176,13 +174,6 @@ def _effect(point: float, *, gains: FloatArray, p_value: float, alpha: float) ->
     return Effect(point, (float(low), float(high)), p_value, float(np.std(gains, ddof=1)))
 
 
-def _differences(candidate_scores: FloatArray, *, other_scores: FloatArray) -> FloatArray:
-    ours, theirs = np.asarray(candidate_scores, dtype=np.float64), np.asarray(other_scores, dtype=np.float64)
-    if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
-        raise ValueError(f"scores of shapes {ours.shape} and {theirs.shape}; give two finite ones for each row")
-    return np.asarray(ours - theirs)
-
-
 def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
     """Return the index of each value's class; the number of classes for an unknown value."""
     return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
@@ -194,11 +185,9 @@ def _numbered(names: Sequence[str]) -> IntArray:
 
 
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
-    """Return the first position of each distinct value, and its count, in order of first appearance.
-
-    That order is the same when the two models change places, so an effect changes its sign and nothing else.
-    """
+    """Return the first position of each distinct value, and its count, in order of first appearance."""
     _, first, counts = np.unique(values, return_index=True, return_counts=True)
+    # That order is the same when the two models change places, so an effect changes its sign and nothing else.
     order = np.argsort(first)
     return first[order], counts[order]
 
@@ -211,7 +200,7 @@ def _totals(truth: IntArray, answers: IntArray, *, num_classes: int) -> tuple[In
 
 
 def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes: int) -> csr_array:
-    """[5 L, cells] of 0 and 1: sums cells to `_totals` of each class, the last two once for each model."""
+    """Return [5 L, cells] of 0 and 1: sums cells to `_totals` of each class, the last two once for each model."""
     blocks = [truth]
     for codes in answers:
         blocks += [codes, np.where(codes == truth, truth, num_classes)]
@@ -223,14 +212,14 @@ def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes
 
 
 def _mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
-    """Mean over classes that occur, of 2 right / (support + answered); all are [L, resamples]."""
+    """Return the mean over classes that occur of 2 right / (support + answered); all are [L, resamples]."""
     f1 = 2 * right / np.maximum(support + answered, 1)
     # A class that does not occur has nothing right and adds 0.
     return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)
 
 
 def unseen_rate(n: int, *, alpha: float) -> float:
-    """Highest share of rows with an event that, at level alpha / 2, may have occurred on none of n rows.
+    """Return the highest share of rows with an event that, at level alpha / 2, may have occurred on none of n rows.
 
     Clopper and Pearson's upper limit at no event, 1 - (alpha / 2)^(1 / n): about 3.7 / n at alpha 0.05.
     """

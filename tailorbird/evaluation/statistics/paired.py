@@ -37,7 +37,6 @@ class PairedCounts:
 
     @property
     def n(self) -> int:
-        """Number of rows."""
         return sum(self.cells)
 
     @property
@@ -66,8 +65,7 @@ class Comparison:
     share documents, the wider of Newcombe's and the bootstrap's over documents at each end."""
     p_value: float
     """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
-    flips' for other means over rows. Where rows share documents, the larger of McNemar's and sign flips'
-    of documents."""
+    flips' for other means. Where rows share documents, the larger of McNemar's and sign flips' of documents."""
     p_exact: float | None
     """McNemar's exact p; None for a metric that is no share of rows."""
     standard_error: float | None
@@ -76,13 +74,8 @@ class Comparison:
     """Number of independent units: rows, or the documents that rows share."""
 
 
-def accuracy(scores: FloatArray) -> float:
-    """Mean of the 0/1 scores [N]."""
-    return float(np.mean(scores))
-
-
 def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Wilson's score interval, two-sided at level 1 - alpha, of an accuracy of num_right / n."""
+    """Return Wilson's score interval, two-sided at level 1 - alpha, of an accuracy of num_right / n."""
     if not 0 <= num_right <= n or n == 0:
         raise ValueError(f"{num_right} right of {n} rows; give 0 <= num_right <= n and n >= 1")
     low, high = proportion_confint(num_right, n, alpha=alpha, method="wilson")
@@ -90,7 +83,7 @@ def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[flo
 
 
 def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
-    """Counts from the two models' 0/1 scores [N] on the same rows."""
+    """Return the counts from the two models' 0/1 scores [N] on the same rows."""
     ours, theirs = candidate == 1, other == 1
     return PairedCounts(
         both_right=int(np.sum(ours & theirs)),
@@ -101,13 +94,13 @@ def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
 
 
 def mcnemar_exact(counts: PairedCounts) -> float:
-    """McNemar's exact two-sided p value (conditional binomial test on the discordant rows); 1 if there are none."""
+    """Return McNemar's exact two-sided p value, binomial on the discordant rows; 1 if there are none."""
     table = [[counts.both_right, counts.only_candidate_right], [counts.only_other_right, counts.neither_right]]
     return float(mcnemar(table, exact=True).pvalue)
 
 
 def mcnemar_midp(counts: PairedCounts) -> float:
-    """McNemar's mid-p value: the exact one less the probability of the observed split.
+    """Return McNemar's mid-p value: the exact one less the probability of the observed split.
 
     Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
     """
@@ -115,7 +108,7 @@ def mcnemar_midp(counts: PairedCounts) -> float:
 
 
 def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArray:
-    """`mcnemar_midp` of arrays of discordant counts, elementwise."""
+    """Return `mcnemar_midp` of arrays of discordant counts, elementwise."""
     ours, theirs = np.asarray(only_candidate, dtype=np.int64), np.asarray(only_other, dtype=np.int64)
     fewer, discordant = np.minimum(ours, theirs), ours + theirs
     # 2 P(X <= k) - P(X = k) = P(X <= k) + P(X <= k - 1), X binomial with p = 1/2.
@@ -125,7 +118,7 @@ def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArr
 
 
 def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
+    """Return the interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
 
     Newcombe, Statistics in Medicine 17:2635-2650 (1998): the Wilson limits of the two accuracies, combined by squaring
     and adding with the correlation phi of the two models' being right; a positive numerator of phi is lessened by n/2.
@@ -135,7 +128,7 @@ def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tu
 
 
 def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
-    """`newcombe_paired_interval` of tables [..., 4], cells in PairedCounts' order: lower and upper limits [...]."""
+    """Return `newcombe_paired_interval` of tables [..., 4], cells in PairedCounts' order: both limits [...]."""
     both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
     n = both + ours + theirs + neither
     right, other_right = both + ours, both + theirs
@@ -205,7 +198,7 @@ def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
 
 
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
-    """`bootstrap.mean_effect` of two models' per-row scores [N], its interval including the unseen rate.
+    """Return `bootstrap.mean_effect` of two models' per-row scores [N], its interval including the unseen rate.
 
     A single row or cluster, which has no spread, leaves everything open.
     """
@@ -217,7 +210,7 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
+    """Return Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
 
     statsmodels' own collects all garbage at each call, 0.3 s with torch loaded; a test compares the two.
     """

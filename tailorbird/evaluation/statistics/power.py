@@ -22,14 +22,12 @@ class Scenario:
     """A hypothetical truth: the candidate's gain, the share of rows on which both differ, the incumbent's accuracy."""
 
     gain: float
-    """Candidate's true accuracy minus the incumbent's."""
     discordance: float
-    """Share of rows on which exactly one is right; taken as the gain's size where it is less, which cannot be."""
+    """Taken as the gain's size where it is less, which cannot be."""
     incumbent_accuracy: float
-    """Incumbent's true accuracy."""
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Probabilities of a row to be in each of PairedCounts' four cells [4]."""
+        """Return the probabilities [4] of a row to be in each of PairedCounts' cells."""
         discordance = max(self.discordance, abs(self.gain))
         ours, theirs = (discordance + self.gain) / 2, (discordance - self.gain) / 2
         both = min(max(self.incumbent_accuracy - theirs, 0.0), 1 - discordance)
@@ -62,9 +60,8 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
 
     For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval
     reaches z_{1 - alpha/2} standard errors down, or the unseen rate where that is more; the rule holds where the
-    estimate is over that and at least minimum_gain; the detectable effect is z_power standard errors more; and a
-    standard error shrinks with the root of the rows. What no row shows counts by documents where rows share some, and
-    rows needed are of documents as large as these. So few that no split of their signs reaches alpha show nothing.
+    estimate is over that and at least minimum_gain; the detectable effect is z_power standard errors more. Where rows
+    share documents, documents count. So few units that no split of their signs reaches alpha show nothing.
     """
     n = main.counts.n
     if main.standard_error is None:
@@ -103,9 +100,9 @@ def plain_rows_needed(gain: float, *, discordance: float, alpha: float, power: f
 
 
 def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
-    """For each table [..., 4], cells in PairedCounts' order: p < alpha, and lo > 0, and the gain at least minimum_gain.
+    """Return for each table [..., 4], cells in PairedCounts' order: p < alpha, lo > 0, and gain at least minimum_gain.
 
-    The rule that `verdict.decide` applies between candidate and incumbent, without its comparison with the reference.
+    This is the rule of `verdict.decide`, without its comparison with the reference.
     """
     low, _ = newcombe_limits(cells, alpha=alpha)
     p_value = midp_values(cells[..., 1], only_other=cells[..., 2])
@@ -128,8 +125,7 @@ def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float,
 def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: float) -> RowsNeeded:
     """Return the fewest rows on which the whole rule holds with a power of 0.8, by bisection (about 1 % off).
 
-    None where the scenario's gain is not above minimum_gain (the estimate then falls short of it half of the time,
-    however many rows there are), or where it would take more than ten million rows.
+    None if the scenario's gain is not above minimum_gain, or if it would take more than ten million rows.
     """
     gain = scenario.gain
     if gain <= minimum_gain:
@@ -178,11 +174,8 @@ def _rows(rows: int, gain: float) -> RowsNeeded:
 
 
 def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
-    reason = (
-        f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}: "
-        "no number of rows gives 80 % power"
-    )
-    return RowsNeeded(None, reason)
+    gains = f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}"
+    return RowsNeeded(None, f"{gains}: no number of rows gives 80 % power")
 
 
 def _z_sum(alpha: float, power: float) -> float:

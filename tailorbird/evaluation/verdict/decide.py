@@ -33,7 +33,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     require_same_rows(inputs, protocol=protocol)
     main, reference = _compare_both(inputs.candidate.clean, inputs=inputs, protocol=protocol)
     gates = evaluate_gates(inputs, protocol=protocol)
-    proven = _has_gained(main, p_value=main.p_value, protocol=protocol) and _beats(reference)
+    proven = _is_proven(main, reference, p_value=main.p_value, protocol=protocol)
     hybrid = _hybrid(inputs, main=main, protocol=protocol)
     ratio = measured_cost_ratio(inputs.cpu, alpha=protocol.alpha)
     facts = Facts(
@@ -96,12 +96,9 @@ def _compare_both(
     return against(other=inputs.incumbent.clean), None if inputs.reference is None else against(other=inputs.reference)
 
 
-def _beats(reference: Comparison | None) -> bool:
-    return reference is None or reference.interval[0] > 0
-
-
-def _has_gained(main: Comparison, *, p_value: float, protocol: TestProtocol) -> bool:
-    return p_value < protocol.alpha and main.interval[0] > 0 and main.gain >= protocol.minimum_gain
+def _is_proven(main: Comparison, reference: Comparison | None, *, p_value: float, protocol: TestProtocol) -> bool:
+    gained = p_value < protocol.alpha and main.interval[0] > 0 and main.gain >= protocol.minimum_gain
+    return gained and (reference is None or reference.interval[0] > 0)
 
 
 def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) -> HybridVerdict | None:
@@ -122,7 +119,7 @@ def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) 
         p_value=against.p_value,
         p_holm=adjusted,
         reference_interval=reference.interval,
-        proven=_has_gained(against, p_value=adjusted, protocol=protocol) and _beats(reference),
+        proven=_is_proven(against, reference, p_value=adjusted, protocol=protocol),
         gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
     )
 

@@ -27,30 +27,30 @@ class ExplanationInputs:
 
 def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     """Return the reasons of the rule that decided, most important first, and the units that count if not rows."""
-    return *_explain_rule(rule, inputs), *_documents(inputs.main)
-
-
-def _explain_rule(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
-    main, reference, protocol = inputs.main, inputs.reference, inputs.protocol
+    main, reference, protocol, gates = inputs.main, inputs.reference, inputs.protocol, inputs.gates
+    proven = _proven(main, reference=reference, protocol=protocol)
+    reasons: tuple[str, ...]
     if rule == 2:
-        return tuple(f"leak: {leak}" for leak in inputs.leaks)
-    if rule == 3:
-        return *_proven(main, reference=reference, protocol=protocol), *open_gates(inputs.gates)
-    if rule == 4:
-        return (
-            *_proven(main, reference=reference, protocol=protocol),
-            *failed_gates(inputs.gates),
-            _hybrid_passes(inputs.hybrid),
-        )
-    if rule == 5:
-        return *failed_gates(inputs.gates), *_proven(main, reference=reference, protocol=protocol), *_no_hybrid(inputs)
-    if rule == 6:
-        return *open_gates(inputs.gates, regulated=True), *_proven(main, reference=reference, protocol=protocol)
-    if rule == 7:
-        return *_cheaper(inputs), *open_gates(inputs.gates)
-    if rule == 8:
-        return *_insufficient(main, needed=inputs.needed, protocol=protocol), *_worse_than_words(reference)
-    return _stay(main, reference=reference, protocol=protocol)
+        reasons = tuple(f"leak: {leak}" for leak in inputs.leaks)
+    elif rule == 3:
+        reasons = (*proven, *open_gates(gates))
+    elif rule == 4:
+        reasons = (*proven, *failed_gates(gates), _hybrid_passes(inputs.hybrid))
+    elif rule == 5:
+        reasons = (*failed_gates(gates), *proven, *_no_hybrid(inputs))
+    elif rule == 6:
+        reasons = (*open_gates(gates, regulated=True), *proven)
+    elif rule == 7:
+        reasons = (*_cheaper(inputs), *open_gates(gates))
+    elif rule == 8:
+        reasons = (*_insufficient(main, needed=inputs.needed, protocol=protocol), *_worse_than_words(reference))
+    else:
+        reasons = _stay(main, reference=reference, protocol=protocol)
+    n, units = main.counts.n, main.num_units
+    if units == n:
+        return reasons
+    shared = f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent"
+    return *reasons, shared
 
 
 def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
@@ -70,11 +70,8 @@ def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestPro
 
 def _insufficient(main: Comparison, *, needed: RowsNeeded, protocol: TestProtocol) -> tuple[str, ...]:
     (low, high), n = main.interval, main.counts.n
-    why = (
-        f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of "
-        f"{size(protocol.minimum_gain)}"
-    )
-    expected = size(protocol.expected_gain)
+    minimum, expected = size(protocol.minimum_gain), size(protocol.expected_gain)
+    why = f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of {minimum}"
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
@@ -185,13 +182,6 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
         f"it is not much worse: the interval of its gain begins at {points(inputs.main.interval[0])} points, above "
         f"{points(NOT_MUCH_WORSE)}",
     )
-
-
-def _documents(main: Comparison) -> tuple[str, ...]:
-    n, units = main.counts.n, main.num_units
-    if units == n:
-        return ()
-    return (f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent",)
 
 
 def _disagreement(main: Comparison, protocol: TestProtocol) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Evaluate the gates that a protocol asks for, from the predictions of candidate and incumbent."""
 
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.behavioral import counterfactual_gate, robustness_gate
+from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
 from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio
 from tailorbird.evaluation.gates.subgroups import groups_gate
@@ -12,46 +12,32 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Gate, ...]:
     """Return the gates that the recipe asks for, in the order calibration, groups, counterfactual, robustness, cost."""
-    candidate, incumbent = inputs.candidate, inputs.incumbent
-    limits, alpha, gates = protocol.gates, protocol.alpha, []
+    candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
+    limits, alpha = protocol.gates, protocol.alpha
     metric = "accuracy" if protocol.has_reference else protocol.metric  # a class's own F1 in a group would be a share
+    gates = []
+
+    def changed(name: str) -> dict[str, Tables]:
+        """Return each model's predictions of the clean rows and of a changed set."""
+        return {
+            "candidate": (candidate, inputs.candidate.changed[name]),
+            "incumbent": (incumbent, inputs.incumbent.changed[name]),
+        }
+
     if limits.calibration is not None:
-        gates.append(
-            calibration_gate(candidate.clean, incumbent=incumbent.clean, limits=limits.calibration, alpha=alpha)
-        )
+        gates.append(calibration_gate(candidate, incumbent=incumbent, limits=limits.calibration, alpha=alpha))
     if limits.groups is not None:
-        gates.append(
-            groups_gate(candidate.clean, incumbent=incumbent.clean, limits=limits.groups, alpha=alpha, metric=metric)
-        )
+        gates.append(groups_gate(candidate, incumbent=incumbent, limits=limits.groups, alpha=alpha, metric=metric))
     if limits.counterfactual is not None:
-        gates.append(
-            counterfactual_gate(
-                candidate=(candidate.clean, candidate.changed["counterfactual"]),
-                incumbent=(incumbent.clean, incumbent.changed["counterfactual"]),
-                limits=limits.counterfactual,
-                alpha=alpha,
-            )
-        )
+        gates.append(counterfactual_gate(**changed("counterfactual"), limits=limits.counterfactual, alpha=alpha))
     if limits.robustness is not None:
-        gates.append(
-            robustness_gate(
-                candidate=(candidate.clean, candidate.changed["noise"]),
-                incumbent=(incumbent.clean, incumbent.changed["noise"]),
-                limits=limits.robustness,
-                alpha=alpha,
-            )
-        )
-    if protocol.cost is not None:
-        gates.append(
-            Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured")
-            if inputs.cpu is None
-            else cost_gate(
-                compare(candidate.clean, other=incumbent.clean, metric=metric, alpha=alpha),
-                terms=protocol.cost,
-                rounds=inputs.cpu,
-                training_cpu_s=inputs.training_cpu_s,
-            )
-        )
+        gates.append(robustness_gate(**changed("noise"), limits=limits.robustness, alpha=alpha))
+    if protocol.cost is not None and inputs.cpu is None:
+        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured"))
+    elif protocol.cost is not None and inputs.cpu is not None:
+        main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
+        seconds = inputs.training_cpu_s
+        gates.append(cost_gate(main, terms=protocol.cost, rounds=inputs.cpu, training_cpu_s=seconds))
     return tuple(gates)
 
 

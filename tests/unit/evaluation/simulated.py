@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from cluster.code_snapshot import CodeVersion
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
@@ -17,7 +18,6 @@ from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     BaseModelRecord,
     CandidateRecord,
-    CodeRecord,
     CostRecord,
     CurveRecord,
     DataRecord,
@@ -185,7 +185,7 @@ def evidence_of(
         reliability=reliability_by_role(tables),
         measures=mean_measures(tables),
         champion=None,
-        code=CodeRecord(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
+        code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
         data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}, other_test_sets=0),
         sweep=(
