@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird import storage
-from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_splits, read_validation_and_test
@@ -65,7 +64,8 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
     """
     uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
-        rows = validation_rows(recipe.data)
+        has_files = recipe.data.validation is not None and recipe.data.test is not None
+        rows = read_validation_and_test(recipe.data)[0] if has_files else read_splits(recipe.data).validation
         if len(rows) > MAX_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
         build = run_remote(build_reference, resources=worker_resources(recipe.training))
@@ -95,13 +95,6 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
     return DriftReference(metadata.digest, metadata.made_at, sample, right, groups)
-
-
-def validation_rows(config: DataConfig) -> Rows:
-    """Return the rows that a champion is selected on."""
-    if config.validation is not None and config.test is not None:
-        return read_validation_and_test(config)[0]
-    return read_splits(config).validation
 
 
 def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:

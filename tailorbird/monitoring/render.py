@@ -11,6 +11,7 @@ from tailorbird.monitoring.report import ChallengerPairs, Report
 
 MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a label's value, for Prometheus
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
@@ -53,17 +54,17 @@ def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Reco
         if metric not in names:
             names.add(metric)
             lines += [f"# HELP {metric} {gauge.help}", f"# TYPE {metric} gauge"]
-        labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in ({"model": name} | gauge.labels).items())
+        labels = ",".join(
+            f'{key}="{value.translate(ESCAPES)}"' for key, value in ({"model": name} | gauge.labels).items()
+        )
         lines.append(f"{metric}{{{labels}}} {float(gauge.value):g}")
     return "\n".join(lines) + "\n"
 
 
 def _gauges(report: Report) -> list[_Gauge]:
     limit, labelled = "What a clean window hardly exceeds.", "Answers whose label is known."
-    right, groups = (
-        "Share of labelled answers that were right.",
-        "Groups that audits prove to be served worse than before.",
-    )
+    right = "Share of labelled answers that were right."
+    groups = "Groups that audits prove to be served worse than before."
     kinds = {"feedback": report.feedback, "audit": report.audit}
     return [
         *(_Gauge("drift", "A statistic of drift.", drift.value, {"statistic": drift.name}) for drift in report.drift),
@@ -92,9 +93,8 @@ def _recommendation(recommendation: Recommendation) -> str:
 def _drift(reports: Sequence[Report]) -> str:
     rows = []
     for statistic in reports[-1].drift:
-        history = [
-            next((past.value for past in report.drift if past.name == statistic.name), None) for report in reports
-        ]
+        values_by_day = [{past.name: past.value for past in report.drift} for report in reports]
+        history = [values.get(statistic.name) for values in values_by_day]
         state = '<span class="fails">alarm</span>' if statistic.alarm else '<span class="passes">usual</span>'
         values = (f"{statistic.value:.3f}", f"{statistic.threshold:.3f}", f"{statistic.n:,}")
         rows.append((text(statistic.description), *values, state, _sparkline(history, limit=statistic.threshold)))
@@ -104,14 +104,10 @@ def _drift(reports: Sequence[Report]) -> str:
 
 def _sparkline(values: Sequence[float | None], *, limit: float) -> str:
     """Plot the days' values as a line, the threshold dashed."""
-    known = [value for value in values if value is not None]
-    top = max([*known, limit]) * 1.1 or 1.0
+    known = [(index, value) for index, value in enumerate(values) if value is not None]
+    top = max([limit, *(value for _, value in known)]) * 1.1 or 1.0
     step = WIDTH / max(1, len(values) - 1)
-    points = " ".join(
-        f"{index * step:.1f},{HEIGHT * (1 - value / top):.1f}"
-        for index, value in enumerate(values)
-        if value is not None
-    )
+    points = " ".join(f"{index * step:.1f},{HEIGHT * (1 - value / top):.1f}" for index, value in known)
     at = f"{HEIGHT * (1 - limit / top):.1f}"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="course over {len(values)} days">'
@@ -143,40 +139,26 @@ def _feedback_pairs(challenger: ChallengerPairs, reports: Sequence[Report]) -> s
     """Render the challenger's pairs by feedback, summed over the reports' days."""
     days = [report.challenger for report in reports if report.challenger]
     pairs = sum_pairs([day.by_feedback for day in days if day.digest == challenger.digest])
-    counts = (
-        f"Of {pairs.discordant:,} pairs that differ the challenger alone is right in {pairs.only_challenger_right:,}."
-    )
+    wins = pairs.only_challenger_right
+    counts = f"Of {pairs.discordant:,} pairs that differ the challenger alone is right in {wins:,}."
     title = "The challenger by feedback, which nothing acts on"
     return section(title, paragraph(counts, soft=True)) if pairs.num_pairs else ""
 
 
 def _gate(title: str, gate: Gate) -> str:
-    rows = [
-        (
-            text(bound.what),
-            f"{100 * bound.estimate:+.1f}",
-            f"{100 * bound.interval[0]:+.1f} to {100 * bound.interval[1]:+.1f}",
-            f"{bound.n:,}",
-            text(bound.state),
-        )
-        for bound in gate.bounds
-    ]
+    rows = []
+    for bound in gate.bounds:
+        low, high = bound.interval
+        points, interval = f"{100 * bound.estimate:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+        rows.append((text(bound.what), points, interval, f"{bound.n:,}", text(bound.state)))
     bounds = table(("", "points", "interval", "rows", ""), rows=rows) if rows else ""
     return section(f"{title}: {gate.state}", bounds, paragraph(gate.note, soft=True) if gate.note else "")
 
 
 def _days(reports: Sequence[Report]) -> str:
-    rows = [
-        (
-            text(report.day),
-            f"{report.rows:,}",
-            f"{report.feedback.labelled + report.audit.labelled:,}",
-            "<br>".join(text(alarm) for alarm in report.alarms) or "nothing unusual",
-        )
-        for report in reversed(reports)
-    ]
+    rows = []
+    for report in reversed(reports):
+        labelled = report.feedback.labelled + report.audit.labelled
+        alarms = "<br>".join(text(alarm) for alarm in report.alarms) or "nothing unusual"
+        rows.append((text(report.day), f"{report.rows:,}", f"{labelled:,}", alarms))
     return table(("day", "rows", "labelled", "alarms"), rows=rows)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
+from tailorbird.registry import versions
 from tailorbird.registry.champion import (
     Champion,
     ChangeReason,
@@ -16,14 +17,7 @@ from tailorbird.registry.champion import (
     read_champion,
     write_champion,
 )
-from tailorbird.registry.versions import (
-    PRETRAINED_KINDS,
-    ModelVersion,
-    PinnedVersion,
-    now,
-    read_version,
-    weights_digest,
-)
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_version, weights_digest
 from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
@@ -77,7 +71,8 @@ def promote_version(
     with stage_version(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
-            source = evaluation.evidence_of(chosen)
+            is_evaluated = chosen.digest == evaluation.version.digest  # otherwise it was exported now
+            source = evaluation.evidence if is_evaluated else evaluation.weights_evidence
             parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
         promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
         _write(task_uri, promoted, etag=etag)
@@ -93,10 +88,6 @@ class _Evaluation:
     evidence: Evidence
     weights: ModelVersion  # the version itself, unless it was exported for another engine
     weights_evidence: Evidence  # of the run that evaluated `weights`
-
-    def evidence_of(self, version: ModelVersion) -> Evidence:
-        """Return the evidence that holds predictions of the version, or of the one it was exported from."""
-        return self.evidence if version.digest == self.version.digest else self.weights_evidence
 
 
 def _find_evaluation(task_uri: str, *, version: str | None) -> _Evaluation:
@@ -205,7 +196,7 @@ def _weights_of(champion: Champion) -> str | None:
 
 
 def _pretrained(version: CandidateRecord) -> PinnedVersion | None:
-    return PinnedVersion(uri=version.uri, digest=version.digest) if version.kind in PRETRAINED_KINDS else None
+    return PinnedVersion(uri=version.uri, digest=version.digest) if version.kind in versions.PRETRAINED_KINDS else None
 
 
 def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
