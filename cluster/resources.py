@@ -4,13 +4,14 @@ import platform
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cluster import ray_private
+from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
 MAX_LISTED = 1000
-"""Actors and placement groups that are listed; it also stands for 'no bound'."""
+"""Actors and placement groups that are listed; also stands for 'no bound'."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,13 @@ class Resources:
         return min(int(total / required + 1e-6) if required else MAX_LISTED for total, required in pairs)
 
 
-class WorkerConfig(Protocol):
-    """The part of a training config that says what each worker gets."""
-
-    @property
-    def cpus_per_worker(self) -> int: ...
-
-    @property
-    def gpus_per_worker(self) -> int: ...
-
-
-def worker_resources(config: WorkerConfig) -> Resources:
+def worker_resources(config: TrainingConfig) -> Resources:
     """Return the resources of one training worker."""
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive."""
-
     id: str
     address: str
     is_head: bool
