@@ -107,20 +107,23 @@ class Reader:
         return traffic.merge_traffic(self._read_file(uri) for uri in files)
 
     def _read_file(self, uri: str) -> Traffic:
-        answers = _Answers.of(read_columns(uri, ANSWERS))
-        answered = np.array([label is not None for label in answers.labels], bool) & np.isfinite(answers.scores)
-        champion = answered & (answers.digests == self.versions.champion) & (answers.arms == traffic.CHAMPION)
-        is_arm = np.isin(answers.arms, (traffic.CANARY, traffic.SHADOW))
-        challenger = answered & is_arm & (answers.digests == self.versions.challenger)
-        indices, is_labelled = self._find_labels(answers.keys)
+        table = read_columns(uri, ANSWERS)
+        ids = zip(table["request_id"].to_pylist(), table["row"].to_pylist(), strict=True)
+        keys = np.fromiter((key_of(request_id, row) for request_id, row in ids), np.uint64, len(table))
+        arms, digests = (np.array(table[name].to_pylist(), dtype=object) for name in ("arm", "digest"))
+        answered = table["label"].is_valid().to_numpy() & np.isfinite(_scores(table))
+        champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
+        is_arm = np.isin(arms, (traffic.CANARY, traffic.SHADOW))
+        challenger = answered & is_arm & (digests == self.versions.challenger)
+        indices, is_labelled = self._find_labels(keys)
         rows = np.flatnonzero((champion | challenger) & is_labelled)
         return Traffic(
-            num_rows=len(answers.keys),
-            rows=Counter(zip((arm or "" for arm in answers.arms), answers.digests, strict=True)),
+            num_rows=len(table),
+            rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
             without_class=int((~answered).sum()),
-            outcomes=self._outcomes(answers, rows=rows, label_indices=indices[rows]),
-            sample=traffic.smallest_keys(_sample(answers, rows=np.flatnonzero(champion))),
-            misplaced=_misplaced(answers.at, day_of(uri)),
+            outcomes=self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows]),
+            sample=_sample(table, keys=keys, rows=np.flatnonzero(champion)),
+            misplaced=_misplaced(_microseconds(table), day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
         )
 
@@ -131,49 +134,17 @@ class Reader:
         indices = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
         return indices, self.labels.keys[indices] == keys
 
-    def _outcomes(self, answers: "_Answers", *, rows: NDArray[np.int64], label_indices: NDArray[np.int64]) -> Outcomes:
-        if not len(rows):
-            return Outcomes()
+    def _outcomes(self, table: "pa.Table", *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
         labels = [self.labels.names[code] for code in self.labels.codes[label_indices]]
         return Outcomes(
-            keys=answers.keys[rows],
-            arms=np.array([ARMS.index(answers.arms[row]) for row in rows], np.uint8),
-            at=answers.at[rows],
-            right=np.array([answers.labels[row] == label for row, label in zip(rows, labels, strict=True)], bool),
-            audited=self.labels.audited[label_indices],
-            groups=tuple(_values(answers.attributes[row], self.versions.groups) for row in rows),
-            labelled_at=self.labels.labelled_at[label_indices],
-            has_subject=answers.has_subject[rows],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """The columns [N] of a file of answers."""
-
-    keys: NDArray[np.uint64]
-    at: NDArray[np.int64]
-    digests: NDArray[np.object_]
-    arms: NDArray[np.object_]
-    scores: NDArray[np.float64]
-    has_subject: NDArray[np.bool_]
-    labels: list[str | None]
-    attributes: list[str | None]
-    texts: list[str | None]
-
-    @classmethod
-    def of(cls, table: "pa.Table") -> "_Answers":
-        ids = zip(table["request_id"].to_pylist(), table["row"].to_pylist(), strict=True)
-        return cls(
-            keys=np.fromiter((key_of(request_id, row) for request_id, row in ids), np.uint64, len(table)),
+            keys=keys,
+            arms=np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8),
             at=_microseconds(table),
-            digests=np.array(table["digest"].to_pylist(), dtype=object),
-            arms=np.array(table["arm"].to_pylist(), dtype=object),
-            scores=table["score"].to_numpy(zero_copy_only=False).astype(np.float64),
+            right=np.array([row == label for row, label in zip(table["label"].to_pylist(), labels, strict=True)], bool),
+            audited=self.labels.audited[label_indices],
+            groups=tuple(_values(attributes, self.versions.groups) for attributes in table["attributes"].to_pylist()),
+            labelled_at=self.labels.labelled_at[label_indices],
             has_subject=table["subject"].is_valid().to_numpy(),
-            labels=table["label"].to_pylist(),
-            attributes=table["attributes"].to_pylist(),
-            texts=table["text"].to_pylist(),
         )
 
 
@@ -201,11 +172,16 @@ def _misplaced(at: NDArray[np.int64], day: str | None) -> int:
     return int(((at < first) | (at >= first + DAY_US)).sum())
 
 
-def _sample(answers: _Answers, *, rows: NDArray[np.int64]) -> AnswerSample:
+def _scores(table: "pa.Table") -> NDArray[np.float64]:
+    return np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
+
+
+def _sample(table: "pa.Table", *, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> AnswerSample:
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
-        rows = rows[np.argpartition(answers.keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
-    labels, texts = (tuple(column[row] for row in rows) for column in (answers.labels, answers.texts))
-    return AnswerSample(answers.keys[rows], labels, answers.scores[rows].astype(np.float32), texts)
+        rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
+    table = table.take(rows)
+    labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
+    return traffic.smallest_keys(AnswerSample(keys[rows], labels, _scores(table).astype(np.float32), texts))
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> "pa.Table":
