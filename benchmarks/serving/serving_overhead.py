@@ -301,7 +301,8 @@ def serve_plain(uri: str, port: int) -> None:
     from pydantic import BaseModel
 
     from tailorbird.data.tokenize import encode_texts
-    from tailorbird.models.classifier import logits_rows, probabilities
+    from tailorbird.models.classifier import logits_rows
+    from tailorbird.models.temperature import temperature_softmax
 
     class Body(BaseModel):
         input: str
@@ -313,7 +314,8 @@ def serve_plain(uri: str, port: int) -> None:
     @app.post("/v1/classify")
     def classify(body: Body) -> dict[str, Any]:
         tokens = encode_texts([body.input], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        scores = probabilities(logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id))[0]
+        logits = logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
+        scores = temperature_softmax(logits, temperature=1.0)[0]
         best = int(scores.argmax())
         return {"label": loaded.classes[best], "score": float(scores[best])}
 

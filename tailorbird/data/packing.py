@@ -57,10 +57,8 @@ def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
-    """Return the conversations in each row, and the width of the fullest row.
-
-    Longest first, each goes into the row with the fewest tokens (Graham, Bounds on multiprocessing timing, 1969).
-    """
+    """Put each conversation, longest first, into the row with the fewest tokens (Graham, Bounds on multiprocessing
+    timing, 1969). Return the conversations in each row, and the width of the fullest row."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     filled = [0] * num_bins
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -13,12 +13,13 @@ from tailorbird.data.rows import NO_GROUP, Conversation, DataError
 from tailorbird.storage import s3
 
 PART_BYTES = 1 << 20
+ANY_TYPE = "string, integer, boolean or date"
 ROLES = ("system", "user", "assistant")
 TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TYPES = {
     "string": TEXT_TYPES,
     "string or integer": (*TEXT_TYPES, pa.types.is_integer),
-    "string, integer, boolean or date": (*TEXT_TYPES, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
+    ANY_TYPE: (*TEXT_TYPES, pa.types.is_integer, pa.types.is_boolean, pa.types.is_date),
 }
 
 
@@ -79,9 +80,7 @@ def parquet_files(uri: str) -> list[str]:
         return files
     parquet = [name for name in files if name.endswith(".parquet")]
     if not parquet:
-        raise DataError(
-            f"{uri} holds no .parquet file ({len(files)} others); give the URI of a Parquet file or of a folder of them"
-        )
+        raise DataError(f"{uri} holds no .parquet file ({len(files)} others); give a Parquet file or a folder of them")
     return sorted(parquet)
 
 
@@ -97,11 +96,9 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
         filesystem, path = s3.filesystem(uri, retry_policy=s3.PERSISTENT if in_parts else s3.STANDARD)
         with filesystem.open_input_file(path) as source, pq.ParquetFile(source, **reading) as file:
             names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise DataError(
-                        f"{uri} has no column {column!r}; it has {', '.join(names)}. Correct the recipe's data section"
-                    )
+            if missing := [column for column in columns if column not in names]:
+                has = ", ".join(names)
+                raise DataError(f"{uri} has no column {missing[0]!r}; it has {has}. Correct the recipe's data section")
             for column in extension_columns(file.schema_arrow, columns=columns):
                 raise DataError(
                     f"{uri}: column {column!r} is {file.schema_arrow.field(column).type}, whose values code would make;"
@@ -110,21 +107,15 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
             yield file
     except s3.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{uri} is not a readable Parquet file ({_reason(error)}); write it again as Parquet") from None
-    except OSError as error:
-        reason = _reason(error)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pa.ArrowInvalid):
+            raise DataError(f"{uri} is not a readable Parquet file ({reason}); write it again as Parquet") from None
         raise DataError(f"cannot read {uri}: {reason}; check that it is there, whole, and yours to read") from None
 
 
 def read_strings(
-    table: pa.Table,
-    name: str,
-    *,
-    uri: str,
-    first: int,
-    allowed: str = "string, integer, boolean or date",
-    fill: str | None = None,
+    table: pa.Table, name: str, *, uri: str, first: int, allowed: str = ANY_TYPE, fill: str | None = None
 ) -> tuple[str, ...]:
     """Return a column as strings, nulls as `fill`; DataError for a type that is not `allowed`, or a null without it."""
     column = table.column(name)
@@ -145,7 +136,3 @@ def read_strings(
 def plain_type(type_: pa.DataType) -> pa.DataType:
     """Return the type of a dictionary-encoded column's values; any other type as it is."""
     return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -93,15 +93,12 @@ def leaks_between(splits: Splits) -> tuple[str, ...]:
 
 
 def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:
-    """Return a sentence for each pair of splits that share a value of `split_by`, or a normalised text.
-
-    `split_by` values are hashed: one may identify a patient.
-    """
+    """Return a sentence for each pair of splits that share a value of `split_by`, or a normalised text."""
     sentences: list[str] = []
     for earlier, later in combinations(keys, 2):
         if shared := keys[earlier] & keys[later]:
             digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] for key in shared)
-            hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])
+            hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])  # a key may identify a patient
             sentences.append(f"{len(shared):,} split_by values stand in {earlier} and in {later} (sha256 {hashes})")
         if copies := texts[earlier] & texts[later]:
             sentences.append(f"{len(copies):,} texts stand in {earlier} and in {later}")
@@ -132,18 +129,15 @@ def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits
 def _require_rows(splits: Splits, *, when: str) -> None:
     for name, rows in splits.items():
         if not len(rows):
-            raise DataError(
-                f"the {name} split has no rows{when}; give more data, or name train, validation and test yourself"
-            )
+            raise DataError(f"the {name} split has no rows{when}; give more data, or name the three splits yourself")
 
 
 def _require_classes(splits: Splits) -> None:
     """(classification only) Raise DataError for a single class, or a label that train lacks."""
     known = set(splits.train.class_labels)
     if len(known) == 1:
-        raise DataError(
-            f"train has one class only, {next(iter(known))!r}; a classifier needs at least two: check data.label"
-        )
+        [label] = known
+        raise DataError(f"train has one class only, {label!r}; a classifier needs at least two: check data.label")
     for name in ("validation", "test"):
         counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:

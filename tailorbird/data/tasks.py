@@ -9,7 +9,7 @@ import pyarrow as pa
 from tailorbird.config.data import DataConfig
 from tailorbird.data.chat_template import conversation_tokens, training_tokens
 from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
-from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
 
@@ -28,10 +28,7 @@ class DataTask(Protocol):
         """Return the columns that the task reads, each once."""
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
-        """Return a table's rows; its first row has position `first` in `uri`.
-
-        Raises DataError for a wrong type, a null, or a conversation without an answer.
-        """
+        """Return a table's rows; its first row has position `first` in `uri`. DataError as `loader.read_rows`."""
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         """Raise DataError for a column that cannot hold rows, without reading any."""
@@ -99,9 +96,14 @@ class ChatData:
         else:
             prompts = texts_of(table, config.prompt, uri=uri, first=first)
             answers = texts_of(table, config.completion, uri=uri, first=first)
-            turns = zip(prompts, answers, strict=True)
-            conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in turns]
-        _require_answers(conversations, uri=uri, first=first)
+            pairs = zip(prompts, answers, strict=True)
+            conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs]
+        for position, turns in enumerate(conversations, start=first):
+            if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
+                raise DataError(
+                    f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the "
+                    "assistant that is not empty, after at least one other; mend the row or drop it"
+                )
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
@@ -171,12 +173,3 @@ def _with_shared_columns(rows: Rows, table: pa.Table, *, config: DataConfig, uri
 
 def _empty(schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
     return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
-def _require_answers(conversations: Sequence[Conversation], *, uri: str, first: int) -> None:
-    for position, turns in enumerate(conversations, start=first):
-        if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
-            raise DataError(
-                f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the assistant "
-                "that is not empty, after at least one other; mend the row or drop it"
-            )

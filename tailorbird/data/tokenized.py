@@ -66,8 +66,7 @@ class TokenizedRows:
 
     def conversations(self, rows: RowIndices) -> list[Tokens]:
         """(chat only) Return these rows with their masks."""
-        pairs = zip(self.tokens(rows), self._assistant_masks(rows), strict=True)
-        return [Tokens(ids, assistant_mask) for ids, assistant_mask in pairs]
+        return [Tokens(*row) for row in zip(self.tokens(rows), self._assistant_masks(rows), strict=True)]
 
     def num_assistant_tokens(self, rows: RowIndices) -> int:
         """(chat only) Count the tokens of these rows that the assistant wrote."""

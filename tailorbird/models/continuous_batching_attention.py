@@ -53,10 +53,8 @@ def _gather(states: Tensor, indices: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)  # all layers of a pass have the same bounds
 def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
-    """Group the requests that decode one token, so that none has more than twice the keys of another in its group.
-
-    Each group: query rows [R], key indices [R, L], and which of these [R, L] are padding.
-    """
+    """Group the requests that decode one token, so that none has more than twice the keys of another in its group:
+    query rows [R], key indices [R, L], and which of these [R, L] are padding."""
     bounds = zip(pairwise(queries), pairwise(keys), strict=True)
     decoding = [(last - first, begin, first) for (begin, end), (first, last) in bounds if end - begin == 1]
     groups: list[list[tuple[int, int, int]]] = []

@@ -17,7 +17,6 @@ from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
 TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
-"""Targets that a version can be exported for."""
 EXAMPLE = (2, 8)
 """Rows and tokens of the traced batch; neither may be 1, which the export would treat as constant."""
 
@@ -54,9 +53,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
         if engine == "torch":
-            for file in json.loads(
-                (source / MANIFEST).read_bytes()
-            ):  # without the evidence, which is about that version
+            files = json.loads((source / MANIFEST).read_bytes())  # without the evidence, which is about that version
+            for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
         else:
@@ -72,11 +70,11 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
 
 def _engine_of(target: str, *, evaluated: ModelVersion) -> tuple[str, str]:
     """Return engine and dtype."""
-    in_bfloat16 = cpu_supports_bfloat16()  # also with GPUs: these engines run on CPU
+    in_bfloat16 = cpu_supports_bfloat16()  # also with GPUs, since these engines run on CPU
     if target != "torch-bfloat16":
         return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
     if evaluated.dtype == "bfloat16":
-        raise EngineError(f"{evaluated.version} was judged in bfloat16 already")
+        raise EngineError(f"{evaluated.version} was evaluated in bfloat16 already")
     if not in_bfloat16:
         raise EngineError("this machine does not compute in bfloat16")
     return "torch", "bfloat16"
@@ -108,10 +106,8 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
 
 
 def _quantise(file: Path) -> None:
-    """Quantise matrix products to int8: weights statically per column, activations dynamically.
-
-    Weights use 7 bits, since 8 overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
-    """
+    """Quantise matrix products to int8: weights statically per column, activations dynamically. Weights use 7 bits,
+    since 8 overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models)."""
     _require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -36,10 +36,7 @@ class Answer:
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
-    """Decode greedily with transformers' continuous batching.
-
-    Raises RuntimeError if the engine fails on a prompt.
-    """
+    """Decode greedily with transformers' continuous batching; raises RuntimeError if it fails on a prompt."""
     register_request_attention()
     outputs = lm.generate_batch(
         [list(prompt) for prompt in prompts],
@@ -50,9 +47,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
-            raise RuntimeError(
-                f"the model gave no answer to prompt {index}: {output.error or 'it was left unfinished'}"
-            )
+            raise RuntimeError(f"the model gave no answer to prompt {index}: {output.error or 'it did not finish'}")
         tokens = list(output.generated_tokens)
         finished = bool(tokens) and tokens[-1] == end_id
         confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -18,17 +19,9 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import merge_adapter
 from tailorbird.models.runtimes import load_exported
+from tailorbird.registry import versions
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import (
-    ModelVersion,
-    Prompting,
-    VersionConfig,
-    is_intact,
-    read_artifact_config,
-    read_parts,
-    read_version,
-    verify_files,
-)
+from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig
 from tailorbird.storage import MANIFEST
 from tailorbird.storage.node_cache import local_copy, repaired_copy
 
@@ -36,7 +29,6 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the field in transformers' configs: of BERT and similar models, and of most others."""
 
 Version = TypeVar("Version", bound=VersionConfig)
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -146,9 +138,8 @@ def _implementations(config: Any) -> Iterator[str]:
 def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
     names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
     if not names:
-        raise ModelError(
-            f"a {config.model_type} model has no attention dropout to set; leave training.attention_dropout out"
-        )
+        kind = config.model_type
+        raise ModelError(f"a {kind} model has no attention dropout to set; leave training.attention_dropout out")
     for name in names:
         setattr(config, name, share)
 
@@ -166,14 +157,11 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
     Raises ModelError if a weight is missing or they belong to another encoder.
     """
     head = load_head(folder)
-    try:
+    with fitting_weights(folder):
         if kind == "lora":
             encoder = merge_adapter(encoder, folder / "adapter")
         elif kind == "full":
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"))
-    except (RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
-        raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
     return Classifier(encoder, head)
 
 
@@ -188,15 +176,22 @@ def load_head(folder: Path) -> nn.Linear:
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
     """Load a chat version's own weights, if any, over the pretrained model; ModelError as `load_weights`."""
-    try:
+    with fitting_weights(folder):
         if kind == "lora":
             lm = merge_adapter(lm, folder / "adapter")
         elif kind == "full":
             load_causal_state(lm, _tensors(folder / "model.safetensors"))
-    except (RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split("\n\t")[:2])
-        raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
     return ChatModel(lm)
+
+
+@contextmanager
+def fitting_weights(folder: Path) -> Iterator[None]:
+    """Raise ModelError for weights in a folder that torch or safetensors refuse."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
+        raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
 
 
 def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -218,6 +213,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedHybrid
+Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion])
 _KINDS = {"classification": LoadedClassifier, "chat": LoadedChat}
 
 
@@ -226,13 +222,7 @@ def load_model(uri: str, kind: None = None, *, device: str | None = None) -> Any
 
 
 @overload
-def load_model(
-    uri: str, kind: type[LoadedClassifier[Any]], *, device: str | None = None
-) -> LoadedClassifier[ModelVersion]: ...
-
-
-@overload
-def load_model(uri: str, kind: type[LoadedChat[Any]], *, device: str | None = None) -> LoadedChat[ModelVersion]: ...
+def load_model(uri: str, kind: type[Loaded], *, device: str | None = None) -> Loaded: ...
 
 
 def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded:
@@ -240,16 +230,15 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
 
     Raises RegistryError if it or a part of it is incomplete or was changed, and ModelError, also for another kind.
     """
-    version = read_version(uri)
+    version = versions.read_version(uri)
     actual = LoadedHybrid if version.hybrid else _KINDS[version.task]
     if kind not in (None, actual):
         raise ModelError(f"{uri} is a {version.kind} version for {version.task}; name a version of another kind")
     if version.hybrid is None:
         return _load(uri, version, device=device)
     checked_copy(uri)
-    incumbent, candidate = (
-        load_model(part.uri, LoadedClassifier, device=device) for part in read_parts(version.hybrid)
-    )
+    parts = versions.read_parts(version.hybrid)
+    incumbent, candidate = (load_model(part.uri, LoadedClassifier, device=device) for part in parts)
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
@@ -257,7 +246,7 @@ def load_artifact(
     uri: str, *, device: str | None = None
 ) -> LoadedClassifier[VersionConfig] | LoadedChat[VersionConfig]:
     """Load a baseline, a candidate or a version, whose files are checked, by its folder; ModelError for a hybrid."""
-    return _load(uri, read_artifact_config(uri), device=device)
+    return _load(uri, versions.read_artifact_config(uri), device=device)
 
 
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[Version] | LoadedChat[Version]:
@@ -265,21 +254,16 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[
         raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_model`")
     folder, base = checked_copy(uri), local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
-    if config.engine != "torch":
-        model: Classifier = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
-        model.eval().requires_grad_(False)
-        return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config)
+    device, dtype = device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
-        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
-        return LoadedChat(_ready(chat, config, device=device), tokenizer, config.prompting, config)
-    model = _ready(load_weights(folder, encoder=load_encoder(base), kind=config.kind), config, device=device)
-    model.head.float()  # as in evaluation: a bfloat16 head changes the class of close calls
-    return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config)
-
-
-def _ready(model: Module, config: VersionConfig, *, device: str | None) -> Module:
-    model.to(device or default_device(), dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
-    return model
+        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind).to(device, dtype=dtype)
+        return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config)
+    if config.engine == "torch":
+        model = load_weights(folder, encoder=load_encoder(base), kind=config.kind).to(device, dtype=dtype)
+        model.head.float()  # as in evaluation: a bfloat16 head changes the class of close calls
+    else:
+        model = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
+    return LoadedClassifier(model.eval().requires_grad_(False), tokenizer, config.classes, config.max_length, config)
 
 
 def checked_copy(uri: str) -> Path:
@@ -288,9 +272,9 @@ def checked_copy(uri: str) -> Path:
     A corrupt copy is fetched once more, since S3 may have been restored.
     """
     folder = local_copy(uri)
-    if (folder / MANIFEST).exists() and not is_intact(folder):
-        folder = repaired_copy(uri, is_intact=is_intact)
-        verify_files(uri, folder)
+    if (folder / MANIFEST).exists() and not versions.is_intact(folder):
+        folder = repaired_copy(uri, is_intact=versions.is_intact)
+        versions.verify_files(uri, folder)
     return folder
 
 

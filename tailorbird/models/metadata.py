@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class ModelMetadata:
     kind: str
     """transformers' model type."""
     is_causal: bool
-    """Whether transformers has a causal language model of this type."""
+    """True if transformers has a causal language model of this type."""
     is_encoder_decoder: bool
     longest: int | None
     """As `DataTask.longest_row`."""
@@ -51,12 +51,11 @@ class ModelMetadata:
 def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     """Read the model in a folder on S3 or disk.
 
-    Raises StorageError, DataError for a tokenizer that cannot be read, and OutlineError.
+    Raises StorageError, DataError for a tokenizer that cannot be read, and MetadataError.
     """
-    files = [file for file in storage.list_files(uri) if file.rpartition("/")[0] == uri]
-    num_stored = sum(_num_values(file) for file in files if file.endswith(".safetensors"))
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        copy_small_files(files, Path(folder))
+        files = _copy_small_files(uri, Path(folder))
+        num_stored = sum(_num_values(file) for file in files if file.endswith(".safetensors"))
         config, is_causal, model = _without_weights(Path(folder), task=task, uri=uri)
         tokenizer = load_tokenizer(Path(folder))
     return ModelMetadata(
@@ -83,18 +82,20 @@ def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
         )
 
 
-def copy_small_files(files: Sequence[str], folder: Path) -> None:
-    """Copy the configuration and tokenizer files among these URIs to a local folder."""
-    for file in files:
-        if file.endswith(SMALL_FILES):
-            (folder / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
-
-
 def read_tokenizer(uri: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of the model in a folder on S3 or disk; raises StorageError and DataError."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        copy_small_files([file for file in storage.list_files(uri) if file.rpartition("/")[0] == uri], Path(folder))
+        _copy_small_files(uri, Path(folder))
         return load_tokenizer(Path(folder))
+
+
+def _copy_small_files(uri: str, folder: Path) -> list[str]:
+    """Copy a model's configuration and tokenizer files to a local folder; return the URIs of all its files."""
+    files = [file for file in storage.list_files(uri) if file.rpartition("/")[0] == uri]
+    for file in files:
+        if file.endswith(SMALL_FILES):
+            (folder / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
+    return files
 
 
 def shape_of(model: Any) -> ModelShape:
@@ -128,19 +129,19 @@ def _without_weights(folder: Path, *, task: DataTask, uri: str) -> tuple[Any, bo
     config = _config(folder, uri=uri)
     is_causal = has_causal_model(config.model_type)
     model_class = task.model_class(is_causal=is_causal)
-    with _outline_errors(uri), torch.device("meta"):
+    with _metadata_errors(uri), torch.device("meta"):
         return config, is_causal, without_pooler(model_class.from_config(config, trust_remote_code=False))
 
 
 def _config(folder: Path, *, uri: str) -> Any:
     from transformers import AutoConfig
 
-    with _outline_errors(uri):
+    with _metadata_errors(uri):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
-def _outline_errors(uri: str) -> Iterator[None]:
+def _metadata_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError) as error:

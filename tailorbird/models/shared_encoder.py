@@ -40,7 +40,7 @@ class SharedEncoder:
         self.device = device or default_device()
         self.tokenizer = load_tokenizer(folder)
         encoder = load_encoder(folder).to(self.device, dtype=getattr(torch, dtype))
-        self._encoder: nn.Module = encoder.eval().requires_grad_(False)
+        self._encoder = encoder.eval().requires_grad_(False)
         self._adapted: Any = None
         self._active = ""
         self._num_added = 0
@@ -48,9 +48,7 @@ class SharedEncoder:
     def add(self, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
         """Load a version, fetched unless it is on this node; raises ModelError as `loading.load_weights`."""
         folder = checked_copy(version.uri)
-        head = (
-            load_head(folder).to(self.device).eval().requires_grad_(False)
-        )  # fp32, as `tailorbird.models.loading.load_model`
+        head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as in `loading.load_model`
         name = NO_ADAPTER
         if version.kind == "lora":
             # A name for each load: a version may be loaded again before it is unloaded.
@@ -70,9 +68,8 @@ class SharedEncoder:
                 config = PeftConfig.from_pretrained(folder)
                 config.inference_mode = True
                 self._adapted = PeftModel(self._encoder, config, adapter_name=name, autocast_adapter_dtype=False)
-            self._adapted.load_adapter(
-                folder, adapter_name=name, torch_device=self.device, autocast_adapter_dtype=False
-            )
+            options = {"torch_device": self.device, "autocast_adapter_dtype": False}
+            self._adapted.load_adapter(folder, adapter_name=name, **options)
             self._adapted.eval()
             require_whole_adapter(self._adapted, folder, name=name)
         except Exception as error:

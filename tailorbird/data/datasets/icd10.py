@@ -2,6 +2,7 @@
 
 import io
 import re
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -45,29 +46,18 @@ CHAPTER_NAMES = {
 """Short English name of each chapter, used as its label. Chapter 22 (codes for special purposes) is omitted: it is no
 subject and has half a dozen terms."""
 
-GROUP_RULES = (
-    ("newborn", r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?"),
-    (
-        "maternal",
-        r"matern\w+|mothers?|pregnan\w+|gestation\w*|obstetric\w*|puerper\w+|postpartum|antepartum|child ?birth|labor|"
-        r"delivery|\w*eclampsia|abortion|trimester|placent\w+|lactation|amnio\w+|chorioamnio\w+",
-    ),
-    ("paediatric", r"child|children|childhood|infants?|infantile|infancy|juvenile|adolescen\w+|p[a]?ediatric"),
-    (
-        "female",
-        r"females?|wom[ae]n|girls?|vagin(?!alis)\w+|vulv\w+|uter(?:us|ine)|ovar\w+|cervicitis|cervix uteri|menstru\w+|"
-        r"\w*men?orrh\w+|\w*menopaus\w+|endometri\w+|fallopian|hysterectomy|wife|daughter|sister",
-    ),
-    (
-        "male",
-        r"males?|m[ae]n|boys?|prostat\w+|testi[sc]\w*|testes|penis|penile|scrot\w+|sperm\w*|epididym\w+|preputial|"
-        r"husband|son|brother",
-    ),
-)
-"""(group, pattern of words): the first rule that matches a whole word of the term decides."""
-
-_GROUPS = tuple((group, re.compile(rf"\b(?:{words})\b")) for group, words in GROUP_RULES)
-
+GROUP_RULES = {
+    "newborn": r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?",
+    "maternal": r"matern\w+|mothers?|pregnan\w+|gestation\w*|obstetric\w*|puerper\w+|postpartum|antepartum|"
+    r"child ?birth|labor|delivery|\w*eclampsia|abortion|trimester|placent\w+|lactation|amnio\w+|chorioamnio\w+",
+    "paediatric": r"child|children|childhood|infants?|infantile|infancy|juvenile|adolescen\w+|p[a]?ediatric",
+    "female": r"females?|wom[ae]n|girls?|vagin(?!alis)\w+|vulv\w+|uter(?:us|ine)|ovar\w+|cervicitis|cervix uteri|"
+    r"menstru\w+|\w*men?orrh\w+|\w*menopaus\w+|endometri\w+|fallopian|hysterectomy|wife|daughter|sister",
+    "male": r"males?|m[ae]n|boys?|prostat\w+|testi[sc]\w*|testes|penis|penile|scrot\w+|sperm\w*|epididym\w+|preputial|"
+    r"husband|son|brother",
+}
+"""Pattern of words by group: the first that matches a whole word of the term decides."""
+_GROUPS = {group: re.compile(rf"\b(?:{words})\b") for group, words in GROUP_RULES.items()}
 Wording = tuple[str, str, str, str, str]
 """(text, code, title of the code, chapter number, block)."""
 CODE, CHAPTER = 1, 3
@@ -128,10 +118,7 @@ def build_coder() -> dict[str, pa.Table]:
 
 
 def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
-    """Write or replace `<uri_prefix>/<split>/part-0.parquet` for each split; return the number of rows of each.
-
-    Writes the tables of `build`, or with `coder` those of `build_coder`.
-    """
+    """Write `build` (`build_coder` with `coder`) to `<uri_prefix>/<split>/part-0.parquet`; return rows by split."""
     tables = build_coder() if coder else build()
     for name, table in tables.items():
         buffer = io.BytesIO()
@@ -143,19 +130,17 @@ def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
 def group_of(text: str) -> str:
     """Return the patient group of a term by `GROUP_RULES`, or `unstated`."""
     normal = normalise(text)
-    return next((group for group, words in _GROUPS if words.search(normal)), "unstated")
+    return next((group for group, words in _GROUPS.items() if words.search(normal)), "unstated")
 
 
 def _package() -> ModuleType:
     try:
-        import simple_icd_10_cm  # in the optional extra `stack`
+        return import_module("simple_icd_10_cm")  # in the optional extra `stack`
     except ModuleNotFoundError as error:
         raise DataError(
             f"the ICD-10-CM data comes with the package simple-icd-10-cm, which is not installed ({error}); "
             "install it with `pip install --editable '.[stack]'` in the project's folder"
         ) from None
-    module: ModuleType = simple_icd_10_cm
-    return module
 
 
 def _terms(icd: ModuleType, codes: list[tuple[str, str, str, str]]) -> list[Wording]:
@@ -171,30 +156,27 @@ def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
 
 def _table(rows: list[Wording]) -> pa.Table:
     texts, codes, titles, chapters, blocks = (list(column) for column in zip(*rows, strict=True))
-    return pa.table(
-        {
-            "text": texts,
-            "code": codes,
-            "title": titles,
-            "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
-            "block": blocks,
-            "category": [code[:3] for code in codes],
-            "group": [group_of(text) for text in texts],
-        }
-    )
+    columns = {
+        "text": texts,
+        "code": codes,
+        "title": titles,
+        "chapter": [CHAPTER_NAMES[chapter] for chapter in chapters],
+        "block": blocks,
+        "category": [code[:3] for code in codes],
+        "group": [group_of(text) for text in texts],
+    }
+    return pa.table(columns)
 
 
 def _coder_table(rows: list[Wording]) -> pa.Table:
-    texts, codes, titles, *_ = (list(column) for column in zip(*rows, strict=True))
-    return pa.table(
-        {
-            "prompt": texts,
-            "completion": [f"{code} {' '.join(title.split())}" for code, title in zip(codes, titles, strict=True)],
-            "code": codes,
-            "category": [code[:3] for code in codes],
-            "group": [group_of(text) for text in texts],
-        }
-    )
+    columns = {
+        "prompt": [text for text, *_ in rows],
+        "completion": [f"{code} {' '.join(title.split())}" for _, code, title, *_ in rows],
+        "code": [code for _, code, *_ in rows],
+        "category": [code[:3] for _, code, *_ in rows],
+        "group": [group_of(text) for text, *_ in rows],
+    }
+    return pa.table(columns)
 
 
 def _unambiguous(terms: list[Wording], *, by: int) -> list[Wording]:

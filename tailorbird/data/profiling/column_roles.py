@@ -29,7 +29,6 @@ class ColumnRole:
 
     @property
     def name(self) -> str:
-        """Name of the column."""
         return self.column.name
 
 
@@ -48,7 +47,6 @@ class ColumnRoles:
 
     @property
     def task(self) -> TaskName:
-        """The task that the columns fit."""
         return "chat" if self.label is None else "classification"
 
 

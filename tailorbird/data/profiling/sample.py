@@ -37,12 +37,10 @@ class Column:
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """Rows of each value."""
         return Counter(value for value in self.values if value is not None)
 
     @property
     def num_null(self) -> int:
-        """Number of nulls."""
         return sum(value is None for value in self.values)
 
     @cached_property
@@ -67,11 +65,9 @@ class Sample:
 
     @property
     def is_whole(self) -> bool:
-        """True if every row was read."""
         return self.num_sampled == self.num_rows
 
     def column(self, name: str) -> Column | None:
-        """Return a column by name, or None."""
         return next((column for column in self.columns if column.name == name), None)
 
 

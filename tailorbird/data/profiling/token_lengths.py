@@ -24,13 +24,12 @@ UNLIMITED = 1 << 20
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Number of tokens of rows."""
+    """Median and 99th percentile of the number of tokens of rows."""
 
     median: int
     p99: int
-    """99th percentile."""
     answer_p99: int
-    """(chat only) 99th percentile of the answers alone, with their end-of-turn token; else 0."""
+    """(chat only) Of the answers alone, with their end-of-turn token; else 0."""
     counted: bool
     """False if they are estimated."""
 

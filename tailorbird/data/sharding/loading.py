@@ -1,7 +1,7 @@
 """Load a recipe's rows: all into memory, or the training rows into shards on S3."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
@@ -35,7 +35,6 @@ class LoadedDataset:
 
     @property
     def num_train(self) -> int:
-        """Number of rows that are trained on."""
         return len(self.splits.train if self.shards is None else self.shards)
 
 
@@ -47,10 +46,7 @@ class _ShardsStage(BaseModel):
 
 
 def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDataset | None:
-    """Read and check a recipe's rows; None if there are more training rows than `stream_above_rows`.
-
-    Raises DataError as `read_splits`, `clean` and `take_training_rows`.
-    """
+    """Read and check a recipe's rows; None for more training rows than `stream_above_rows`; DataError as `clean`."""
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
     splits, report = clean(read_splits(config, task=task))
@@ -102,10 +98,10 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     splits, sample_report = clean(evaluated)
     reports = stage.reports
     sizes = tuple(report.num_rows for report in reports)
-    labels = _sum(report.labels for report in reports)
+    labels = sum((Counter(report.labels) for report in reports), Counter[str]())
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
     keys["train"] = {key for report in reports for key in report.shared_keys}
-    copies = _sum(report.copies for report in reports)
+    copies = sum((Counter(report.copies) for report in reports), Counter[str]())
     num_empty = sum(not normalise(text) for rows in (evaluated.validation, evaluated.test) for text in rows.texts)
     report = replace(
         sample_report,
@@ -130,10 +126,3 @@ def _require_shardable(config: DataConfig) -> None:
         raise DataError(f"{reason}name data.validation and data.test too{alternative}")
     if config.max_train_rows is not None:
         raise DataError(f"{reason}leave out data.max_train_rows{alternative}")
-
-
-def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return total

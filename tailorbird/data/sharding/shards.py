@@ -65,13 +65,13 @@ class Shards:
                 for position, batch in zip(group, batches_of_file, strict=True):
                     batches[position] = batch
         table = pa.Table.from_batches(batches)
-        has = {name: table.column(name).null_count == 0 for name in ("assistant_mask", "label")}
+        masks, labels = table.column("assistant_mask"), table.column("label")
         return TokenizedRows(
             row_ids=tuple(table.column("row_id").to_pylist()),
-            ids=_flat(table.column("ids")),
+            ids=pc.list_flatten(table.column("ids")).to_numpy(),
             offsets=offsets_of(pc.list_value_length(table.column("ids")).to_numpy()),
-            assistant_mask=_flat(table.column("assistant_mask")) if has["assistant_mask"] else None,
-            labels=label_indices(table.column("label").to_pylist(), classes=self.classes) if has["label"] else None,
+            assistant_mask=pc.list_flatten(masks).to_numpy() if masks.null_count == 0 else None,
+            labels=label_indices(labels.to_pylist(), classes=self.classes) if labels.null_count == 0 else None,
         )
 
     def _read_file(self, file: int, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
@@ -84,12 +84,6 @@ class Shards:
                 return [reader.get_batch(int(index)) for index in indices]
         except pa.ArrowInvalid as error:
             raise StorageError(f"{uri} is not whole ({error}); delete {self.uri} and run again") from None
-
-
-def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Concatenate the lists of a column."""
-    flat: NDArray[Any] = pc.list_flatten(column).to_numpy()
-    return flat
 
 
 def file_uri(uri: str, number: int) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -152,62 +152,49 @@ def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenize
     return job, load_tokenizer(local_copy(job.base_model))
 
 
-@dataclass
-class _Counts:
-    """Collected from a shard's rows, batch by batch."""
-
-    num_empty: int = 0
-    copies: Counter[str] = field(default_factory=Counter)
-    shared_keys: set[str] = field(default_factory=set)
-    labels: Counter[str] = field(default_factory=Counter)
-    digests: list[str] = field(default_factory=list)
-    sample: list[Rows] = field(default_factory=list)
-    first_rows: dict[str, Rows] = field(default_factory=dict)
-
-    def without_copies(self, rows: Rows, *, job: ShardingJob) -> Rows:
-        """Count and drop the rows whose text is in an evaluation split."""
-        texts = [normalise(text) for text in rows.texts]
-        self.num_empty += sum(not text for text in texts)
-        splits = [
-            next((name for name in EVALUATION_SPLITS if text in job.evaluation_texts[name]), "") for text in texts
-        ]
-        self.copies.update(name for name in splits if name)
-        return rows.take([row for row, name in enumerate(splits) if not name])
-
-    def add(self, rows: Rows, *, job: ShardingJob, generator: np.random.Generator) -> None:
-        self.digests.append(rows_sha256(rows))
-        self.shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
-        for row, label in enumerate(rows.class_labels):
-            if label not in self.first_rows:
-                self.first_rows[label] = rows.take([row])
-        self.labels.update(rows.class_labels)
-        self.sample.append(rows.take(np.flatnonzero(generator.random(len(rows)) < job.sample_share)))
-
-
 def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:
     """Write a file of shards and its record, unless an earlier run has."""
     record_uri = _record_uri(job.uri, spec.number)
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
-    generator, counts = np.random.default_rng((SEED, spec.number)), _Counts()
+    generator = np.random.default_rng((SEED, spec.number))
+    num_empty, copies, labels = 0, Counter[str](), Counter[str]()
+    shared_keys: set[str] = set()
+    digests: list[str] = []
+    sample: list[Rows] = []
+    first_rows: dict[str, Rows] = {}
     with ShardWriter(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
-            rows = counts.without_copies(batch, job=job)
-            tokens = job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length)
-            shard.add(rows.row_ids, tokens)
-            counts.add(rows, job=job, generator=generator)
+            texts = [normalise(text) for text in batch.texts]
+            num_empty += sum(not text for text in texts)
+            copied_from = [_evaluation_split(text, job) for text in texts]
+            copies.update(split for split in copied_from if split)
+            rows = batch.take([row for row, split in enumerate(copied_from) if not split])
+            shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
+            digests.append(rows_sha256(rows))
+            shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
+            labels.update(rows.class_labels)
+            for row, label in enumerate(rows.class_labels):
+                if label not in first_rows:
+                    first_rows[label] = rows.take([row])
+            sample.append(rows.take(np.flatnonzero(generator.random(len(rows)) < job.sample_share)))
     report = ShardReport(
         number=spec.number,
         num_rows=shard.num_rows,
-        num_empty=counts.num_empty,
-        copies=counts.copies,
-        shared_keys=tuple(sorted(counts.shared_keys)),
-        labels=counts.labels,
-        sha256=digest_of(counts.digests),
+        num_empty=num_empty,
+        copies=copies,
+        shared_keys=tuple(sorted(shared_keys)),
+        labels=labels,
+        sha256=digest_of(digests),
     )
-    record = ShardRecord(report=report, sample=tuple(counts.sample), first_rows=counts.first_rows)
+    record = ShardRecord(report=report, sample=tuple(sample), first_rows=first_rows)
     storage.write_json(record_uri, record.model_dump(mode="json"), retry_policy=s3.PERSISTENT)
     return report
+
+
+def _evaluation_split(text: str, job: ShardingJob) -> str | None:
+    """Return the first evaluation split that has a normalised text."""
+    return next((split for split in EVALUATION_SPLITS if text in job.evaluation_texts[split]), None)
 
 
 def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:

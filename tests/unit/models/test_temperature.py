@@ -34,5 +34,11 @@ def test_temperature_one_is_the_softmax_and_two_that_of_half_the_logits() -> Non
     np.testing.assert_allclose(temperature_softmax(rows, temperature=2.0)[:, 0], [1 / (1 + np.exp(-1)), 0.5])
 
 
+def test_probabilities_sum_to_one_even_for_large_logits() -> None:
+    shares = temperature_softmax(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]), temperature=1.0)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_allclose(shares[0, 0], 1 / (1 + np.exp(-1)))
+
+
 def test_a_tiny_temperature_and_large_logits_give_numbers() -> None:
     assert temperature_softmax(np.array([1000.0, 999.0, -1000.0]), temperature=1e-3).tolist() == [1.0, 0.0, 0.0]
