@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.code_snapshot import runtime_files, write_entry
@@ -24,19 +23,8 @@ class PackageError(ValueError):
     """A package that Ray cannot take; the message has the reason and what to leave out."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """A zip's content, and the URI under which Ray stores it."""
-
-    content: bytes
-
-    @property
-    def uri(self) -> str:
-        return package_uri(self.content)
-
-
-def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Package:
-    """Return a package of the files under `root` that a job needs, with the resolved recipe as `RECIPE_FILE`.
+def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """Return a zip of the files under `root` that a job needs, with the resolved recipe as `RECIPE_FILE`.
 
     The same files give the same zip. Raises PackageError, which names the largest files, if it is over the limit.
     """
@@ -49,10 +37,9 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> Packa
                 write_entry(archive, name, (root / name).read_bytes())
             if buffer.tell() > limit_bytes:  # before the rest, which may not fit in memory
                 raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
-    content = buffer.getvalue()
-    if len(content) > limit_bytes:
+    if buffer.tell() > limit_bytes:  # with the zip's directory
         raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
-    return Package(content)
+    return buffer.getvalue()
 
 
 def shipped_files(root: Path) -> tuple[str, ...]:
@@ -66,16 +53,18 @@ def shipped_files(root: Path) -> tuple[str, ...]:
     return tuple(sorted({*tracked, *runtime_files(root)}))
 
 
-def upload(package: Package) -> None:
-    """Upload the package to Ray, unless it is stored already; raise PackageError if Ray refuses it."""
-    path = f"/api/packages/{package.uri.replace('://', '/')}"
+def upload(package: bytes) -> str:
+    """Upload the package to Ray, unless it is stored already; return its URI. Raises PackageError if Ray refuses it."""
+    uri = package_uri(package)
+    path = f"/api/packages/{uri.replace('://', '/')}"
     # The GET makes Ray keep the package for ten minutes; otherwise it deletes packages that no job uses.
     answer = request_dashboard("GET", path)
     if answer.status_code == 404:
-        answer = request_dashboard("PUT", path, body=package.content, timeout_s=UPLOAD_TIMEOUT_S)
+        answer = request_dashboard("PUT", path, body=package, timeout_s=UPLOAD_TIMEOUT_S)
     if answer.status_code != 200:
-        size = f"{len(package.content) / 2**20:.1f} MiB"
+        size = f"{len(package) / 2**20:.1f} MiB"
         raise PackageError(f"Ray does not take the package of {size} ({answer.status_code}): {answer.text[-500:]}")
+    return uri
 
 
 def _tracked(root: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import requests
 from cluster.auth import SessionError, Unreachable, auth_headers
 from cluster.code_snapshot import code_sha256
 from cluster.dashboard import dashboard_url, request_dashboard
-from cluster.job_package import RECIPE_FILE, Package, pack, upload
+from cluster.job_package import RECIPE_FILE, pack, upload
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 
@@ -116,7 +116,7 @@ def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
 
 
 def start(
-    name: str, *, entrypoint: str, package: Package, metadata: Mapping[str, str] | None = None, again: bool = False
+    name: str, *, entrypoint: str, package: bytes, metadata: Mapping[str, str] | None = None, again: bool = False
 ) -> Submitted:
     """Start the entrypoint as a job of this name unless one runs or has succeeded; see `submit`."""
     earlier = _attempts(name)
@@ -125,9 +125,9 @@ def start(
         return Submitted(last, "running")
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
-    upload(package)
+    uri = upload(package)
     job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
-    body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": package.uri}}
+    body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": uri}}
     body |= {"metadata": dict(metadata or {})}
     answer = request_dashboard("POST", "/api/jobs/", body=body)
     if answer.status_code == 200:

@@ -6,21 +6,12 @@ tests/unit/cluster/test_ray_private.py fails with the name of what another versi
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 RAY_VERSION = "2.60"
 HEAD_RESOURCE = "node:__internal_head__"
 """A resource that the head node alone has."""
 GCS_TIMEOUT_S = 10
-
-
-class NodeGroup(Protocol):
-    """A node type in an autoscaler's report to GCS."""
-
-    name: str
-    resources: Mapping[str, float]
-    max_count: int
-    """-1 if there is no bound."""
 
 
 def cluster_versions(address: str) -> tuple[str, str] | None:
@@ -48,10 +39,11 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
     return available_resources_per_node()  # type: ignore[no-any-return]
 
 
-def autoscaler_node_groups() -> tuple[NodeGroup, ...]:
+def autoscaler_node_groups() -> tuple[Any, ...]:
     """Return the node types that the cluster's autoscaler has reported to GCS.
 
-    Ray's own autoscalers report none, up to 2.60 at least.
+    Each has `name`, `resources` by name, and `max_count`, which is -1 if there is no bound. Ray's own autoscalers report
+    none, up to 2.60 at least.
     """
     from ray._private.state import state
 

@@ -34,13 +34,7 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) -> None:
     """Write an object, replacing one that exists; readers never see a part of it."""
-    store, path = filesystem(uri, retry_policy=retry_policy)
-    with storage_errors(uri):
-        if isinstance(store, pafs.LocalFileSystem):
-            _write_local(Path(path), lambda temporary: temporary.write_bytes(data))
-        else:
-            with store.open_output_stream(path) as stream:
-                stream.write(data)
+    _write(uri, lambda stream: stream.write(data), retry_policy=retry_policy)
 
 
 def read_json(uri: str) -> Any:
@@ -181,13 +175,8 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
 
 def upload_file(local: Path, uri: str, *, retry_policy: RetryPolicy = STANDARD) -> None:
     """Upload a local file; the object appears complete or not at all."""
-    store, path = filesystem(uri, retry_policy=retry_policy)
     with storage_errors(uri), local.open("rb") as source:
-        if isinstance(store, pafs.LocalFileSystem):
-            _write_local(Path(path), lambda temporary: shutil.copyfile(local, temporary))
-        else:
-            with store.open_output_stream(path) as target:
-                shutil.copyfileobj(source, target, CHUNK_BYTES)
+        _write(uri, lambda target: shutil.copyfileobj(source, target, CHUNK_BYTES), retry_policy=retry_policy)
 
 
 def _download(uri: str, local: Path) -> None:
@@ -197,15 +186,22 @@ def _download(uri: str, local: Path) -> None:
         shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 
-def _write_local(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a temporary file and rename it, so that readers never see a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(uri: str, write: Callable[[Any], Any], *, retry_policy: RetryPolicy) -> None:
+    """Pass a stream to `write`; a local file is written under another name and renamed, so that it appears complete."""
+    store, path = filesystem(uri, retry_policy=retry_policy)
+    with storage_errors(uri):
+        if not isinstance(store, pafs.LocalFileSystem):
+            with store.open_output_stream(path) as stream:
+                write(stream)
+            return
+        local = Path(path)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{local.name}-", dir=local.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                write(stream)
+            temporary.chmod(0o644)
+            temporary.replace(local)
+        finally:
+            temporary.unlink(missing_ok=True)

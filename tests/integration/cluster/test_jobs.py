@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from cluster import jobs
 from cluster.auth import SessionError, auth_headers
 from cluster.code_snapshot import code_sha256
-from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, Package, PackageError, pack, upload
+from cluster.job_package import LIMIT_BYTES, RECIPE_FILE, PackageError, pack, upload
 from cluster.local.stack import OWN_DASHBOARD, StackState
 from tailorbird import storage
 from tailorbird.cli.app import app
@@ -54,7 +54,7 @@ def name(stack: StackState) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def package() -> Package:
+def package() -> bytes:
     """The project with the demo's recipe."""
     return pack(ROOT, recipe=load_recipe(ROOT / "recipes" / "icd10_demo.yaml"))
 
@@ -64,7 +64,7 @@ def _tailorbird(*arguments: str) -> Result:
 
 
 def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_away(
-    stack: StackState, name: str, package: Package, monkeypatch: pytest.MonkeyPatch
+    stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = jobs.start(name, entrypoint=COUNTS_TO_7, package=package)
     assert started.how == "started"
@@ -95,7 +95,7 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
 
 
 def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_never_ends_with_0(
-    stack: StackState, name: str, package: Package, monkeypatch: pytest.MonkeyPatch
+    stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.start(name, entrypoint="echo begun; sleep 300", package=package)
     relay = TcpProxy(int(stack.dashboard_url.rsplit(":", 1)[1]))
@@ -127,7 +127,7 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
 
 
 def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
-    name: str, package: Package, tmp_path: Path
+    name: str, package: bytes, tmp_path: Path
 ) -> None:
     def ask(_: int) -> jobs.Submitted:
         return jobs.start(name, entrypoint=READS_WHAT_IS_SHIPPED, package=package)
@@ -137,7 +137,7 @@ def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
     assert sorted(submission.how for submission in submissions) == ["running", "started"]
     assert {submission.job.id for submission in submissions} == {name}
     assert jobs.follow(name, write=str).exit_code == 0
-    with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
         archive.extractall(tmp_path)
     recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
     assert f"{digest(recipe)} {code_sha256(tmp_path)}" in jobs.read_log(name).splitlines()
@@ -155,7 +155,7 @@ def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
 def test_the_limit_of_a_package_is_ray_s_own() -> None:
     assert LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
     with pytest.raises(PackageError, match="413"):
-        upload(Package(bytes(LIMIT_BYTES + 1)))
+        upload(bytes(LIMIT_BYTES + 1))
 
 
 @pytest.mark.usefixtures("stack")
@@ -169,7 +169,9 @@ def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id
 
 
 @pytest.mark.usefixtures("stack")
-@pytest.mark.parametrize(("token", "message"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")])
+@pytest.mark.parametrize(
+    ("token", "message"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")]
+)
 def test_without_the_cluster_s_token_every_verb_says_what_to_set(
     token: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

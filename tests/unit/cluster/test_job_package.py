@@ -55,7 +55,7 @@ def test_a_recipe_that_is_shipped_is_read_as_the_same_recipe(path: Path, tmp_pat
 
 def test_overrides_travel_in_the_shipped_recipe(root: Path, tmp_path: Path) -> None:
     changed = load_recipe(RECIPES[0], overrides=("training.learning_rate=1e-5",))
-    folder = _unpacked(pack(root, recipe=changed).content, tmp_path / "shipped")
+    folder = _unpacked(pack(root, recipe=changed), tmp_path / "shipped")
     assert load_recipe(folder / RECIPE_FILE).training.learning_rate == 1e-5
 
 
@@ -66,7 +66,7 @@ def test_what_git_tracks_is_shipped_as_it_lies_in_the_working_tree(root: Path, r
     (root / "page.md").write_text("as it is now\n")
     (root / "gone.md").unlink()
     (root / "never-added.csv").write_text("text\n")
-    folder = _unpacked(pack(root, recipe=recipe).content, tmp_path / "shipped")
+    folder = _unpacked(pack(root, recipe=recipe), tmp_path / "shipped")
     assert (folder / "page.md").read_text() == "as it is now\n"
     assert not any((folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv"))
 
@@ -81,7 +81,7 @@ def test_the_code_that_is_shipped_has_the_hash_of_the_code_here(root: Path, reci
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
-    assert code_sha256(_unpacked(pack(root, recipe=recipe).content, tmp_path / "shipped")) == code_sha256(root)
+    assert code_sha256(_unpacked(pack(root, recipe=recipe), tmp_path / "shipped")) == code_sha256(root)
 
 
 def test_without_a_git_checkout_the_running_code_is_shipped_alone(root: Path) -> None:
@@ -99,9 +99,9 @@ def test_a_checkout_that_git_cannot_read_is_an_error_not_a_smaller_package(root:
 def test_the_same_files_make_the_same_package_and_others_another(root: Path, recipe: Recipe) -> None:
     first = pack(root, recipe=recipe)
     (root / "pyproject.toml").touch()
-    assert pack(root, recipe=recipe).uri == first.uri
+    assert pack(root, recipe=recipe) == first
     (root / "pyproject.toml").write_text("[tool]\n")
-    assert pack(root, recipe=recipe).uri != first.uri
+    assert pack(root, recipe=recipe) != first
 
 
 def test_a_package_over_the_limit_is_refused_with_its_largest_files_named(root: Path, recipe: Recipe) -> None:
@@ -120,4 +120,4 @@ def test_what_only_lies_beside_the_code_does_not_count_against_the_limit(root: P
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "large.bin").write_bytes(os.urandom(3 * 2**20))
-    assert len(pack(root, recipe=recipe, limit_bytes=2 * 2**20).content) < 2**20
+    assert len(pack(root, recipe=recipe, limit_bytes=2 * 2**20)) < 2**20
