@@ -136,13 +136,11 @@ def _dequantised(file: Path, *, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source = {"gguf_file": file.name, "trust_remote_code": False}
-    dequantize = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, quantization_config=dequantize, dtype=torch.float32, **source
-    )
+    options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False, **options)
     model.to(torch.bfloat16).save_pretrained(folder)  # its rounding error is far smaller than the quantisation error
-    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,29 +91,26 @@ def file_uri(uri: str, number: int) -> str:
     return f"{uri}/{number:06d}.arrow"
 
 
-class ShardWriter:
-    """Context manager that writes one file of shards to the local disk, and uploads it if the block succeeds."""
-
-    def __init__(self, uri: str, number: int) -> None:
-        self._uri = file_uri(uri, number)
-        self._pending: list[tuple[Any, ...]] = []
-        self._cleanup = ExitStack()
-        self.num_rows = 0
-
-    def __enter__(self) -> Self:
-        folder = self._cleanup.enter_context(TemporaryDirectory(prefix="tailorbird-"))
-        self._path = Path(folder) / "shard.arrow"
+@contextmanager
+def write_shard_file(uri: str, number: int) -> Iterator["ShardWriter"]:
+    """Write one file of shards to the local disk, and upload it if the block succeeds."""
+    with TemporaryDirectory(prefix="tailorbird-") as folder:
+        path = Path(folder) / "shard.arrow"
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        self._file = pa.ipc.new_file(self._path, pa.schema(_COLUMNS), options=options)
-        return self
+        with pa.ipc.new_file(path, pa.schema(_COLUMNS), options=options) as file:
+            writer = ShardWriter(file)
+            yield writer
+            writer.flush()
+        upload_file(path, file_uri(uri, number), retry_policy=PERSISTENT)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._cleanup:
-            if kind is None:
-                self._flush()
-            self._file.close()
-            if kind is None:
-                upload_file(self._path, self._uri, retry_policy=PERSISTENT)
+
+class ShardWriter:
+    """Write tokenized rows to an Arrow file in chunks of `CHUNK_ROWS`."""
+
+    def __init__(self, file: pa.ipc.RecordBatchFileWriter) -> None:
+        self._file = file
+        self._pending: list[tuple[Any, ...]] = []
+        self.num_rows = 0
 
     def add(self, row_ids: Sequence[str], tokens: TokenLists) -> None:
         """Append tokenized rows."""
@@ -122,9 +119,10 @@ class ShardWriter:
         self._pending += zip(*columns, strict=True)
         self.num_rows += len(row_ids)
         while len(self._pending) >= CHUNK_ROWS:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write up to `CHUNK_ROWS` pending rows as a chunk."""
         chunk, self._pending = self._pending[:CHUNK_ROWS], self._pending[CHUNK_ROWS:]
         if chunk:
             rows = [dict(zip(_COLUMNS, row, strict=True)) for row in chunk]

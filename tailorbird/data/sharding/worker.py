@@ -16,7 +16,7 @@ from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
 from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
-from tailorbird.data.sharding.shards import ShardWriter
+from tailorbird.data.sharding.shards import write_shard_file
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
@@ -163,7 +163,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     digests: list[str] = []
     sample: list[Rows] = []
     first_rows: dict[str, Rows] = {}
-    with ShardWriter(job.uri, spec.number) as shard:
+    with write_shard_file(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
             texts = [normalise(text) for text in batch.texts]
             num_empty += sum(not text for text in texts)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.sharding.shards import Shards, ShardWriter
+from tailorbird.data.sharding.shards import Shards, write_shard_file
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tests.unit.training.small import config_of, reports_of, rows_of, small_runtime
 from training.dataset import (
@@ -30,7 +30,7 @@ CONFIG = config_of(batch_size=8)
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     uri, first = tmp_path_factory.mktemp("shards").as_uri(), 0
     for number, size in enumerate(SIZES):
-        with ShardWriter(uri, number) as writer:
+        with write_shard_file(uri, number) as writer:
             rows, tokens = rows_of(size, first=first)
             writer.add(rows.row_ids, TokenLists(tokens, labels=rows.labels))
         first += size

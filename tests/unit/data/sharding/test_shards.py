@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.data.rows import DataError, Rows
-from tailorbird.data.sharding.shards import CHUNK_ROWS, Shards, ShardWriter, window_chunks
+from tailorbird.data.sharding.shards import CHUNK_ROWS, Shards, window_chunks, write_shard_file
 from tailorbird.data.tokenized import TokenLists
 from tailorbird.storage.s3 import StorageError
 
@@ -30,7 +30,7 @@ def tokens_of(position: int) -> list[int]:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     uri, first = tmp_path_factory.mktemp("shards").as_uri(), 0
     for number, size in enumerate(SIZES):
-        with ShardWriter(uri, number) as writer:
+        with write_shard_file(uri, number) as writer:
             for begin in range(0, size, 300):
                 rows = rows_of(first + begin, min(300, size - begin))
                 tokens = [tokens_of(int(row_id)) for row_id in rows.row_ids]
@@ -61,7 +61,7 @@ def test_chunks_are_read_in_the_requested_order(shards: Shards) -> None:
 
 def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
     masks = [np.array([False, True, True]), np.array([True])]
-    with ShardWriter(tmp_path.as_uri(), 0) as writer:
+    with write_shard_file(tmp_path.as_uri(), 0) as writer:
         writer.add(("0", "1"), TokenLists([[1, 2, 3], [4]], assistant_masks=masks))
     rows = Shards(tmp_path.as_uri(), (2,), ()).read(np.array([[0, 0, 2]]))
     assert rows.labels is None
@@ -70,13 +70,13 @@ def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
 
 def test_a_shard_whose_writing_failed_is_not_there(tmp_path: Path) -> None:
     rows = rows_of(0, 600)
-    with pytest.raises(ValueError, match="shorter"), ShardWriter(tmp_path.as_uri(), 0) as writer:
+    with pytest.raises(ValueError, match="shorter"), write_shard_file(tmp_path.as_uri(), 0) as writer:
         writer.add(rows.row_ids, TokenLists([[1]] * 300, labels=rows.labels))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path.as_uri(), 0) as writer:
+    with write_shard_file(tmp_path.as_uri(), 0) as writer:
         rows = rows_of(0, 600)
         writer.add(rows.row_ids, TokenLists([[1]] * 600, labels=rows.labels))
     (path,) = tmp_path.iterdir()
