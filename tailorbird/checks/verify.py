@@ -5,8 +5,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 
-import pyarrow as pa
-
 from cluster.code_snapshot import code_sha256
 from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
@@ -48,10 +46,11 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     if storage.exists(f"{uri}/{ENGINE_EVIDENCE}"):
         return _engine_faults(uri)
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, EVIDENCE_FILE)):
-        raise ValueError(
-            f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}; give the URI of a finished run or a version"
-        )
-    registration = _read_registration(uri)
+        raise ValueError(f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}; give the URI of a run or a version")
+    try:
+        registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
+    except ValueError:
+        registration = None
     has_reference = registration is None or registration.protocol.has_reference
     names = evidence_files.prediction_table_names(changed=False, reference=has_reference)
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
@@ -107,13 +106,6 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     if updated != manifest:  # this code renders the pages differently from the code that wrote the evidence
         storage.write_bytes(f"{uri}/{MANIFEST}", json.dumps(updated, indent=1).encode())
     return tuple(changed)
-
-
-def _read_registration(uri: str) -> Preregistration | None:
-    try:
-        return Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
-    except ValueError:
-        return None
 
 
 def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistration | None) -> Iterator[str]:
@@ -179,13 +171,8 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
-    scores = {
-        "incumbent": verdict.incumbent_score,
-        "candidate": verdict.candidate_score,
-        "reference": verdict.reference_score,
-    }
     for index, score in enumerate(evidence.scores):
-        test = scores[score.role] if score.role else None
+        test = getattr(verdict, f"{score.role}_score") if score.role else None
         yield from differences(score.test, test, at=f"scores.{index}.test", other=RECOMPUTED)
 
 
@@ -194,9 +181,8 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
     stated, other = evidence.test_access, "the test-set ledger says"
     paths, _ = parse_run_uri(evidence.run)
     entries = read_test_accesses(paths.task_uri, evidence.test_rows)
-    entry = next(
-        (entry for entry in entries if (entry.candidate, entry.protocol) == (stated.candidate, stated.protocol)), None
-    )
+    key = (stated.candidate, stated.protocol)
+    entry = next((entry for entry in entries if (entry.candidate, entry.protocol) == key), None)
     if entry is None:
         yield f"the test-set ledger of the test rows {evidence.test_rows} does not have this access"
         return
@@ -252,12 +238,9 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
         return
     names = {f"incumbent{suffix}": f"{roles[0]}{suffix}" for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))}
     for ours, theirs in {**names, "reference": "reference"}.items():
-        if ours in tables and not _rows_of(tables[ours]).equals(
-            _rows_of(load_predictions(f"{run}/predictions/{theirs}.parquet"))
-        ):
+        if ours not in tables:
+            continue
+        pair = (tables[ours], load_predictions(f"{run}/predictions/{theirs}.parquet"))
+        first, second = (table.to_table().replace_schema_metadata(None) for table in pair)  # without the model's name
+        if not first.equals(second):
             yield f"predictions/{ours}.parquet is not what {run} has as {theirs}"
-
-
-def _rows_of(table: Predictions) -> pa.Table:
-    """Return the rows without the model's name, which differs between the two."""
-    return table.to_table().replace_schema_metadata(None)

@@ -114,8 +114,8 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
     """Return predictions by table name: both models' of test, validation and the changed rows that gates ask for, and
     the TF-IDF baseline's of test, if there is one."""
     contenders, gates = trained.contenders, context.protocol.gates
-    wanted = dict(zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True))
-    names = ("test", VALIDATION, *(name for name, gate in wanted.items() if gate is not None))
+    wanted = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
+    names = ("test", VALIDATION, *(name for name, gate in wanted if gate is not None))
     tables = {
         role if name == "test" else f"{role}_{name}": _predict(context, contenders[role].uri, rows_name=name)
         for name in names

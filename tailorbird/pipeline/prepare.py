@@ -14,7 +14,7 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregis
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
-from tailorbird.registry.champion import Champion, champion_version, read_champion
+from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.versions import now
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
@@ -52,33 +52,23 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     inputs = load_inputs(recipe)
     task = task_of(inputs)
     _report_data(inputs, task, progress=progress)
-    entry = read_champion(recipe.task_uri)
-    champion = entry[0] if entry else None
-    if champion is not None:
-        champion_version(champion)  # raises here if it was changed, before anything is compared with it
     hashes, code = inputs.data.hashes, inputs.code.sha256
+    protocol = build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test))
     request = request_digest(recipe, code=code, data=hashes, base_model=inputs.base_model)
-    uri = _run_uri(recipe.task_uri, request, champion=champion)
+    uri, champion = _name_run(recipe.task_uri, request)
     requested = Preregistration(
-        protocol=build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test)),
+        protocol=protocol,
         request_sha256=request,
         recipe=recipe,
         code=code,
         data=hashes,
         base_model=inputs.base_model,
-        champion=champion.uri if champion else None,
+        champion=champion,
         requested_by=current_user(),
         requested_at=now(),
     )
     registered = write_once(f"{uri}/{PROTOCOL_FILE}", requested)
-    return RunContext(
-        run=uri,
-        inputs=inputs,
-        task=task,
-        protocol=registered.protocol,
-        champion=registered.champion,
-        requested_by=registered.requested_by,
-    )
+    return RunContext(uri, inputs, task, registered.protocol, registered.champion, registered.requested_by)
 
 
 def write_once(uri: str, value: M) -> M:
@@ -109,12 +99,19 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
         progress.note(f"{leak}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew")
 
 
-def _run_uri(task_uri: str, request: str, *, champion: Champion | None) -> str:
-    """Return the run's URI, by its request and the champion; a champion's own run, requested again, keeps its URI."""
-    if champion is not None and champion.run:
+def _name_run(task_uri: str, request: str) -> tuple[str, str | None]:
+    """Return the run's URI, by its request and the champion, and the champion's URI.
+
+    A champion's own run, requested again, keeps its URI.
+    """
+    entry = read_champion(task_uri)
+    champion = entry[0] if entry else None
+    if champion is not None:
+        champion_version(champion)  # raises if it was changed, before anything is compared with it
         protocol = f"{champion.run}/{PROTOCOL_FILE}"
-        if storage.exists(protocol):
+        if champion.run and storage.exists(protocol):
             stored = Preregistration.model_validate_json(storage.read_bytes(protocol))
             if stored.request_sha256 == request:
-                return champion.run
-    return TaskPaths(task_uri).run(run_name(request, champion=champion.uri if champion else None))
+                return champion.run, champion.uri
+    uri = champion.uri if champion else None
+    return TaskPaths(task_uri).run(run_name(request, champion=uri)), uri

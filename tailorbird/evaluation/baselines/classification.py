@@ -61,10 +61,7 @@ class BaselineResults:
 def fit_baselines(
     base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
 ) -> BaselineResults:
-    """Fit all baselines on the training rows; their settings are selected on validation by `config.metric`.
-
-    `base_model` is the URI of the staged base model.
-    """
+    """Fit all baselines on the training rows; their settings are selected on validation by `config.metric`."""
     base, classes, metric = local_copy(base_model), labels_of(train.labels), config.metric
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
@@ -145,7 +142,10 @@ def fit_probe(
     best: tuple[float, Head, str] | None = None
     for strength in PROBE_C:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
-        head = _as_head(fitted, num_classes=int(labels.max()) + 1)
+        weight, bias = fitted.coef_, fitted.intercept_
+        if len(bias) == 1:  # scikit-learn has one row for two classes
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        head = Head(weight, bias)
         score = head.score(held_out, truth, metric=metric)
         if best is None or score > best[0]:
             best = score, head, f"C = {strength:g}"
@@ -156,10 +156,3 @@ def fit_probe(
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the rows scaled to length 1."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-
-def _as_head(fitted: LogisticRegression, *, num_classes: int) -> Head:
-    weight, bias = fitted.coef_, fitted.intercept_
-    if num_classes == 2:  # scikit-learn has one row for two classes
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return Head(weight, bias)

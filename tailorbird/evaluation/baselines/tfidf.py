@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +52,7 @@ class TfidfBaseline:
     """[L] or [1]."""
 
     def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-        """Return the label of each text, and its confidence: float64 [N] in (0, 1].
-
-        The confidence is the softmax of the margins, which orders the answers; it is not calibrated.
-        """
+        """Return the label of each text, and its uncalibrated confidence, the softmax of the margins: [N] in (0, 1]."""
         if not texts:
             return (), np.zeros(0)
         matrix = _stack(self.vectorizers[name].transform(list(texts)) for name in FEATURES[self.features])
@@ -71,7 +68,7 @@ class TfidfBaseline:
 
 
 class _StoredTfidf(StoredModel):
-    """The part of a `TfidfBaseline` that is stored as JSON."""
+    """What of a `TfidfBaseline` is stored as JSON."""
 
     features: str
     attempts: tuple[Attempt, ...]
@@ -110,7 +107,7 @@ def fit_tfidf(train: Rows, *, validation: Rows, metric: str = "accuracy", seed: 
             attempts.append(Attempt(features=features, c=c, validation_score=score))
     if best is None:
         raise ValueError("no training text has a word or a character to count; check data.text")
-    return TfidfBaseline(best.features, tuple(attempts), best.classes, best.vectorizers, best.weights, best.intercepts)
+    return replace(best, attempts=tuple(attempts))
 
 
 def fit_and_predict_tfidf(rows: Rows, *, train: Rows, validation: Rows, metric: str) -> Predictions:
@@ -122,14 +119,9 @@ def save_tfidf(uri: str, baseline: TfidfBaseline) -> None:
     """Write a fitted baseline as `tfidf.json` and `tfidf.safetensors`, which load without running code."""
     arrays = {"weights": baseline.weights, "intercepts": baseline.intercepts}
     arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in baseline.vectorizers.items()}
+    terms = {name: tuple(item.get_feature_names_out().tolist()) for name, item in baseline.vectorizers.items()}
     stored = _StoredTfidf(
-        features=baseline.features,
-        attempts=baseline.attempts,
-        classes=baseline.classes,
-        vocabularies={
-            name: tuple(vectorizer.get_feature_names_out().tolist())
-            for name, vectorizer in baseline.vectorizers.items()
-        },
+        features=baseline.features, attempts=baseline.attempts, classes=baseline.classes, vocabularies=terms
     )
     storage.write_bytes(f"{uri}/tfidf.safetensors", save(arrays))
     storage.write_bytes(f"{uri}/tfidf.json", stored.model_dump_json().encode())
@@ -143,9 +135,8 @@ def load_tfidf(uri: str) -> TfidfBaseline:
     for name, terms in stored.vocabularies.items():
         vectorizers[name] = _vectorizer(name).set_params(vocabulary={term: index for index, term in enumerate(terms)})
         vectorizers[name].idf_ = arrays[f"idf.{name}"]
-    return TfidfBaseline(
-        stored.features, stored.attempts, stored.classes, vectorizers, arrays["weights"], arrays["intercepts"]
-    )
+    weights, intercepts = arrays["weights"], arrays["intercepts"]
+    return TfidfBaseline(stored.features, stored.attempts, stored.classes, vectorizers, weights, intercepts)
 
 
 def predict_tfidf(uri: str, *, rows: Rows) -> Predictions:

@@ -42,7 +42,7 @@ class Gate:
 
 
 def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, float], n: int) -> Bound:
-    """A bound whose allowed side is at or under the limit: passes or fails only with its whole interval."""
+    """Return a bound whose allowed side is at or under the limit: it passes or fails only with its whole interval."""
     low, high = interval
     if high <= limit:
         return Bound(what, estimate, interval, limit, n, State.PASSES)
@@ -55,7 +55,7 @@ def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, 
 
 
 def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
-    """Fails if one bound fails, passes if all pass (there must be one), and is not assessable otherwise."""
+    """Return a gate that fails if one bound fails, passes if all of one or more pass, else is not assessable."""
     states = {bound.state for bound in bounds}
     if State.FAILS in states:
         state = State.FAILS

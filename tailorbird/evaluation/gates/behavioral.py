@@ -22,10 +22,9 @@ def counterfactual_gate(
 ) -> Gate:
     """Evaluate whether the candidate's answer changes with a name, sex or age much more often than the incumbent's.
 
-    A row's answer changes if that to one of its changed texts is not the same model's answer to the clean row; a
-    row counts once however many texts came of it, since rows are independent and texts of one row are not. The
-    difference of the two rates is paired by row, with Newcombe's interval. Raises VerdictRefused where the tables are
-    not of the same rows.
+    A row's answer changes if that to one of its changed texts differs from that to the clean row; a row counts once,
+    since its texts are not independent. The difference of the two rates is paired by row, with Newcombe's interval.
+    Raises VerdictRefused if the tables are not of the same rows.
     """
     if not len(candidate[1]) and not len(incumbent[1]):
         return gate("counterfactual", (), note="no text names a sex, an age or a given name that could be swapped")
@@ -47,17 +46,15 @@ def counterfactual_gate(
         for flipped in flips
     ]
     by_kind = ", ".join(f"{kind} {turned[0][kind]} and {turned[1][kind]} of {kinds[kind]}" for kind in sorted(kinds))
-    return gate(
-        "counterfactual", (bound,), note=f"texts that turned the candidate's and the incumbent's answer: {by_kind}"
-    )
+    note = f"texts that turned the candidate's and the incumbent's answer: {by_kind}"
+    return gate("counterfactual", (bound,), note=note)
 
 
 def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessGateConfig, alpha: float) -> Gate:
     """Evaluate whether typing errors, case and white space cost the candidate much more score than the incumbent.
 
     A row's drop is its clean score less its changed one; the mean difference of the drops has a paired bootstrap
-    interval, by row, or by document where rows share some. Raises VerdictRefused where the tables are not of the same
-    rows, or no row was changed.
+    interval, by row, or by document. Raises VerdictRefused if the tables are not of the same rows.
     """
     positions = _aligned(candidate, incumbent)
     ours, theirs = (clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent))

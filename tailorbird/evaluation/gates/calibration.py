@@ -24,8 +24,8 @@ SLACK = 1e-6
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Return the temperature T under which softmax(logits [N, L] / T) gives the class numbers [N] the best likelihood.
 
-    Guo et al., On calibration of modern neural networks, ICML 2017. Kept within 0.01 and 100: where every row is right
-    the likelihood would take it to 0. The validation rows are meant; ValueError where the two do not fit each other.
+    Guo et al., On calibration of modern neural networks, ICML 2017. Kept within `TEMPERATURES`: if every row is right,
+    the likelihood would take it to 0. Raises ValueError if logits and labels do not fit each other.
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or truth.shape != values.shape[:1] or not truth.size:
@@ -46,12 +46,11 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error: |accuracy - mean confidence| of equally wide bins, weighted by their rows.
+    """Return the expected calibration error: |accuracy - mean confidence| of equally wide bins, weighted by their rows.
 
     `correct` [N] is 0/1, `confidence` [N] within 0 and 1. Naeini, Cooper and Hauskrecht, AAAI 2015.
     """
-    excess, bins = _excess(correct, confidence, num_bins)
-    return _ece_of(excess, bins, num_bins)
+    return _ece_of(*_excess(correct, confidence, num_bins), num_bins)
 
 
 def calibration_gate(
@@ -59,9 +58,8 @@ def calibration_gate(
 ) -> Gate:
     """Evaluate whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
 
-    Both intervals are from the same 2,000 paired resamples of the rows, and reach as far down besides as chance alone
-    may have lifted an ECE (see `chance_in_ece`). Raises VerdictRefused where the two models did not predict the same
-    rows or a confidence is none.
+    Both intervals are from the same 2,000 paired resamples of the rows, and reach down as far as chance alone may have
+    lifted an ECE (`chance_in_ece`). Raises VerdictRefused if the rows are not the same or a confidence is invalid.
     """
     align(candidate, incumbent)
     n = len(candidate)
@@ -109,13 +107,10 @@ def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) ->
 
 
 def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple[float, float]:
-    """Return the basic bootstrap interval, reaching at least half the resamples' width to both sides of the estimate.
-
-    Chance adds to an ECE, and resampling adds it once more: a percentile interval of a perfectly calibrated model on
-    200 rows lies wholly above 0.05. Reflecting the resamples at the estimate takes that off in first order; where there
-    was little to take off it takes too much, hence the least width (without it a true ECE of 0.05 passed as one under
-    it in 12 of 100 tests of 1,000 rows).
-    """
+    """Return the basic bootstrap interval, at least half the resamples' width to both sides of the estimate."""
+    # Chance adds to an ECE, and resampling adds it once more: a percentile interval of a perfectly calibrated model on
+    # 200 rows is wholly above 0.05. Reflecting removes that in first order. Without the least width a true ECE of 0.05
+    # passed as one under it in 12 of 100 tests of 1,000 rows.
     low, high = (float(end) for end in np.quantile(resampled, [alpha / 2, 1 - alpha / 2]))
     half = (high - low) / 2
     return min(2 * estimate - high, estimate - half), max(2 * estimate - low, estimate + half)
@@ -130,7 +125,7 @@ def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]
 
 
 def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Confidence minus correctness [N], and the bin of each row [N]."""
+    """Return confidence minus correctness [N], and the bin of each row [N]."""
     if correct.shape != confidence.shape or not correct.size:
         raise ValueError(f"{correct.shape} answers and {confidence.shape} confidences; give one a row, of some row")
     bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))

@@ -32,11 +32,6 @@ class CpuRounds:
         if not (np.isfinite(seconds) & (seconds > 0)).all():
             raise ValueError(f"CPU-seconds {sorted(seconds.tolist())} must be finite and above 0; measure on more rows")
 
-    @property
-    def saved(self) -> float:
-        """Mean CPU-seconds per thousand rows that the candidate takes less than the incumbent; negative if more."""
-        return float(np.mean(self.incumbent) - np.mean(self.candidate))
-
 
 def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
     """Return the candidate's CPU-seconds over the incumbent's: geometric mean over rounds, and its 1 - alpha interval.
@@ -74,8 +69,7 @@ def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, trainin
         state = State.FAILS
     else:
         state = State.NOT_ASSESSABLE
-    n = main.counts.n
-    needed = None
+    n, needed = main.counts.n, None
     shrink = (high - low) / 2 / abs(estimate) if estimate else np.inf
     if state is State.NOT_ASSESSABLE and shrink < MOST_SHRINK:
         needed = max(n + 1, round(n * shrink**2))  # an interval shrinks with the root of the rows
@@ -91,11 +85,8 @@ def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, trainin
 
 
 def _parts(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> tuple[float, float, float]:
-    """Worth of the gain, cost of training, and saving in serving, in money."""
+    """Return the worth of the gain, the cost of training, and the saving in serving, in money."""
     requests = terms.requests_per_month * terms.horizon_months
     price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR
-    return (
-        gain * terms.value_of_correct * requests,
-        training_cpu_s * price_per_cpu_s,
-        rounds.saved / 1000 * requests * price_per_cpu_s,
-    )
+    saved_cpu_s = float(np.mean(rounds.incumbent) - np.mean(rounds.candidate)) / 1000 * requests
+    return gain * terms.value_of_correct * requests, training_cpu_s * price_per_cpu_s, saved_cpu_s * price_per_cpu_s

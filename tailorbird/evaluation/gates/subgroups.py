@@ -1,4 +1,4 @@
-"""Beside the verdict: whether any group of the test rows is served worse by the candidate than by the incumbent."""
+"""The groups gate: whether the candidate serves any group of the test rows worse than the incumbent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,14 +74,13 @@ def groups_gate(
     alpha: float,
     metric: str = "accuracy",
 ) -> Gate:
-    """The paired change in the metric in each value of each group column, a missing value's group included.
+    """Evaluate the paired change in the metric in each value of each group column, a missing value's group included.
 
     Of each group the first that holds decides: it fails if it is proven harmed (p within Holm's step-down over all
-    groups, and Newcombe's upper end at its level of the step-down under 0), or if its change is a loss of `max_loss` or
-    more on at least `min_rows` rows; it passes if its unadjusted lower end is over -`max_loss`; else it is not
-    assessable. Intervals shown are the unadjusted ones: Newcombe's for accuracy and exact match of independent rows,
-    else the paired bootstrap's, of documents where rows share some. Raises VerdictRefused where the two did not
-    predict the same rows in the same groups, ValueError for scores other than 0 and 1 that should be.
+    groups, and the upper end at its level of the step-down under 0), or if its change is a loss of `max_loss` or more
+    on at least `min_rows` rows; it passes if its unadjusted lower end is over -`max_loss`; else it is not assessable.
+    The bounds have the unadjusted intervals: Newcombe's for accuracy and exact match of independent rows, else the
+    paired bootstrap's. Raises VerdictRefused if rows or groups differ, ValueError for invalid scores.
     """
     align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
@@ -89,7 +88,10 @@ def groups_gate(
     for predictions in (candidate, incumbent):
         if metric in ROW_METRICS and not np.isin(predictions.scores, (0.0, 1.0)).all():
             raise ValueError(f"{predictions.model}: groups are compared by scores of 0 and 1; other scores are there")
-    columns = {name: _members(values) for name, values in sorted(candidate.groups.items())}
+    columns = {
+        name: {value: np.flatnonzero(np.array(values, dtype=object) == value) for value in sorted(set(values))}
+        for name, values in sorted(candidate.groups.items())
+    }
     ours, theirs = candidate.per_row(metric), incumbent.per_row(metric)
 
     def change(members: NDArray[np.int64]) -> Change:
@@ -99,11 +101,7 @@ def groups_gate(
         shared = None if clusters is None else tuple(clusters[row] for row in members)
         return MeanChange(ours[members], theirs[members], shared)
 
-    tables = {
-        f"{column} = {value}": change(members)
-        for column, groups in columns.items()
-        for value, members in groups.items()
-    }
+    tables = {f"{name} = {value}": change(rows) for name, groups in columns.items() for value, rows in groups.items()}
     if not tables:
         return gate("groups", (), note="the recipe's data.groups names no column, so no group could be looked at")
     harmed = proven_harmed(list(tables.values()), alpha=alpha)
@@ -122,7 +120,7 @@ def groups_gate(
 
 
 def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
-    """Of each group whether Holm's step-down over all of them reaches it and its upper end at its level is under 0.
+    """Return for each group whether Holm's step-down reaches it and its upper end at its level is under 0.
 
     Holm, Scandinavian Journal of Statistics 6:65-70 (1979): with G groups the one that k others precede in p has the
     level alpha / (G - k), and none is reached behind the first whose p is not under its level. Equal p, equal level.
@@ -137,7 +135,7 @@ def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
 
 
 def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGateConfig, alpha: float) -> Bound:
-    """One group's state by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
+    """Return a group's bound by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
     interval = _interval(counts, alpha=alpha)
     needed = None
     # Only here a point estimate decides: a loss seen on this many rows is not waved through for want of more.
@@ -152,12 +150,11 @@ def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGate
 
 
 def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
-    """Rows on which a group of this discordance and no change has its lower end over -max_loss, 8 times in 10.
+    """Return the rows on which a group of this discordance and no change passes, 8 times in 10.
 
-    About 1,300 for 3 points at a discordance of 0.15. Where no row was discordant one is supposed, since no discordance
-    at all would need no rows.
+    About 1,300 for 3 points at a discordance of 0.15.
     """
-    if isinstance(counts, PairedCounts):
+    if isinstance(counts, PairedCounts):  # if no row was discordant, one is supposed: none at all would need no rows
         discordance = max(counts.discordance, 1 / counts.n)
         return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
     error, units = max(counts.effect(alpha=alpha).standard_error, 1 / counts.num_units), counts.num_units
@@ -178,10 +175,10 @@ def _interval(change: Change, *, alpha: float) -> tuple[float, float]:
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
-    """How far the groups' means of values [N] lie apart, and how far they would if membership were random.
+    """Return how far the groups' means of values [N] are apart, and how far they would be if membership were random.
 
-    `groups` are the rows of each group, at least two groups. Of 1,000 shuffles with a fixed seed only what a mean needs
-    is drawn: how often each distinct value falls to each group, which is hypergeometric. Made for a few distinct ones.
+    `groups` are the rows of each group, at least two groups. Of each of 1,000 shuffles only what a mean needs is drawn:
+    how often each of the few distinct values falls to each group, which is hypergeometric.
     """
     distinct, counts = np.unique(np.concatenate([values[members] for members in groups]), return_counts=True)
     sizes = np.array([len(members) for members in groups])
@@ -200,20 +197,13 @@ def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
 
 
 def _drawn(generator: np.random.Generator, left: NDArray[np.int64], *, size: int) -> NDArray[np.int64]:
-    """How many of each value [K, V] are among `size` rows drawn at random from those that are left [K, V]."""
-    drawn = np.zeros_like(left)
-    wanted = np.full(len(left), size)
-    others = left.sum(1)
+    """Return how many of each value [K, V] are among `size` rows drawn at random from those that are left [K, V]."""
+    drawn, wanted, others = np.zeros_like(left), np.full(len(left), size), left.sum(1)
     for value in range(left.shape[1]):
         others = others - left[:, value]
         drawn[:, value] = generator.hypergeometric(left[:, value], others, wanted)
         wanted = wanted - drawn[:, value]
     return drawn
-
-
-def _members(values: tuple[str, ...]) -> dict[str, NDArray[np.int64]]:
-    column = np.array(values, dtype=object)
-    return {value: np.flatnonzero(column == value) for value in sorted(set(values))}
 
 
 def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: dict[str, FloatArray]) -> str:
@@ -222,8 +212,6 @@ def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: dict[str,
     sentences = []
     for what, values in scores.items():
         test = gap(values, groups=groups)
-        sentences.append(
-            f"{what} differ by {100 * test.observed:.1f} points (by chance {100 * test.usual:.1f}, "
-            f"p = {test.p_value:.3f})"
-        )
+        chance = f"by chance {100 * test.usual:.1f}, p = {test.p_value:.3f}"
+        sentences.append(f"{what} differ by {100 * test.observed:.1f} points ({chance})")
     return f"{column}: between groups {' and '.join(sentences)}"

@@ -83,6 +83,7 @@ ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
 # A word of its own: not part of "man-made" or "HER-2".
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
 EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE)
+NOUN_AFTER = re.compile(r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w")
 LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 
@@ -99,9 +100,9 @@ def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
 def swap_demographics(rows: Rows) -> Rows:
     """Return a row for each sex, age and given name that a text states, with it swapped: at most three rows a text.
 
-    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; everything else is kept. Word lists find whole words only,
-    so wordings are missed. A text with a word of `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn) is left out,
-    since sex or age is what it is about; words that these lists lack are swapped all the same. English only.
+    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; everything else is kept. English only, by lists of whole
+    words. A text with a word of `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn) is left out, since sex or age
+    is what it is about.
     """
     kinds: dict[str, Callable[[str, str], str]] = {
         "sex": lambda text, _: swap_sex(text),
@@ -139,14 +140,11 @@ def swap_sex(text: str) -> str:
         word = match.group()
         if word in TITLES:
             return TITLES[word]
-        if _is_acronym(word, text) or EPONYM.match(text, match.end()):
+        is_acronym = len(word) <= 3 and word.isupper() and not text.isupper()  # HE is hepatic encephalopathy
+        if is_acronym or EPONYM.match(text, match.end()):
             return word
         # "her" becomes "him" or "his", "his" becomes "her" or "hers": the possessive before a noun.
-        owns = bool(
-            re.match(
-                r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w", text[match.end() :]
-            )
-        )
+        owns = bool(NOUN_AFTER.match(text, match.end()))
         pronouns = {"her": "his" if owns else "him", "his": "her" if owns else "hers", "him": "her", "hers": "his"}
         return _like(word, {**SEXES, **pronouns}.get(word.lower(), word))
 
@@ -240,11 +238,6 @@ def _article(match: re.Match[str]) -> str:
     else:
         return match.group()
     return article[0] + (("N" if match.group(2).isupper() else "n") if vowel else "")
-
-
-def _is_acronym(word: str, text: str) -> bool:
-    """Return True for HE (hepatic encephalopathy) in a text that is not all upper case."""
-    return len(word) <= 3 and word.isupper() and not text.isupper()
 
 
 def _like(word: str, other: str) -> str:

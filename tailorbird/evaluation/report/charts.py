@@ -11,20 +11,20 @@ MARGIN = 34
 
 
 def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
-    """A bar from 0 to `value`, of 0 to 1, with its interval as a whisker."""
+    """Return a bar from 0 to `value`, of 0 to 1, with its interval as a whisker."""
     low, high = (100 * min(max(end, 0.0), 1.0) for end in interval)
-    return _strip(
-        f'<rect class="bar" x="0" y="3" width="{100 * min(max(value, 0.0), 1.0):.2f}" height="14"/>'
-        + _whisker(low, high=high, middle=10),
-        height=20,
-        label=label,
+    lines = ((low, high, 10, 10), (low, low, 6, 14), (high, high, 6, 14))
+    whisker = "".join(
+        f'<line class="whisker" x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1}" y2="{y2}"/>' for x1, x2, y1, y2 in lines
     )
+    width = f"{100 * min(max(value, 0.0), 1.0):.2f}"
+    return _strip(f'<rect class="bar" x="0" y="3" width="{width}" height="14"/>{whisker}', height=20, label=label)
 
 
 def span(
     estimate: float, *, interval: tuple[float, float], guides: Sequence[float], bounds: tuple[float, float]
 ) -> str:
-    """An interval as a bar with its estimate as a line in it, on an axis over `bounds`; guides are dashed."""
+    """Return an interval as a bar with its estimate as a line in it, on an axis over `bounds`; guides are dashed."""
     left, right = bounds
     scale = 100 / (right - left or 1.0)
 
@@ -43,14 +43,14 @@ def span(
 
 
 def around(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds all of the values with a margin."""
+    """Return the ends of an axis that holds all of the values with a margin."""
     low, high = min(values), max(values)
     margin = 0.08 * (high - low or 0.01)
     return low - margin, high + margin
 
 
 def gain(value: float, *, interval: tuple[float, float], minimum: float) -> str:
-    """The gain with its interval on an axis that holds 0 and the minimum gain."""
+    """Return the gain with its interval on an axis that holds 0 and the minimum gain."""
     low, high = interval
     drawn = span(value, interval=interval, guides=(0.0, minimum), bounds=around((low, high, 0.0, minimum)))
     return (
@@ -60,7 +60,7 @@ def gain(value: float, *, interval: tuple[float, float], minimum: float) -> str:
 
 
 def outcomes(counts: Mapping[str, int]) -> str:
-    """The test rows as one bar, parted by who was right; the parts are named in the text under it."""
+    """Return the test rows as one bar, parted by who was right; the parts are named in the text under it."""
     total, at, parts = sum(counts.values()), 0.0, []
     shades = ("0.25", "1", "0.6", "0.1")  # the two in which the models differ stand out
     for (name, count), shade in zip(counts.items(), shades, strict=True):
@@ -76,7 +76,7 @@ def outcomes(counts: Mapping[str, int]) -> str:
 
 
 def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
-    """Share right over mean confidence of each bin, a line a model; a dot's area grows with its rows.
+    """Return the share right over mean confidence of each bin, a line a model; a dot's area grows with its rows.
 
     `bins` by role; the candidate is elements in the chosen colour, over the incumbent.
     """
@@ -90,26 +90,21 @@ def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
     return _square("".join(elements), label="reliability: share right over confidence; the numbers are in the table")
 
 
-def curve(points: Sequence[tuple[float, float]], *, chosen: bool = True, axes: tuple[str, str]) -> str:
-    """A line through (x, y) points in the order of x; the axes' ends are labelled."""
-    ends = (around([x for x, _ in points]), around([y for _, y in points]))
+def curve(points: Sequence[tuple[float, float]], *, axes: tuple[str, str]) -> str:
+    """Return a line through (x, y) points in the order of x; the axes' ends are labelled."""
+    across, up = [x for x, _ in points], [y for _, y in points]
+    (left, right), (bottom, top) = around(across), around(up)
     scale = SQUARE - 2 * MARGIN
     dots = [
-        (
-            MARGIN + scale * (x - ends[0][0]) / (ends[0][1] - ends[0][0]),
-            SQUARE - MARGIN - scale * (y - ends[1][0]) / (ends[1][1] - ends[1][0]),
-            0.4,
-        )
+        (MARGIN + scale * (x - left) / (right - left), SQUARE - MARGIN - scale * (y - bottom) / (top - bottom), 0.4)
         for x, y in sorted(points)
     ]
-    limits = ((min(x for x, _ in points), max(x for x, _ in points)), ends[1])
-    return _square(
-        _axes(*axes, ends=limits) + _line(dots, chosen=chosen), label=f"{axes[1]} over {axes[0]}; see the table"
-    )
+    frame = _axes(*axes, ends=((min(across), max(across)), (bottom, top)))
+    return _square(frame + _line(dots, chosen=True), label=f"{axes[1]} over {axes[0]}; see the table")
 
 
 def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
-    """A tick a measurement on an axis from 0 to `largest`."""
+    """Return a tick a measurement on an axis from 0 to `largest`."""
     ticks = "".join(
         f'<rect class="bar{" chosen" if chosen else ""}" x="{98.5 * value / (largest or 1.0):.2f}" y="3" width="1.2" '
         'height="14"/>'
@@ -118,15 +113,8 @@ def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
     return _strip(ticks, height=20, label=", ".join(f"{value:.4g}" for value in values))
 
 
-def _whisker(low: float, *, high: float, middle: int) -> str:
-    lines = ((low, high, middle, middle), (low, low, middle - 4, middle + 4), (high, high, middle - 4, middle + 4))
-    return "".join(
-        f'<line class="whisker" x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1}" y2="{y2}"/>' for x1, x2, y1, y2 in lines
-    )
-
-
 def _strip(content: str, *, height: int, label: str) -> str:
-    """A plot as wide as its container: 100 units across, stretched, and so without text in it."""
+    """Return a plot as wide as its container: 100 units across, stretched, and so without text in it."""
     return (
         f'<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" height="{height}" role="img" '
         f'aria-label="{text(label)}">{content}</svg>'
@@ -138,7 +126,7 @@ def _square(content: str, *, label: str) -> str:
 
 
 def _line(dots: Sequence[tuple[float, float, float]], *, chosen: bool) -> str:
-    """(x, y, weight) in the plot's units as a line with a dot each."""
+    """Return (x, y, weight) in the plot's units as a line with a dot each."""
     kind = " chosen" if chosen else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in dots)
     return f'<polyline class="path{kind}" points="{path}"/>' + "".join(

@@ -156,9 +156,8 @@ class Evidence(StoredModel):
     """Everything that led to a verdict; the report, the model card and `tailorbird verify` are functions of it."""
 
     name: str
-    """Name of the recipe."""
     run: str
-    """URI of the run."""
+    """Its URI."""
     created_at: str
     """ISO 8601, as every time here."""
     requested_by: str
@@ -170,7 +169,7 @@ class Evidence(StoredModel):
     test_access: TestSetAccess
     """The entry in the test-set ledger."""
     test_rows: str
-    """Names the ledger: sha256 of the test rows' content."""
+    """sha256 of the test rows' content, which names the ledger."""
     routing: Routing | None
     """Of the hybrid, as fitted on validation."""
     data: DataRecord

@@ -1,13 +1,30 @@
 """The HTML report of a run, a pure function of its evidence; `sections` has the sections about the verdict."""
 
+from importlib.resources import files
+
+import yaml
+from pydantic import BaseModel
+
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, sections
 from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.console import ADVICE, score_cells, seed_sentence, streaming_sentence
-from tailorbird.evaluation.report.documentation_duties import load_duties
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.verdict.formatting import size
+
+
+class Duty(BaseModel):
+    """A duty, what it requires, and the fields of `evidence.json` that serve it."""
+
+    duty: str
+    requires: str
+    fields: tuple[str, ...]
+
+
+class DutyTable(BaseModel):
+    duties: tuple[Duty, ...]
+    caveat: str
 
 
 def to_html(evidence: Evidence) -> str:
@@ -167,6 +184,12 @@ def _provenance_section(evidence: Evidence, figures: Figures) -> str:
         html.folded("The protocol, as it was registered before training", value=evidence.protocol),
         html.folded("The recipe", value=evidence.recipe),
     )
+
+
+def load_duties() -> DutyTable:
+    """Return the table of `documentation_duties.yaml`."""
+    text = (files(__package__) / "documentation_duties.yaml").read_text("utf-8")
+    return DutyTable.model_validate(yaml.safe_load(text))
 
 
 def _duties_section() -> str:

@@ -6,6 +6,7 @@ from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
+from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.verdict.formatting import p_text
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -16,7 +17,6 @@ METRIC_NAMES = {
     "token_f1": "token F1",
     "rouge_l": "ROUGE-L",
 }
-COMPARED = ("candidate", "incumbent")
 
 
 def gain_section(evidence: Evidence, figures: Figures) -> str:

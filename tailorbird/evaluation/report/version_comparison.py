@@ -1,6 +1,6 @@
 """Compare two versions, or two runs' candidates, from the predictions that are stored with them."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tailorbird import storage
 from tailorbird.evaluation.hybrid import apply_routing
@@ -13,10 +13,8 @@ from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
-class VersionComparison(BaseModel):
+class VersionComparison(BaseModel, frozen=True):
     """The first version against the second on the same test rows."""
-
-    model_config = ConfigDict(frozen=True)
 
     first: str
     second: str

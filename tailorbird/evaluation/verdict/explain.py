@@ -35,7 +35,14 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     elif rule == 3:
         reasons = (*proven, *open_gates(gates))
     elif rule == 4:
-        reasons = (*proven, *failed_gates(gates), _hybrid_passes(inputs.hybrid))
+        hybrid = inputs.hybrid
+        assert hybrid is not None  # rule 4 holds with one only
+        passes = (
+            f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
+            f"{points(hybrid.gain)} points (interval from {points(hybrid.interval[0])}, Holm-adjusted "
+            f"{p_text(hybrid.p_holm)})"
+        )
+        reasons = (*proven, *failed_gates(gates), passes)
     elif rule == 5:
         reasons = (*failed_gates(gates), *proven, *_no_hybrid(inputs))
     elif rule == 6:
@@ -43,7 +50,7 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     elif rule == 7:
         reasons = (*_cheaper(inputs), *open_gates(gates))
     elif rule == 8:
-        reasons = (*_insufficient(main, needed=inputs.needed, protocol=protocol), *_worse_than_words(reference))
+        reasons = _insufficient(inputs)
     else:
         reasons = _stay(main, reference=reference, protocol=protocol)
     n, units = main.counts.n, main.num_units
@@ -68,7 +75,8 @@ def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestPro
     return gain, f"{beaten} (interval from {points(reference.interval[0])})"
 
 
-def _insufficient(main: Comparison, *, needed: RowsNeeded, protocol: TestProtocol) -> tuple[str, ...]:
+def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
+    main, reference, needed, protocol = inputs.main, inputs.reference, inputs.needed, inputs.protocol
     (low, high), n = main.interval, main.counts.n
     minimum, expected = size(protocol.minimum_gain), size(protocol.expected_gain)
     why = f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of {minimum}"
@@ -82,16 +90,12 @@ def _insufficient(main: Comparison, *, needed: RowsNeeded, protocol: TestProtoco
             f"rows needed: this test's {n:,} rows suffice for 80 % power at a gain of {expected} ({needed.rows:,} do); "
             "a smaller gain may be there, and takes more rows: ask with a smaller expected_gain to see how many"
         )
-    return why, rows, *_disagreement(main, protocol)
-
-
-def _worse_than_words(reference: Comparison | None) -> tuple[str, ...]:
+    reasons = (why, rows, *_disagreement(main, protocol))
     if reference is None or reference.interval[1] >= 0:
-        return ()
-    return (
-        f"the bag-of-words reference is better: {points(reference.gain)} points against it, interval to "
-        f"{points(reference.interval[1])}; more rows of the same kind will hardly change that",
-    )
+        return reasons
+    against = f"{points(reference.gain)} points against it, interval to {points(reference.interval[1])}"
+    more = "more rows of the same kind will hardly change that"
+    return *reasons, f"the bag-of-words reference is better: {against}; {more}"
 
 
 def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
@@ -144,15 +148,6 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
     low, high = (format(scale * end, form) for end in bound.interval)
     estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
     return f"{bound.what} {estimate} ({low} to {high}{unit}), limit {limit}, n = {bound.n:,}"
-
-
-def _hybrid_passes(hybrid: HybridVerdict | None) -> str:
-    assert hybrid is not None  # rule 4 holds with one only
-    return (
-        f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
-        f"{points(hybrid.gain)} points (interval from {points(hybrid.interval[0])}, Holm-adjusted "
-        f"{p_text(hybrid.p_holm)})"
-    )
 
 
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:

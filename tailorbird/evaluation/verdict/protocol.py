@@ -27,12 +27,10 @@ class TestProtocol(BaseModel):
     alpha: float = Field(gt=0, lt=0.5)
     """Two-sided level of the test and of the interval."""
     test_sha256: str
-    """Hash of the test rows."""
     num_test_rows: int = Field(ge=1)
     regulated: bool = False
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
-    """What a better model must not break."""
     cost: CostConfig | None = None
     """Prices, if the gain must pay for itself."""
     hybrid: HybridConfig | None = None

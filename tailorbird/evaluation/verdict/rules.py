@@ -50,9 +50,8 @@ class Facts:
     proven: bool
     """The candidate's gain is proven."""
     low: float
-    """Lower end of the gain's interval."""
+    """This and `high`: the gain's interval."""
     high: float
-    """Upper end of the gain's interval."""
     minimum_gain: float
     regulated: bool = False
     gates: Mapping[str, State] = field(default_factory=dict)
@@ -67,17 +66,11 @@ class Facts:
 def select_rule(facts: Facts) -> int:
     """Return the first row of the outcome table that holds, 2 to 9."""
     failed = {name for name, state in facts.gates.items() if state is State.FAILS}
+    hybrid_passes = facts.hybrid_proven and _pass(facts.hybrid_gates, facts)
     ranked = (
         (2, facts.leaks),
         (3, facts.proven and _pass(facts.gates, facts)),
-        (
-            4,
-            facts.proven
-            and bool(failed)
-            and failed <= ROUTABLE
-            and facts.hybrid_proven
-            and _pass(facts.hybrid_gates, facts),
-        ),
+        (4, facts.proven and bool(failed) and failed <= ROUTABLE and hybrid_passes),
         (5, facts.proven and bool(failed)),
         (6, facts.proven),  # what is left: a gate not assessable, in a regulated recipe
         (7, cheaper_and_not_worse(facts)),
@@ -92,6 +85,6 @@ def cheaper_and_not_worse(facts: Facts) -> bool:
 
 
 def _pass(gates: Mapping[str, State], facts: Facts) -> bool:
-    """Every gate passes; one that is not assessable passes too unless the recipe is regulated."""
+    """Return True if every gate passes; one that is not assessable passes too unless the recipe is regulated."""
     allowed = {State.PASSES} if facts.regulated else {State.PASSES, State.NOT_ASSESSABLE}
     return set(gates.values()) <= allowed

@@ -54,7 +54,6 @@ class Verdict(VerdictPart):
     metric: str
     """Metric of scores, gains and intervals."""
     n: int
-    """Number of test rows."""
     alpha: float
     minimum_gain: float
     expected_gain: float
@@ -87,7 +86,7 @@ class Verdict(VerdictPart):
     proven: bool
     """p < alpha, interval above 0, gain at least minimum_gain, and the interval against a reference above 0."""
     gates: tuple[Gate, ...]
-    """Gates of the candidate that the recipe asks for, the cost among them."""
+    """The candidate's."""
     cost_ratio: tuple[float, float, float] | None
     """CPU-seconds a row, candidate over incumbent: estimate and 1 - alpha interval; None where it was not measured."""
     hybrid: HybridVerdict | None
@@ -103,9 +102,7 @@ class Verdict(VerdictPart):
     def sentence(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
         low, high = self.interval
-        return (
-            f"{self.outcome}: {points(self.gain)} points "
-            f"({100 * (1 - self.alpha):g} % interval {points(low)} to {points(high)}, "
-            f"{p_text(self.p_value)}, n = {self.n:,}), by rule {self.rule}"
-            + ("" if self.confirmatory else "; not the first look at these test rows")
-        )
+        interval = f"{100 * (1 - self.alpha):g} % interval {points(low)} to {points(high)}"
+        later = "" if self.confirmatory else "; not the first look at these test rows"
+        measured = f"{interval}, {p_text(self.p_value)}, n = {self.n:,}"
+        return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"

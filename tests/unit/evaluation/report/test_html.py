@@ -9,9 +9,8 @@ import pytest
 
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.documentation_duties import load_duties
 from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, SeedRecord
-from tailorbird.evaluation.report.html import to_html
+from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.routing import Routing
 from tests.unit.evaluation.simulated import Simulation, evidence_of
