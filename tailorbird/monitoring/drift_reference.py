@@ -4,6 +4,8 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cluster.remote import run_remote
@@ -14,9 +16,14 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
+from tailorbird.data.tokenize import encode_texts, load_tokenizer
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.models.classifier import Classifier, embed_rows, zero_head
+from tailorbird.models.loading import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.quality import GroupAccuracy
-from tailorbird.registry.versions import ModelVersion
+from tailorbird.registry.versions import ModelVersion, read_version
+from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
@@ -75,9 +82,6 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
 
 def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     """Read the version's reference; raise ReferenceMissing if `ensure_reference` did not build one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     uri = TaskPaths(task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
         raise ReferenceMissing(f"{uri} is not there; `tailorbird watch RECIPE` makes it of validation rows")
@@ -103,12 +107,6 @@ def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
     Texts are embedded redacted, as the request log keeps them: otherwise the traffic of any task with numbers in its
     texts would look like drift.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from tailorbird.evaluation.inference.predict import predict_rows
-    from tailorbird.registry.versions import read_version
-
     version = read_version(uri)
     predictions = predict_rows(uri, rows=rows)
     texts = tuple(map(redact, rows.texts))
@@ -130,14 +128,8 @@ def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
 
 def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
     """Return embeddings [N, D] by the pretrained encoder: the same space for all champions of a base model."""
-    from tailorbird.data.tokenize import encode_texts, load_tokenizer
-    from tailorbird.models.classifier import Classifier, embed_rows, zero_head
-    from tailorbird.models.loading import load_encoder
-    from tailorbird.storage.node_cache import local_copy
-
     base = local_copy(base_model)
-    tokenizer = load_tokenizer(base)
-    encoder = load_encoder(base)
+    tokenizer, encoder = load_tokenizer(base), load_encoder(base)
     model = Classifier(encoder, zero_head(int(encoder.config.hidden_size), 1))  # type: ignore[union-attr, arg-type]
     tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
     return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.pii import redact
@@ -126,9 +129,6 @@ def _key(row: Row) -> int:
 
 
 def _to_parquet(rows: Sequence[Row]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     types = {"row": pa.int32(), "at": pa.timestamp("us", tz="UTC")}
     schema = pa.schema({name: types.get(name, pa.string()) for name in COLUMNS})
     sink = io.BytesIO()

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tailorbird import storage
@@ -18,9 +20,6 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ANSWERS = ("request_id", "row", "at", "digest", "arm", "label", "score", "attributes", "text", "subject")
 FEEDBACK = ("request_id", "row", "at", "label")
@@ -134,7 +133,7 @@ class Reader:
         indices = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
         return indices, self.labels.keys[indices] == keys
 
-    def _outcomes(self, table: "pa.Table", *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
+    def _outcomes(self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
         labels = [self.labels.names[code] for code in self.labels.codes[label_indices]]
         return Outcomes(
             keys=keys,
@@ -161,7 +160,7 @@ def value_of(attributes: Mapping[str, Any], column: str) -> str:
     return NO_GROUP if value is None else str(value)
 
 
-def _microseconds(table: "pa.Table") -> NDArray[np.int64]:
+def _microseconds(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(table["at"].cast("int64").fill_null(0).to_numpy(), np.int64)
 
 
@@ -172,11 +171,11 @@ def _misplaced(at: NDArray[np.int64], day: str | None) -> int:
     return int(((at < first) | (at >= first + DAY_US)).sum())
 
 
-def _scores(table: "pa.Table") -> NDArray[np.float64]:
+def _scores(table: pa.Table) -> NDArray[np.float64]:
     return np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
 
 
-def _sample(table: "pa.Table", *, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> AnswerSample:
+def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> AnswerSample:
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)
@@ -184,11 +183,8 @@ def _sample(table: "pa.Table", *, keys: NDArray[np.uint64], rows: NDArray[np.int
     return traffic.smallest_keys(AnswerSample(keys[rows], labels, _scores(table).astype(np.float32), texts))
 
 
-def read_columns(uri: str, columns: Sequence[str]) -> "pa.Table":
+def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
     """Read columns of a file, `at` in microseconds, UTC; raise TrafficError if one is missing or it is unreadable."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]

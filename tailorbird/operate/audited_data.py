@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tailorbird import storage
 from tailorbird.config.loader import recipe_text
@@ -15,9 +16,6 @@ from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
 from tailorbird.storage.paths import TaskPaths
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def fresh_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
@@ -49,9 +47,6 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     The rows have the columns and types of the recipe's first training file; a client's value that does not fit a
     group's type becomes null. Each row has its own `split_by`: its id, or a negative number in an integer column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     data, name = recipe.data, uri.rpartition("/")[2]
     schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
     values = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
@@ -68,9 +63,8 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     return f"{uri}/recipe.yaml"
 
 
-def _cast(values: Sequence[str], *, to: "pa.DataType") -> "pa.Array":
+def _cast(values: Sequence[str], *, to: pa.DataType) -> pa.Array:
     """Convert texts to values of a type; null for a text that is no such value."""
-    import pyarrow as pa
 
     def scalar(value: str) -> object:
         try:

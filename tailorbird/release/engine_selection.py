@@ -17,7 +17,7 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, write_evidence
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
-from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
+from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry.versions import ModelVersion, now, register
@@ -124,7 +124,10 @@ class _Export:
             "code": self._code.sha256,
         }
         exported = cached_stage(self._task_uri, "engine", output=ExportedModel, inputs=inputs, compute=compute)
-        self._progress.note(f"{engine}: {_summary(exported.evidence.equivalence)}")
+        equivalence = exported.evidence.equivalence
+        accepted = "accepted" if equivalence.accepted else "not accepted"
+        different = f"{equivalence.num_different} of {equivalence.n:,} answers differ"
+        self._progress.note(f"{engine}: {accepted}: {'; '.join((*equivalence.reasons, different))}")
         return exported
 
     def _evaluate(self, engine: str, uri: str) -> ExportedModel:
@@ -178,10 +181,3 @@ def _register(exported: ExportedModel, *, task_uri: str) -> ModelVersion:
         files = {name: storage.read_bytes(f"{exported.uri}/{name}") for name in (ENGINE_EVIDENCE, *tables)}
         write_evidence(version.uri, files)
     return version
-
-
-def _summary(equivalence: Equivalence) -> str:
-    """Return whether the engine is accepted, and why."""
-    different = f"{equivalence.num_different} of {equivalence.n:,} answers differ"
-    accepted = "accepted" if equivalence.accepted else "not accepted"
-    return f"{accepted}: {'; '.join((*equivalence.reasons, different))}"

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 
 from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
@@ -31,18 +32,15 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     champion, etag = stored
     version = champion_version(champion)
     additional = additional_versions(config, task_uri=task_uri, champion=champion, version=version)
-
-    def deploy_with(additional: AdditionalVersions) -> str:
-        sentence = champion.verdict.sentence if champion.verdict else None
-        return deploy(config, task_uri=task_uri, version=version, additional=additional, verdict=sentence)
-
+    sentence = champion.verdict.sentence if champion.verdict else None
+    deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence)
     if not champion.needs_parity:
-        return deploy_with(additional), version
+        return deploy_with(additional=additional), version
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version) as url:
         parity = None if url is None else check_parity(probes, url=url, version=version)
-    url = deploy_with(replace(additional, challenger=None))  # no experiment before the champion passed
+    url = deploy_with(additional=replace(additional, challenger=None))  # no experiment before the champion passed
     if parity is None:
         try:
             parity = check_parity(probes, url=url, version=version)
@@ -51,7 +49,7 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
             raise
     with suppress(PreconditionFailed):  # another version was promoted meanwhile, so the result is void
         write_champion(task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
-    return url if additional.challenger is None else deploy_with(additional), version
+    return url if additional.challenger is None else deploy_with(additional=additional), version
 
 
 def additional_versions(

@@ -21,8 +21,8 @@ def test_what_is_embedded_are_the_texts_as_a_log_keeps_them(monkeypatch: pytest.
         return np.ones((len(texts), 2), np.float32)
 
     version = SimpleNamespace(base_model="b", max_length=8, digest="d")
-    monkeypatch.setattr("tailorbird.evaluation.inference.predict.predict_rows", predict_rows)
-    monkeypatch.setattr("tailorbird.registry.versions.read_version", lambda _: version)
+    monkeypatch.setattr(drift_reference, "predict_rows", predict_rows)
+    monkeypatch.setattr(drift_reference, "read_version", lambda _: version)
     monkeypatch.setattr(drift_reference, "embed_texts", embed_texts)
     texts = ("record MRN1234567: a cough", "a rash")
     content = drift_reference.build_reference("u", rows=Rows(("0", "1"), texts, ("a", "a")), made_at="2026-03-01")
