@@ -65,9 +65,8 @@ def conversation_tokens(
         after = ids if index + 1 == len(turns) else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
-                "the model's chat template does not tell a conversation turn by turn (what comes before an answer is "
-                "written otherwise once the answer is there), so its answers cannot be told from the rest; give the "
-                "model another template"
+                "the model's chat template does not write a conversation turn by turn: what comes before an answer "
+                "changes once the answer is there, so answers cannot be masked; give the model another template"
             )
         ends = [position for position in range(len(before), len(after)) if ids[position] == tokenizer.eos_token_id]
         end = ends[-1] + 1 if ends else len(after)

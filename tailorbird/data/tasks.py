@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -19,33 +19,6 @@ if TYPE_CHECKING:
 TaskName = Literal["classification", "chat"]
 
 
-class DataTask(Protocol):
-    """What differs between tasks from the Parquet file to the tokens."""
-
-    name: ClassVar[TaskName]
-
-    def columns(self, config: DataConfig) -> list[str]:
-        """Return the columns that the task reads, each once."""
-
-    def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
-        """Return a table's rows; its first row has position `first` in `uri`. DataError as `loader.read_rows`."""
-
-    def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
-        """Raise DataError for a column that cannot hold rows, without reading any."""
-
-    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
-        """Tokenize training rows, truncated to `max_length` tokens; raises DataError as `training_tokens`."""
-
-    def longest_row(self, config: Any) -> int | None:
-        """Return the maximum tokens of a training row by a model's transformers config; None if it has no limit."""
-
-    def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
-        """Return why the tokenizer's chat template cannot be used; None if it can or is not needed."""
-
-    def model_class(self, *, is_causal: bool) -> Any:
-        """Return the transformers auto class of the model that the task trains."""
-
-
 @dataclass(frozen=True)
 class ClassificationData:
     """A text and its label."""
@@ -53,26 +26,33 @@ class ClassificationData:
     name: ClassVar[TaskName] = "classification"
 
     def columns(self, config: DataConfig) -> list[str]:
-        return _with_shared(config, config.text, config.label)
+        """Return the columns that the task reads, each once."""
+        return _column_names(config, config.text, config.label)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
+        """Return a table's rows; its first row has position `first` in `uri`. DataError as `loader.read_rows`."""
         texts = texts_of(table, config.text, uri=uri, first=first)
         labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
-        return _with_shared_columns(Rows((), texts, labels), table, config=config, uri=uri, first=first)
+        return _with_keys_and_groups(Rows((), texts, labels), table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
+        """Raise DataError for a column that cannot hold rows, without reading any."""
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
 
     def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
+        """Tokenize training rows, truncated to `max_length` tokens; raises DataError as `training_tokens`."""
         return TokenLists(encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length), labels=rows.labels)
 
     def longest_row(self, config: Any) -> int | None:
+        """Return the maximum tokens of a training row by a model's transformers config; None if it has no limit."""
         return getattr(config, "max_position_embeddings", None) or None
 
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
+        """Return why the tokenizer's chat template cannot be used; None if it can or is not needed."""
         return None
 
     def model_class(self, *, is_causal: bool) -> Any:  # noqa: ARG002  chat only
+        """Return the transformers auto class of the model that the task trains."""
         from transformers import AutoModel
 
         return AutoModel
@@ -80,7 +60,7 @@ class ClassificationData:
 
 @dataclass(frozen=True)
 class ChatData:
-    """A conversation that ends with an answer of the assistant."""
+    """A conversation that ends with an answer of the assistant; methods as `ClassificationData`."""
 
     name: ClassVar[TaskName] = "chat"
     system: str | None = None
@@ -88,7 +68,7 @@ class ChatData:
 
     def columns(self, config: DataConfig) -> list[str]:
         inputs = [config.messages] if config.messages else [config.prompt, config.completion]
-        return _with_shared(config, *inputs)
+        return _column_names(config, *inputs)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
         if config.messages:
@@ -108,7 +88,7 @@ class ChatData:
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
         rows = Rows((), texts, labels, conversations=prompted)
-        return _with_shared_columns(rows, table, config=config, uri=uri, first=first)
+        return _with_keys_and_groups(rows, table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
         table = _empty(schema, self.columns(config))
@@ -147,6 +127,8 @@ class ChatData:
         return AutoModelForCausalLM if is_causal else AutoModel
 
 
+DataTask = ClassificationData | ChatData
+"""What differs between tasks from the Parquet file to the tokens."""
 CLASSIFICATION = ClassificationData()
 
 
@@ -155,13 +137,13 @@ def data_task(name: TaskName, *, system: str | None = None) -> DataTask:
     return ChatData(system) if name == "chat" else CLASSIFICATION
 
 
-def _with_shared(config: DataConfig, *inputs: str) -> list[str]:
-    """Append the columns that every task reads, without repeats."""
+def _column_names(config: DataConfig, *inputs: str) -> list[str]:
+    """Return these and the columns that every task reads, without repeats."""
     names = (*inputs, config.split_by, *config.groups)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _with_shared_columns(rows: Rows, table: pa.Table, *, config: DataConfig, uri: str, first: int) -> Rows:
+def _with_keys_and_groups(rows: Rows, table: pa.Table, *, config: DataConfig, uri: str, first: int) -> Rows:
     """Add row ids, split keys and groups."""
     return replace(
         rows,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
@@ -59,15 +60,11 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
     """Return the generation config of evaluation: greedy, up to the end of the turn."""
-    from transformers import GenerationConfig
-
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
 
 
 def batching_config(**options: Any) -> Any:
     """Return the continuous batching config, with a fixed cache size on CPU; on a GPU transformers sizes it."""
-    from transformers import ContinuousBatchingConfig
-
     if not torch.cuda.is_available():
         sizes = {"num_blocks": CACHE_TOKENS // PAGE_TOKENS, "page_size": PAGE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
         options = sizes | options

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from tailorbird import storage
 from tailorbird.data.rows import DataError
@@ -17,9 +21,6 @@ from tailorbird.models.loading import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
 from tailorbird.models.transformers_private import has_causal_model
 from tailorbird.storage import s3
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 """Suffixes of the files next to the weights."""
@@ -56,7 +57,11 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         files = _copy_small_files(uri, Path(folder))
         num_stored = sum(_num_values(file) for file in files if file.endswith(".safetensors"))
-        config, is_causal, model = _without_weights(Path(folder), task=task, uri=uri)
+        config = _config(Path(folder), uri=uri)
+        is_causal = has_causal_model(config.model_type)
+        model_class = task.model_class(is_causal=is_causal)
+        with _metadata_errors(uri), torch.device("meta"):
+            model = without_pooler(model_class.from_config(config, trust_remote_code=False))
         tokenizer = load_tokenizer(Path(folder))
     return ModelMetadata(
         uri=uri,
@@ -82,7 +87,7 @@ def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
         )
 
 
-def read_tokenizer(uri: str) -> "PreTrainedTokenizerBase":
+def read_tokenizer(uri: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model in a folder on S3 or disk; raises StorageError and DataError."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         _copy_small_files(uri, Path(folder))
@@ -100,8 +105,6 @@ def _copy_small_files(uri: str, folder: Path) -> list[str]:
 
 def shape_of(model: Any) -> ModelShape:
     """Return the sizes of a transformers model, which may be on the meta device."""
-    from torch import nn
-
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     adapted = [module for module in linear if module is not output]  # PEFT's all-linear skips the output layer
@@ -122,20 +125,7 @@ def shape_of(model: Any) -> ModelShape:
     )
 
 
-def _without_weights(folder: Path, *, task: DataTask, uri: str) -> tuple[Any, bool, Any]:
-    """Return the configuration, whether it is a causal language model, and the task's model on the meta device."""
-    import torch
-
-    config = _config(folder, uri=uri)
-    is_causal = has_causal_model(config.model_type)
-    model_class = task.model_class(is_causal=is_causal)
-    with _metadata_errors(uri), torch.device("meta"):
-        return config, is_causal, without_pooler(model_class.from_config(config, trust_remote_code=False))
-
-
 def _config(folder: Path, *, uri: str) -> Any:
-    from transformers import AutoConfig
-
     with _metadata_errors(uri):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

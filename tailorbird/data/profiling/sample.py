@@ -23,7 +23,6 @@ _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
     ("boolean", (pa.types.is_boolean,)),
     ("date", (pa.types.is_date,)),
 )
-LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def kind_of(type_: pa.DataType) -> Kind:
     for kind, tests in _KINDS:
         if any(test(plain) for test in tests):
             return kind
-    if any(test(plain) for test in LISTS) and pa.types.is_struct(plain.value_type):
+    if (pa.types.is_list(plain) or pa.types.is_large_list(plain)) and pa.types.is_struct(plain.value_type):
         turns = plain.value_type
         if {"role", "content"} <= {turns.field(index).name for index in range(turns.num_fields)}:
             return "messages"
