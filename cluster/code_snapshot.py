@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from tailorbird import PACKAGES, storage
+from tailorbird.storage.code_closure import digest_of_files
 from tailorbird.storage.paths import TaskPaths
 
 TOP_FOLDER = "code"
@@ -52,12 +53,12 @@ def shipped_sha256(content: bytes) -> str:
             files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"not a zip that can be read: {error}") from None
-    return _digest({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
+    return digest_of_files({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
 
 
 def code_sha256(root: Path) -> str:
     """Return the sha256 by which `ship_code` names the code under `root`."""
-    return _digest({name: storage.sha256_file(root / name) for name in runtime_files(root)})
+    return digest_of_files({name: storage.sha256_file(root / name) for name in runtime_files(root)})
 
 
 def runtime_files(root: Path) -> tuple[str, ...]:
@@ -81,10 +82,3 @@ def write_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = FILE_MODE
     archive.writestr(entry, content)
-
-
-def _digest(hashes: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    for name, sha256 in hashes.items():
-        digest.update(f"{name}\n{sha256}\n".encode())
-    return digest.hexdigest()

@@ -154,7 +154,6 @@ def read_job(job_id: str) -> Job:
 
 
 def read_log(job_id: str) -> str:
-    """Return the job's log so far."""
     return str(_value(_get(f"/api/jobs/{quote(job_id, safe='')}/logs"))["logs"])
 
 

@@ -28,8 +28,6 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What a node checks."""
-
     data: tuple[str, ...]
     """URIs of Parquet files that it must be able to read."""
     task_uri: str
@@ -52,8 +50,6 @@ class WriteCheck:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node reports."""
-
     versions: Versions
     packages: dict[str, str | None]
     """Versions by name; None if a package is not installed."""

@@ -45,7 +45,6 @@ def display(console: Console) -> Iterator[ProgressReporter]:
 
 
 def baseline_rows(baselines: Mapping[str, float]) -> Rows:
-    """Return the rows of a table before its first trial."""
     return {kind: Row(kind, "pretrained", score) for kind, score in baselines.items()}
 
 

@@ -42,8 +42,8 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
 def autoscaler_node_groups() -> tuple[Any, ...]:
     """Return the node types that the cluster's autoscaler has reported to GCS.
 
-    Each has `name`, `resources` by name, and `max_count`, which is -1 if there is no bound. Ray's own autoscalers report
-    none, up to 2.60 at least.
+    Each has `name`, `resources` by name, and `max_count`, which is -1 if there is no bound. Ray's own autoscalers
+    report none, up to 2.60 at least.
     """
     from ray._private.state import state
 

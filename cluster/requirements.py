@@ -15,8 +15,6 @@ ALWAYS = ""
 
 @dataclass(frozen=True)
 class Package:
-    """A required package."""
-
     name: str
     wanted: str
     """Versions, as `>=2.60,<2.61`."""
@@ -27,7 +25,6 @@ class Package:
 
     @property
     def fits(self) -> bool:
-        """True if the installed version is a required one."""
         return self.installed is not None and fits(self.installed, self.wanted)
 
     @property
@@ -38,8 +35,6 @@ class Package:
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of this code."""
-
     python: str
     """Versions, as `>=3.11,<3.14`."""
     packages: dict[str, tuple[tuple[str, str], ...]]
@@ -65,7 +60,6 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
 
 
 def installed_packages(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
-    """Return the packages with their installed versions."""
     return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 
 

@@ -36,7 +36,6 @@ class Resources:
 
 
 def worker_resources(config: TrainingConfig) -> Resources:
-    """Return the resources of one training worker."""
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
@@ -86,7 +85,6 @@ def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
 
 
 def local_versions() -> Versions:
-    """Return the versions of this process."""
     import ray
 
     return Versions(ray.__version__, platform.python_version())

@@ -113,7 +113,6 @@ def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
 
 
 def _program(name: str) -> str:
-    """Return the path of a program of this Python environment."""
     installed = Path(sysconfig.get_path("scripts")) / name
     program = str(installed) if installed.exists() else shutil.which(name)
     if program is None:

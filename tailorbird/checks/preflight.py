@@ -14,7 +14,7 @@ from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.memory_estimate import Batch, PackedBatch, WorkerMemory, worker_memory
+from training.memory_estimate import Batch, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95
 """Share of a node's memory in use at which Ray ends workers on it."""
@@ -249,7 +249,7 @@ def _gpu_memory(needed: int, sizes: Sequence[int]) -> CheckResult:
 
 def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> WorkerMemory:
     """Return the most that a worker takes in the sweep, with the fewest workers, which hold the most each."""
-    batch = (PackedBatch if recipe.task == "chat" else Batch)(recipe.data.max_length, autocast=autocast)
+    batch = Batch(recipe.data.max_length, packed=recipe.task == "chat", autocast=autocast)
     estimates = [
         worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers)
         for config in tried_configs(recipe)

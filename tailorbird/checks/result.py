@@ -17,7 +17,6 @@ class CheckResult:
     remedy: str = ""
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a terminal."""
         mark = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}[self.state]
         return [f"{mark}  {self.name}: {self.message}"] + ([f"       -> {self.remedy}"] if self.remedy else [])
 
@@ -40,10 +39,8 @@ def passes(results: Sequence[CheckResult]) -> bool:
 
 
 def to_json(results: Sequence[CheckResult]) -> dict[str, Any]:
-    """Return the results as plain JSON values."""
     return {"holds": passes(results), "lines": [asdict(result) for result in results]}
 
 
 def to_lines(results: Sequence[CheckResult]) -> list[str]:
-    """Return the results as lines for a terminal."""
     return [line for result in results for line in result.lines()]

@@ -31,8 +31,6 @@ Folder = Annotated[
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the command `tailorbird`."""
-
     FAILURE = 1
     """The work failed, or a check found a fault."""
     USER_ERROR = 2

@@ -12,7 +12,7 @@ MODEL_STORES = (*STORES, "hf://", "pypi://")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read; the message names the field, what was given and what is allowed."""
+    """A recipe that cannot be read; the message names the field, its value and what is allowed."""
 
 
 class ConfigSection(BaseModel):
@@ -22,7 +22,7 @@ class ConfigSection(BaseModel):
 
 
 def digest(value: BaseModel | dict[str, Any]) -> str:
-    """sha256 of a value's canonical JSON, in hex."""
+    """Return the sha256 of a value's canonical JSON, in hex."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

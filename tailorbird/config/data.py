@@ -65,5 +65,4 @@ class DataConfig(ConfigSection):
 
     @property
     def train_uris(self) -> tuple[str, ...]:
-        """The training rows' URIs."""
         return (self.train,) if isinstance(self.train, str) else self.train

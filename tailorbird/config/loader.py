@@ -39,7 +39,7 @@ def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as YAML, with its overrides and every default: read again, it is the same recipe."""
+    """Return the recipe as YAML, with its overrides and every default, which loads as the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -64,10 +64,8 @@ class Recipe(ConfigSection):
     def _fields_fit_the_task(self) -> Self:
         rules = TASKS[self.task]
         if self.evaluation.metric not in rules.metrics:
-            raise ValueError(
-                f"evaluation.metric {self.evaluation.metric!r} is not for {self.task} tasks; "
-                f"allowed: {', '.join(rules.metrics)}"
-            )
+            allowed = f"allowed: {', '.join(rules.metrics)}"
+            raise ValueError(f"evaluation.metric {self.evaluation.metric!r} is not for {self.task} tasks; {allowed}")
         for path, value in rules.fixed.items():
             if self._value_at(path) not in (value, None):
                 raise ValueError(f"{path} is not for {self.task} tasks; leave it out")

@@ -19,14 +19,14 @@ as `section.key=value`.
 
 
 def reference() -> str:
-    """The page in Markdown: a table a section."""
+    """Return the page in Markdown, with a table for each section."""
     parts = [HEAD, *_tables("Top level", model=Recipe, prefix="")]
     parts.append(_table("A distribution, in `tuning.space`", Distribution.model_fields))
     return "\n".join(parts)
 
 
 def _tables(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
-    """A table of the model's own fields, then those of its sections, each named by its whole path."""
+    """Return a table of the model's own fields, then those of its sections, each named by its full path."""
     inner = {name: config for name, field in model.model_fields.items() if (config := _section(field))}
     own = {name: field for name, field in model.model_fields.items() if name not in inner or prefix}
     parts = [_table(title, own)]

@@ -31,6 +31,7 @@ class TaskRules:
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
+CLASSIFICATION_GATE_FIELDS = [f"evaluation.gates.{name}" for name in CLASSIFICATION_GATES]
 
 TASKS: dict[TaskName, TaskRules] = {
     "classification": TaskRules(
@@ -46,13 +47,7 @@ TASKS: dict[TaskName, TaskRules] = {
     "chat": TaskRules(
         metrics=("exact_match", "token_f1", "rouge_l"),
         input_fields=("messages", "prompt"),
-        fixed=dict.fromkeys(
-            (
-                *(f"evaluation.gates.{name}" for name in CLASSIFICATION_GATES),
-                "evaluation.hybrid",
-                "serving.challenger.shadow",
-            )
-        ),
+        fixed=dict.fromkeys([*CLASSIFICATION_GATE_FIELDS, "evaluation.hybrid", "serving.challenger.shadow"]),
         hub_task="text-generation",
         model="A chat model",
         architecture="",

@@ -114,12 +114,10 @@ class TrainingConfig(ConfigSection):
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers it trains with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
 
     @property
     def max_workers(self) -> int:
-        """The most workers it trains with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
     @model_validator(mode="after")

@@ -26,9 +26,8 @@ class Distribution(ConfigSection):
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)
             if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
-                raise ValueError(
-                    f"{name} takes [low, high] with low < high{' and low > 0' if name != 'uniform' else ''}"
-                )
+                positive = " and low > 0" if name != "uniform" else ""
+                raise ValueError(f"{name} takes [low, high] with low < high{positive}")
         return self
 
 
@@ -54,15 +53,14 @@ class TuningConfig(ConfigSection):
     """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
 
     def trials_at_once(self, *, room: int) -> int:
-        """Where there is room for so many."""
+        """Return how many trials run at the same time, if the cluster has room for `room` of them."""
         return min(self.num_trials, self.max_concurrent_trials or room)
 
     @field_validator("space")
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
-        fixed |= {"average_seeds"}
-        fixed |= {"attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}  # the same for a whole group
+        fixed |= {"average_seeds", "attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}
         allowed = sorted(set(TrainingConfig.model_fields) - fixed)
         for name in space:
             if name not in allowed:

@@ -32,8 +32,6 @@ S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "
 
 @dataclass(frozen=True)
 class DraftOptions:
-    """What the user specifies besides the data."""
-
     text: str | None = None
     label: str | None = None
     registry: str = "s3://models"

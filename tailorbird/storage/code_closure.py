@@ -2,19 +2,25 @@
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from tailorbird import PACKAGES, PROJECT_ROOT
+from tailorbird.storage.objects import sha256_file
 
 
 def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> str:
     """Return one hash of the names and contents of `source_files(*functions)` under `root`."""
     assert functions, "a stage runs at least one function"
+    return digest_of_files({name: sha256_file(root / name) for name in source_files(*functions, root=root)})
+
+
+def digest_of_files(hashes: Mapping[str, str]) -> str:
+    """Return one hash of files' names and sha256, in the order of `hashes`."""
     digest = hashlib.sha256()
-    for name in source_files(*functions, root=root):
-        digest.update(f"{name}\n{hashlib.sha256((root / name).read_bytes()).hexdigest()}\n".encode())
+    for name, sha256 in hashes.items():
+        digest.update(f"{name}\n{sha256}\n".encode())
     return digest.hexdigest()
 
 

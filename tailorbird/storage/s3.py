@@ -229,7 +229,6 @@ def _endpoint() -> str:
 
 
 def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
-    """Return True if an error, or its cause, contains one of these codes."""
     text = f"{error} {error.__cause__ or ''}"
     return any(code in text for code in codes)
 
