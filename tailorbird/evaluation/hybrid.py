@@ -42,7 +42,7 @@ def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: st
     for share in np.linspace(1, 0, NUM_THRESHOLDS, endpoint=False)[1:]:  # of rows that the incumbent would answer
         threshold = float(np.quantile(incumbent.calibrated, 1 - share))
         sure = incumbent.calibrated >= threshold
-        outputs = np.where(sure, np.array(incumbent.outputs, dtype=object), np.array(candidate.outputs, dtype=object))
+        outputs = np.where(sure, *(np.array(table.outputs, dtype=object) for table in (incumbent, candidate)))
         if score_of(metric, labels=labels, outputs=outputs) >= to_reach:
             return Routing(by="confidence", column=None, values=(), threshold=threshold)
     return None
@@ -65,10 +65,8 @@ def share_to_candidate(routing: Routing, table: Predictions) -> float:
 def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
     """Return the hybrid's cost: by group each row is answered once, by confidence the incumbent answers every row."""
     kept = 1 - share if routing.by == "group" else 1.0
-    both = tuple(
-        kept * incumbent + share * candidate for incumbent, candidate in zip(cpu.incumbent, cpu.candidate, strict=True)
-    )
-    return replace(cpu, candidate=both)
+    rounds = zip(cpu.incumbent, cpu.candidate, strict=True)
+    return replace(cpu, candidate=tuple(kept * incumbent + share * candidate for incumbent, candidate in rounds))
 
 
 def _mask(routing: Routing, table: Predictions) -> np.ndarray:
@@ -82,10 +80,8 @@ def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions)
     def pick(name: str) -> NDArray[np.float64]:
         return np.asarray(np.where(mask, getattr(candidate, name), getattr(incumbent, name)))
 
-    outputs = tuple(
-        candidate_output if routed else incumbent_output
-        for routed, candidate_output, incumbent_output in zip(mask, candidate.outputs, incumbent.outputs, strict=True)
-    )
+    pairs = zip(mask, candidate.outputs, incumbent.outputs, strict=True)
+    outputs = tuple(ours if routed else theirs for routed, ours, theirs in pairs)
     return replace(
         incumbent,
         model="hybrid",

@@ -22,7 +22,7 @@ COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
 class VerdictRefused(ValueError):
-    """Rule 1: the predictions cannot be compared, so there is no verdict; the message says why."""
+    """Rule 1: the predictions cannot be compared, so there is no verdict."""
 
 
 @dataclass(frozen=True, eq=False)

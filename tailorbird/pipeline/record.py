@@ -75,7 +75,7 @@ def build_evidence(
     """Return the evidence of a run; the verdict expires `valid_days` after the access to the test rows."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
-    data, predictions = inputs.data, evaluated.predictions
+    data, predictions, seed = inputs.data, evaluated.predictions, recipe.training.seed
     return evidence.Evidence(
         name=recipe.name,
         run=context.run,
@@ -98,10 +98,7 @@ def build_evidence(
         ),
         sweep=_trials(trained.sweep, method=recipe.training.method),
         sweep_ended=trained.sweep.ended,
-        seeds=tuple(
-            evidence.SeedRecord(recipe.training.seed + number, result.score)
-            for number, result in enumerate(trained.seeds)
-        ),
+        seeds=tuple(evidence.SeedRecord(seed + number, model.score) for number, model in enumerate(trained.seeds)),
         averaged=trained.averaged,
         curve=evidence.CurveRecord(**asdict(trained.curve)) if trained.curve else None,
         training=_training(trained, recipe.training),

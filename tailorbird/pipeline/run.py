@@ -27,8 +27,7 @@ from tuning.sweep import SweepResult, sweep
 
 CHAMPION = "champion"
 
-NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
-"""Fields of the tuning config that change no trial."""
+NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}  # of the tuning config: they change no trial
 NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
 """Fields of the training config that change no result: a run that failed resumes with other values of them."""
 
@@ -36,8 +35,8 @@ NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failur
 def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True) -> RunResult:
     """Run a recipe from Parquet to a registered winner, on the Ray cluster that this process is connected to.
 
-    Each finished stage is cached on S3, so a run that was interrupted is run again and resumes. Raises ValueError
-    (DataError, VerdictRefused, StorageError, ...) if the input is at fault, TrainingFailed otherwise.
+    Each finished stage is cached on S3, so an interrupted run, started again, resumes. Raises ValueError (DataError,
+    VerdictRefused, StorageError, ...) if the input is at fault, TrainingFailed otherwise.
     """
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
@@ -95,20 +94,16 @@ def run_sweep(
         _require_events(events, what="sweep", command="sweep")
         return sweep(tuning, training=training, task=task, target=target, uri=uri, events=events)
 
-    sweep_result = inputs.cached(
-        "sweep",
-        output=SweepResult,
-        inputs=inputs.stage_inputs(
-            sweep,
-            type(task),
-            tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
-            training=training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
-            **context.task.training_inputs,
-            baselines=dict(target.baselines),
-            to_beat=target.to_beat,
-        ),
-        compute=compute,
+    stage_inputs = inputs.stage_inputs(
+        sweep,
+        type(task),
+        tuning=tuning.model_dump(mode="json", exclude=NOT_OF_TRIALS),
+        training=training.model_dump(mode="json", exclude={"num_seeds", "average_seeds", *NOT_OF_RESULTS}),
+        **context.task.training_inputs,
+        baselines=dict(target.baselines),
+        to_beat=target.to_beat,
     )
+    sweep_result = inputs.cached("sweep", output=SweepResult, inputs=stage_inputs, compute=compute)
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
     sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
     if sweep_result.ended:
@@ -131,10 +126,7 @@ def train_seeds(
 def measure_curve(
     context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> LearningCurve | None:
-    """Return the scores of the selected configuration on parts of the training rows, and a prediction for more rows.
-
-    None if the recipe asks for no learning curve.
-    """
+    """Return the learning curve of the selected configuration; None if the recipe asks for none."""
     if not context.recipe.tuning.learning_curve:
         return None
     num_rows = context.inputs.data.num_train
@@ -164,12 +156,8 @@ def average_seeds(
         table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 
-    averaged = inputs.cached(
-        "average",
-        output=Contender,
-        inputs=inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric),
-        compute=compute,
-    )
+    stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)
+    averaged = inputs.cached("average", output=Contender, inputs=stage_inputs, compute=compute)
     progress.note(f"the mean of {len(seeds)} seeds' weights: validation {averaged.validation:.3f}")
     return averaged
 
@@ -213,10 +201,8 @@ def _score_champion(context: RunContext, uri: str) -> Baseline:
     """Return the serving champion as a baseline, scored on the same validation rows."""
     champion, inputs, metric = read_version(uri), context.inputs, context.recipe.evaluation.metric
     if champion.classes != context.task.classes:
-        raise ValueError(
-            f"the champion {uri} knows other classes than the training rows; give the new label set a recipe of its "
-            "own name, or the old labels"
-        )
+        advice = "give the new label set a recipe of its own name, or the old labels"
+        raise ValueError(f"the champion {uri} knows other classes than the training rows; {advice}")
 
     def compute(_: str) -> float:
         return score_table(metric, inputs.remote(predict_rows)(uri, rows=context.splits.validation))

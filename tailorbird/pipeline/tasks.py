@@ -111,8 +111,7 @@ class ChatTask:
         return self.inputs.version_config(kind, prompting=self.prompting)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
-        recipe, splits = self.inputs.recipe, self.inputs.splits
-        config, seed = recipe.evaluation, recipe.training.seed
+        splits, config, seed = self.inputs.splits, self.inputs.recipe.evaluation, self.inputs.recipe.training.seed
 
         def compute(uri: str) -> tuple[Baseline, ...]:
             baselines = self.inputs.remote(fit_prompt_baselines)(

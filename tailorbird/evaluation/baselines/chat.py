@@ -1,7 +1,7 @@
 """Baselines of a chat task: the pretrained model with the prompt alone, and with examples in the prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,20 +18,13 @@ from tailorbird.registry.versions import Prompting, VersionConfig, write_artifac
 from tailorbird.storage.node_cache import local_copy
 
 
-@dataclass(frozen=True)
-class PromptBaseline:
-    """A baseline, which has no URI yet, and its prompting."""
-
-    baseline: Baseline
-    prompting: Prompting
-
-
 def fit_prompt_baselines(
     base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
-) -> tuple[PromptBaseline, ...]:
+) -> tuple[tuple[Baseline, Prompting], ...]:
     """Score zero-shot, and few-shot with the set of training examples that scores best on validation.
 
-    `config.prompt_draws` random sets of `config.prompt_shots` examples are tried.
+    Return each baseline, without a URI, and its prompting. `config.prompt_draws` random sets of `config.prompt_shots`
+    examples are tried.
     """
     base = local_copy(base_model)
     tokenizer = load_tokenizer(base)
@@ -48,23 +41,19 @@ def fit_prompt_baselines(
     best = int(np.argmax(scores))
     note = f"{config.prompt_shots} examples in the prompt, the best of {config.prompt_draws} sets"
     return (
-        PromptBaseline(Baseline("zero_shot", None, score(prompting), True, "the prompt alone"), prompting),
-        PromptBaseline(Baseline("few_shot", None, scores[best], True, note), candidates[best]),
+        (Baseline("zero_shot", None, score(prompting), True, "the prompt alone"), prompting),
+        (Baseline("few_shot", None, scores[best], True, note), candidates[best]),
     )
 
 
 def store_prompt_baselines(
-    uri: str, baselines: Sequence[PromptBaseline], *, config: VersionConfig
+    uri: str, baselines: Sequence[tuple[Baseline, Prompting]], *, config: VersionConfig
 ) -> tuple[Baseline, ...]:
     """Write each baseline as a loadable artifact to `uri`/<kind>, with `config` for its kind and prompting."""
-    stored = []
-    for prompted in baselines:
-        kind = prompted.baseline.kind
-        write_artifact_config(
-            f"{uri}/{kind}", config.model_copy(update={"kind": kind, "prompting": prompted.prompting})
-        )
-        stored.append(replace(prompted.baseline, uri=f"{uri}/{kind}"))
-    return tuple(stored)
+    for baseline, prompting in baselines:
+        named = config.model_copy(update={"kind": baseline.kind, "prompting": prompting})
+        write_artifact_config(f"{uri}/{baseline.kind}", named)
+    return tuple(replace(baseline, uri=f"{uri}/{baseline.kind}") for baseline, _ in baselines)
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:

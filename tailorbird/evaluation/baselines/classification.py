@@ -21,6 +21,9 @@ from tailorbird.models.loading import default_device, inference_dtype, load_enco
 from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation strengths tried on validation."""
 COSINE_SCALE = 20.0
@@ -31,18 +34,18 @@ COSINE_SCALE = 20.0
 class Head:
     """Weight [L, D] and bias [L] of a linear head on the mean-pooled embedding."""
 
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    weight: FloatArray
+    bias: FloatArray
 
     def __post_init__(self) -> None:
         for name in ("weight", "bias"):  # safetensors stores memory in its order; scikit-learn's is by column
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
 
-    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(self, embeddings: FloatArray) -> FloatArray:
         """Return logits [N, L] of embeddings [N, D]."""
         return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
 
-    def score(self, embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, metric: str) -> float:
+    def score(self, embeddings: FloatArray, labels: IntArray, *, metric: str) -> float:
         return score_of(metric, labels=labels, outputs=self.logits(embeddings).argmax(1))
 
 
@@ -68,7 +71,7 @@ def fit_baselines(
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     model = Classifier(encoder, zero_head(width, 1).to(default_device()))
 
-    def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
+    def embed(texts: tuple[str, ...]) -> FloatArray:
         tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
         return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
@@ -115,15 +118,13 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
     )
 
 
-def cosine_head(directions: NDArray[np.float32], features: NDArray[np.float32]) -> Head:
+def cosine_head(directions: FloatArray, features: FloatArray) -> Head:
     """Return a head of cosine similarities to `directions` [L, D], scaled by the mean length of `features`."""
     length = float(np.linalg.norm(features, axis=1).mean())
     return Head(unit(directions) * np.float32(COSINE_SCALE / length), np.zeros(len(directions), dtype=np.float32))
 
 
-def centroids(
-    features: NDArray[np.float32], labels: NDArray[np.int64], *, shots: int, seed: int
-) -> NDArray[np.float32]:
+def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) -> FloatArray:
     """Return the mean direction [L, D] of up to `shots` random examples of each class."""
     generator = np.random.default_rng(seed)
     examples = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in range(labels.max() + 1)]
@@ -131,12 +132,7 @@ def centroids(
 
 
 def fit_probe(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    held_out: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    metric: str = "accuracy",
+    features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
 ) -> tuple[Head, str]:
     """Fit logistic regression on frozen embeddings, C selected on the held-out rows; return its head and a note."""
     best: tuple[float, Head, str] | None = None
@@ -153,6 +149,6 @@ def fit_probe(
     return best[1], best[2]
 
 
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: FloatArray) -> FloatArray:
     """Return the rows scaled to length 1."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -18,6 +18,8 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.storage.stored_model import StoredModel
 
+FloatArray = NDArray[np.float64]
+
 KIND = "tf_idf"
 NOTE = "bag of words, no neural model"
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -46,12 +48,12 @@ class TfidfBaseline:
     classes: tuple[str, ...]
     vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)
     """One for each kind of n-grams in the features."""
-    weights: NDArray[np.float64] = field(repr=False)
+    weights: FloatArray = field(repr=False)
     """[L, D]; [1, D], of the second, for two classes."""
-    intercepts: NDArray[np.float64] = field(repr=False)
+    intercepts: FloatArray = field(repr=False)
     """[L] or [1]."""
 
-    def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], FloatArray]:
         """Return the label of each text, and its uncalibrated confidence, the softmax of the margins: [N] in (0, 1]."""
         if not texts:
             return (), np.zeros(0)
@@ -178,9 +180,7 @@ def _stack(matrices: Iterable[csr_matrix]) -> csr_matrix:
     return hstack(list(matrices)).tocsr()
 
 
-def _margins(
-    matrix: csr_matrix, *, weights: NDArray[np.float64], intercepts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _margins(matrix: csr_matrix, *, weights: FloatArray, intercepts: FloatArray) -> FloatArray:
     """Return [N, L] margins."""
     margins = np.asarray(matrix @ weights.T + intercepts, dtype=np.float64)
     return margins if len(weights) > 1 else np.concatenate([-margins, margins], axis=1)  # two classes share a margin

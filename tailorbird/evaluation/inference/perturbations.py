@@ -123,10 +123,7 @@ def swap_demographics(rows: Rows) -> Rows:
 
 
 def add_typos(rows: Rows) -> Rows:
-    """Return each row with one typing error, wrong case or extra white space, chosen by a hash of its row id.
-
-    Row ids are `row_id|noise`; every text changes. The result depends on row ids and texts only.
-    """
+    """Return each row, as `row_id|noise`, with one typo, wrong case or white space, chosen by a hash of its row id."""
     texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
@@ -153,10 +150,7 @@ def swap_sex(text: str) -> str:
 
 
 def swap_age(text: str) -> str:
-    """Return the text with each age moved by 30 years; without an age, with its words for ages swapped.
-
-    A child's age becomes an adult's, and the words for a child change with it.
-    """
+    """Return the text with each age, and a child's words with it, moved by 30 years; else its age words swapped."""
     if AGE_BOUND.search(text):
         return text
     ages = [int(age) for match in STATED_AGE.finditer(text) for age in match.groups() if age]
@@ -201,7 +195,6 @@ def _typing_error(text: str, seed: str) -> str:
 
 
 def _wrong_case(text: str, seed: str) -> str:
-    """Change the text to upper or lower case."""
     cases = [changed for changed in (text.upper(), text.lower()) if changed != text]
     return cases[_hashed(seed, "case") % len(cases)] if cases else text
 

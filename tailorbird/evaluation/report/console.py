@@ -52,9 +52,8 @@ def power_sentence(verdict: Verdict) -> str:
 def seed_sentence(evidence: Evidence) -> str:
     """Return the spread over seeds, or that it was not assessed, and the score of the mean of their weights."""
     scores, averaged = [seed.validation for seed in evidence.seeds], evidence.averaged
-    sentence = f"seeds: {len(scores)}, spread not assessed (that takes 3)"
-    if len(scores) >= 3:
-        sentence = f"seeds: {len(scores)}, on validation {min(scores):.3f} to {max(scores):.3f}"
+    spread = f"on validation {min(scores):.3f} to {max(scores):.3f}"
+    sentence = f"seeds: {len(scores)}, {spread if len(scores) >= 3 else 'spread not assessed (that takes 3)'}"
     if averaged is None:
         return sentence
     chosen = ", the candidate" if averaged.chosen else ""
@@ -63,11 +62,11 @@ def seed_sentence(evidence: Evidence) -> str:
 
 def streaming_sentence(evidence: Evidence) -> str | None:
     """Return which models were fitted on a part of the training rows, if these were streamed."""
-    num_in_memory = evidence.data.report.num_in_memory
-    if num_in_memory is None:
+    report = evidence.data.report
+    if report.num_in_memory is None:
         return None
     return (
-        f"training rows were streamed: the candidate learned from all {evidence.data.report.num_train:,}, the "
-        f"pretrained rungs and the reference from a random {num_in_memory:,} of them, among which conflicts and "
-        "near-duplicates were looked for"
+        f"training rows were streamed: the candidate learned from all {report.num_train:,}, the pretrained rungs and "
+        f"the reference from a random {report.num_in_memory:,} of them, among which conflicts and near-duplicates were "
+        "looked for"
     )

@@ -72,9 +72,10 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     if role == "hybrid":
         assert verdict.hybrid is not None  # a version in this role comes from one
         scores = {verdict.metric: verdict.hybrid.score}
+    elif role == "candidate":
+        scores = {verdict.metric: verdict.candidate_score, second.metric: second.candidate}
     else:
-        score = verdict.candidate_score if role == "candidate" else verdict.incumbent_score
-        scores = {verdict.metric: score, second.metric: second.candidate if role == "candidate" else second.incumbent}
+        scores = {verdict.metric: verdict.incumbent_score, second.metric: second.incumbent}
     gate = _gates(verdict, role=role).get("calibration")
     if gate is not None and role == "incumbent":
         bins = evidence.reliability["incumbent"]

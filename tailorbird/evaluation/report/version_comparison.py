@@ -18,7 +18,6 @@ class VersionComparison(BaseModel, frozen=True):
 
     first: str
     second: str
-    """URIs of the versions."""
     metric: str
     alpha: float
     comparison: Comparison

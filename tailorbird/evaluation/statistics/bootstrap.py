@@ -45,7 +45,9 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
         raise ValueError("macro-F1 of no rows; give at least one")
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     truth, answers = _codes(labels, classes), _codes(outputs, classes)
-    support, answered, right = _totals(truth, answers, num_classes=len(classes))
+    num_classes = len(classes)
+    support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
+    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs that are no class
     return float(_mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
 
 
@@ -192,15 +194,8 @@ def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
     return first[order], counts[order]
 
 
-def _totals(truth: IntArray, answers: IntArray, *, num_classes: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Return for each class [L]: rows with its label, rows predicted as it, rows rightly predicted as it."""
-    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]
-    right = np.bincount(truth[truth == answers], minlength=num_classes)
-    return np.bincount(truth, minlength=num_classes), answered, right
-
-
 def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes: int) -> csr_array:
-    """Return [5 L, cells] of 0 and 1: sums cells to `_totals` of each class, the last two once for each model."""
+    """Return [5 L, cells] of 0 and 1 that sums cells by class: labels, and each model's answers, all and right."""
     blocks = [truth]
     for codes in answers:
         blocks += [codes, np.where(codes == truth, truth, num_classes)]

@@ -87,16 +87,16 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
     )
 
 
-def minimum_detectable_effect(n: int, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> float:
-    """Return the true gain that McNemar's test at level alpha detects with this power on n rows (normal formula)."""
-    return float(_z_sum(alpha, power) * np.sqrt(discordance / n))
+def minimum_detectable_effect(n: int, *, discordance: float, alpha: float) -> float:
+    """Return the true gain that McNemar's test at level alpha detects with a power of 0.8 on n rows (normal formula)."""
+    return float(_z_sum(alpha) * np.sqrt(discordance / n))
 
 
-def plain_rows_needed(gain: float, *, discordance: float, alpha: float, power: float = WANTED_POWER) -> int:
+def plain_rows_needed(gain: float, *, discordance: float, alpha: float) -> int:
     """Return the rows on which McNemar's test detects this gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2."""
     if gain == 0:
         raise ValueError("no number of rows shows a gain of 0; give a gain other than 0")
-    return round(_z_sum(alpha, power) ** 2 * discordance / gain**2)
+    return round(_z_sum(alpha) ** 2 * discordance / gain**2)
 
 
 def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
@@ -155,7 +155,7 @@ def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, 
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
     # Both parts of the rule: significantly above 0, and estimated at the minimum gain or more.
-    allowed = min(gain / _z_sum(alpha, WANTED_POWER), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
+    allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
     units = max(_least_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
     while gain - unseen_rate(units, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(num_units / units):
         units += math.ceil(units / 100)  # the unseen rate falls with the units, their errors with the root of them
@@ -178,5 +178,5 @@ def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
     return RowsNeeded(None, f"{gains}: no number of rows gives 80 % power")
 
 
-def _z_sum(alpha: float, power: float) -> float:
-    return float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
+def _z_sum(alpha: float) -> float:
+    return float(norm.ppf(1 - alpha / 2) + norm.ppf(WANTED_POWER))

@@ -62,13 +62,11 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
 
 def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
     minimum, (low, _) = size(protocol.minimum_gain), main.interval
-    if low >= protocol.minimum_gain:
-        gain = f"a gain of at least {minimum} is proven: the interval begins at {points(low)}"
-    else:
-        gain = (
-            f"a gain above 0 is proven and estimated at {points(main.gain)} points, not under the minimum of "
-            f"{minimum}; the interval begins at {points(low)}, so a smaller gain is not ruled out"
-        )
+    begins = f"the interval begins at {points(low)}"
+    gain = f"a gain of at least {minimum} is proven: {begins}"
+    if low < protocol.minimum_gain:
+        estimate = f"{points(main.gain)} points, not under the minimum of {minimum}"
+        gain = f"a gain above 0 is proven and estimated at {estimate}; {begins}, so a smaller gain is not ruled out"
     if reference is None:
         return (gain,)
     beaten = f"the bag-of-words reference is beaten by {points(reference.gain)} points"

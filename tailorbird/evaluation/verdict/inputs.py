@@ -49,8 +49,8 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
             f"the test rows changed: their sha256 is {inputs.test_sha256}, the protocol names "
             f"{protocol.test_sha256}; restore the test rows, or start a new run"
         )
-    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean)
-    models = models if inputs.reference is None else (*models, inputs.reference)
+    references = () if inputs.reference is None else (inputs.reference,)
+    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean, *references)
     align(*models)
     if len(models[0]) != protocol.num_test_rows:
         raise VerdictRefused(
@@ -79,7 +79,5 @@ def require_valid_scores(model: Predictions) -> None:
     right = np.array(model.labels, dtype=object) == np.array(model.outputs, dtype=object)
     wrong = np.flatnonzero(model.scores != right)
     if wrong.size:
-        raise VerdictRefused(
-            f"{model.model} has the score {model.scores[wrong[0]]} at row {model.row_ids[wrong[0]]!r}; for "
-            "accuracy it must be 1 where the output is the label, else 0"
-        )
+        row = f"{model.scores[wrong[0]]} at row {model.row_ids[wrong[0]]!r}"
+        raise VerdictRefused(f"{model.model} has the score {row}; it must be 1 where the output is the label, else 0")
