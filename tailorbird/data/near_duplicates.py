@@ -17,8 +17,8 @@ CHUNK_PAIRS = 1 << 22
 """Cosines in memory at once: at most 8 bytes each with their column."""
 IDF_CHARACTERS = 5_000_000
 MAX_WORK = 1e10
-"""Characters compared x training texts: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200
-characters), so 3,300 texts of 60 characters among 50,000."""
+"""Characters of `texts` x number of `among`: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200
+characters), for example 3,300 texts of 60 characters among 50,000."""
 MIN_COMPARED = 500
 
 
@@ -35,10 +35,9 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
 
     The cosine is that of the TF-IDF weights of character 3- to 5-grams within words, of normalised texts, so case and
     white space do not count. N-grams are hashed into 2^20 columns: a vocabulary fitted on `among` alone would miss the
-    new n-grams of a text and overestimate its similarity. Document frequencies come from the texts compared and from a
-    random five million characters of `among`. If the characters of `texts` times the number of `among` exceed 1e10
-    (3,300 texts of 60 characters among 50,000), the texts compared are a random sample that fits, at least 500 (seed
-    0); all of `among` is compared with them. Memory is bounded by the texts compared and the chunks, not by `among`.
+    new n-grams of a text and overestimate its similarity. Document frequencies come from the texts compared and from
+    random IDF_CHARACTERS of `among`. If the characters of `texts` times the number of `among` exceed MAX_WORK, a random
+    sample of at least MIN_COMPARED texts (seed 0) is compared with all of `among`. Memory does not grow with `among`.
     """
     work = float(sum(map(len, texts))) * len(among)
     compared = [normalise(texts[row]) for row in _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)]

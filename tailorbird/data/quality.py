@@ -24,8 +24,9 @@ class DataReport:
     num_classes: int
     """Different labels in train; for a chat task, different answers."""
     train_copies_of_test: int
-    """Training rows dropped because their normalised text is in test; the next two alike."""
+    """Training rows dropped because their normalised text is in test."""
     train_copies_of_validation: int
+    """Likewise for validation; a row that is in both counts for test only."""
     validation_copies_of_test: int
     near_duplicates_of_test: int
     """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they are kept."""

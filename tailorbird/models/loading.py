@@ -157,7 +157,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
     Raises ModelError if a weight is missing or they belong to another encoder.
     """
     head = load_head(folder)
-    with fitting_weights(folder):
+    with _weight_errors(folder):
         if kind == "lora":
             encoder = merge_adapter(encoder, folder / "adapter")
         elif kind == "full":
@@ -176,7 +176,7 @@ def load_head(folder: Path) -> nn.Linear:
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
     """Load a chat version's own weights, if any, over the pretrained model; ModelError as `load_weights`."""
-    with fitting_weights(folder):
+    with _weight_errors(folder):
         if kind == "lora":
             lm = merge_adapter(lm, folder / "adapter")
         elif kind == "full":
@@ -185,7 +185,7 @@ def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
 
 
 @contextmanager
-def fitting_weights(folder: Path) -> Iterator[None]:
+def _weight_errors(folder: Path) -> Iterator[None]:
     """Raise ModelError for weights in a folder that torch or safetensors refuse."""
     try:
         yield

@@ -71,11 +71,10 @@ def build() -> dict[str, pa.Table]:
     dropped, repeated terms are kept once. Split 72/11/17 by three-character category, so that near-identical terms of
     one disease share a split, and stratified by chapter: categories differ in size, and a split by hash gave a chapter
     14 % of one split and 7 % of another. With another seed the accuracy of any model changes by 3 to 4 points, so
-    results of different splits are not comparable.
+    results of different splits are not comparable. Raises DataError without the package.
 
     Train also has the titles of the codes of up to four characters in every category that is in no other split: twice
     the rows, and 470 categories without a term. Validation and test have terms only.
-    Raises DataError without the package.
     """
     icd = _package()
     codes = _codes(icd)
