@@ -42,7 +42,7 @@ class Predictions:
     confidences: NDArray[np.float64]
     """[N] highest class probability, before temperature; (chat) exp of the mean log-probability of a token."""
     calibrated: NDArray[np.float64]
-    """[N] highest class probability after the model's temperature; a chat task has none and changes nothing."""
+    """[N] highest class probability after temperature; (chat) the same as `confidences`."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Group columns by name, one value a row."""
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)

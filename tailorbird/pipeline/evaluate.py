@@ -111,8 +111,7 @@ def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Rout
 
 
 def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
-    """Return predictions by table name: both models' of test, validation and the changed rows that gates ask for, and
-    the TF-IDF baseline's of test, if there is one."""
+    """Return both models' predictions of test, validation and changed rows, and TF-IDF's of test, by table name."""
     contenders, gates = trained.contenders, context.protocol.gates
     wanted = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
     names = ("test", VALIDATION, *(name for name, gate in wanted if gate is not None))

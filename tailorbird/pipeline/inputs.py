@@ -40,15 +40,14 @@ class RunInputs:
         return self.data.splits
 
     def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
-        """Return the inputs of a stage: the code of the functions that it runs, base model, training and validation
-        rows, and what it names itself."""
+        """Return a stage's inputs: code of the functions that it runs, base model, rows, and the named ones."""
         rows = {name: self.data.hashes[name] for name in ("train", "validation")}
         if self.data.sample_sha256 is not None:  # baselines are fitted on the sample
             rows["train_in_memory"] = self.data.sample_sha256
         return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
 
     def cached(self, name: str, *, output: type[R], inputs: Mapping[str, object], compute: Callable[[str], R]) -> R:
-        """Return a stage of this task by `cached_stage`."""
+        """Return the output of a stage of this task (`cached_stage`)."""
         return cached_stage(self.recipe.task_uri, name, output=output, inputs=inputs, compute=compute)
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:

@@ -88,7 +88,7 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
 
 
 def minimum_detectable_effect(n: int, *, discordance: float, alpha: float) -> float:
-    """Return the true gain that McNemar's test at level alpha detects with a power of 0.8 on n rows (normal formula)."""
+    """Return the true gain that McNemar's test detects with a power of 0.8 on n rows (normal formula)."""
     return float(_z_sum(alpha) * np.sqrt(discordance / n))
 
 
