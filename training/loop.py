@@ -11,19 +11,20 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.loading import inference_dtype
 from training import preemption
-from training.dataset import micro_batches, num_steps, rank_rows, steps
+from training.dataset import num_steps, rank_rows, steps
 from training.deepspeed_engine import initialize_engine
-from training.reports import EpochReport, Progress, StepReport
+from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime, means_over_ranks
 
 MAX_NAMED_ROWS = 5
 REPORT_INTERVAL_S = 1.0
 
-OnStep = Callable[[StepReport], None]
+OnStep = Callable[[StepEvent], None]
 OnEpoch = Callable[[EpochReport, Any], bool]
 """Called with the report and the engine on every rank; False ends the training."""
 OnSave = Callable[[Progress, Any], None]
@@ -34,8 +35,7 @@ OnSave = Callable[[Progress, Any], None]
 class Callbacks:
     """What a training calls."""
 
-    on_step: OnStep = lambda _: None
-    """On rank 0, about once a second."""
+    on_step: OnStep = lambda _: None  # on rank 0, about once a second
     on_epoch: OnEpoch = lambda *_: True
     on_save: OnSave | None = None
     """Every `checkpoint_interval_s` within an epoch, before a slow validation score, and when a rank has to stop."""
@@ -100,7 +100,7 @@ class _EpochRun:
             if dist.get_rank() == 0 and (now - reported > REPORT_INTERVAL_S or step + 1 == total):
                 reported = now
                 mean_loss = progress.losses / (step + 1)
-                self.callbacks.on_step(StepReport(epoch, step + 1, total, mean_loss, num_rows / seconds))
+                self.callbacks.on_step(StepEvent(epoch, step + 1, total, mean_loss, num_rows / seconds))
             if self.callbacks.on_save is not None and save_now:
                 self.callbacks.on_save(progress, self.engine)
                 saved = time.perf_counter()
@@ -113,8 +113,8 @@ class _EpochRun:
         num_parts = self.config.gradient_accumulation_steps
         step_loss = 0.0
         share = self.runtime.weight(window, batch) / num_ranks  # the mean over ranks is then the mean over the batch
-        for rows in micro_batches(own, num=num_parts):
-            # A rank without a row in a small last batch computes one row with weight 0.
+        for rows in np.array_split(own, num_parts):
+            # A rank or a part without a row, in a small last batch, computes one row with weight 0.
             computed = rows if len(rows) else np.zeros(1, dtype=np.int64)
             weight = (1.0 if len(rows) else 0.0) / share
             total, num_tokens = self.runtime.loss(self.engine, self.config, window, computed)
@@ -131,9 +131,8 @@ class _EpochRun:
         try:
             score = self.runtime.score(self.engine, self.config)
         except Diverged as error:
-            raise Diverged(
-                f"training diverged in epoch {progress.epoch + 1}: {error}; lower training.learning_rate"
-            ) from None
+            message = f"training diverged in epoch {progress.epoch + 1}: {error}; lower training.learning_rate"
+            raise Diverged(message) from None
         return EpochReport(
             epoch=progress.epoch,
             score=score,

@@ -1,4 +1,4 @@
-"""What a training reports: each step, each epoch, how far it is, and its result. Imports neither ray nor torch."""
+"""What a training reports: each epoch, how far it is, and its result. Imports neither ray nor torch."""
 
 from dataclasses import dataclass
 
@@ -6,32 +6,16 @@ from tailorbird.storage.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """Sent about once a second by rank 0; `rows_per_second` counts all ranks."""
-
-    epoch: int
-    step: int
-    num_steps: int
-    loss: float
-    rows_per_second: float
-
-
-@dataclass(frozen=True)
 class EpochReport:
     """An epoch; the same on every rank."""
 
     epoch: int
-    score: float
-    """On the validation rows, by the task's metric."""
-    loss: float
-    """Mean training loss of the epoch."""
+    score: float  # on the validation rows, by the task's metric
+    loss: float  # mean training loss of the epoch
     rows_per_second: float
-    step_seconds: float
-    """Seconds inside training steps in this epoch."""
-    total_seconds: float
-    """Seconds inside training steps in this and all earlier epochs."""
-    padding_share: float
-    """Padding among the tokens computed, in [0, 1]."""
+    step_seconds: float  # inside training steps, in this epoch
+    total_seconds: float  # inside training steps, in this and all earlier epochs
+    padding_share: float  # padding among the tokens computed, in [0, 1]
 
 
 @dataclass
@@ -39,33 +23,23 @@ class Progress:
     """How far a rank is between two steps: what a resume needs besides weights and random states."""
 
     epoch: int = 0
-    step: int = 0
-    """Steps done in the epoch."""
-    losses: float = 0.0
-    """Sum of the losses of these steps."""
-    tokens: int = 0
-    """Tokens of this rank's rows."""
-    padded: int = 0
-    """Tokens computed, including padding."""
-    seconds: float = 0.0
-    """Seconds inside these steps."""
-    last: EpochReport | None = None
-    """Report of the previous epoch."""
+    step: int = 0  # steps done in the epoch
+    losses: float = 0.0  # sum of the losses of these steps
+    tokens: int = 0  # tokens of this rank's rows
+    padded: int = 0  # tokens computed, including padding
+    seconds: float = 0.0  # inside these steps
+    last: EpochReport | None = None  # report of the previous epoch
 
 
 class TrainingResult(StoredModel):
     """A finished training: its weights and what was measured on validation rows."""
 
-    weights: str
-    """URI of the folder with the exported weights; empty if they were not exported."""
+    weights: str  # URI of the folder with the exported weights; empty if they were not exported
     score: float
     epochs: int
-    rows_per_second: float
-    """Of the last epoch."""
-    padding_share: float
-    """Of the last epoch, in [0, 1]."""
-    step_seconds: float
-    """Seconds inside training steps, over all epochs."""
+    rows_per_second: float  # of the last epoch
+    padding_share: float  # of the last epoch, in [0, 1]
+    step_seconds: float  # inside training steps, over all epochs
 
     @classmethod
     def of_report(cls, report: EpochReport, *, weights: str) -> "TrainingResult":

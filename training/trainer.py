@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import torch.distributed as dist
 
-from cluster.progress import EpochEvent, StepEvent
+from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, require_safe_names, upload_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem, storage_errors
@@ -17,42 +17,20 @@ from training import checkpoint, preemption
 from training.deepspeed_private import destroy_engine
 from training.errors import describe_failure, temporary_directory
 from training.export import export_weights
-from training.loop import Callbacks, OnSave, OnStep, build_engine, train
-from training.reports import EpochReport, Progress, StepReport, TrainingResult
+from training.loop import Callbacks, OnSave, build_engine, train
+from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime, TrainingTask
 
-START_TIMEOUT_S = 600
-"""Wait for a worker group's resources: an autoscaler needs minutes to bring a node."""
+START_TIMEOUT_S = 600  # wait for a worker group's resources: an autoscaler needs minutes to bring a node
 ELASTIC_START_TIMEOUT_S = 120
 """The same if fewer workers will do: right after a node is lost Ray still counts its CPUs, and the group that waits for
 them has to give up before a smaller one is started."""
-
-Job = TypeVar("Job")
 
 
 class TrainingFailed(RuntimeError):
     """A training that diverged, whose checkpoint is unusable, or whose workers failed more often than `max_failures`
     allows; the message is why."""
-
-
-@dataclass(frozen=True)
-class FinetuneJob:
-    """What the workers of `finetune` get."""
-
-    config: TrainingConfig
-    task: Any
-    """ObjectRef of the TrainingTask."""
-    uri: str
-    events: Any
-    """Handle of a `cluster.event_queue.EventQueue`, or None."""
-
-
-@dataclass(frozen=True)
-class TrainingFailure:
-    """What the workers return, instead of an error that Ray Train would retry, if a retry would fail the same way."""
-
-    message: str
 
 
 def finetune(config: TrainingConfig, *, task: TrainingTask, uri: str, events: Any = None) -> TrainingResult:
@@ -62,10 +40,12 @@ def finetune(config: TrainingConfig, *, task: TrainingTask, uri: str, events: An
     from the last checkpoint. Raises TrainingFailed; a training that diverged is not retried and keeps its last
     checkpoint.
     """
-    job = FinetuneJob(config, ray.put(task), uri, events)
-    trainer = build_torch_trainer(_finetune_worker, job, config=config, uri=f"{uri}/train")
+    task_ref = ray.put(task)
+    trainer = build_torch_trainer(
+        lambda: _finetune_worker(config, task_ref=task_ref, uri=uri, events=events), config=config, uri=f"{uri}/train"
+    )
     try:
-        outcome = trainer.fit().return_value
+        outcome: TrainingResult | str = trainer.fit().return_value
     except Exception as error:
         retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
         resume = (
@@ -74,25 +54,16 @@ def finetune(config: TrainingConfig, *, task: TrainingTask, uri: str, events: An
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed for good{retries}: {cause}; {resume}") from error
-    if isinstance(outcome, TrainingFailure):
-        raise TrainingFailed(outcome.message)
+    if isinstance(outcome, str):
+        raise TrainingFailed(outcome)
     delete_folder(f"{uri}/train")  # optimizer states are three times the model's size
-    result: TrainingResult = outcome
-    return result
+    return outcome
 
 
 def build_torch_trainer(
-    function: Callable[[Job], Any],
-    job: Job,
-    *,
-    config: TrainingConfig,
-    uri: str,
-    callbacks: Sequence[Any] = (),
+    function: Callable[[], Any], *, config: TrainingConfig, uri: str, callbacks: Sequence[Any] = ()
 ) -> Any:
-    """Return a TorchTrainer that runs `function(job)` in the workers of the config, with finite retries.
-
-    Ray Train's state is stored in `uri`.
-    """
+    """Return a TorchTrainer that runs `function` in the config's workers, with finite retries and state in `uri`."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -106,7 +77,7 @@ def build_torch_trainer(
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
     return TorchTrainer(
-        lambda: function(job),
+        function,
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -143,44 +114,40 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
     }
 
 
-def step_reporter(events: Any, *, seed: int | None = None, trial: str | None = None) -> OnStep:
-    """Return a step callback that sends each report to an EventQueue, without waiting; `events` may be None."""
-
-    def report_step(report: StepReport) -> None:
-        if events is not None:
-            events.put.remote(StepEvent(**asdict(report), seed=seed, trial=trial))
-
-    return report_step
-
-
-def report_epoch(events: Any, report: EpochReport, *, seed: int | None = None, trial: str | None = None) -> None:
-    """Send an epoch's report to an EventQueue, on rank 0, without waiting; `events` may be None."""
+def send_event(events: Any, event: ProgressEvent) -> None:
+    """Send an event to an EventQueue from rank 0, without waiting; `events` may be None."""
     if events is not None and dist.get_rank() == 0:
-        event = EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
         events.put.remote(event)
 
 
-def _finetune_worker(job: FinetuneJob) -> TrainingResult | TrainingFailure:
-    config, task = job.config, ray.get(job.task)
+def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | None = None) -> EpochEvent:
+    """Return the progress event of an epoch's report."""
+    return EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
+
+
+def _finetune_worker(config: TrainingConfig, *, task_ref: Any, uri: str, events: Any) -> TrainingResult | str:
+    """Train and export. Return the message of a failure that a retry would repeat: Ray Train retries after an error."""
     preemption.install_handlers()
-    runtime = task.load_runtime(attention_dropout=config.attention_dropout)
+    runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
     try:
-        engine, progress = _start_or_resume(config, runtime, uri=job.uri)
+        engine, progress = _start_or_resume(config, runtime, uri=uri)
     except UnusableCheckpoint as error:
-        return TrainingFailure(f"{error}; delete {job.uri}/train, and run again: the training begins anew")
-    save = _checkpoint_callback(config, uri=job.uri)
+        return f"{error}; delete {uri}/train, and run again: the training begins anew"
+    save = _checkpoint_callback(config, uri=uri)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
-        report_epoch(job.events, report, seed=config.seed)
+        send_event(events, epoch_event(report, seed=config.seed))
         save(Progress(epoch=report.epoch + 1, last=report), engine)
         return True
 
-    callbacks = Callbacks(on_step=step_reporter(job.events, seed=config.seed), on_epoch=on_epoch, on_save=save)
+    callbacks = Callbacks(
+        on_step=lambda step: send_event(events, replace(step, seed=config.seed)), on_epoch=on_epoch, on_save=save
+    )
     try:
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
     except Diverged as error:
-        return TrainingFailure(str(error))
-    weights = f"{job.uri}/weights"
+        return str(error)
+    weights = f"{uri}/weights"
     with temporary_directory() as folder:
         export_weights(engine, config, runtime=runtime, folder=folder)
         if dist.get_rank() == 0:
@@ -203,10 +170,7 @@ def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) 
 
 
 def _checkpoint_callback(config: TrainingConfig, *, uri: str) -> OnSave:
-    """Return a callback that reports a checkpoint to Ray Train, which uploads it before the call returns.
-
-    The callback raises Interrupted after it if this worker has to stop.
-    """
+    """Return a callback that has Ray Train upload a checkpoint and then raises Interrupted if this worker must stop."""
 
     def save(progress: Progress, engine: Any) -> None:
         with temporary_directory() as folder:

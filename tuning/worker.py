@@ -3,13 +3,13 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
 import torch.distributed as dist
 
-from cluster.progress import ProgressEvent, TrialEvent
+from cluster.progress import TrialEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, download_folder, upload_folder
 from training import checkpoint, preemption
@@ -20,7 +20,7 @@ from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
-from training.trainer import report_epoch, step_reporter
+from training.trainer import epoch_event, send_event
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialAssignment
 
@@ -37,12 +37,9 @@ class WorkerGroupJob:
 
     group: str
     training: TrainingConfig
-    task: Any
-    """ObjectRef of the TrainingTask."""
-    broker: Any
-    """Handle of the TrialBroker."""
-    events: Any
-    """Handle of a `cluster.event_queue.EventQueue`, or None."""
+    task: Any  # ObjectRef of the TrainingTask
+    broker: Any  # handle of the TrialBroker
+    events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
     uri: str
 
 
@@ -55,9 +52,9 @@ def train_trials(job: WorkerGroupJob) -> None:
         assignment = _from_rank_0(lambda: ray.get(job.broker.take.remote(job.group)))
         if assignment is None:
             return
-        _report(job, TrialEvent(assignment.trial, assignment.config, "training"))
+        send_event(job.events, TrialEvent(assignment.trial, assignment.config, "training"))
         status = _TrialRun(job, assignment, runtime).run()
-        _report(job, TrialEvent(assignment.trial, assignment.config, status))
+        send_event(job.events, TrialEvent(assignment.trial, assignment.config, status))
 
 
 class _TrialRun:
@@ -81,8 +78,11 @@ class _TrialRun:
         except UnusableCheckpoint as error:
             return self._give_up(str(error))
         self._saved_at = time.perf_counter()
-        on_step = step_reporter(self._job.events, trial=self._trial)
-        callbacks = Callbacks(on_step=on_step, on_epoch=self._on_epoch, on_save=self._save)
+        callbacks = Callbacks(
+            on_step=lambda step: send_event(self._job.events, replace(step, trial=self._trial)),
+            on_epoch=self._on_epoch,
+            on_save=self._save,
+        )
         try:
             report = train(engine, self._config, runtime=self._runtime, callbacks=callbacks, progress=progress)
         except Diverged as error:
@@ -110,18 +110,18 @@ class _TrialRun:
             return checkpoint.resume(self._config, self._runtime, folder=folder, uri=source)
 
     def _on_epoch(self, report: EpochReport, engine: Any) -> bool:
-        report_epoch(self._job.events, report, trial=self._trial)
+        send_event(self._job.events, epoch_event(report, trial=self._trial))
         last = report.epoch + 1 == self._config.epochs
 
         def decide() -> tuple[bool, bool]:
-            goes_on = ray.get(self._broker.report.remote(self._trial, report, last=last))
+            continues = ray.get(self._broker.report.remote(self._trial, report, last=last))
             worth_s = min(CHECKPOINT_WORTH_S, self._config.checkpoint_interval_s)
-            return goes_on, time.perf_counter() - self._saved_at >= worth_s
+            return continues, time.perf_counter() - self._saved_at >= worth_s
 
-        goes_on, save_now = _from_rank_0(decide)
-        if goes_on and save_now and not last:
+        continues, save_now = _from_rank_0(decide)
+        if continues and save_now and not last:
             self._save(Progress(epoch=report.epoch + 1, last=report), engine)
-        return goes_on
+        return continues
 
     def _save(self, progress: Progress, engine: Any) -> None:
         """Write a checkpoint; raise Interrupted after it if this worker has to stop."""
@@ -158,11 +158,6 @@ class _TrialRun:
             ray.get(self._broker.give_up.remote(self._job.group, self._trial, message))
             delete_folder(self._checkpoints)
         return "failed"
-
-
-def _report(job: WorkerGroupJob, event: ProgressEvent) -> None:
-    if job.events is not None and dist.get_rank() == 0:
-        job.events.put.remote(event)
 
 
 def _from_rank_0(function: Callable[[], T]) -> T:

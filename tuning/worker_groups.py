@@ -37,7 +37,10 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
         unfinished = list(running)
         while unfinished:
             (ended,), unfinished = ray.wait(unfinished)
-            error = _error_of(ended)
+            try:
+                error: str | None = ray.get(ended)
+            except ray.exceptions.RayError as died:
+                error = f"a worker group's process died: {died}"
             if error is not None:
                 errors.append(error)
                 with suppress(ray.exceptions.RayActorError):  # the sweep was interrupted, and the broker with it
@@ -52,14 +55,6 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
         raise
     ray.get(job.broker.close.remote())
     watcher.join()  # a group that waits for CPUs gets those of the others, and ends
-
-
-def _error_of(group: Any) -> str | None:
-    try:
-        error: str | None = ray.get(group)
-    except ray.exceptions.RayError as died:
-        return f"a worker group's process died: {died}"
-    return error
 
 
 class RequeueOnFailure(UserCallback):  # type: ignore[misc]
@@ -82,7 +77,7 @@ def _run_group(job: WorkerGroupJob) -> str | None:
     training = job.training
     callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri)]
     uri = f"{job.uri}/groups/{job.group}"
-    trainer = build_torch_trainer(train_trials, job, config=training, uri=uri, callbacks=callbacks)
+    trainer = build_torch_trainer(lambda: train_trials(job), config=training, uri=uri, callbacks=callbacks)
     try:
         trainer.fit()
     except Exception as error:

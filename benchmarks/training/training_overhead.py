@@ -39,7 +39,7 @@ from training.classification_task import ClassifierRuntime
 from training.dataset import epoch_batches
 from training.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
-from training.reports import EpochReport, StepReport
+from training.reports import EpochReport
 
 NUM_ROWS, NUM_ROUNDS = 640, 5
 TRAINING = TrainingConfig(zero_stage=0, num_workers=1, epochs=1, batch_size=32)
@@ -117,7 +117,7 @@ def _ours(runtime: ClassifierRuntime, *, zero_stage: int = 0) -> dict[str, float
     config = TRAINING.model_copy(update={"zero_stage": zero_stage})
     ended: list[tuple[float, float]] = []
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: StepEvent) -> None:
         if report.step == report.num_steps:
             ended.append((time.process_time(), time.perf_counter()))
 
