@@ -12,37 +12,16 @@ DEVICE_RUNTIME_BYTES = 1 << 30
 """The same on a GPU: CUDA's context, kernels and the allocator's rounding. Not measured: no GPU was available."""
 LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
 """DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces at once."""
-PACKED_TOKENS = 128
+PACKED_TOKENS = 128  # of a packed row, at least
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a forward pass: padded, with one output for each row."""
+    """The rows of a forward pass: padded, or conversations packed into one row with logits at each token (`packed`)."""
 
     max_length: int
-    autocast: bool = False
-    """True if linear layers compute in bfloat16."""
-
-    @property
-    def attention_width(self) -> int:
-        """Tokens that a token attends to, at most."""
-        return self.max_length
-
-    def num_outputs(self, shape: ModelShape) -> int:  # noqa: ARG002  a packed batch needs the shape
-        """Return the number of logits for each token."""
-        return 0
-
-
-@dataclass(frozen=True)
-class PackedBatch(Batch):
-    """Conversations packed into rows, with logits over the vocabulary at each token."""
-
-    @property
-    def attention_width(self) -> int:
-        return max(self.max_length, PACKED_TOKENS)
-
-    def num_outputs(self, shape: ModelShape) -> int:
-        return shape.vocabulary
+    packed: bool = False
+    autocast: bool = False  # linear layers compute in bfloat16
 
 
 @dataclass(frozen=True)
@@ -50,17 +29,14 @@ class WorkerMemory:
     """Peak memory of a worker in bytes, by purpose."""
 
     host: dict[str, int]
-    device: dict[str, int]
-    """Memory of its GPU; empty if it trains on CPU."""
+    device: dict[str, int]  # memory of its GPU; empty if it trains on CPU
 
     @property
     def host_bytes(self) -> int:
-        """Total in the node's memory."""
         return sum(self.host.values())
 
     @property
     def device_bytes(self) -> int:
-        """Total in the GPU's memory."""
         return sum(self.device.values())
 
 
@@ -116,8 +92,10 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
     dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
-        layer += 3 * shape.num_heads * batch.attention_width
+        attention_width = max(batch.max_length, PACKED_TOKENS) if batch.packed else batch.max_length
+        layer += 3 * shape.num_heads * attention_width
     layers = (shape.num_layers + 1) * layer
     if config.gradient_checkpointing:
         layers = shape.num_layers * shape.hidden + 2 * layer
-    return FP32 * tokens * (layers + 3 * batch.num_outputs(shape))
+    logits = shape.vocabulary if batch.packed else 0  # for each token
+    return FP32 * tokens * (layers + 3 * logits)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.memory_estimate import Batch, PackedBatch, activation_bytes, worker_memory
+from training.memory_estimate import Batch, activation_bytes, worker_memory
 from training.trainer import worker_environment
 
 ROOT = Path(__file__).parents[3]
@@ -86,7 +86,8 @@ def test_fewer_rows_at_once_take_less() -> None:
 
 def test_a_chat_model_s_vocabulary_counts() -> None:
     both = [
-        activation_bytes(config_of(), shape=MINILM, batch=batch(64), num_workers=4) for batch in (Batch, PackedBatch)
+        activation_bytes(config_of(), shape=MINILM, batch=Batch(64, packed=packed), num_workers=4)
+        for packed in (False, True)
     ]
     assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
 
