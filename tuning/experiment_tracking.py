@@ -6,8 +6,7 @@ from typing import Any
 
 from tailorbird.config.tuning import TuningConfig
 
-PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}
-"""The package that each tracker imports."""
+PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}  # the package that each tracker imports
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
 
 
@@ -38,11 +37,8 @@ def tracker_callbacks(config: TuningConfig, *, uri: str) -> list[Any]:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         # Without a tracking_uri it unsets the variable instead of reading it.
-        callbacks.append(
-            MLflowLoggerCallback(
-                tracking_uri=os.environ[MLFLOW_URI], experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", uri)
-            )
-        )
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", uri)
+        callbacks.append(MLflowLoggerCallback(tracking_uri=os.environ[MLFLOW_URI], experiment_name=name))
     if "tensorboard" in config.trackers:
         from ray.tune.logger import TBXLoggerCallback
 

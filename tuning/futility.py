@@ -8,30 +8,24 @@ from statistics import mean, stdev
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 
 Z_TWO_SIDED_95 = 1.96
-MIN_FINAL_SCORES = 4
-"""Trials with a known final score before a sweep may end: fewer do not show how much trials vary."""
-ALPHA = 0.05
-"""Probability that a sweep is ended although one of its further trials would have reached the target."""
+MIN_FINAL_SCORES = 4  # trials with a known final score before a sweep may end: fewer do not show how much trials vary
+ALPHA = 0.05  # probability that a sweep is ended although one of its further trials would have reached the target
 
 
 @dataclass(frozen=True)
 class Target:
     """The score on validation from which a change of model can be worth it, and the baselines that it comes from."""
 
-    baselines: Mapping[str, float]
-    """Each baseline's score on validation, by its kind."""
-    to_beat: float
-    """The incumbent's score and the minimum gain, or the bag-of-words reference's where that is higher."""
-    text: str
-    """`to_beat` in words."""
+    baselines: Mapping[str, float]  # each baseline's score on validation, by its kind
+    to_beat: float  # the incumbent's score and the minimum gain, or the bag-of-words reference's where that is higher
+    text: str  # `to_beat` in words
 
 
 @dataclass(frozen=True)
 class TrialScores:
     """The scores of a trial so far."""
 
-    scores: Sequence[float]
-    """On validation, after each epoch."""
+    scores: Sequence[float]  # on validation, after each epoch
     epochs_left: int
 
 

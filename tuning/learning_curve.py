@@ -8,28 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
-MIN_SIZES = 3
-"""The power law has three parameters."""
+MIN_SIZES = 3  # the power law has three parameters
 NUM_RESAMPLES = 400
 LEVEL = 0.95
-MAX_RATE = 2.0
-"""Largest exponent fitted; measured learning curves lie under 1."""
+MAX_RATE = 2.0  # largest exponent fitted; measured learning curves lie under 1
 
 
 @dataclass(frozen=True)
 class LearningCurve:
     """A learning curve and its prediction for twice the rows."""
 
-    sizes: tuple[int, ...]
-    """Training rows, ascending; the last is all of them."""
-    scores: tuple[float, ...]
-    """Score on validation at each size, in [0, 1]."""
-    at_double: float
-    """Predicted score with twice the last size."""
-    interval: tuple[float, float]
-    """95 % interval of `at_double`; see `fit_curve` for what is not in it."""
-    sentence: str
-    """The prediction as a sentence."""
+    sizes: tuple[int, ...]  # training rows, ascending; the last is all of them
+    scores: tuple[float, ...]  # score on validation at each size, in [0, 1]
+    at_double: float  # predicted score with twice the last size
+    interval: tuple[float, float]  # 95 % interval of `at_double`; see `fit_curve` for what is not in it
+    sentence: str  # the prediction as a sentence
 
 
 def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
@@ -68,26 +61,15 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     errors = 1 - np.asarray(scores, dtype=np.float64)
     law = _fit(shares, errors, num_validation=num_validation)
     fitted = np.clip(_error(shares, *law), 0, 1)
-    drawn = np.random.default_rng(seed).binomial(
-        num_validation, _smoothed(fitted, num_validation), size=(NUM_RESAMPLES, len(sizes))
-    )
+    rates = _smoothed(fitted, num_validation)
+    drawn = np.random.default_rng(seed).binomial(num_validation, rates, size=(NUM_RESAMPLES, len(sizes)))
     resampled = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
     low, high = (float(end) for end in np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     at_double = _double(law)
     interval = (min(low, at_double), max(high, at_double))  # at a bound of a parameter, all draws may be on one side
-    return LearningCurve(
-        sizes=tuple(int(size) for size in sizes),
-        scores=tuple(float(score) for score in scores),
-        at_double=at_double,
-        interval=interval,
-        sentence=_sentence(
-            int(sizes[-1]),
-            measured=float(scores[-1]),
-            fitted=1 - float(fitted[-1]),
-            at_double=at_double,
-            interval=interval,
-        ),
-    )
+    on_curve = 1 - float(fitted[-1])
+    sentence = _sentence(sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval)
+    return LearningCurve(tuple(sizes), tuple(scores), at_double, interval, sentence)
 
 
 def _error(share: NDArray[np.float64], floor: float, excess: float, rate: float) -> NDArray[np.float64]:
@@ -103,19 +85,10 @@ def _slopes(share: NDArray[np.float64], _: float, excess: float, rate: float) ->
 def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int) -> tuple[float, ...]:
     """Return (a, b, c) of the law."""
     rates = _smoothed(errors, num_validation)
-    start = (float(errors.min()) / 2, float(errors[-1]) / 2, 0.5)
-    law, _ = curve_fit(
-        _error,
-        shares,
-        errors,
-        p0=start,
-        sigma=np.sqrt(rates * (1 - rates) / num_validation),
-        absolute_sigma=True,
-        bounds=((0, 0, 0), (1, 1, MAX_RATE)),
-        jac=_slopes,
-        ftol=1e-7,
-        max_nfev=10_000,
-    )
+    sigma = np.sqrt(rates * (1 - rates) / num_validation)
+    start, bounds = (errors.min() / 2, errors[-1] / 2, 0.5), ((0, 0, 0), (1, 1, MAX_RATE))
+    options = {"absolute_sigma": True, "jac": _slopes, "ftol": 1e-7, "max_nfev": 10_000}
+    law, _ = curve_fit(_error, shares, errors, p0=start, sigma=sigma, bounds=bounds, **options)
     return tuple(float(value) for value in law)
 
 

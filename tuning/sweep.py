@@ -29,14 +29,10 @@ class TrialRow(BaseModel, frozen=True):
 
     trial: str
     config: SampledValues
-    score: float
-    """On validation, after the last epoch run."""
-    scores: tuple[float, ...]
-    """After each epoch."""
-    seconds: float
-    """Inside training steps."""
-    status: str
-    """`pretrained`, `completed`, `stopped: …` or `failed: …`."""
+    score: float  # on validation, after the last epoch run
+    scores: tuple[float, ...]  # after each epoch
+    seconds: float  # inside training steps
+    status: str  # `pretrained`, `completed`, `stopped: …` or `failed: …`
 
 
 class SweepResult(StoredModel):
@@ -45,8 +41,7 @@ class SweepResult(StoredModel):
     rows: tuple[TrialRow, ...]
     selected: TrainingConfig
     trained: TrainingResult
-    ended: str | None = None
-    """Why the sweep ended before all trials had run, if it did."""
+    ended: str | None = None  # why the sweep ended before all trials had run, if it did
 
 
 def sweep(
@@ -57,7 +52,9 @@ def sweep(
     Run again after the driver died, it resumes: finished trials are not trained again, others resume from their
     checkpoints. `events` is the handle of an EventQueue, or None. Raises TrainingFailed if no trial was exported.
     """
-    known = _known_trials(uri)
+    for name in ("tune", "groups"):  # Tune and Train would resume their runs of an interrupted sweep
+        delete_folder(f"{uri}/{name}")
+    known = read_journal(uri).trials
     actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
     broker = actor.remote(keep=partial(write_journal, uri=uri), known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
@@ -65,13 +62,7 @@ def sweep(
     with run_worker_groups(job, num_groups=num_groups) as errors:
         stopper = FutilityStopper(target, broker=broker, num_trials=config.num_trials, num_rows=num_rows)
         tuner = build_tuner(
-            config,
-            training=training,
-            stopper=stopper,
-            broker=broker,
-            known=known,
-            max_concurrent=num_groups,
-            uri=uri,
+            config, training=training, stopper=stopper, broker=broker, known=known, max_concurrent=num_groups, uri=uri
         )
         tuner.fit()
     journal = ray.get(broker.journal.remote())
@@ -87,13 +78,6 @@ def sweep(
         trained=trained.result,
         ended=journal.ended,
     )
-
-
-def _known_trials(uri: str) -> tuple[TrialRecord, ...]:
-    """Return the trials of an interrupted sweep, after deleting its Tune and Train runs, which would be resumed."""
-    for name in ("tune", "groups"):
-        delete_folder(f"{uri}/{name}")
-    return read_journal(uri).trials
 
 
 def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:

@@ -23,8 +23,7 @@ class TrialAssignment:
 
     trial: str
     config: SampledValues
-    checkpoint: str | None
-    """URI of the checkpoint to resume from."""
+    checkpoint: str | None  # URI of the checkpoint to resume from
 
 
 @dataclass(frozen=True)
@@ -33,20 +32,16 @@ class TrialReport:
 
     epoch: int
     score: float
-    done: bool
-    """True if no further epoch follows."""
+    done: bool  # no further epoch follows
 
 
 @dataclass
 class _Trial:
     record: TrialRecord
-    num_delivered: int = 0
-    """Reports that Tune has requested."""
+    num_delivered: int = 0  # reports that Tune has requested
     cancelled: bool = False
-    failures: int = 0
-    """Of worker groups with the trial, since its newest checkpoint."""
-    has_saved: bool = False
-    """True if it left a checkpoint since it was taken."""
+    failures: int = 0  # of worker groups with the trial, since its newest checkpoint
+    has_saved: bool = False  # a checkpoint, since it was taken
 
     @property
     def pending(self) -> bool:
@@ -106,7 +101,7 @@ class TrialBroker:
             # A trial of an interrupted sweep may be over without being completed: it was stopped there.
             done = index + 1 == len(record.epochs) and (record.completed or record.over)
             return TrialReport(index, record.epochs[index].score, done)
-        raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was called off")
+        raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was cancelled")
 
     async def cancel(self, trial_id: str) -> None:
         """(Tune) Stop the trial after its current epoch."""
@@ -140,7 +135,7 @@ class TrialBroker:
         return self._waiting[0] if self._waiting else None
 
     async def report(self, name: str, epoch: EpochReport, *, last: bool) -> bool:
-        """(Worker group) Record an epoch and return True if the trial goes on. A repeated epoch is not recorded."""
+        """(Worker group) Record an epoch and return True if the trial continues. A repeated epoch is not recorded."""
         trial = self._trials[name]
         record = trial.record
         if epoch.epoch < len(record.epochs):

@@ -1,36 +1,28 @@
 """The state of each trial, as the sweep's journal stores it. Imports neither ray nor torch."""
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, JsonValue
 
 from tailorbird.storage import exists, read_json, write_json
 from tailorbird.storage.s3 import PERSISTENT
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import EpochReport, TrainingResult
 
-SampledValues = dict[str, JsonValue]
-"""Values of a trial's hyperparameters, by the field of the training config."""
+SampledValues = dict[str, JsonValue]  # values of a trial's hyperparameters, by the field of the training config
 
 
-class TrialRecord(BaseModel):
+class TrialRecord(BaseModel, extra="forbid"):
     """A trial and how far it is; updated in place by the TrialBroker."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    trial: str
-    """Name of the trial."""
+    trial: str  # its name
     config: SampledValues
     epochs: list[EpochReport] = []
-    completed: bool = False
-    """True if the last epoch was reported; its weights may still be exported."""
-    checkpoint: str | None = None
-    """URI of the newest checkpoint, from which the trial resumes."""
-    result: TrainingResult | None = None
-    """Of a finished trial."""
+    completed: bool = False  # the last epoch was reported; its weights may still be exported
+    checkpoint: str | None = None  # URI of the newest checkpoint, from which the trial resumes
+    result: TrainingResult | None = None  # of a finished trial
     failure: str | None = None
     failed_by_workers: bool = False
     """True if the worker groups failed, not the trial itself: a sweep that is run again tries it again."""
-    ended_with_sweep: bool = False
-    """True if the trial was not over when the whole sweep was ended."""
+    ended_with_sweep: bool = False  # it was not over when the whole sweep was ended
 
     @property
     def over(self) -> bool:
@@ -52,8 +44,7 @@ class SweepJournal(StoredModel):
     """The trials of a sweep in the order in which they were submitted; a sweep that is run again resumes from it."""
 
     trials: tuple[TrialRecord, ...] = ()
-    ended: str | None = None
-    """Why the sweep ended before all trials had run, if it did."""
+    ended: str | None = None  # why the sweep ended before all trials had run, if it did
 
 
 def read_journal(uri: str) -> SweepJournal:

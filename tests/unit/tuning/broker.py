@@ -45,6 +45,6 @@ async def take(broker: TrialBroker, group: str = "group-0") -> str:
 
 
 async def settle() -> None:
-    """Lets every task that can go on do so."""
+    """Let every task that can continue do so."""
     for _ in range(20):
         await asyncio.sleep(0)
