@@ -2,7 +2,6 @@
 
 import copy
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from tailorbird.models.loading import default_device, inference_dtype, load_caus
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.dataset import TrainingDataset, load_dataset
+from training.errors import temporary_directory
 from training.export import full_state
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 COMPARED_ROWS = 4
 ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
-"""Lengths of the two test conversations, and the largest difference of a logit, relative to the largest logit. Rounding
-in fp32 is a thousandth of it; a leak between conversations exceeds it even with random weights."""
+"""Lengths of the two test conversations, and the largest difference of a logit, relative to the largest logit: rounding
+in fp32 is a thousandth of it, and a leak between conversations exceeds it even with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,13 @@ class ChatRuntime:
     def score(self, engine: Any, config: TrainingConfig) -> float:
         """Return the score of the weights as exported, in the dtype and by the code of evaluation and serving.
 
-        Each rank generates on its own copy of the weights, so at ZeRO stage 3 ranks do not wait for each other at each
-        token.
+        Each rank generates on its own copy of the weights: at ZeRO stage 3 ranks would wait at each token.
         """
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         state = full_state(engine, config, everywhere=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.write(state, model=engine.module, config=config, folder=Path(folder))
-            model = self.load(Path(folder), config=config)
+        with temporary_directory() as folder:
+            self.write(state, model=engine.module, config=config, folder=folder)
+            model = self.load(folder, config=config)
         model.to(default_device(), dtype=inference_dtype()).eval()
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
         answers = answer_rows(model, rows, tokenizer=self.tokenizer, prompting=self.task.prompting) if len(rows) else []

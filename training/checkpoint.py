@@ -35,18 +35,14 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: s
     masks then differ. Raises UnusableCheckpoint, on every rank, if one of its files is not what a training writes;
     none of them runs code.
     """
-    _require_safe(folder, uri=uri)
-    with tensors_only():
-        return _resumed(config, runtime, folder=folder, uri=uri)
-
-
-def _require_safe(folder: Path, *, uri: str) -> None:
     unsafe = find_unsafe_file(folder)
     if means_over_ranks(float(unsafe is not None))[0]:
         raise UnusableCheckpoint(
             f"checkpoint {uri} is not as a training left it: {unsafe or 'another worker says so'}; find out who else "
             "may write there"
         )
+    with tensors_only():
+        return _resumed(config, runtime, folder=folder, uri=uri)
 
 
 def _resumed(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:

@@ -29,7 +29,7 @@ COMPARED_ROWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTrainingTask(TrainingTask):
-    """A classification."""
+    """A classification task."""
 
     classes: tuple[str, ...]
     metric: str = "accuracy"
@@ -52,7 +52,7 @@ class ClassificationTrainingTask(TrainingTask):
 
 @dataclass(frozen=True)
 class ClassifierRuntime:
-    """`training.task.TaskRuntime` of a classification."""
+    """`training.task.TaskRuntime` of a classification task."""
 
     encoder: torch.nn.Module
     task: ClassificationTrainingTask
@@ -70,8 +70,8 @@ class ClassifierRuntime:
 
         Starting from a probe's head ended 1.6 points lower on ICD-10-CM's validation rows.
         """
-        num_features = int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        head = zero_head(num_features, len(self.task.classes))
+        hidden_size = int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        head = zero_head(hidden_size, len(self.task.classes))
         return Classifier(trainable_copy(self.encoder, config), head).to(default_device())
 
     def loss(

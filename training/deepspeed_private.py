@@ -1,7 +1,4 @@
-"""Every private or undocumented part of DeepSpeed that is used. Written for DeepSpeed 0.19.8.
-
-tests/unit/training/test_deepspeed_private.py names what another version moved.
-"""
+"""Every private or undocumented part of DeepSpeed that is used; its test names what another version moved."""
 
 import argparse
 import contextlib
@@ -15,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-VERSION = "0.19.8"
+VERSION = "0.19.8"  # of DeepSpeed, for which this was written
 SHM_OP = "deepspeed_shm_comm"
 RECORDS = (
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -24,8 +21,7 @@ RECORDS = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
 """Module and name of each class in the optimizer states of a checkpoint, at any ZeRO stage."""
-PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")
-"""Prefixes of the attributes that DeepSpeed adds to parameters."""
+PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")  # prefixes of the attributes that DeepSpeed adds to parameters
 
 
 def import_deepspeed() -> Any:

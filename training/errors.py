@@ -83,7 +83,5 @@ def _death_message(text: str) -> str:
 
 
 def _first_line(text: str, word: str) -> str:
-    return next(
-        (line.strip()[:MAX_MESSAGE_CHARS] for line in text.splitlines() if word in line.lower()),
-        text[:MAX_MESSAGE_CHARS],
-    )
+    lines = (line.strip() for line in text.splitlines() if word in line.lower())
+    return next(lines, text)[:MAX_MESSAGE_CHARS]

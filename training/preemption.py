@@ -1,7 +1,4 @@
-"""Notice that a worker or its node is about to be stopped: SIGTERM, or Ray's preemption of a node.
-
-The training loop checks `preemption_reason` at each step, and checkpoints before it raises `Interrupted`.
-"""
+"""Notice that a worker or its node is about to be stopped (SIGTERM, Ray's preemption), checked at each step."""
 
 import signal
 import threading
@@ -11,12 +8,11 @@ from typing import Any
 from cluster import ray_private
 
 _terminated = threading.Event()
-_preemption_context: Any = None
-"""Ray Train's record of preempted nodes; None outside a worker with handlers."""
+_preemption_context: Any = None  # Ray Train's record of preempted nodes; None outside a worker with handlers
 
 
 class Interrupted(RuntimeError):
-    """A worker that was told to stop, after its training was checkpointed; the message says why."""
+    """A worker that had to stop, after its training was checkpointed; the message says why."""
 
 
 def install_handlers() -> None:

@@ -28,17 +28,15 @@ def tensors_only() -> Iterator[None]:
     DeepSpeed loads with a full unpickle, which runs any code that a file names; in the block this raises
     `pickle.UnpicklingError`.
     """
-    previous = {name: os.environ.get(name) for name in (FORCE, FORBID)}
+    previous = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
-    os.environ.pop(FORBID, None)
     try:
         with torch.serialization.safe_globals(checkpoint_records()):
             yield
     finally:
         for name, value in previous.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            os.environ.pop(name, None)
+            if value is not None:
                 os.environ[name] = value
 
 
@@ -53,11 +51,8 @@ def find_unsafe_file(folder: Path) -> str | None:
             try:
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-                return f"{file.relative_to(folder)} is no file of torch's ({_first_line(error)})"
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                return f"{file.relative_to(folder)} is no file of torch's ({first_line})"
             if foreign:
                 return f"{file.relative_to(folder)} would run code when read: it names {', '.join(foreign[:MAX_NAMED])}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

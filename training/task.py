@@ -29,21 +29,18 @@ class Diverged(ValueError):
 class TrainingTask(ABC):
     """A base model and its training and validation rows, sent to every worker. It never holds the test split."""
 
-    base_model: str
-    """URI of the staged base model."""
-    train: Rows | Shards
-    """Rows in memory, or tokenized shards on S3."""
+    base_model: str  # URI of the staged base model
+    train: Rows | Shards  # rows in memory, or tokenized shards on S3
     validation: Rows
     max_length: int
-    metric: str
-    """Metric of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`."""
+    metric: str  # of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
         """Download the base model (once per node), load it and tokenize the rows.
 
-        `attention_dropout` overrides the base model's own. Raises ModelError for a base model that cannot be trained
-        for the task, and DataError for rows that cannot be learned from.
+        `attention_dropout` overrides the base model's own. Raises ModelError or DataError for a base model or rows that
+        cannot be trained on.
         """
 
 
@@ -54,12 +51,7 @@ class TaskRuntime(Protocol):
     """
 
     @property
-    def task(self) -> TrainingTask:
-        """The task that was loaded."""
-
-    @property
-    def train(self) -> TrainingDataset:
-        """The tokenized training rows."""
+    def train(self) -> TrainingDataset: ...
 
     @property
     def checkpoint_before_score(self) -> bool:

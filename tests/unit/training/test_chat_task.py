@@ -89,12 +89,7 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
             raise Stop
 
     with pytest.raises(Stop):
-        train(
-            engine,
-            config,
-            runtime=runtime,
-            callbacks=Callbacks(on_save=on_save),
-        )
+        train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save))
     destroy_engine(engine)
     engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
     report = train(engine, config, runtime=runtime, progress=progress)
@@ -132,10 +127,7 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
 
 
 def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
-    runtime, config = (
-        runtime_of(),
-        config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS),
-    )
+    runtime, config = runtime_of(), config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = build_engine(config, runtime)
     with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
         train(engine, config, runtime=runtime)

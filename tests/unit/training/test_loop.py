@@ -84,9 +84,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(runtime
     destroy_engine(engine)
 
 
-def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(
-    runtime: ClassifierRuntime,
-) -> None:
+def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(runtime: ClassifierRuntime) -> None:
     config = config_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = build_engine(config, runtime)
     kept: list[EpochReport] = []
