@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
@@ -42,6 +42,13 @@ class Requirements:
     features: dict[str, str]
     """Extras of a required package, as `[serve,train]`, by its name."""
 
+    def group(self, name: str) -> tuple[Package, ...]:
+        """Return the packages of a group with their installed versions."""
+        return tuple(
+            Package(package, wanted, installed_version(package), self.features.get(package, ""))
+            for package, wanted in self.packages[name]
+        )
+
 
 def requirements(root: Path = PROJECT_ROOT) -> Requirements:
     """Return the requirements in pyproject.toml next to the code or, without one, those of the installed distribution.
@@ -57,10 +64,6 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
     for extra, packages in project["optional-dependencies"].items():
         lines += [f'{line}; extra == "{extra}"' for line in packages]
     return _grouped(project["requires-python"], lines)
-
-
-def installed_packages(packages: Iterable[tuple[str, str]], *, features: Mapping[str, str]) -> tuple[Package, ...]:
-    return tuple(Package(name, wanted, installed_version(name), features.get(name, "")) for name, wanted in packages)
 
 
 def mismatches(packages: Iterable[Package]) -> str:

@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import requests
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from cluster.bearer_auth import bearer
 from tailorbird import PROJECT_ROOT
+from tailorbird.storage.stored_model import StoredModel
 
 STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
@@ -35,12 +35,9 @@ class StackError(ValueError):
     """A stack that does not start or stop; the message has the reason and the path of its log."""
 
 
-class StackState(BaseModel):
+class StackState(StoredModel):
     """Addresses and credentials of a running stack. `started` guards against a reused process id."""
 
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal[1] = 1
     pid: int
     started: float
     server_pids: tuple[int, ...] = ()

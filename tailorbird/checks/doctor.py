@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.requirements import ALWAYS, Package, fits, installed_packages, mismatches, requirements
+from cluster.requirements import ALWAYS, Package, fits, mismatches, requirements
 from tailorbird.checks.result import CheckResult, State, fault, note, ok, passes, to_json, to_lines
 
 GIB = 1 << 30
@@ -204,12 +204,8 @@ def inspect_machine(folder: Path) -> Machine:
         python=platform.python_version(),
         wanted_python=wanted.python,
         python_fits=fits(platform.python_version(), wanted.python),
-        packages=installed_packages(wanted.packages[ALWAYS], features=wanted.features),
-        extras={
-            name: installed_packages(packages, features=wanted.features)
-            for name, packages in wanted.packages.items()
-            if name != ALWAYS
-        },
+        packages=wanted.group(ALWAYS),
+        extras={name: wanted.group(name) for name in wanted.packages if name != ALWAYS},
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_bytes=shutil.disk_usage(existing).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,

@@ -9,44 +9,43 @@ from tailorbird.config.base import STORES, ConfigSection, with_scheme
 
 class DataConfig(ConfigSection):
     train: str | tuple[str, ...]
-    """URI of the training rows, or several: a Parquet file or a folder of them, `s3://` or `file://`."""
+    """URI, or URIs, of the training rows: a Parquet file or a folder of them, `s3://` or `file://`."""
     validation: str | None = None
-    """URI of the validation rows. Left out, they are drawn from `train` by `split_by`; without `test`, test too."""
+    """URI of the validation rows; by default drawn from `train` by `split_by`, as are test rows without `test`."""
     test: str | None = None
-    """URI of the test rows, which nothing but the final evaluation reads."""
+    """URI of the test rows, which only the final evaluation reads."""
     validation_share: float = Field(default=0.13, gt=0, lt=1)
-    """Share of `train` that chooses where `test` is given and `validation` is not: fewer choose, more train."""
+    """Share of `train` used for validation if `test` is set and `validation` is not."""
     text: str = "text"
     """Column with the text (string)."""
     label: str = "label"
     """Column with the label (string or integer)."""
     prompt: str = "prompt"
-    """For `task: chat`, column with what is asked (string)."""
+    """For `task: chat`, column with the prompt (string)."""
     completion: str = "completion"
     """For `task: chat`, column with the answer (string)."""
     messages: str | None = None
-    """For `task: chat`, column with whole conversations instead, lists of `{role, content}` that end with the
-    assistant's answer; every turn of the assistant is learned, the last is what a model is judged by."""
+    """For `task: chat`, column with conversations instead, lists of `{role, content}` that end with an answer of the
+    assistant; all its turns are trained on, the last one is evaluated."""
     system: str | None = None
-    """For `task: chat`, the system message put before conversations that have none; without it, the model's own."""
+    """For `task: chat`, system message of conversations that have none; by default the model's own."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """For `task: chat`, tokens of an answer at most."""
+    """For `task: chat`, maximum tokens of an answer."""
     split_by: str | None = None
-    """Column whose values must not stand in two splits (document, patient, category)."""
+    """Column whose values must each be in one split only (document, patient, category)."""
     groups: tuple[str, ...] = ()
-    """Columns carried into the predictions, to read results by group."""
+    """Columns stored with the predictions, to report results by group."""
     max_length: int = Field(default=64, ge=4, le=8192)
-    """Tokens kept of a text; for `task: chat`, of a training conversation with its answer."""
+    """Maximum tokens of a text; for `task: chat`, of a training conversation with its answer."""
     stream_above_rows: int = Field(default=500_000, ge=1)
-    """Training rows that are held in memory at most. Of more, this many (a random part) are held for the pretrained
-    rungs and the checks; all are encoded once on all of the cluster's cores, by Ray Data, and streamed to the workers.
-    `validation` and `test` must then be named."""
+    """Maximum training rows in memory. Of more, this many at random are loaded for baselines and checks; all are
+    tokenized once by Ray Data and streamed to the workers. `validation` and `test` must then be set."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Train on a random part of the training rows, of this size."""
+    """Train on this many training rows, chosen at random."""
     max_validation_rows: int | None = Field(default=None, ge=1)
-    """Choose on a random part of the validation rows, of this size, the same at every run."""
+    """Use this many validation rows, chosen at random, the same in every run."""
     max_test_rows: int | None = Field(default=None, ge=1)
-    """Judge on a random part of the test rows, of this size, the same at every run."""
+    """Use this many test rows, chosen at random, the same in every run."""
 
     @field_validator("train", "validation", "test")
     @classmethod

@@ -9,17 +9,17 @@ from tailorbird.config.base import ConfigSection
 
 class MonitoringConfig(ConfigSection):
     window_days: int = Field(default=7, ge=1)
-    """Days of the request log that are looked at together, the last ones that are over."""
+    """Days of the request log in one window, the latest complete ones."""
     label_days: int = Field(default=30, ge=0)
-    """Days after an answer in which feedback on it is looked for."""
+    """Days after an answer in which feedback on it counts."""
     false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
-    """Share of clean windows, from the same kind of requests as the validation rows, on which drift is alarmed."""
+    """Share of windows without drift from the validation rows on which drift is reported."""
     min_labels: int = Field(default=300, ge=50)
-    """Newly labelled rows from which the verdict is made again."""
+    """Newly labelled rows that are enough for a new verdict."""
     rollback: Literal["propose", "automatic"] = "propose"
-    """What a new verdict that the champion no longer wins does: it is told, or the version before serves again."""
+    """If the champion loses a new verdict: propose a rollback to the version before, or do it."""
     keep_days: int | None = Field(default=None, ge=1)
-    """Days that the request log is kept, rows and feedback; `tailorbird watch` deletes older ones. None keeps all."""
+    """Days after which `tailorbird watch` deletes rows and feedback of the request log; by default never."""
 
     @model_validator(mode="after")
     def _kept_long_enough(self) -> Self:

@@ -17,9 +17,9 @@ from tailorbird.config.tuning import TuningConfig
 
 class Recipe(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    """Name of the task; its models, runs and champion lie under `<registry>/<name>/`."""
+    """Name of the task; its models, runs and champion are stored under `<registry>/<name>/`."""
     task: TaskName = "classification"
-    """Kind of task: a label for a text, or an answer in words to a conversation."""
+    """Kind of task: a label for a text, or an answer to a conversation."""
     base_model: str
     """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
     data: DataConfig
@@ -27,17 +27,17 @@ class Recipe(ConfigSection):
     training: TrainingConfig = TrainingConfig()
     """How a model is fine-tuned."""
     tuning: TuningConfig = TuningConfig()
-    """Which configurations are tried."""
+    """Which configurations the sweep tries."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """What the verdict asks."""
+    """What the verdict requires."""
     license: str | None = None
-    """Licence of the models made, for their cards, by its SPDX id in lower case (`apache-2.0`)."""
+    """Licence of the models, for their cards: an SPDX id in lower case (`apache-2.0`)."""
     registry: str
-    """URI under which models and evidence are kept, `s3://`."""
+    """URI under which models and evidence are stored, `s3://`."""
     serving: ServingConfig = ServingConfig()
     """How the champion is served."""
     monitoring: MonitoringConfig = MonitoringConfig()
-    """How the champion is watched while it serves."""
+    """How the champion is monitored while it serves."""
 
     @field_validator("base_model")
     @classmethod
@@ -52,7 +52,7 @@ class Recipe(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
-        """Default to no gate where the task has none."""
+        """Turn off gates that the task does not have."""
         rules = TASKS.get(content.get("task", "classification")) if isinstance(content, dict) else None
         evaluation = content.get("evaluation", {}) if rules else None
         if not rules or not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):

@@ -17,14 +17,14 @@ DEEPSPEED_FIELDS = {
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_fraction",
 }
-"""DeepSpeed's name of what a field of the training section says."""
+"""Options of DeepSpeed that a field of the training section sets."""
 
 
 class WorkerRange(ConfigSection):
     min: int = Field(ge=1)
-    """Workers to begin with, or to go on with, where the cluster has no more."""
+    """Minimum workers to start or resume with."""
     max: int = Field(ge=1)
-    """Workers to grow to when it has."""
+    """Maximum workers, if the cluster has room."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -44,52 +44,51 @@ NumWorkers = Annotated[
 
 class TrainingConfig(ConfigSection):
     method: Literal["lora", "full"] = "full"
-    """What is learned: adapters and head, or every weight."""
+    """What is trained: adapters and head, or every weight."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded."""
     num_workers: NumWorkers = 2
-    """Ray Train workers, one process each; `{min, max}` takes what the cluster has, and goes on from the last
-    checkpoint when that changes."""
+    """Ray Train workers, one process each; `{min, max}` uses what the cluster has, and resumes from the last checkpoint
+    when that changes."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and torch threads, of a worker."""
     gpus_per_worker: Literal[0, 1] = 0
     """GPUs of a worker: 0 trains on CPU with gloo, 1 on GPU with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """How often the chosen configuration is trained; the selected trial counts as one."""
+    """Number of seeds of the selected configuration; its trial counts as one."""
     average_seeds: bool = True
-    """With `method: full`, whether the mean of all seeds' weights is in the running too: no dearer to ask than one."""
+    """With `method: full`, the mean of all seeds' weights is a candidate too, at the cost of one in serving."""
     seed: int = Field(default=0, ge=0)
-    """First seed; further ones count up from it."""
+    """First seed; the others follow it."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows a step, all workers together."""
+    """Rows per step, over all workers."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Parts in which a worker computes its rows of a step, one after the other: as many times less memory."""
+    """Micro-batches into which a worker splits its rows of a step, for less memory."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What waits in the CPU's memory while the accelerator does not need it: optimizer states (stages 1 to 3), or also
-    parameters (stage 3)."""
+    """State offloaded to CPU memory: optimizer states (stages 1 to 3), or parameters too (stage 3)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Options of DeepSpeed's own configuration, laid over what this section makes of it."""
+    """Options of DeepSpeed's configuration that no field of this section sets."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the encoder or adapter."""
     head_multiplier: float = Field(default=10.0, gt=0)
-    """The head learns at `learning_rate` times this."""
+    """Factor of `learning_rate` for the head."""
     lora_multiplier: float = Field(default=5.0, gt=0)
-    """LoRA's matrices learn at `learning_rate` times this: they want more than whole weights, one range fits both."""
+    """Factor of `learning_rate` for LoRA's matrices, so that one range suits both methods."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each label's weight that is spread over all classes: less certainty, often a little more accuracy."""
+    """Share of each label's weight that is spread over all classes."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout inside the attention while training; left out, the model's own. On CPU, 0 lets torch use its fused
-    attention: three times as fast a step at 320 tokens."""
+    """Dropout in the attention; by default the model's own. On CPU, 0 lets torch use its fused attention: steps of 320
+    tokens are three times as fast."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's weight decay, on matrices only."""
+    """AdamW's weight decay, of matrices only."""
     gradient_clipping: float = Field(default=1.0, ge=0)
-    """Largest norm of a step's gradient; 0 leaves it as it is."""
+    """Maximum norm of the gradient; 0 disables clipping."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises from 0; then it falls linearly to 0."""
+    """Share of the steps in which the learning rate rises linearly from 0, before it falls linearly to 0."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the LoRA adapter."""
     lora_alpha: int = Field(default=32, ge=1)
@@ -97,10 +96,10 @@ class TrainingConfig(ConfigSection):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Seconds within an epoch after which a checkpoint is written. One is written before a chat's validation, and at
-    each epoch's end; in a sweep at the end only where 120 seconds, or this, have passed since the last one."""
+    """Seconds within an epoch after which a checkpoint is written. One is also written before a chat's validation and
+    at the end of an epoch; in a sweep only if 120 seconds, or this, have passed since the last."""
     max_failures: int = Field(default=2, ge=0)
-    """Failures of workers, nodes or S3, and notices by SIGTERM, survived by going on from the last checkpoint."""
+    """Maximum failures of workers, nodes or S3, and preemptions, after which training resumes from a checkpoint."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -9,7 +9,7 @@ from tailorbird.config.training import TrainingConfig
 
 
 class Distribution(ConfigSection):
-    """Where a trial's value comes from: exactly one of the fields."""
+    """Distribution of a trial's value: exactly one of the fields."""
 
     choice: tuple[Any, ...] | None = None
     """One of these values."""
@@ -33,24 +33,24 @@ class Distribution(ConfigSection):
 
 class TuningConfig(ConfigSection):
     num_trials: int = Field(default=8, ge=1)
-    """Configurations tried."""
+    """Number of configurations to try."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """Trials at a time; left out, as many as there is room for when the sweep begins. Give it where an autoscaler is to
-    bring nodes for them: half an hour is waited for each."""
+    """Trials at the same time; by default as many as fit when the sweep begins. Set it if an autoscaler adds nodes for
+    them; each waits up to half an hour."""
     search: Literal["optuna", "random"] = "optuna"
-    """How the next configuration is chosen."""
+    """How configurations are chosen."""
     space: dict[str, Distribution] = Field(default_factory=dict)
-    """Fields of the training section to vary; empty tries the section as it is."""
+    """Fields of the training section to vary; if empty, the section is tried as it is."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Epochs every trial gets before ASHA may stop it; give more than one where an epoch is only a few steps, and says
-    little (of eight trials with 8 steps an epoch the best was stopped after one, with 12 it was not)."""
+    """Epochs of every trial before ASHA may stop it; set more than one if an epoch has only a few steps (with 8 steps,
+    the best of eight trials was stopped after one epoch, with 12 it was not)."""
     reduction_factor: int = Field(default=2, ge=2)
     """ASHA keeps one in this many at each rung."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
-    """Where else the trials are written down: `mlflow` at MLFLOW_TRACKING_URI, `tensorboard` as event files under the
-    sweep's `tune/` on S3. Each takes its package: `pip install --editable '.[mlflow,tensorboard]'`."""
+    """Also log trials to `mlflow` at MLFLOW_TRACKING_URI, or `tensorboard` as event files under the sweep's `tune/` on
+    S3. Install them by `pip install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
-    """Whether the chosen configuration is also trained on parts of the data, to tell what more data would give."""
+    """Also train the selected configuration on parts of the data, to estimate what more data would give."""
 
     def trials_at_once(self, *, room: int) -> int:
         """Return how many trials run at the same time, if the cluster has room for `room` of them."""

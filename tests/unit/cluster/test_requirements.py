@@ -3,7 +3,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from cluster.requirements import ALWAYS, Package, fits, installed_packages, requirements
+from cluster.requirements import ALWAYS, Package, Requirements, fits, requirements
 
 ROOT = Path(__file__).parents[3]
 
@@ -16,9 +16,7 @@ def test_what_is_asked_for_is_what_pyproject_says() -> None:
     assert ("ray", ">=2.60,<2.61") in wanted.packages[ALWAYS]
     assert wanted.packages.keys() == {ALWAYS, *project["optional-dependencies"]}
     assert "tailorbird" not in {name for name, _ in wanted.packages["dev"]}
-    assert {package.line for package in installed_packages(wanted.packages[ALWAYS], features=wanted.features)} == {
-        *project["dependencies"]
-    }
+    assert {package.line for package in wanted.group(ALWAYS)} == {*project["dependencies"]}
 
 
 def test_without_that_file_the_installed_distribution_is_asked(tmp_path: Path) -> None:
@@ -36,6 +34,8 @@ def test_a_package_fits_by_its_version_alone() -> None:
 
 
 def test_packages_are_found_by_their_metadata() -> None:
-    pytest_, absent = installed_packages([("pytest", ">=8"), ("no-such-package-of-anybody", "")], features={})
+    pytest_, absent = Requirements("", {ALWAYS: (("pytest", ">=8"), ("no-such-package-of-anybody", ""))}, {}).group(
+        ALWAYS
+    )
     assert pytest_.fits
     assert absent.installed is None
