@@ -70,7 +70,7 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
 
 
 def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter) -> Report:
-    storage.write_bytes(paths.daily_report(report.day), report.to_json())
+    storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
     if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
         alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", nothing unusual"
         labelled = report.feedback.labelled + report.audit.labelled

@@ -1,8 +1,7 @@
-"""Drift of the traffic from the rows that the champion was evaluated on: four statistics, each with a threshold.
+"""Drift of traffic from the rows that the champion was evaluated on: statistics, each with a computed threshold.
 
-A threshold is what clean windows exceed at a stated rate, computed, not a rule of thumb. A clean window is one of
-independent rows: which rows of a reference belong together (a document, a patient) is known, of the traffic it is not,
-so a window of few documents looks like drift.
+Clean windows, of independent rows, exceed a threshold at a stated rate. Which rows belong together (a document, a
+patient) is known of a reference but not of the traffic, so a window of few documents looks like drift.
 """
 
 from collections.abc import Sequence

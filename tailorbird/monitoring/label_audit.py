@@ -42,12 +42,10 @@ def export_answers(
     """Draw answers of these days at random and write them for labelling; return how many.
 
     Draws answers of the champion (`digest`), and of the challenger's canary in proportion to its traffic. A shadow
-    needs no audit of its own: it answers the champion's texts.
-
-    `to` is an S3 or file URI. The Parquet has `request_id`, `row`, `at`, `text` (empty if the log keeps none),
-    `attributes` and an empty `label`; the model's answer is left out, so that it does not bias the labels. The draw
-    depends on the request ids alone: the same days give the same rows, and audited rows are not drawn again. Memory
-    holds the rows drawn so far, and the keys of audited rows.
+    needs no audit of its own: it answers the champion's texts. The draw depends on the request ids alone: the same days
+    give the same rows, and audited rows are not drawn again. The Parquet at `to`, an S3 or file URI, has `request_id`,
+    `row`, `at`, `text` (empty if the log keeps none), `attributes` and an empty `label`; the model's answer is left
+    out, so that it does not bias the labels. Memory holds the rows drawn so far, and the keys of audited rows.
     """
     if num_rows < 1:
         raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")

@@ -19,8 +19,8 @@ from tailorbird.monitoring.sequential_test import Pairs
 from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
 
 OTHERS = "(others)"
-"""Group of all values that the reference does not have; in parentheses like the group of missing values. A client may
-send anything, also a person's name: only values of the reference are ever reported."""
+"""Group of all values that the reference does not have. A client may send anything, also a person's name: only values
+of the reference are ever reported."""
 MAX_GROUP_VALUES = 20  # of a column: the reference's most common ones
 
 
@@ -74,10 +74,8 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
 
 
 def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, `column = value`, of the groups to compare: the reference's most common values per column.
-
-    They are fixed before any traffic, so that their number does not depend on it.
-    """
+    """Return the names, `column = value`, of the groups to compare: the reference's most common values per column,
+    fixed before any traffic, so that their number does not depend on it."""
     groups: list[str] = []
     by_size = sorted(reference, key=lambda name: (-reference[name].n, name))
     for column in columns:

@@ -1,7 +1,6 @@
 """Render reports as one self-contained HTML page, `monitoring.html`, and as gauges in Prometheus' text format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.report.html_elements import bullets, document, paragraph, section, table, text
@@ -12,6 +11,9 @@ from tailorbird.monitoring.report import ChallengerPairs, Report
 MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a label's value, for Prometheus
+
+Gauge = tuple[str, str, Sequence[tuple[dict[str, str], float]]]
+"""Name, description, and values by their labels."""
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
@@ -36,47 +38,35 @@ def render_page(name: str, reports: Sequence[Report], *, recommendation: Recomme
     return document(f"{name}: monitoring", sections=sections)
 
 
-@dataclass(frozen=True)
-class _Gauge:
-    name: str
-    help: str
-    value: float
-    labels: dict[str, str] = field(default_factory=dict)
-
-
 def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
     """Render the latest window in Prometheus' text format, for a node exporter's folder of text files."""
-    wanted = _Gauge("reevaluation_wanted", "Whether the verdict should be made again.", recommendation.reevaluate)
     answered = [report for report in reports if report.feedback.answers]
-    lines, names = [], set[str]()
-    for gauge in (wanted, *(_gauges(answered[-1]) if answered else ())):
-        metric = f"tailorbird_watch_{gauge.name}"
-        if metric not in names:
-            names.add(metric)
-            lines += [f"# HELP {metric} {gauge.help}", f"# TYPE {metric} gauge"]
-        labels = ",".join(
-            f'{key}="{value.translate(ESCAPES)}"' for key, value in ({"model": name} | gauge.labels).items()
-        )
-        lines.append(f"{metric}{{{labels}}} {float(gauge.value):g}")
+    description = "Whether the verdict should be made again."
+    wanted: Gauge = ("reevaluation_wanted", description, [({}, recommendation.reevaluate)])
+    lines = []
+    for gauge, description, samples in (wanted, *(_gauges(answered[-1]) if answered else ())):
+        metric = f"tailorbird_watch_{gauge}"
+        lines += [f"# HELP {metric} {description}", f"# TYPE {metric} gauge"] if samples else []
+        for labels, value in samples:
+            pairs = [f'{key}="{label.translate(ESCAPES)}"' for key, label in ({"model": name} | labels).items()]
+            lines.append(f"{metric}{{{','.join(pairs)}}} {float(value):g}")
     return "\n".join(lines) + "\n"
 
 
-def _gauges(report: Report) -> list[_Gauge]:
-    limit, labelled = "What a clean window hardly exceeds.", "Answers whose label is known."
-    right = "Share of labelled answers that were right."
-    groups = "Groups that audits prove to be served worse than before."
+def _gauges(report: Report) -> list[Gauge]:
     kinds = {"feedback": report.feedback, "audit": report.audit}
+    accuracies = [({"by": kind}, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None]
+    labelled = [({"by": kind}, quality.labelled) for kind, quality in kinds.items()]
+    values = [({"statistic": drift.name}, drift.value) for drift in report.drift]
+    thresholds = [({"statistic": drift.name}, drift.threshold) for drift in report.drift]
+    failed = sum(bound.state == "fails" for bound in report.groups.bounds)
     return [
-        *(_Gauge("drift", "A statistic of drift.", drift.value, {"statistic": drift.name}) for drift in report.drift),
-        *(_Gauge("drift_threshold", limit, drift.threshold, {"statistic": drift.name}) for drift in report.drift),
-        *(_Gauge("labelled_answers", labelled, quality.labelled, {"by": kind}) for kind, quality in kinds.items()),
-        *(
-            _Gauge("accuracy", right, quality.accuracy, {"by": kind})
-            for kind, quality in kinds.items()
-            if quality.accuracy is not None
-        ),
-        _Gauge("groups_failed", groups, sum(bound.state == "fails" for bound in report.groups.bounds)),
-        _Gauge("answers", "The champion's answers in the window.", report.feedback.answers),
+        ("drift", "A statistic of drift.", values),
+        ("drift_threshold", "What a clean window hardly exceeds.", thresholds),
+        ("labelled_answers", "Answers whose label is known.", labelled),
+        ("accuracy", "Share of labelled answers that were right.", accuracies),
+        ("groups_failed", "Groups that audits prove to be served worse than before.", [({}, failed)]),
+        ("answers", "The champion's answers in the window.", [({}, report.feedback.answers)]),
     ]
 
 

@@ -54,10 +54,6 @@ class Report(StoredModel):
     groups: Gate = NO_GROUPS  # by audits
     groups_by_feedback: Gate = NO_GROUPS  # displayed only
 
-    def to_json(self) -> bytes:
-        """Return the stored JSON."""
-        return self.model_dump_json(indent=1).encode()
-
     def awaits_labels(self, today: date) -> bool:
         """Return True if labels may still change the report: a day's labels are complete on the next."""
         return today <= date.fromisoformat(self.labels_until) + timedelta(days=1)

@@ -1,6 +1,7 @@
 """Anytime-valid test between two served arms: valid at every look, however often and whenever it is computed."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,14 +125,7 @@ def pairs_needed(win_rate: float, *, alpha: float, power: float = 0.8) -> int:
 
 def min_wins(num: int, *, alpha: float) -> int:
     """Return the fewest wins of `num` pairs that are proof; `num + 1` if none are. The e-value grows with wins."""
-    low, high = (num + 1) // 2, num + 1
-    while low < high:
-        middle = (low + high) // 2
-        if log_e_value(middle, num - middle) >= -math.log(alpha):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(num + 1), -math.log(alpha), (num + 1) // 2, key=lambda wins: log_e_value(wins, num - wins))
 
 
 def _e_value(wins: int, losses: int) -> float:

@@ -73,10 +73,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     """Compare the champion with the version that a rollback restores, on audited texts that neither training nor an
     earlier re-evaluation used. Each re-evaluation of a champion lowers the level, so that many find nothing by chance.
 
-    Protocol and measured cost are those of the run that chose the champion, if it compared these two versions. If the
-    verdict no longer holds (see `holds`), a recipe that trains on these rows too is written next to the evidence but
-    not run; with `monitoring.rollback: automatic` the champion is rolled back, by compare-and-swap. Evidence is stored
-    under `reevaluations/<time>/`, the outcome in `history/`. Raises ReevaluationError if less than
+    If the verdict no longer holds (see `holds`), a recipe that trains on these rows too is written next to the evidence
+    but not run; with `monitoring.rollback: automatic` the champion is rolled back, by compare-and-swap. Evidence is
+    stored under `reevaluations/<time>/`, the outcome in `history/`. Raises ReevaluationError if less than
     `monitoring.min_labels` rows are left; PromotionRefused without a champion or a version to roll back to, and if the
     champion changed meanwhile.
     """
@@ -163,10 +162,8 @@ def _test_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, dict[str, int]]:
 def protocol_for(
     champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
 ) -> tuple[TestProtocol, CostRecord]:
-    """Return the protocol for these rows, and the measured cost if the run that chose the champion compared these two.
-
-    The protocol is that of the run that chose the champion, or else the recipe's.
-    """
+    """Return the protocol of the run that chose the champion, or else the recipe's, for these rows; and the measured
+    cost, if that run compared these two versions."""
     protocol = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
     cost = CostRecord(cpu=None, training_cpu_s=0.0)
     if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):

@@ -1,7 +1,5 @@
 """The evidence of re-evaluations of the champion, read by later re-evaluations and by watches."""
 
-from collections.abc import Mapping
-
 from tailorbird import storage
 from tailorbird.evaluation.prediction_store import save_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -41,7 +39,7 @@ class ReevaluationEvidence(StoredModel):
 def read_reevaluations(task_uri: str) -> list[ReevaluationEvidence]:
     """Return the evidence of all re-evaluations of a task, in order."""
     uris = [uri for uri in _files(task_uri) if uri.endswith(f"/{EVIDENCE_FILE}")]
-    return [ReevaluationEvidence.model_validate_json(storage.read_bytes(uri)) for uri in sorted(uris)]
+    return [ReevaluationEvidence.model_validate_json(storage.read_bytes(uri)) for uri in uris]
 
 
 def prediction_files(task_uri: str) -> list[str]:
@@ -50,7 +48,7 @@ def prediction_files(task_uri: str) -> list[str]:
 
 
 def write_reevaluation(
-    task_uri: str, uri: str, evidence: ReevaluationEvidence, *, tables: Mapping[str, Predictions]
+    task_uri: str, uri: str, evidence: ReevaluationEvidence, *, tables: dict[str, Predictions]
 ) -> None:
     """Write predictions and evidence under `uri`, and an entry of the champion's history."""
     for name, table in tables.items():

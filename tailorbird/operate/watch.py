@@ -54,14 +54,9 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     reevaluations = _reevaluations(recipe.task_uri, champion=champion)
     stored = read_reports(recipe.task_uri)
     reports = [report for report in stored if report.digest == version.digest and report.day >= since]
-    recommendation = recommend(
-        reports,
-        expires=_expires_at(champion, reevaluations=reevaluations),
-        today=today,
-        challenger=challenger.digest if challenger else None,
-        alpha=recipe.evaluation.alpha,
-        since=reevaluations[-1].at if reevaluations else None,
-    )
+    expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
+    digest, alpha = challenger.digest if challenger else None, recipe.evaluation.alpha
+    recommendation = recommend(reports, expires=expires, today=today, challenger=digest, alpha=alpha, since=last)
     paths = TaskPaths(recipe.task_uri)
     page = render_page(recipe.name, reports, recommendation=recommendation)
     metrics = render_metrics(recipe.name, reports, recommendation=recommendation)

@@ -96,10 +96,8 @@ def champion_version(champion: Champion) -> ModelVersion:
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Write the champion by compare-and-swap, and an entry of `history/`.
-
-    Raises PreconditionFailed if it was changed since `etag` was read (None: there was no champion).
-    """
+    """Write the champion by compare-and-swap, and an entry of `history/`; raise PreconditionFailed if it was changed
+    since `etag` was read (None: there was no champion)."""
     paths = TaskPaths(task_uri)
     write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"

@@ -61,18 +61,15 @@ class Prompting(Frozen):
 
 
 class VersionConfig(StoredModel):
-    """Everything of a version but its weights; `config.json` in its folder.
-
-    `dtype` is used in evaluation and serving; `base_model` and `code` are S3 URIs. A hybrid's own `base_model`,
-    `max_length`, `dtype` and `temperature` are ignored: its parts have theirs.
-    """
+    """Everything of a version but its weights: `config.json` in its folder. A hybrid's own `base_model`, `max_length`,
+    `dtype` and `temperature` are ignored: its parts have theirs."""
 
     kind: Kind
     classes: tuple[str, ...]
-    base_model: str
+    base_model: str  # S3 URI
     max_length: int
-    dtype: Literal["float32", "bfloat16"]
-    code: str
+    dtype: Literal["float32", "bfloat16"]  # in evaluation and serving
+    code: str  # S3 URI
     recipe_hash: str
     created_at: str
     temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
@@ -131,10 +128,7 @@ def write_artifact_config(uri: str, config: VersionConfig) -> None:
 
 
 def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
-    """Return the config of a hybrid of two registered versions: the classes of both, else as the candidate's.
-
-    The same parts and routing give the same version.
-    """
+    """Return a hybrid's config: the classes of both parts, other fields of the candidate; equal for equal arguments."""
     return VersionConfig(
         kind="hybrid",
         classes=tuple(dict.fromkeys(candidate.classes + incumbent.classes)),

@@ -49,17 +49,13 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes:
 
     The group gets pods for `min_processes` to `max_processes`, or keeps the overlay's larger minimum.
     """
-    sized, per_pod = None, 0
-    for group in groups:
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for sized in groups:
+        limits = sized["template"]["spec"]["containers"][0]["resources"]["limits"]
         pod_cpus, pod_gpus = parse_quantity(limits["cpu"]), parse_quantity(limits.get("nvidia.com/gpu", "0"))
-        if bool(pod_gpus) != bool(gpus):
-            continue
         per_pod = min(math.floor(pod_cpus / cpus), math.floor(pod_gpus / gpus) if gpus else max_processes)
-        if per_pod >= 1:
-            sized = group
+        if per_pod >= 1 and bool(pod_gpus) == bool(gpus):
             break
-    if sized is None:
+    else:
         names = ", ".join(str(group["groupName"]) for group in groups)
         raise RenderError(
             f"no group of workers has pods with {cpus} cores and {gpus} GPUs, which one process of this recipe takes "
@@ -110,11 +106,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def to_yaml(documents: Sequence[Document]) -> str:

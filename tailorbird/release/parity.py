@@ -25,7 +25,6 @@ from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, now, read_parts
 
 
@@ -89,8 +88,7 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
     evaluated, ambiguous = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
     selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=ambiguous)
-    routing = version.hybrid.routing if version.hybrid else None
-    return tuple(_probe(rows, evaluated, row, version=version, routing=routing) for row in selected)
+    return tuple(_probe(rows, evaluated, row, version=version) for row in selected)
 
 
 def select_rows(
@@ -102,11 +100,11 @@ def select_rows(
         return hashlib.sha256(f"{digest} {row_ids[row]}".encode()).hexdigest()
 
     num_before: Counter[str] = Counter()
-    rounds: list[tuple[int, int]] = []
+    rounds: dict[int, int] = {}
     for row in sorted(set(range(len(row_ids))) - without, key=hash_of):
-        rounds.append((num_before[labels[row]], row))
+        rounds[row] = num_before[labels[row]]
         num_before[labels[row]] += 1
-    return [row for _, row in sorted(rounds, key=lambda numbered: numbered[0])][:MAX_PROBES]
+    return sorted(rounds, key=rounds.__getitem__)[:MAX_PROBES]
 
 
 def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
@@ -176,11 +174,9 @@ def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -
         "become the one that serves:"
     ]
     for probe, answer in differing[:MAX_LISTED_ROWS]:
-        before, after = probe.output, answer.text
-        if probe.confidence is None:
-            before = f"words with sha256 {probe.output[:12]}"
-        else:
-            before += f" ({probe.confidence:.3f})"
+        before, after = f"words with sha256 {probe.output[:12]}", answer.text
+        if probe.confidence is not None:
+            before = f"{probe.output} ({probe.confidence:.3f})"
             after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
         lines.append(f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {_shorten(after)}")
     num_unlisted = len(differing) - MAX_LISTED_ROWS
@@ -213,17 +209,17 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[
     return apply_routing(routing, **parts).clean, ambiguous
 
 
-def _probe(
-    rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, routing: Routing | None
-) -> ParityProbe:
+def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion) -> ParityProbe:
     body: dict[str, JsonValue] = {"model": version.version}
+    confidence = None
     if rows.conversations is None:
         body |= {"input": rows.texts[row], "scores": True}
-        if routing is not None and routing.column is not None:
-            body["attributes"] = {routing.column: rows.groups[routing.column][row]}
+        column = version.hybrid.routing.column if version.hybrid else None
+        if column is not None:
+            body["attributes"] = {column: rows.groups[column][row]}
+        confidence = float(evaluated.calibrated[row])
     else:
         body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
-    confidence = None if rows.conversations is not None else float(evaluated.calibrated[row])
     return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence)
 
 

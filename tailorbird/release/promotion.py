@@ -53,10 +53,9 @@ def promote_version(
     stored = read_champion(task_uri)  # before the decision: a later change makes the write fail
     champion, etag = stored or (None, None)
     evaluation = _find_evaluation(task_uri, version=version.rstrip("/") if version else None)
-    same_weights = champion is not None and _weights_of(champion) == evaluation.weights.digest
-    if champion is not None and same_weights and engine is None:
-        return _keep(task_uri, champion)
-    if champion is not None and same_weights:
+    if champion is not None and _weights_of(champion) == evaluation.weights.digest:
+        if engine is None:
+            return _keep(task_uri, champion)
         reason = ChangeReason(change="engine", text=f"another engine than {champion.version} had")
     else:
         reason = _promotion_reason(evaluation, champion=champion, override=override)

@@ -55,10 +55,8 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
 def additional_versions(
     config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
 ) -> AdditionalVersions:
-    """Return what is served next to the champion; a challenger with the champion's weights is none.
-
-    Raises PromotionRefused or RegistryError if there is no version of the challenger's name.
-    """
+    """Return what is served next to the champion; a challenger with the champion's weights is none. Raises as
+    `challenger_version`."""
     challenger = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
     if challenger is not None and weights_digest(challenger) == weights_digest(version):
         challenger = None
@@ -67,10 +65,8 @@ def additional_versions(
 
 
 def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
-    """Return the version that `serving.challenger.version` names: a version's name or URI, or `candidate`.
-
-    Raises PromotionRefused or RegistryError if there is none.
-    """
+    """Return the version that `serving.challenger.version` names, by its name or URI or as `candidate`; raise
+    PromotionRefused or RegistryError if there is none."""
     if name == "candidate":
         return read_winner(evidence_for(task_uri, version=None))
     versions = f"{TaskPaths(task_uri).versions}/"

@@ -76,7 +76,7 @@ def test_a_report_is_read_back_as_it_was_written() -> None:
         by_feedback=Pairs(1, 0, 2),
     )
     made = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=pairs)
-    assert Report.model_validate_json(made.to_json()) == made
+    assert Report.model_validate_json(made.model_dump_json()) == made
 
 
 def test_drift_and_a_failed_group_call_for_the_verdict_and_say_by_what() -> None:
