@@ -15,8 +15,6 @@ from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, ma
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.storage.paths import TaskPaths
 
-DAY = timedelta(days=1)
-
 
 class MonitoringError(ValueError):
     """A task that cannot be monitored; the message says why, and what to do."""
@@ -61,7 +59,8 @@ def read_reports(task_uri: str) -> list[Report]:
 
 def report_days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:
     """Return the days from the first with answers in the log, `since` if there is none, to the last before `before`."""
-    return span(min((day for day in map(date.fromisoformat, answered) if day >= since), default=since), before - DAY)
+    first = min((day for day in map(date.fromisoformat, answered) if day >= since), default=since)
+    return span(first, before - timedelta(days=1))
 
 
 def _read_report(paths: TaskPaths, day: date) -> Report | None:

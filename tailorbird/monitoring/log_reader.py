@@ -187,11 +187,9 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
     """Read columns of a file, `at` in microseconds, UTC; raise TrafficError if one is missing or it is unreadable."""
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
+            missing = ", ".join(name for name in columns if name not in file.schema_arrow.names)
             if missing:
-                raise TrafficError(
-                    f"{uri} is no part of a request log: it lacks {', '.join(missing)}; remove it from the log"
-                )
+                raise TrafficError(f"{uri} is no part of a request log: it lacks {missing}; remove it from the log")
             unsafe = extension_columns(file.schema_arrow, columns=columns)
             if unsafe:
                 raise TrafficError(f"{uri} is no part of a request log: code would make the values of {unsafe[0]}")

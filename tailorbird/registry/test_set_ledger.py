@@ -16,7 +16,6 @@ class TestSetAccess(Frozen):
     """An entry of the ledger."""
 
     __test__: ClassVar[bool] = False  # no test case for pytest
-
     number: int  # from 1
     candidate: str  # digest of the weights
     protocol: str  # digest of the test protocol

@@ -188,12 +188,10 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     require_unchanged(version.code)  # a manifest deploys the same code
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
     sentence = champion.verdict.sentence if champion.verdict else None
-    application = application_of(
-        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence
-    )
+    app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
     command = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
     note = f"{champion.version} has answered no test rows yet: {command}"
-    return serve_body([application], url=url), (note,) if champion.needs_parity else ()
+    return serve_body([app], url=url), (note,) if champion.needs_parity else ()
 
 
 def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
