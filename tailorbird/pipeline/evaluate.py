@@ -79,15 +79,14 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     """Compare incumbent and candidate on the test rows, decide, and publish the evidence."""
     contenders = trained.contenders
     routing = fit_hybrid(context, contenders)
-    test = context.splits.test
-    kinds = " and ".join(contenders[role].kind for role in ROLES)
-    progress.stage(f"test: {kinds} on the same {len(test)} rows")
+    test, task_uri = context.splits.test, context.recipe.task_uri
+    progress.stage(f"test: {' and '.join(contenders[role].kind for role in ROLES)} on the same {len(test)} rows")
     test_rows = content_sha256(test)  # independent of data.groups and split_by: the same rows are no new test set
-    other_test_sets = num_other_test_sets(context.recipe.task_uri, test_rows)
+    other_test_sets = num_other_test_sets(task_uri, test_rows)
     if other_test_sets:
         progress.note(f"{other_test_sets} other sets of test rows were looked at under this recipe's name")
     access = record_test_access(  # before the first prediction: a run that dies after it has accessed the rows
-        context.recipe.task_uri,
+        task_uri,
         test_sha256=test_rows,
         candidate=trained.candidate.uri,
         protocol=digest(context.protocol.model_dump(mode="json")),
@@ -133,12 +132,12 @@ def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> Cp
     inputs, test = context.inputs, context.splits.test
     uris = {role: contenders[role].uri for role in ROLES}
     rows = test.take(range(min(len(test), context.task.num_cost_rows)))
-    return inputs.cached(
-        "cost",
-        output=CpuRounds,
-        inputs=inputs.stage_inputs(measure_cpu, models=uris, test=inputs.data.hashes["test"]),
-        compute=lambda _: inputs.remote(measure_cpu)(uris, rows=rows),
-    )
+    stage_inputs = inputs.stage_inputs(measure_cpu, models=uris, test=inputs.data.hashes["test"])
+
+    def compute(_: str) -> CpuRounds:
+        return inputs.remote(measure_cpu)(uris, rows=rows)
+
+    return inputs.cached("cost", output=CpuRounds, inputs=stage_inputs, compute=compute)
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:

@@ -79,11 +79,8 @@ def fit_baselines(
     held_out, truth = embed(validation.texts), label_indices(validation.labels, classes=classes)
     probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
     directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
-    heads = {
-        "zero_shot": cosine_head(embed(classes), features),
-        "centroid": cosine_head(directions, features),
-        "probe": probe,
-    }
+    zero_shot, centroid = (cosine_head(vectors, features) for vectors in (embed(classes), directions))
+    heads = {"zero_shot": zero_shot, "centroid": centroid, "probe": probe}
     notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples a class", "probe": probe_note}
     bag_of_words = tfidf.fit_tfidf(train, validation=validation, metric=metric)
     most_frequent, _ = tfidf.majority(train.labels)
@@ -111,11 +108,8 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
         storage.write_bytes(f"{uri}/{kind}/head.safetensors", save({"weight": head.weight, "bias": head.bias}))
         write_artifact_config(f"{uri}/{kind}", named)
     tfidf.save_tfidf(f"{uri}/{tfidf.KIND}", results.tfidf)
-    stored = {*results.heads, tfidf.KIND}
-    return tuple(
-        replace(baseline, uri=f"{uri}/{baseline.kind}") if baseline.kind in stored else baseline
-        for baseline in results.baselines
-    )
+    uris = {kind: f"{uri}/{kind}" for kind in (*results.heads, tfidf.KIND)}
+    return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:

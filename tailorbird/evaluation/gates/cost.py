@@ -75,10 +75,8 @@ def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, trainin
         needed = max(n + 1, round(n * shrink**2))  # an interval shrinks with the root of the rows
     bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
     worth, training, saved = _parts(main.gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
-    note = (
-        f"over {terms.horizon_months:g} months: gain {worth:+,.2f}, training {-training:+,.2f}, "
-        f"serving {saved:+,.2f} in the recipe's currency"
-    )
+    parts = f"gain {worth:+,.2f}, training {-training:+,.2f}, serving {saved:+,.2f}"
+    note = f"over {terms.horizon_months:g} months: {parts} in the recipe's currency"
     if main.gain != main.counts.gain:
         note += "; the gain is not one of accuracy, and each point of it is priced as one of correct answers"
     return gate("cost", (bound,), note=note)

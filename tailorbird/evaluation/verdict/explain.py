@@ -106,10 +106,8 @@ def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProto
     elif gain < protocol.minimum_gain:
         reasons.append(f"the gain of {points(gain)} points is under the minimum of {minimum}")
     if reference is not None and reference.interval[0] <= 0:
-        reasons.append(
-            f"the bag-of-words reference is not beaten: {points(reference.gain)} points against it, "
-            f"interval {points(reference.interval[0])} to {points(reference.interval[1])}"
-        )
+        against = f"{points(reference.gain)} points against it, interval {' to '.join(map(points, reference.interval))}"
+        reasons.append(f"the bag-of-words reference is not beaten: {against}")
     return *reasons, *_disagreement(main, protocol)
 
 
@@ -153,10 +151,8 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     if not failed <= ROUTABLE or inputs.protocol.hybrid is None:
         return ()
     if hybrid is None:
-        return (
-            "there was no hybrid to judge: on validation one of the two models would answer everything, or the "
-            "incumbent is a hybrid itself",
-        )
+        why = "on validation one of the two models would answer everything, or the incumbent is a hybrid itself"
+        return (f"there was no hybrid to judge: {why}",)
     if not hybrid.proven:
         return (
             f"the hybrid's gain of {points(hybrid.gain)} points is not proven: interval from "

@@ -45,10 +45,8 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
     if inputs.reference is None and protocol.has_reference:
         raise ValueError("a classification's verdict needs the TF-IDF reference; give its predictions on the test rows")
     if inputs.test_sha256 != protocol.test_sha256:
-        raise VerdictRefused(
-            f"the test rows changed: their sha256 is {inputs.test_sha256}, the protocol names "
-            f"{protocol.test_sha256}; restore the test rows, or start a new run"
-        )
+        hashes = f"their sha256 is {inputs.test_sha256}, the protocol names {protocol.test_sha256}"
+        raise VerdictRefused(f"the test rows changed: {hashes}; restore the test rows, or start a new run")
     references = () if inputs.reference is None else (inputs.reference,)
     models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean, *references)
     align(*models)
