@@ -149,7 +149,8 @@ def read_job(job_id: str) -> Job:
     job = _find(job_id)
     if job is None:
         others = ", ".join(f"{other.id} ({other.status})" for other in list_jobs())
-        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; jobs: {others or 'none'}")
+        known = f"there are: {others}" if others else "there is none"
+        raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; {known}")
     return job
 
 
