@@ -72,7 +72,7 @@ def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
         challenger = challenger_digest(url)
         lines += [f"challenger: {challenger or 'none, since the recipe names the champion'}"]
     lines += ["clients need a key" if loaded.serving.api_keys else "on this machine only: serving.api_keys is not set"]
-    value = {"url": url, "version": version.version, "digest": version.digest, "trial": challenger}
+    value = {"url": url, "version": version.version, "digest": version.digest, "challenger": challenger}
     options.print_result(value, as_json=as_json, lines=lines)
 
 

@@ -32,7 +32,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     if not TASKS[recipe.task].is_monitored:
         raise MonitoringError(f"a {recipe.task} task cannot be monitored yet: its answers are not compared")
     if log is None:
-        raise MonitoringError("nothing can be monitored without a log: give serving.request_log a prefix, and serve again")
+        raise MonitoringError("without a log nothing is monitored: give serving.request_log a prefix, and serve again")
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
