@@ -46,7 +46,8 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     if storage.exists(f"{uri}/{ENGINE_EVIDENCE}"):
         return _engine_faults(uri)
     if not any(storage.exists(f"{uri}/{name}") for name in (MANIFEST, EVIDENCE_FILE)):
-        raise ValueError(f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}; give the URI of a run or a version")
+        missing = f"{uri} has neither {MANIFEST} nor {EVIDENCE_FILE}"
+        raise ValueError(f"{missing}; give the URI of a finished run or a version")
     try:
         registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
     except ValueError:
