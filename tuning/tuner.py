@@ -1,4 +1,4 @@
-"""The sweep's Ray Tune run: Optuna or random search, ASHA and the stopper over trials that go through the broker."""
+"""The sweep's Ray Tune run: search, scheduler and stopper over trials that go through the broker."""
 
 import os
 from collections.abc import Sequence
@@ -7,8 +7,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from cluster.ray_private import exclude_from_tune_actors, keep_trial_error_as_text
 from cluster.remote import this_node_selector
@@ -17,7 +15,8 @@ from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tuning.experiment_tracking import tracker_callbacks
 from tuning.futility import Target, TrialScores, can_still_reach, sweep_futility
-from tuning.search_space import max_epochs, param_space
+from tuning.scheduler import build_scheduler, build_search
+from tuning.search_space import param_space
 from tuning.trainable import BrokeredTrainable
 from tuning.trial_record import TrialRecord
 
@@ -68,7 +67,6 @@ def build_tuner(
     exclude_from_tune_actors("AWS_")  # the keys of S3 are in the environment that Ray was started in
     resources = tune.PlacementGroupFactory([BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()])
     store, path = filesystem(uri, retry_policy=PERSISTENT)
-    longest = max_epochs(training, config)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(BrokeredTrainable, broker=broker, training=training), resources),
         param_space=param_space(config),
@@ -76,10 +74,8 @@ def build_tuner(
             metric="score",
             mode="max",
             num_samples=config.num_trials,
-            search_alg=_build_search(config, known=known, seed=training.seed, max_concurrent=max_concurrent),
-            scheduler=ASHAScheduler(  # stops trials that are behind the others
-                max_t=longest, grace_period=min(config.grace_epochs, longest), reduction_factor=config.reduction_factor
-            ),
+            search_alg=build_search(config, known=known, seed=training.seed, max_concurrent=max_concurrent),
+            scheduler=build_scheduler(config, training=training),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -93,21 +89,3 @@ def build_tuner(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-
-
-def _build_search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int) -> Any:
-    """Return Optuna's or a random search that first submits the configurations of `known` trials.
-
-    Without a search space every trial has the same configuration. The seed moves on with each known trial, since the
-    same seed would sample their configurations again.
-    """
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    points = [record.config for record in known] if config.space else []
-    seed += len(points)
-    if config.search == "optuna" and config.space:
-        search = OptunaSearch(seed=seed, points_to_evaluate=points)
-        return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
-    return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent)

@@ -138,7 +138,7 @@ def test_evidence_that_is_none_is_a_fault_and_no_traceback(task_folder: Path, co
 
 
 def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="URI of a finished run or a version"):
+    with pytest.raises(ValueError, match="finished run or a version"):
         verify_evidence(tmp_path.as_uri())
 
 

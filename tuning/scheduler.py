@@ -1,0 +1,38 @@
+"""How the sweep samples and schedules trials: Optuna or random search, and ASHA."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.config.tuning import TuningConfig
+from tuning.search_space import max_epochs
+from tuning.trial_record import TrialRecord
+
+
+def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHAScheduler:
+    """Return the ASHA scheduler, which stops trials that are behind the others."""
+    longest = max_epochs(training, config)
+    return ASHAScheduler(
+        max_t=longest, grace_period=min(config.grace_epochs, longest), reduction_factor=config.reduction_factor
+    )
+
+
+def build_search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int) -> Any:
+    """Return Optuna's or a random search that first submits the configurations of `known` trials.
+
+    Without a search space every trial has the same configuration. The seed moves on with each known trial, since the
+    same seed would sample their configurations again.
+    """
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    points = [record.config for record in known] if config.space else []
+    seed += len(points)
+    if config.search == "optuna" and config.space:
+        search = OptunaSearch(seed=seed, points_to_evaluate=points)
+        return ConcurrencyLimiter(search, max_concurrent=max_concurrent)
+    return BasicVariantGenerator(random_state=seed, points_to_evaluate=points, max_concurrent=max_concurrent)
