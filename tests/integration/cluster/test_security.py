@@ -20,7 +20,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import s3
 from tests.integration.leaks import leaks, secrets_of
 from tests.integration.small import REGISTRY, SmallRun
-from tests.integration.training.test_training import worker_pid, training_task
+from tests.integration.training.test_training import training_task, worker_pid
 from training.trainer import TrainingFailed, finetune
 from tuning.tuner import ErrorsAsText
 

@@ -58,7 +58,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
-    """Return one of five random parts of the terms of these chapters: requests like what the champion was trained on."""
+    """Return one of five random parts of the terms of these chapters: requests like the champion's training rows."""
     table = icd10.build()["train"]
     rows = [
         row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
