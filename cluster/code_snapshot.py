@@ -15,8 +15,7 @@ from tailorbird.storage.paths import TaskPaths
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-MAX_UNPACKED_BYTES = 64 << 20
-"""Limit of a code zip's files, unpacked; ours have under two megabytes."""
+MAX_UNPACKED_BYTES = 64 << 20  # limit of a code zip's files, unpacked; ours have under two megabytes
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 
 RECIPE_FILE = "submitted_recipe.yaml"
-LIMIT_BYTES = 100 * 2**20
-"""Above it, Ray's dashboard answers an upload with 413."""
+LIMIT_BYTES = 100 * 2**20  # above it, Ray's dashboard answers an upload with 413
 UPLOAD_TIMEOUT_S = 600
 NUM_NAMED = 5
 

@@ -27,8 +27,7 @@ SUBMISSION = "SUBMISSION"
 SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
-SIGNALLED = 128
-"""A shell's exit code of a process that a signal ended, less the signal's number."""
+SIGNALLED = 128  # a shell's exit code of a process that a signal ended, less the signal's number
 
 BLIP_S = 120.0
 LOG_BLIP_S = 10.0
@@ -54,8 +53,7 @@ class Job:
     entrypoint: str
     message: str
     metadata: Mapping[str, str]
-    started_s: float | None
-    """Unix time."""
+    started_s: float | None  # unix time
     ended_s: float | None
     driver_exit_code: int | None
 

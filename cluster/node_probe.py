@@ -20,20 +20,16 @@ from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 PROBE_TIMEOUT_S = 60
-ABSENT_ETAG = '"00000000000000000000000000000000"'
-"""An ETag that no object has."""
+ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's file on the head, for its autoscaler."""
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    data: tuple[str, ...]
-    """URIs of Parquet files that it must be able to read."""
-    task_uri: str
-    """URI that it must be able to write under."""
-    base_model: str | None
-    """URI of the model's folder, if there is one to check."""
+    data: tuple[str, ...]  # URIs of Parquet files that it must be able to read
+    task_uri: str  # URI that it must be able to write under
+    base_model: str | None  # URI of the model's folder, if there is one to check
     packages: tuple[str, ...]
 
 
@@ -42,30 +38,21 @@ class WriteCheck:
     """The result of writing in the registry; `fault` is None if it succeeded."""
 
     fault: str | None = None
-    refuses_second: bool = True
-    """True if a write that must not replace an object was refused (If-None-Match)."""
-    refuses_stale: bool = True
-    """True if a write that expects another version was refused (If-Match)."""
+    refuses_second: bool = True  # true if a write that must not replace an object was refused (If-None-Match)
+    refuses_stale: bool = True  # true if a write that expects another version was refused (If-Match)
 
 
 @dataclass(frozen=True)
 class NodeReport:
     versions: Versions
-    packages: dict[str, str | None]
-    """Versions by name; None if a package is not installed."""
-    unread: dict[str, str]
-    """Errors of the URIs that cannot be read, by URI."""
+    packages: dict[str, str | None]  # versions by name; None if a package is not installed
+    unread: dict[str, str]  # errors of the URIs that cannot be read, by URI
     written: WriteCheck
-    memory_bytes: int
-    """Of the node, or of its container."""
-    free_bytes: int
-    """Memory not in use."""
-    gpu_bytes: tuple[int, ...]
-    """Memory of each GPU, as `nvidia-smi` reports."""
-    bfloat16: bool
-    """True if its CPU computes in bfloat16."""
-    node_types: tuple[NodeType, ...]
-    """What an autoscaler may start, if the cluster file of `ray up` is on this node."""
+    memory_bytes: int  # of the node, or of its container
+    free_bytes: int  # memory not in use
+    gpu_bytes: tuple[int, ...]  # memory of each GPU, as `nvidia-smi` reports
+    bfloat16: bool  # true if its CPU computes in bfloat16
+    node_types: tuple[NodeType, ...]  # what an autoscaler may start, if the cluster file of `ray up` is on this node
     in_kubernetes: bool
 
 

@@ -26,20 +26,16 @@ class TrialEvent:
 
     trial: str
     config: Mapping[str, object]
-    status: str
-    """`training`, `completed`, `stopped` or `failed`."""
+    status: str  # `training`, `completed`, `stopped` or `failed`
 
 
 @dataclass(frozen=True)
 class EpochEvent:
     """An epoch of a trial, or of the training of a seed, ended."""
 
-    epoch: int
-    """From 0."""
-    score: float
-    """On the validation rows."""
-    loss: float
-    """Mean training loss of the epoch."""
+    epoch: int  # from 0
+    score: float  # on the validation rows
+    loss: float  # mean training loss of the epoch
     rows_per_second: float
     seed: int | None = None
     trial: str | None = None

@@ -15,8 +15,7 @@ from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressRepor
 
 LOG_INTERVAL_S = 15.0
 
-Rows = Mapping[str, "Row"]
-"""By trial, or by kind of a baseline."""
+Rows = Mapping[str, "Row"]  # by trial, or by kind of a baseline
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class Row:
 
     name: str
     status: str
-    score: float | None = None
-    """On validation, after the latest epoch."""
+    score: float | None = None  # on validation, after the latest epoch
     epochs: int = 0
     config: str = ""
 

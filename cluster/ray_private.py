@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 RAY_VERSION = "2.60"
-HEAD_RESOURCE = "node:__internal_head__"
-"""A resource that the head node alone has."""
+HEAD_RESOURCE = "node:__internal_head__"  # a resource that the head node alone has
 GCS_TIMEOUT_S = 10
 
 

@@ -11,8 +11,7 @@ from cluster.resources import Resources
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LOCAL = "local"
-"""As RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine."""
+LOCAL = "local"  # as RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine
 RELEASE_TIMEOUT_S = 2.0
 
 

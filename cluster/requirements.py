@@ -9,19 +9,15 @@ from pathlib import Path
 
 from tailorbird import PROJECT_ROOT
 
-ALWAYS = ""
-"""The group of the packages that are not optional."""
+ALWAYS = ""  # the group of the packages that are not optional
 
 
 @dataclass(frozen=True)
 class Package:
     name: str
-    wanted: str
-    """Versions, as `>=2.60,<2.61`."""
-    installed: str | None
-    """The installed version; None if it is not installed."""
-    features: str = ""
-    """Its extras that are required, as `[serve,train]`; whether they are installed is not checked."""
+    wanted: str  # versions, as `>=2.60,<2.61`
+    installed: str | None  # the installed version; None if it is not installed
+    features: str = ""  # its extras that are required, as `[serve,train]`; whether they are installed is not checked
 
     @property
     def fits(self) -> bool:
@@ -35,12 +31,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Requirements:
-    python: str
-    """Versions, as `>=3.11,<3.14`."""
+    python: str  # versions, as `>=3.11,<3.14`
     packages: dict[str, tuple[tuple[str, str], ...]]
     """Name and versions of each package, by optional group, or under `ALWAYS`."""
-    features: dict[str, str]
-    """Extras of a required package, as `[serve,train]`, by its name."""
+    features: dict[str, str]  # extras of a required package, as `[serve,train]`, by its name
 
     def group(self, name: str) -> tuple[Package, ...]:
         """Return the packages of a group with their installed versions."""

@@ -10,8 +10,7 @@ from cluster import ray_private
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
-MAX_LISTED = 1000
-"""Actors and placement groups that are listed; also stands for 'no bound'."""
+MAX_LISTED = 1000  # actors and placement groups that are listed; also stands for 'no bound'
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ class NodeType:
 
     name: str
     resources: Resources
-    max_nodes: int | None
-    """None if there is no bound."""
+    max_nodes: int | None  # None if there is no bound
     max_nodes_of_all_types: int | None = None
     """Bound on the nodes of all types together; None if the cluster has no such bound."""
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 __version__ = "0.2.0"
 
-PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
-"""The project's packages."""
+PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")  # the project's packages
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds this package next to `cluster/`, `training/`, `tuning/` and `serving/`."""
 

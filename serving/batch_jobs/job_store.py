@@ -85,11 +85,8 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
 
 def unfinished_jobs(task_uri: str) -> list[BatchJob]:
     """Return the jobs that are queued or were interrupted, oldest first."""
-    folder = TaskPaths(task_uri).batches
-    if not storage.exists(folder):
-        return []
     jobs = []
-    for uri in storage.list_files(folder):
+    for uri in storage.list_files(TaskPaths(task_uri).batches, missing_ok=True):
         try:
             jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
         except ValidationError as error:  # written by other code, or no job at all: it must not stop the others

@@ -32,8 +32,7 @@ class PartRows:
 class Scorer:
     """Answers rows with the versions of one task."""
 
-    part_rows: int
-    """Rows a worker holds at once and repeats after a kill: seconds to a minute of work."""
+    part_rows: int  # rows a worker holds at once and repeats after a kill: seconds to a minute of work
     default_column: str
     answer: Callable[..., Columns]
     """`(loaded, rows, batch_size=...)`: return the answers to the rows, in order, by output column."""

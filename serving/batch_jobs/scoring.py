@@ -23,27 +23,22 @@ from tailorbird.storage.paths import TaskPaths
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-PART_BYTES = 64 << 20
-"""Most uncompressed bytes of a part's columns that are read: long rows go into smaller parts."""
-CLAIM, MANIFEST = "batch.json", "manifest.json"
-"""First and last file of an output."""
+PART_BYTES = 64 << 20  # most uncompressed bytes of a part's columns that are read: long rows go into smaller parts
+CLAIM, MANIFEST = "batch.json", "manifest.json"  # first and last file of an output
 PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
 
-ProgressCallback = Callable[[int, int], None]
-"""Called with the rows done and the rows in all after each part."""
+ProgressCallback = Callable[[int, int], None]  # called with the rows done and the rows in all after each part
 
 
 @dataclass(frozen=True)
 class ScoringResult:
     """What `score_batch` did."""
 
-    manifest: str
-    """URI of the output's manifest."""
+    manifest: str  # URI of the output's manifest
     num_rows: int
     num_parts: int
-    num_new: int
-    """Rows that this call scored; the others were stored already."""
+    num_new: int  # rows that this call scored; the others were stored already
     busy_s: float
     """From the first part's start to the last part's end, without starting the workers and loading the model."""
 

@@ -20,8 +20,7 @@ from tailorbird.storage import s3
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-SOURCE_KEY = b"tailorbird"
-"""Key of the `PartSource` in a part's Parquet metadata."""
+SOURCE_KEY = b"tailorbird"  # key of the `PartSource` in a part's Parquet metadata
 
 
 def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:

@@ -20,12 +20,9 @@ USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
 class AdditionalVersions:
     """The versions that replicas serve next to the champion."""
 
-    pretrained: ModelVersion | PinnedVersion | None = None
-    """Selected by `model: pretrained` (classification only)."""
-    challenger: ModelVersion | None = None
-    """Gets the share of `serving.challenger`."""
-    others: Sequence[ModelVersion] = ()
-    """Selected by version."""
+    pretrained: ModelVersion | PinnedVersion | None = None  # selected by `model: pretrained` (classification only)
+    challenger: ModelVersion | None = None  # gets the share of `serving.challenger`
+    others: Sequence[ModelVersion] = ()  # selected by version
 
 
 def application_of(

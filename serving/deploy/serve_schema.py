@@ -4,8 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Json = dict[str, Any]
-"""A part of the configuration whose keys are the application's own."""
+Json = dict[str, Any]  # a part of the configuration whose keys are the application's own
 
 
 class _Schema(BaseModel):

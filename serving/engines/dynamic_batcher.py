@@ -22,8 +22,7 @@ class _Request(Generic[RowT, ResultT]):
     results: list[ResultT] = field(default_factory=list)
 
 
-Shares = list[tuple[_Request[RowT, ResultT], int]]
-"""How many rows of a batch belong to which request, in order."""
+Shares = list[tuple[_Request[RowT, ResultT], int]]  # how many rows of a batch belong to which request, in order
 
 
 class DynamicBatcher(Generic[RowT, ResultT]):

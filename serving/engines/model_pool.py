@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
 LINGER_S = 0.003
 """Most time that the next pass waits for the clients that were answered just now to send their next request."""
-PASSES = 4
-"""Texts taken from the queue at once, in forward passes: with more texts to sort by length, less is padding."""
+PASSES = 4  # texts taken from the queue at once, in forward passes: with more texts to sort by length, less is padding
 WARM_UP = "the first pass prepares kernels"
-SHARED = "shared"
-"""The version in metrics of a pass that may hold rows of several versions."""
+SHARED = "shared"  # the version in metrics of a pass that may hold rows of several versions
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,8 @@ class ClassifierEngine:
     loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid"
     submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
     """Return the predictions of texts, in order; for a hybrid, of `hybrid_rows`."""
-    idle_s: Callable[[], float]
-    """Return the seconds since its queue had work; 0 while it has."""
-    routing: "Routing | None" = None
-    """A hybrid's; None if one model answers everything."""
+    idle_s: Callable[[], float]  # return the seconds since its queue had work; 0 while it has
+    routing: "Routing | None" = None  # a hybrid's; None if one model answers everything
 
     @property
     def version(self) -> "ModelVersion":

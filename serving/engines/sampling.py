@@ -8,8 +8,7 @@ import torch
 from serving.engines.base_chat import Sampling
 from tailorbird.models.transformers_private import ContinuousBatchingLogitsProcessor, request_progress
 
-NUM_LIKELY = 512
-"""Tokens among which a `top_p` is searched before the whole vocabulary is sorted."""
+NUM_LIKELY = 512  # tokens among which a `top_p` is searched before the whole vocabulary is sorted
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]

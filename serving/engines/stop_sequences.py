@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-REPLACEMENT_CHARACTER = "\ufffd"
-"""What a decoder writes for a character whose bytes are not complete."""
+REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder writes for a character whose bytes are not complete
 
 
 def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> tuple[str, bool]:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-WARM_UP_S = 120
-"""Most time for the first answer."""
+WARM_UP_S = 120  # most time for the first answer
 
 
 class TransformersEngine(ChatEngine):

@@ -30,26 +30,18 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 VLLM_VERSION = "0.29"
-GPU_SHARE = 0.42
-"""Share of a GPU and its memory for one version: a replica holds two while one replaces the other."""
+GPU_SHARE = 0.42  # share of a GPU and its memory for one version: a replica holds two while one replaces the other
 MAX_SERVERS_PER_GPU = 2
-CACHE_BYTES = 1 << 30
-"""Size of the KV cache without a GPU, instead of a share of the machine's memory."""
-START_S = 1800
-"""Most time to start: a large model's kernels are compiled before its first answer."""
+CACHE_BYTES = 1 << 30  # size of the KV cache without a GPU, instead of a share of the machine's memory
+START_S = 1800  # most time to start: a large model's kernels are compiled before its first answer
 SHUTDOWN_S = 30
-STREAM_INTERVAL_S = 0.02
-"""Tokens that are generated within this time are streamed together."""
-HEALTH_CHECK_S = 1.0
-"""Time between two health checks of the server."""
+STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
+HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 MODEL_ID = "version"
-LlmConfig = dict[str, Any]
-"""Fields of Ray's `LLMConfig`, which only a process with vLLM can make."""
-FINISH_REASONS = ("stop", "length")
-"""Finish reasons of complete answers."""
+LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which only a process with vLLM can make
+FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
 
-_servers: set[Any] = set()
-"""The servers that this process started."""
+_servers: set[Any] = set()  # the servers that this process started
 
 
 class EngineNotInstalled(RuntimeError):

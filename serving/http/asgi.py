@@ -21,13 +21,11 @@ from starlette.websockets import WebSocketClose
 from serving.http.schemas import RequestError
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
-Events = AsyncGenerator[bytes, None]
-"""Server-sent events, one an item. It is always closed."""
+Events = AsyncGenerator[bytes, None]  # server-sent events, one an item. It is always closed.
 
 DISCARD_BYTES = 64 << 20
 """Bytes of a body that is too large which are still read and dropped, so that the client reads the answer."""
-BODY_S = 20.0
-"""Most time for a body to arrive: as long as HAProxy waits for bodies that it buffers (up to 16 KiB)."""
+BODY_S = 20.0  # most time for a body to arrive: as long as HAProxy waits for bodies that it buffers (up to 16 KiB)
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
 # A page in a foreign frame would send requests with our origin; a <meta> policy cannot forbid that.
@@ -35,12 +33,9 @@ UNFRAMED = {"content-security-policy": "frame-ancestors 'none'; base-uri 'none'"
 
 _log = logging.getLogger("ray.serve")
 
-caller: ContextVar[str | None] = ContextVar("caller", default=None)
-"""Name of the API key of the current request."""
-ID = "{id}"
-"""Stands in a route for one segment of the path."""
-path_id: ContextVar[str] = ContextVar("path_id", default="")
-"""The `{id}` in the path of the current request."""
+caller: ContextVar[str | None] = ContextVar("caller", default=None)  # name of the API key of the current request
+ID = "{id}"  # stands in a route for one segment of the path
+path_id: ContextVar[str] = ContextVar("path_id", default="")  # the `{id}` in the path of the current request
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,8 @@ class Route:
 
     method: str
     answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Events]]]
-    watched: bool = False
-    """Whether a client that disconnects cancels the answer; for long ones."""
-    open: bool = False
-    """Whether it needs no API key."""
+    watched: bool = False  # whether a client that disconnects cancels the answer; for long ones
+    open: bool = False  # whether it needs no API key
     content_type: str = JSON
 
 

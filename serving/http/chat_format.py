@@ -30,11 +30,9 @@ class AnswerFormat:
     """The format of an endpoint's answers: OpenAI's, plus `version`."""
 
     route: str
-    id_prefix: str
-    """The answer's id is this and the request's id."""
+    id_prefix: str  # the answer's id is this and the request's id
     object: str
-    chunk: str
-    """`object` of an event."""
+    chunk: str  # `object` of an event
     chat: bool
 
     def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> AnswerHead:

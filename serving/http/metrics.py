@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 EXPORT_S = 5.0
 """Export interval. A call of Ray's costs about 10 microseconds, so sums are exported, outside of the event loop."""
-MAX_OBSERVATIONS = 1 << 17
-"""Most observations between two exports: more than a replica answers requests in that time."""
+MAX_OBSERVATIONS = 1 << 17  # most observations between two exports: more than a replica answers requests in that time
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client disconnected before the end of the answer; nginx's number."""
-UNKNOWN_ROUTE = "other"
-"""The route label of unknown paths: clients must not create labels."""
+UNKNOWN_ROUTE = "other"  # the route label of unknown paths: clients must not create labels
 
 _log = logging.getLogger("ray.serve")
 
@@ -39,8 +37,7 @@ class Metric(NamedTuple):
     """Upper bounds of a histogram's buckets."""
 
 
-Series = tuple[Metric, tuple[str, ...]]
-"""A metric and the values of its labels."""
+Series = tuple[Metric, tuple[str, ...]]  # a metric and the values of its labels
 Gauges = Mapping[Series, float]
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _REQUEST_LABELS = ("route", "model", "version")
@@ -89,8 +86,7 @@ class RequestState:
 
     model: str = ""
     version: str = ""
-    failed: int | None = None
-    """Status of an error after the status 200 was sent."""
+    failed: int | None = None  # status of an error after the status 200 was sent
 
 
 _request_state: ContextVar[RequestState | None] = ContextVar("state", default=None)

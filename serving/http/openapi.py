@@ -12,8 +12,7 @@ from serving.http import chat_schemas, schemas
 from serving.http.asgi import ID, JSON, Route
 from tailorbird.config.serving import ServingConfig
 
-NO_EFFECT = "x-no-effect"
-"""Marks fields that OpenAI's clients may send and that change nothing."""
+NO_EFFECT = "x-no-effect"  # marks fields that OpenAI's clients may send and that change nothing
 REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
 """Fields with one entry a text, which `serving.max_texts` limits."""
@@ -33,8 +32,7 @@ REFUSALS = {
 }
 
 
-Schema = dict[str, Any]
-"""A JSON object of the document."""
+Schema = dict[str, Any]  # A JSON object of the document
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,14 @@ class Operation:
     """The documentation of a route."""
 
     summary: str
-    answer: type[BaseModel] | None
-    """The answer with `status`; None for a page and for this document."""
+    answer: type[BaseModel] | None  # the answer with `status`; None for a page and for this document
     request: type[BaseModel] | None = None
-    example: Mapping[str, object] = field(default_factory=dict)
-    """Body of an example request."""
+    example: Mapping[str, object] = field(default_factory=dict)  # body of an example request
     status: int = 200
-    events: type[BaseModel] | None = None
-    """The events of a stream, if one can be requested."""
+    events: type[BaseModel] | None = None  # the events of a stream, if one can be requested
     refusals: tuple[int, ...] = ()
     """Statuses of its own errors, in addition to those of its method, of authentication and of the service."""
-    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)
-    """Answers with other statuses that are no errors."""
+    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with other statuses that are no errors
 
 
 _TEXT = {"input": "Fracture of femur"}
@@ -225,7 +219,7 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
             _forbid_extra_fields(components[name], neutral=neutral)
     if "ChatMessage" in components:
         components["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
-        # An answer's message, which has this field, may be sent back as a turn.
+        # an answer's message, which has this field, may be sent back as a turn.
         components["ChatMessage"]["properties"]["refusal"] = {"type": "null", NO_EFFECT: True, "description": "None."}
         components["ChatMessage"]["additionalProperties"] = False
     return components

@@ -8,16 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
-CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"
-"""Prefixes of the ids of a chat model's answers, before the request's id."""
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Host names of this machine alone."""
+CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of the ids of a chat model's answers, before the request's id
+LOCAL = ("127.0.0.1", "localhost", "::1")  # host names of this machine alone
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
 _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
-Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]
-"""Attributes of a text, by name."""
+Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]  # attributes of a text, by name
 
 
 class Wire(BaseModel):

@@ -14,8 +14,7 @@ from serving.replica.base import Replica, RequestContext, configure_process, ref
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
 
-SHADOW_TEXTS = 4
-"""Texts of a shadow answer in one pass, which requests that come meanwhile have to wait for."""
+SHADOW_TEXTS = 4  # texts of a shadow answer in one pass, which requests that come meanwhile have to wait for
 
 
 class Classifier:

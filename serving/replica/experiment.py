@@ -10,12 +10,9 @@ Arm = Literal["champion", "canary", "shadow"]
 
 QUIET_S = 0.01
 """How long the champion must have been idle: clients that were just answered send their next request within less."""
-MAX_BYTES = 16 << 20
-"""Size of the requests that wait for the challenger; more are dropped."""
-REQUEST_BYTES = 4096
-"""Approximate size of a request besides its body."""
-WARN_S = 60.0
-"""Least seconds between two warnings of dropped requests."""
+MAX_BYTES = 16 << 20  # size of the requests that wait for the challenger; more are dropped
+REQUEST_BYTES = 4096  # approximate size of a request besides its body
+WARN_S = 60.0  # least seconds between two warnings of dropped requests
 
 _log = logging.getLogger("ray.serve")
 

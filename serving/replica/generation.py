@@ -44,8 +44,7 @@ class PartialAnswer(NamedTuple):
     """`stop` or `length`; None before the end."""
 
 
-OnFinish = Callable[[PartialAnswer], None]
-"""Called with the answer, whole or as far as it came."""
+OnFinish = Callable[[PartialAnswer], None]  # called with the answer, whole or as far as it came
 
 
 def generation_request(

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
-"""A row by column, as it is written to Parquet; JSON but for the time `at`."""
+Row = dict[str, Any]  # a row by column, as it is written to Parquet; JSON but for the time `at`
 
 NUM_TOP_CLASSES = 3
 ANSWERS = {
@@ -42,35 +41,26 @@ class LogEntry:
     """The answer to one text."""
 
     request_id: str
-    at: datetime
-    """When the answer was ready, UTC."""
+    at: datetime  # when the answer was ready, UTC
     model: str
     version: str
     digest: str
-    row: int
-    """The text's position in the request, which feedback refers to."""
-    latency_s: float
-    """From the request's body to the answer."""
+    row: int  # the text's position in the request, which feedback refers to
+    latency_s: float  # from the request's body to the answer
     subject: str | None = None
     attributes: Mapping[str, str] | None = None
     label: str | None = None
     score: float | None = None
     answered_by: str | None = None
     classes: Sequence[str] = ()
-    scores: np.ndarray | None = None
-    """Probabilities of the classes, [L]."""
+    scores: np.ndarray | None = None  # probabilities of the classes, [L]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    text: str | None = None
-    """The input; of a conversation, its last message."""
-    answer: str | None = None
-    """A chat model's answer."""
-    finish_reason: str | None = None
-    """A chat model's; None if the answer broke off."""
-    route: str = "classify"
-    """`classify`, `compare_answers`, `chat` or `completion`."""
-    caller: str | None = None
-    """Name of the API key that the request carried."""
+    text: str | None = None  # the input; of a conversation, its last message
+    answer: str | None = None  # a chat model's answer
+    finish_reason: str | None = None  # a chat model's; None if the answer broke off
+    route: str = "classify"  # `classify`, `compare_answers`, `chat` or `completion`
+    caller: str | None = None  # name of the API key that the request carried
     arm: str | None = None
     """`champion`, or `canary` if the challenger answered instead; `shadow` for the challenger's answer to a request
     that the champion answered under the same id. None if the request named another model."""
@@ -81,10 +71,7 @@ class FeedbackEntry:
     """The correct label of one text of an earlier request."""
 
     request_id: str
-    at: datetime
-    """When the feedback came, UTC."""
-    row: int
-    """The text's position in the request."""
+    at: datetime  # when the feedback came, UTC
+    row: int  # the text's position in the request
     label: str
-    caller: str | None = None
-    """Name of the API key that the feedback carried."""
+    caller: str | None = None  # name of the API key that the feedback carried

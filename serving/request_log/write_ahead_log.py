@@ -15,8 +15,7 @@ from tailorbird.storage.node_cache import cache_folder
 
 _log = logging.getLogger("ray.serve")
 
-MAX_BYTES = 1 << 30
-"""Most bytes of one replica's rows on disk, which the node's other processes need too."""
+MAX_BYTES = 1 << 30  # most bytes of one replica's rows on disk, which the node's other processes need too
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
 

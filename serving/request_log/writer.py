@@ -21,12 +21,9 @@ FLUSH_S = 10.0
 MAX_BYTES = 64 << 20
 """Most bytes of rows in memory while the store is unavailable; beyond them the oldest rows are dropped and counted."""
 FILE_ROWS = 10_000
-FILE_BYTES = 16 << 20
-"""Most bytes of the rows of a file, which are copied in memory when the file is written."""
-ROW_BYTES = 1400
-"""Memory that a row takes without its strings, by tracemalloc: 1,310 with three scores, 340 without."""
-CLOSE_S = 4.0
-"""Time to write the remaining rows: Serve ends a replica a few seconds after its last answer."""
+FILE_BYTES = 16 << 20  # most bytes of the rows of a file, which are copied in memory when the file is written
+ROW_BYTES = 1400  # memory that a row takes without its strings, by tracemalloc: 1,310 with three scores, 340 without
+CLOSE_S = 4.0  # time to write the remaining rows: Serve ends a replica a few seconds after its last answer
 
 _log = logging.getLogger("ray.serve")
 
@@ -40,10 +37,8 @@ class _FileBuffer:
 
     number: int
     rows: deque[tuple[int, Row]] = field(default_factory=deque)
-    num_bytes: int = 0
-    """Bytes of all its rows, also of those on disk only."""
-    on_disk: bool = False
-    """Whether some rows are in the write-ahead log only."""
+    num_bytes: int = 0  # bytes of all its rows, also of those on disk only
+    on_disk: bool = False  # whether some rows are in the write-ahead log only
 
 
 class BufferedParquetWriter(Generic[EntryT]):
@@ -192,7 +187,7 @@ class BufferedParquetWriter(Generic[EntryT]):
         for day, day_rows in by_day.items():
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(day_rows, schema=arrow_schema(self._columns)), sink)
-            # The same name again: a file that was written before a failure is overwritten, not duplicated.
+            # the same name again: a file that was written before a failure is overwritten, not duplicated.
             write_bytes(f"{self._uri}/day={day}/{name}-{number:06d}.parquet", sink.getvalue().to_pybytes())
 
 

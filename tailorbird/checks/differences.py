@@ -10,8 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from tailorbird import storage
 
-TOLERANCE = 1e-9
-"""Floats may differ by this much: libraries on another machine may add in another order."""
+TOLERANCE = 1e-9  # floats may differ by this much: libraries on another machine may add in another order
 
 
 def differences(stated: object, expected: object, *, at: str, other: str) -> Iterator[str]:

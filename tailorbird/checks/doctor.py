@@ -53,24 +53,16 @@ class Machine:
     wanted_python: str
     python_fits: bool
     packages: tuple[Package, ...]
-    extras: Mapping[str, tuple[Package, ...]]
-    """Packages of each optional group."""
+    extras: Mapping[str, tuple[Package, ...]]  # packages of each optional group
     memory_bytes: int
-    disk_bytes: int
-    """Free where the stack keeps its data."""
-    shm_bytes: int | None
-    """Size of /dev/shm."""
+    disk_bytes: int  # free where the stack keeps its data
+    shm_bytes: int | None  # size of /dev/shm
     cores: int
-    programs: Mapping[str, str | None]
-    """Path of each program, by its name."""
-    listening: frozenset[int] | None
-    """Ports in use."""
-    stack: str | None
-    """Addresses of the running embedded stack."""
-    settings: frozenset[str]
-    """Names, not values, of the environment variables that we, S3 or Ray read."""
-    gpu: str | None
-    """The GPU's name by its driver."""
+    programs: Mapping[str, str | None]  # path of each program, by its name
+    listening: frozenset[int] | None  # ports in use
+    stack: str | None  # addresses of the running embedded stack
+    settings: frozenset[str]  # names, not values, of the environment variables that we, S3 or Ray read
+    gpu: str | None  # the GPU's name by its driver
     torch_sees_gpu: bool | None
 
 

@@ -16,10 +16,8 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.memory_estimate import Batch, WorkerMemory, worker_memory
 
-RAY_KILLS_AT = 0.95
-"""Share of a node's memory in use at which Ray ends workers on it."""
-LEAST_STORED = 0.9
-"""Share of a model's parameters that its files must hold: unused heads and poolers may be missing."""
+RAY_KILLS_AT = 0.95  # share of a node's memory in use at which Ray ends workers on it
+LEAST_STORED = 0.9  # share of a model's parameters that its files must hold: unused heads and poolers may be missing
 SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r")
 """Fields of the training section that a sweep may vary and that change a worker's memory."""
 LESS = (

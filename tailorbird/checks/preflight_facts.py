@@ -19,8 +19,7 @@ from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 
-FOOTERS = 16
-"""Parquet files of a folder whose footers are read: the first ones and the last."""
+FOOTERS = 16  # parquet files of a folder whose footers are read: the first ones and the last
 NUM_READERS = 8
 MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 """Ray's environment variable; `minor` allows another patch version of Python."""
@@ -32,12 +31,10 @@ class Table:
 
     split: str
     uri: str
-    num_rows: int = 0
-    """In the files whose footers were read."""
+    num_rows: int = 0  # in the files whose footers were read
     num_files: int = 0
     num_read: int = 0
-    file: str | None = None
-    """One of them, for the nodes to read."""
+    file: str | None = None  # one of them, for the nodes to read
     fault: str | None = None
 
 
@@ -46,30 +43,22 @@ class Cluster:
     """A Ray that this process could join."""
 
     nodes: tuple[Node, ...]
-    node_types: tuple[NodeType, ...] | None
-    """What an autoscaler may start; None if none reports it."""
-    holders: tuple[Holder, ...] | None
-    """What holds CPUs and GPUs; None if the dashboard does not answer."""
-    reports: dict[str, NodeReport]
-    """By node id."""
-    probe_errors: dict[str, str]
-    """Why there is no report, by node id."""
+    node_types: tuple[NodeType, ...] | None  # what an autoscaler may start; None if none reports it
+    holders: tuple[Holder, ...] | None  # what holds CPUs and GPUs; None if the dashboard does not answer
+    reports: dict[str, NodeReport]  # by node id
+    probe_errors: dict[str, str]  # why there is no report, by node id
 
 
 @dataclass(frozen=True)
 class PreflightFacts:
     wanted: Requirements
     here: Versions
-    theirs: Versions | None
-    """The cluster's; None if it does not report them."""
-    any_patch: bool
-    """True if Ray allows another patch version of Python."""
-    unreachable: str | None
-    """Why Ray could not be joined."""
+    theirs: Versions | None  # the cluster's; None if it does not report them
+    any_patch: bool  # true if Ray allows another patch version of Python
+    unreachable: str | None  # why Ray could not be joined
     cluster: Cluster | None
     tables: tuple[Table, ...]
-    written: WriteCheck
-    """Result of writing in the registry from this machine."""
+    written: WriteCheck  # result of writing in the registry from this machine
     model: ModelMetadata | None
     model_fault: str | None
 

@@ -36,7 +36,7 @@ def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -
             yield f"{name} is missing"
         elif (sha256 := hashlib.sha256(content).hexdigest()) != expected:
             yield f"{name} was changed: its sha256 is {sha256}, {MANIFEST} says {expected}"
-    for file in _list_files(f"{uri}/predictions"):
+    for file in storage.list_files(f"{uri}/predictions", missing_ok=True):
         name = f"predictions/{file.rpartition('/predictions/')[2]}"
         if name not in manifest:
             yield f"{name} is foreign: {MANIFEST} does not name it"
@@ -45,7 +45,7 @@ def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -
 def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
     """Return the tables of predictions that can be read, by name, and a fault for each that cannot."""
     tables, faults = {}, []
-    for file in _list_files(f"{uri}/predictions"):
+    for file in storage.list_files(f"{uri}/predictions", missing_ok=True):
         name = file.rpartition("/")[2].removesuffix(".parquet")
         try:
             tables[name] = load_predictions(file)
@@ -114,7 +114,3 @@ def code_faults(code: CodeVersion) -> Iterator[str]:
 def _sha256(uri: str) -> str | None:
     """Return the hash of an object that may be larger than memory; None if there is no such object."""
     return storage.sha256_object(uri) if storage.exists(uri) else None
-
-
-def _list_files(uri: str) -> list[str]:
-    return storage.list_files(uri) if storage.exists(uri) else []

@@ -10,24 +10,16 @@ TaskName = Literal["classification", "chat"]
 class TaskRules:
     """Fields of a recipe that depend on its task."""
 
-    metrics: tuple[str, ...]
-    """Allowed values of `evaluation.metric`."""
+    metrics: tuple[str, ...]  # allowed values of `evaluation.metric`
     input_fields: tuple[str, ...]
     """Fields of section `data` that name the column with a model's input; the first that is set counts."""
-    fixed: dict[str, str | None]
-    """Paths of fields that are for other tasks, with the only value that they may have."""
-    hub_task: str
-    """`pipeline_tag` of a model card on the Hub."""
-    model: str
-    """What a model of the task is, in a model card."""
-    architecture: str
-    """How a fine-tuned or frozen model is built, in a model card; empty if the base model says it."""
-    unfitting: str
-    """What a model answers where it should not answer, in a model card."""
-    gates_off: tuple[str, ...] = ()
-    """Gates that are on by default and do not apply."""
-    is_monitored: bool = False
-    """Whether `watch` and `reevaluate` support the task."""
+    fixed: dict[str, str | None]  # paths of fields that are for other tasks, with the only value that they may have
+    hub_task: str  # `pipeline_tag` of a model card on the Hub
+    model: str  # what a model of the task is, in a model card
+    architecture: str  # how a fine-tuned or frozen model is built, in a model card; empty if the base model says it
+    unfitting: str  # what a model answers where it should not answer, in a model card
+    gates_off: tuple[str, ...] = ()  # gates that are on by default and do not apply
+    is_monitored: bool = False  # whether `watch` and `reevaluate` support the task
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")

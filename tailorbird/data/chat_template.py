@@ -19,8 +19,7 @@ class Tokens:
     """A conversation's token ids, and which of them are learned and scored."""
 
     ids: list[int]
-    assistant_mask: NDArray[np.bool_]
-    """True for the tokens that the assistant wrote."""
+    assistant_mask: NDArray[np.bool_]  # true for the tokens that the assistant wrote
 
     def __len__(self) -> int:
         return len(self.ids)

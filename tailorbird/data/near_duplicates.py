@@ -9,12 +9,10 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from tailorbird.data.splits import normalise, subsample
 
-THRESHOLD = 0.9
-"""Cosine from which two texts are near-duplicates."""
+THRESHOLD = 0.9  # cosine from which two texts are near-duplicates
 NUM_COLUMNS = 1 << 20
 CHUNK_CHARACTERS = 1 << 20
-CHUNK_PAIRS = 1 << 22
-"""Cosines in memory at once: at most 8 bytes each with their column."""
+CHUNK_PAIRS = 1 << 22  # cosines in memory at once: at most 8 bytes each with their column
 IDF_CHARACTERS = 5_000_000
 MAX_WORK = 1e10
 """Characters of `texts` x number of `among`: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200

@@ -18,14 +18,10 @@ class PackedRows:
     """Conversations packed into rows [B, T]; a token attends to its own conversation only."""
 
     input_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
-    """Restart at each conversation's first token."""
-    conversation_ids: NDArray[np.int64]
-    """Index of the conversation that a token belongs to; -1 is padding."""
-    positions: NDArray[np.int64]
-    """[N] flat positions in [B, T] whose next token the assistant wrote."""
-    targets: NDArray[np.int64]
-    """[N] next tokens at `positions`."""
+    position_ids: NDArray[np.int64]  # restart at each conversation's first token
+    conversation_ids: NDArray[np.int64]  # index of the conversation that a token belongs to; -1 is padding
+    positions: NDArray[np.int64]  # [N] flat positions in [B, T] whose next token the assistant wrote
+    targets: NDArray[np.int64]  # [N] next tokens at `positions`
 
     @property
     def target_conversation_ids(self) -> NDArray[np.int64]:

@@ -5,8 +5,7 @@ import re
 LOCAL = r"\w.!#$%&'*+/=?^`{|}~-"
 JOIN = r" \t\u00a0\u2000-\u200a\u202f\u3000.()/x_\u2010\u2011\-"
 """Characters between the digits of a number: spaces, dots, brackets, slashes, hyphens."""
-DASH = r"\s\u2012-\u2015\u2212"
-"""Characters that also join two numbers, as a range (2003 to 2011), or two lines."""
+DASH = r"\s\u2012-\u2015\u2212"  # characters that also join two numbers, as a range (2003 to 2011), or two lines
 PATTERNS = (
     ("email", re.compile(rf"(?<![{LOCAL}])[{LOCAL}]++@[\w-]++(?:\.[\w-]++)++")),
     ("address", re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+", re.IGNORECASE)),

@@ -21,27 +21,19 @@ class DataReport:
     num_train: int
     num_validation: int
     num_test: int
-    num_classes: int
-    """Different labels in train; for a chat task, different answers."""
-    train_copies_of_test: int
-    """Training rows dropped because their normalised text is in test."""
-    train_copies_of_validation: int
-    """Likewise for validation; a row that is in both counts for test only."""
+    num_classes: int  # different labels in train; for a chat task, different answers
+    train_copies_of_test: int  # training rows dropped because their normalised text is in test
+    train_copies_of_validation: int  # likewise for validation; a row that is in both counts for test only
     validation_copies_of_test: int
     near_duplicates_of_test: int
     """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they are kept."""
-    near_duplicates_compared: int
-    """Test rows that were compared with train: all, or a random sample of large data."""
+    near_duplicates_compared: int  # test rows that were compared with train: all, or a random sample of large data
     near_duplicates_of_validation: int
     near_duplicates_compared_in_validation: int
-    conflicting_texts: int
-    """Normalised texts, over all splits as read, with more than one label."""
-    empty_texts: int
-    """Rows, over all splits as read, with an empty or blank text."""
-    rare_classes: tuple[str, ...]
-    """(classification only) Classes with fewer than 10 training rows after cleaning."""
-    leaks: tuple[str, ...]
-    """As `leaks_of`."""
+    conflicting_texts: int  # normalised texts, over all splits as read, with more than one label
+    empty_texts: int  # rows, over all splits as read, with an empty or blank text
+    rare_classes: tuple[str, ...]  # (classification only) Classes with fewer than 10 training rows after cleaning
+    leaks: tuple[str, ...]  # as `leaks_of`
     num_in_memory: int | None = None
     """(sharded only) Training rows of the random sample in memory, on which conflicts and near-duplicates are counted
     and baselines are fitted."""

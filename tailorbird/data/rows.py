@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Message = tuple[str, str]
-"""Role and content."""
+Message = tuple[str, str]  # role and content
 Conversation = tuple[Message, ...]
 
 SPLIT_NAMES = ("train", "validation", "test")

@@ -63,8 +63,7 @@ class ChatData:
     """A conversation that ends with an answer of the assistant; methods as `ClassificationData`."""
 
     name: ClassVar[TaskName] = "chat"
-    system: str | None = None
-    """System message of conversations that have none."""
+    system: str | None = None  # system message of conversations that have none
 
     def columns(self, config: DataConfig) -> list[str]:
         inputs = [config.messages] if config.messages else [config.prompt, config.completion]
@@ -127,8 +126,7 @@ class ChatData:
         return AutoModelForCausalLM if is_causal else AutoModel
 
 
-DataTask = ClassificationData | ChatData
-"""What differs between tasks from the Parquet file to the tokens."""
+DataTask = ClassificationData | ChatData  # what differs between tasks from the Parquet file to the tokens
 CLASSIFICATION = ClassificationData()
 
 

@@ -22,8 +22,7 @@ class TokenLists:
     ids: list[list[int]]
     assistant_masks: list[NDArray[np.bool_]] | None = None
     """(chat only) True for the tokens of each row that the assistant wrote."""
-    labels: tuple[str, ...] | None = None
-    """(classification only) [N] labels."""
+    labels: tuple[str, ...] | None = None  # (classification only) [N] labels
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,10 @@ class TokenizedRows:
     """N training rows as tokens, end to end in one array: lists take ten times its memory."""
 
     row_ids: tuple[str, ...]
-    ids: NDArray[np.int32]
-    """[T] token ids, row after row."""
-    offsets: NDArray[np.int64]
-    """[N + 1]: start of each row in `ids`, and the end of the last."""
-    assistant_mask: NDArray[np.bool_] | None = None
-    """(chat only) [T]: True for the tokens that the assistant wrote."""
-    labels: NDArray[np.int64] | None = None
-    """(classification only) [N]: class indices."""
+    ids: NDArray[np.int32]  # [T] token ids, row after row
+    offsets: NDArray[np.int64]  # [N + 1]: start of each row in `ids`, and the end of the last
+    assistant_mask: NDArray[np.bool_] | None = None  # (chat only) [T]: True for the tokens that the assistant wrote
+    labels: NDArray[np.int64] | None = None  # (classification only) [N]: class indices
 
     @classmethod
     def from_lists(cls, row_ids: tuple[str, ...], tokens: TokenLists, *, classes: Sequence[str]) -> Self:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 GROUP_PREFIX = "group:"
 MEASURE_PREFIX = "measure:"
 CLUSTER = "cluster"
-ROW_METRICS = ("accuracy", "exact_match")
-"""What `scores` is the per-row score of."""
+ROW_METRICS = ("accuracy", "exact_match")  # what `scores` is the per-row score of
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
@@ -29,22 +28,15 @@ class VerdictRefused(ValueError):
 class Predictions:
     """One model's answers on one set of rows, in the rows' order, without their text."""
 
-    model: str
-    """Kind of the model, for example `probe` or `full`."""
-    row_ids: tuple[str, ...]
-    """Row ids, unique in the set."""
-    labels: tuple[str, ...]
-    """True labels; (chat) sha256 of the reference answer's words."""
-    outputs: tuple[str, ...]
-    """Predicted labels; (chat) sha256 of the answer's words."""
-    scores: NDArray[np.float64]
-    """[N] 1.0 where the output is the label, else 0.0."""
+    model: str  # kind of the model, for example `probe` or `full`
+    row_ids: tuple[str, ...]  # row ids, unique in the set
+    labels: tuple[str, ...]  # true labels; (chat) sha256 of the reference answer's words
+    outputs: tuple[str, ...]  # predicted labels; (chat) sha256 of the answer's words
+    scores: NDArray[np.float64]  # [N] 1.0 where the output is the label, else 0.0
     confidences: NDArray[np.float64]
     """[N] highest class probability, before temperature; (chat) exp of the mean log-probability of a token."""
-    calibrated: NDArray[np.float64]
-    """[N] highest class probability after temperature; (chat) the same as `confidences`."""
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Group columns by name, one value a row."""
+    calibrated: NDArray[np.float64]  # [N] highest class probability after temperature; (chat) the same as `confidences`
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group columns by name, one value a row
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """[N] other per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`."""
     clusters: tuple[str, ...] | None = None

@@ -22,11 +22,9 @@ from tailorbird.models.metadata import read_tokenizer
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """Names of the files or folders of a split."""
-TEST_SHARE = 0.17
-"""Of the rows, if a recipe names no test rows; see `tailorbird.data.rows`."""
+TEST_SHARE = 0.17  # of the rows, if a recipe names no test rows; see `tailorbird.data.rows`
 COLUMNS = ("text", "label", "prompt", "completion", "messages")
-MAX_KEYS = 3
-"""Columns to split by that are tried."""
+MAX_KEYS = 3  # columns to split by that are tried
 S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")
 
 
@@ -51,10 +49,8 @@ class SplitCheck:
 
     split_by: str | None
     report: DataReport | None = None
-    fault: str | None = None
-    """Why a run would refuse the rows."""
-    refused: tuple[str, ...] = ()
-    """Columns that do not separate the splits, each with the reason."""
+    fault: str | None = None  # why a run would refuse the rows
+    refused: tuple[str, ...] = ()  # columns that do not separate the splits, each with the reason
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,7 @@ class DataSummary:
     roles: ColumnRoles
     lengths: TokenLengths
     num_train: int
-    num_test: int
-    """By the files' footers; without named test rows, their share of all."""
+    num_test: int  # by the files' footers; without named test rows, their share of all
     base_model: str
 
 

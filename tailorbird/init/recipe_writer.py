@@ -18,13 +18,11 @@ from tailorbird.init import inspect_data as inspection
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
 
-UNEVEN = 0.6
-"""Share of the largest class above which accuracy says little."""
+UNEVEN = 0.6  # share of the largest class above which accuracy says little
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
 NUM_LISTED = 12
-EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
-"""Epochs for at most so many training rows; for more, one."""
+EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))  # epochs for at most so many training rows; for more, one
 
 
 class DraftError(ValueError):
@@ -174,7 +172,7 @@ def _training(summary: DataSummary) -> Iterator[str]:
     rows, defaults = summary.num_train, DEFAULTS[summary.roles.task]
     epochs = next((epochs for most, epochs in EPOCHS if rows <= most), 1)
     yield "training:"
-    yield "  # A model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
+    yield "  # a model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
     yield "  num_workers: 1"
     yield f"  cpus_per_worker: {min(2, os.cpu_count() or 1)}"
     yield "  zero_stage: 0"

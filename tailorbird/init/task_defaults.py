@@ -22,7 +22,7 @@ def accuracy_gain(num_test: int) -> float:
 
 
 def score_gain(num_test: int) -> float:
-    # The formula of McNemar's test has the variance of a row's difference in the place of the discordance.
+    # the formula of McNemar's test has the variance of a row's difference in the place of the discordance.
     least = minimum_detectable_effect(num_test, discordance=DEVIATION**2, alpha=ALPHA)
     return round(min(0.5, -(-least // STEP) * STEP), 3)
 
@@ -30,14 +30,11 @@ def score_gain(num_test: int) -> float:
 @dataclass(frozen=True)
 class TaskDefaults:
     base_model: str
-    longest: int
-    """Tokens of a row at most: what the usual encoder reads, or what two cores can train."""
+    longest: int  # tokens of a row at most: what the usual encoder reads, or what two cores can train
     method: str
-    tuned_methods: str | None
-    """Values of `tuning.space.method`, as YAML."""
+    tuned_methods: str | None  # values of `tuning.space.method`, as YAML
     max_epochs: int
-    batch_sizes: tuple[int, int]
-    """For under 2,000 training rows, and for more."""
+    batch_sizes: tuple[int, int]  # for under 2,000 training rows, and for more
     num_seeds: int
     assumption: str
     gain: Callable[[int], float]

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
 
-TokenIds = Sequence[Sequence[int]]
-"""Token ids of each row, unpadded."""
+TokenIds = Sequence[Sequence[int]]  # token ids of each row, unpadded
 
 
 class Classifier(nn.Module):

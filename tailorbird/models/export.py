@@ -17,8 +17,7 @@ from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
 TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
-EXAMPLE = (2, 8)
-"""Rows and tokens of the traced batch; neither may be 1, which the export would treat as constant."""
+EXAMPLE = (2, 8)  # rows and tokens of the traced batch; neither may be 1, which the export would treat as constant
 
 
 class _Embedding(torch.nn.Module):

@@ -20,20 +20,16 @@ CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 
 By default transformers allocates most of the machine's memory for the cache.
 """
-SCORED_TOKENS = 4096
-"""Tokens in one forward pass of `log_likelihoods`."""
+SCORED_TOKENS = 4096  # tokens in one forward pass of `log_likelihoods`
 
 
 @dataclass(frozen=True)
 class Answer:
     """A model's answer to one prompt."""
 
-    tokens: list[int]
-    """Without the end-of-turn token."""
-    finished: bool
-    """False if it was truncated at `max_new_tokens`."""
-    confidence: float
-    """exp of the mean log-probability of its tokens."""
+    tokens: list[int]  # without the end-of-turn token
+    finished: bool  # false if it was truncated at `max_new_tokens`
+    confidence: float  # exp of the mean log-probability of its tokens
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:

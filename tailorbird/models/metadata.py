@@ -22,8 +22,7 @@ from tailorbird.models.shape import ModelShape
 from tailorbird.models.transformers_private import has_causal_model
 from tailorbird.storage import s3
 
-SMALL_FILES = (".json", ".jinja", ".txt", ".model")
-"""Suffixes of the files next to the weights."""
+SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of the files next to the weights
 
 
 class MetadataError(ValueError):
@@ -35,18 +34,13 @@ class ModelMetadata:
     """A base model without its weights."""
 
     uri: str
-    kind: str
-    """transformers' model type."""
-    is_causal: bool
-    """True if transformers has a causal language model of this type."""
+    kind: str  # transformers' model type
+    is_causal: bool  # true if transformers has a causal language model of this type
     is_encoder_decoder: bool
-    longest: int | None
-    """As `DataTask.longest_row`."""
+    longest: int | None  # as `DataTask.longest_row`
     shape: ModelShape
-    num_stored: int
-    """Number of values in its safetensors files."""
-    template_error: str | None = None
-    """(chat only) Why its chat template cannot be used."""
+    num_stored: int  # number of values in its safetensors files
+    template_error: str | None = None  # (chat only) Why its chat template cannot be used
 
 
 def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:

@@ -11,8 +11,7 @@ from tailorbird.models.classifier import Classifier
 
 ENCODER_FILE = "encoder.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
-PRECISION = {"float32": "f32", "bfloat16": "bf16"}
-"""OpenVINO's names for dtypes."""
+PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # openVINO's names for dtypes
 INSTALL = "install it where models run: pip install --editable '.[engines]' in the project's folder"
 
 

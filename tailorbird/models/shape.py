@@ -8,16 +8,13 @@ class ModelShape:
     """Sizes of a pretrained model, by its config."""
 
     num_parameters: int
-    num_linear: int
-    """Parameters in the matrices of linear layers, which autocast copies."""
+    num_linear: int  # parameters in the matrices of linear layers, which autocast copies
     num_linear_ends: int
     """Input plus output features of all linear layers: an adapter of rank r has r times as many parameters."""
     hidden: int
-    intermediate: int
-    """Width of a layer's feed-forward network."""
+    intermediate: int  # width of a layer's feed-forward network
     num_layers: int
     num_heads: int
     vocabulary: int
-    gated: bool = False
-    """True if the feed-forward network is gated, as in Llama."""
+    gated: bool = False  # true if the feed-forward network is gated, as in Llama
     attention_dropout: float = 0.0

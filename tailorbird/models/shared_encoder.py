@@ -16,10 +16,8 @@ from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
-NO_ADAPTER = "__base__"
-"""PEFT's name for rows of a batch without an adapter."""
-MIXED = "mixed"
-"""The active adapter in a pass with rows of several adapters."""
+NO_ADAPTER = "__base__"  # PEFT's name for rows of a batch without an adapter
+MIXED = "mixed"  # the active adapter in a pass with rows of several adapters
 
 
 def adapter_of(loaded: LoadedClassifier[ModelVersion]) -> str:
@@ -51,7 +49,7 @@ class SharedEncoder:
         head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as in `loading.load_model`
         name = NO_ADAPTER
         if version.kind == "lora":
-            # A name for each load: a version may be loaded again before it is unloaded.
+            # a name for each load: a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")

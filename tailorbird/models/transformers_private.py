@@ -14,11 +14,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-TRANSFORMERS_VERSION = "5.24"
-"""Checked by tests/unit/models/test_transformers_private.py."""
+TRANSFORMERS_VERSION = "5.24"  # checked by tests/unit/models/test_transformers_private.py
 
-Bounds = tuple[int, ...]
-"""Where the tokens of each request in a packed pass begin, and where the last one's end."""
+Bounds = tuple[int, ...]  # where the tokens of each request in a packed pass begin, and where the last one's end
 
 
 def has_causal_model(model_type: str) -> bool:

@@ -39,8 +39,7 @@ class TrafficSample:
 
     confidences: FloatArray  # [N] the champion's calibrated confidence
     outputs: Sequence[str]  # [N] the champion's answers
-    embeddings: Embeddings | None = None
-    """[M, D] of some or all rows, by the pretrained encoder; None without texts."""
+    embeddings: Embeddings | None = None  # [M, D] of some or all rows, by the pretrained encoder; None without texts
     keys: IntArray | None = None
     """[N] of a reference: integers that are equal for dependent rows (of a document, a patient). A reference with
     embeddings has one per row, so M is N."""

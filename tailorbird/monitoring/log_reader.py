@@ -27,8 +27,7 @@ DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
 ReadPart = Callable[[list[str]], Traffic]
-MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]
-"""As the built-in `map`, perhaps on a cluster."""
+MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]  # as the built-in `map`, perhaps on a cluster
 
 
 class TrafficError(ValueError):

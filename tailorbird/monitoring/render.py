@@ -12,8 +12,7 @@ MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a label's value, for Prometheus
 
-Gauge = tuple[str, str, Sequence[tuple[dict[str, str], float]]]
-"""Name, description, and values by their labels."""
+Gauge = tuple[str, str, Sequence[tuple[dict[str, str], float]]]  # name, description, and values by their labels
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:

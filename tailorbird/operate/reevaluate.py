@@ -50,8 +50,7 @@ class Reevaluation:
     holds: bool | None  # whether the champion's verdict holds; None if the rows do not decide it
     rollback_uri: str  # of the version that a rollback restores
     champion: Champion  # after the re-evaluation
-    proposed: str | None
-    """URI of a recipe that trains on the audited rows too; None unless the verdict no longer holds."""
+    proposed: str | None  # URI of a recipe that trains on the audited rows too; None unless the verdict no longer holds
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}

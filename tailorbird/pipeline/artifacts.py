@@ -23,8 +23,7 @@ class Contender:
     """A model that can answer, with its score on validation."""
 
     kind: str
-    uri: str
-    """URI of its artifact or version."""
+    uri: str  # URI of its artifact or version
     validation: float
 
 

@@ -27,13 +27,11 @@ M = TypeVar("M", bound=StoredModel)
 class RunContext:
     """What every later stage starts from."""
 
-    run: str
-    """URI of the run, named by the hash of recipe, code and data."""
+    run: str  # URI of the run, named by the hash of recipe, code and data
     inputs: RunInputs
     task: Task
     protocol: TestProtocol
-    champion: str | None
-    """URI of the version that served when the protocol was registered."""
+    champion: str | None  # URI of the version that served when the protocol was registered
     requested_by: str
 
     @property

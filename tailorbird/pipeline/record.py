@@ -19,8 +19,7 @@ from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult
 
-PRETRAINED = "pretrained"
-"""Status of a baseline in the sweep's table."""
+PRETRAINED = "pretrained"  # status of a baseline in the sweep's table
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class TrainedModels:
 
     baselines: tuple[Baseline, ...]
     sweep: SweepResult
-    seeds: tuple[TrainingResult, ...]
-    """Trainings of the selected configuration, the sweep's own first."""
+    seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's own first
     averaged: evidence.AverageRecord | None
     curve: LearningCurve | None
     candidate: Contender
@@ -53,14 +51,11 @@ class TrainedModels:
 class EvaluatedModels:
     """What both models predicted and cost on test, and the access to the test rows that it took."""
 
-    routing: Routing | None
-    """Of a hybrid, fitted on validation."""
+    routing: Routing | None  # of a hybrid, fitted on validation
     test_access: TestSetAccess
-    test_rows: str
-    """sha256 of the test rows' content, which names the ledger."""
+    test_rows: str  # sha256 of the test rows' content, which names the ledger
     other_test_sets: int
-    predictions: Mapping[str, Predictions]
-    """By the table's name."""
+    predictions: Mapping[str, Predictions]  # by the table's name
     cost: evidence.CostRecord
 
 

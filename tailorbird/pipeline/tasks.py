@@ -24,10 +24,8 @@ class ClassificationTask:
     """A label for a text: baselines and training of a run, and how its models are made loadable."""
 
     inputs: RunInputs
-    label_noun: ClassVar[str] = "classes"
-    """What the different labels of the rows are, in messages."""
-    num_cost_rows: ClassVar[int] = 256
-    """Test rows on which the cost of both models is measured."""
+    label_noun: ClassVar[str] = "classes"  # what the different labels of the rows are, in messages
+    num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of both models is measured
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -21,8 +21,7 @@ from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError,
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
-MAX_NAME_LENGTH = 47
-"""Of a RayService's or RayJob's name: the operator derives names of services from it."""
+MAX_NAME_LENGTH = 47  # of a RayService's or RayJob's name: the operator derives names of services from it
 SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
 """Labels of pods, by which policies and budgets distinguish services and runs of one namespace."""
 

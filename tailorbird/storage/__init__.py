@@ -5,9 +5,7 @@
 
 from tailorbird.storage.conditional import delete, head, heads, read_versioned, update_json, write_if_match
 from tailorbird.storage.objects import (
-    CHUNK_BYTES,
     MANIFEST,
-    NUM_TRANSFERS,
     comes_from_storage,
     delete_folder,
     download_folder,

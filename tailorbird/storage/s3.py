@@ -64,8 +64,7 @@ class RetryPolicy:
 
 
 STANDARD = RetryPolicy(1)
-PERSISTENT = RetryPolicy(10)
-"""For work that must survive an outage of the storage of about a minute."""
+PERSISTENT = RetryPolicy(10)  # for work that must survive an outage of the storage of about a minute
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-FORMAT = 1
-"""The newest format that this version of Tailorbird reads and the one that it writes."""
+FORMAT = 1  # the newest format that this version of Tailorbird reads and the one that it writes
 
 
 class StoredModel(BaseModel):

@@ -58,10 +58,8 @@ GROUP_RULES = {
 }
 """Pattern of words by group: the first that matches a whole word of the term decides."""
 _GROUPS = {group: re.compile(rf"\b(?:{words})\b") for group, words in GROUP_RULES.items()}
-Wording = tuple[str, str, str, str, str]
-"""(text, code, title of the code, chapter number, block)."""
-CODE, CHAPTER = 1, 3
-"""Positions in a Wording."""
+Wording = tuple[str, str, str, str, str]  # (text, code, title of the code, chapter number, block)
+CODE, CHAPTER = 1, 3  # positions in a Wording
 
 
 def build() -> dict[str, pa.Table]:

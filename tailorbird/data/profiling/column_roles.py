@@ -14,10 +14,8 @@ PROMPTS, ANSWERS = ("prompt", "question", "instruction", "input"), ("completion"
 GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "country", "source", "channel", "ethnicity")
 IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
 MOST_CLASSES, MOST_GROUP_VALUES, MOST_GROUPS = 1000, 20, 4
-LEAST_KEYS = 20
-"""Distinct values that a column must have to split rows by."""
-ANSWER_WORDS = 2.0
-"""Mean words of a value from which a column holds answers, not labels."""
+LEAST_KEYS = 20  # distinct values that a column must have to split rows by
+ANSWER_WORDS = 2.0  # mean words of a value from which a column holds answers, not labels
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class ColumnRoles:
     completion: ColumnRole | None = None
     messages: ColumnRole | None = None
     groups: tuple[ColumnRole, ...] = ()
-    keys: tuple[ColumnRole, ...] = ()
-    """Columns to split by, the most likely first."""
+    keys: tuple[ColumnRole, ...] = ()  # columns to split by, the most likely first
 
     @property
     def task(self) -> TaskName:

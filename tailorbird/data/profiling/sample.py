@@ -13,8 +13,7 @@ from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
 """Rows, and bytes as Parquet counts them uncompressed, after which no further row group is read."""
-NEAR_EMPTY = 3
-"""Characters under which a text counts as near-empty."""
+NEAR_EMPTY = 3  # characters under which a text counts as near-empty
 
 Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
 _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
@@ -31,8 +30,7 @@ class Column:
 
     name: str
     kind: Kind
-    values: tuple[Any, ...]
-    """Value of each row, or None."""
+    values: tuple[Any, ...]  # value of each row, or None
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -54,13 +52,10 @@ class Sample:
     """The first rows of a file or folder."""
 
     uri: str
-    num_rows: int
-    """In the whole file or folder."""
+    num_rows: int  # in the whole file or folder
     num_sampled: int
-    columns: tuple[Column, ...]
-    """Columns that a recipe can use, in the file's order."""
-    left_out: tuple[str, ...]
-    """Names and types of the other columns."""
+    columns: tuple[Column, ...]  # columns that a recipe can use, in the file's order
+    left_out: tuple[str, ...]  # names and types of the other columns
 
     @property
     def is_whole(self) -> bool:

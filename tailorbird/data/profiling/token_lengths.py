@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.6, 2
 """Estimate without a tokenizer: everyday English has 1.3 tokens a word, medical English 1.7."""
-TURN_TOKENS = 40
-"""Special tokens of a conversation, with the system message that its template may add."""
-SAMPLE_ROWS = 2000
-"""Evenly spaced rows whose tokens are counted."""
+TURN_TOKENS = 40  # special tokens of a conversation, with the system message that its template may add
+SAMPLE_ROWS = 2000  # evenly spaced rows whose tokens are counted
 UNLIMITED = 1 << 20
 
 
@@ -28,10 +26,8 @@ class TokenLengths:
 
     median: int
     p99: int
-    answer_p99: int
-    """(chat only) Of the answers alone, with their end-of-turn token; else 0."""
-    counted: bool
-    """False if they are estimated."""
+    answer_p99: int  # (chat only) Of the answers alone, with their end-of-turn token; else 0
+    counted: bool  # false if they are estimated
 
 
 def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> TokenLengths:

@@ -26,12 +26,9 @@ class LoadedDataset:
     splits: Splits
     """If training rows are sharded, train is a random sample of about `data.stream_above_rows`, with every class."""
     report: DataReport
-    hashes: dict[str, str]
-    """sha256 of each split; of train over all of its rows."""
-    shards: Shards | None = None
-    """All training rows, if they are sharded."""
-    sample_sha256: str | None = None
-    """Of the training rows in memory, if they are a sample."""
+    hashes: dict[str, str]  # sha256 of each split; of train over all of its rows
+    shards: Shards | None = None  # all training rows, if they are sharded
+    sample_sha256: str | None = None  # of the training rows in memory, if they are a sample
 
     @property
     def num_train(self) -> int:

@@ -18,8 +18,7 @@ from tailorbird.data.tokenized import TokenizedRows, TokenLists, offsets_of
 from tailorbird.storage import upload_file
 from tailorbird.storage.s3 import PERSISTENT, StorageError, filesystem, storage_errors
 
-CHUNK_ROWS = 256
-"""Rows that are read together: few, so that a window has rows from all over the data."""
+CHUNK_ROWS = 256  # rows that are read together: few, so that a window has rows from all over the data
 NUM_READS = 8
 _COLUMNS = {
     "row_id": pa.string(),
@@ -34,12 +33,9 @@ class Shards:
     """Training rows as tokens in `uri`/<number>.arrow, in chunks of `CHUNK_ROWS` rows; a file's last may be smaller."""
 
     uri: str
-    sizes: tuple[int, ...]
-    """Rows of each file, in the order of their numbers."""
-    classes: tuple[str, ...]
-    """(classification only) Empty for a chat task."""
-    window_rows: int = 1 << 14
-    """Rows that a worker shuffles together."""
+    sizes: tuple[int, ...]  # rows of each file, in the order of their numbers
+    classes: tuple[str, ...]  # (classification only) Empty for a chat task
+    window_rows: int = 1 << 14  # rows that a worker shuffles together
 
     def __len__(self) -> int:
         return sum(self.sizes)

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARD_ROWS = 1 << 17
-BATCH_ROWS = 1 << 13
-"""Rows that a task holds in memory at once."""
+BATCH_ROWS = 1 << 13  # rows that a task holds in memory at once
 SEED = 0
 EVALUATION_SPLITS = ("test", "validation")
 """Splits that may not share a text with train; a copy in both counts for the first."""
@@ -42,8 +41,7 @@ class ShardSpec:
     number: int
     uri: str
     row_groups: tuple[int, ...]
-    first: int
-    """Position of the first row among all training rows."""
+    first: int  # position of the first row among all training rows
     first_in_file: int
     num_rows: int
 
@@ -56,12 +54,9 @@ class ShardingJob:
     task: DataTask
     base_model: str
     uri: str
-    sample_share: float
-    """Share of the rows that the driver keeps in memory."""
-    evaluation_texts: dict[str, frozenset[str]]
-    """Normalised texts of validation and of test."""
-    evaluation_keys: frozenset[str]
-    """Values of `split_by` in either."""
+    sample_share: float  # share of the rows that the driver keeps in memory
+    evaluation_texts: dict[str, frozenset[str]]  # normalised texts of validation and of test
+    evaluation_keys: frozenset[str]  # values of `split_by` in either
 
 
 class ShardReport(BaseModel, frozen=True):
@@ -203,7 +198,7 @@ def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:
     with open_parquet(spec.uri, columns=columns, in_parts=True) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(spec.row_groups), columns=columns):
             table = pa.Table.from_batches([batch])
-            # An error names the position in the file; row ids are positions among all training rows.
+            # an error names the position in the file; row ids are positions among all training rows.
             rows = job.task.rows(table, config=job.config, uri=spec.uri, first=spec.first_in_file + num_read)
             ids = range(spec.first + num_read, spec.first + num_read + len(rows))
             yield replace(rows, row_ids=tuple(map(str, ids)))

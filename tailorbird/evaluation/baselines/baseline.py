@@ -9,12 +9,10 @@ class Baseline:
     """A baseline and its score on the validation rows, by the recipe's metric."""
 
     kind: str
-    uri: str | None
-    """URI of its artifact; None if it has none."""
+    uri: str | None  # URI of its artifact; None if it has none
     validation: float
     servable: bool
-    note: str
-    """How it was made, for people."""
+    note: str  # how it was made, for people
 
 
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:

@@ -24,10 +24,8 @@ from tailorbird.storage.node_cache import local_copy
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Inverse regularisation strengths tried on validation."""
-COSINE_SCALE = 20.0
-"""Cosine similarities, at most 1, times this are the logits of zero-shot and centroid."""
+PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths tried on validation
+COSINE_SCALE = 20.0  # cosine similarities, at most 1, times this are the logits of zero-shot and centroid
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,8 @@ class BaselineResults:
     """Fitted baselines, before they are stored: none has a URI yet."""
 
     baselines: tuple[Baseline, ...]
-    heads: dict[str, Head]
-    """Of the servable ones, by kind."""
-    temperatures: dict[str, float]
-    """Of the same, fitted on validation."""
+    heads: dict[str, Head]  # of the servable ones, by kind
+    temperatures: dict[str, float]  # of the same, fitted on validation
     tfidf: tfidf.TfidfBaseline
 
 

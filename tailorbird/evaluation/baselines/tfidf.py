@@ -41,17 +41,12 @@ class Attempt:
 class TfidfBaseline:
     """The TF-IDF classifier that scored best on validation. It is not served; a candidate must beat it."""
 
-    features: str
-    """A key of `FEATURES`."""
-    attempts: tuple[Attempt, ...]
-    """Every setting tried, in order."""
+    features: str  # a key of `FEATURES`
+    attempts: tuple[Attempt, ...]  # every setting tried, in order
     classes: tuple[str, ...]
-    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)
-    """One for each kind of n-grams in the features."""
-    weights: FloatArray = field(repr=False)
-    """[L, D]; [1, D], of the second, for two classes."""
-    intercepts: FloatArray = field(repr=False)
-    """[L] or [1]."""
+    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)  # one for each kind of n-grams in the features
+    weights: FloatArray = field(repr=False)  # [L, D]; [1, D], of the second, for two classes
+    intercepts: FloatArray = field(repr=False)  # [L] or [1]
 
     def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], FloatArray]:
         """Return the label of each text, and its uncalibrated confidence, the softmax of the margins: [N] in (0, 1]."""

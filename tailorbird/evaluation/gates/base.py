@@ -17,13 +17,11 @@ class State(StrEnum):
 class Bound:
     """An estimate with its interval, compared with a limit."""
 
-    what: str
-    """Name of the estimate for readers: `ECE after temperature`."""
+    what: str  # name of the estimate for readers: `ECE after temperature`
     estimate: float
     interval: tuple[float, float]
     limit: float
-    n: int
-    """Rows behind the estimate."""
+    n: int  # rows behind the estimate
     state: State
     rows_needed: int | None = None
     """Rows that would decide it if the estimate stands; None where it is decided or no number would."""
@@ -33,12 +31,10 @@ class Bound:
 class Gate:
     """A condition that the candidate must meet besides its gain."""
 
-    name: str
-    """`calibration`, `groups`, `counterfactual`, `robustness` or `cost`."""
+    name: str  # `calibration`, `groups`, `counterfactual`, `robustness` or `cost`
     state: State
     bounds: tuple[Bound, ...]
-    note: str = ""
-    """Further information for readers."""
+    note: str = ""  # further information for readers
 
 
 def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, float], n: int) -> Bound:
@@ -49,7 +45,7 @@ def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, 
     if low > limit:
         return Bound(what, estimate, interval, limit, n, State.FAILS)
     half, distance = (high - low) / 2, abs(estimate - limit)
-    # An interval shrinks with the root of the rows; where the estimate lies on the limit no number decides.
+    # an interval shrinks with the root of the rows; where the estimate lies on the limit no number decides.
     needed = None if distance == 0 else max(n + 1, round(n * (half / distance) ** 2))
     return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
 

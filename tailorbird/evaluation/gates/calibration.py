@@ -17,8 +17,7 @@ NUM_BINS = 15
 NUM_RESAMPLES = 2_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
-SLACK = 1e-6
-"""Softmax in fp32 may give a confidence this much over 1."""
+SLACK = 1e-6  # softmax in fp32 may give a confidence this much over 1
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -40,7 +39,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         inverse = np.exp(-log_temperature)
         return float(np.mean(logsumexp(values * inverse, axis=1) - at_label * inverse))
 
-    # The loss is convex in 1 / T, so it has one valley in log T.
+    # the loss is convex in 1 / T, so it has one valley in log T.
     low, high = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
@@ -136,5 +135,5 @@ def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple
 
 
 def _ece_of(excess: FloatArray, bins: NDArray[np.int64], num_bins: int) -> float:
-    # A bin's weight times the gap of its means is the size of its rows' summed excess, over all rows.
+    # a bin's weight times the gap of its means is the size of its rows' summed excess, over all rows.
     return float(np.abs(np.bincount(bins, weights=excess, minlength=num_bins)).sum() / len(excess))

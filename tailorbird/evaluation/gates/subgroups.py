@@ -31,10 +31,8 @@ class Gap:
     """Largest minus smallest of the groups' means, and what chance alone gives."""
 
     observed: float
-    usual: float
-    """Median of the gaps under shuffled membership."""
-    p_value: float
-    """Share of the shuffles with a gap at least as large, one added to count and total."""
+    usual: float  # median of the gaps under shuffled membership
+    p_value: float  # share of the shuffles with a gap at least as large, one added to count and total
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ class MeanChange:
 
     ours: FloatArray
     theirs: FloatArray
-    clusters: tuple[str, ...] | None = None
-    """The document of each row, where rows share some."""
+    clusters: tuple[str, ...] | None = None  # the document of each row, where rows share some
 
     @property
     def n(self) -> int:
@@ -190,7 +187,7 @@ def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
         drawn = _drawn(generator, left, size=int(size))
         means[:, index] = drawn @ distinct / size
         left -= drawn
-    # The mean of equal values may differ in the last bit.
+    # the mean of equal values may differ in the last bit.
     spreads = np.ptp(means, axis=1)
     as_large = int(np.sum(spreads >= observed - 1e-12))
     return Gap(observed, float(np.median(spreads)), (as_large + 1) / (NUM_PERMUTATIONS + 1))

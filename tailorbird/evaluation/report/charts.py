@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from tailorbird.evaluation.report.evidence import ReliabilityBin
 from tailorbird.evaluation.report.html_elements import text
 
-SQUARE = 240
-"""Side of a plot with two axes, in its own units; its texts are as large as the page's small print."""
+SQUARE = 240  # side of a plot with two axes, in its own units; its texts are as large as the page's small print
 MARGIN = 34
 
 

@@ -22,10 +22,8 @@ from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
-ENGINE_EVIDENCE = "engine_evidence.json"
-"""Name of the `EngineEvidence` in the exported version's folder."""
-UNREGISTERED = "not registered"
-"""Digest of a version that was not registered, because the verdict did not choose it."""
+ENGINE_EVIDENCE = "engine_evidence.json"  # name of the `EngineEvidence` in the exported version's folder
+UNREGISTERED = "not registered"  # digest of a version that was not registered, because the verdict did not choose it
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,9 @@ class DataRecord:
     """The rows of a run."""
 
     report: DataReport
-    trained_on: int
-    """Training rows, of which `report` may cover a part."""
-    sha256: Mapping[str, str]
-    """Of each split, by its name."""
-    other_test_sets: int
-    """Other sets of test rows that were evaluated under the recipe's name."""
+    trained_on: int  # training rows, of which `report` may cover a part
+    sha256: Mapping[str, str]  # of each split, by its name
+    other_test_sets: int  # other sets of test rows that were evaluated under the recipe's name
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,7 @@ class TrialRecord:
     config: Mapping[str, JsonValue]
     epochs: int
     validation: float
-    seconds: float
-    """Inside training steps."""
+    seconds: float  # inside training steps
     status: str
 
 
@@ -68,24 +62,20 @@ class AverageRecord:
     """The mean of the seeds' weights."""
 
     validation: float
-    chosen: bool
-    """True if it is the candidate."""
+    chosen: bool  # true if it is the candidate
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
     """The selected configuration, and the training of it that scored best on validation."""
 
-    selected: Mapping[str, JsonValue]
-    """Fields of the training config."""
+    selected: Mapping[str, JsonValue]  # fields of the training config
     num_workers: int
     zero_stage: int
     epochs: int
-    seconds: float
-    """Inside training steps."""
+    seconds: float  # inside training steps
     samples_per_second: float
-    padding_share: float
-    """Of the tokens computed, in [0, 1]."""
+    padding_share: float  # of the tokens computed, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -103,10 +93,8 @@ class CurveRecord:
 class CostRecord:
     """What was measured of the cost."""
 
-    cpu: CpuRounds | None
-    """Of serving; None if it was not measured."""
-    training_cpu_s: float
-    """CPU-seconds inside the training steps of every trial and seed."""
+    cpu: CpuRounds | None  # of serving; None if it was not measured
+    training_cpu_s: float  # CPU-seconds inside the training steps of every trial and seed
 
 
 @dataclass(frozen=True)
@@ -115,10 +103,8 @@ class CandidateRecord:
 
     kind: str
     uri: str
-    digest: str
-    """`UNREGISTERED` if the verdict did not choose it."""
-    files: Mapping[str, str] | None = None
-    """sha256 of each file by name, if it is not registered."""
+    digest: str  # `UNREGISTERED` if the verdict did not choose it
+    files: Mapping[str, str] | None = None  # sha256 of each file by name, if it is not registered
 
 
 @dataclass(frozen=True)
@@ -126,8 +112,7 @@ class BaseModelRecord:
     """The staged base model."""
 
     uri: str
-    files: Mapping[str, str]
-    """sha256 of each file by name."""
+    files: Mapping[str, str]  # sha256 of each file by name
 
 
 @dataclass(frozen=True)
@@ -136,10 +121,8 @@ class ModelScore:
 
     kind: str
     validation: float
-    interval: tuple[float, float] | None
-    """Wilson interval of an accuracy on validation; None for another metric."""
-    test: float | None
-    """None where the model did not predict the test rows."""
+    interval: tuple[float, float] | None  # wilson interval of an accuracy on validation; None for another metric
+    test: float | None  # None where the model did not predict the test rows
     role: Literal["incumbent", "candidate", "reference"] | None
 
 

@@ -10,8 +10,7 @@ from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.storage.stored_model import StoredModel
 
-PROTOCOL_FILE = "protocol.json"
-"""Name of the `Preregistration` in a run's and a version's folder."""
+PROTOCOL_FILE = "protocol.json"  # name of the `Preregistration` in a run's and a version's folder
 
 
 class Preregistration(StoredModel):

@@ -30,10 +30,8 @@ class Effect:
     gain: float
     interval: tuple[float, float]
     """Percentile interval, two-sided at level 1 - alpha; macro-F1's includes the unseen rate (`unseen_rate`)."""
-    p_value: float
-    """Two-sided, of a gain of 0."""
-    standard_error: float
-    """Standard deviation of the resampled gains."""
+    p_value: float  # two-sided, of a gain of 0
+    standard_error: float  # standard deviation of the resampled gains
 
 
 def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
@@ -209,7 +207,7 @@ def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes
 def _mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
     """Return the mean over classes that occur of 2 right / (support + answered); all are [L, resamples]."""
     f1 = 2 * right / np.maximum(support + answered, 1)
-    # A class that does not occur has nothing right and adds 0.
+    # a class that does not occur has nothing right and adds 0.
     return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)
 
 

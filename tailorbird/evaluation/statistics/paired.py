@@ -54,24 +54,20 @@ class PairedCounts:
 class Comparison:
     """The candidate against another model on the same rows, by one metric."""
 
-    counts: PairedCounts
-    """Number of rows by which model was right, for any metric."""
+    counts: PairedCounts  # number of rows by which model was right, for any metric
     candidate_score: float
     other_score: float
-    gain: float
-    """Candidate's score minus the other's."""
+    gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
     """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles. Where rows
     share documents, the wider of Newcombe's and the bootstrap's over documents at each end."""
     p_value: float
     """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
     flips' for other means. Where rows share documents, the larger of McNemar's and sign flips' of documents."""
-    p_exact: float | None
-    """McNemar's exact p; None for a metric that is no share of rows."""
+    p_exact: float | None  # mcNemar's exact p; None for a metric that is no share of rows
     standard_error: float | None
     """Of the gain, by bootstrap; None for a share of independent rows, whose formulas need the counts only."""
-    num_units: int
-    """Number of independent units: rows, or the documents that rows share."""
+    num_units: int  # number of independent units: rows, or the documents that rows share
 
 
 def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:

@@ -22,8 +22,7 @@ class Scenario:
     """A hypothetical truth: the candidate's gain, the share of rows on which both differ, the incumbent's accuracy."""
 
     gain: float
-    discordance: float
-    """Taken as the gain's size where it is less, which cannot be."""
+    discordance: float  # taken as the gain's size where it is less, which cannot be
     incumbent_accuracy: float
 
     def probabilities(self) -> NDArray[np.float64]:
@@ -47,12 +46,9 @@ class RowsNeeded:
 class Sized:
     """Power of the test."""
 
-    minimum_detectable_effect: float
-    """True gain that the test detects with a power of 0.8."""
-    power_at_expected_gain: float
-    """Of the whole rule."""
-    needed: RowsNeeded
-    """At the expected gain."""
+    minimum_detectable_effect: float  # true gain that the test detects with a power of 0.8
+    power_at_expected_gain: float  # of the whole rule
+    needed: RowsNeeded  # at the expected gain
 
 
 def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:

@@ -20,18 +20,13 @@ class VerdictInputs:
 
     incumbent: ModelPredictions
     candidate: ModelPredictions
-    reference: Predictions | None
-    """Predictions of the TF-IDF reference on the test rows; None for a chat task."""
+    reference: Predictions | None  # predictions of the TF-IDF reference on the test rows; None for a chat task
     test_sha256: str
     leaks: tuple[str, ...] = ()
-    access_number: int = 1
-    """Number of this recipe's access to these test rows, from 1."""
-    routing: Routing | None = None
-    """The hybrid, as fitted on validation before test was read."""
-    cpu: CpuRounds | None = None
-    """Cost of serving both models."""
-    training_cpu_s: float = 0.0
-    """CPU-seconds of the training that made the candidate, sweep included."""
+    access_number: int = 1  # number of this recipe's access to these test rows, from 1
+    routing: Routing | None = None  # the hybrid, as fitted on validation before test was read
+    cpu: CpuRounds | None = None  # cost of serving both models
+    training_cpu_s: float = 0.0  # CPU-seconds of the training that made the candidate, sweep included
 
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:

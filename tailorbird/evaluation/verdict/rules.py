@@ -6,8 +6,7 @@ from enum import StrEnum
 
 from tailorbird.evaluation.gates.base import State
 
-NOT_MUCH_WORSE = -0.01
-"""A cheaper candidate may replace the incumbent while its interval begins above this (rule 7)."""
+NOT_MUCH_WORSE = -0.01  # a cheaper candidate may replace the incumbent while its interval begins above this (rule 7)
 CHEAPER_RATIO = 0.9
 """A candidate is cheaper when the upper end of its cost over the incumbent's lies under this (rule 7)."""
 ROUTABLE = frozenset({"groups", "cost"})
@@ -45,22 +44,17 @@ def winner(outcome: Outcome) -> str:
 class Facts:
     """Everything the rules read."""
 
-    leaks: bool
-    """A value of `split_by`, or a text, is in two splits."""
-    proven: bool
-    """The candidate's gain is proven."""
-    low: float
-    """This and `high`: the gain's interval."""
+    leaks: bool  # a value of `split_by`, or a text, is in two splits
+    proven: bool  # the candidate's gain is proven
+    low: float  # this and `high`: the gain's interval
     high: float
     minimum_gain: float
     regulated: bool = False
     gates: Mapping[str, State] = field(default_factory=dict)
     """States of the candidate's gates by name; those that the recipe does not have are left out."""
-    hybrid_proven: bool = False
-    """A hybrid was fitted and its gain is proven, adjusted by Holm for candidate and hybrid."""
+    hybrid_proven: bool = False  # a hybrid was fitted and its gain is proven, adjusted by Holm for candidate and hybrid
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
-    cheaper: bool = False
-    """The candidate costs less to serve, by the whole interval."""
+    cheaper: bool = False  # the candidate costs less to serve, by the whole interval
 
 
 def select_rule(facts: Facts) -> int:

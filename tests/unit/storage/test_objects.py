@@ -120,5 +120,5 @@ def test_errors_cross_process_borders() -> None:
 
 def test_an_objects_sha256_is_that_of_its_content(tmp_path: Path) -> None:
     file = tmp_path / "large"
-    file.write_bytes(b"x" * (storage.CHUNK_BYTES + 3))
+    file.write_bytes(b"x" * (objects.CHUNK_BYTES + 3))
     assert storage.sha256_object(file.as_uri()) == storage.sha256_file(file)
