@@ -53,7 +53,7 @@ class Job:
     entrypoint: str
     message: str
     metadata: Mapping[str, str]
-    started_s: float | None  # unix time
+    started_s: float | None  # Unix time
     ended_s: float | None
     driver_exit_code: int | None
 

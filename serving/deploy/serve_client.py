@@ -12,7 +12,7 @@ from serving.http.schemas import LOCAL
 
 APPLICATIONS = "/api/serve/applications/"
 POLL_S = 0.2
-PUT_ATTEMPTS = 5  # serve starts on the first PUT, which may fail while it does
+PUT_ATTEMPTS = 5  # Serve starts on the first PUT, which may fail while it does
 
 
 class DeployError(ValueError):

@@ -121,7 +121,7 @@ class ModelScore:
 
     kind: str
     validation: float
-    interval: tuple[float, float] | None  # wilson interval of an accuracy on validation; None for another metric
+    interval: tuple[float, float] | None  # Wilson interval of an accuracy on validation; None for another metric
     test: float | None  # None where the model did not predict the test rows
     role: Literal["incumbent", "candidate", "reference"] | None
 
