@@ -113,7 +113,7 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
         following.send_signal(signal.SIGINT)
         _, status = following.communicate(timeout=60)
     assert following.returncode == 130
-    assert f"{name} goes on" in status
+    assert f"{name} continues" in status
     assert f"tailorbird jobs stop {name}" in status
     assert jobs.start(name, entrypoint="true", package=package).how == "running"
 
