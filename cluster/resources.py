@@ -10,7 +10,8 @@ from cluster import ray_private
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
-MAX_LISTED = 1000  # actors and placement groups that are listed; also stands for 'no bound'
+MAX_LISTED = 1000  # actors and placement groups in one answer of Ray's state API
+UNBOUNDED = 1000  # number of workers or nodes if nothing bounds it
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Resources:
     def num_workers(self, worker: "Resources") -> int:
         """Return how many workers with these resources a node with `self` can hold."""
         pairs = ((self.cpus, worker.cpus), (self.gpus, worker.gpus))
-        return min(int(total / required + 1e-6) if required else MAX_LISTED for total, required in pairs)
+        return min(int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs)
 
 
 def worker_resources(config: TrainingConfig) -> Resources:
@@ -74,10 +75,10 @@ def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
 def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
     """Return how many workers an autoscaler's node types can hold at most, the largest types first."""
     bounds = (kind.max_nodes_of_all_types for kind in types)
-    left = min((MAX_LISTED if bound is None else bound for bound in bounds), default=0)
+    left = min((UNBOUNDED if bound is None else bound for bound in bounds), default=0)
     workers = 0
     for kind in sorted(types, key=lambda kind: -kind.resources.num_workers(worker)):
-        nodes = min(left, MAX_LISTED if kind.max_nodes is None else kind.max_nodes)
+        nodes = min(left, UNBOUNDED if kind.max_nodes is None else kind.max_nodes)
         workers, left = workers + nodes * kind.resources.num_workers(worker), left - nodes
     return workers
 

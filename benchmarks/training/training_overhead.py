@@ -12,7 +12,7 @@ its defaults but for the batch size: fp32, its own order of rows, padding to the
 `Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well.
 Only training steps count, neither loading nor validation nor checkpoints. Samples per CPU-second are of the process
 with all its threads. Last, `finetune` runs once as a user calls it, through Ray and S3 on a stack of its own, and its
-worker's samples per CPU-second are printed too: the process group of one stands for it.
+worker's samples per CPU-second are printed too, for comparison with the process group of one above.
 """
 
 import os

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.requirements import ALWAYS, Package, fits, mismatches
-from cluster.resources import MAX_LISTED, Holder, Resources, worker_resources, workers_of_types, workers_that_fit
+from cluster.resources import UNBOUNDED, Holder, Resources, worker_resources, workers_of_types, workers_that_fit
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.result import CheckResult, fault, note, ok
@@ -279,7 +279,7 @@ def _count(number: float, noun: str) -> str:
 
 
 def _many(number: int) -> str:
-    return "any number" if number >= MAX_LISTED else str(number)
+    return "any number" if number >= UNBOUNDED else str(number)
 
 
 def _size(size_bytes: int) -> str:

@@ -52,18 +52,19 @@ def test_what_is_not_there_is_named(bucket: str, read: object) -> None:
         read(f"{bucket}/none")
 
 
+CALLS = [
+    storage.read_bytes,
+    storage.exists,
+    storage.list_files,
+    storage.read_versioned,
+    lambda uri: storage.write_bytes(uri, b"1"),
+    lambda uri: storage.write_if_match(uri, b"1", etag=None),
+]
+"""One call of each kind, with the URI as its argument."""
+
+
 @pytest.mark.usefixtures("stack")
-@pytest.mark.parametrize(
-    "use",
-    [
-        storage.read_bytes,
-        storage.exists,
-        storage.list_files,
-        storage.read_versioned,
-        lambda uri: storage.write_bytes(uri, b"1"),
-        lambda uri: storage.write_if_match(uri, b"1", etag=None),
-    ],
-)
+@pytest.mark.parametrize("use", CALLS)
 def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
     assert callable(use)
     with pytest.raises(s3.StorageError, match="there is no bucket 'no-such-bucket'"):
@@ -71,17 +72,7 @@ def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
-@pytest.mark.parametrize(
-    "use",
-    [
-        storage.read_bytes,
-        storage.exists,
-        storage.list_files,
-        storage.read_versioned,
-        lambda uri: storage.write_bytes(uri, b"1"),
-        lambda uri: storage.write_if_match(uri, b"1", etag=None),
-    ],
-)
+@pytest.mark.parametrize("use", CALLS)
 def test_wrong_credentials_are_refused_with_what_to_check(
     bucket: str, use: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
