@@ -1,4 +1,4 @@
-"""`python -m tailorbird`."""
+"""Entry point of `python -m tailorbird`."""
 
 from tailorbird.cli.app import main
 

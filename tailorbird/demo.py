@@ -1,4 +1,4 @@
-"""`make demo`: the whole pipeline on one machine, from an empty folder to answers over HTTP."""
+"""`make demo`: the whole pipeline on one machine, from data to answers over HTTP."""
 
 import argparse
 import os
@@ -13,27 +13,28 @@ RECIPE = resource_folder("recipes") / "icd10_demo.yaml"
 DATA = "s3://lake/icd10"
 TERMS = ("Kinking and stricture of ureter without hydronephrosis", "Farmer's lung", "Fear of flying")
 NEXT_STEPS = """\
-it serves on. Ask it:   curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'
-in a browser:           {url}/
-stop it:                .venv/bin/tailorbird stack down"""
+The service keeps running.
+  query it:        curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'
+  in a browser:    {url}/
+  stop it:         .venv/bin/tailorbird stack down"""
 
 
 def main() -> None:
-    """Start the stack, run the recipe, serve the winner, query it, and stop everything unless `--keep` is given."""
+    """Start the stack, run the recipe, serve and query the winner; stop everything unless `--keep` is given."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the stack and the service running")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override values of the recipe")
     arguments = parser.parse_args()
 
     from cluster.local import stack
 
     console, folder, start = Console(highlight=False), stack.default_folder(), time.monotonic()
     ours = stack.status(folder) is None
-    console.print(f"[bold]stack: a real S3 server and a local Ray, in {folder.name}/[/bold]")
+    console.print(f"[bold]stack: an S3 server and a local Ray cluster, in {folder.name}/[/bold]")
     state = stack.up(folder)
     try:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "RAY_AUTH_TOKEN"):
-            os.environ.pop(name, None)  # of another S3 or Ray: the demo writes to its own
+            os.environ.pop(name, None)  # the demo uses only its own S3 server and Ray
         os.environ.update(state.environment())
         url = _run_demo(console, overrides=tuple(arguments.overrides))
         console.print(f"\n[bold]done in {(time.monotonic() - start) / 60:.1f} minutes[/bold]")
@@ -42,7 +43,7 @@ def main() -> None:
     finally:
         if ours and not arguments.keep:
             stack.down(folder)
-            console.print(f"stopped all that was started; data, models and evidence stay in {folder.name}/")
+            console.print(f"stopped the stack; data, models and evidence are kept in {folder.name}/")
 
 
 def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> str:
@@ -57,11 +58,11 @@ def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> str:
 
     recipe = load_recipe(RECIPE, overrides=overrides)
     with connect(), display(console) as progress:
-        rows = ", ".join(f"{count:,} {name}" for name, count in write(DATA).items())  # the same bytes each time
+        rows = ", ".join(f"{count:,} {name}" for name, count in write(DATA).items())  # the same bytes in every run
         progress.stage(f"ICD-10-CM as Parquet at {DATA}: {rows} rows")
         result = run_pipeline(recipe, progress=progress)
-        # Run again after the code changed, the demo accesses its test rows once more, which the champion's reason says.
-        override = None if result.verdict.confirmatory else "the demo was run again"
+        # A rerun with changed code accesses the same test rows again, so its verdict is not confirmatory.
+        override = None if result.verdict.confirmatory else "rerun of the demo"
         champion = promote_version(recipe.task_uri, version=result.winner, override=override)
         progress.stage(f"serving {champion.version} on Ray Serve")
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
@@ -76,7 +77,7 @@ def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> str:
 
 
 def _classify(url: str, terms: tuple[str, ...]) -> list[tuple[str, float]]:
-    """Return label and score of each term."""
+    """Return the label and the score of each term."""
     response = requests.post(f"{url}/v1/classify", json={"input": list(terms)}, timeout=30)
     response.raise_for_status()
     return [(answer["label"], answer["score"]) for answer in response.json()["results"]]

@@ -1,4 +1,4 @@
-"""The command `tailorbird`: its commands, one function each without logic."""
+"""The `tailorbird` command and its subcommands. The logic of a subcommand is in the library."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from tailorbird.cli.options import handle_errors, stack_folder
 
 
 class CommandGroup(TyperGroup):
-    """Handles the errors of every command."""
+    """A command group that handles the errors of its commands."""
 
     def invoke(self, ctx: Any) -> Any:
         with handle_errors():
@@ -35,7 +35,7 @@ app.add_typer(jobs.jobs_app, name="jobs")
 
 
 def print_version(requested: bool) -> None:
-    """Print the version and exit, for `--version`."""
+    """Print the version and exit if `--version` is given."""
     if requested:
         print(f"tailorbird {__version__}")
         raise typer.Exit
@@ -48,14 +48,14 @@ def main_options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Adapt a pretrained model to your data, test whether it deserves to replace the current one, serve the winner."""
-    if context.invoked_subcommand == "doctor":  # it reports packages that cannot be imported, so it imports none
+    """Fine-tune a pretrained model on your data, test it against the model in service, and serve the winner."""
+    if context.invoked_subcommand == "doctor":  # reports packages that cannot be imported
         return
     from cluster.connection import use_stack
 
-    use_stack(stack_folder(None))  # before a command imports Ray, which reads the location of its token once
+    use_stack(stack_folder(None))  # before any import of Ray, which reads the location of its token once
 
 
 def main() -> None:
-    """Entry point of the command `tailorbird`."""
+    """Run the command line."""
     app()

@@ -8,7 +8,7 @@ import typer
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli import options
 
-jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster, which `tailorbird submit` starts.")
+jobs_app = typer.Typer(no_args_is_help=True, help="Manage the jobs of a Ray cluster (see `tailorbird submit`).")
 
 
 def submit(
@@ -16,10 +16,12 @@ def submit(
     overrides: options.Overrides = None,
     address: options.Address = None,
     follow: options.Follow = False,
-    again: Annotated[bool, typer.Option("--again", help="Start it even if it has succeeded.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start a new job even if an earlier one succeeded.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run a recipe as a job on a cluster, with the code of this folder; submitted twice, one job runs.
+    """Submit a recipe as a job to a Ray cluster, with the code of this checkout.
+
+    A second submission of the same recipe and code starts no second job.
 
     Example: tailorbird submit recipes/icd10_demo.yaml tuning.num_trials=4 --address http://127.0.0.1:8265 --follow
     """
@@ -32,13 +34,13 @@ def submit(
     if follow:
         print(submission.line(), file=sys.stderr)
         _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
-    lines = [submission.line(), f"its log: tailorbird jobs logs {submission.job.id} --follow"]
+    lines = [submission.line(), f"to follow its log: tailorbird jobs logs {submission.job.id} --follow"]
     options.print_result(submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("list")
 def list_jobs(address: options.Address = None, as_json: options.AsJson = False) -> None:
-    """List the jobs that were submitted to the cluster, the latest last, with their exit codes.
+    """List the jobs that were submitted to the cluster, with their exit codes, in order of their start.
 
     Example: tailorbird jobs list --json
     """
@@ -47,13 +49,13 @@ def list_jobs(address: options.Address = None, as_json: options.AsJson = False) 
 
     use_dashboard(address)
     submitted = jobs.list_jobs()
-    lines = [job.line() for job in submitted] or ["no job was submitted; `tailorbird submit RECIPE` does it"]
+    lines = [job.line() for job in submitted] or ["no jobs; run `tailorbird submit RECIPE` to submit one"]
     options.print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
 
 
 @jobs_app.command("status")
 def job_status(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
-    """Show a job's status and Ray's message.
+    """Print the status of a job and Ray's message.
 
     Example: tailorbird jobs status icd10-demo-0f3a9c21d4e7
     """
@@ -69,7 +71,7 @@ def job_status(job: options.JobId, address: options.Address = None, as_json: opt
 def logs(
     job: options.JobId, address: options.Address = None, follow: options.Follow = False, as_json: options.AsJson = False
 ) -> None:
-    """Print a job's log; with `--follow` until the job ends, and exit with its code.
+    """Print the log of a job.
 
     Example: tailorbird jobs logs icd10-demo-0f3a9c21d4e7 --follow
     """
@@ -85,7 +87,7 @@ def logs(
 
 @jobs_app.command("stop")
 def stop_job(job: options.JobId, address: options.Address = None, as_json: options.AsJson = False) -> None:
-    """Stop a job; submitted again, it resumes after the last finished stage.
+    """Stop a job. Submitted again, the recipe resumes after the last finished stage.
 
     Example: tailorbird jobs stop icd10-demo-0f3a9c21d4e7
     """
@@ -98,7 +100,7 @@ def stop_job(job: options.JobId, address: options.Address = None, as_json: optio
 
 
 def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
-    """Print a job's log to its end and exit with the job's code; an interrupt does not stop the job."""
+    """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the job."""
     from cluster import jobs
 
     stream = sys.stderr if as_json else sys.stdout
@@ -106,7 +108,7 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
         job = jobs.follow(job_id, write=lambda text: print(text, end="", file=stream, flush=True))
     except KeyboardInterrupt:
         follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
-        print(f"\n{job_id} continues; `{follow}` shows its log, `{stop}` stops it", file=sys.stderr)
+        print(f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it", file=sys.stderr)
         raise typer.Exit(options.ExitCode.INTERRUPTED) from None
     assert job.exit_code is not None  # it has ended
     options.print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])

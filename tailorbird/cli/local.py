@@ -7,12 +7,12 @@ import typer
 
 from tailorbird.cli.options import AsJson, Folder, print_checks, print_result, stack_folder
 
-stack_app = typer.Typer(no_args_is_help=True, help="The embedded stack: a real S3 server and a local Ray.")
+stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
 data_app = typer.Typer(no_args_is_help=True, help="Upload data for a recipe.")
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Report what is missing on this machine, with the command that fixes it; exit with 1 if Tailorbird cannot run.
+    """Check the installation on this machine and print a fix for each fault. Exit with 1 if there is a fault.
 
     Example: tailorbird doctor
     """
@@ -23,11 +23,14 @@ def doctor(as_json: AsJson = False) -> None:
 
 @data_app.command()
 def icd10(
-    prefix: Annotated[str | None, typer.Argument(help="Default: s3://lake/icd10 or s3://lake/icd10_coder.")] = None,
-    coder: Annotated[bool, typer.Option(help="The chat task: terms to codes with their titles.")] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Argument(help="URI to write to. Default: s3://lake/icd10, or s3://lake/icd10_coder with --coder."),
+    ] = None,
+    coder: Annotated[bool, typer.Option(help="Write a chat task instead: codes and titles as answers.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the US ICD-10-CM inclusion terms as Parquet: to chapters, split by category, or to codes and titles.
+    """Write the US ICD-10-CM inclusion terms as Parquet, labelled with their chapters.
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
@@ -41,11 +44,11 @@ def icd10(
 
 @data_app.command()
 def put(
-    folder: Annotated[Path, typer.Argument(help="A local folder with Parquet files.")],
-    prefix: Annotated[str, typer.Argument(help="URI to upload it to.")],
+    folder: Annotated[Path, typer.Argument(help="Local folder with Parquet files.")],
+    prefix: Annotated[str, typer.Argument(help="URI to upload to.")],
     as_json: AsJson = False,
 ) -> None:
-    """Upload a folder of Parquet files.
+    """Upload a folder of Parquet files to S3.
 
     Example: tailorbird data put ./banking77 s3://lake/banking77
     """
@@ -58,10 +61,10 @@ def put(
 @stack_app.command()
 def up(
     folder: Folder = None,
-    num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may use; by default all.")] = None,
+    num_cpus: Annotated[int | None, typer.Option(help="Number of CPUs for Ray. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the stack, unless it runs.
+    """Start the stack if it is not running.
 
     Example: tailorbird stack up
     """
@@ -73,23 +76,25 @@ def up(
 
 @stack_app.command()
 def down(folder: Folder = None, as_json: AsJson = False) -> None:
-    """Stop the stack; its data stay.
+    """Stop the stack and keep its data.
 
     Example: tailorbird stack down
     """
     from cluster.local import stack
 
     stack.down(stack_folder(folder))
-    print_result({"running": False}, as_json=as_json, lines=["the stack is down; its data stay"])
+    print_result({"running": False}, as_json=as_json, lines=["the stack is stopped; its data are kept"])
 
 
 @stack_app.command()
 def status(
     folder: Folder = None,
-    export: Annotated[bool, typer.Option("--export", help="Print shell lines that set its environment.")] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Print shell commands that set its environment variables.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show whether the stack runs, and its addresses.
+    """Print the status and the addresses of the stack.
 
     Example: eval "$(tailorbird stack status --export)"
     """
@@ -97,7 +102,7 @@ def status(
 
     state = stack.status(stack_folder(folder))
     if state is None:
-        text = "no stack is running; `tailorbird stack up` starts one"
+        text = "no stack is running; run `tailorbird stack up` to start it"
         if export:
             raise ValueError(text)
         print_result({"running": False}, as_json=as_json, lines=[text])
@@ -110,5 +115,5 @@ def _stack_lines(state: Any) -> list[str]:
     return [
         f"S3 {state.s3_endpoint}",
         f"Ray {state.ray_address}, dashboard {state.dashboard_url}",
-        f"Serve http://127.0.0.1:{state.serve_port} (once something is served)",
+        f"Serve http://127.0.0.1:{state.serve_port} (after `tailorbird serve`)",
     ]

@@ -7,16 +7,18 @@ import typer
 
 from tailorbird.cli import options
 
-audit_app = typer.Typer(no_args_is_help=True, help="Labels for answers that were drawn at random.")
+audit_app = typer.Typer(no_args_is_help=True, help="Label a random sample of answers.")
 
 
 def watch(
     recipe: options.RecipePath,
-    day: Annotated[str | None, typer.Option(help="Days before this one, YYYY-MM-DD; by default today, UTC.")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="File for the gauges, for a node exporter.")] = None,
+    day: Annotated[str | None, typer.Option(help="Report on the days before YYYY-MM-DD. Default: today (UTC).")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Also write the metrics to this file (Prometheus text format).")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Monitor the champion: drift, labels, groups, a challenger; exit with 3 if the verdict should be made again.
+    """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a re-evaluation is recommended.
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
@@ -30,10 +32,10 @@ def watch(
     if metrics is not None:
         options.write_text(metrics, result.metrics)
     recommendation, decision = result.recommendation, result.recommendation.challenger
-    lines = [f"the verdict should be made again: {reason}" for reason in recommendation.reasons]
-    lines = lines or ["no re-evaluation is needed"]
+    lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
+    lines = lines or ["no re-evaluation is recommended"]
     lines += [f"challenger: {decision.decision}; {decision.reason}"] if decision else []
-    lines += [f"{result.deleted} files older than monitoring.keep_days are deleted"] if result.deleted else []
+    lines += [f"deleted {result.deleted} log files older than monitoring.keep_days"] if result.deleted else []
     value = {
         "reevaluate": recommendation.reevaluate,
         "reasons": recommendation.reasons,
@@ -50,7 +52,7 @@ def watch(
 def reevaluate(
     recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False
 ) -> None:
-    """Make the champion's verdict again on audited rows; if it no longer holds, propose a rollback or do it.
+    """Re-evaluate the champion on audited rows. If its verdict no longer holds, propose a rollback or perform it.
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
@@ -66,12 +68,14 @@ def reevaluate(
 @audit_app.command("export")
 def export_audit(
     recipe: options.RecipePath,
-    to: Annotated[str, typer.Option(help="URI of the Parquet to write, s3:// or file://.")],
-    days: Annotated[str, typer.Option(help="First and last day, YYYY-MM-DD:YYYY-MM-DD.")],
-    rows: Annotated[int, typer.Option(help="Answers to draw.")] = 500,
+    to: Annotated[str, typer.Option(help="Parquet file to write: s3:// or file:// URI.")],
+    days: Annotated[str, typer.Option(help="First and last day: YYYY-MM-DD:YYYY-MM-DD.")],
+    rows: Annotated[int, typer.Option(help="Number of answers to draw.")] = 500,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw answers at random, for people to label: Parquet with an empty column `label`.
+    """Draw a random sample of answers for people to label.
+
+    The Parquet file has an empty column `label` to fill in.
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
@@ -79,16 +83,16 @@ def export_audit(
     from tailorbird.operate.watch import draw_audit
 
     num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
-    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"{num} answers to label in {to}"])
+    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"wrote {num} answers to label to {to}"])
 
 
 @audit_app.command("import")
 def import_audit(
     recipe: options.RecipePath,
-    uri: Annotated[str, typer.Argument(metavar="URI", help="The exported Parquet with labels, s3:// or file://.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Exported Parquet file with labels: s3:// or file:// URI.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Store the labels that people gave; `tailorbird watch` and `tailorbird reevaluate` read them.
+    """Store the labels of an exported sample, for `tailorbird watch` and `tailorbird reevaluate`.
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """
@@ -97,4 +101,4 @@ def import_audit(
 
     loaded = options.read_recipe(recipe)
     kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
-    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"{num} labels are kept in {kept}"])
+    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"stored {num} labels in {kept}"])

@@ -1,4 +1,4 @@
-"""Options, output and errors that all commands share."""
+"""Arguments, options, output and error handling shared by all commands."""
 
 import json
 import sys
@@ -15,39 +15,42 @@ from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or its URI.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to it.")]
-RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="A run's or a version's URI.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Address = Annotated[
-    str | None, typer.Option("--address", metavar="URL", help="Ray's dashboard, in place of RAY_API_SERVER_ADDRESS.")
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Path or URI of the recipe (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe.")
 ]
-Follow = Annotated[bool, typer.Option("--follow", help="Show the log until the end; exit with the job's code.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `tailorbird jobs list` shows it.")]
+RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a version.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="URL", help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS."),
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Print the log until the job ends; exit with its code.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
 Folder = Annotated[
     Path | None,
-    typer.Option("--dir", help="The stack's folder; other verbs find it by TAILORBIRD_HOME; by default .tailorbird."),
+    typer.Option("--dir", help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird."),
 ]
 
 
 class ExitCode(IntEnum):
     FAILURE = 1
-    """The work failed, or a check found a fault."""
+    """The command failed, or a check found a fault."""
     USER_ERROR = 2
-    """The command line, the recipe or the data is at fault; the message says what to do."""
+    """The command line, the recipe or the data is invalid."""
     REEVALUATION_DUE = 3
-    """`watch` recommends a new verdict."""
+    """`watch` recommends a re-evaluation."""
     INTERRUPTED = 130
-    """Ctrl-C while a job's log was followed; the job continues."""
+    """Ctrl-C while following the log of a job; the job continues."""
 
 
 @contextmanager
 def handle_errors() -> Iterator[None]:
-    """Print an expected error as one message and exit with its `ExitCode`; let a bug of ours show its traceback."""
+    """Print an expected error as one message and exit with its `ExitCode`; let unexpected errors propagate."""
     try:
         yield
     except typer.Exit:
-        raise  # a RuntimeError
+        raise  # it is a RuntimeError, which the next clause would handle
     except Exception as error:
         is_users = isinstance(error, ValueError)
         if not (
@@ -60,7 +63,7 @@ def handle_errors() -> Iterator[None]:
 
 @contextmanager
 def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
-    """Connect to Ray and yield the recipe and a progress reporter that writes to the terminal."""
+    """Connect to Ray; yield the recipe and a progress reporter for the terminal."""
     from cluster.connection import connect
     from cluster.progress_display import display
 
@@ -82,14 +85,16 @@ def read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; give a file, or - for standard input") from None
+        raise ValueError(
+            f"{path}: {error.strerror or error}; give the path of a readable file, or - for standard input"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; name a file that can be written") from None
+        raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None
 
 
 def stack_folder(folder: Path | None) -> Path:
@@ -104,7 +109,7 @@ def print_result(value: dict[str, Any], *, as_json: bool, lines: Sequence[str]) 
 
 
 def print_checks(results: Sequence[CheckResult], *, as_json: bool) -> None:
-    """Print the results of checks; exit with FAILURE if one is a fault."""
+    """Print the results of checks; exit with FAILURE if there is a fault."""
     print_result(to_json(results), as_json=as_json, lines=to_lines(results))
     if not passes(results):
         raise typer.Exit(ExitCode.FAILURE)

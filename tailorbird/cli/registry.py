@@ -8,7 +8,7 @@ from tailorbird.cli.options import AsJson, ExitCode, RecipePath, RunOrVersion, p
 
 
 def models(recipe: RecipePath, as_json: AsJson = False) -> None:
-    """List the registered versions, and which is the champion.
+    """List the registered versions and mark the champion.
 
     Example: tailorbird models recipes/icd10_demo.yaml --json
     """
@@ -29,12 +29,12 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
         "parity": parity.model_dump() if parity else None,
         "versions": [version.model_dump() for version in versions],
     }
-    lines = lines or [f"no version under {task_uri}; `tailorbird run {recipe}` makes one"]
+    lines = lines or [f"no version is registered under {task_uri}; run `tailorbird run {recipe}` first"]
     print_result(value, as_json=as_json, lines=lines)
 
 
 def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
-    """Recompute a verdict from the stored predictions, and check every file's hash; exit with 1 if it does not hold.
+    """Recompute a verdict from stored predictions and check the hash of every file. Exit with 1 if they do not match.
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
@@ -48,23 +48,23 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
 
 
 def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
-    """Write report.html and MODEL_CARD.md again from evidence.json.
+    """Regenerate report.html and MODEL_CARD.md from evidence.json.
 
     Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
     from tailorbird.checks.verify import restore_pages
 
     changed = restore_pages(uri)
-    lines = [f"{uri}/{name} is written again" for name in changed] or ["both pages are what evidence.json gives"]
+    lines = [f"rewrote {uri}/{name}" for name in changed] or ["report.html and MODEL_CARD.md are up to date"]
     print_result({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
 
 
 def compare(
     first: RunOrVersion,
-    second: Annotated[str, typer.Argument(metavar="URI", help="Run or version to compare it with.")],
+    second: Annotated[str, typer.Argument(metavar="URI", help="URI of the run or version to compare with.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two versions, or two runs' candidates, on the same test rows, from their stored predictions.
+    """Compare two versions, or the candidates of two runs, on the same test rows, from stored predictions.
 
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """

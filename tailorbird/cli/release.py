@@ -1,4 +1,4 @@
-"""Commands that put a version into service."""
+"""Commands that release a version."""
 
 import sys
 from pathlib import Path
@@ -11,40 +11,45 @@ from tailorbird.cli import options
 
 def promote(
     recipe: options.RecipePath,
-    version: Annotated[str | None, typer.Option(help="A version's URI; by default the latest run's winner.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version URI. Default: winner of the latest run.")] = None,
     override: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Accept a verdict that is not confirmatory.")
+        str | None, typer.Option(metavar="REASON", help="Reason for a promotion that needs an override (stored).")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Classifier on CPU: auto, torch, torch-bfloat16, openvino, onnxruntime-int8.")
+        str | None,
+        typer.Option(help="CPU engine (classifiers): auto, torch, torch-bfloat16, openvino, onnxruntime-int8."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make the winner of a run the champion; a service takes it once it answers test rows as it was evaluated.
+    """Make the winner of a run the champion, and switch a running service to it.
 
-    Verdicts are about torch. Another engine is tried on the cluster, and used if it answers as well.
+    The parity gate first checks that the service answers test rows as the model did in its evaluation.
+
+    Evaluations use torch. Another engine is used only if its predictions are equivalent.
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
     from tailorbird.release.promotion import promote_version
 
-    if engine is None:  # needs no Ray if the task is not served
+    if engine is None:  # does not need Ray if the task is not served
         champion = promote_version(options.read_recipe(recipe).task_uri, version=version, override=override)
     else:
         with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
             request = {"version": version, "override": override, "engine": engine}
             champion = promote_version(loaded.task_uri, progress=progress, **request)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
-    lines += [champion.parity.sentence() if champion.parity else "it is not served yet; `tailorbird serve` does it"]
+    lines += [
+        champion.parity.sentence() if champion.parity else "it is not served yet; run `tailorbird serve` to serve it"
+    ]
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
 
 def rollback(
     recipe: options.RecipePath,
-    reason: Annotated[str, typer.Option(help="Why; stored with the champion.")],
+    reason: Annotated[str, typer.Option(help="Reason, stored with the champion.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Make the version before the champion the champion again, also in a running service.
+    """Make the previous champion the champion again, and switch a running service to it.
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
@@ -58,8 +63,9 @@ def rollback(
 def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """Serve the champion on Ray Serve, or update a running service.
 
-    Examples: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
-    tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
+    Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
+
+    Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
     """
     from serving.deploy.rollout import challenger_digest
     from serving.tasks import SERVED_TASKS
@@ -67,25 +73,27 @@ def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
 
     loaded = options.read_recipe(recipe, overrides)
     url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
-    lines, challenger = [f"{version.version} answers at {url}{SERVED_TASKS[version.task].route}"], None
+    lines, challenger = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"], None
     if loaded.serving.challenger:
         challenger = challenger_digest(url)
-        lines += [f"challenger: {challenger or 'none, since the recipe names the champion'}"]
-    lines += ["clients need a key" if loaded.serving.api_keys else "on this machine only: serving.api_keys is not set"]
+        lines += [f"challenger: {challenger or 'none, because it has the same weights as the champion'}"]
+    lines += ["clients need an API key" if loaded.serving.api_keys else "no API keys: serving.api_keys is not set"]
     value = {"url": url, "version": version.version, "digest": version.digest, "challenger": challenger}
     options.print_result(value, as_json=as_json, lines=lines)
 
 
 def score(
     recipe: options.RecipePath,
-    input: Annotated[str, typer.Option(help="A Parquet file or a folder of them, s3://.")],
-    output: Annotated[str, typer.Option(help="A folder, s3://: empty, or with this batch's earlier output.")],
-    model: Annotated[str, typer.Option(help="`champion`, `pretrained`, a version's name or its URI.")] = "champion",
-    column: Annotated[str | None, typer.Option(help="Column with the texts; by default the recipe's.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="Column that the output has as `id`.")] = None,
+    input: Annotated[str, typer.Option(help="s3:// URI of a Parquet file or folder.")],
+    output: Annotated[str, typer.Option(help="s3:// URI of an empty folder, or of this batch to resume it.")],
+    model: Annotated[str, typer.Option(help="`champion`, `pretrained`, or a version's name or URI.")] = "champion",
+    column: Annotated[str | None, typer.Option(help="Text column. Default: the recipe's.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Input column to copy to the output as `id`.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score every row of a Parquet data set with a version, on the cluster; run again, it resumes.
+    """Score every row of a Parquet data set with one version, on the cluster.
+
+    A rerun with the same output resumes.
 
     Example: tailorbird score recipes/icd10_demo.yaml --input s3://lake/icd10/test --output s3://lake/scored
     """
@@ -103,30 +111,48 @@ def score(
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Name of its holder.")],
-    per_minute: Annotated[int | None, typer.Option(help="Requests a minute that a replica accepts.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the client.")],
+    per_minute: Annotated[
+        int | None, typer.Option(help="Maximum requests per minute and replica. Default: no limit.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make an API key, and the line to store where the recipe's serving.api_keys points.
+    """Create an API key and print it with the line for the file that serving.api_keys names.
+
+    The line holds a hash of the key. The key itself is not stored.
 
     Example: tailorbird key mobile-app --per-minute 600
     """
     from serving.http.api_keys import new_key
 
     made, stored = new_key(name, per_minute=per_minute)
-    lines = [f"key, shown this once: {made}", f"line to store:        {stored.to_line()}"]
+    lines = [f"key (shown only once): {made}", f"line to store:         {stored.to_line()}"]
     options.print_result({"key": made, "line": stored.to_line()}, as_json=as_json, lines=lines)
 
 
 def render(
     recipe: options.RecipePath,
-    to: Annotated[str, typer.Option("--to", help="rayjob, rayservice, promote, prove, watch, serve or submit.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Target: rayjob, rayservice, promote, prove, watch, serve or submit.")
+    ],
     overrides: options.Overrides = None,
-    base: Annotated[str | None, typer.Option(help="A manifest to write into; - reads standard input.")] = None,
-    output: Annotated[Path | None, typer.Option(help="A file to write, instead of standard output.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Manifest to fill in; - for standard input. Default: from k8s/.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Render the recipe as KubeRay's manifests, a configuration for `serve deploy` or a body for Ray's job API.
+    """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's job API.
+
+    * rayjob: a run, as a RayJob
+
+    * rayservice: the champion, as a RayService
+
+    * promote, prove, watch: jobs that run `promote`, `serve` (for its parity gate) and `watch`
+
+    * serve: a configuration for `serve deploy`
+
+    * submit: the body of a request `POST /api/jobs/`
 
     Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
     """
@@ -139,5 +165,5 @@ def render(
     lines = [done.text.removesuffix("\n")]
     if output is not None:
         options.write_text(output, done.text)
-        lines = [f"written: {output}"]
+        lines = [f"wrote {output}"]
     options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)

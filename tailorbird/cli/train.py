@@ -1,4 +1,4 @@
-"""Commands from data to a verdict."""
+"""Commands that lead from data to a verdict."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,16 +9,18 @@ from tailorbird.cli import options
 
 
 def init(
-    parquet: Annotated[str, typer.Argument(metavar="PARQUET", help="A file or a folder: a path, file:// or s3://.")],
-    output: Annotated[Path, typer.Option(help="Where the recipe goes.")] = Path("recipes/my_task.yaml"),
-    text: Annotated[str | None, typer.Option(help="Column with the text, if it is not to be guessed.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column with the label, if it is not to be guessed.")] = None,
-    registry: Annotated[str, typer.Option(help="Where models and evidence go.")] = "s3://models",
-    base_model: Annotated[str | None, typer.Option(help="The pretrained model, in place of a small one.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe that is there.")] = False,
+    parquet: Annotated[
+        str, typer.Argument(metavar="PARQUET", help="Parquet file or folder: a path, file:// or s3:// URI.")
+    ],
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("recipes/my_task.yaml"),
+    text: Annotated[str | None, typer.Option(help="Text column. Default: guessed.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label column. Default: guessed.")] = None,
+    registry: Annotated[str, typer.Option(help="URI for models and evidence.")] = "s3://models",
+    base_model: Annotated[str | None, typer.Option(help="Base model. Default: a small one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draft a recipe, with comments, from what the rows look like.
+    """Draft a commented recipe from a sample of the data.
 
     Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
     """
@@ -27,14 +29,14 @@ def init(
 
     draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
     draft = write_recipe(parquet, output, options=draft_options, force=force)
-    lines = [f"{output}: a {draft.task} task, every value a guess"]
-    lines += [f"read it, then: tailorbird preflight {output}; tailorbird run {output}"]
+    lines = [f"{output}: recipe for a {draft.task} task, with guessed values"]
+    lines += [f"review it, then run: tailorbird preflight {output} && tailorbird run {output}"]
     value = {"recipe": str(output), "content": draft.model_dump(mode="json")}
     options.print_result(value, as_json=as_json, lines=lines)
 
 
 def preflight(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
-    """Report what would go wrong in a run, before it costs anything; exit with 1 if something would.
+    """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
@@ -44,7 +46,9 @@ def preflight(recipe: options.RecipePath, overrides: options.Overrides = None, a
 
 
 def run(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
-    """Run the whole pipeline: data, baselines, sweep, seeds, verdict, registry. Resumes after the last finished stage.
+    """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
+
+    A rerun resumes after the last finished stage.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
@@ -59,7 +63,7 @@ def run(recipe: options.RecipePath, overrides: options.Overrides = None, as_json
 
 
 def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
-    """Score what works without fine-tuning, on the validation rows.
+    """Evaluate the baselines on the validation rows and select the incumbent.
 
     Example: tailorbird baseline recipes/icd10_demo.yaml
     """
@@ -77,7 +81,9 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as
 
 
 def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
-    """Run baselines and sweep only, and print their table; no model reads the test rows.
+    """Run only the baselines and the sweep, and print all trials.
+
+    No model predicts the test rows.
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
@@ -86,12 +92,14 @@ def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         swept = sweep_only(loaded, progress=progress)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
-    lines += [f"the sweep ended itself: {swept.ended}"] if swept.ended else []
+    lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
     options.print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
 
 
 def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
-    """Reach the verdict on models that are trained already: like `run`, but refuses to train.
+    """Compute the verdict for models that are already trained.
+
+    Like `run`, but fail if a model would have to be trained.
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """

@@ -118,7 +118,7 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
     result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
         assert result.exit_code == 0, result.output
-        assert result.output.startswith(f"{champion.version} answers at ")
+        assert result.output.startswith(f"{champion.version} is served at ")
         url = result.output.splitlines()[0].split()[-1]
         assert url.endswith("/v1/chat/completions")
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
