@@ -5,7 +5,7 @@ SETUP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test test-slow test-long check bench clean
+.PHONY: setup demo test test-slow test-long check docs bench clean
 
 setup: $(SETUP)
 
@@ -33,10 +33,16 @@ check: $(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/pytest tests/docs
 	$(BIN)/python -m tests.audit
+
+docs: $(SETUP)
+	$(BIN)/python -m docs.generate_reference
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: $(SETUP)
 	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,16 @@ MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a label's value, for Prometheus
 
-Gauge = tuple[str, str, Sequence[tuple[dict[str, str], float]]]  # name, description, and values by their labels
+GAUGES = {
+    "tailorbird_watch_reevaluation_wanted": ("", "1 if a new verdict is recommended, otherwise 0."),
+    "tailorbird_watch_drift": ("statistic", "Value of a drift statistic in the latest window."),
+    "tailorbird_watch_drift_threshold": ("statistic", "Value above which the statistic raises an alarm."),
+    "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
+    "tailorbird_watch_accuracy": ("by", "Share of labelled answers that are correct."),
+    "tailorbird_watch_groups_failed": ("", "Groups for which the audit proves a loss."),
+    "tailorbird_watch_answers": ("", "Answers of the champion in the latest window."),
+}
+"""The label, in addition to `model`, and the description of each gauge; the label `by` is `feedback` or `audit`."""
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
@@ -38,35 +47,34 @@ def render_page(name: str, reports: Sequence[Report], *, recommendation: Recomme
 
 
 def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
-    """Render the latest window in Prometheus' text format, for a node exporter's folder of text files."""
+    """Render the latest window in Prometheus' text format, for the text-file collector of a node exporter."""
     answered = [report for report in reports if report.feedback.answers]
-    description = "Whether the verdict should be made again."
-    wanted: Gauge = ("reevaluation_wanted", description, [({}, recommendation.reevaluate)])
+    samples = {"tailorbird_watch_reevaluation_wanted": [("", float(recommendation.reevaluate))]}
+    samples |= _samples(answered[-1]) if answered else {}
     lines = []
-    for gauge, description, samples in (wanted, *(_gauges(answered[-1]) if answered else ())):
-        metric = f"tailorbird_watch_{gauge}"
-        lines += [f"# HELP {metric} {description}", f"# TYPE {metric} gauge"] if samples else []
-        for labels, value in samples:
-            pairs = [f'{key}="{label.translate(ESCAPES)}"' for key, label in ({"model": name} | labels).items()]
-            lines.append(f"{metric}{{{','.join(pairs)}}} {float(value):g}")
+    for metric, values in samples.items():
+        label, description = GAUGES[metric]
+        lines += [f"# HELP {metric} {description}", f"# TYPE {metric} gauge"] if values else []
+        for label_value, value in values:
+            labels = {"model": name} | ({label: label_value} if label else {})
+            pairs = [f'{key}="{text.translate(ESCAPES)}"' for key, text in labels.items()]
+            lines.append(f"{metric}{{{','.join(pairs)}}} {value:g}")
     return "\n".join(lines) + "\n"
 
 
-def _gauges(report: Report) -> list[Gauge]:
+def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
+    """Return the values of each gauge with the value of its label."""
     kinds = {"feedback": report.feedback, "audit": report.audit}
-    accuracies = [({"by": kind}, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None]
-    labelled = [({"by": kind}, quality.labelled) for kind, quality in kinds.items()]
-    values = [({"statistic": drift.name}, drift.value) for drift in report.drift]
-    thresholds = [({"statistic": drift.name}, drift.threshold) for drift in report.drift]
+    accuracies = [(kind, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None]
     failed = sum(bound.state == "fails" for bound in report.groups.bounds)
-    return [
-        ("drift", "A statistic of drift.", values),
-        ("drift_threshold", "What a clean window hardly exceeds.", thresholds),
-        ("labelled_answers", "Answers whose label is known.", labelled),
-        ("accuracy", "Share of labelled answers that were right.", accuracies),
-        ("groups_failed", "Groups that audits prove to be served worse than before.", [({}, failed)]),
-        ("answers", "The champion's answers in the window.", [({}, report.feedback.answers)]),
-    ]
+    return {
+        "tailorbird_watch_drift": [(drift.name, drift.value) for drift in report.drift],
+        "tailorbird_watch_drift_threshold": [(drift.name, drift.threshold) for drift in report.drift],
+        "tailorbird_watch_labelled_answers": [(kind, float(quality.labelled)) for kind, quality in kinds.items()],
+        "tailorbird_watch_accuracy": accuracies,
+        "tailorbird_watch_groups_failed": [("", float(failed))],
+        "tailorbird_watch_answers": [("", float(report.feedback.answers))],
+    }
 
 
 def _recommendation(recommendation: Recommendation) -> str:
