@@ -1,1 +1,1 @@
-"""The recipe: one YAML file that every door of the project reads."""
+"""The recipe: one YAML file that the CLI, submitted jobs and the service read."""

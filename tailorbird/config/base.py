@@ -1,4 +1,4 @@
-"""What every section of a recipe shares."""
+"""Base class and helpers of the recipe's sections."""
 
 import hashlib
 import json
@@ -12,22 +12,23 @@ MODEL_STORES = (*STORES, "hf://", "pypi://")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read; the message names the field, its value and what is allowed."""
+    """A recipe that cannot be read. The message names the field, its value and the allowed values."""
 
 
 class ConfigSection(BaseModel):
-    """Frozen, closed to unknown fields; a field's docstring is its description."""
+    """A frozen section that rejects unknown fields. The docstring of a field is its description in the reference."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def digest(value: BaseModel | dict[str, Any]) -> str:
-    """Return the sha256 of a value's canonical JSON, in hex."""
+    """Return the sha256 of the canonical JSON of a value, in hex."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def with_scheme(uri: str, allowed: tuple[str, ...]) -> str:
+    """Return the URI; raise ValueError if its scheme is not allowed."""
     if not uri.startswith(allowed):
-        raise ValueError(f"{uri!r} must begin with {' or '.join(allowed)}")
+        raise ValueError(f"{uri!r} must start with {' or '.join(allowed)}")
     return uri

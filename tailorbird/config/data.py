@@ -9,43 +9,53 @@ from tailorbird.config.base import STORES, ConfigSection, with_scheme
 
 class DataConfig(ConfigSection):
     train: str | tuple[str, ...]
-    """URI, or URIs, of the training rows: a Parquet file or a folder of them, `s3://` or `file://`."""
+    """URI, or list of URIs, of the training rows: a Parquet file or a folder of Parquet files on `s3://` or
+    `file://`."""
     validation: str | None = None
-    """URI of the validation rows; by default drawn from `train` by `split_by`, as are test rows without `test`."""
+    """URI of the validation rows, on which configurations are compared. Requires `test`. By default, they are split off
+    `train`."""
     test: str | None = None
-    """URI of the test rows, which only the final evaluation reads."""
+    """URI of the test rows, on which the final test is made. By default, `train` is split into 72 % training, 11 %
+    validation and 17 % test rows."""
     validation_share: float = Field(default=0.13, gt=0, lt=1)
-    """Share of `train` used for validation if `test` is set and `validation` is not."""
+    """Share of the rows of `train` that become validation rows if `test` is set and `validation` is not."""
     text: str = "text"
-    """Column with the text (string)."""
+    """(classification only) Column with the input text (string)."""
     label: str = "label"
-    """Column with the label (string or integer)."""
+    """(classification only) Column with the label (string or integer)."""
     prompt: str = "prompt"
-    """For `task: chat`, column with the prompt (string)."""
+    """(chat only) Column with the prompt (string)."""
     completion: str = "completion"
-    """For `task: chat`, column with the answer (string)."""
+    """(chat only) Column with the answer to the prompt (string)."""
     messages: str | None = None
-    """For `task: chat`, column with conversations instead, lists of `{role, content}` that end with an answer of the
-    assistant; all its turns are trained on, the last one is evaluated."""
+    """(chat only) Column with conversations, used instead of `prompt` and `completion`. A value is a list of `{role,
+    content}` that ends with an answer of the assistant. Training uses every assistant turn, evaluation the last one."""
     system: str | None = None
-    """For `task: chat`, system message of conversations that have none; by default the model's own."""
+    """(chat only) System message for conversations without one. By default, the model's chat template decides."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    """For `task: chat`, maximum tokens of an answer."""
+    """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the answers in the data
+    are longer."""
     split_by: str | None = None
-    """Column whose values must each be in one split only (document, patient, category)."""
+    """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
+    confidence intervals treat them as dependent. By default, only copies of a text are kept together. Set it if rows of
+    one source resemble each other."""
     groups: tuple[str, ...] = ()
-    """Columns stored with the predictions, to report results by group."""
+    """Columns that group the rows, such as language or sex. Results are reported by group, and the gate `groups` checks
+    each group."""
     max_length: int = Field(default=64, ge=4, le=8192)
-    """Maximum tokens of a text; for `task: chat`, of a training conversation with its answer."""
+    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its answer. Longer ones
+    are truncated. Training takes longer with a higher value. `tailorbird init` proposes a value that fits the data."""
     stream_above_rows: int = Field(default=500_000, ge=1)
-    """Maximum training rows in memory. Of more, this many at random are loaded for baselines and checks; all are
-    tokenized once by Ray Data and streamed to the workers. `validation` and `test` must then be set."""
+    """Maximum number of training rows in memory. If there are more, Ray Data tokenizes all of them once, workers stream
+    them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be
+    set. Lower it if workers run out of memory."""
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Train on this many training rows, chosen at random."""
+    """Number of training rows to use, drawn at random. By default, all. Set it to try a recipe quickly."""
     max_validation_rows: int | None = Field(default=None, ge=1)
-    """Use this many validation rows, chosen at random, the same in every run."""
+    """Number of validation rows to use, drawn at random and the same in every run. By default, all."""
     max_test_rows: int | None = Field(default=None, ge=1)
-    """Use this many test rows, chosen at random, the same in every run."""
+    """Number of test rows to use, drawn at random and the same in every run. By default, all. Fewer rows make the test
+    faster and less powerful."""
 
     @field_validator("train", "validation", "test")
     @classmethod
@@ -59,7 +69,7 @@ class DataConfig(ConfigSection):
     @model_validator(mode="after")
     def _validation_needs_test(self) -> Self:
         if self.validation is not None and self.test is None:
-            raise ValueError("give `test` beside `validation`, or neither (then `train` is split)")
+            raise ValueError("`validation` requires `test`; set both, or neither to split `train`")
         return self
 
     @property

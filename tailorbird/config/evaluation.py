@@ -9,94 +9,106 @@ from tailorbird.config.base import ConfigSection
 
 class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
-    """Maximum expected calibration error of the candidate, after temperature scaling."""
+    """Maximum expected calibration error (ECE) of the candidate after temperature scaling."""
     max_increase: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum increase over the incumbent's."""
+    """Maximum amount by which the candidate's ECE exceeds the incumbent's."""
 
 
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
-    """Maximum loss of accuracy of a group, as a share."""
+    """Maximum loss of the metric in a group, as a share (0.03 is three points)."""
     min_rows: int = Field(default=100, ge=1)
-    """Rows from which a group's point estimate alone can fail the gate."""
+    """Number of rows from which the measured loss of a group fails the gate without being statistically significant."""
 
 
 class CounterfactualGateConfig(ConfigSection):
     max_increase: float = Field(default=0.01, ge=0, lt=1)
-    """Maximum increase over the incumbent in predictions that change when a name, sex or age is swapped."""
+    """Maximum increase over the incumbent in the share of texts whose prediction changes when a name, sex or age is
+    swapped."""
 
 
 class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum accuracy that the candidate may lose to typing errors, case and white space more than the incumbent."""
+    """Maximum amount of the metric that the candidate loses to typing errors, case and white space in excess of the
+    incumbent."""
 
 
 class GatesConfig(ConfigSection):
-    """Conditions that the candidate must meet besides the gain; `null` turns one off."""
+    """Conditions that the candidate must meet besides the gain. `null` turns off a gate."""
 
     calibration: CalibrationGateConfig | None = CalibrationGateConfig()
-    """Confidence matches accuracy."""
+    """(classification only) The candidate's confidence matches its accuracy."""
     groups: SubgroupGateConfig | None = SubgroupGateConfig()
-    """No group of `data.groups` loses accuracy."""
+    """The candidate loses no more than `max_loss` in any group of `data.groups`."""
     counterfactual: CounterfactualGateConfig | None = CounterfactualGateConfig()
-    """Predictions do not change with a person's name, sex or age."""
+    """(classification only) The candidate's predictions do not depend on a person's name, sex or age more than the
+    incumbent's."""
     robustness: RobustnessGateConfig | None = RobustnessGateConfig()
-    """Predictions are robust to typing errors, case and white space."""
+    """(classification only) The candidate is as robust to typing errors, case and white space as the incumbent."""
 
 
 class CostConfig(ConfigSection):
     value_of_correct: float = Field(gt=0)
     """Value of one more correct answer, in any currency."""
     requests_per_month: float = Field(gt=0)
-    """Rows answered per month."""
+    """Number of texts or conversations answered per month."""
     horizon_months: float = Field(default=12, gt=0)
-    """Months over which the training must pay for itself."""
+    """Number of months in which the gain must pay for the training."""
     price_per_cpu_hour: float = Field(gt=0)
-    """Price of one CPU core for an hour, in training and in serving."""
+    """Price of one CPU core per hour, in the same currency, for training and serving."""
 
 
 class HybridConfig(ConfigSection):
     by: Literal["group", "confidence"]
-    """Route a row by its group, or by the incumbent's confidence."""
+    """Routing rule. `group` routes a row by its value of `column`; `confidence` lets the candidate answer the rows for
+    which the incumbent's confidence is low."""
     column: str | None = None
-    """The column of `data.groups` that routes, for `by: group`."""
+    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by: confidence`."""
 
     @model_validator(mode="after")
     def _column_for_groups(self) -> Self:
         if (self.by == "group") != (self.column is not None):
-            raise ValueError("`column` names the routing group column of `by: group`, and is left out for `confidence`")
+            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: confidence` takes none")
         return self
 
 
 class EvaluationConfig(ConfigSection):
     metric: Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l"] = "accuracy"
-    """Metric of the verdict: for classification `accuracy` or `macro_f1`, for chat `exact_match`, `token_f1` or
-    `rouge_l`."""
+    """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1` or `rouge_l` for
+    chat. Prefer `macro_f1` if classes are of very unequal size."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
-    """Smallest gain worth a change of model, as a share (0.01 is one point)."""
+    """Smallest gain that is worth a change of model, as a share (0.01 is one point). A smaller gain does not lead to
+    `FINE_TUNE`."""
     expected_gain: float | None = Field(default=None, gt=0, lt=1)
-    """Gain for which power and rows needed are computed; by default twice `minimum_gain`."""
+    """Gain for which the report states the power of the test and the number of rows needed. By default, twice
+    `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Two-sided level of the test and of the interval."""
+    """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
+    fewer false gains, which takes more test rows."""
     regulated: bool = False
-    """Refuse a change of model if a gate cannot be assessed (and report how many rows it would take)."""
+    """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and the report states the
+    number of rows that it needs."""
     gates: GatesConfig = GatesConfig()
     """Conditions besides the gain."""
     cost: CostConfig | None = None
-    """Prices, if the gain must pay for itself."""
+    """Prices for the cost gate, by which the gain must pay for training and serving. By default, costs are not
+    considered."""
     hybrid: HybridConfig | None = None
-    """How to serve both models, if only groups or cost speak against the candidate."""
+    """Routing rule with which the incumbent and the candidate are served together if only the groups or the cost gate
+    speaks against the candidate. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
-    """Training examples per class of the centroid baseline."""
+    """(classification only) Number of training rows per class from which the centroid baseline computes its class
+    means."""
     prompt_shots: int = Field(default=4, ge=1)
-    """For `task: chat`, training examples in the few-shot baseline's prompt."""
+    """(chat only) Number of training rows that the few-shot baseline puts into its prompt."""
     prompt_draws: int = Field(default=3, ge=1)
-    """For `task: chat`, random sets of examples tried on validation for that prompt."""
+    """(chat only) Number of random sets of examples for the few-shot prompt; the best set on validation is used."""
     valid_days: int = Field(default=365, ge=1)
-    """Days after which the verdict may no longer promote a model, from its access to the test rows."""
+    """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
+    promote a model."""
 
     @model_validator(mode="after")
-    def _hopes_for_a_gain(self) -> Self:
+    def _expects_a_gain(self) -> Self:
         if self.minimum_gain == 0 and self.expected_gain is None:
-            raise ValueError("minimum_gain is 0, of which twice is no gain to hope for: give expected_gain too")
+            raise ValueError("minimum_gain 0 gives no default for expected_gain; set expected_gain")
         return self

@@ -1,4 +1,4 @@
-"""Read a recipe from YAML, with overrides."""
+"""Read a recipe from YAML and apply overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from tailorbird.config.recipe import Recipe
 
 
 def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file; `overrides` are `section.key=value`, the value written as YAML.
+    """Read a recipe file. An override is `section.key=value`, where the value is YAML.
 
-    Raises RecipeError, one line a fault.
+    Raises RecipeError with one line per invalid field.
     """
     try:
         content = Path(path).read_bytes()
@@ -23,11 +23,11 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe in `text`, read from `path`, which errors name; otherwise like `load_recipe`."""
+    """Return the recipe in `text`, as `load_recipe`; `path` appears in error messages only."""
     try:
         content = yaml.safe_load(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not YAML: {error}") from None
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(content).__name__}")
     for override in overrides:
@@ -39,14 +39,14 @@ def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return the recipe as YAML, with its overrides and every default, which loads as the same recipe."""
+    """Return the recipe as YAML with all overrides and defaults. The text loads as the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"override {override!r} is not of the form section.key=value")
+        raise RecipeError(f"override {override!r} must have the form section.key=value")
     *sections, last = key.split(".")
     mapping = content
     for name in sections:
@@ -56,7 +56,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     try:
         mapping[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
 def _describe(fault: Any) -> str:

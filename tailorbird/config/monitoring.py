@@ -9,21 +9,24 @@ from tailorbird.config.base import ConfigSection
 
 class MonitoringConfig(ConfigSection):
     window_days: int = Field(default=7, ge=1)
-    """Days of the request log in one window, the latest complete ones."""
+    """Number of days of the request log in a monitoring window. The latest complete days are used."""
     label_days: int = Field(default=30, ge=0)
-    """Days after an answer in which feedback on it counts."""
+    """Number of days after an answer in which feedback on it counts. A daily report is final after them."""
     false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
-    """Share of windows without drift from the validation rows on which drift is reported."""
+    """Share of windows without drift for which drift is reported nevertheless. Lower it for fewer false alarms at the
+    cost of detecting drift later."""
     min_labels: int = Field(default=300, ge=50)
-    """Newly labelled rows that are enough for a new verdict."""
+    """Minimum number of newly labelled rows for a re-evaluation of the champion."""
     rollback: Literal["propose", "automatic"] = "propose"
-    """If the champion loses a new verdict: propose a rollback to the version before, or do it."""
+    """Action if a re-evaluation does not uphold the champion: `propose` a rollback to the previous champion, or do it
+    (`automatic`)."""
     keep_days: int | None = Field(default=None, ge=1)
-    """Days after which `tailorbird watch` deletes rows and feedback of the request log; by default never."""
+    """Number of days after which `tailorbird watch` deletes rows and feedback from the request log. At least
+    `window_days` plus `label_days`. By default, nothing is deleted."""
 
     @model_validator(mode="after")
     def _kept_long_enough(self) -> Self:
         needed = self.window_days + self.label_days
         if self.keep_days is not None and self.keep_days < needed:
-            raise ValueError(f"keep_days {self.keep_days} is under window_days and label_days together, {needed}")
+            raise ValueError(f"keep_days {self.keep_days} must be at least window_days + label_days, {needed}")
         return self

@@ -1,4 +1,4 @@
-"""The recipe: one frozen section for each package, validated once, before anything else happens."""
+"""The recipe: one frozen section per package, validated once when it is loaded."""
 
 from itertools import product
 from typing import Any, Self
@@ -17,27 +17,30 @@ from tailorbird.config.tuning import TuningConfig
 
 class Recipe(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    """Name of the task; its models, runs and champion are stored under `<registry>/<name>/`."""
+    """Name of the task: lower-case letters, digits and hyphens. Models, runs and the champion are stored under
+    `<registry>/<name>/`."""
     task: TaskName = "classification"
-    """Kind of task: a label for a text, or an answer to a conversation."""
+    """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a conversation."""
     base_model: str
-    """URI of the pretrained model: `pypi://package`, `hf://owner/name`, `s3://` or `file://`."""
+    """URI of the pretrained model that the recipe starts from: `pypi://package`, `hf://owner/name`, or a folder on
+    `s3://` or `file://`. A `file://` folder must exist on every node."""
     data: DataConfig
-    """Where the rows are."""
+    """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
-    """How a model is fine-tuned."""
+    """Configuration of fine-tuning."""
     tuning: TuningConfig = TuningConfig()
-    """Which configurations the sweep tries."""
+    """Configuration of the sweep."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """What the verdict requires."""
+    """Requirements of the verdict."""
     license: str | None = None
-    """Licence of the models, for their cards: an SPDX id in lower case (`apache-2.0`)."""
+    """Licence of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`. It is written to
+    their model cards."""
     registry: str
-    """URI under which models and evidence are stored, `s3://`."""
+    """`s3://` URI under which models, runs and evidence are stored."""
     serving: ServingConfig = ServingConfig()
-    """How the champion is served."""
+    """Configuration of the service."""
     monitoring: MonitoringConfig = MonitoringConfig()
-    """How the champion is monitored while it serves."""
+    """Configuration of monitoring."""
 
     @field_validator("base_model")
     @classmethod
@@ -52,11 +55,11 @@ class Recipe(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
-        """Turn off gates that the task does not have."""
+        """Turn off the gates that do not apply to the task."""
         rules = TASKS.get(content.get("task", "classification")) if isinstance(content, dict) else None
         evaluation = content.get("evaluation", {}) if rules else None
         if not rules or not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
-            return content  # the fields' own validation reports it
+            return content  # the validators of the fields report the error
         gates = dict.fromkeys(rules.gates_off) | evaluation.get("gates", {})
         return content | {"evaluation": evaluation | {"gates": gates}}
 
@@ -65,10 +68,12 @@ class Recipe(ConfigSection):
         rules = TASKS[self.task]
         if self.evaluation.metric not in rules.metrics:
             allowed = f"allowed: {', '.join(rules.metrics)}"
-            raise ValueError(f"evaluation.metric {self.evaluation.metric!r} is not for {self.task} tasks; {allowed}")
+            raise ValueError(
+                f"evaluation.metric {self.evaluation.metric!r} is not available for {self.task} tasks; {allowed}"
+            )
         for path, value in rules.fixed.items():
             if self._value_at(path) not in (value, None):
-                raise ValueError(f"{path} is not for {self.task} tasks; leave it out")
+                raise ValueError(f"{path} is not available for {self.task} tasks; remove it")
         return self
 
     def _value_at(self, path: str) -> Any:
@@ -81,25 +86,25 @@ class Recipe(ConfigSection):
     def _hybrid_column_is_a_group(self) -> Self:
         hybrid = self.evaluation.hybrid
         if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
-            raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is none of data.groups {self.data.groups}")
+            raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups {self.data.groups}")
         return self
 
     @model_validator(mode="after")
     def _groups_to_assess(self) -> Self:
         if self.evaluation.regulated and self.evaluation.gates.groups is not None and not self.data.groups:
             raise ValueError(
-                "evaluation.regulated asks for gates.groups, but data.groups names none, so nothing could ever pass: "
-                "name columns there, or set evaluation.gates.groups to null if the rows name no groups"
+                "evaluation.regulated requires gates.groups, which never passes because data.groups is empty; name "
+                "columns there, or set evaluation.gates.groups to null if the rows have no group columns"
             )
         return self
 
     @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
-        """Check every value of the search space, and all combinations of fields that constrain each other."""
+        """Check every value of the search space, and every combination of fields that constrain each other."""
         values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
-                raise ValueError(f"tuning.space.{name}: {name} is no fraction; give its values as `choice`")
+                raise ValueError(f"tuning.space.{name}: {name} takes no fractions; list its values as `choice`")
             values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
         bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
         combinations = [{name: value} for name in values if name not in bound for value in values[name]]
@@ -115,11 +120,11 @@ class Recipe(ConfigSection):
 
     @property
     def input_column(self) -> str:
-        """Column with the input of a model: a text, a prompt or a conversation."""
+        """Column with the model's input: a text, a prompt or a conversation."""
         columns: list[str | None] = [getattr(self.data, field) for field in TASKS[self.task].input_fields]
         return next(column for column in columns if column is not None)
 
     @property
     def task_uri(self) -> str:
-        """URI of the task's folder in the registry, `<registry>/<name>`."""
+        """URI of the task in the registry, `<registry>/<name>`."""
         return f"{self.registry}/{self.name}"

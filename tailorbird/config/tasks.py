@@ -1,4 +1,4 @@
-"""What a recipe may say for each kind of task."""
+"""Allowed values and texts that depend on the kind of task."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,18 +8,18 @@ TaskName = Literal["classification", "chat"]
 
 @dataclass(frozen=True)
 class TaskRules:
-    """Fields of a recipe that depend on its task."""
+    """Rules for recipes of one kind of task, and texts for its model cards."""
 
     metrics: tuple[str, ...]  # allowed values of `evaluation.metric`
     input_fields: tuple[str, ...]
-    """Fields of section `data` that name the column with a model's input; the first that is set counts."""
-    fixed: dict[str, str | None]  # paths of fields that are for other tasks, with the only value that they may have
-    hub_task: str  # `pipeline_tag` of a model card on the Hub
-    model: str  # what a model of the task is, in a model card
-    architecture: str  # how a fine-tuned or frozen model is built, in a model card; empty if the base model says it
-    unfitting: str  # what a model answers where it should not answer, in a model card
-    gates_off: tuple[str, ...] = ()  # gates that are on by default and do not apply
-    is_monitored: bool = False  # whether `watch` and `reevaluate` support the task
+    """Fields of section `data` that can name the input column; the first that is set is used."""
+    fixed: dict[str, str | None]  # fields of other tasks, by path, with the only value allowed here
+    hub_task: str  # `pipeline_tag` in the model card
+    model: str  # description of the model in the model card
+    architecture: str  # architecture in the model card; empty if it is the base model's
+    unfitting: str  # in the model card: the answer to inputs that fit no class or have no answer
+    gates_off: tuple[str, ...] = ()  # gates that do not apply to the task
+    is_monitored: bool = False  # True if `watch` and `reevaluate` support the task
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
@@ -33,7 +33,7 @@ TASKS: dict[TaskName, TaskRules] = {
         hub_task="text-classification",
         model="A text classifier",
         architecture="mean-pooled encoder and linear head, ",
-        unfitting=" with one of its classes, also where none fits",
+        unfitting=" with one of its classes, even if none fits",
         is_monitored=True,
     ),
     "chat": TaskRules(
@@ -43,7 +43,7 @@ TASKS: dict[TaskName, TaskRules] = {
         hub_task="text-generation",
         model="A chat model",
         architecture="",
-        unfitting=", also what is not so",
+        unfitting=", and its answer can be false",
         gates_off=CLASSIFICATION_GATES,
     ),
 }

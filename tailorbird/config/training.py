@@ -17,19 +17,19 @@ DEEPSPEED_FIELDS = {
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_fraction",
 }
-"""Options of DeepSpeed that a field of the training section sets."""
+"""DeepSpeed options that cannot be set directly, with the fields of the training section that set them."""
 
 
 class WorkerRange(ConfigSection):
     min: int = Field(ge=1)
-    """Minimum workers to start or resume with."""
+    """Minimum number of workers with which training starts or resumes."""
     max: int = Field(ge=1)
-    """Maximum workers, if the cluster has room."""
+    """Maximum number of workers, used if the cluster has room for them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max < self.min:
-            raise ValueError(f"max {self.max} is under min {self.min}")
+            raise ValueError(f"max {self.max} must be at least min {self.min}")
         return self
 
 
@@ -44,62 +44,71 @@ NumWorkers = Annotated[
 
 class TrainingConfig(ConfigSection):
     method: Literal["lora", "full"] = "full"
-    """What is trained: adapters and head, or every weight."""
+    """`full` trains all weights; `lora` trains low-rank adapters and, for classification, the head. Use `lora` if the
+    model does not fit in memory with its gradients and optimizer states."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage: 0 none, 1 optimizer states, 2 and gradients, 3 and parameters are sharded."""
+    """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from stage 2 and the
+    parameters from stage 3. Raise it if workers run out of memory; higher stages communicate more."""
     num_workers: NumWorkers = 2
-    """Ray Train workers, one process each; `{min, max}` uses what the cluster has, and resumes from the last checkpoint
-    when that changes."""
+    """Number of Ray Train workers, one process each. `{min, max}` starts as many as the cluster has room for, and
+    resumes from the last checkpoint with another number when nodes join or leave."""
     cpus_per_worker: int = Field(default=1, ge=1)
-    """CPU cores, and torch threads, of a worker."""
+    """Number of CPU cores, and of torch threads, per worker."""
     gpus_per_worker: Literal[0, 1] = 0
-    """GPUs of a worker: 0 trains on CPU with gloo, 1 on GPU with NCCL."""
+    """Number of GPUs per worker. 0 trains on CPUs with gloo, 1 on GPUs with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """Number of seeds of the selected configuration; its trial counts as one."""
+    """Number of trainings of the selected configuration with different seeds; its trial in the sweep is the first of
+    them. More seeds measure the variance of training better."""
     average_seeds: bool = True
-    """With `method: full`, the mean of all seeds' weights is a candidate too, at the cost of one in serving."""
+    """With `method: full` and several seeds, also consider the model with the mean of their weights. It costs as much
+    to serve as a single one."""
     seed: int = Field(default=0, ge=0)
-    """First seed; the others follow it."""
+    """First seed. The seed runs use the following numbers."""
     epochs: int = Field(default=3, ge=1)
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows per step, over all workers."""
+    """Number of rows per optimizer step, over all workers. A multiple of the number of workers times
+    `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Micro-batches into which a worker splits its rows of a step, for less memory."""
+    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them, which uses less memory and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """State offloaded to CPU memory: optimizer states (stages 1 to 3), or parameters too (stage 3)."""
+    """State that is kept in CPU memory instead of GPU memory: `optimizer` states (ZeRO stages 1 to 3), or also
+    `parameters` (stage 3)."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Options of DeepSpeed's configuration that no field of this section sets."""
+    """Further options of DeepSpeed's configuration file. Options that a field of this section sets are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of the encoder or adapter."""
+    """Peak learning rate of the base model's weights. The head and LoRA use multiples of it."""
     head_multiplier: float = Field(default=10.0, gt=0)
-    """Factor of `learning_rate` for the head."""
+    """(classification only) Factor by which the learning rate of the head exceeds `learning_rate`."""
     lora_multiplier: float = Field(default=5.0, gt=0)
-    """Factor of `learning_rate` for LoRA's matrices, so that one range suits both methods."""
+    """Factor by which the learning rate of LoRA adapters exceeds `learning_rate`, so that one range suits both
+    methods."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each label's weight that is spread over all classes."""
+    """Share of each target's probability that is spread evenly over all classes or, for chat tasks, tokens."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout in the attention; by default the model's own. On CPU, 0 lets torch use its fused attention: steps of 320
-    tokens are three times as fast."""
+    """Dropout probability in the attention. By default, the base model's. On CPUs, 0 enables torch's fused attention,
+    which makes steps of 320 tokens three times as fast."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's weight decay, of matrices only."""
+    """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)
-    """Maximum norm of the gradient; 0 disables clipping."""
+    """Maximum norm of the gradient. 0 disables clipping."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly from 0, before it falls linearly to 0."""
+    """Share of the steps in which the learning rate rises linearly from 0. It falls linearly to 0 afterwards."""
     lora_r: int = Field(default=16, ge=1)
-    """Rank of the LoRA adapter."""
+    """Rank of the LoRA adapters. Raise it if LoRA underfits."""
     lora_alpha: int = Field(default=32, ge=1)
-    """LoRA's scaling numerator (the update is multiplied by `lora_alpha / lora_r`)."""
+    """LoRA's scaling: the adapter's output is multiplied by `lora_alpha / lora_r`."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout before the LoRA matrices."""
+    """Dropout probability before the LoRA matrices."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
-    """Seconds within an epoch after which a checkpoint is written. One is also written before a chat's validation and
-    at the end of an epoch; in a sweep only if 120 seconds, or this, have passed since the last."""
+    """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the end of an epoch and,
+    for chat tasks, before validation. In a sweep, the end of an epoch is skipped if the last checkpoint is less than
+    120 seconds, or less than this interval, old."""
     max_failures: int = Field(default=2, ge=0)
-    """Maximum failures of workers, nodes or S3, and preemptions, after which training resumes from a checkpoint."""
+    """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. Preemptions
+    have a limit of the same number."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -120,19 +129,19 @@ class TrainingConfig(ConfigSection):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
     @model_validator(mode="after")
-    def _offload_has_its_stage(self) -> Self:
+    def _offload_fits_the_stage(self) -> Self:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            raise ValueError(f"offload {self.offload!r} takes zero_stage {least} or more, not {self.zero_stage}")
+            raise ValueError(f"offload {self.offload!r} requires zero_stage {least} or higher, not {self.zero_stage}")
         return self
 
     @field_validator("deepspeed")
     @classmethod
-    def _leaves_what_has_a_field(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _no_option_with_a_field(cls, options: dict[str, Any]) -> dict[str, Any]:
         for path, name in DEEPSPEED_FIELDS.items():
             value: Any = options
             for part in path.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None:
-                raise ValueError(f"{path} is set by training.{name}; change it there")
+                raise ValueError(f"{path} cannot be set here; set training.{name}")
         return options

@@ -9,51 +9,53 @@ from tailorbird.config.training import TrainingConfig
 
 
 class Distribution(ConfigSection):
-    """Distribution of a trial's value: exactly one of the fields."""
+    """Distribution from which a trial's value is sampled. Exactly one of the fields is set."""
 
     choice: tuple[Any, ...] | None = None
-    """One of these values."""
+    """List of values to choose from."""
     uniform: tuple[float, float] | None = None
-    """Between low and high."""
+    """Range `[low, high]` of numbers."""
     log_uniform: tuple[float, float] | None = None
-    """Between low and high, uniform in the logarithm."""
+    """Range `[low, high]` of positive numbers, sampled on a logarithmic scale. Suits learning rates."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         fields = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
         if len(fields) != 1:
-            raise ValueError("give exactly one of choice, uniform, log_uniform")
+            raise ValueError("set exactly one of choice, uniform and log_uniform")
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)
             if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
                 positive = " and low > 0" if name != "uniform" else ""
-                raise ValueError(f"{name} takes [low, high] with low < high{positive}")
+                raise ValueError(f"{name} requires [low, high] with low < high{positive}")
         return self
 
 
 class TuningConfig(ConfigSection):
     num_trials: int = Field(default=8, ge=1)
-    """Number of configurations to try."""
+    """Number of trials, each with one configuration. With an empty `space`, 1 is enough."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """Trials at the same time; by default as many as fit when the sweep begins. Set it if an autoscaler adds nodes for
-    them; each waits up to half an hour."""
+    """Maximum number of trials that run at the same time. By default, as many as fit the cluster when the sweep starts.
+    Set it if an autoscaler adds nodes; a trial waits up to half an hour for them."""
     search: Literal["optuna", "random"] = "optuna"
-    """How configurations are chosen."""
+    """Search algorithm: `optuna` (tree-structured Parzen estimator) or `random`."""
     space: dict[str, Distribution] = Field(default_factory=dict)
-    """Fields of the training section to vary; if empty, the section is tried as it is."""
+    """Search space: fields of the section `training` with their distributions. If it is empty, every trial uses the
+    section's values."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Epochs of every trial before ASHA may stop it; set more than one if an epoch has only a few steps (with 8 steps,
-    the best of eight trials was stopped after one epoch, with 12 it was not)."""
+    """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only a few steps: with 8
+    steps, ASHA stopped the best of eight trials after one epoch; with 12 it did not."""
     reduction_factor: int = Field(default=2, ge=2)
-    """ASHA keeps one in this many at each rung."""
+    """ASHA continues one in this many trials at each rung."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
-    """Also log trials to `mlflow` at MLFLOW_TRACKING_URI, or `tensorboard` as event files under the sweep's `tune/` on
-    S3. Install them by `pip install --editable '.[mlflow,tensorboard]'`."""
+    """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or `tensorboard` (event files
+    under the sweep's `tune/` folder on S3). Install them with `pip install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
-    """Also train the selected configuration on parts of the data, to estimate what more data would give."""
+    """Also train the selected configuration on parts of the training rows, and predict the score with twice as many
+    rows. Takes about as long as one more training."""
 
     def trials_at_once(self, *, room: int) -> int:
-        """Return how many trials run at the same time, if the cluster has room for `room` of them."""
+        """Return the number of trials that run at the same time if `room` fit the cluster."""
         return min(self.num_trials, self.max_concurrent_trials or room)
 
     @field_validator("space")

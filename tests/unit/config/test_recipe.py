@@ -1,4 +1,4 @@
-"""A recipe is read as it is written or refused in a line a fault."""
+"""Recipes are loaded, and each invalid field is reported in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,19 @@ def written(folder: Path, content: Any) -> Path:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_recipe_is_read_and_named_by_its_file(path: Path) -> None:
+def test_every_shipped_recipe_loads_and_has_the_name_of_its_file(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem.replace("_", "-")
     assert recipe.task_uri == f"s3://models/{recipe.name}"
 
 
-def test_the_demo_is_judged_on_the_same_rows_and_question_as_the_default() -> None:
+def test_the_demo_recipe_has_the_test_rows_and_protocol_of_the_default_recipe() -> None:
     demo, default = (load_recipe(SHIPPED[0].parent / f"icd10_{name}.yaml") for name in ("demo", "chapters"))
     assert (demo.data.test, demo.data.validation) == (default.data.test, default.data.validation)
     assert demo.evaluation == default.evaluation
 
 
-def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
+def test_an_omitted_field_has_its_default(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
     assert recipe.training == TrainingConfig()
     assert recipe.data.validation is None
@@ -55,7 +55,7 @@ def chat(**evaluation: Any) -> dict[str, Any]:
     return minimal() | {"task": "chat", "evaluation": {"metric": "token_f1"} | evaluation}
 
 
-def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
+def test_gates_for_classification_are_off_for_chat_tasks() -> None:
     gates = Recipe.model_validate(chat()).evaluation.gates
     assert gates.groups is not None
     assert (gates.calibration, gates.counterfactual, gates.robustness) == (None, None, None)
@@ -63,24 +63,24 @@ def test_gates_that_read_classes_are_not_asked_of_chat_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("content", "message"),
     [
         (
             chat(metric="accuracy"),
-            "evaluation.metric 'accuracy' is not for chat tasks; allowed: exact_match, token_f1, rouge_l",
+            "evaluation.metric 'accuracy' is not available for chat tasks; allowed: exact_match, token_f1, rouge_l",
         ),
         (
             minimal() | {"evaluation": {"metric": "rouge_l"}},
-            "'rouge_l' is not for classification tasks; allowed: accuracy",
+            "'rouge_l' is not available for classification tasks; allowed: accuracy",
         ),
-        (chat(gates={"calibration": {}}), "evaluation.gates.calibration is not for chat"),
-        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is not for chat"),
-        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not for classification"),
+        (chat(gates={"calibration": {}}), "evaluation.gates.calibration is not available for chat"),
+        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is not available for chat"),
+        (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not available for classification"),
     ],
 )
-def test_what_the_other_task_alone_has_is_refused(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValidationError, match=named):
-        Recipe.model_validate(given)
+def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(content)
 
 
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
@@ -104,25 +104,25 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             3,
             "training: batch_size 32 must be a multiple of num_workers 2 times gradient_accumulation_steps 3",
         ),
-        ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 is under min 2"),
+        ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 must be at least min 2"),
         ("training.num_workers", {"min": 1, "max": 3}, "training: batch_size 32 must be a multiple of num_workers 3"),
-        ("training.offload", "parameters", "training: offload 'parameters' takes zero_stage 3 or more, not 1"),
+        ("training.offload", "parameters", "training: offload 'parameters' requires zero_stage 3 or higher, not 1"),
         (
             "training.deepspeed",
             {"zero_optimization": {"stage": 2}},
-            "training.deepspeed: zero_optimization.stage is set by training.zero_stage; change it there",
+            "training.deepspeed: zero_optimization.stage cannot be set here; set training.zero_stage",
         ),
         ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
-        ("base_model", "bert-base", "base_model: 'bert-base' must begin with s3:// or file:// or hf:// or pypi://"),
-        ("registry", "/models", "registry: '/models' must begin with s3://"),
-        ("registry", "file:///models", "registry: 'file:///models' must begin with s3://"),
-        ("data.train", "lake/train", "data.train: 'lake/train' must begin with s3:// or file://"),
-        ("data.validation", "s3://lake/rows", "data: give `test` beside `validation`, or neither"),
+        ("base_model", "bert-base", "base_model: 'bert-base' must start with s3:// or file:// or hf:// or pypi://"),
+        ("registry", "/models", "registry: '/models' must start with s3://"),
+        ("registry", "file:///models", "registry: 'file:///models' must start with s3://"),
+        ("data.train", "lake/train", "data.train: 'lake/train' must start with s3:// or file://"),
+        ("data.validation", "s3://lake/rows", "data: `validation` requires `test`; set both, or neither"),
         ("data.train", [], "data.train: give at least one URI"),
-        ("data.train", ["s3://lake/a", "lake/b"], "data.train: 'lake/b' must begin with s3:// or file://"),
+        ("data.train", ["s3://lake/a", "lake/b"], "data.train: 'lake/b' must start with s3:// or file://"),
         ("data.max_length", 2, "data.max_length: "),
         (
             "tuning.space",
@@ -130,23 +130,27 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "tuning.space: 'epohs' cannot be tuned; allowed: batch_size, ",
         ),
         ("tuning.space", {"zero_stage": {"choice": [1]}}, "tuning.space: 'zero_stage' cannot be tuned"),
-        ("tuning.space", {"epochs": {}}, "tuning.space.epochs: give exactly one of choice, uniform, log_uniform"),
+        ("tuning.space", {"epochs": {}}, "tuning.space.epochs: set exactly one of choice, uniform and log_uniform"),
         (
             "tuning.space",
             {"epochs": {"choice": [1], "uniform": [1, 2]}},
-            "tuning.space.epochs: give exactly one of choice, uniform, log_uniform",
+            "tuning.space.epochs: set exactly one of choice, uniform and log_uniform",
         ),
         ("tuning.space", {"learning_rate": {"log_uniform": [0, 1]}}, "low < high and low > 0"),
-        ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform takes \[low, high\] with low < high"),
+        ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform requires \[low, high\] with low < high"),
         ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),
-        ("evaluation.minimum_gain", 0.0, "evaluation: minimum_gain is 0, .*: give expected_gain too"),
+        (
+            "evaluation.minimum_gain",
+            0.0,
+            "evaluation: minimum_gain 0 gives no default for expected_gain; set expected_gain",
+        ),
         ("evaluation.metric", "f1", "evaluation.metric: "),
-        ("evaluation.regulated", True, "data.groups names none, so nothing could ever pass"),
-        ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 is under min_replicas 3"),
+        ("evaluation.regulated", True, "which never passes because data.groups is empty"),
+        ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 must be at least min_replicas 3"),
     ],
 )
-def test_a_fault_is_one_line_that_names_field_given_and_allowed(
+def test_an_error_is_one_line_with_the_field_its_value_and_the_allowed_values(
     tmp_path: Path, path: str, value: Any, message: str
 ) -> None:
     content = minimal()
@@ -163,13 +167,15 @@ def test_a_fault_is_one_line_that_names_field_given_and_allowed(
     assert "pydantic" not in lines[0]
 
 
-def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() -> None:
+def test_a_search_space_is_checked_in_combination_for_fields_that_constrain_each_other() -> None:
     def recipe(**choices: list[Any]) -> Recipe:
         space = {name: {"choice": values} for name, values in choices.items()}
         training = {"batch_size": 32, "gradient_accumulation_steps": 16, "zero_stage": 0}
         return Recipe.model_validate(minimal() | {"training": training, "tuning": {"space": space}})
 
-    recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])  # 16 would not do with the section's own 16
+    recipe(
+        batch_size=[16, 64], gradient_accumulation_steps=[1, 8]
+    )  # 16 would be rejected with the section's gradient_accumulation_steps 16
     with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no"):
         recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 16])
     with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be a multiple of"):
@@ -178,36 +184,36 @@ def test_values_of_a_space_are_tried_together_where_they_bear_on_each_other() ->
         recipe(epochs=[0])
 
 
-def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     content = minimal() | {"nmae": "x", "training": {"epochs": "many", "seeed": 1}}
     del content["registry"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(written(tmp_path, content))
-    places = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
-    assert places == {"nmae", "training.epochs", "training.seeed", "registry"}
+    fields = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
+    assert fields == {"nmae", "training.epochs", "training.seeed", "registry"}
     assert "registry: this field is required" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "must be a mapping"), ("- a\n- b", "must be a mapping of sections, not list"), ("a: [", "is not YAML")],
+    [("", "must be a mapping"), ("- a\n- b", "must be a mapping of sections, not list"), ("a: [", "is not valid YAML")],
 )
-def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_rejected(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, content))
 
 
-def test_a_file_that_is_not_there_or_not_text_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"absent\.yaml: No such file.*give the path of a YAML file"):
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match="Is a directory"):
         load_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"binary\.yaml is not YAML"):
+    with pytest.raises(RecipeError, match=r"binary\.yaml is not valid YAML"):
         load_recipe(tmp_path / "binary.yaml")
 
 
-def test_overrides_change_a_field_typed_as_in_yaml_and_make_sections_that_are_missing(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path) -> None:
     overrides = ("training.epochs=7", "name=other", "data.groups=[a, b]", "tuning.space={epochs: {choice: [1, 2]}}")
     recipe = load_recipe(written(tmp_path, minimal()), overrides=overrides)
     assert (recipe.training.epochs, recipe.name, recipe.data.groups) == (7, "other", ("a", "b"))
@@ -217,15 +223,15 @@ def test_overrides_change_a_field_typed_as_in_yaml_and_make_sections_that_are_mi
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.epochs", "is not of the form section.key=value"),
-        ("=3", "is not of the form section.key=value"),
+        ("training.epochs", "must have the form section.key=value"),
+        ("=3", "must have the form section.key=value"),
         ("name.first=3", "'name' is not a section"),
-        ("training.epochs=[1", "the value is not YAML"),
+        ("training.epochs=[1", "the value is not valid YAML"),
         ("training.epochs=many", "training.epochs: .*given: 'many'"),
         ("training.epoch=3", "training.epoch: no such field"),
     ],
 )
-def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
+def test_an_invalid_override_is_rejected(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, minimal()), overrides=(override,))
 
@@ -240,7 +246,7 @@ def test_every_field_has_a_docstring_for_the_reference_page() -> None:
                 pending.append(field.annotation)
 
 
-def test_a_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
+def test_a_digest_depends_only_on_the_content(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
     assert digest(recipe) == digest(Recipe.model_validate(dict(reversed(list(minimal().items())))))
     assert digest(recipe) != digest(load_recipe(written(tmp_path, minimal()), overrides=("training.seed=1",)))
@@ -248,32 +254,32 @@ def test_a_digest_depends_on_the_content_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "fault"),
+    ("challenger", "message"),
     [
-        ({"version": "candidate"}, "give exactly one of both"),
-        ({"version": "candidate", "canary": 0.1, "shadow": 0.1}, "give exactly one of both"),
+        ({"version": "candidate"}, "set exactly one of `canary` and `shadow`"),
+        ({"version": "candidate", "canary": 0.1, "shadow": 0.1}, "set exactly one of `canary` and `shadow`"),
         ({"version": "candidate", "canary": 0}, "greater than 0"),
         ({"version": "candidate", "canary": 1.5}, "less than or equal to 1"),
         ({"version": "", "canary": 0.1}, "at least 1 character"),
         ({"canary": 0.1}, "version"),
-        ({"version": "candidate", "shadow": 1.0}, "challenger.shadow needs request_log"),
+        ({"version": "candidate", "shadow": 1.0}, "challenger.shadow requires request_log"),
     ],
 )
-def test_a_trial_is_one_version_and_one_share(tmp_path: Path, given: dict[str, Any], fault: str) -> None:
-    with pytest.raises(RecipeError, match=fault):
-        load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": given}}))
+def test_a_challenger_has_one_version_and_one_share(tmp_path: Path, challenger: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": challenger}}))
 
 
-def test_a_chat_model_may_be_a_canary_and_no_shadow(tmp_path: Path) -> None:
+def test_a_chat_challenger_can_be_a_canary_but_not_a_shadow(tmp_path: Path) -> None:
     chat = minimal() | {"task": "chat", "evaluation": {"metric": "exact_match"}}
-    trial: dict[str, Any] = {"version": "candidate", "canary": 0.1}
-    assert load_recipe(written(tmp_path, chat | {"serving": {"challenger": trial}})).serving.challenger is not None
+    challenger: dict[str, Any] = {"version": "candidate", "canary": 0.1}
+    assert load_recipe(written(tmp_path, chat | {"serving": {"challenger": challenger}})).serving.challenger is not None
     serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", "shadow": 0.1}}
-    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is not for chat"):
+    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is not available for chat"):
         load_recipe(written(tmp_path, chat | {"serving": serving}))
 
 
-def test_a_trial_is_switched_on_and_off_on_the_command_line(tmp_path: Path) -> None:
+def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:
     path = written(tmp_path, minimal())
     on = load_recipe(path, overrides=("serving.challenger={version: full-1, canary: 0.1}",)).serving.challenger
     assert on is not None
