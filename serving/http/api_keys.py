@@ -1,4 +1,4 @@
-"""API keys: authentication by their stored hashes, and rate limits."""
+"""API keys: authentication against stored hashes, and rate limits."""
 
 import asyncio
 import hashlib
@@ -25,39 +25,39 @@ _log = logging.getLogger("ray.serve")
 
 
 class KeysError(ValueError):
-    """Keys that cannot be read; the message names the line and never repeats it."""
+    """API keys that cannot be read. The message gives the line number and never the content of the line."""
 
 
 class ApiKey(NamedTuple):
-    """A key as it is stored."""
+    """A stored API key."""
 
     name: str
     sha256: str
-    """Hash of the key: 256 random bits need no salt and no slow hash."""
+    """SHA-256 of the key. A key has 256 random bits, so it needs no salt and no slow hash."""
     per_minute: int | None
-    """Requests a minute that a replica answers; None for no limit."""
+    """Maximum number of requests per minute and replica; None for no limit."""
 
     def to_line(self) -> str:
-        """Return the line of the keys' file."""
+        """Return the key's line in the key file."""
         return " ".join(str(part) for part in self if part is not None)
 
 
 def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
-    """Return a random key, which is handed out once, and what is stored of it."""
+    """Return a new random key for the client, and the `ApiKey` to store."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     stored = ApiKey(name, _sha256(key), per_minute)
     if not _LINE.fullmatch(stored.to_line()):
         raise KeysError(
-            f"name {name!r} and {per_minute} requests a minute cannot be stored: a name has 1 to 64 letters, digits, "
-            "dots, dashes, underscores or @, and a limit is 1 or more"
+            f"name {name!r} with limit {per_minute} is not valid: a name has 1 to 64 letters, digits, dots, dashes, "
+            "underscores or @, and a limit is 1 request a minute or more"
         )
     return key, stored
 
 
 def read_keys(source: str) -> tuple[ApiKey, ...]:
-    """Return the keys in a file, or in an environment variable, `env://NAME`: one a line, `#` begins a comment.
+    """Return the keys in a file, or in an environment variable (`env://NAME`).
 
-    Raises KeysError for an invalid line, a duplicate key, or no key at all.
+    Each line holds one key; `#` starts a comment. Raises KeysError for an invalid line, a duplicate key, or no key.
     """
     keys, errors = _parsed(read_secret(source), source=source)
     if errors:
@@ -66,7 +66,7 @@ def read_keys(source: str) -> tuple[ApiKey, ...]:
 
 
 def _parsed(content: bytes, *, source: str) -> tuple[tuple[ApiKey, ...], list[str]]:
-    """Return the keys and the errors of the other lines."""
+    """Return the keys of the valid lines, and an error for each invalid line."""
     keys: dict[str, ApiKey] = {}
     errors = []
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
@@ -75,41 +75,50 @@ def _parsed(content: bytes, *, source: str) -> tuple[tuple[ApiKey, ...], list[st
             continue
         match = _LINE.fullmatch(text)
         if match is None:
-            errors.append(f"{source}, line {number}: must be `name sha256 [requests a minute]`, see `tailorbird key`")
+            errors.append(
+                f"{source}, line {number}: must be `name sha256 [requests a minute]`; "
+                "run `tailorbird key NAME` to make a key"
+            )
         elif match["sha256"] in keys:
-            errors.append(f"{source}, line {number}: the key stands there twice")
+            errors.append(f"{source}, line {number}: duplicate key")
         else:
             limit = match["per_minute"]
             keys[match["sha256"]] = ApiKey(match["name"], match["sha256"], int(limit) if limit else None)
     if not keys and not errors:
-        errors.append(f"{source} holds no key; `tailorbird key NAME` makes one and says what to store")
+        errors.append(f"{source} contains no key; run `tailorbird key NAME` to make a key")
     return tuple(keys.values()), errors
 
 
 def read_secret(source: str) -> bytes:
-    """Return the content of a file or an environment variable, `env://NAME`; raise KeysError if it is not set."""
+    """Return the content of a file or of an environment variable (`env://NAME`).
+
+    Raises KeysError if the variable is not set.
+    """
     if not source.startswith(ENVIRONMENT):
         return read_bytes(source)
     variable = source.removeprefix(ENVIRONMENT)
     if variable not in os.environ:
-        raise KeysError(f"the environment of this node has no {variable}, which the recipe's serving section names")
+        raise KeysError(
+            f"environment variable {variable}, which the recipe's serving section names, is not set on this node"
+        )
     return os.environ[variable].encode()
 
 
 def read_subject_key(source: str) -> bytes:
-    """Return the key that subjects are hashed with; raise KeysError if it is short enough to be guessed."""
+    """Return the key for hashing subjects; raise KeysError if it is too short to resist guessing."""
     key = read_secret(source).strip()
     if len(key) < KEY_BYTES:
-        least = f"at least {KEY_BYTES} random ones (openssl rand -hex 32)"
-        raise KeysError(f"{source} holds {len(key)} bytes; give {least}")
+        raise KeysError(
+            f"{source} has {len(key)} bytes; store at least {KEY_BYTES} random bytes (openssl rand -hex 32)"
+        )
     return key
 
 
 class ApiKeyAuthenticator:
-    """Authenticates requests by the keys in `source`, which is read again every few seconds to revoke removed keys.
+    """Authenticator of requests by the keys in `source`.
 
-    A name may have several keys, so that keys can be rotated. Rate limits count per key and replica, by a token bucket
-    that holds a minute's requests.
+    The keys are reloaded every few seconds, which revokes removed keys. A name may have several keys, which allows
+    rotation. Each replica limits the rate per key with a token bucket that holds one minute's requests.
     """
 
     def __init__(self, source: str, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -120,41 +129,44 @@ class ApiKeyAuthenticator:
         self._last_error = ""
 
     def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Return the name of the key in the Authorization header; raise RequestError 401, or 429 over its limit."""
+        """Return the name of the key in the Authorization header.
+
+        Raises RequestError 401 for a missing or invalid key, and 429 if the key is over its limit.
+        """
         authorization = headers.get("authorization", "")
         scheme, _, key = authorization.partition(" ")
         sha256 = _sha256(key.strip())
-        # All are compared, each in constant time, so that the time reveals nothing of the stored keys.
+        # Compare all keys in constant time: the response time must not reveal anything about the stored keys.
         matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
         if scheme.lower() != "bearer" or not matches:
             type = "invalid_api_key" if authorization else "missing_api_key"
-            message = "give a key that is valid here in the header `Authorization: Bearer KEY`"
+            message = "give a valid API key in the header `Authorization: Bearer KEY`"
             headers = {"www-authenticate": "Bearer"}
             raise RequestError(401, type, message, code="invalid_api_key", headers=headers)
         self._require_within_limit(matches[0])
         return matches[0].name
 
     def reload(self) -> None:
-        """Read the keys again; removed keys are no longer valid, also if the file was deleted.
+        """Reload the keys. A removed key is no longer valid; a deleted file removes all keys.
 
-        While the store is unavailable, the last keys stay valid. The log names an error once.
+        While storage is unavailable, the last keys stay valid. An error is logged once.
         """
         try:
             deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
             keys, errors = _parsed(b"" if deleted else read_secret(self._source), source=self._source)
-        except Exception as error:  # an unavailable store must not lock clients out
-            self._report(f"those read last stay: {error}")
+        except Exception as error:  # unavailable storage must not lock clients out
+            self._report(f"the last keys stay valid: {error}")
             return
         self._keys = keys
         self._report("; ".join(errors))
 
     def _report(self, error: str) -> None:
         if error and error != self._last_error:
-            _log.error("the API keys could not be read again: %s", error)
+            _log.error("the API keys could not be reloaded: %s", error)
         self._last_error = error
 
     async def keep_current(self) -> None:
-        """Reload the keys periodically, off the event loop, until cancelled."""
+        """Reload the keys every few seconds, in a thread, until cancelled."""
         while True:
             await asyncio.sleep(RELOAD_S)
             await asyncio.to_thread(self.reload)
@@ -167,20 +179,20 @@ class ApiKeyAuthenticator:
         tokens = min(float(key.per_minute), tokens + (now - updated_at) * rate)
         if tokens < 1:
             wait_s = max(1, round((1 - tokens) / rate + 0.5))
-            message = f"{key.name} may ask {key.per_minute} times a minute; ask again in {wait_s} s"
+            message = f"{key.name} is limited to {key.per_minute} requests a minute; retry in {wait_s} s"
             headers = {"retry-after": str(wait_s)}
             raise RequestError(429, "rate_limited", message, code="rate_limit_exceeded", headers=headers)
         self._buckets[key.sha256] = (tokens - 1, now)
 
 
 def require_local_caller(headers: Mapping[str, str]) -> None:
-    """Without keys: raise RequestError 403 for a cross-origin request of a browser on this machine."""
+    """Raise RequestError 403 unless the request is local and same-origin; for services without API keys."""
     host, origin = headers.get("host", ""), headers.get("origin", "")
     name = urlsplit(f"//{host}").hostname
     if name not in LOCAL or (origin and urlsplit(origin).netloc != host):
         message = (
-            "without API keys only this machine may ask, by the name 127.0.0.1 or localhost, and no other page from a "
-            "browser; the recipe's serving.api_keys lets others in"
+            "without API keys, only requests to 127.0.0.1 or localhost from this machine are accepted, and none from "
+            "pages of other sites; set serving.api_keys in the recipe to accept others"
         )
         raise RequestError(403, "foreign_page", message)
 

@@ -1,4 +1,4 @@
-"""Write answers of chat models in OpenAI's format, whole or as server-sent events."""
+"""Format a chat model's answers as OpenAI responses, complete or as server-sent events."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from serving.http.schemas import CHAT_ID, COMPLETION_ID
 
 
 class Usage(NamedTuple):
-    """Tokens of a prompt and of its answer."""
+    """Token counts of a prompt and its answer."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class AnswerHead(NamedTuple):
-    """The fields with which an answer, and each event of a stream, begins."""
+    """The first fields of a response and of each event of a stream."""
 
     id: str
     object: str
@@ -27,20 +27,20 @@ class AnswerHead(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """The format of an endpoint's answers: OpenAI's, plus `version`."""
+    """The response format of an endpoint: OpenAI's, plus `version`."""
 
     route: str
-    id_prefix: str  # the answer's id is this and the request's id
+    id_prefix: str  # precedes the request's id in the response's id
     object: str
-    chunk: str  # `object` of an event
+    chunk: str  # `object` of a stream event
     chat: bool
 
     def head(self, object: str, *, request_id: str, created: int, model: str, version: str) -> AnswerHead:
-        """Return the head of an answer or of its events; `object` is the format's `object` or `chunk`."""
+        """Return the head of a response or of its events; `object` is the format's `object` or `chunk`."""
         return AnswerHead(f"{self.id_prefix}{request_id}", object, created, model, version)
 
     def whole(self, head: AnswerHead, *, text: str, finish_reason: str, usage: Usage) -> bytes:
-        """Return an answer that is not streamed."""
+        """Return a complete response."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = _choice({"message": message} if self.chat else {"text": text}, finish_reason)
         return _json(head, choices=[choice], usage=usage)
@@ -50,7 +50,7 @@ class AnswerFormat:
         return [_event(head, {"delta": {"role": "assistant", "content": ""}})] if self.chat else []
 
     def piece(self, head: AnswerHead, *, text: str) -> bytes:
-        """Return the event that adds a text."""
+        """Return the event that appends a text."""
         return _event(head, {"delta": {"content": text}} if self.chat else {"text": text})
 
     def last(self, head: AnswerHead, *, finish_reason: str | None) -> bytes:
@@ -63,7 +63,7 @@ COMPLETION = AnswerFormat("completion", COMPLETION_ID, "text_completion", "text_
 
 
 def usage_event(head: AnswerHead, *, usage: Usage) -> bytes:
-    """Return the event that counts the tokens."""
+    """Return the event with the token counts."""
     return event(_json(head, choices=[], usage=usage))
 
 

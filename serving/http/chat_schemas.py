@@ -1,4 +1,4 @@
-"""OpenAI's requests and answers of chat models: the types, and the checks of a request."""
+"""OpenAI's requests and responses for chat models: types, and validation of requests."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, RequestError, Wi
 
 class TokenUsage(Wire):
     prompt_tokens: int
-    """Tokens of the prompt, with template, system message and examples."""
+    """Tokens of the prompt, including the template, the system message and the examples."""
     completion_tokens: int
     """Tokens of the answer."""
     total_tokens: int
@@ -25,10 +25,10 @@ class AssistantMessage(Wire):
 
 
 class Delta(Wire):
-    """The part of the message that an event adds."""
+    """The text that an event appends to the message."""
 
     role: Literal["assistant"] | None = None
-    """Only in the first event."""
+    """Set only in the first event."""
     content: str | None = None
 
 
@@ -41,32 +41,32 @@ class _Choice(Wire):
 class ChatChoice(_Choice):
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    """`length` if the answer was cut at max_tokens."""
+    """`length` if the answer reached `max_tokens`."""
 
 
 class CompletionChoice(_Choice):
     text: str
     finish_reason: Literal["stop", "length"]
-    """`length` if the answer was cut at max_tokens."""
+    """`length` if the answer reached `max_tokens`."""
 
 
 class ChatChunkChoice(_Choice):
     delta: Delta
     finish_reason: Literal["stop", "length"] | None
-    """Only in the last event that has a choice."""
+    """Set only in the last event with a choice."""
 
 
 class CompletionChunkChoice(_Choice):
     text: str
     finish_reason: Literal["stop", "length"] | None
-    """Only in the last event that has a choice."""
+    """Set only in the last event with a choice."""
 
 
 class _Head(Wire):
     id: str
     """Ends with the request's id, which is also in the header `x-request-id`."""
     created: int
-    """Seconds since 1970."""
+    """Unix time in seconds."""
     model: str
     version: str
     """The version that answered."""
@@ -79,11 +79,11 @@ class ChatAnswer(_Head):
 
 
 class ChatChunk(_Head):
-    """One event of a stream; the last is `[DONE]`, or an error if the answer broke off."""
+    """An event of a stream. The last event is `[DONE]`, or an error if the generation failed."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice] = Field(max_length=1)
-    """Empty in the event that counts the tokens."""
+    """Empty in the event with the token counts."""
     usage: TokenUsage | None = None
 
 
@@ -94,16 +94,16 @@ class CompletionAnswer(_Head):
 
 
 class CompletionChunk(_Head):
-    """One event of a stream; the last is `[DONE]`, or an error if the answer broke off."""
+    """An event of a stream. The last event is `[DONE]`, or an error if the generation failed."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice] = Field(max_length=1)
-    """Empty in the event that counts the tokens."""
+    """Empty in the event with the token counts."""
     usage: TokenUsage | None = None
 
 
 IGNORED = ("metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
-"""Fields that are accepted and change no answer."""
+"""Accepted fields that have no effect."""
 NEUTRAL: Mapping[str, object] = {
     "n": 1,
     "presence_penalty": 0,
@@ -116,9 +116,9 @@ NEUTRAL: Mapping[str, object] = {
     "response_format": {"type": "text"},
     "modalities": ["text"],
 }
-"""Fields that are accepted with their neutral value only."""
+"""Fields that are accepted only with this value, which has no effect."""
 TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
-"""The same for `/v1/completions`."""
+"""Like `NEUTRAL`, for `/v1/completions`."""
 MAX_STOPS = 4
 _STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
 _CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
@@ -147,38 +147,40 @@ class ChatMessage(_RequestModel):
 
 class StreamOptions(_RequestModel):
     include_usage: StrictBool | None = None
-    """Whether the last event, which has no choices, counts the tokens."""
+    """If true, a last event without choices contains the token counts."""
 
 
 class PromptRequest(_RequestModel):
     """The fields that chat and completion requests share."""
 
     model: StrictStr = CHAMPION
-    """`champion`, or the name, version or `name@version` of the model that serves."""
+    """`champion`, or the name, version or `name@version` of a served model."""
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    """OpenAI's newer name of `max_tokens`, which takes precedence."""
+    """OpenAI's newer name for `max_tokens`. Takes precedence over it."""
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    """Most tokens of the answer; by default as many as in the evaluation."""
+    """Maximum number of tokens in the answer. The default is the limit used in the evaluation."""
     temperature: Annotated[float, Field(ge=0, le=2, strict=True)] | None = None
-    """0, the default, is greedy decoding, which was evaluated."""
+    """Sampling temperature. The default, 0, is greedy decoding, as in the evaluation."""
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """Above temperature 0, sample from the most likely tokens that have this probability together."""
+    """Nucleus sampling: sample from the most likely tokens whose cumulative probability reaches this value. Has no
+    effect at temperature 0."""
     seed: StrictInt | None = None
-    """The same seed samples the same tokens from the same probabilities."""
+    """Seed for sampling. The same seed and the same probabilities give the same tokens."""
     stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
-    """Texts at which the answer ends; they are not part of it."""
+    """Stop texts: the answer ends before the first of them."""
     stream: StrictBool | None = None
-    """Whether to stream the answer as server-sent events."""
+    """If true, stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
-    """Only with `stream`."""
+    """Options for streams. Only accepted with `stream: true`."""
     safety_identifier: object = None
-    """The person the request is about, by the caller's id; the request log keeps a keyed hash of a short text."""
+    """The caller's id for the person that the request is about. The request log stores a keyed hash of a text of at
+    most 256 characters, and ignores other values."""
     user: object = None
-    """OpenAI's older name of `safety_identifier`."""
+    """OpenAI's older name for `safety_identifier`."""
 
     @property
     def subject(self) -> str | None:
-        """Return the person the request is about, if that is a text that can be logged."""
+        """Return the id of the person that the request is about, or None if it cannot be logged."""
         subject = self.safety_identifier or self.user
         return subject if isinstance(subject, str) and len(subject) <= MAX_ATTRIBUTE_CHARS else None
 
@@ -189,7 +191,7 @@ class PromptRequest(_RequestModel):
 
     @property
     def limit(self) -> int | None:
-        """Return the most tokens of the answer that the request sets."""
+        """Return the requested maximum number of tokens in the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -198,7 +200,7 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    """The conversation; the last message is the user's. A system message replaces the version's own."""
+    """The conversation. The last message must be the user's. A system message replaces the version's own."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
@@ -208,7 +210,7 @@ class ChatRequest(PromptRequest):
 
 class CompletionRequest(PromptRequest):
     prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
-    """A text to continue without template, system message and examples; no verdict is about that."""
+    """Text to continue, without template, system message and examples. This use was not evaluated."""
 
     @property
     def text(self) -> str:
@@ -217,19 +219,20 @@ class CompletionRequest(PromptRequest):
 
 
 def parse_chat(body: bytes) -> ChatRequest:
-    """Return the request in a body; raise RequestError 400, which names the field, for what is not supported."""
+    """Return the request in a body; raise RequestError 400, which names the field, if it is not supported."""
     request = _parse(ChatRequest, body, neutral=NEUTRAL)
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
-                raise _invalid_field(f"messages.{index}.{name}", "a message has a role and a content, and no more")
+                raise _invalid_field(f"messages.{index}.{name}", "unknown field; a message has a role and a content")
     if request.messages[-1].role != "user":
-        raise _invalid_field("messages", f"the last must be the user's, not the {request.messages[-1].role}'s")
+        role = request.messages[-1].role
+        raise _invalid_field("messages", f"the last message has role {role!r}; it must have role 'user'")
     return request
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    """Return the request in a body, as `parse_chat`."""
+    """Return the request in a body. Raises as `parse_chat`."""
     return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
 
 
@@ -241,10 +244,10 @@ def _parse(model: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, ob
     for name, value in (request.model_extra or {}).items():
         if name in IGNORED or value is None or (name in neutral and value == neutral[name]):
             continue
-        reason = f"only {json.dumps(neutral[name])} is taken" if name in neutral else "there is no such field here"
-        raise _invalid_field(name, f"{reason}; leave it out")
+        reason = f"only {json.dumps(neutral[name])} is accepted" if name in neutral else "unknown field"
+        raise _invalid_field(name, f"{reason}; omit it")
     if request.stream_options is not None and not request.stream:
-        raise _invalid_field("stream_options", "only with stream: true")
+        raise _invalid_field("stream_options", "only accepted with stream: true")
     return request
 
 
@@ -253,7 +256,7 @@ def _invalid_field(param: str, message: str) -> RequestError:
 
 
 def _invalid_request(error: ValidationError) -> RequestError:
-    """Return an error that names the first fault's field and what is allowed, but not the value that was sent."""
+    """Return an error that names the first invalid field and the allowed values, but not the value that was sent."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")

@@ -1,4 +1,4 @@
-"""A replica's metrics: counted in memory on the request path, and exported to Ray's metrics every few seconds."""
+"""A replica's metrics, which are collected in memory and exported to Ray every few seconds."""
 
 import asyncio
 import logging
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 EXPORT_S = 5.0
-"""Export interval. A call of Ray's costs about 10 microseconds, so sums are exported, outside of the event loop."""
-MAX_OBSERVATIONS = 1 << 17  # most observations between two exports: more than a replica answers requests in that time
+"""Export interval. A call of Ray's metrics API takes about 10 microseconds, so a thread exports sums instead."""
+MAX_OBSERVATIONS = 1 << 17  # bound on observations between two exports; above any replica's number of requests
 CLIENT_CLOSED_REQUEST = 499
-"""Status of a request whose client disconnected before the end of the answer; nginx's number."""
-UNKNOWN_ROUTE = "other"  # the route label of unknown paths: clients must not create labels
+"""Status (nginx's) of a request whose client disconnected before the end of the response."""
+UNKNOWN_ROUTE = "other"  # route label of unknown paths: clients must not be able to create labels
 
 _log = logging.getLogger("ray.serve")
 
 
 class Metric(NamedTuple):
-    """A metric. Ray adds the prefix `ray_` and the labels deployment, replica and application."""
+    """A metric, to which Ray adds the prefix `ray_` and the labels deployment, replica and application."""
 
     name: str
     description: str
@@ -37,70 +37,73 @@ class Metric(NamedTuple):
     """Upper bounds of a histogram's buckets."""
 
 
-Series = tuple[Metric, tuple[str, ...]]  # a metric and the values of its labels
+Series = tuple[Metric, tuple[str, ...]]  # a metric and its label values
 Gauges = Mapping[Series, float]
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _REQUEST_LABELS = ("route", "model", "version")
 REQUESTS = Metric(
     "tailorbird_requests_total",
-    "Requests by what they were answered with; 499 where the client went before the end.",
+    "Requests by response status; 499 if the client disconnected before the end of the response.",
     (*_REQUEST_LABELS, "status"),
 )
 REQUEST_SECONDS = Metric(
     "tailorbird_request_seconds",
-    "From a request's headers to the last byte of a 200 answer.",
+    "Time from a request's headers to the last byte of a response with status 200.",
     _REQUEST_LABELS,
     _SECONDS,
 )
 FIRST_TOKEN_SECONDS = Metric(
     "tailorbird_first_token_seconds",
-    "From a request's headers to the first token of a stream.",
+    "Time from a request's headers to the first event of a stream.",
     _REQUEST_LABELS,
     _SECONDS,
 )
-IN_PROGRESS = Metric("tailorbird_requests_in_progress", "Requests that the replica has not answered to the end yet.")
+IN_PROGRESS = Metric("tailorbird_requests_in_progress", "Requests without a complete response.")
 TEXTS = Metric("tailorbird_texts_total", "Texts classified.", ("model", "version"))
 BATCH_TEXTS = Metric(
     "tailorbird_batch_texts",
-    "Texts taken from a queue at once; of versions over one base model, version is `shared`.",
+    "Texts taken from a queue at once. The version is `shared` for versions over one base model.",
     ("model", "version"),
     (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
 )
 TOKENS = Metric("tailorbird_tokens_total", "Tokens of prompts and of completions.", ("model", "version", "kind"))
 SERVING = Metric(
     "tailorbird_serving",
-    "1 of the version that answers by this role (champion, pretrained), 0 of one that did.",
+    "1 for a served version, 0 for a former one; the role is champion, challenger, pretrained or the version.",
     ("model", "version", "role"),
 )
 REFUSED = Metric(
-    "tailorbird_version_refused", "1 while the version deployed last could not be loaded and the former serves on."
+    "tailorbird_version_refused",
+    "1 while the previous champion still serves because the new one could not be loaded, else 0.",
 )
 LOG_DROPPED = Metric(
-    "tailorbird_log_rows_dropped_total", "Rows of the request log given up because its store was away.", ("kind",)
+    "tailorbird_log_rows_dropped_total",
+    "Rows of the request log that were dropped because storage was unavailable.",
+    ("kind",),
 )
 
 
 @dataclass(slots=True)
 class RequestState:
-    """What a request in progress will be counted as."""
+    """The labels of a request in progress."""
 
     model: str = ""
     version: str = ""
-    failed: int | None = None  # status of an error after the status 200 was sent
+    failed: int | None = None  # status of an error that occurred after the status 200 was sent
 
 
 _request_state: ContextVar[RequestState | None] = ContextVar("state", default=None)
 
 
 def record_version(version: "ModelVersion") -> None:
-    """Record which version answers the current request; of several, the last is counted."""
+    """Record the version that answers the current request; a later call replaces it."""
     state = _request_state.get()
     if state is not None:
         state.model, state.version = version.name, version.version
 
 
 def record_failure(status: int) -> None:
-    """Record that the current stream, whose status 200 is sent already, broke off; it is counted by this status."""
+    """Record the error status of the current stream, which failed after the status 200 was sent."""
     state = _request_state.get()
     if state is not None:
         state.failed = status
@@ -108,7 +111,7 @@ def record_failure(status: int) -> None:
 
 @cache
 def ray_instrument(metric: Metric) -> Any:
-    """Return Ray Serve's counter, histogram or gauge; call it in a replica, whose name it carries."""
+    """Return Ray Serve's counter, histogram or gauge. Call this in a replica: Ray labels the metric with its id."""
     from ray.serve import metrics
 
     options = {"description": metric.description, "tag_keys": metric.labels}
@@ -120,7 +123,10 @@ def ray_instrument(metric: Metric) -> Any:
 
 
 class Meter:
-    """Counts and observations since the last export. `observe` is thread-safe; call the rest from the event loop."""
+    """Counts and observations since the last export.
+
+    `observe` is thread-safe. Call the other methods from the event loop.
+    """
 
     def __init__(self) -> None:
         self.in_progress = 0
@@ -130,12 +136,12 @@ class Meter:
         self._gauges: set[Series] = set()
 
     def count(self, metric: Metric, *labels: str, by: int = 1) -> None:
-        """Add to a counter; `labels` are in the metric's order."""
+        """Add `by` to a counter; `labels` are in the metric's order."""
         if by:  # Ray refuses zero
             self._counts[metric, labels] += by
 
     def count_to(self, metric: Metric, *labels: str, total: int) -> None:
-        """Raise a counter to a total that is kept elsewhere."""
+        """Raise a counter to `total`, which the caller keeps."""
         self.count(metric, *labels, by=total - self._totals[metric, labels])
         self._totals[metric, labels] = total
 
@@ -146,7 +152,7 @@ class Meter:
     async def keep_exporting(
         self, gauges: Callable[[], Gauges], *, instrument: Callable[[Metric], Any] = ray_instrument
     ) -> None:
-        """Export every few seconds, until cancelled; `instrument` returns a metric's counter, histogram or gauge."""
+        """Export every few seconds until cancelled; `instrument` returns a metric's counter, histogram or gauge."""
         while True:
             await asyncio.sleep(EXPORT_S)
             try:
@@ -157,12 +163,12 @@ class Meter:
                 _log.exception("the metrics could not be exported to Ray")
 
     def _with_former(self, gauges: Gauges) -> Gauges:
-        """Add zeros for gauges that are gone: Ray keeps exporting a gauge's last value."""
+        """Add zeros for gauges that no longer exist, because Ray keeps exporting a gauge's last value."""
         self._gauges |= set(gauges)
         return dict.fromkeys(self._gauges, 0.0) | dict(gauges)
 
     def export(self, instrument: Callable[[Metric], Any], counts: Mapping[Series, int], gauges: Gauges) -> None:
-        """Export everything once."""
+        """Export the counts, the observations and the gauges once."""
         for (metric, labels), by in counts.items():
             instrument(metric).inc(by, tags=_tags(metric, labels))
         for _ in range(len(self._observed)):
@@ -183,7 +189,7 @@ def _route(scope: Scope) -> str:
 
 
 def with_request_metrics(app: ASGIApp, *, meter: Meter) -> ASGIApp:
-    """Return the application with each request counted at its end."""
+    """Return the application with request metrics; a request is counted when it ends."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -1,4 +1,4 @@
-"""A replica's OpenAPI 3.1 document, from its routes and the types of requests and answers."""
+"""A replica's OpenAPI 3.1 document, from its routes and the types of requests and responses."""
 
 import re
 from collections.abc import Mapping
@@ -12,27 +12,28 @@ from serving.http import chat_schemas, schemas
 from serving.http.asgi import ID, JSON, Route
 from tailorbird.config.serving import ServingConfig
 
-NO_EFFECT = "x-no-effect"  # marks fields that OpenAI's clients may send and that change nothing
+NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients and have no effect
 REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
-"""Fields with one entry a text, which `serving.max_texts` limits."""
+"""Fields with one entry per text, whose length `serving.max_texts` limits."""
 REFUSALS = {
-    400: "The body is not JSON, or a field of it cannot be taken; the message names it.",
-    401: "No valid API key.",
-    403: "The batch's prefix is not allowed; or, without API keys, the request is not from this machine by the name "
-    "127.0.0.1 or localhost, or is from another site's page.",
-    404: "There is no such model or batch, or the recipe has no request log for feedback, or no prefix for batches.",
+    400: "The body is not JSON, or a field is not supported. The message names the field.",
+    401: "The API key is missing or not valid.",
+    403: "The batch's prefix is not allowed. Without API keys: the request is not to 127.0.0.1 or localhost, or comes "
+    "from another site's page.",
+    404: "The model or batch does not exist, or the recipe does not set the request log (for feedback) or "
+    "`serving.batch_prefixes` (for batches).",
     408: "The body did not arrive within 20 s.",
-    409: "The batch was requested before with other columns, or has ended.",
-    413: "The body is over {max_body_bytes} bytes.",
-    422: "A field is missing, unknown or out of bounds; the message names it.",
-    429: "Too many requests, of this key or in all; retry after `retry-after`.",
-    500: "An internal error; the replica's log has it under the request's id.",
-    503: "The model is still loading, or there is no replica.",
+    409: "The batch exists with other columns, or has already ended.",
+    413: "The body has more than {max_body_bytes} bytes.",
+    422: "A field is missing, unknown or out of range. The message names the field.",
+    429: "Too many requests with this key or in total. Retry after the time in `retry-after`.",
+    500: "Internal error. The replica's log contains it with the request's id.",
+    503: "The model is still loading, or no replica is available.",
 }
 
 
-Schema = dict[str, Any]  # A JSON object of the document
+Schema = dict[str, Any]  # a JSON object of the document
 
 
 @dataclass(frozen=True)
@@ -40,35 +41,37 @@ class Operation:
     """The documentation of a route."""
 
     summary: str
-    answer: type[BaseModel] | None  # the answer with `status`; None for a page and for this document
+    answer: type[BaseModel] | None  # type of the response with `status`; None for pages and the OpenAPI document
     request: type[BaseModel] | None = None
     example: Mapping[str, object] = field(default_factory=dict)  # body of an example request
     status: int = 200
-    events: type[BaseModel] | None = None  # the events of a stream, if one can be requested
+    events: type[BaseModel] | None = None  # type of a stream's events; None if the route does not stream
     refusals: tuple[int, ...] = ()
-    """Statuses of its own errors, in addition to those of its method, of authentication and of the service."""
-    also: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with other statuses that are no errors
+    """Error statuses of this route, in addition to those of its method, of authentication and of all routes."""
+    also: Mapping[int, type[BaseModel]] = field(
+        default_factory=dict
+    )  # further responses that are not errors, by status
 
 
 _TEXT = {"input": "Fracture of femur"}
 _CONVERSATION = {"messages": [{"role": "user", "content": "What is a fracture?"}], "max_tokens": 32}
 OPERATIONS: Mapping[str, Operation] = {
     "/v1/classify": Operation(
-        "The most probable class of each text",
+        "Classify texts",
         schemas.ClassifyAnswer,
         schemas.ClassifyRequest,
         _TEXT,
         refusals=(404, 422),
     ),
     "/v1/compare": Operation(
-        "The same texts answered by the pretrained model and by the champion",
+        "Classify texts with the pretrained model and with the champion",
         schemas.CompareAnswer,
         schemas.ClassifyRequest,
         _TEXT,
         refusals=(404, 422),
     ),
     "/v1/chat/completions": Operation(
-        "The next turn of a conversation, whole or streamed",
+        "Answer the last message of a conversation, optionally as a stream",
         chat_schemas.ChatAnswer,
         chat_schemas.ChatRequest,
         _CONVERSATION,
@@ -76,16 +79,16 @@ OPERATIONS: Mapping[str, Operation] = {
         refusals=(404,),
     ),
     "/v1/completions": Operation(
-        "A text continued as it stands, whole or streamed",
+        "Continue a text without the chat template, optionally as a stream",
         chat_schemas.CompletionAnswer,
         chat_schemas.CompletionRequest,
         {"prompt": "A fracture is", "max_tokens": 32},
         events=chat_schemas.CompletionChunk,
         refusals=(404,),
     ),
-    "/v1/models": Operation("The versions that serve", schemas.Models),
+    "/v1/models": Operation("List the served versions", schemas.Models),
     "/v1/feedback": Operation(
-        "The correct label of an earlier answer",
+        "Report the correct label of an earlier request",
         schemas.FeedbackRequest,
         schemas.FeedbackRequest,
         {"request_id": "2c9a7f40", "label": "injury and poisoning"},
@@ -93,27 +96,25 @@ OPERATIONS: Mapping[str, Operation] = {
         refusals=(404, 422),
     ),
     "/v1/batches": Operation(
-        "Score a Parquet data set",
+        "Start a batch job that scores Parquet files",
         schemas.BatchJob,
         schemas.BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
         refusals=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation("The state of a batch", schemas.BatchJob, refusals=(404,)),
-    "/v1/batches/{id}/cancel": Operation("Cancel a batch", schemas.BatchJob, refusals=(404, 409)),
-    "/healthz": Operation("Liveness", schemas.Health),
-    "/readyz": Operation(
-        "Readiness: whether a version is loaded, and which", schemas.Readiness, also={503: schemas.Readiness}
-    ),
-    "/openapi.json": Operation("This document", None),
-    "/docs": Operation("This document as a page", None),
-    "/": Operation("A page to try the model", None),
+    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob, refusals=(404,)),
+    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, refusals=(404, 409)),
+    "/healthz": Operation("Liveness probe", schemas.Health),
+    "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness, also={503: schemas.Readiness}),
+    "/openapi.json": Operation("Return this OpenAPI document", None),
+    "/docs": Operation("Return this document as an HTML page", None),
+    "/": Operation("Return an HTML page for trying the model", None),
 }
 
 
 def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
-    """Return the document of the routes, each of which must be in `OPERATIONS`."""
+    """Return the OpenAPI document of the routes. Each route must be in `OPERATIONS`."""
     missing = sorted(set(routes) - set(OPERATIONS))
     assert not missing, f"OPERATIONS lacks {missing}"
     document: Schema = {
@@ -121,17 +122,17 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         "info": {
             "title": "Tailorbird",
             "version": "1",
-            "description": "A model that won its verdict, served. Every answer carries the header `x-request-id`, the "
-            "caller's own where the request had one.",
+            "description": "API of a service on Ray Serve. Every response has the header `x-request-id`: the request's "
+            "own value, or a generated one.",
         },
-        "servers": [{"url": ".", "description": "Where this document is"}],
+        "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
             path: {route.method.lower(): _operation(path, route, config=config)} for path, route in routes.items()
         },
         "components": {"schemas": _schemas(routes, config=config)},
     }
     if config.api_keys is not None:
-        scheme = {"type": "http", "scheme": "bearer", "description": "A key made by `tailorbird key`."}
+        scheme = {"type": "http", "scheme": "bearer", "description": "An API key made by `tailorbird key`."}
         document["components"]["securitySchemes"] = {"key": scheme}
     return document
 
@@ -150,7 +151,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
         },
     }
     if ID in path:
-        text = "The batch's `id`."
+        text = "The `id` of the batch job."
         documented["parameters"] = [
             {"name": "id", "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
         ]
@@ -167,13 +168,13 @@ def _responses(operation: Operation, *, content_type: str) -> Schema:
     schema = {"type": "object"} if content_type == JSON else {"type": "string"}
     content: Schema = {content_type: {"schema": _ref(operation.answer) if operation.answer else schema}}
     if operation.events is not None:
-        data = {"type": "string", "description": f"a {operation.events.__name__} as JSON; [DONE] at the end"}
-        text = "if `stream` is true: server-sent events, each like this"
+        data = {"type": "string", "description": f"A {operation.events.__name__} as JSON. The last event is [DONE]."}
+        text = "server-sent events, if `stream` is true"
         event = {"type": "object", "description": text, "properties": {"data": data}, "required": ["data"]}
         content["text/event-stream"] = {"schema": event}
     responses = {str(operation.status): {"description": operation.summary, "content": content}}
     for status, answer in operation.also.items():
-        responses[str(status)] = {"description": "Not yet", "content": {JSON: {"schema": _ref(answer)}}}
+        responses[str(status)] = {"description": "Not ready", "content": {JSON: {"schema": _ref(answer)}}}
     return responses
 
 
@@ -191,9 +192,9 @@ def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -
 def _error_response(status: int, *, config: ServingConfig) -> Schema:
     content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
     if status in (429, 503):
-        content["text/plain"] = {"schema": {"type": "string", "description": "If Ray Serve itself refuses it."}}
+        content["text/plain"] = {"schema": {"type": "string", "description": "Sent if Ray Serve rejects the request."}}
     if status == 408:
-        content["text/html"] = {"schema": {"type": "string", "description": "If the proxy itself refuses it."}}
+        content["text/html"] = {"schema": {"type": "string", "description": "Sent if the proxy rejects the request."}}
     response = {"description": REFUSALS[status].format(max_body_bytes=config.max_body_bytes), "content": content}
     if status == 429:
         response["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
@@ -201,7 +202,7 @@ def _error_response(status: int, *, config: ServingConfig) -> Schema:
 
 
 def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
-    """Return the schemas of all requests and answers, with the limits of the recipe."""
+    """Return the schemas of all requests and responses, with the recipe's limits."""
     models: dict[type[BaseModel], None] = {schemas.ErrorBody: None}
     for path in routes:
         operation = OPERATIONS[path]
@@ -218,19 +219,23 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         if name in components:
             _forbid_extra_fields(components[name], neutral=neutral)
     if "ChatMessage" in components:
-        components["ChatMessage"]["properties"]["name"] = {"description": "Changes no answer.", NO_EFFECT: True}
-        # an answer's message, which has this field, may be sent back as a turn.
-        components["ChatMessage"]["properties"]["refusal"] = {"type": "null", NO_EFFECT: True, "description": "None."}
+        components["ChatMessage"]["properties"]["name"] = {"description": "Has no effect.", NO_EFFECT: True}
+        # Clients send a response's message, which has this field, back as a turn of the conversation.
+        components["ChatMessage"]["properties"]["refusal"] = {
+            "type": "null",
+            NO_EFFECT: True,
+            "description": "Has no effect.",
+        }
         components["ChatMessage"]["additionalProperties"] = False
     return components
 
 
 def _forbid_extra_fields(schema: Schema, *, neutral: Mapping[str, object]) -> None:
-    """Add OpenAI's fields that are accepted but change nothing, and forbid all others."""
+    """Add OpenAI's fields that are accepted without effect, and forbid all others."""
     for name in chat_schemas.IGNORED:
-        schema["properties"][name] = {"description": "Changes no answer.", NO_EFFECT: True}
+        schema["properties"][name] = {"description": "Has no effect.", NO_EFFECT: True}
     for name, value in neutral.items():
-        text = "Accepted with its neutral value only."
+        text = "Accepted only with this value, which has no effect."
         schema["properties"][name] = {"enum": [value, None], "description": text, NO_EFFECT: True}
     schema["additionalProperties"] = False
 

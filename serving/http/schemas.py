@@ -1,4 +1,4 @@
-"""Requests and answers over HTTP: classification, and what all tasks share (models, feedback, batches, errors)."""
+"""HTTP requests and responses of classification, and of the routes of all tasks (models, feedback, batches, errors)."""
 
 import json
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
-CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of the ids of a chat model's answers, before the request's id
-LOCAL = ("127.0.0.1", "localhost", "::1")  # host names of this machine alone
+CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes before the request's id in the ids of a chat model's responses
+LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
@@ -28,14 +28,15 @@ class ClassifyRequest(Wire):
     input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
-    """`champion`, `pretrained`, `challenger`, or the version or `name@version` of one that /v1/models names."""
+    """`champion`, `pretrained`, `challenger`, or the version or `name@version` of a model that /v1/models lists."""
     scores: bool = Field(default=False, strict=True)
-    """Whether each result has the probability of every class."""
+    """If true, return the probability of every class."""
     attributes: Attributes | list[Attributes] | None = None
-    """Attributes by the name of the group column on which a hybrid routes: one object for all texts, or a list with one
-    object a text. At most 32 names, and 256 characters a name or value. Other models ignore them."""
+    """Attributes of the texts by name. A hybrid that routes by group uses the attribute with the name of its group
+    column. Give one object for all texts, or a list with one object per text. An object has at most 32 attributes;
+    names and values have at most 256 characters. Other models only log them."""
     subject: _Attribute | None = None
-    """The person the request is about, by the caller's id; the request log keeps a keyed hash of it."""
+    """The caller's id for the person that the request is about. The request log stores a keyed hash of it."""
 
     @property
     def texts(self) -> list[str]:
@@ -45,36 +46,39 @@ class ClassifyRequest(Wire):
 
 class FeedbackRequest(Wire):
     request_id: _Attribute
-    """The id of the answer that it is about; every replica accepts it."""
+    """The id of the request that the feedback is about."""
     label: _Attribute
     """The correct label."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
-    """Position of the text in the request, from 0."""
+    """Position of the text in the request, starting at 0."""
 
     @property
     def bare_id(self) -> str:
-        """Return the request's id without the prefix of a chat answer's `id`."""
+        """Return the request's id without the prefix that a chat response adds."""
         return self.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)
 
 
 class BatchRequest(Wire):
     input: StrictStr
-    """URI of a Parquet file or of a folder of them, under one of the recipe's `serving.batch_prefixes`."""
+    """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's `serving.batch_prefixes`."""
     output: StrictStr
-    """URI of a folder under one of these prefixes, empty or with this batch's own files."""
+    """URI of a folder under one of these prefixes. The folder must be empty, or hold the files of this same batch."""
     model: StrictStr = CHAMPION
-    """As in other requests; the version that it names now scores the whole batch, whatever is promoted meanwhile."""
+    """The model, as in other requests. Its current version scores the whole batch, even if another version is promoted
+    before the end."""
     column: StrictStr | None = None
-    """Column with the texts (`text`); for a chat model, with prompts or lists of `{role, content}` (`prompt`)."""
+    """Column with the texts (default `text`). For chat models: column with prompts or with lists of
+    `{role, content}` (default `prompt`)."""
     id: StrictStr | None = None
-    """Column that the output repeats as `id`; the output always has each row's position in the input as `row`."""
+    """Input column to copy to the output as `id`. The output also has the column `row`: the row's position in the
+    input."""
 
 
 class BatchJob(Wire):
     format: Literal[1] = 1
-    """Version of the state's format."""
+    """Version of this format."""
     id: str
-    """Hash of the input, the output and the version: the same request again starts no second job."""
+    """Hash of the input, the output and the version. Repeating a request returns the same job."""
     object: Literal["batch"] = "batch"
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str
@@ -89,13 +93,13 @@ class BatchJob(Wire):
     updated_at: str
     rows_done: int = 0
     rows_total: int | None = None
-    """None until the input's files have been listed."""
+    """Number of input rows; null until the input's files are listed."""
     error: str | None = None
-    """Why it failed."""
+    """Reason of the failure."""
 
     @property
     def is_unfinished(self) -> bool:
-        """Return True if the job waits or works."""
+        """Return True if the job is queued or running."""
         return self.status in ("queued", "running")
 
 
@@ -103,11 +107,11 @@ class Result(Wire):
     label: str
     """The most probable class."""
     score: float
-    """Its probability, after temperature scaling (which was fitted on validation and changes no label)."""
+    """Probability of the label, after temperature scaling."""
     scores: dict[str, float] | None = None
     """Probability of every class, after temperature scaling, if requested."""
     answered_by: Literal["incumbent", "candidate"] | None = None
-    """The part of a hybrid that answered; absent for other models."""
+    """The model of a hybrid that answered; absent for other models."""
 
 
 class ClassifyAnswer(Wire):
@@ -116,7 +120,7 @@ class ClassifyAnswer(Wire):
     model: str
     version: str
     results: list[Result]
-    """One result a text, in the order of the input."""
+    """One result per text, in input order."""
 
 
 class CompareAnswer(Wire):
@@ -126,23 +130,23 @@ class CompareAnswer(Wire):
 
 
 class ServedModel(Wire):
-    """A model in OpenAI's format, with further fields."""
+    """A model in OpenAI's format, with additional fields."""
 
     id: str
-    """Value of `model` in requests."""
+    """Value for `model` in requests."""
     object: Literal["model"] = "model"
     created: int
-    """Creation time of the version, in seconds since 1970."""
+    """Creation time of the version as Unix time in seconds."""
     owned_by: Literal["tailorbird"] = "tailorbird"
     name: str
     version: str
     kind: str
     digest: str
-    """sha256 of the version's manifest."""
+    """SHA-256 of the version's manifest."""
     classes: list[str]
-    """Empty for a chat model."""
+    """Names of the classes; empty for a chat model."""
     verdict: str | None = None
-    """The verdict that chose the champion, in a sentence; null for other models."""
+    """Summary of the verdict that selected the champion; null for other models."""
 
 
 class Models(Wire):
@@ -156,32 +160,34 @@ class Health(Wire):
 
 class Readiness(Wire):
     status: Literal["ready", "loading"]
-    """`ready`, or `loading` with code 503."""
+    """`ready` with HTTP status 200, `loading` with 503."""
     replica: str | None = None
-    """Serve's id of the replica that answers."""
+    """Ray Serve's id of the replica."""
     config: str | None = None
-    """`config_id` of the last configuration that the replica has loaded or refused."""
+    """Hash of the last `user_config` that the replica loaded or refused."""
     version: str | None = None
+    """The champion's version."""
     digest: str | None = None
+    """The champion's digest."""
     refused: str | None = None
-    """Digest of the last configured version if it could not be loaded; the previous one still serves."""
+    """Digest of the configured champion if it could not be loaded. The previous champion still serves."""
     reason: str | None = None
-    """Why it was refused."""
+    """Reason of the refusal."""
     challenger: str | None = None
-    """Digest of the challenger."""
+    """The challenger's digest."""
     absent: dict[str, str] | None = None
-    """Configured models other than the champion that could not be loaded, and why."""
+    """Reasons why other configured models could not be loaded, by model name."""
 
 
 class ErrorDetail(Wire):
-    """OpenAI's format."""
+    """An error in OpenAI's format."""
 
     message: str
     type: str
     param: str | None
-    """The invalid field, if any."""
+    """The invalid field, or null."""
     code: str | None
-    """OpenAI's name of the error, if any."""
+    """OpenAI's error code, or null."""
 
 
 class ErrorBody(Wire):
@@ -189,7 +195,7 @@ class ErrorBody(Wire):
 
 
 class RequestError(ValueError):
-    """A request that is answered with a 4xx or 5xx; the message says what is allowed."""
+    """A request that is answered with status 4xx or 5xx. The message states what is allowed."""
 
     def __init__(
         self,
@@ -207,19 +213,19 @@ class RequestError(ValueError):
 
     @property
     def body(self) -> bytes:
-        """Return the answer's JSON."""
+        """Return the response body as JSON."""
         detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
         return ErrorBody(error=detail).model_dump_json().encode()
 
 
 def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
-    """Return the request in a body as `parse_body`; raise RequestError 422 also for too many texts or attributes."""
+    """Return the request in a body. Raises as `parse_body`, and RequestError 422 for too many texts or attributes."""
     request = parse_body(ClassifyRequest, body)
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
     if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
-        reason = f"give one object for all texts or one for each of the {num_texts}, not {len(request.attributes)}"
+        reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(request.attributes)}"
         raise RequestError(422, "invalid_request", f"attributes: {reason}")
     return request
 
@@ -233,13 +239,13 @@ def parse_body(model: type[WireT], body: bytes) -> WireT:
 
 
 def write_answer(answer: dict[str, object]) -> bytes:
-    """Return a ClassifyAnswer's JSON from its plain fields: the hot path builds no models."""
+    """Return the JSON of a ClassifyAnswer's fields, without the cost of building pydantic models."""
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 _ATTRIBUTES = (
-    f"must be an object, or a list of one object a text, of at most {MAX_ATTRIBUTES} texts by name, "
-    f"each of at most {MAX_ATTRIBUTE_CHARS} characters"
+    f"must be an object, or a list with one object per text; an object has at most {MAX_ATTRIBUTES} attributes, "
+    f"whose names and values have at most {MAX_ATTRIBUTE_CHARS} characters"
 )
 
 
@@ -251,9 +257,9 @@ def _invalid_request(error: ValidationError) -> RequestError:
     for fault in faults[:3]:
         location = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
         message = fault["msg"]
-        if location == "input" and len(fault["loc"]) > 1:  # an error of each type of the union
+        if location == "input" and len(fault["loc"]) > 1:  # pydantic reports an error for each type of the union
             message = "must be a text or a list of texts"
-        if fault["loc"][:1] == ("attributes",):  # the rest of the location may be a name that the client sent
+        if fault["loc"][:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
             location, message = "attributes", _ATTRIBUTES
         if f"{location}: {message}" not in messages:
             messages.append(f"{location}: {message}")

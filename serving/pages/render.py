@@ -1,4 +1,4 @@
-"""Render the HTML pages from `templates/`, and serve the OpenAPI document as JSON and as a page."""
+"""Render the HTML pages in `templates/`, and serve the OpenAPI document as JSON and as a page."""
 
 import json
 import re
@@ -18,12 +18,12 @@ from tailorbird.config.serving import ServingConfig
 
 @cache
 def render_page(template: str) -> bytes:
-    """Return a page that needs no values, rendered once."""
+    """Return a page without variables. The page is rendered once."""
     return _templates().get_template(template).render().encode()
 
 
 def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
-    """Return the routes plus `/openapi.json` and `/docs`, which describe all of them."""
+    """Return the routes plus `/openapi.json` and `/docs`, which describe all routes."""
 
     @cache
     def document() -> Schema:
@@ -48,7 +48,7 @@ def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict
 
 
 def render_docs(document: Mapping[str, Any]) -> bytes:
-    """Return an OpenAPI document as a page without scripts."""
+    """Return an OpenAPI document as an HTML page without scripts."""
     return _templates().get_template("docs.html").render(document=document).encode()
 
 
@@ -68,7 +68,7 @@ def _is_error_response(answer: Mapping[str, Any]) -> bool:
 
 
 def _prose(text: str) -> Markup:
-    """Escape a text and mark up what is in backticks as code."""
+    """Return the text as HTML, with text in backticks marked as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -1,4 +1,4 @@
-"""Keys are stored by their hashes, read again while a replica runs, and limited one by one."""
+"""Authentication by hashed API keys, reloading of keys, and rate limits."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Clock:
 
 def stored(folder: Path, *lines: str) -> str:
     path = folder / "keys"
-    path.write_text("# who may ask\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("# API keys\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return path.as_uri()
 
 
@@ -34,7 +34,7 @@ def refused(authenticator: ApiKeyAuthenticator, authorization: str) -> RequestEr
     return caught.value
 
 
-def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
+def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
     key, line = new_key("app")
     authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
     assert authenticated(authenticator, f"Bearer {key}") == "app"
@@ -46,7 +46,7 @@ def test_a_key_opens_and_its_hash_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "authorization", ["", "Bearer", "Bearer ", "Basic {key}", "{key}", "Bearer {key}x", "Bearer ü"]
 )
-def test_whatever_is_no_key_is_a_401_that_says_how_to_give_one(tmp_path: Path, authorization: str) -> None:
+def test_an_invalid_key_is_a_401_that_names_the_header(tmp_path: Path, authorization: str) -> None:
     key, line = new_key("app")
     error = refused(ApiKeyAuthenticator(stored(tmp_path, line.to_line())), authorization.format(key=key))
     assert (error.status, error.code) == (401, "invalid_api_key")
@@ -55,11 +55,11 @@ def test_whatever_is_no_key_is_a_401_that_says_how_to_give_one(tmp_path: Path, a
     assert error.headers == {"www-authenticate": "Bearer"}
 
 
-def test_keys_are_made_at_random() -> None:
+def test_new_keys_are_random() -> None:
     assert len({new_key("app")[0] for _ in range(100)}) == 100
 
 
-def test_keys_are_changed_while_it_runs(tmp_path: Path) -> None:
+def test_a_reload_adds_and_removes_keys(tmp_path: Path) -> None:
     (old, old_line), (new, new_line) = new_key("app"), new_key("app")
     authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line()))
     assert refused(authenticator, f"Bearer {new}").status == 401
@@ -72,7 +72,7 @@ def test_keys_are_changed_while_it_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [None, [], ["nonsense"]])
-def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
+def test_a_removed_key_is_refused_even_if_the_file_is_invalid(
     tmp_path: Path, lines: list[str] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (leaked, line), (good, other) = new_key("app"), new_key("other")
@@ -84,24 +84,24 @@ def test_a_key_that_no_line_holds_any_more_opens_nothing_whatever_else_is_wrong(
     for _ in range(2):
         authenticator.reload()
     assert refused(authenticator, f"Bearer {leaked}").status == 401
-    assert len([record for record in caplog.records if "could not be read again" in record.message]) == 1
+    assert len([record for record in caplog.records if "could not be reloaded" in record.message]) == 1
     stored(tmp_path, "nonsense", other.to_line())
     authenticator.reload()
     assert authenticated(authenticator, f"Bearer {good}") == "other"
 
 
-def test_while_the_store_does_not_answer_the_keys_read_last_stay(
+def test_while_storage_is_unavailable_the_last_keys_stay_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(_: str) -> bool:
+    def unavailable(_: str) -> bool:
         raise StorageError("no answer")
 
     key, line = new_key("app")
     authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
-    monkeypatch.setattr(api_keys, "exists", away)
+    monkeypatch.setattr(api_keys, "exists", unavailable)
     authenticator.reload()
     assert authenticated(authenticator, f"Bearer {key}") == "app"
-    assert "those read last stay: no answer" in caplog.text
+    assert "the last keys stay valid: no answer" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -117,43 +117,45 @@ def test_while_the_store_does_not_answer_the_keys_read_last_stay(
         ("", "", False),
     ],
 )
-def test_without_keys_no_page_of_somebody_elses_may_ask(host: str, origin: str, allowed: bool) -> None:
+def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, origin: str, allowed: bool) -> None:
     headers = {"host": host, "origin": origin}
     if allowed:
         require_local_caller(headers)
         return
-    with pytest.raises(RequestError, match="without API keys only this machine may ask") as caught:
+    with pytest.raises(RequestError, match=r"without API keys, only requests to 127\.0\.0\.1") as caught:
         require_local_caller(headers)
     assert caught.value.status == 403
 
 
-def test_the_environment_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     key, line = new_key("app", per_minute=3)
     monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
     assert read_keys("env://SOME_KEYS") == (line,)
     assert authenticated(ApiKeyAuthenticator("env://SOME_KEYS"), f"Bearer {key}") == "app"
-    with pytest.raises(KeysError, match=r"has no OTHER_KEYS, which the recipe's serving section names"):
+    with pytest.raises(
+        KeysError, match=r"environment variable OTHER_KEYS, which the recipe's serving section names, is not set"
+    ):
         read_keys("env://OTHER_KEYS")
 
 
-def test_faults_name_the_line_and_do_not_show_it(tmp_path: Path) -> None:
+def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None:
     key, line = new_key("app")
     with pytest.raises(KeysError, match="line 4: must be `name sha256") as caught:
         read_keys(stored(tmp_path, line.to_line(), f"app {key}"))
     assert key not in str(caught.value)
-    with pytest.raises(KeysError, match="holds no key"):
+    with pytest.raises(KeysError, match="contains no key"):
         read_keys(stored(tmp_path))
-    with pytest.raises(KeysError, match="line 4: the key stands there twice"):
+    with pytest.raises(KeysError, match="line 4: duplicate key"):
         read_keys(stored(tmp_path, line.to_line(), f"other {line.sha256}"))
 
 
 @pytest.mark.parametrize(("name", "per_minute"), [("", None), ("two words", None), ("a#b", None), ("app", 0)])
-def test_what_could_not_be_read_again_is_not_made(name: str, per_minute: int | None) -> None:
-    with pytest.raises(KeysError, match="cannot be stored"):
+def test_a_key_that_could_not_be_read_is_not_made(name: str, per_minute: int | None) -> None:
+    with pytest.raises(KeysError, match="is not valid"):
         new_key(name, per_minute=per_minute)
 
 
-def test_a_limit_is_of_one_key_and_fills_evenly(tmp_path: Path) -> None:
+def test_a_rate_limit_applies_per_key_and_refills_evenly(tmp_path: Path) -> None:
     (slow, slow_line), (free, free_line) = new_key("slow", per_minute=6), new_key("free")
     clock = Clock()
     authenticator = ApiKeyAuthenticator(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
@@ -161,7 +163,7 @@ def test_a_limit_is_of_one_key_and_fills_evenly(tmp_path: Path) -> None:
         authenticated(authenticator, f"Bearer {slow}")
     error = refused(authenticator, f"Bearer {slow}")
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
-    assert "slow may ask 6 times a minute" in error.message
+    assert "slow is limited to 6 requests a minute" in error.message
     waited = int((error.headers or {})["retry-after"])
     for _ in range(20):
         authenticated(authenticator, f"Bearer {free}")

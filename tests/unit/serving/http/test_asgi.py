@@ -1,4 +1,4 @@
-"""The ASGI surface: routes, refusals, and the bound on a body."""
+"""The ASGI application: routes, errors, streams, and the limit on the body size."""
 
 import asyncio
 import json
@@ -28,11 +28,11 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
 
 def _authenticate(headers: Mapping[str, str]) -> str:
     if headers["authorization"] != "Bearer good":
-        raise RequestError(401, "invalid_api_key", "give a key")
+        raise RequestError(401, "invalid_api_key", "give a valid API key")
     return "app"
 
 
-def _ask(
+def _request(
     method: str,
     path: str,
     *,
@@ -80,20 +80,20 @@ def _ask(
     return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
 
 
-def test_each_route_but_the_open_ones_needs_a_key() -> None:
-    assert _ask("POST", "/echo", authorization=b"Bearer good")[0] == 200
-    assert _ask("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"] == "app"
-    status, content, _ = _ask("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
+def test_all_routes_except_open_ones_need_a_key() -> None:
+    assert _request("POST", "/echo", authorization=b"Bearer good")[0] == 200
+    assert _request("POST", "/echo", chunks=(b"who",), authorization=b"Bearer good")[1]["caller"] == "app"
+    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 200,), authorization=b"Bearer bad")
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
-    assert _ask("POST", "/echo", authorization=b"")[0] == 401
-    assert _ask("GET", "/up", authorization=b"")[0] == 200
+    assert _request("POST", "/echo", authorization=b"")[0] == 401
+    assert _request("GET", "/up", authorization=b"")[0] == 200
 
 
-def test_a_body_in_parts_is_put_together() -> None:
-    assert _ask("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
+def test_a_body_in_chunks_is_concatenated() -> None:
+    assert _request("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
 
 
-def test_a_body_that_does_not_come_to_its_end_is_a_408_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "BODY_S", 0.01)
     sent: list[Message] = []
     messages = [{"type": "http.request", "body": b"half", "more_body": True}]
@@ -113,37 +113,37 @@ def test_a_body_that_does_not_come_to_its_end_is_a_408_after_a_while(monkeypatch
 
 
 @pytest.mark.parametrize("declared", [None, 101])
-def test_a_body_over_the_bound_is_a_413_whether_or_not_it_says_so(declared: int | None) -> None:
-    status, body, _ = _ask("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
+def test_a_body_over_the_limit_is_a_413_with_or_without_a_declared_length(declared: int | None) -> None:
+    status, body, _ = _request("POST", "/echo", chunks=(b"a" * 60, b"b" * 41), declared=declared)
     assert (status, body["error"]["type"]) == (413, "body_too_large")
 
 
 def test_an_unknown_route_is_a_404_that_lists_the_routes() -> None:
-    status, body, _ = _ask("GET", "/nowhere")
+    status, body, _ = _request("GET", "/nowhere")
     assert status == 404
     assert "/echo, /things/{id}, /things/{id}/end, /up" in body["error"]["message"]
 
 
-def test_a_wrong_method_is_a_405_that_names_the_right_one() -> None:
-    status, body, headers = _ask("GET", "/echo")
+def test_a_wrong_method_is_a_405_that_names_the_allowed_method() -> None:
+    status, body, headers = _request("GET", "/echo")
     assert (status, headers[b"allow"]) == (405, b"POST")
     assert "POST" in body["error"]["message"]
 
 
-def test_a_refusal_keeps_its_status() -> None:
-    status, body, _ = _ask("POST", "/echo", chunks=(b"refuse",))
+def test_a_request_error_keeps_its_status() -> None:
+    status, body, _ = _request("POST", "/echo", chunks=(b"refuse",))
     assert (status, body["error"]["message"]) == (422, "refused")
 
 
-def test_a_bug_is_a_500_that_tells_the_request_and_no_detail() -> None:
-    status, body, _ = _ask("POST", "/echo", chunks=(b"break",))
+def test_an_unexpected_error_is_a_500_with_the_request_id_and_no_details() -> None:
+    status, body, _ = _request("POST", "/echo", chunks=(b"break",))
     assert status == 500
     assert "r-1" in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
 
 
 class Streaming:
-    """A route that streams letters, told to break or to wait for ever, and remembers how it ended."""
+    """A handler that streams two letters; it can raise an error first, or wait until it is cancelled."""
 
     def __init__(self, *, breaks: bool = False, waits: bool = False) -> None:
         self.breaks, self.waits = breaks, waits
@@ -167,10 +167,10 @@ class Streaming:
 
 
 def _stream(streaming: Streaming) -> list[Message]:
-    """What is sent to a client, which hangs up when the stream waits."""
+    """Return the messages sent to a client, which disconnects when the stream waits."""
     sent: list[Message] = []
 
-    async def ask() -> None:
+    async def request() -> None:
         messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
 
         async def receive() -> Message:
@@ -187,7 +187,7 @@ def _stream(streaming: Streaming) -> list[Message]:
         app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _: None)
         await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
 
-    asyncio.run(ask())
+    asyncio.run(request())
     return sent
 
 
@@ -201,20 +201,20 @@ def test_a_stream_is_sent_event_by_event() -> None:
     ]
 
 
-def test_a_stream_that_fails_before_its_first_event_is_refused_as_any_request() -> None:
+def test_a_stream_that_fails_before_its_first_event_is_an_error_response() -> None:
     start, body = _stream(Streaming(breaks=True))
     assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"2")
     assert json.loads(body["body"])["error"]["type"] == "engine_stopped"
 
 
-def test_a_client_that_hangs_up_ends_the_stream() -> None:
+def test_a_client_disconnect_closes_the_stream() -> None:
     streaming = Streaming(waits=True)
     sent = _stream(streaming)
     assert streaming.closed
     assert all(message.get("more_body", True) for message in sent)
 
 
-def test_the_lifespan_protocol_is_followed() -> None:
+def test_the_lifespan_protocol_runs_both_hooks() -> None:
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
@@ -250,8 +250,8 @@ def test_the_lifespan_protocol_is_followed() -> None:
         ("GET", "/echo/7", 404),
     ],
 )
-def test_a_path_with_an_id_is_found_by_its_other_parts(method: str, path: str, status: int) -> None:
-    answered, content, _ = _ask(method, path)
+def test_an_id_matches_exactly_one_path_segment(method: str, path: str, status: int) -> None:
+    answered, content, _ = _request(method, path)
     assert answered == status
     if status == 200:
         assert content["path_id"] == "7"

@@ -1,4 +1,4 @@
-"""Answers of chat models have OpenAI's format and name our version."""
+"""Responses of chat models in OpenAI's format, with the version."""
 
 import json
 
@@ -7,7 +7,7 @@ from serving.http.chat_format import CHAT, COMPLETION, LAST_EVENT, Usage, usage_
 HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 
-def test_an_answer_has_openais_shape_and_our_version() -> None:
+def test_a_chat_response_has_openais_fields_and_the_version() -> None:
     head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
     answer = json.loads(CHAT.whole(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
     assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
@@ -23,7 +23,7 @@ def test_an_answer_has_openais_shape_and_our_version() -> None:
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
 
-def test_a_completion_has_openais_shape_too() -> None:
+def test_a_completion_response_has_openais_fields() -> None:
     head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
     answer = json.loads(COMPLETION.whole(head, text="é", finish_reason="length", usage=Usage(3, 4)))
     assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
@@ -31,7 +31,7 @@ def test_a_completion_has_openais_shape_too() -> None:
     assert COMPLETION.first(head) == []
 
 
-def test_an_event_is_one_line_of_data_whatever_the_text() -> None:
+def test_an_event_is_one_line_of_data_for_any_text() -> None:
     event = CHAT.piece(HEAD, text="a\n\nb\r")
     assert event.startswith(b"data: ")
     assert event.endswith(b"\n\n")
@@ -40,7 +40,7 @@ def test_an_event_is_one_line_of_data_whatever_the_text() -> None:
     assert json.loads(event[6:])["choices"][0]["delta"] == {"content": "a\n\nb\r"}
 
 
-def test_tokens_are_counted_in_an_event_without_choices_and_the_last_event_is_done() -> None:
+def test_the_usage_event_has_no_choices_and_the_last_event_is_done() -> None:
     counted = json.loads(usage_event(HEAD, usage=Usage(1, 2))[6:])
     assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 3)
     assert LAST_EVENT == b"data: [DONE]\n\n"

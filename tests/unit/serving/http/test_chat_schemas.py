@@ -1,4 +1,4 @@
-"""Which chat and completion requests are accepted, and the errors for all others."""
+"""Validation of chat and completion requests."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ def parse(**fields: Any) -> Any:
     return parse_chat(json.dumps({"messages": MESSAGES} | fields).encode())
 
 
-def test_what_is_left_out_or_null_is_the_default() -> None:
+def test_omitted_and_null_fields_have_their_defaults() -> None:
     for request in (
         parse(),
         parse(temperature=None, top_p=None, stop=None, stream=None, seed=None, max_tokens=None, stream_options=None),
@@ -25,12 +25,12 @@ def test_what_is_left_out_or_null_is_the_default() -> None:
         assert (request.stops, request.limit, request.seed, request.temperature) == ((), None, None, None)
 
 
-def test_a_content_may_come_in_parts_of_text() -> None:
+def test_a_content_can_be_a_list_of_text_parts() -> None:
     parts = [{"type": "text", "text": "Fear "}, {"type": "text", "text": "of flying"}]
     assert parse(messages=[{"role": "user", "content": parts}]).conversation == (("user", "Fear of flying"),)
 
 
-def test_an_answer_of_openai_may_be_sent_back_as_a_turn() -> None:
+def test_a_message_from_openai_is_accepted_as_a_turn() -> None:
     answer: dict[str, Any] = {
         "role": "assistant",
         "content": "F40.243",
@@ -47,17 +47,17 @@ def test_an_answer_of_openai_may_be_sent_back_as_a_turn() -> None:
     assert [role for role, _ in parse(messages=turns).conversation] == ["system", "user", "assistant", "user"]
 
 
-def test_one_stop_text_or_up_to_four() -> None:
+def test_stop_is_a_text_or_a_list_of_texts() -> None:
     assert parse(stop="\n").stops == ("\n",)
     assert parse(stop=["a", "b"]).stops == ("a", "b")
 
 
-def test_the_newer_name_of_max_tokens_goes_first() -> None:
+def test_max_completion_tokens_takes_precedence_over_max_tokens() -> None:
     assert parse(max_tokens=5).limit == 5
     assert parse(max_tokens=5, max_completion_tokens=6).limit == 6
 
 
-def test_fields_that_change_nothing_are_taken() -> None:
+def test_fields_without_effect_are_accepted() -> None:
     parse(user="u", metadata={"a": "b"}, store=False, n=1, presence_penalty=0, frequency_penalty=0.0, logprobs=False)
     parse(response_format={"type": "text"}, tools=[], tool_choice="none", logit_bias={}, reasoning_effort=None)
 
@@ -75,8 +75,8 @@ def test_fields_that_change_nothing_are_taken() -> None:
             "a text, or a list of parts",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'user' or 'assistant'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "the last must be the user's"),
-        ({"messages": [*MESSAGES, {"role": "system", "content": "x"}]}, "messages", "not the system's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "it must have role 'user'"),
+        ({"messages": [*MESSAGES, {"role": "system", "content": "x"}]}, "messages", "has role 'system'"),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
             "messages.0.tool_calls",
@@ -94,15 +94,15 @@ def test_fields_that_change_nothing_are_taken() -> None:
         ({"stop": 3}, "stop", "a text or a list"),
         ({"seed": "x"}, "seed", "valid integer"),
         ({"stream": "yes"}, "stream", "valid boolean"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "only with stream: true"),
-        ({"n": 2}, "n", "only 1 is taken"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is taken"),
-        ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"} is taken'),
-        ({"tools": [{"type": "function"}]}, "tools", "only [] is taken"),
-        ({"temprature": 1}, "temprature", "no such field"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only accepted with stream: true"),
+        ({"n": 2}, "n", "only 1 is accepted"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is accepted"),
+        ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"} is accepted'),
+        ({"tools": [{"type": "function"}]}, "tools", "only [] is accepted"),
+        ({"temprature": 1}, "temprature", "unknown field"),
     ],
 )
-def test_what_cannot_be_honoured_is_a_400_that_names_the_field(fields: Any, param: str, expected: str) -> None:
+def test_an_unsupported_request_is_a_400_that_names_the_field(fields: Any, param: str, expected: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse(**fields)
     error = caught.value
@@ -113,7 +113,7 @@ def test_what_cannot_be_honoured_is_a_400_that_names_the_field(fields: Any, para
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe"])
-def test_what_is_no_json_is_a_400(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_a_400(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse_chat(body)
     assert (caught.value.status, caught.value.type) == (400, "invalid_json")
@@ -133,7 +133,7 @@ def test_what_is_no_json_is_a_400(body: bytes) -> None:
         ({"prompt": "a", "temperature": 3}, "temperature"),
     ],
 )
-def test_a_completion_that_cannot_be_honoured_names_its_field(fields: dict[str, Any], param: str) -> None:
+def test_an_unsupported_completion_is_a_400_that_names_the_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_completion(json.dumps(fields).encode())
     assert caught.value.status == 400
@@ -155,7 +155,5 @@ def test_a_completion_accepts_neutral_values() -> None:
         ({"safety_identifier": "s" * 257}, None),
     ],
 )
-def test_whom_a_conversation_is_about_is_taken_where_it_can_be_kept_and_never_refused(
-    fields: dict[str, Any], subject: str | None
-) -> None:
+def test_a_subject_that_cannot_be_logged_is_ignored(fields: dict[str, Any], subject: str | None) -> None:
     assert parse(**fields).subject == subject

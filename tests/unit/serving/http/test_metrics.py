@@ -1,4 +1,4 @@
-"""A request is counted by route, version and status; Ray gets sums, and zeros for gauges that are gone."""
+"""Metrics: labels of requests, sums per export, and zeros for former gauges."""
 
 import asyncio
 import re
@@ -33,7 +33,7 @@ class Version:
 
 
 class Recorder:
-    """Records what would be exported to Ray."""
+    """A recorder of the values exported to Ray."""
 
     def __init__(self) -> None:
         self.exported: list[tuple[str, float, dict[str, str]]] = []
@@ -55,14 +55,14 @@ def _body(*, more: bool = False) -> Message:
 
 
 def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, breaks: bool = False) -> Meter:
-    """Return the counts of a request that is answered with these messages."""
+    """Return the meter after a request that is answered with these messages."""
     meter = Meter()
 
     async def answer_nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
-        if scope["path"] == "/prefix/v1/x":  # as Starlette tells it
+        if scope["path"] == "/prefix/v1/x":  # as Starlette does
             scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _: None)
         assert meter.in_progress == 1
         record_version(Version())  # type: ignore[arg-type]
@@ -73,11 +73,11 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
             if failed is not None:
                 record_failure(failed)
 
-        await asyncio.create_task(answer())  # as one that a client's hanging up cancels
+        await asyncio.create_task(answer())  # a task of its own, like a handler that a disconnect cancels
         if breaks:
             raise OSError("gone")
 
-    async def ask() -> None:
+    async def request() -> None:
         async def nothing(_message: Message | None = None) -> Any: ...
 
         scope = {"type": "http", "path": f"/prefix{path}", "root_path": "/prefix", "headers": []}
@@ -85,9 +85,9 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
 
     if breaks:
         with pytest.raises(OSError, match="gone"):
-            asyncio.run(ask())
+            asyncio.run(request())
     else:
-        asyncio.run(ask())
+        asyncio.run(request())
     assert meter.in_progress == 0
     return meter
 
@@ -101,7 +101,7 @@ def _exported(meter: Meter) -> list[tuple[str, float, dict[str, str]]]:
 LABELS = {"route": "/v1/x", "model": "task", "version": "full-1"}
 
 
-def test_an_answer_is_counted_by_route_version_and_status_and_timed_where_it_was_one() -> None:
+def test_a_response_is_counted_by_route_version_and_status_and_timed_if_it_succeeded() -> None:
     (name, by, tags), (timed, seconds, labels) = _exported(_counted(_start(200), _body()))
     assert (name, by, tags) == (REQUESTS.name, 1, LABELS | {"status": "200"})
     assert (timed, labels) == (REQUEST_SECONDS.name, LABELS)
@@ -110,7 +110,7 @@ def test_an_answer_is_counted_by_route_version_and_status_and_timed_where_it_was
     assert (name, by, tags) == (REQUESTS.name, 1, LABELS | {"status": "422"})
 
 
-def test_a_stream_has_a_first_token_and_one_that_breaks_off_is_no_200() -> None:
+def test_a_stream_records_the_first_token_and_a_failed_stream_is_not_a_200() -> None:
     events = (_start(200), _body(more=True), _body(more=True))
     labels_by_name = {name: tags for name, _, tags in _exported(_counted(*events, _body()))}
     assert labels_by_name == {
@@ -129,11 +129,11 @@ def test_a_stream_has_a_first_token_and_one_that_breaks_off_is_no_200() -> None:
         assert REQUEST_SECONDS.name not in labels_by_name
 
 
-def test_a_path_that_there_is_not_is_no_label() -> None:
+def test_an_unknown_path_does_not_become_a_label() -> None:
     assert _exported(_counted(_start(404), _body(), path="/v1/made-up"))[0][2]["route"] == "other"
 
 
-def test_a_counter_gets_its_sum_once_and_a_total_what_is_new() -> None:
+def test_a_counter_is_exported_as_a_sum_and_a_total_as_its_increase() -> None:
     meter = Meter()
     for _ in range(3):
         meter.count(TEXTS, "task", "full-1", by=2)
@@ -146,7 +146,7 @@ def test_a_counter_gets_its_sum_once_and_a_total_what_is_new() -> None:
     ]
 
 
-def test_it_is_exported_repeatedly_and_a_version_that_no_longer_serves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_exported_repeatedly_and_a_former_version_becomes_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.metrics.EXPORT_S", 0.0)
     meter, recorder, versions = Meter(), Recorder(), ["full-1", "full-2"]
 
@@ -173,7 +173,7 @@ def test_it_is_exported_repeatedly_and_a_version_that_no_longer_serves_is_zero(m
     ]
 
 
-def test_each_query_in_the_docs_names_metrics_and_labels_that_exist() -> None:
+def test_queries_in_the_docs_name_existing_metrics_and_labels() -> None:
     known = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
     by_histogram = {
         f"{name}_{suffix}": metric

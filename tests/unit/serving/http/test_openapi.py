@@ -1,4 +1,4 @@
-"""The OpenAPI document describes every route, request and answer."""
+"""The OpenAPI document describes every route, request and response."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from serving.replica.classifier import Classifier
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 
-SECTION = ServingConfig(max_texts=2)
+CONFIG = ServingConfig(max_texts=2)
 SERVICES = [Classifier, Chat]
 
 
-def _app(service: type, config: ServingConfig = SECTION) -> ASGIApp:
-    """The service's application, before it has loaded a version."""
+def _app(service: type, config: ServingConfig = CONFIG) -> ASGIApp:
+    """Return the service's application before a version is loaded."""
 
     def load(_uri: str, _digest: str) -> Any:
         raise AssertionError
@@ -35,14 +35,14 @@ def _app(service: type, config: ServingConfig = SECTION) -> ASGIApp:
     return app
 
 
-def _ask(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes], str]:
+def _request(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes], str]:
     sent: list[Message] = []
 
     messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
 
     async def receive() -> Message:
         if not messages:
-            await asyncio.Event().wait()  # a client that does not hang up
+            await asyncio.Event().wait()  # the client does not disconnect
         return messages.pop()
 
     async def send(message: Message) -> None:
@@ -54,14 +54,14 @@ def _ask(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes],
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
 
 
-def _document(service: type, config: ServingConfig = SECTION) -> dict[str, Any]:
-    status, _, body = _ask(_app(service, config), "GET", "/openapi.json")
+def _document(service: type, config: ServingConfig = CONFIG) -> dict[str, Any]:
+    status, _, body = _request(_app(service, config), "GET", "/openapi.json")
     assert status == 200
     document: dict[str, Any] = json.loads(body)
     return document
 
 
-def fits(document: dict[str, Any], name: str, value: Any) -> bool:
+def _is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
     """Return True if a value is valid for a schema of the document."""
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     try:
@@ -72,51 +72,52 @@ def fits(document: dict[str, Any], name: str, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_paths_are_the_routes_with_their_methods_and_no_others(service: type) -> None:
+def test_the_documented_paths_are_exactly_the_routes(service: type) -> None:
     document, app = _document(service), _app(service)
-    *_, body = _ask(app, "GET", "/nowhere")
-    assert ", ".join(sorted(document["paths"])) == re.sub(".*there are ", "", json.loads(body)["error"]["message"])
+    *_, body = _request(app, "GET", "/nowhere")
+    assert ", ".join(sorted(document["paths"])) == re.sub(".*the routes are ", "", json.loads(body)["error"]["message"])
     for path, item in document["paths"].items():
-        status, headers, _ = _ask(app, "DELETE", path)
+        status, headers, _ = _request(app, "DELETE", path)
         assert (status, headers[b"allow"].decode().lower()) == (405, *item)
         assert len(
             {operation["operationId"] for item in document["paths"].values() for operation in item.values()}
         ) == len(document["paths"])
 
 
-def test_an_undocumented_route_is_our_bug() -> None:
+def test_an_undocumented_route_fails_an_assertion() -> None:
     async def nothing(_body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b""
 
-    routes = with_api_docs({"/v1/new": Route("GET", nothing)}, config=SECTION)
+    routes = with_api_docs({"/v1/new": Route("GET", nothing)}, config=CONFIG)
     with pytest.raises(AssertionError, match=r"OPERATIONS lacks \['/v1/new'\]"):
         asyncio.run(routes["/openapi.json"].answer(b"", ""))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_an_example_is_a_valid_request_and_an_error_is_documented(service: type) -> None:
+def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
     document = _document(service)
     for path, item in document["paths"].items():
         for method, operation in item.items():
             if "requestBody" in operation:
                 content = operation["requestBody"]["content"]["application/json"]
-                assert fits(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
-            status, _, body = _ask(_app(service), method.upper(), path)  # an empty object, nothing loaded
+                assert _is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
+            # The body is an empty object, and no version is loaded.
+            status, _, body = _request(_app(service), method.upper(), path)
             assert str(status) in operation["responses"]
             if status >= 400 and path != "/readyz":
-                assert fits(document, "ErrorBody", json.loads(body))
+                assert _is_valid(document, "ErrorBody", json.loads(body))
 
 
-def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
+def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
     document = _document(Classifier)
-    wrong: dict[str, Any]
-    for wrong in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
-        assert not fits(document, "ClassifyRequest", wrong)
-    assert fits(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
+    invalid: dict[str, Any]
+    for invalid in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
+        assert not _is_valid(document, "ClassifyRequest", invalid)
+    assert _is_valid(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
     document = _document(Chat)
     message = {"role": "user", "content": "a"}
-    for wrong in ({"n": 2}, {"temperature": 3}, {"stop": []}, {"best_of": 1}, {"tool": 1}):
-        assert not fits(document, "ChatRequest", {"messages": [message], **wrong})
+    for invalid in ({"n": 2}, {"temperature": 3}, {"stop": []}, {"best_of": 1}, {"tool": 1}):
+        assert not _is_valid(document, "ChatRequest", {"messages": [message], **invalid})
     fine = {
         "n": 1,
         "store": True,
@@ -125,11 +126,11 @@ def test_what_does_not_fit_the_server_does_not_fit_the_document() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert fits(document, "ChatRequest", {"messages": [message], **fine})
-    assert fits(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
+    assert _is_valid(document, "ChatRequest", {"messages": [message], **fine})
+    assert _is_valid(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
 
 
-def test_keys_are_documented_if_the_recipe_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYS", f"app {'0' * 64}")
     document = _document(Classifier, ServingConfig(api_keys="env://KEYS"))
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
@@ -145,19 +146,19 @@ def test_keys_are_documented_if_the_recipe_has_some(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("format", "name"), [(CHAT, "Chat"), (COMPLETION, "Completion")])
-def test_what_a_chat_model_writes_fits_the_document(format: AnswerFormat, name: str) -> None:
+def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: str) -> None:
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
     whole = format.whole(format.head(format.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
-    assert fits(document, f"{name}Answer", json.loads(whole))
+    assert _is_valid(document, f"{name}Answer", json.loads(whole))
     chunk = format.head(format.chunk, **head)
     events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, finish_reason="length")]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
-        assert fits(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
+        assert _is_valid(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_page_has_every_route_and_field_and_runs_and_loads_nothing(service: type) -> None:
+def test_the_page_has_every_route_and_field_and_no_scripts_or_links_to_other_sites(service: type) -> None:
     document = _document(service)
     page = render_docs(document).decode()
     for path, item in document["paths"].items():
@@ -172,7 +173,7 @@ def test_the_page_has_every_route_and_field_and_runs_and_loads_nothing(service: 
     assert not re.search(r"<script|https?://|src=|@import", page.replace("img-src", ""))
 
 
-def test_what_stands_in_the_document_is_text_on_the_page() -> None:
+def test_the_page_escapes_texts_of_the_document() -> None:
     document = _document(Classifier)
     document["paths"]["/v1/classify"]["post"]["summary"] = "<b>`x`"
     assert "&lt;b&gt;<code>x</code>" in render_docs(document).decode()

@@ -1,4 +1,4 @@
-"""What a request may be, and what is said about one that is not."""
+"""Validation of requests, and the form of errors and responses."""
 
 import json
 from typing import Any
@@ -28,14 +28,14 @@ LONG_NUMBER = b'{"input": ' + 100_000 * b"9" + b"}"
     [b"", b"{", b'{"input": "a"', b"\xff\xfe", b"input=fever", b"\0", NESTED, LONG_NUMBER],
     ids=lambda body: body[:20],
 )
-def test_what_is_no_json_or_would_take_too_much_to_read_is_a_400(body: bytes) -> None:
+def test_invalid_or_excessively_nested_json_is_a_400(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(body, max_texts=4)
     assert (caught.value.status, caught.value.type) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "expected"),
     [
         ({}, "input: Field required"),
         ([], "body"),
@@ -52,41 +52,44 @@ def test_what_is_no_json_or_would_take_too_much_to_read_is_a_400(body: bytes) ->
         ({"input": "a", "attributes": {"sex": None}}, "attributes: must be an object"),
         ({"input": "a", "attributes": [None]}, "attributes: must be an object"),
         ({"input": "a", "attributes": [["sex", "f"]]}, "attributes: must be an object"),
-        ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "of at most 32 texts by name"),
+        ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "an object has at most 32 attributes"),
         ({"input": "a", "attributes": {"a" * 257: "f"}}, "at most 256 characters"),
         ({"input": "a", "attributes": [{"sex": "a" * 257}]}, "at most 256 characters"),
-        ({"input": ["a", "b"], "attributes": [{"sex": "f"}]}, "attributes: give one object for all texts or one for"),
-        ({"input": "a", "attributes": []}, "one for each of the 1, not 0"),
+        (
+            {"input": ["a", "b"], "attributes": [{"sex": "f"}]},
+            "attributes: give one object for all texts, or a list of 2 objects",
+        ),
+        ({"input": "a", "attributes": []}, "a list of 1 objects, not 0"),
     ],
 )
-def test_what_does_not_fit_is_a_422_that_names_the_field(body: object, named: str) -> None:
+def test_an_invalid_field_is_a_422_that_names_it(body: object, expected: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(json.dumps(body).encode(), max_texts=4)
     assert caught.value.status == 422
-    assert named in caught.value.message
+    assert expected in caught.value.message
 
 
-def test_an_error_has_one_shape() -> None:
+def test_an_error_body_has_openais_fields() -> None:
     assert json.loads(RequestError(404, "unknown_model", "no model").body) == {
         "error": {"message": "no model", "type": "unknown_model", "param": None, "code": None}
     }
 
 
-def test_a_refusal_never_repeats_the_text_it_was_given() -> None:
+def test_an_error_does_not_repeat_the_input() -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(b'{"input": {"patient": "Jane Doe"}}', max_texts=4)
     assert "Jane" not in caught.value.message
 
 
 @pytest.mark.parametrize("attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]])
-def test_a_refusal_never_repeats_an_attribute(attributes: object) -> None:
+def test_an_error_does_not_repeat_an_attribute(attributes: object) -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4)
     assert caught.value.message.startswith("attributes: must be")
     assert "Jane" not in caught.value.message
 
 
-def test_attributes_may_be_left_out_stand_for_all_texts_or_for_each() -> None:
+def test_attributes_are_optional_and_apply_to_all_texts_or_to_each() -> None:
     limits = {"k" * 255 + str(number): "v" * 256 for number in range(10)} | {str(number): "" for number in range(22)}
     for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
         body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
@@ -95,7 +98,7 @@ def test_attributes_may_be_left_out_stand_for_all_texts_or_for_each() -> None:
     assert parse_request(b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4).attributes == [{"sex": "f"}]
 
 
-def test_the_answer_written_is_the_answer_described() -> None:
+def test_a_written_answer_is_valid_for_its_schema() -> None:
     written = write_answer(
         {
             "request_id": "r",
@@ -108,7 +111,7 @@ def test_the_answer_written_is_the_answer_described() -> None:
     assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
 
 
-def test_the_answer_of_a_hybrid_says_who_answered() -> None:
+def test_a_hybrid_answer_names_the_model_that_answered() -> None:
     result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
     written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
     assert ClassifyAnswer.model_validate_json(written).results[0].answered_by == "candidate"
@@ -126,7 +129,7 @@ def test_the_answer_of_a_hybrid_says_who_answered() -> None:
         ({"request_id": "r", "label": "b", "more": 1}, 422),
     ],
 )
-def test_feedback_names_a_request_and_what_was_right(body: dict[str, Any], status: int | None) -> None:
+def test_feedback_needs_a_request_id_and_a_label(body: dict[str, Any], status: int | None) -> None:
     content = json.dumps(body).encode()
     if status is None:
         assert parse_body(FeedbackRequest, content).row == body.get("row", 0)

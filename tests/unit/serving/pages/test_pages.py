@@ -1,4 +1,4 @@
-"""The HTML pages, in a real browser, over a fake server."""
+"""The HTML pages in a real browser, with a fake server."""
 
 import json
 import threading
@@ -15,12 +15,12 @@ from tests.browser import BROWSER, seen
 
 MODELS = b'{"data": [{"id": "champion", "name": "task", "version": "v", "kind": "full", "classes": ["a"]}]}'
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
 
 
 @contextmanager
 def _server(page: str, *, status: int, answer: bytes) -> Iterator[str]:
-    """Start a server of a page that lists a model, and answers every text in the same way."""
+    """Serve a page and a list of one model, and answer every POST request with `status` and `answer`."""
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -44,13 +44,13 @@ def _server(page: str, *, status: int, answer: bytes) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_refusal_that_is_no_json_is_shown_by_its_status(tmp_path: Path) -> None:
+def test_an_error_that_is_not_json_is_shown_by_its_status(tmp_path: Path) -> None:
     with _server("classify.html", status=429, answer=b"Request dropped due to backpressure") as url:
         page = seen(tmp_path, f"{url}#text=abc", until=r'role="alert">[^<]')
     assert 'role="alert">429 Too Many Requests</p>' in page
 
 
-def test_a_classification_has_the_most_probable_classes_as_text(tmp_path: Path) -> None:
+def test_a_classification_shows_the_most_probable_classes_as_text(tmp_path: Path) -> None:
     result = {"label": "<b>a</b>", "score": 0.75, "scores": {"b": 0.25, "<b>a</b>": 0.75}}
     answer = json.dumps({"results": [result]}).encode()
     with _server("classify.html", status=200, answer=answer) as url:
@@ -59,7 +59,7 @@ def test_a_classification_has_the_most_probable_classes_as_text(tmp_path: Path) 
     assert '<div class="soft">b  25.0 %</div>' in page
 
 
-def test_a_chat_has_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
+def test_a_chat_shows_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
     head = CHAT.head(CHAT.chunk, request_id="r", created=1, model="task", version="v")
     pieces = [CHAT.piece(head, text="<i>one"), CHAT.piece(head, text=" two")]
     answer = b"".join([*CHAT.first(head), *pieces, CHAT.last(head, finish_reason="length"), LAST_EVENT])
@@ -67,4 +67,4 @@ def test_a_chat_has_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
         page = seen(tmp_path, f"{url}#text=abc", until=r'<li class="assistant"><span>[^<]+</span><span')
     assert '<li class="user"><span>abc</span></li>' in page
     assert "<span>&lt;i&gt;one two</span>" in page
-    assert "v, cut where it had all its tokens" in page
+    assert "v, cut at the token limit" in page
