@@ -3,12 +3,12 @@
     TAILORBIRD_DATA=folder python -m benchmarks.training.banking77
 
 The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of
-which none is used to choose anything here: the configuration was found by cross-validation on them (docs/evidence.md).
+which none is used to choose anything here: the configuration was found by cross-validation on them (docs/results.md).
 `training.loop.train` with a DeepSpeed engine at stage 0 in a process group of one, on one torch thread, which takes the
 fewest CPU-seconds. CPU-seconds are those of the training steps, all threads counted.
 
 One plain training reaches less than the mean of five seeds' weights, which `recipes/banking77.yaml` makes and which had
-0.941: 0.932 to 0.938, as measured before (docs/evidence.md).
+0.941: 0.932 to 0.938, as measured before (docs/results.md).
 """
 
 import os
