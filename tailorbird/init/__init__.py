@@ -1,1 +1,1 @@
-"""Draft a recipe from data."""
+"""Draft a recipe from Parquet files."""

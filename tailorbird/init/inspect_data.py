@@ -1,4 +1,4 @@
-"""Inspect Parquet for a draft of a recipe: splits, roles of the columns, lengths, and the checks of a run."""
+"""Inspect Parquet files for a drafted recipe: splits, column roles, token lengths, and the checks of a run."""
 
 import os
 import re
@@ -21,15 +21,17 @@ from tailorbird.models.base_model import staged_base_model
 from tailorbird.models.metadata import read_tokenizer
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""Names of the files or folders of a split."""
-TEST_SHARE = 0.17  # of the rows, if a recipe names no test rows; see `tailorbird.data.rows`
+"""File and folder names of each split."""
+TEST_SHARE = 0.17  # share of test rows if a recipe has no `test`; see `tailorbird.data.loader.SPLIT_FRACTIONS`
 COLUMNS = ("text", "label", "prompt", "completion", "messages")
-MAX_KEYS = 3  # columns to split by that are tried
+MAX_KEYS = 3  # candidate columns for `split_by` that are checked
 S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")
 
 
 @dataclass(frozen=True)
 class DraftOptions:
+    """Options of `tailorbird init`."""
+
     text: str | None = None
     label: str | None = None
     registry: str = "s3://models"
@@ -45,33 +47,33 @@ class SplitUris:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """Result of reading and checking the rows as a run does."""
+    """The column to split by, and the result of the checks that a run makes."""
 
     split_by: str | None
     report: DataReport | None = None
-    fault: str | None = None  # why a run would refuse the rows
-    refused: tuple[str, ...] = ()  # columns that do not separate the splits, each with the reason
+    fault: str | None = None  # reason why a run would reject the rows
+    rejected: tuple[str, ...] = ()  # reasons why candidate columns cannot be `split_by`
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a draft is made from."""
+    """Properties of the data from which a recipe is drafted."""
 
     uris: SplitUris
     sample: Sample
     roles: ColumnRoles
     lengths: TokenLengths
     num_train: int
-    num_test: int  # by the files' footers; without named test rows, their share of all
+    num_test: int  # rows of the test split, or TEST_SHARE of the training rows
     base_model: str
 
 
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
-    """Read the footers of all files and a bounded part of the training rows; raise DataError if they make no task."""
+    """Read the footers of all files and a sample of the training rows; raise DataError if no task can be inferred."""
     uris = find_splits(source if "://" in source else Path(source).resolve().as_uri())
     sample = read_sample(uris.train[0])
     if not sample.num_sampled:
-        raise DataError(f"{sample.uri} has no rows; give Parquet with at least one row")
+        raise DataError(f"{sample.uri} has no rows; give Parquet files with at least one row")
     roles = infer_column_roles(sample, text=options.text, label=options.label)
     base_model = options.base_model or DEFAULTS[roles.task].base_model
     lengths = _lengths(roles, tokenizer=_offline_tokenizer(base_model, registry=options.registry))
@@ -85,14 +87,15 @@ def _lengths(roles: ColumnRoles, *, tokenizer: Any) -> TokenLengths:
         return text_lengths([text or "" for text in roles.text.column.values], tokenizer=tokenizer)
     try:
         return conversation_lengths(conversations_in(roles), tokenizer=tokenizer)
-    except DataError:  # a template that refuses a conversation, which a run reports
+    except DataError:  # The chat template rejects a conversation. A run reports it.
         return conversation_lengths(conversations_in(roles), tokenizer=None)
 
 
 def find_splits(uri: str) -> SplitUris:
-    """Return the splits of a folder whose files or folders have their names; without `train`, all of it is train.
+    """Return the splits of a folder, recognized by file and folder names (see SPLITS).
 
-    Raises DataError if there is no Parquet, or validation or test is more than one file or folder.
+    Without a `train` split, the whole folder is training data. Raises DataError if the folder has no Parquet files, or
+    if validation or test is more than one file or folder.
     """
     uri = uri.rstrip("/")
     named: dict[str, list[str]] = {}
@@ -108,16 +111,16 @@ def find_splits(uri: str) -> SplitUris:
     for split in ("validation", "test"):
         num = len(by_split.get(split, ()))
         if num > 1:
-            raise DataError(f"{uri}: {split} is {num} files; put them in a folder {split}/ of their own")
+            raise DataError(f"{uri}: the {split} split has {num} files or folders; move them into one folder {split}/")
     test = by_split.get("test", (None,))[0]
     validation = by_split.get("validation", (None,))[0]
-    if test is None and validation is not None:  # a recipe names validation only together with test
+    if test is None and validation is not None:  # A recipe with `validation` also needs `test`.
         return SplitUris((*by_split["train"], validation))
     return SplitUris(by_split["train"], validation, test)
 
 
 def conversations_in(roles: ColumnRoles) -> list[Conversation]:
-    """Return the sample's conversations that end with an answer; a run reports the others."""
+    """Return the sample's conversations that end with an answer."""
     if roles.messages is not None:
         turns = [tuple((turn["role"], turn["content"]) for turn in row) for row in roles.messages.column.values if row]
         complete = [row for row in turns if len(row) > 1 and row[-1][0] == "assistant"]
@@ -129,7 +132,7 @@ def conversations_in(roles: ColumnRoles) -> list[Conversation]:
 
 
 def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
-    """Return the recipe's data section, as far as it changes how rows are read."""
+    """Return the fields of the recipe's data section that determine how rows are read."""
     roles, uris = summary.roles, summary.uris
     columns = {name: role.name for name in COLUMNS if (role := getattr(roles, name)) is not None}
     return DataConfig(
@@ -144,35 +147,35 @@ def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
 
 
 def max_length(summary: DataSummary) -> int:
-    """Return the 99th percentile of tokens, rounded up to a multiple of 8, within the task's bound."""
+    """Return the 99th percentile of tokens per row, rounded up to a multiple of 8, up to the task's maximum."""
     return max(16, min(DEFAULTS[summary.roles.task].longest, -(-summary.lengths.p99 // 8) * 8))
 
 
 def check_splits(summary: DataSummary) -> SplitCheck:
-    """Read and check the rows as a run does, split by the first column that causes no fault, or by none.
+    """Read and check the rows as a run does, and return the first column that splits them without a leak, if any.
 
-    Data that were only read in part are not checked, and split by the most likely column.
+    If the data is too large to read, return the most likely column without a check.
     """
     keys = [key.name for key in summary.roles.keys[:MAX_KEYS]]
     if not summary.sample.is_whole or summary.num_train + summary.num_test > 2 * SAMPLE_ROWS:
         return SplitCheck(keys[0] if keys and summary.uris.test is None else None)
-    refused: list[str] = []
+    rejected: list[str] = []
     for key in (*keys, None):
         try:
             splits = read_splits(data_config(summary, split_by=key), task=data_task(summary.roles.task))
             leaks = [leak for leak in leaks_between(splits) if "split_by" in leak]
             if key is None or not leaks:
-                return SplitCheck(key, report=clean(splits)[1], refused=tuple(refused))
-            refused.append(f"{key} does not part them: {leaks[0]}")
+                return SplitCheck(key, report=clean(splits)[1], rejected=tuple(rejected))
+            rejected.append(f"{key} cannot be split_by: {leaks[0]}")
         except DataError as error:
             if key is None:
-                return SplitCheck(None, fault=str(error), refused=tuple(refused))
-            refused.append(f"{key} does not part them: {error}")
+                return SplitCheck(None, fault=str(error), rejected=tuple(rejected))
+            rejected.append(f"{key} cannot be split_by: {error}")
     raise AssertionError("the last key is None")
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> Any:
-    """Return the base model's tokenizer if it is on this disk or on the environment's S3; else None."""
+    """Return the base model's tokenizer if it is on local disk or already on S3, else None."""
     if base_model.startswith(("pypi://", "hf://", "s3://")) and not any(os.environ.get(name) for name in S3_SETTINGS):
         return None
     with suppress(ValueError, OSError):

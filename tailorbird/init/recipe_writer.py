@@ -1,4 +1,4 @@
-"""`tailorbird init`: draft a recipe from Parquet, with a comment on why each value is what it is."""
+"""`tailorbird init`: draft a recipe from Parquet files, with a reason for each value."""
 
 import os
 import re
@@ -22,20 +22,22 @@ UNEVEN = 0.6  # share of the largest class above which accuracy says little
 FEW_CLASS_ROWS = 10
 LONGEST_ANSWER = 512
 NUM_LISTED = 12
-EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))  # epochs for at most so many training rows; for more, one
+EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
+"""Pairs (maximum training rows, epochs). More rows get one epoch."""
 
 
 class DraftError(ValueError):
-    """A recipe that is not written; the message says why."""
+    """The recipe cannot be written."""
 
 
 def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool = False) -> Recipe:
-    """Write a recipe for the Parquet at `source`, a URI or a local path, and return it.
+    """Write a recipe for the Parquet files at `source`, a URI or a local path, and return it.
 
-    Raises DraftError if a file exists and not `force`, or none can be written, DataError if the data make no task.
+    Raises DraftError if `path` exists and `force` is false, or if `path` cannot be written. Raises DataError if no
+    task can be inferred from the data.
     """
     if os.path.exists(path) and not force:  # Path.exists raises if a folder above cannot be read
-        raise DraftError(f"{path} is there already; name another by --output, or overwrite it by --force")
+        raise DraftError(f"{path} already exists; give another path with --output, or overwrite it with --force")
     summary = inspection.inspect_data(source, options=options)
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
     text = recipe_text(summary, inspection.check_splits(summary), name=name, registry=options.registry)
@@ -44,30 +46,32 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DraftError(f"{path}: {error.strerror or error}; name a file that can be written by --output") from None
+        raise DraftError(f"{path}: {error.strerror or error}; give a writable path with --output") from None
     return recipe
 
 
 def recipe_text(summary: DataSummary, check: SplitCheck, *, name: str, registry: str) -> str:
     lines = [*_head(summary, name=name, registry=registry), *_data(summary, check)]
     lines += [*_training(summary), *_evaluation(summary)]
-    lines += ["# The licence of the models made, for their cards: license: apache-2.0", f"registry: {_yaml(registry)}"]
+    lines += ["# To put a licence on the model cards, set for example `license: apache-2.0`."]
+    lines += [f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
 
 
 def _head(summary: DataSummary, *, name: str, registry: str) -> Iterator[str]:
     sample = summary.sample
-    yield "# Drafted by `tailorbird init` from what the rows look like: every value is a guess to look at."
-    read = f"{sample.num_sampled:,} of {sample.num_rows:,} rows"
-    read = f"all {read.split()[0]} rows" if sample.is_whole else f"the first {read} (counts and shares are of these)"
-    yield f"# Read: {read} of {sample.uri}."
+    yield "# Drafted by `tailorbird init` from the data. Review every value."
+    rows = f"all {sample.num_rows:,} rows"
+    if not sample.is_whole:
+        rows = f"the first {sample.num_sampled:,} of {sample.num_rows:,} rows"
+    yield f"# The draft is based on {rows} of {sample.uri}."
     if sample.uri.startswith("file://"):
-        yield "# The rows lie on this machine, where no cluster reads them. Put them on S3, and name that below:"
+        yield "# The files are on this machine. A cluster cannot read them, so upload them and use their S3 URIs below:"
         yield f"#   tailorbird data put FOLDER s3://lake/{name}"
-    yield "# Then, before anything costs anything, and for the work itself (RECIPE is this file):"
+    yield "# Check the recipe before you train, then run it (RECIPE is the path of this file):"
     yield "#   tailorbird preflight RECIPE"
     yield "#   tailorbird run RECIPE"
-    yield f"name: {_yaml(name)}  # models, runs and champion lie under {registry}/{name}/"
+    yield f"name: {_yaml(name)}  # runs, models and the champion are stored under {registry}/{name}/"
     yield f"task: {summary.roles.task}"
     yield f"base_model: {_yaml(summary.base_model)}"
 
@@ -76,7 +80,7 @@ def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     roles, config = summary.roles, inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
-        yield "  # No test rows are named, so 72 % train, 11 % choose and 17 % judge, drawn by split_by or by text."
+        yield "  # There is no test split, so a run splits `train` at random: 72% train, 11% validation and 17% test."
     for name in ("train", "validation", "test"):
         value = getattr(config, name)
         if value is not None:
@@ -88,22 +92,22 @@ def _data(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     yield from _comments(_rows_seen(summary))
     yield from _split_by(summary, check)
     if roles.groups:
-        reasons = "; ".join(f"{group.name} {group.reason}" for group in roles.groups)
-        text = f"Results are reported by group, and no group may lose much: {reasons}. Remove what is no group"
-        yield from _comments([text])
+        reasons = "; ".join(f"{group.name} ({group.reason})" for group in roles.groups)
+        yield "  # Results are reported by group, and the groups gate checks that no group loses accuracy."
+        yield from _comments([f"Remove columns that are not groups: {reasons}"])
         yield f"  groups: {_yaml([group.name for group in roles.groups])}"
     else:
-        yield "  # No column looks like a group (2 to 20 values), by which results would be read and protected."
+        yield "  # No column looks like a group (2 to 20 values), so results are not reported by group."
     yield from _length(summary)
     if summary.num_train > config.stream_above_rows and config.test is None:
-        yield "  # More rows than are held in memory by default, and of more the test rows must be named."
+        yield "  # Streaming needs a test split, so the limit is raised and a run loads all training rows into memory."
         yield f"  stream_above_rows: {summary.num_train}"
     if check.fault is not None:
-        yield from _comments([f"MEND THIS FIRST, a run refuses these rows: {check.fault}"])
+        yield from _comments([f"FIX THIS FIRST, a run rejects these rows: {check.fault}"])
     elif check.report is not None:
         yield from _comments(_checked(check.report))
     else:
-        yield "  # Only part of the rows was read, so they were not checked as a run does; preflight and run say more."
+        yield "  # `tailorbird init` did not check all rows, because there are too many. `tailorbird run` checks them."
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
@@ -112,72 +116,72 @@ def _rows_seen(summary: DataSummary) -> Iterator[str]:
         conversations = conversations_in(summary.roles)
         texts = ["\n".join(content for _, content in conversation[:-1]) for conversation in conversations]
         left = summary.sample.num_sampled - len(texts)
-        yield f"{len(texts):,} conversations end with an answer" + (f", {left:,} do not: drop them" if left else "")
+        yield f"{len(texts):,} conversations end with an answer" + (f"; drop the {left:,} that do not" if left else "")
     else:
         texts, counts = [value or "" for value in text.column.values], label.column.counts
         largest = ", ".join(f"{name!r} {count:,}" for name, count in counts.most_common(NUM_LISTED))
         more = f" and {len(counts) - NUM_LISTED} more" if len(counts) > NUM_LISTED else ""
-        yield f"{len(counts)} classes with their rows: {largest}{more}"
+        yield f"Rows per class ({len(counts)} classes): {largest}{more}"
         rare = [name for name, count in counts.items() if count < FEW_CLASS_ROWS]
         if rare:
-            yield f"{len(rare)} classes have under {FEW_CLASS_ROWS} rows, hardly to be learned: join them, or get more"
+            yield f"{len(rare)} classes have fewer than {FEW_CLASS_ROWS} rows; merge them, or collect more rows"
         nulls = text.column.num_null + label.column.num_null
         if nulls:
-            yield f"{nulls:,} texts or labels are null, which a run refuses: fill or drop them"
+            yield f"{nulls:,} texts or labels are null, and a run rejects them; fill or drop them"
     copies, empty = num_copies(texts), num_near_empty(texts)
-    yield f"Rows that repeat the text of another: {copies:,}; with under {NEAR_EMPTY} characters: {empty:,}"
+    yield f"Duplicate texts: {copies:,}. Texts with fewer than {NEAR_EMPTY} characters: {empty:,}"
 
 
 def _split_by(summary: DataSummary, check: SplitCheck) -> Iterator[str]:
     keys = {key.name: key.reason for key in summary.roles.keys}
     if check.split_by is not None:
-        yield "  # Rows that share a value of it must not stand in two splits, or the test is easier than the work."
+        yield "  # Rows with the same value stay in one split. Otherwise test scores would be too high."
         yield f"  split_by: {_yaml(check.split_by)}  # {keys[check.split_by]}"
     elif not keys:
-        yield "  # No column looks like a document or person that several rows share; if one is, name it in split_by."
-    others = [f"{name} ({why})" for name, why in keys.items() if name != check.split_by]
-    yield from _comments(check.refused)
-    if others and not check.refused:
-        yield from _comments([f"other columns that several rows share: {'; '.join(others)}"])
+        yield "  # If several rows come from one document or person, set split_by to the column that identifies it."
+    others = [f"{name} ({reason})" for name, reason in keys.items() if name != check.split_by]
+    yield from _comments(check.rejected)
+    if others and not check.rejected:
+        yield from _comments([f"Other candidates for split_by: {'; '.join(others)}"])
 
 
 def _length(summary: DataSummary) -> Iterator[str]:
     lengths = summary.lengths
-    how = f"by the tokenizer of {summary.base_model}"
+    method = f"counted with the tokenizer of {summary.base_model}"
     if not lengths.counted:
-        how = f"reckoned as {TOKENS_PER_WORD} a word, since no tokenizer was at hand"
-    yield f"  # Tokens a row, {how}: half have up to {lengths.median}, 99 of 100 up to {lengths.p99}."
+        method = f"estimated at {TOKENS_PER_WORD} per word, because no tokenizer was available"
+    yield f"  # Tokens per row: median {lengths.median}, 99th percentile {lengths.p99} ({method})."
     yield f"  max_length: {inspection.max_length(summary)}"
     if summary.roles.label is None:
-        yield f"  # Of 100 answers 99 have up to {lengths.answer_p99} tokens."
+        yield f"  # Tokens per answer: 99th percentile {lengths.answer_p99}."
         yield f"  max_new_tokens: {max(8, min(LONGEST_ANSWER, -(-lengths.answer_p99 // 8) * 8))}"
 
 
 def _checked(report: DataReport) -> Iterator[str]:
     copies = report.train_copies_of_test + report.train_copies_of_validation + report.validation_copies_of_test
     yield (
-        f"Checked as a run does: {report.num_train:,} rows train, {report.num_validation:,} choose, "
-        f"{report.num_test:,} judge, after {copies:,} copies of later rows were dropped"
+        f"The rows passed the checks of a run: {report.num_train:,} train, {report.num_validation:,} validation and "
+        f"{report.num_test:,} test rows. {copies:,} rows were dropped because their text is also in a later split"
     )
     if report.near_duplicates_of_test:
         near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
-        yield f"{near:,} of {compared:,} test rows are nearly the same as a training row"
+        yield f"{near:,} of {compared:,} test rows are near-duplicates of a training row"
     if report.conflicting_texts:
-        yield f"{report.conflicting_texts:,} texts stand with more than one label or answer"
+        yield f"{report.conflicting_texts:,} texts have more than one label or answer"
     if report.rare_classes:
-        yield f"{len(report.rare_classes)} classes have under {FEW_CLASS_ROWS} training rows"
+        yield f"{len(report.rare_classes)} classes have fewer than {FEW_CLASS_ROWS} training rows"
 
 
 def _training(summary: DataSummary) -> Iterator[str]:
     rows, defaults = summary.num_train, DEFAULTS[summary.roles.task]
     epochs = next((epochs for most, epochs in EPOCHS if rows <= most), 1)
     yield "training:"
-    yield "  # a model this small trains fastest in one process; for a larger one see num_workers and zero_stage."
+    yield "  # A small model trains fastest in one process. For a larger model, raise num_workers and zero_stage."
     yield "  num_workers: 1"
     yield f"  cpus_per_worker: {min(2, os.cpu_count() or 1)}"
     yield "  zero_stage: 0"
     yield f"  method: {defaults.method}"
-    yield f"  epochs: {min(epochs, defaults.max_epochs)}  # over {rows:,} rows; the more rows, the fewer it takes"
+    yield f"  epochs: {min(epochs, defaults.max_epochs)}  # for {rows:,} training rows; more rows need fewer epochs"
     yield f"  batch_size: {defaults.batch_sizes[rows >= 2_000]}"
     yield "  learning_rate: 1.0e-4"
     yield f"  num_seeds: {defaults.num_seeds}"
@@ -196,15 +200,15 @@ def _evaluation(summary: DataSummary) -> Iterator[str]:
     gain = expected_gain(rows, task=task)
     yield "evaluation:"
     yield f"  metric: {_metric(summary)}"
-    text = f"About {rows:,} rows judge, on which a true gain of {100 * gain:g} points is found 4 times in 5, supposing "
-    text += f"that {DEFAULTS[task].assumption}; a smaller one takes more rows. minimum_gain is what makes a change "
-    yield from _comments([text + "worth while to you"])
-    yield f"  minimum_gain: {minimum_gain(gain):g}"
+    yield f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the model"
+    text = f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points with a power of 80%, "
+    text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
+    yield from _comments([text])
     yield f"  expected_gain: {gain:g}"
-    if task == "classification" and not summary.roles.groups:
-        yield "  # For work that is regulated: regulated: true, with gates: {groups: null} as there are no groups."
-    elif task == "classification":
-        yield "  # For work that is regulated, where a gate that cannot be assessed stops the change: regulated: true"
+    if task == "classification":
+        yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."
+        if not summary.roles.groups:
+            yield "  # Also set `gates: {groups: null}`, because the data has no groups."
 
 
 def _metric(summary: DataSummary) -> str:
@@ -212,12 +216,12 @@ def _metric(summary: DataSummary) -> str:
         answers = [conversation[-1][1].split() for conversation in conversations_in(summary.roles)]
         words = sum(map(len, answers)) / max(1, len(answers))
         metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
-        return f"{metric}  # answers have {words:.1f} words"
+        return f"{metric}  # answers have {words:.1f} words on average"
     counts = summary.roles.label.column.counts
     share = max(counts.values()) / sum(counts.values())
     if share > UNEVEN:
-        return f"macro_f1  # one class has {share:.0%} of the rows, so that always saying it looks accurate"
-    return f"accuracy  # the largest class has {share:.0%} of the rows; macro_f1 counts all classes alike"
+        return f"macro_f1  # the largest class has {share:.0%} of the rows, so accuracy would hide the other classes"
+    return f"accuracy  # the largest class has {share:.0%} of the rows; macro_f1 weights all classes equally"
 
 
 def _comments(texts: Iterable[str]) -> Iterator[str]:

@@ -8,8 +8,8 @@ from tailorbird.evaluation.statistics.power import Scenario, minimum_detectable_
 
 ALPHA, POWER, STEP = 0.05, 0.8, 0.005
 DISCORDANCE, ACCURACY, DEVIATION = 0.15, 0.75, 0.25
-"""Assumed before any model has answered: share of rows on which two models differ, accuracy of the first, and standard
-deviation of the difference between their scores of an answer."""
+"""Assumptions before any model is evaluated: share of rows on which two models differ, accuracy of the incumbent, and
+standard deviation of the difference between the scores of two answers to a row."""
 
 
 def accuracy_gain(num_test: int) -> float:
@@ -22,21 +22,23 @@ def accuracy_gain(num_test: int) -> float:
 
 
 def score_gain(num_test: int) -> float:
-    # the formula of McNemar's test has the variance of a row's difference in the place of the discordance.
+    # In the formula of McNemar's test, the variance of a row's difference takes the place of the discordance.
     least = minimum_detectable_effect(num_test, discordance=DEVIATION**2, alpha=ALPHA)
     return round(min(0.5, -(-least // STEP) * STEP), 3)
 
 
 @dataclass(frozen=True)
 class TaskDefaults:
+    """Values of a drafted recipe for one task."""
+
     base_model: str
-    longest: int  # tokens of a row at most: what the usual encoder reads, or what two cores can train
+    longest: int  # maximum tokens of a row: the encoder's context, or the length that two CPU cores can train
     method: str
     tuned_methods: str | None  # values of `tuning.space.method`, as YAML
     max_epochs: int
-    batch_sizes: tuple[int, int]  # for under 2,000 training rows, and for more
+    batch_sizes: tuple[int, int]  # for fewer than 2,000 training rows, and for more
     num_seeds: int
-    assumption: str
+    assumption: str  # completes "assuming that ..."
     gain: Callable[[int], float]
 
 
@@ -60,17 +62,17 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         max_epochs=3,
         batch_sizes=(16, 16),
         num_seeds=1,
-        assumption=f"scores of an answer differ by {DEVIATION:g}",
+        assumption=f"the score difference of a row has a standard deviation of {DEVIATION:g}",
         gain=score_gain,
     ),
 }
 
 
 def expected_gain(num_test: int, *, task: TaskName) -> float:
-    """Return the smallest gain, in steps of half a point, that the verdict's rule proves with a power of 80 %."""
+    """Return the smallest true gain, in steps of 0.005, that the verdict's test detects with a power of 80%."""
     return DEFAULTS[task].gain(max(1, num_test))
 
 
 def minimum_gain(expected: float) -> float:
-    """Return the draft's `minimum_gain`: a point, or half of the expected gain if that is less."""
+    """Return the draft's `minimum_gain`: 0.01, or half of the expected gain if that is smaller."""
     return min(0.01, expected / 2)

@@ -1,1 +1,1 @@
-"""One run, from data to a verdict with its evidence."""
+"""The stages of a run, from data to a verdict with its evidence."""

@@ -1,4 +1,4 @@
-"""Make weights loadable, and register the models of a verdict as versions."""
+"""Turn trained weights into loadable artifacts, and register the contenders of a verdict as versions."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ from tailorbird.registry.versions import ModelVersion, VersionConfig
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import is_version_uri
 
-UNCALIBRATED = 1.0  # a temperature
+UNCALIBRATED = 1.0  # temperature of an artifact before calibration
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that can answer, with its score on validation."""
+    """A model that can be compared and served, with its validation score."""
 
     kind: str
     uri: str  # URI of its artifact or version
@@ -28,7 +28,7 @@ class Contender:
 
 
 def make_loadable(uri: str, config: VersionConfig) -> None:
-    """Write the config of a folder of weights; an existing one is kept to the byte, since other runs may use it."""
+    """Write the config of a folder of weights. Keep an existing config unchanged, since other runs may use it."""
     if not storage.exists(f"{uri}/config.json"):
         versions.write_artifact_config(uri, config)
 
@@ -36,8 +36,8 @@ def make_loadable(uri: str, config: VersionConfig) -> None:
 def set_temperature(contender: Contender, temperature: float) -> Contender:
     """Return the contender with the temperature in its config.
 
-    If an earlier run, with other code, calibrated the same weights differently, that run's evidence names its files:
-    they are kept, and a copy next to them gets the temperature.
+    If an earlier run with other code calibrated the same weights differently, write a copy with the new temperature.
+    The evidence of the earlier run contains hashes of its files, so they must not change.
     """
     config = versions.read_artifact_config(contender.uri)
     calibrated = config.model_copy(update={"temperature": temperature})
@@ -50,7 +50,7 @@ def set_temperature(contender: Contender, temperature: float) -> Contender:
         with _copy_with_config(local_copy(contender.uri), calibrated) as folder:
             (folder / "config.json").unlink()
             storage.upload_folder(folder, copy.uri)
-        versions.write_artifact_config(copy.uri, calibrated)  # last: it makes the copy loadable
+        versions.write_artifact_config(copy.uri, calibrated)  # last, because it marks the copy as complete
     return copy
 
 
@@ -60,9 +60,10 @@ def is_hybrid(contender: Contender) -> bool:
 
 
 def register_contender(task_uri: str, contender: Contender, *, code: str) -> ModelVersion:
-    """Register an artifact as a version that is served by the code at the URI `code`; return a version as it is.
+    """Register an artifact as a version that is served by the code at the URI `code`.
 
-    The artifact may be of an earlier run with other code, which did not change what the artifact depends on.
+    If the contender is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
+    run with another code snapshot, so its config gets the current one.
     """
     if is_version_uri(contender.uri):
         return versions.read_version(contender.uri)
@@ -77,7 +78,7 @@ def register_contender(task_uri: str, contender: Contender, *, code: str) -> Mod
 def register_hybrid(
     task_uri: str, routing: Routing, *, incumbent: ModelVersion, candidate: ModelVersion
 ) -> ModelVersion:
-    """Register a version that routes between two versions."""
+    """Register a hybrid that routes between two versions."""
     with tempfile.TemporaryDirectory() as folder:
         versions.write_config(Path(folder), versions.hybrid_config(candidate, incumbent=incumbent, routing=routing))
         return versions.register(task_uri, Path(folder))
@@ -85,7 +86,7 @@ def register_hybrid(
 
 @contextmanager
 def _copy_with_config(folder: Path, config: VersionConfig) -> Iterator[Path]:
-    """Yield a temporary folder with links to the artifact's files and another config."""
+    """Yield a temporary folder with symbolic links to the artifact's files and with `config` as its config."""
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, copy, copy_function=os.symlink, dirs_exist_ok=True)
         (Path(copy) / "config.json").unlink()

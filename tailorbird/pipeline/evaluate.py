@@ -1,4 +1,4 @@
-"""The last stages of a run: routing fitted on validation, test predicted once, the verdict, and its evidence."""
+"""The last stages of a run: fit the routing on validation, predict test once, decide, and publish the evidence."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -36,14 +36,14 @@ ROUTING_FILE = "routing.json"
 
 
 class StoredRouting(StoredModel):
-    """The routing of a run's hybrid, written before test is read."""
+    """Routing of a run's hybrid, stored before the test rows are predicted."""
 
     routing: Routing | None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """Result of a finished run."""
 
     evidence: Evidence
 
@@ -58,14 +58,15 @@ class RunResult:
 
     @property
     def winner(self) -> str:
-        """URI of the version that the verdict chose."""
+        """URI of the version that won."""
         return self.evidence.winner.uri
 
 
 def find_finished_run(context: RunContext) -> RunResult | None:
-    """Return the run's result if it is stored, expired or not: the same rows would give the same verdict.
+    """Return the run's stored result, even if it has expired, since the same rows give the same verdict.
 
-    None if the evidence does not match its manifest: publishing was interrupted and is repeated from the stages.
+    Return None if the run is not finished, or if publishing was interrupted so that the evidence does not match its
+    manifest. The evidence is then published again from the cached stages.
     """
     if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
@@ -76,16 +77,18 @@ def find_finished_run(context: RunContext) -> RunResult | None:
 
 
 def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
-    """Compare incumbent and candidate on the test rows, decide, and publish the evidence."""
+    """Compare the incumbent and the candidate on the test rows, decide, and publish the evidence."""
     contenders = trained.contenders
     routing = fit_hybrid(context, contenders)
     test, task_uri = context.splits.test, context.recipe.task_uri
-    progress.stage(f"test: {' and '.join(contenders[role].kind for role in ROLES)} on the same {len(test)} rows")
-    test_rows = content_sha256(test)  # independent of data.groups and split_by: the same rows are no new test set
+    progress.stage(f"test: {' and '.join(contenders[role].kind for role in ROLES)} on the same {len(test):,} rows")
+    # The hash excludes data.groups and split_by, because changing them does not make a new test set.
+    test_rows = content_sha256(test)
     other_test_sets = num_other_test_sets(task_uri, test_rows)
     if other_test_sets:
-        progress.note(f"{other_test_sets} other sets of test rows were looked at under this recipe's name")
-    access = record_test_access(  # before the first prediction: a run that dies after it has accessed the rows
+        progress.note(f"this recipe's name has been evaluated on {other_test_sets} other sets of test rows")
+    # Record the access before the first prediction, so that a run that fails later is counted too.
+    access = record_test_access(
         task_uri,
         test_sha256=test_rows,
         candidate=trained.candidate.uri,
@@ -100,9 +103,12 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
 
 
 def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Routing | None:
-    """Return the routing between both models, fitted on validation; None if the recipe asks for none or none helps."""
+    """Return the routing between both models, fitted on validation.
+
+    Return None if the recipe has no `hybrid` section, the incumbent is a hybrid, or one model would answer all rows.
+    """
     config = context.protocol.hybrid
-    if config is None or is_hybrid(contenders["incumbent"]):  # a part may not be a hybrid itself
+    if config is None or is_hybrid(contenders["incumbent"]):  # a hybrid cannot contain another hybrid
         return None
     predictions = {role: _predict(context, contenders[role].uri, rows_name=VALIDATION) for role in ROLES}
     routing = fit_routing(config, **predictions, metric=context.protocol.metric)
@@ -110,10 +116,13 @@ def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Rout
 
 
 def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
-    """Return both models' predictions of test, validation and changed rows, and TF-IDF's of test, by table name."""
+    """Return predictions by table name.
+
+    Both contenders predict test, validation and the changed test sets of the gates; the TF-IDF reference predicts test.
+    """
     contenders, gates = trained.contenders, context.protocol.gates
-    wanted = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
-    names = ("test", VALIDATION, *(name for name, gate in wanted if gate is not None))
+    changed_sets = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
+    names = ("test", VALIDATION, *(name for name, gate in changed_sets if gate is not None))
     tables = {
         role if name == "test" else f"{role}_{name}": _predict(context, contenders[role].uri, rows_name=name)
         for name in names
@@ -126,7 +135,7 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
 
 
 def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> CpuRounds | None:
-    """Return the CPU time of both models, measured in alternating rounds; None for a hybrid incumbent."""
+    """Return the CPU time of both models, measured in alternating rounds; None if the incumbent is a hybrid."""
     if is_hybrid(contenders["incumbent"]):
         return None
     inputs, test = context.inputs, context.splits.test
@@ -141,7 +150,7 @@ def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> Cp
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
-    """Return what the verdict is decided on."""
+    """Return the inputs of the verdict."""
     tables = evaluated.predictions
     return VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
@@ -157,7 +166,7 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
 
 
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
-    """Register the incumbent, and candidate and hybrid if they won; write the evidence to the run and the versions."""
+    """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
     chosen, contenders = winner(verdict.outcome), trained.contenders
     versions = _register(context, contenders, winner=chosen, routing=evaluated.routing)
     compared = {
@@ -171,7 +180,7 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     names = [f"predictions/{name}.parquet" for name in evaluated.predictions]
     names += [name for name in (PROTOCOL_FILE, ROUTING_FILE) if storage.exists(f"{context.run}/{name}")]
     files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
-    for role, version in versions.items():  # a version keeps the evidence of the run that registered it
+    for role, version in versions.items():  # an existing version keeps the evidence of the run that registered it
         if not storage.exists(f"{version.uri}/{MANIFEST}"):
             write_evidence(version.uri, files | render_files(evidence, role=role))
     write_evidence(context.run, files | render_files(evidence, role=chosen))
@@ -181,12 +190,12 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
 def _register(
     context: RunContext, contenders: Mapping[str, Contender], *, winner: str, routing: Routing | None
 ) -> dict[str, ModelVersion]:
-    """Return the registered versions by role."""
+    """Return the registered versions by role; a hybrid's two parts are registered with it."""
     task_uri, code = context.recipe.task_uri, context.inputs.code.uri
     registered = contenders if winner in ("candidate", "hybrid") else {"incumbent": contenders["incumbent"]}
     versions = {role: register_contender(task_uri, model, code=code) for role, model in registered.items()}
     if winner == "hybrid":
-        assert routing is not None  # rule 4 needs it
+        assert routing is not None  # rule 4 returns HYBRID only with a routing
         versions["hybrid"] = register_hybrid(task_uri, routing, **versions)
     return versions
 
@@ -194,7 +203,7 @@ def _register(
 def _predict(
     context: RunContext, uri: str, *, rows_name: str, predict: Callable[..., Predictions] = predict_rows
 ) -> Predictions:
-    """Return predictions of validation, test or a changed set by the function `predict`; a cached stage."""
+    """Return the predictions of validation, test or a changed test set with the function `predict`; a cached stage."""
     inputs, splits = context.inputs, context.splits
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,

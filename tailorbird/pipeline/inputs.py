@@ -1,4 +1,4 @@
-"""What a recipe names, read, checked and staged on S3: the inputs of a run."""
+"""The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A recipe and what it names, as stored on S3."""
+    """A recipe with its data, base model and code, as staged on S3."""
 
     recipe: Recipe
     data: LoadedDataset
@@ -36,28 +36,28 @@ class RunInputs:
 
     @property
     def splits(self) -> Splits:
-        """The rows in memory; train is a sample if the training rows are sharded."""
+        """Rows in memory; `train` is a sample if the training rows are sharded."""
         return self.data.splits
 
     def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
-        """Return a stage's inputs: code of the functions that it runs, base model, rows, and the named ones."""
+        """Return a stage's inputs for its fingerprint: the code of `functions`, base model, data, and `inputs`."""
         rows = {name: self.data.hashes[name] for name in ("train", "validation")}
-        if self.data.sample_sha256 is not None:  # baselines are fitted on the sample
+        if self.data.sample_sha256 is not None:  # the baselines are fitted on the sample
             rows["train_in_memory"] = self.data.sample_sha256
         return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
 
     def cached(self, name: str, *, output: type[R], inputs: Mapping[str, object], compute: Callable[[str], R]) -> R:
-        """Return the output of a stage of this task (`cached_stage`)."""
+        """Return the output of a stage of this task; see `cached_stage`."""
         return cached_stage(self.recipe.task_uri, name, output=output, inputs=inputs, compute=compute)
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return the function as a Ray task with a training worker's resources, whose call waits for the value."""
+        """Wrap the function to run as a Ray task with a training worker's resources; a call waits for the value."""
         return run_remote(function, resources=worker_resources(self.recipe.training))
 
     def version_config(
         self, kind: Kind, *, classes: tuple[str, ...] = (), prompting: Prompting | None = None
     ) -> VersionConfig:
-        """Return the config of an artifact that this run makes, with temperature 1."""
+        """Return the config of an artifact of this run, with temperature 1."""
         return VersionConfig(
             kind=kind,
             classes=classes,
@@ -72,9 +72,10 @@ class RunInputs:
 
 
 def load_inputs(recipe: Recipe) -> RunInputs:
-    """Read and check the recipe's rows, and stage base model and code."""
+    """Read and check the recipe's rows, and stage the base model and the code."""
     task = data_task(recipe.task, system=recipe.data.system)
-    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)  # first: an error costs nothing yet
+    # Check the rows first, so that an error in them is reported before the base model is downloaded.
+    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
     base_model = BaseModelRecord(uri, model_files(uri))

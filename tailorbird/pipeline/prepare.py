@@ -1,4 +1,4 @@
-"""The first stage of a run: load its inputs, and register the protocol before anything is trained."""
+"""The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
 import getpass
 import os
@@ -25,13 +25,13 @@ M = TypeVar("M", bound=StoredModel)
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every later stage starts from."""
+    """Inputs, task and registered protocol of a run; every later stage gets it."""
 
     run: str  # URI of the run, named by the hash of recipe, code and data
     inputs: RunInputs
     task: Task
     protocol: TestProtocol
-    champion: str | None  # URI of the version that served when the protocol was registered
+    champion: str | None  # URI of the champion at the time when the protocol was registered
     requested_by: str
 
     @property
@@ -40,13 +40,13 @@ class RunContext:
 
     @property
     def splits(self) -> Splits:
-        """The rows in memory."""
+        """Rows in memory."""
         return self.inputs.splits
 
 
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
-    """Read and check the data, stage base model and code, and register the protocol before anything is trained."""
-    progress.stage("data: reading and checking")
+    """Read and check the data, stage the base model and the code, and register the test protocol."""
+    progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe)
     task = task_of(inputs)
     _report_data(inputs, task, progress=progress)
@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     protocol = build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test))
     request = request_digest(recipe, code=code, data=hashes, base_model=inputs.base_model)
     uri, champion = _name_run(recipe.task_uri, request)
-    requested = Preregistration(
+    preregistration = Preregistration(
         protocol=protocol,
         request_sha256=request,
         recipe=recipe,
@@ -65,23 +65,23 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         requested_by=current_user(),
         requested_at=now(),
     )
-    registered = write_once(f"{uri}/{PROTOCOL_FILE}", requested)
+    registered = write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
     return RunContext(uri, inputs, task, registered.protocol, registered.champion, registered.requested_by)
 
 
 def write_once(uri: str, value: M) -> M:
-    """Write the value unless there is one, and return the one that is stored: the first writer's."""
+    """Write the value unless the object exists, and return the stored value (the first writer's)."""
     if not storage.exists(uri):
-        with suppress(s3.PreconditionFailed):  # another process runs the same recipe
+        with suppress(s3.PreconditionFailed):  # another process that runs the same recipe wrote it first
             storage.write_if_match(uri, value.model_dump_json(indent=2).encode(), etag=None)
     return type(value).model_validate_json(storage.read_bytes(uri))
 
 
 def current_user() -> str:
-    """Return the name of this process's user, or its number if it has no name, as in a container."""
+    """Return the name of this process's user, or `uid N` if the user has no name, as in some containers."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # OSError from Python 3.13 on
+    except (KeyError, OSError):  # Python 3.13 and later raise OSError
         return f"uid {os.getuid()}"
 
 
@@ -92,20 +92,20 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
     progress.note(f"{counts} rows, {report.num_classes} {task.label_noun}")
     if inputs.data.shards is not None:
         sample = len(inputs.splits.train)
-        progress.note(f"training rows are streamed; baselines and some checks see a random {sample:,} of them")
+        progress.note(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
     for leak in report.leaks[:1]:
-        progress.note(f"{leak}: the verdict can only be INSUFFICIENT_EVIDENCE (rule 2); split the rows anew")
+        progress.note(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
 
 
 def _name_run(task_uri: str, request: str) -> tuple[str, str | None]:
-    """Return the run's URI, by its request and the champion, and the champion's URI.
+    """Return the run's URI, named by the request digest and the champion, and the champion's URI.
 
-    A champion's own run, requested again, keeps its URI.
+    If the champion's own run is requested again, return its URI, so the stored result is reused.
     """
     entry = read_champion(task_uri)
     champion = entry[0] if entry else None
     if champion is not None:
-        champion_version(champion)  # raises if it was changed, before anything is compared with it
+        champion_version(champion)  # raises if the version's files were changed
         protocol = f"{champion.run}/{PROTOCOL_FILE}"
         if champion.run and storage.exists(protocol):
             stored = Preregistration.model_validate_json(storage.read_bytes(protocol))

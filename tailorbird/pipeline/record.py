@@ -1,4 +1,4 @@
-"""What a run has made so far, as values, and its evidence."""
+"""Collect the results of a run's stages, and build its evidence."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,11 +24,11 @@ PRETRAINED = "pretrained"  # status of a baseline in the sweep's table
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """The baselines and everything that was trained; no model has read test yet."""
+    """Results of the stages before the evaluation on test."""
 
     baselines: tuple[Baseline, ...]
     sweep: SweepResult
-    seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's own first
+    seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
     curve: LearningCurve | None
     candidate: Contender
@@ -36,26 +36,25 @@ class TrainedModels:
     @property
     def contenders(self) -> dict[str, Contender]:
         """The two models that the verdict compares, by role."""
-        incumbent = select_incumbent(self.baselines)
-        assert incumbent.uri is not None  # it can serve
-        former = Contender(incumbent.kind, incumbent.uri, incumbent.validation)
-        return {"incumbent": former, "candidate": self.candidate}
+        best = select_incumbent(self.baselines)
+        assert best.uri is not None  # `select_incumbent` returns a servable baseline
+        return {"incumbent": Contender(best.kind, best.uri, best.validation), "candidate": self.candidate}
 
     def cpu_seconds(self, training: TrainingConfig) -> float:
-        """Return the CPU-seconds inside the training steps of every trial and further seed."""
+        """Return the CPU-seconds spent in training steps, over all trials and seed runs."""
         seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
         return seconds * training.max_workers * training.cpus_per_worker
 
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """What both models predicted and cost on test, and the access to the test rows that it took."""
+    """Predictions and cost of both models, and the recorded access to the test rows."""
 
-    routing: Routing | None  # of a hybrid, fitted on validation
+    routing: Routing | None  # routing of the hybrid, fitted on validation
     test_access: TestSetAccess
-    test_rows: str  # sha256 of the test rows' content, which names the ledger
-    other_test_sets: int
-    predictions: Mapping[str, Predictions]  # by the table's name
+    test_rows: str  # sha256 of the test rows' content, which identifies the test-set ledger
+    other_test_sets: int  # other sets of test rows in the task's ledgers
+    predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
 
 
@@ -67,7 +66,7 @@ def build_evidence(
     versions: Mapping[str, evidence.CandidateRecord],
     verdict: Verdict,
 ) -> evidence.Evidence:
-    """Return the evidence of a run; the verdict expires `valid_days` after the access to the test rows."""
+    """Return the evidence of a run. The verdict expires `valid_days` after the test rows were accessed."""
     accessed_at = datetime.fromisoformat(evaluated.test_access.at)
     recipe, inputs, protocol = context.recipe, context.inputs, context.protocol
     data, predictions, seed = inputs.data, evaluated.predictions, recipe.training.seed

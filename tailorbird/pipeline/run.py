@@ -1,4 +1,4 @@
-"""The pipeline on one page: a recipe goes in, a verdict with its evidence comes out."""
+"""The whole pipeline, from a recipe to a verdict with its evidence. Read this file first."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -27,22 +27,24 @@ from tuning.sweep import SweepResult, sweep
 
 CHAMPION = "champion"
 
-NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}  # of the tuning config: they change no trial
+NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
+"""Fields of the tuning config that do not affect a trial's result."""
 NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
-"""Fields of the training config that change no result: a run that failed resumes with other values of them."""
+"""Fields of the training config that do not affect a result. A failed run can resume with other values of them."""
 
 
 def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool = True) -> RunResult:
-    """Run a recipe from Parquet to a registered winner, on the Ray cluster that this process is connected to.
+    """Run a recipe from Parquet files to a registered winner, on the Ray cluster that this process is connected to.
 
-    Each finished stage is cached on S3, so an interrupted run, started again, resumes. Raises ValueError (DataError,
-    VerdictRefused, StorageError, ...) if the input is at fault, TrainingFailed otherwise.
+    Each finished stage is cached on S3, so an interrupted run resumes when it is started again. If `may_train` is
+    false, all trainings must be cached. Raises ValueError (DataError, VerdictRefused, StorageError, ...) for invalid
+    input, and TrainingFailed if a training fails for another reason.
     """
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
     finished = find_finished_run(context)
     if finished is not None:
-        progress.note(f"this run is finished: {context.run}")
+        progress.note(f"this run is already finished: {context.run}")
         return finished
     if may_train:
         context.task.require_trainable()
@@ -70,8 +72,8 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
 
 
 def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
-    """Return the baselines, the champion first if one serves: it stays the incumbent in a tie."""
-    progress.stage("baselines: what the pretrained model can do untouched")
+    """Return the baselines. The champion, if there is one, comes first, so it is the incumbent in a tie."""
+    progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
     if context.champion is not None:
         baselines = (_score_champion(context, context.champion), *baselines)
@@ -83,7 +85,7 @@ def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[B
 def run_sweep(
     context: RunContext, baselines: tuple[Baseline, ...], *, progress: ProgressReporter, events: Any
 ) -> SweepResult:
-    """Return the sweep's result; it reads training and validation rows only."""
+    """Return the result of the sweep, which reads only training and validation rows."""
     tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
     note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
@@ -107,18 +109,18 @@ def run_sweep(
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
     sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
     if sweep_result.ended:
-        progress.note(f"the sweep ended itself: {sweep_result.ended}")
+        progress.note(f"the sweep stopped early: {sweep_result.ended}")
     return sweep_result
 
 
 def train_seeds(
     context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> tuple[TrainingResult, ...]:
-    """Return the selected trial, and trainings of the same configuration with the further seeds of the recipe."""
+    """Return the results of the selected trial and of the further seed runs of its configuration."""
     results = [sweep_result.trained]
     for number in range(1, context.recipe.training.num_seeds):
         config = sweep_result.selected.model_copy(update={"seed": context.recipe.training.seed + number})
-        progress.stage(f"seed {config.seed}: the selected configuration once more")
+        progress.stage(f"seed {config.seed}: training the selected configuration again")
         results.append(_train(context, config, name=f"seed-{config.seed}", events=events))
     return tuple(results)
 
@@ -126,12 +128,13 @@ def train_seeds(
 def measure_curve(
     context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> LearningCurve | None:
-    """Return the learning curve of the selected configuration; None if the recipe asks for none."""
+    """Return the learning curve of the selected configuration; None if `tuning.learning_curve` is false."""
     if not context.recipe.tuning.learning_curve:
         return None
     num_rows = context.inputs.data.num_train
     sizes = curve_sizes(len(context.splits.train), num_classes=max(1, len(context.task.classes)))
-    parts = sizes if sizes[-1] < num_rows else sizes[:-1]  # of sharded rows, memory holds a sample only
+    # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a sample of the rows.
+    parts = sizes if sizes[-1] < num_rows else sizes[:-1]
     scores = []
     for size in parts:
         progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
@@ -144,7 +147,10 @@ def measure_curve(
 def average_seeds(
     context: RunContext, selected: TrainingConfig, seeds: tuple[TrainingResult, ...], *, progress: ProgressReporter
 ) -> Contender | None:
-    """Return the mean of the seeds' weights; None if the recipe excludes it or there are no full weights of several."""
+    """Return the model with the mean of the seeds' weights; a cached stage.
+
+    Return None if `training.average_seeds` is false, the method is not `full`, or there is only one seed.
+    """
     inputs, metric = context.inputs, context.recipe.evaluation.metric
     if not context.recipe.training.average_seeds or selected.method != "full" or len(seeds) < 2:
         return None
@@ -158,12 +164,12 @@ def average_seeds(
 
     stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)
     averaged = inputs.cached("average", output=Contender, inputs=stage_inputs, compute=compute)
-    progress.note(f"the mean of {len(seeds)} seeds' weights: validation {averaged.validation:.3f}")
+    progress.note(f"mean of the weights of {len(seeds)} seeds: validation {averaged.validation:.3f}")
     return averaged
 
 
 def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | None, *, method: str) -> Contender:
-    """Return the seed that scores best on validation, or the mean of all if no seed scores better."""
+    """Return the seed with the highest validation score, or the mean of all seeds if no seed scores higher."""
     best = max(seeds, key=lambda seed: seed.score)
     if averaged is not None and averaged.validation >= best.score:
         return averaged
@@ -171,7 +177,7 @@ def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | 
 
 
 def calibrate_contender(context: RunContext, contender: Contender, *, kind: Kind) -> Contender:
-    """Return trained weights as a loadable artifact, calibrated on validation."""
+    """Make trained weights loadable, and calibrate them on validation."""
     make_loadable(contender.uri, context.task.version_config(kind))
     temperature = context.task.fit_temperature(contender.uri)
     return contender if temperature is None else set_temperature(contender, temperature)
@@ -198,21 +204,21 @@ def _train(
 
 
 def _score_champion(context: RunContext, uri: str) -> Baseline:
-    """Return the serving champion as a baseline, scored on the same validation rows."""
+    """Return the champion as a baseline, scored on the validation rows; a cached stage."""
     champion, inputs, metric = read_version(uri), context.inputs, context.recipe.evaluation.metric
     if champion.classes != context.task.classes:
-        advice = "give the new label set a recipe of its own name, or the old labels"
-        raise ValueError(f"the champion {uri} knows other classes than the training rows; {advice}")
+        advice = "use the champion's labels, or give the recipe another name"
+        raise ValueError(f"the champion {uri} and the training rows have different classes; {advice}")
 
     def compute(_: str) -> float:
         return score_table(metric, inputs.remote(predict_rows)(uri, rows=context.splits.validation))
 
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)
-    return Baseline(CHAMPION, uri, score, True, f"serves now: {champion.version}")
+    return Baseline(CHAMPION, uri, score, True, f"current champion: {champion.version}")
 
 
 def _require_events(events: Any, *, what: str, command: str) -> None:
-    """Raise ValueError if there is no event queue: this run must not train."""
+    """Raise ValueError if there is no event queue, because this run must not train."""
     if events is None:
-        raise ValueError(f"the {what} of this recipe is not finished; `tailorbird {command} RECIPE` does it")
+        raise ValueError(f"the {what} of this recipe is not finished; run `tailorbird {command} RECIPE` first")

@@ -1,4 +1,4 @@
-"""What differs between a classification and a chat task in a run; no other module of the pipeline depends on it."""
+"""Classification and chat tasks. No other module of the pipeline depends on which task a recipe has."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,24 +21,24 @@ from training.task import TrainingTask, check_trainable
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A label for a text: baselines and training of a run, and how its models are made loadable."""
+    """Text classification: its baselines, training task, artifact config and calibration."""
 
     inputs: RunInputs
-    label_noun: ClassVar[str] = "classes"  # what the different labels of the rows are, in messages
-    num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of both models is measured
+    label_noun: ClassVar[str] = "classes"  # name of the distinct labels in messages
+    num_cost_rows: ClassVar[int] = 256  # test rows on which the CPU time of both models is measured
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The labels that a model chooses from; empty for a chat task."""
+        """Labels that a model can predict; empty for a chat task."""
         return labels_of(self.inputs.splits.train.labels)
 
     @property
     def training_inputs(self) -> dict[str, object]:
-        """Inputs of a training stage besides the rows and the training config."""
+        """Inputs of a training stage in addition to the rows and the training config."""
         return _training_inputs(self.inputs)
 
     def version_config(self, kind: Kind) -> VersionConfig:
-        """Return the config of an artifact that this run makes."""
+        """Return the config of an artifact of this run."""
         return self.inputs.version_config(kind, classes=self.classes)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
@@ -62,7 +62,7 @@ class ClassificationTask:
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        """Return the training and validation rows to train on: all, or a random part of `num_train_rows`."""
+        """Return the training task with all training rows, or with a random sample of `num_train_rows`."""
         recipe = self.inputs.recipe
         return ClassificationTrainingTask(
             base_model=self.inputs.base_model.uri,
@@ -74,10 +74,10 @@ class ClassificationTask:
         )
 
     def require_trainable(self) -> None:
-        """Do nothing: every encoder and every labelled text can be trained on."""
+        """Do nothing. Every encoder and every labelled text can be trained on."""
 
     def fit_temperature(self, uri: str) -> float | None:
-        """Return the temperature of the artifact at `uri`, fitted on validation, or None; a cached stage."""
+        """Return the temperature of the artifact at `uri`, fitted on validation; a cached stage."""
 
         def compute(_: str) -> float:
             return self.inputs.remote(calibrate)(uri, rows=self.inputs.splits.validation)
@@ -88,16 +88,16 @@ class ClassificationTask:
 
 @dataclass(frozen=True)
 class ChatTask:
-    """An answer in words to a conversation."""
+    """Answers to conversations: its baselines, training task and artifact config."""
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
-    num_cost_rows: ClassVar[int] = 16  # an answer takes a hundred times as long as a label
+    num_cost_rows: ClassVar[int] = 16  # fewer rows, because an answer takes a hundred times as long as a label
     classes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def prompting(self) -> Prompting:
-        """The prompting without examples."""
+        """Prompting without examples."""
         config = self.inputs.recipe.data
         return Prompting(system=config.system, max_new_tokens=config.max_new_tokens)
 
@@ -141,7 +141,8 @@ class ChatTask:
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
 
-        Checked before the baselines, which take minutes: workers that fail by it would be started again.
+        The check runs before the baselines, which take minutes, and on no training worker, where a failure would
+        restart the worker group.
         """
         dropout = self.inputs.recipe.training.attention_dropout
 
@@ -152,7 +153,8 @@ class ChatTask:
         inputs = self.inputs.stage_inputs(ChatTrainingTask, **self.training_inputs, attention_dropout=dropout)
         self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
 
-    def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002  an answer in words has no temperature
+    def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002
+        """Return None. Generated answers are not calibrated."""
         return None
 
 

@@ -115,6 +115,6 @@ def test_the_champion_that_serves_is_a_baseline_of_the_next_run(
 
 def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
-    with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep"):
+    with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; run `tailorbird sweep"):
         run_pipeline(recipe, progress=SILENT, may_train=False)
     assert not storage.exists(f"{recipe.task_uri}/versions")

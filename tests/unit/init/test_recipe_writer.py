@@ -1,6 +1,7 @@
-"""A recipe drafted from Parquet loads, and its rows pass what a run asks of them."""
+"""A drafted recipe is valid, and its rows pass the checks of a run."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,21 +21,21 @@ from tailorbird.init.task_defaults import expected_gain
 
 SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
-"""Rows of each split that are taken of a set, spread over it: near-duplicates of all would take ten seconds."""
+"""Evenly spaced rows used from each split of a large data set: finding near-duplicates of all takes ten seconds."""
 WORDS = ("ache", "back", "chest", "cough", "dizzy", "ear", "fall", "fever", "head", "knee", "leg", "neck", "rash")
 
 
 @pytest.fixture(autouse=True)
 def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tokenizer is at hand where the environment names no S3."""
+    """Unset the S3 settings, so no tokenizer is available."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN"):
         monkeypatch.delenv(name, raising=False)
 
 
 def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
-    """Notes of patients, several each: words drawn at random, no two alike."""
-    chance = np.random.default_rng(seed)
-    texts = [" ".join([*chance.choice(WORDS, size=chance.integers(3, 9)), str(seed), str(row)]) for row in range(num)]
+    """Return columns of distinct random clinical notes, four per patient."""
+    rng = np.random.default_rng(seed)
+    texts = [" ".join([*rng.choice(WORDS, size=rng.integers(3, 9)), str(seed), str(row)]) for row in range(num)]
     return {
         "note": texts,
         "ward": [("surgery", "medicine", "eyes")[row % 3] for row in range(num)],
@@ -43,13 +44,13 @@ def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
     }
 
 
-def drafted(source: Path, *, wishes: DraftOptions | None = None) -> tuple[Recipe, str]:
+def drafted(source: Path, *, options: DraftOptions | None = None) -> tuple[Recipe, str]:
     path = source.parent / "out" / "my_task.yaml"
-    recipe = write_recipe(str(source), path, options=wishes or DraftOptions(), force=True)
+    recipe = write_recipe(str(source), path, options=options or DraftOptions(), force=True)
     return recipe, " ".join(path.read_text().replace("#", "").split())
 
 
-def test_a_classification_in_one_file_is_parted_by_the_patients(tmp_path: Path) -> None:
+def test_one_classification_file_is_split_by_patient(tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "notes.parquet")
     recipe, text = drafted(tmp_path / "notes.parquet")
     data = recipe.data
@@ -57,16 +58,16 @@ def test_a_classification_in_one_file_is_parted_by_the_patients(tmp_path: Path) 
     assert data.groups == ("sex",)
     assert data.train == (tmp_path / "notes.parquet").as_uri()
     assert "tailorbird data put" in text
-    assert "3 classes with their rows: 'surgery' 200" in text
-    assert "no tokenizer was at hand" in text
+    assert "Rows per class (3 classes): 'surgery' 200" in text
+    assert "no tokenizer was available" in text
     assert "tailorbird preflight RECIPE" in text
     assert data.max_length % 8 == 0
     _, report = clean(read_splits(data))
     assert not report.leaks
-    assert f"Checked as a run does: {report.num_train} rows train" in text
+    assert f"The rows passed the checks of a run: {report.num_train} train" in text
 
 
-def test_named_splits_are_taken_and_a_key_that_leaks_is_left_out(tmp_path: Path) -> None:
+def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> None:
     source = tmp_path / "rows"
     source.mkdir()
     for split, seed in (("train", 1), ("validation", 2), ("test", 3)):
@@ -76,12 +77,12 @@ def test_named_splits_are_taken_and_a_key_that_leaks_is_left_out(tmp_path: Path)
     recipe, text = drafted(source)
     assert recipe.data.test == (source / "test.parquet").as_uri()
     assert recipe.data.split_by is None
-    assert "patient_id does not part them: 30 split_by values stand in train and in validation" in text
-    assert "About 120 rows judge" in text
+    assert re.search("patient_id cannot be split_by: 30 split_by values .* train and .*validation", text)
+    assert "With about 120 test rows" in text
 
 
 @pytest.mark.parametrize("as_messages", [True, False])
-def test_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
+def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
     rows = notes(300, seed=1)
     answers = [" ".join(reversed(text.split())) for text in rows["note"]]
     columns: dict[str, Any] = {"prompt": rows["note"], "completion": answers}
@@ -99,67 +100,68 @@ def test_a_chat_task(tmp_path: Path, as_messages: bool) -> None:
     clean(read_splits(recipe.data, task=ChatData()))
 
 
-def test_what_a_run_would_refuse_is_said_first(tmp_path: Path) -> None:
+def test_the_draft_names_the_fault_for_which_a_run_rejects_the_rows(tmp_path: Path) -> None:
     columns = notes(300, seed=1)
     columns["note"][5] = None
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     _, text = drafted(tmp_path / "rows.parquet")
-    assert "MEND THIS FIRST, a run refuses these rows" in text
+    assert "FIX THIS FIRST, a run rejects these rows" in text
     assert "column 'note' is null in 1 of 300 rows" in text
 
 
-def test_of_large_data_a_part_is_read_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_draft_reports_that_large_data_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 150)
     pq.write_table(pa.table(notes(600, seed=1)), tmp_path / "rows.parquet", row_group_size=100)
     recipe, text = drafted(tmp_path / "rows.parquet")
     assert "the first 200 of 600 rows" in text
-    assert "they were not checked as a run does" in text
+    assert "did not check all rows" in text
     assert recipe.data.split_by == "patient_id"
 
 
-def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine")
-    with pytest.raises(DraftError, match=r"mine\.yaml is there already.*--force"):
+    with pytest.raises(DraftError, match=r"mine\.yaml already exists.*--force"):
         write_recipe(str(tmp_path), path, options=DraftOptions())
     assert path.read_text() == "name: mine"
 
 
-def test_splits_are_found_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
-    def written(*names: str) -> Any:
+def test_splits_are_found_by_file_and_folder_names(tmp_path: Path) -> None:
+    def splits_of(*names: str) -> Any:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"n": [1]}), folder / name)
         uri = folder.as_uri()
         uris = find_splits(uri)
-        short = [one and one.removeprefix(uri).lstrip("/") for one in (*uris.train, uris.validation, uris.test)]
-        return tuple(short)
+        return tuple(
+            split and split.removeprefix(uri).lstrip("/") for split in (*uris.train, uris.validation, uris.test)
+        )
 
-    assert written("train.parquet", "validation.parquet", "test.parquet") == (
+    assert splits_of("train.parquet", "validation.parquet", "test.parquet") == (
         *("train.parquet", "validation.parquet", "test.parquet"),
     )
-    assert written("train/0.parquet", "train/1.parquet", "test/0.parquet") == ("train", None, "test")
-    assert written("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
+    assert splits_of("train/0.parquet", "train/1.parquet", "test/0.parquet") == ("train", None, "test")
+    assert splits_of("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet") == (
         *("train-00000-of-2.parquet", "train-00001-of-2.parquet", "dev.parquet", None, None),
     )
-    assert written("part-0.parquet", "part-1.parquet") == ("", None, None)
-    assert written("test.parquet") == ("", None, None)
-    with pytest.raises(ValueError, match="test is 2 files; put them in a folder test/"):
-        written("train.parquet", "test-0.parquet", "test-1.parquet")
+    assert splits_of("part-0.parquet", "part-1.parquet") == ("", None, None)
+    assert splits_of("test.parquet") == ("", None, None)
+    with pytest.raises(ValueError, match="the test split has 2 files or folders; move them into one folder test/"):
+        splits_of("train.parquet", "test-0.parquet", "test-1.parquet")
 
 
 @pytest.mark.parametrize("task", get_args(TaskName))
-def test_more_test_rows_find_smaller_gains(task: TaskName) -> None:
+def test_more_test_rows_detect_smaller_gains(task: TaskName) -> None:
     gains = [expected_gain(num, task=task) for num in (30, 300, 3_000, 30_000)]
     assert gains == sorted(gains, reverse=True)
     assert gains[0] > 0.1
     assert gains[-1] <= 0.01
 
 
-@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder of data sets")
+@pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA is not set to a folder of data sets")
 @pytest.mark.parametrize("name", ["banking77", "medical_abstracts", "medquad_sft", "hatecheck"])
-def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) -> None:
+def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str, tmp_path: Path) -> None:
     assert SETS is not None
     source, path = tmp_path / name, tmp_path / f"{name}.yaml"
     source.mkdir()
@@ -172,15 +174,15 @@ def test_real_data_sets_get_a_recipe_whose_rows_pass(name: str, tmp_path: Path) 
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())
-    assert "Checked as a run does" in text
-    assert "MEND THIS FIRST" not in text
+    assert "The rows passed the checks of a run" in text
+    assert "FIX THIS FIRST" not in text
     assert "leak" not in text
 
 
 @pytest.mark.parametrize("name", ["a file/recipe.yaml", "a folder"])
-def test_a_recipe_that_cannot_be_written_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+def test_an_unwritable_path_is_rejected(name: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(notes(60, seed=1)), tmp_path / "notes.parquet")
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
-    with pytest.raises(DraftError, match=r"name a file that can be written by --output"):
+    with pytest.raises(DraftError, match=r"give a writable path with --output"):
         write_recipe(str(tmp_path / "notes.parquet"), tmp_path / name, options=DraftOptions(), force=True)

@@ -17,7 +17,7 @@ from tailorbird.pipeline.tasks import task_of
 
 
 def recipe_at(folder: Path, **sections: object) -> Recipe:
-    """A recipe whose registry is a local folder, which no recipe file may name."""
+    """Return a recipe whose registry is a local folder, which a recipe file does not allow."""
     required = {"name": "task", "base_model": "s3://m/base", "data": {"train": "s3://lake/x"}, "registry": "s3://m"}
     return Recipe.model_validate(required | sections).model_copy(update={"registry": folder.as_uri()})
 
@@ -27,7 +27,7 @@ def rows_of(texts: list[str], labels: list[str], *, first: int = 0) -> Rows:
 
 
 def splits_of(*, num_train: int = 8) -> Splits:
-    """Rows of two classes."""
+    """Return splits with rows of two classes."""
     splits = []
     for name, size in (("train", num_train), ("validation", 4), ("test", 4)):
         texts = [f"{name} row {index} of {'ab'[index % 2]}" for index in range(size)]
@@ -36,7 +36,7 @@ def splits_of(*, num_train: int = 8) -> Splits:
 
 
 def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base") -> RunContext:
-    """A context as `prepare` would return it."""
+    """Return the context that `prepare` would return."""
     cleaned, report = clean(splits)
     data = LoadedDataset(cleaned, report, fingerprint(cleaned))
     code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
@@ -47,5 +47,5 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
 
 
 def run_locally(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in this process what would be a Ray task."""
+    """Run Ray tasks of the pipeline in this process."""
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda function, **_: function)

@@ -1,4 +1,4 @@
-"""A folder of weights is made loadable once, and keeps the config that it was compared and registered with."""
+"""Artifacts get their config once, and are registered with the code of the run."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:
     )
 
 
-def test_a_run_that_resumes_keeps_the_temperature_and_every_byte_of_the_config(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_change_the_config(tmp_path: Path) -> None:
     uri = tmp_path.as_uri()
     make_loadable(uri, config_of())
     assert read_artifact_config(uri).temperature == 1
@@ -38,7 +38,7 @@ def test_a_run_that_resumes_keeps_the_temperature_and_every_byte_of_the_config(t
 
 @pytest.fixture
 def contender(tmp_path: Path) -> Contender:
-    """An artifact that a run with other code made."""
+    """An artifact of an earlier run with the code `c.zip`."""
     folder = tmp_path / "artifact"
     folder.mkdir()
     save_file({"weight": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}, folder / "head.safetensors")
@@ -46,7 +46,7 @@ def contender(tmp_path: Path) -> Contender:
     return Contender("probe", folder.as_uri(), 0.5)
 
 
-def test_an_artifact_of_an_earlier_run_is_registered_with_the_code_of_this_one(
+def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
     tmp_path: Path, contender: Contender
 ) -> None:
     task_uri = (tmp_path / "task").as_uri()
@@ -68,7 +68,7 @@ def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender)
     assert again == version
 
 
-def test_weights_that_an_earlier_run_calibrated_otherwise_are_copied(contender: Contender) -> None:
+def test_a_different_temperature_is_stored_in_a_copy(contender: Contender) -> None:
     assert set_temperature(contender, 1.4) == contender
     before = storage.read_bytes(f"{contender.uri}/config.json")
     copy = set_temperature(contender, 1.5)

@@ -1,4 +1,4 @@
-"""A run of a tiny encoder from its baselines to its evidence, on local folders: each model predicts test once."""
+"""A run of a tiny encoder on local folders, from the baselines to the evidence."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,11 +41,11 @@ def rows(name: str, size: int) -> Rows:
 def _on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         run_locally(monkeypatch)
-        monkeypatch.setattr(
-            "tailorbird.config.recipe.with_scheme", lambda uri, _: uri
-        )  # stored evidence has the recipe
+        # Loading the evidence validates its recipe, whose registry is a local folder here.
+        monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
         access = TestSetAccess(number=1, candidate="c", protocol="p", run="r", at="2026-01-01T00:00:00+00:00")
-        monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)  # conditional writes need S3
+        # The ledger needs conditional writes, which a local folder does not support.
+        monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
         yield
 
 
@@ -70,7 +70,7 @@ def baselines(context: RunContext) -> tuple[Baseline, ...]:
 
 @pytest.fixture(scope="module")
 def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
-    """The centroid stands for what would have been trained."""
+    """Results of a training, with the centroid baseline in place of a fine-tuned model."""
     uri = next(baseline.uri for baseline in baselines if baseline.kind == "centroid")
     assert uri is not None
     trained = TrainingResult(weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
@@ -83,7 +83,7 @@ def result(context: RunContext, trained: TrainedModels) -> RunResult:
     return evaluate_run(context, trained, progress=SILENT)
 
 
-def test_servable_baselines_are_artifacts_that_score_on_validation_as_was_reported(
+def test_artifacts_of_servable_baselines_have_the_reported_validation_score(
     context: RunContext, baselines: tuple[Baseline, ...]
 ) -> None:
     assert [baseline.kind for baseline in baselines] == ["majority", "zero_shot", "centroid", "probe", "tf_idf"]
@@ -100,15 +100,15 @@ def test_servable_baselines_are_artifacts_that_score_on_validation_as_was_report
 def test_baselines_are_fitted_once(
     context: RunContext, baselines: tuple[Baseline, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(function: Any, **_: Any) -> Any:
+    def fail(function: Any, **_: Any) -> Any:
         pytest.fail(f"{function.__name__} ran again")
 
-    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", refuse)
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
     assert context.task.fit_baselines() == baselines
 
 
 @pytest.mark.usefixtures("result")
-def test_the_reference_of_the_verdict_is_the_baseline_that_was_fitted(
+def test_the_reference_of_the_verdict_is_the_fitted_tf_idf_baseline(
     context: RunContext, baselines: tuple[Baseline, ...]
 ) -> None:
     uri = baselines[-1].uri
@@ -124,7 +124,7 @@ def test_the_reference_of_the_verdict_is_the_baseline_that_was_fitted(
     np.testing.assert_array_equal(stored.confidences, fitted.confidences)
 
 
-def test_a_run_leaves_its_evidence_and_is_found_by_it(context: RunContext, result: RunResult) -> None:
+def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
     tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
     assert files == {"evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
@@ -135,7 +135,7 @@ def test_a_run_leaves_its_evidence_and_is_found_by_it(context: RunContext, resul
     assert storage.exists(f"{incumbent.uri}/{MANIFEST}")
 
 
-def test_evidence_whose_publication_was_interrupted_is_no_finished_run(context: RunContext, result: RunResult) -> None:
+def test_a_run_with_incomplete_evidence_is_not_finished(context: RunContext, result: RunResult) -> None:
     uri = f"{context.run}/evidence.json"
     content = storage.read_bytes(uri)
     try:
@@ -147,25 +147,25 @@ def test_evidence_whose_publication_was_interrupted_is_no_finished_run(context: 
     assert find_finished_run(replace(context, run=f"{context.recipe.task_uri}/runs/other")) is None
 
 
-def test_a_verdict_expires_from_the_access_to_the_test_rows_on(result: RunResult) -> None:
+def test_the_expiry_of_a_verdict_counts_from_the_access_to_the_test_rows(result: RunResult) -> None:
     assert result.evidence.expires_at == "2027-01-01T00:00:00+00:00"
 
 
-def test_a_second_evaluation_predicts_and_measures_nothing_again(
+def test_a_second_evaluation_reuses_predictions_and_cost(
     context: RunContext, trained: TrainedModels, result: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(function: Any, **_: Any) -> Any:
+    def fail(function: Any, **_: Any) -> Any:
         pytest.fail(f"{function.__name__} ran again")
 
-    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", refuse)
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
     again = evaluate_run(context, trained, progress=SILENT)
     assert again.verdict == result.verdict
 
 
-def test_a_page_that_changes_costs_no_stage(
+def test_a_change_of_unrelated_code_reuses_the_stage(
     context: RunContext, baselines: tuple[Baseline, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Another code archive, but the same code of the stage: the baselines are found again."""
+    """The code archive differs, but the code that the stage runs does not."""
     code = replace(context.inputs.code, sha256="d" * 64, uri=f"{tmp_path.as_uri()}/d.zip")
     inputs = replace(context.inputs, code=code)
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", lambda *_, **__: pytest.fail("a stage ran again"))

@@ -1,4 +1,4 @@
-"""The requester has a name wherever a run is started, and rows that cannot be trained on are refused at once."""
+"""A run checks its inputs and registers its protocol before the first training."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests import small_chat
 from tests.unit.pipeline.contexts import recipe_at
 
 
-def test_a_user_without_a_name_is_known_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
@@ -25,7 +25,7 @@ def test_a_user_without_a_name_is_known_by_number(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("task", "metric"), [("classification", "accuracy"), ("chat", "token_f1")])
-def test_rows_longer_than_the_base_model_reads_are_refused_before_anything_is_made(
+def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, metric: str
 ) -> None:
     texts = [f"number {number}" for number in range(60)]
@@ -63,9 +63,7 @@ def prepared(recipe: Recipe) -> RunContext:
     return prepare(recipe, progress=SILENT)
 
 
-def test_the_protocol_is_registered_once_before_anything_is_trained(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(recipe)
     monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")
     again = prepared(recipe)
@@ -76,7 +74,7 @@ def test_the_protocol_is_registered_once_before_anything_is_trained(
     assert storage.exists(first.inputs.code.uri)
 
 
-def test_a_run_is_named_by_what_it_evaluates_and_not_by_how_it_serves(recipe: Recipe) -> None:
+def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:
     first = prepared(recipe)
     serving = recipe.serving.model_copy(update={"max_replicas": 7})
     gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})

@@ -1,4 +1,4 @@
-"""The evidence of a run names each trial's method, each seed's score, and the training that scored best."""
+"""The evidence of a run records each trial's method, each seed's score, and the best training."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def trained(score: float, *, epochs: int) -> TrainingResult:
     )
 
 
-def test_the_evidence_of_a_run(tmp_path: Path) -> None:
+def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, training={"seed": 5, "method": "full"}, evaluation={"valid_days": 2})
     seeds = (trained(0.7, epochs=1), trained(0.9, epochs=3))
     rows = (

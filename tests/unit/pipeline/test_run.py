@@ -1,4 +1,4 @@
-"""What the pipeline decides itself: what it checks first, the candidate, and the sizes of a learning curve."""
+"""Decisions of the pipeline: order of checks, choice of the candidate, sizes of the learning curve, cached stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,12 +29,12 @@ def result_of(weights: str, score: float) -> TrainingResult:
 
 
 def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that stands for another, with its module."""
+    """Return a function that returns `value(...)` and has the name and module of `function`."""
     return wraps(function)(lambda *args, **kwargs: value(*args, **kwargs))
 
 
 @pytest.mark.parametrize(("mean", "chosen"), [(None, "seed-1"), (0.739, "seed-1"), (0.74, "mean"), (0.75, "mean")])
-def test_the_mean_of_the_weights_is_the_candidate_where_no_seed_is_better(mean: float | None, chosen: str) -> None:
+def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(mean: float | None, chosen: str) -> None:
     seeds = tuple(result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73)))
     averaged = None if mean is None else Contender("full", "mean", mean)
     candidate = best_on_validation(seeds, averaged, method="full")
@@ -48,7 +48,7 @@ def test_the_mean_of_the_weights_is_the_candidate_where_no_seed_is_better(mean: 
         (9000, [50, 100, 200, 400, 800], (50, 100, 200, 400, 800, 9000)),
     ],
 )
-def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
+def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int | None, trained: list[int], sizes: tuple[int, ...]
 ) -> None:
     context = context_of(recipe_at(tmp_path, tuning={"learning_curve": True}), splits_of(num_train=800))
@@ -70,10 +70,10 @@ def test_the_learning_curve_ends_with_all_rows_also_where_memory_holds_a_part(
     assert curve.scores[-1] == 0.8
 
 
-def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_then_on(
+def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep that ran out of memory resumes with gradient_checkpointing, and its seeds train with it."""
+    """A sweep that ran out of memory resumes with gradient_checkpointing, and the seed runs use it too."""
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of("sweep", 0.5))
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
@@ -81,11 +81,11 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
     configs: list[TrainingConfig] = []
     train = run._train
 
-    def note(context: Any, config: TrainingConfig, **kwargs: Any) -> TrainingResult:
+    def recorded(context: Any, config: TrainingConfig, **kwargs: Any) -> TrainingResult:
         configs.append(config)
         return train(context, config, **kwargs)
 
-    monkeypatch.setattr(run, "_train", note)
+    monkeypatch.setattr(run, "_train", recorded)
     stages = []
     for changed in ({}, {"gradient_checkpointing": True, "checkpoint_interval_s": 60.0, "max_failures": 9}):
         recipe = recipe_at(tmp_path, training={"batch_size": 16, "num_seeds": 2} | changed)
@@ -99,14 +99,14 @@ def test_a_change_that_changes_no_result_finds_the_stages_again_and_holds_from_t
     assert [(config.gradient_checkpointing, config.max_failures) for config in configs] == [(False, 2), (True, 9)]
 
 
-def test_a_run_without_events_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_an_event_queue_does_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     baselines = (Baseline("probe", "s3://m/probe", 0.4, True, ""),)
-    with pytest.raises(ValueError, match="the sweep of this recipe is not finished; `tailorbird sweep RECIPE` does it"):
+    with pytest.raises(ValueError, match="sweep of this recipe is not finished; run `tailorbird sweep RECIPE` first"):
         run.run_sweep(context_of(recipe_at(tmp_path), splits_of()), baselines, progress=SILENT, events=None)
 
 
-def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_baselines_are_fitted(
+def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chat.save(tmp_path / "base")
@@ -128,9 +128,9 @@ def test_a_chat_row_that_cannot_be_trained_on_is_named_before_the_baselines_are_
             start(recipe, progress=SILENT)
 
 
-def test_a_champion_of_other_classes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_with_different_classes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(recipe_at(tmp_path), splits_of())
     champion: Any = SimpleNamespace(classes=("a", "b", "c"))
     monkeypatch.setattr(run, "read_version", lambda _: champion)
-    with pytest.raises(ValueError, match="knows other classes than the training rows"):
+    with pytest.raises(ValueError, match="and the training rows have different classes"):
         run._score_champion(context, "s3://m/task/versions/x")

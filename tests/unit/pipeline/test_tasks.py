@@ -1,4 +1,4 @@
-"""A classification and a chat task differ in one object: labels, baselines, training rows and temperature."""
+"""Classification and chat tasks: labels, baselines, training rows and temperature."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def chat(tmp_path: Path) -> RunContext:
     return context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
 
 
-def test_the_recipe_names_the_task(tmp_path: Path, chat: RunContext) -> None:
+def test_the_recipe_determines_the_task(tmp_path: Path, chat: RunContext) -> None:
     classification = context_of(recipe_at(tmp_path), splits_of()).task
     assert isinstance(classification, ClassificationTask)
     assert isinstance(chat.task, ChatTask)
@@ -41,7 +41,7 @@ def test_the_recipe_names_the_task(tmp_path: Path, chat: RunContext) -> None:
     assert classification.num_cost_rows > chat.task.num_cost_rows
 
 
-def test_a_trainings_rows_are_all_or_a_random_part(tmp_path: Path, chat: RunContext) -> None:
+def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunContext) -> None:
     task = context_of(recipe_at(tmp_path), splits_of(num_train=80)).task
     whole, part = task.training_task(), task.training_task(num_train_rows=20)
     assert isinstance(whole, ClassificationTrainingTask)
@@ -51,7 +51,7 @@ def test_a_trainings_rows_are_all_or_a_random_part(tmp_path: Path, chat: RunCont
     assert (chat_task.metric, chat_task.prompting.system, len(chat_task.validation)) == ("token_f1", "s", 3)
 
 
-def test_chat_baselines_are_artifacts_with_their_prompting(chat: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     run_locally(monkeypatch)
     baselines = chat.task.fit_baselines()
     assert [(baseline.kind, baseline.servable) for baseline in baselines] == [("zero_shot", True), ("few_shot", True)]
@@ -63,7 +63,7 @@ def test_chat_baselines_are_artifacts_with_their_prompting(chat: RunContext, mon
     assert chat.task.fit_temperature("anything") is None
 
 
-def test_a_stage_depends_on_its_rows_its_base_model_and_its_code(tmp_path: Path) -> None:
+def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:
     inputs = context_of(recipe_at(tmp_path), splits_of()).inputs
     other = context_of(recipe_at(tmp_path), splits_of(num_train=10)).inputs
     keys = [
