@@ -1,4 +1,4 @@
-"""Objects on S3 or in local folders: read, write, list, change conditionally."""
+"""Read, write, list and conditionally change objects on S3 or in local folders."""
 
 # mypy: implicit-reexport
 # ruff: noqa: F401

@@ -1,4 +1,4 @@
-"""Fingerprint of the code that a stage runs: the source files that its functions' modules import, at any depth."""
+"""Fingerprint of the code that a stage runs: the source files that its functions import, directly or indirectly."""
 
 import ast
 import hashlib
@@ -11,13 +11,13 @@ from tailorbird.storage.objects import sha256_file
 
 
 def code_sha256(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> str:
-    """Return one hash of the names and contents of `source_files(*functions)` under `root`."""
+    """Return a hash of the names and contents of `source_files(*functions)` under `root`."""
     assert functions, "a stage runs at least one function"
     return digest_of_files({name: sha256_file(root / name) for name in source_files(*functions, root=root)})
 
 
 def digest_of_files(hashes: Mapping[str, str]) -> str:
-    """Return one hash of files' names and sha256, in the order of `hashes`."""
+    """Return a hash of the names and sha256 of files, in the order of `hashes`."""
     digest = hashlib.sha256()
     for name, sha256 in hashes.items():
         digest.update(f"{name}\n{sha256}\n".encode())
@@ -25,15 +25,14 @@ def digest_of_files(hashes: Mapping[str, str]) -> str:
 
 
 def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> tuple[str, ...]:
-    """Return the files, relative to `root` and sorted, that hold the functions or are imported from there.
+    """Return the sorted paths, relative to `root`, of the files that define the functions or are imported by them.
 
-    Imports of the project's packages are followed, those inside functions too, but not those under
-    `if TYPE_CHECKING:`. `from package import name` leads to `package/name.py` or, if there is none, to
-    `package/__init__.py`. The `__init__.py` of a package above an imported module is not followed: its other imports
-    are not used.
+    Imports of the project's packages are followed, also inside functions, but not under `if TYPE_CHECKING:`.
+    `from package import name` refers to `package/name.py` if that exists, otherwise to `package/__init__.py`. The
+    `__init__.py` of a package that contains an imported module is not followed.
     """
     pending = [_file(function.__module__, root) for function in functions]
-    assert None not in pending, f"not functions of the project's: {functions}"
+    assert None not in pending, f"not functions of the project: {functions}"
     reached: set[str] = set()
     while pending:
         name = pending.pop()
@@ -45,7 +44,7 @@ def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -
 
 
 def _file(module: str, root: Path) -> str | None:
-    """Return the source file of one of the project's modules or packages, or None."""
+    """Return the source file of a module or package of the project; None for any other module."""
     parts = module.strip(".").split(".")
     if parts[0] in PACKAGES:
         for name in ("/".join(parts) + ".py", "/".join(parts) + "/__init__.py"):
@@ -56,7 +55,7 @@ def _file(module: str, root: Path) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _imports(source: bytes) -> tuple[tuple[str, str], ...]:
-    """Return (module, imported name) of each absolute import; the name is empty if the module itself is imported."""
+    """Return (module, imported name) of each import; the name is empty for `import module`."""
     return tuple(_imports_of(ast.parse(source)))
 
 

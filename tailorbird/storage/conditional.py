@@ -1,4 +1,4 @@
-"""S3 objects with their ETag: conditional writes, which pyarrow has no call for, through s3fs."""
+"""Conditional writes of S3 objects by ETag. They use s3fs, since pyarrow does not support them."""
 
 import json
 import random
@@ -29,22 +29,22 @@ def head(uri: str) -> tuple[str, int]:
 
 
 def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
-    """Return `head` of each URI, several at a time."""
+    """Return the ETag and size of each object, as `head`, with concurrent requests."""
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         return list(pool.map(head, uris))
 
 
 def delete(uri: str) -> None:
-    """Delete one S3 object, if it exists, without leaving an empty folder marker."""
+    """Delete an S3 object if it exists. Unlike pyarrow's delete, it leaves no empty folder marker."""
     path = _object_path(uri)
     with storage_errors(uri):
         s3.conditional_client().rm_file(path)
 
 
 def read_versioned(uri: str) -> tuple[bytes, str] | None:
-    """Return an object's content with its ETag, for `write_if_match`; None if it does not exist.
+    """Return the content and the ETag of an object, for `write_if_match`; None if it does not exist.
 
-    The ETag is taken before the content: if the object changes in between, a write on this ETag is refused.
+    The ETag is read before the content: if the object changes in between, a write with this ETag fails.
     """
     path, client = _object_path(uri), s3.conditional_client()
     with storage_errors(uri):
@@ -61,29 +61,29 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 
 
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
-    """Write an object only if it still has this ETag (None: only if it does not exist yet); return the new ETag.
+    """Write an object only if it still has this ETag, or with None only if it does not exist; return the new ETag.
 
-    Raises PreconditionFailed if another writer was first: read again, decide again, write again.
+    Raises PreconditionFailed if another writer was first.
     """
     path = _object_path(uri)
-    # One PUT whatever its size: s3fs's multipart upload drops the condition on an ETag.
+    # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
     try:
         answer = s3.conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
     except (OSError, ClientError, BotoCoreError) as error:
         if s3.is_conflict(error) or (etag is not None and s3.is_absent(error)):
-            was = "it exists already" if etag is None else f"it is no longer the version {etag}"
-            raise PreconditionFailed(f"{uri} was not written: {was}; read it again and decide again") from error
+            reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
+            raise PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry") from error
         raise s3.to_storage_error(uri, error) from error
     return str(answer["ETag"])
 
 
 def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
-    """Change a JSON object by compare-and-swap; return the value that is stored afterwards.
+    """Change a JSON object by compare-and-swap and return the stored value.
 
-    `change` gets the stored value, None if there is none, and returns the new value, or None to leave it as it is. It
-    is called again with the new state if another writer was first, so it must have no side effects. Raises StorageError
-    after 50 attempts, and where the object is not JSON.
+    `change` receives the stored value, or None if there is no object. It returns the new value, or None to keep the
+    stored one. It is called again if another writer was first, so it must not have side effects. Raises StorageError
+    after 50 attempts, or if the object is not JSON.
     """
     for attempt in range(NUM_ATTEMPTS):
         stored = read_versioned(uri)
@@ -93,22 +93,22 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
             return value
         try:
             write_if_match(uri, json.dumps(changed, indent=1).encode(), etag=stored[1] if stored else None)
-        except PreconditionFailed:  # another writer was first, or the client's own retry of a write that succeeded
+        except PreconditionFailed:  # another writer was first, or the client repeated a write that had succeeded
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
         return changed
-    raise StorageError(f"{uri} was changed by others at each of {NUM_ATTEMPTS} attempts; try again when fewer write it")
+    raise StorageError(f"{uri} was changed by other writers during {NUM_ATTEMPTS} attempts; try again later")
 
 
 def _parse_json(uri: str, content: bytes) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise StorageError(f"{uri} is not JSON: {error}; restore it from a copy") from None
+        raise StorageError(f"{uri} is not valid JSON: {error}; restore it from a backup") from None
 
 
 def _object_path(uri: str) -> str:
     scheme, path = s3.parse(uri)
     if scheme != "s3" or not path.partition("/")[2]:
-        raise StorageError(f"{uri!r} takes no conditional write; give s3://bucket/key")
+        raise StorageError(f"{uri!r} does not support conditional writes; give s3://bucket/key")
     return path

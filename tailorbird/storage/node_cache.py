@@ -1,4 +1,4 @@
-"""A cache of S3 folders on this node, shared by its processes."""
+"""Cache of S3 folders on this node, shared by its processes."""
 
 import fcntl
 import hashlib
@@ -13,21 +13,21 @@ from pyarrow import fs as pafs
 
 from tailorbird.storage import objects, s3
 
-# Files of a model: weights as safetensors (never pickles), tokenizer and configuration.
+# Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 def sha256_files(uri: str) -> dict[str, str]:
-    """Return the sha256 of each file of a model's folder, by name."""
+    """Return the sha256 of each file in a model's folder, by name."""
     names = (file.removeprefix(f"{uri}/") for file in objects.list_files(uri) if file.endswith(MODEL_SUFFIXES))
     return {name: objects.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != objects.MANIFEST}
 
 
 def local_copy(uri: str, *, cache: Path | None = None) -> Path:
-    """Return a local folder with the files under `uri`, downloaded once a node; of a `file://` URI, the folder itself.
+    """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder itself.
 
-    The copy is stored under `cache` (TAILORBIRD_CACHE, or ~/.cache/tailorbird), named by the sha256 of the folder's
-    manifest.json or, without one, of its listing. Of processes that call at the same time, one downloads.
+    The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
+    or, without one, of its listing. If several processes call at the same time, one of them downloads.
     """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
@@ -40,10 +40,9 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
 
 
 def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | None = None) -> Path:
-    """Return `local_copy` of a folder whose copy is damaged, after downloading it again.
+    """Download a folder whose local copy is damaged again, and return the copy, as `local_copy`.
 
-    A copy that another process has replaced meanwhile (`is_whole`) is kept. The folder of a `file://` URI, which is no
-    copy, is left as it is.
+    A copy that another process has already replaced (`is_intact`) is kept. A `file://` folder is returned unchanged.
     """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
@@ -57,7 +56,7 @@ def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | 
 
 @contextmanager
 def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
-    """Yield the path of a folder's copy, locked against other processes of this node."""
+    """Yield the path of a folder's copy, locked against other processes on this node."""
     root = (cache or cache_folder()) / "folders"
     root.mkdir(parents=True, exist_ok=True)
     key = _content_key(uri.rstrip("/"))

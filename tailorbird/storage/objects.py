@@ -33,17 +33,17 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) -> None:
-    """Write an object, replacing one that exists; readers never see a part of it."""
+    """Write an object, replacing an existing one. Readers never see it incomplete."""
     _write(uri, lambda stream: stream.write(data), retry_policy=retry_policy)
 
 
 def read_json(uri: str) -> Any:
-    """Return a JSON object's value; raise StorageError if the content is not JSON."""
+    """Return the value of a JSON object; raise StorageError if it is not JSON."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not JSON: {error}; give the URI of a JSON file") from None
+        raise StorageError(f"{uri} is not valid JSON: {error}; give the URI of a JSON file") from None
 
 
 def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) -> None:
@@ -53,7 +53,7 @@ def write_json(uri: str, value: Any, *, retry_policy: RetryPolicy = STANDARD) ->
 
 
 def exists(uri: str) -> bool:
-    """Return True if a file, or a prefix with files under it, exists; raise StorageError if its bucket does not."""
+    """Return True if `uri` is a file or a prefix of files; raise StorageError if the bucket does not exist."""
     store, path = filesystem(uri)
     with storage_errors(uri):
         if store.get_file_info(path.rstrip("/")).type != pafs.FileType.NotFound:
@@ -63,7 +63,7 @@ def exists(uri: str) -> bool:
 
 
 def file_state(uri: str) -> tuple[str, int, str]:
-    """Return a file's URI, size in bytes and time of its last change in ns, which differ when it was changed."""
+    """Return a file's URI, size in bytes and modification time in ns, to detect changes of the file."""
     store, path = filesystem(uri)
     with storage_errors(uri):
         info = store.get_file_info(path)
@@ -71,9 +71,9 @@ def file_state(uri: str) -> tuple[str, int, str]:
 
 
 def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
-    """Return the URIs of the files under a folder, at any depth, sorted; of a file, its own.
+    """Return the sorted URIs of all files under a folder, recursively; for a file, its own URI.
 
-    Raises StorageError if there is none, unless `missing_ok`.
+    Raises StorageError if there are none, unless `missing_ok` is true.
     """
     store, path = filesystem(uri)
     path = path.rstrip("/")
@@ -89,12 +89,12 @@ def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Upload every file of a local folder under `uri`; a `manifest.json` at its top is written last."""
+    """Upload all files of a local folder to `uri`, the `manifest.json` at its top last."""
     if not local.is_dir():
-        raise StorageError(f"{local} is not a folder; give the folder whose files go to {uri}")
+        raise StorageError(f"{local} is not a folder; give a folder to upload to {uri}")
     names = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
     if not names:
-        raise StorageError(f"{local} has no files; nothing to upload to {uri}")
+        raise StorageError(f"{local} has no files to upload to {uri}")
     base = uri.rstrip("/")
     _transfer((name for name in names if name != MANIFEST), lambda name: upload_file(local / name, f"{base}/{name}"))
     if MANIFEST in names:
@@ -109,18 +109,18 @@ def delete_folder(uri: str) -> None:
 
 
 def require_safe_names(uri: str) -> None:
-    """Raise StorageError if a file's name under `uri` would lead out of the local folder it is downloaded to."""
+    """Raise StorageError if a download of `uri` would write a file outside its local folder."""
     for file in list_files(uri.rstrip("/")):
         _relative(file, uri.rstrip("/"))
 
 
 def download_folder(uri: str, local: Path) -> None:
-    """Download every file under `uri` into a new local folder, which appears complete or not at all.
+    """Download all files under `uri` into a new local folder atomically.
 
-    Raises StorageError if `local` exists and is not empty, or a file's name would lead out of it.
+    Raises StorageError if `local` exists and is not empty, or if a file would be written outside it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
-        raise StorageError(f"{local} is there already; give a new folder for {uri}")
+        raise StorageError(f"{local} already exists; give a new folder for {uri}")
     base = uri.rstrip("/")
     files = list_files(base)
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_object(uri: str) -> str:
-    """Return the sha256 of an object's content, in hex, read in chunks."""
+    """Return the sha256 of an object's content, in hex. The object is read in chunks."""
     store, path = filesystem(uri)
     digest = hashlib.sha256()
     with storage_errors(uri), store.open_input_stream(path) as stream:
@@ -156,14 +156,16 @@ def _uri(store: pafs.FileSystem, path: str) -> str:
 
 
 def _relative(uri: str, base: str) -> str:
-    """Return the path of a listed file relative to the folder it was listed in.
+    """Return the path of a listed file relative to the folder that was listed.
 
-    Raises StorageError for a key that would lead out of the folder on a disk: S3 keys may contain `..`.
+    Raises StorageError for a path that leads out of the folder: S3 keys can contain `..`.
     """
     path, folder = parse(uri)[1], parse(base)[1]
     relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")
     if not all(part and part not in (".", "..") for part in relative.split("/")) or set(relative) & {"\\", "\0"}:
-        raise StorageError(f"{uri!r} has no place in a local folder; find out who wrote it, and delete it")
+        raise StorageError(
+            f"{uri!r} would be stored outside its local folder; find out how it was created, and delete it"
+        )
     return relative
 
 
@@ -174,7 +176,7 @@ def _transfer(names: Iterable[str], copy: Callable[[str], None]) -> None:
 
 
 def upload_file(local: Path, uri: str, *, retry_policy: RetryPolicy = STANDARD) -> None:
-    """Upload a local file; the object appears complete or not at all."""
+    """Upload a local file atomically."""
     with storage_errors(uri), local.open("rb") as source:
         _write(uri, lambda target: shutil.copyfileobj(source, target, CHUNK_BYTES), retry_policy=retry_policy)
 
@@ -187,7 +189,7 @@ def _download(uri: str, local: Path) -> None:
 
 
 def _write(uri: str, write: Callable[[Any], Any], *, retry_policy: RetryPolicy) -> None:
-    """Pass a stream to `write`; a local file is written under another name and renamed, so that it appears complete."""
+    """Pass a stream to `write`. A local file is written to a temporary name and renamed, so it is never incomplete."""
     store, path = filesystem(uri, retry_policy=retry_policy)
     with storage_errors(uri):
         if not isinstance(store, pafs.LocalFileSystem):

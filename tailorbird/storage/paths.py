@@ -1,11 +1,11 @@
-"""Where everything of a task is stored: the layout of the registry's folders."""
+"""Layout of the registry: URIs of everything that is stored for a task."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TaskPaths:
-    """URIs of a task's files, all under `task_uri`, `<registry>/<name>`, which has no trailing slash."""
+    """URIs of a task's files. `task_uri` is `<registry>/<name>`, without a trailing slash."""
 
     task_uri: str
 
@@ -36,7 +36,7 @@ class TaskPaths:
         return f"{self.versions}/{name}"
 
     def stage(self, name: str, fingerprint: str) -> str:
-        """Folder of a cached stage's output; `fingerprint` is the hash of the stage's inputs."""
+        """Folder with the output of a stage; `fingerprint` is the hash of its inputs."""
         return f"{self.task_uri}/stages/{name}-{fingerprint}"
 
     def code_archive(self, sha256: str) -> str:
@@ -45,11 +45,11 @@ class TaskPaths:
 
     @property
     def champion(self) -> str:
-        """The file that names the version that serves."""
+        """The file that names the champion."""
         return f"{self.task_uri}/champion.json"
 
     def history_entry(self, name: str) -> str:
-        """The record of one change of the champion, or of one reevaluation."""
+        """The record of a change of the champion, or of a re-evaluation."""
         return f"{self.task_uri}/history/{name}.json"
 
     @property
@@ -57,7 +57,7 @@ class TaskPaths:
         return f"{self.task_uri}/test_set_ledgers"
 
     def ledger(self, test_sha256: str) -> str:
-        """The ledger of accesses to the test rows with this sha256."""
+        """The test-set ledger: the record of every evaluation on the test rows with this sha256."""
         return f"{self.ledgers}/{test_sha256}.json"
 
     @property
@@ -77,7 +77,7 @@ class TaskPaths:
         return f"{self.audits}/{number:06d}-{digest}.parquet"
 
     def audited_rows(self, name: str) -> str:
-        """Training rows made of audited requests, for a reevaluation that proposes training."""
+        """Audited requests as training rows, for the recipe that a re-evaluation proposes."""
         return f"{self.task_uri}/audited/{name}.parquet"
 
     @property
@@ -85,7 +85,7 @@ class TaskPaths:
         return f"{self.task_uri}/monitoring"
 
     def daily_report(self, day: str) -> str:
-        """The monitoring report of a day (ISO 8601)."""
+        """The monitoring report of a day (`YYYY-MM-DD`)."""
         return f"{self.monitoring}/{day}.json"
 
     @property
@@ -94,7 +94,7 @@ class TaskPaths:
 
     @property
     def metrics(self) -> str:
-        """The monitoring's gauges in Prometheus text format."""
+        """The gauges of monitoring in Prometheus text format."""
         return f"{self.monitoring}/metrics.prom"
 
     @property
@@ -102,11 +102,11 @@ class TaskPaths:
         return f"{self.task_uri}/reevaluations"
 
     def reevaluation(self, name: str) -> str:
-        """Folder of a reevaluation's evidence."""
+        """Folder with the evidence of a re-evaluation."""
         return f"{self.reevaluations}/{name}"
 
     def drift_reference(self, digest: str) -> str:
-        """The sample of training rows that drift of a version's traffic is measured against."""
+        """The sample of training rows that the traffic of a version is compared with to detect drift."""
         return f"{self.task_uri}/references/{digest}.parquet"
 
     def preflight_probe(self, name: str) -> str:
@@ -115,17 +115,17 @@ class TaskPaths:
 
 
 def base_model(registry: str, name: str) -> str:
-    """Folder of a base model that was staged in a registry."""
+    """Return the folder of a base model that is staged in a registry."""
     return f"{registry.rstrip('/')}/_base/{name}"
 
 
 def base_model_pin(registry: str, name: str) -> str:
-    """The file that records which folder a base model was staged as."""
+    """Return the file that records the folder under which a base model is staged."""
     return base_model(registry, f"pinned/{name}.json")
 
 
 def is_staged_base_model(uri: str) -> bool:
-    """Return True if `uri` is a folder that `base_model` names in any registry."""
+    """Return True if `uri` is the folder of a staged base model."""
     return uri.rstrip("/").rsplit("/", 2)[1:2] == ["_base"]
 
 
@@ -135,12 +135,12 @@ def is_version_uri(uri: str) -> bool:
 
 
 def parse_version_uri(uri: str) -> tuple[TaskPaths, str]:
-    """Return a version's task and name; raise ValueError if `uri` is not `<registry>/<task>/versions/<name>`."""
+    """Return the task and name of a version; raise ValueError if `uri` is not `<registry>/<task>/versions/<name>`."""
     return _parse(uri, "versions")
 
 
 def parse_run_uri(uri: str) -> tuple[TaskPaths, str]:
-    """Return a run's task and name; raise ValueError if `uri` is not `<registry>/<task>/runs/<name>`."""
+    """Return the task and name of a run; raise ValueError if `uri` is not `<registry>/<task>/runs/<name>`."""
     return _parse(uri, "runs")
 
 
@@ -148,4 +148,4 @@ def _parse(uri: str, folder: str) -> tuple[TaskPaths, str]:
     match uri.rstrip("/").rsplit("/", 2):
         case [task_uri, segment, name] if segment == folder:
             return TaskPaths(task_uri), name
-    raise ValueError(f"{uri!r} is not a URI of {folder}; give <registry>/<task>/{folder}/<name>")
+    raise ValueError(f"{uri!r} is not in a {folder} folder; give <registry>/<task>/{folder}/<name>")

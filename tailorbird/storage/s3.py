@@ -1,4 +1,4 @@
-"""S3 clients made from the environment's settings, and their errors as StorageError."""
+"""S3 clients configured by environment variables, and their errors as StorageError."""
 
 import os
 from collections.abc import Iterator
@@ -46,30 +46,30 @@ _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
 
 
 class StorageError(ValueError):
-    """A URI that cannot be read or written; the message has the URI, the reason and what to do."""
+    """A URI that cannot be read or written. The message contains the URI, the reason and what to do."""
 
 
 class PreconditionFailed(StorageError):
-    """A conditional write was refused: the object is no longer the version that the writer read."""
+    """A conditional write that was refused because the object has changed since it was read."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a request is tried; the larger of this and AWS_MAX_ATTEMPTS (default 3) applies.
+    """Minimum number of attempts of a request; AWS_MAX_ATTEMPTS (default 3) applies if it is larger.
 
-    pyarrow waits a random part of 1, 2, 4, ... 20 s before each repetition.
+    Before each retry, pyarrow waits for a random time of at most 1, 2, 4, ... 20 s.
     """
 
     min_attempts: int
 
 
 STANDARD = RetryPolicy(1)
-PERSISTENT = RetryPolicy(10)  # for work that must survive an outage of the storage of about a minute
+PERSISTENT = RetryPolicy(10)  # for work that must survive a storage outage of about a minute
 
 
 @dataclass(frozen=True)
 class Settings:
-    """S3 settings of the environment; None leaves the choice to the default chain (roles, profiles)."""
+    """S3 settings from the environment. None selects AWS's default chain (roles, profiles)."""
 
     endpoint: str | None
     access_key: str | None
@@ -81,9 +81,9 @@ class Settings:
 
 
 def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.FileSystem, str]:
-    """Return pyarrow's filesystem of a URI, and the path in it (`bucket/key` or an absolute path).
+    """Return pyarrow's filesystem for a URI, and the path in it (`bucket/key` or an absolute path).
 
-    Waits are bounded: three seconds to connect, thirty for an answer. Raises StorageError for any other scheme.
+    Timeouts are 3 s to connect and 30 s for a response. Raises StorageError for schemes other than `s3` and `file`.
     """
     scheme, path = parse(uri)
     if scheme == "file":
@@ -94,7 +94,7 @@ def filesystem(uri: str, *, retry_policy: RetryPolicy = STANDARD) -> tuple[pafs.
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Raise errors of pyarrow, s3fs and botocore inside the block as a StorageError about `uri`."""
+    """Convert errors of pyarrow, s3fs and botocore inside the block to a StorageError about `uri`."""
     try:
         yield
     except StorageError:
@@ -115,11 +115,11 @@ def settings() -> Settings:
         raise StorageError(text)
     endpoint = first_set("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must begin with http:// or https://")
+        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must start with http:// or https://")
     region = first_set("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
     attempts = first_set("AWS_MAX_ATTEMPTS") or str(NUM_ATTEMPTS)
     if not attempts.isdecimal() or int(attempts) < 1:
-        raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or leave it out")
+        raise StorageError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number of 1 or more, or unset it")
     session_token, ca_bundle = first_set("AWS_SESSION_TOKEN"), first_set("AWS_CA_BUNDLE")
     return Settings(endpoint, access_key, secret_key, session_token, region, ca_bundle, num_attempts=int(attempts))
 
@@ -127,8 +127,9 @@ def settings() -> Settings:
 class _S3(pafs.S3FileSystem):  # type: ignore[misc]
     """pyarrow's S3 filesystem, pickled without credentials.
 
-    Only the number of attempts is pickled. pyarrow's own pickle drops it and holds the secret key, which Ray Train and
-    Tune would then store on S3. A process that unpickles it uses the settings of its own environment.
+    Only the number of attempts is pickled. A process that unpickles the filesystem uses the settings of its own
+    environment. pyarrow's own pickle contains the secret key, which Ray Train and Tune would store on S3, and drops
+    the number of attempts.
     """
 
     def __init__(self, chosen: Settings) -> None:
@@ -162,9 +163,9 @@ def _with_attempts(number: int) -> _S3:
 
 
 def conditional_client() -> s3fs.S3FileSystem:
-    """Return s3fs, for conditional writes; it keeps one instance for each combination of settings.
+    """Return an s3fs client for conditional writes; s3fs caches one per combination of settings.
 
-    A request without an answer is repeated up to five times by s3fs, and one answered with an error once by botocore.
+    s3fs retries a request without a response up to five times. botocore retries one with an error response once.
     """
     chosen = settings()
     timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
@@ -185,18 +186,18 @@ def parse(uri: str) -> tuple[str, str]:
         return "file", unquote(path)
     if scheme == "s3" and separator and path.partition("/")[0]:
         return "s3", path
-    raise StorageError(f"{uri!r} names no store; give s3://bucket/key or file:///absolute/path")
+    raise StorageError(f"{uri!r} is not a valid URI; give s3://bucket/key or file:///absolute/path")
 
 
 def require_bucket(uri: str) -> None:
-    """Raise StorageError if the URI's bucket does not exist."""
+    """Raise StorageError if the bucket of `uri` does not exist."""
     scheme, path = parse(uri)
     if scheme == "s3" and filesystem(uri)[0].get_file_info(path.partition("/")[0]).type == pafs.FileType.NotFound:
         raise _no_bucket(uri)
 
 
 def to_storage_error(uri: str, error: Exception) -> StorageError:
-    """Return a StorageError for an error of the storage client: one line with `uri`, the cause and what to do."""
+    """Return a StorageError for an error of a storage client, with the URI, the cause and what to do in one line."""
     if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
     if isinstance(error, FileNotFoundError) or is_absent(error):
@@ -206,21 +207,21 @@ def to_storage_error(uri: str, error: Exception) -> StorageError:
             return missing
         except OSError as other:
             return to_storage_error(uri, other)
-        return StorageError(f"{uri} is not there; check the URI, or write it first")
+        return StorageError(f"{uri} does not exist; check the URI, or create it first")
     if parse(uri)[0] == "file":
         return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
     if _has_code(error, _REFUSED) or isinstance(error, PermissionError):
         remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
         return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
     if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
-        reason = f"cannot be reached; check AWS_ENDPOINT_URL and that it is up ({error})"
+        reason = f"is not reachable; check AWS_ENDPOINT_URL, and that the server runs ({error})"
         return StorageError(f"{uri}: {_endpoint()} {reason}")
-    return StorageError(f"{uri}: {_endpoint()} answered with an error; try again or check its log ({error})")
+    return StorageError(f"{uri}: {_endpoint()} returned an error; try again, or check the server's log ({error})")
 
 
 def _no_bucket(uri: str) -> StorageError:
     bucket = parse(uri)[1].partition("/")[0]
-    return StorageError(f"{uri}: there is no bucket {bucket!r} at {_endpoint()}; create it or correct the URI")
+    return StorageError(f"{uri}: bucket {bucket!r} does not exist at {_endpoint()}; create it, or correct the URI")
 
 
 def _endpoint() -> str:
@@ -233,10 +234,10 @@ def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
 
 
 def is_absent(error: Exception) -> bool:
-    """Return True if an error says that the object does not exist."""
+    """Return True if an error means that the object does not exist."""
     return isinstance(error, FileNotFoundError) or _has_code(error, _ABSENT)
 
 
 def is_conflict(error: Exception) -> bool:
-    """Return True if an error says that a condition of a write does not hold."""
+    """Return True if an error means that the condition of a write is not met."""
     return isinstance(error, FileExistsError) or _has_code(error, _CONFLICT)

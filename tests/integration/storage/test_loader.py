@@ -68,7 +68,7 @@ def test_a_bucket_that_is_not_there_is_named() -> None:
 
 
 def test_a_prefix_that_is_not_there_is_named(bucket: str) -> None:
-    with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*is not there"):
+    with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*does not exist"):
         read_table(f"{bucket}/nothing", columns=["text"])
 
 

@@ -19,7 +19,7 @@ def test_bytes_and_json_come_back_as_written(bucket: str) -> None:
 
 def test_text_that_is_not_json_is_an_error_that_names_the_object(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/broken.json", b"{")
-    with pytest.raises(s3.StorageError, match=r"broken\.json is not JSON"):
+    with pytest.raises(s3.StorageError, match=r"broken\.json is not valid JSON"):
         storage.read_json(f"{bucket}/broken.json")
 
 
@@ -48,7 +48,7 @@ def test_pyarrow_reads_only_the_columns_asked_for(bucket: str) -> None:
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
 def test_what_is_not_there_is_named(bucket: str, read: object) -> None:
     assert callable(read)
-    with pytest.raises(s3.StorageError, match=r"/none is not there; check the URI"):
+    with pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"):
         read(f"{bucket}/none")
 
 
@@ -67,7 +67,7 @@ CALLS = [
 @pytest.mark.parametrize("use", CALLS)
 def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
     assert callable(use)
-    with pytest.raises(s3.StorageError, match="there is no bucket 'no-such-bucket'"):
+    with pytest.raises(s3.StorageError, match="bucket 'no-such-bucket' does not exist"):
         use("s3://no-such-bucket/key")
 
 
@@ -91,7 +91,7 @@ def test_an_unreachable_endpoint_is_named_and_not_waited_for(
 ) -> None:
     assert callable(use)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(s3.StorageError, match=f"{endpoint} cannot be reached; check AWS_ENDPOINT_URL"):
+    with pytest.raises(s3.StorageError, match=f"{endpoint} is not reachable; check AWS_ENDPOINT_URL"):
         use(f"{bucket}/key")
 
 
@@ -165,7 +165,7 @@ def test_the_head_and_removal_of_objects(bucket: str) -> None:
     etag = storage.write_if_match(f"{bucket}/folder/a", b"12", etag=None)
     assert storage.heads([f"{bucket}/folder/a"]) == [(etag, 2)]
     for absent in ("folder", "none"):
-        with pytest.raises(s3.StorageError, match="is not there"):
+        with pytest.raises(s3.StorageError, match="does not exist"):
             storage.head(f"{bucket}/{absent}")
     storage.delete(f"{bucket}/folder/a")
     storage.delete(f"{bucket}/folder/a")
@@ -199,6 +199,6 @@ def test_a_download_does_not_touch_a_folder_that_is_there(bucket: str, tmp_path:
     storage.write_bytes(f"{bucket}/folder/a", b"1")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").write_text("kept")
-    with pytest.raises(s3.StorageError, match="is there already"):
+    with pytest.raises(s3.StorageError, match="already exists"):
         storage.download_folder(f"{bucket}/folder", tmp_path / "target")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]

@@ -72,7 +72,7 @@ def test_the_same_candidate_by_many_at_once_is_one_access(bucket: str) -> None:
 def test_a_broken_ledger_is_an_error_and_stays_as_it_is(bucket: str) -> None:
     uri = f"{bucket}/task/test_set_ledgers/{SHA}.json"
     storage.write_bytes(uri, b"not JSON")
-    with pytest.raises(s3.StorageError, match="is not JSON"):
+    with pytest.raises(s3.StorageError, match="is not valid JSON"):
         access(f"{bucket}/task", "a")
     assert storage.read_bytes(uri) == b"not JSON"
 

@@ -50,7 +50,7 @@ def test_a_recipe_may_be_given_as_a_uri() -> None:
     assert by_uri.exit_code == 0, by_uri.output
     assert by_uri.output == by_path.output
     missing = CliRunner().invoke(app, ["render", f"{ROOT.as_uri()}/nowhere.yaml", *target])
-    assert (missing.exit_code, "is not there" in missing.output) == (ExitCode.USER_ERROR, True), missing.output
+    assert (missing.exit_code, "does not exist" in missing.output) == (ExitCode.USER_ERROR, True), missing.output
 
 
 @pytest.mark.parametrize("name", ["a file/recipe.yaml", "a folder"])

@@ -34,7 +34,7 @@ def test_an_access_that_others_always_precede_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(conditional, "read_versioned", lambda uri: (b'{"entries": []}', uri))
     monkeypatch.setattr(conditional, "write_if_match", refuse)
     monkeypatch.setattr(conditional, "LONGEST_WAIT_S", 0)
-    with pytest.raises(s3.StorageError, match="changed by others at each of 50 attempts; try again"):
+    with pytest.raises(s3.StorageError, match="changed by other writers during 50 attempts; try again"):
         access()
 
 

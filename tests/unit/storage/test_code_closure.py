@@ -1,4 +1,4 @@
-"""A stage's fingerprint covers the code that it runs: an edit of that changes it, an edit of other code does not."""
+"""The fingerprint of a stage changes with the code that the stage runs, and not with other code."""
 
 import shutil
 from collections.abc import Callable
@@ -29,7 +29,7 @@ STAGES: dict[str, tuple[Callable[..., object], ...]] = {
     "reference": (tfidf.predict_tfidf,),
     "cost": (cpu_time.measure_cpu,),
 }
-RUNS = {
+REACHED_FILES = {
     "baselines": ("evaluation/baselines/classification.py", "evaluation/baselines/tfidf.py", "models/classifier.py"),
     "chat baselines": ("evaluation/baselines/chat.py", "models/generation.py", "data/chat_template.py"),
     "sweep": ("training/loop.py", "training/classification_task.py", "tuning/worker.py", "tuning/futility.py"),
@@ -47,20 +47,20 @@ def path_of(name: str) -> str:
     return name if name.split("/")[0] in PACKAGES else f"tailorbird/{name}"
 
 
-@pytest.mark.parametrize("stage", RUNS)
-def test_a_stage_reaches_the_code_that_it_runs(stage: str) -> None:
-    assert {path_of(name) for name in RUNS[stage]} <= set(source_files(*STAGES[stage]))
+@pytest.mark.parametrize("stage", REACHED_FILES)
+def test_a_fingerprint_covers_the_code_that_the_stage_runs(stage: str) -> None:
+    assert {path_of(name) for name in REACHED_FILES[stage]} <= set(source_files(*STAGES[stage]))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_stage_reaches_pages_reports_serving_or_the_command_line(stage: str) -> None:
+def test_a_fingerprint_does_not_cover_reports_monitoring_serving_or_the_cli(stage: str) -> None:
     packages = ("cli", "pipeline", "release", "operate", "monitoring")
     others = ("serving/", "cluster/local/", *(f"tailorbird/{name}/" for name in packages))
     reports = tuple(f"tailorbird/evaluation/{name}/" for name in ("report", "verdict"))
     assert [name for name in source_files(*STAGES[stage]) if name.startswith((*others, *reports))] == []
 
 
-def test_trainings_do_not_reach_baselines_and_baselines_not_trainings() -> None:
+def test_training_and_baselines_do_not_cover_each_other() -> None:
     for stage in ("seed", "sweep", "chat sweep"):
         files = source_files(*STAGES[stage])
         assert not {"tailorbird/evaluation/baselines/classification.py", "tailorbird/evaluation/baselines/tfidf.py"} & {
@@ -70,21 +70,21 @@ def test_trainings_do_not_reach_baselines_and_baselines_not_trainings() -> None:
         assert [name for name in source_files(*STAGES[stage]) if name.startswith(("training/", "tuning/"))] == []
 
 
-def copy_of_the_tree(root: Path) -> Path:
+def copy_packages(root: Path) -> Path:
     for package in PACKAGES:
         shutil.copytree(PROJECT_ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     return root
 
 
-def test_the_fingerprint_does_not_depend_on_where_the_code_is(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_location_of_the_code(tmp_path: Path) -> None:
     fingerprint = code_sha256(sweep, ClassificationTrainingTask)
-    assert code_sha256(sweep, ClassificationTrainingTask, root=copy_of_the_tree(tmp_path)) == fingerprint
+    assert code_sha256(sweep, ClassificationTrainingTask, root=copy_packages(tmp_path)) == fingerprint
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project's packages."""
-    return copy_of_the_tree(tmp_path_factory.mktemp("tree"))
+    return copy_packages(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_edit_changes_the_fingerprints_of_the_stages_that_run_the_file(
 
 @pytest.fixture
 def small_tree(tmp_path: Path) -> Path:
-    """A package that re-exports, a function-level import, and one for type checkers."""
+    """Packages with a re-export, an import inside a function and an import for type checkers."""
     sources = {
         "tuning/__init__.py": "from tuning.exported import value",
         "tuning/exported.py": "value = 1",

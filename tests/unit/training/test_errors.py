@@ -42,7 +42,7 @@ def group(*failures: Exception) -> WorkerGroupError:
         (group(raised(ZeroDivisionError("by zero"))), "worker 0: ZeroDivisionError: by zero"),
         (
             ControllerError(OSError("AWS Error NETWORK_CONNECTION during PutObject: curlCode: 7")),
-            f"{URI}: .* cannot be reached; check AWS_ENDPOINT_URL",
+            f"{URI}: .* is not reachable; check AWS_ENDPOINT_URL",
         ),
     ],
 )
