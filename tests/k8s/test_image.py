@@ -99,8 +99,8 @@ def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the
 
 def test_the_operator_is_of_one_release_watches_our_namespaces_and_opens_no_alpha_gate() -> None:
     values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
-    readme = (K8S / "README.md").read_text()
-    assert f"--version {values['image']['tag'].removeprefix('v')}" in readme
+    runbook = (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
+    assert f"--version {values['image']['tag'].removeprefix('v')}" in runbook
     assert set(values["watchNamespace"]) == {f"tailorbird-{part}" for part in PARTS if "/" not in part}
     gates = {gate["name"] for gate in values["featureGates"] if gate["enabled"]}
     assert gates == {

@@ -32,11 +32,11 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_there_is_an_alarm_for_each_that_the_documentation_names_and_no_other() -> None:
-    assert [rule["annotations"]["alarm"] for rule in queries.rules()] == [row[0] for row in table("Alarms")]
+    assert [rule["annotations"]["alarm"] for rule in queries.rules()] == [row[0] for row in table("Alerts")]
 
 
 def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> None:
-    expected = {row[0]: row[1] for row in table("Alarms")}
+    expected = {row[0]: row[1] for row in table("Alerts")}
     for rule in queries.rules():
         condition = expected[rule["annotations"]["alarm"]]
         minutes = re.search(r"for (\d+) minutes?", condition)
@@ -50,7 +50,7 @@ def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> N
 
 
 def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> None:
-    rows = table("What to look at")
+    rows = table("Dashboard")
     panels = queries.panels()
     assert set(panels) >= {row[0] for row in rows}
     for title, cell in rows:
@@ -99,7 +99,7 @@ def test_the_probe_is_applied_with_the_service_by_the_job_that_the_alarm_names(n
     assert len(of_kind(environment(name), "Probe")) == 1
     # `render` writes the service's address (tests/unit/release/test_manifests.py); one that is missing fires at once.
     assert probe["spec"]["targets"]["staticConfig"]["static"] == ["http://SERVICE-serve-svc.NAMESPACE:8000/readyz"]
-    (rule,) = (rule for rule in queries.rules() if rule["annotations"]["alarm"] == "nobody answers")
+    (rule,) = (rule for rule in queries.rules() if rule["annotations"]["alarm"] == "unavailable")
     assert f'job="{probe["spec"]["jobName"]}"' in rule["expr"]
 
 
@@ -161,36 +161,36 @@ OF_A = {"namespace": "n", "application": "a"}
 # An alarm, what makes it ring, minutes until it does, whose it is and what it says, and what must not make it ring.
 RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict[str, str]]]] = [
     (
-        "TailorbirdNobodyAnswers",
+        "TailorbirdUnavailable",
         [series("probe_success", 'job="tailorbird-readyz", instance="u"', "0x60")],
         1,
         {"job": "tailorbird-readyz", "instance": "u"},
-        "u is no 200",
+        "u does not answer with 200",
         [series("probe_success", 'job="tailorbird-readyz"', "1x60"), series("probe_success", 'job="other"', "0x60")],
     ),
     (
-        "TailorbirdRequestsFail",
+        "TailorbirdErrors",
         [requests("200", 998), requests("503", 2)],
         6,
         OF_A,
-        "0.2% of the requests for a end with 5xx",
+        "0.2% of the requests to a fail with 5xx",
         [requests("200", 9999), requests("500", 1)],
     ),
     (
-        "TailorbirdTooMuchIsAsked",
+        "TailorbirdRejections",
         [requests("200", 98), requests("429", 2)],
         11,
         OF_A,
-        "2% of the requests for a are refused as too much",
+        "2% of the requests to a are rejected with 429",
         [requests("200", 199), requests("429", 1)],
     ),
-    ("TailorbirdSlow", buckets(slow=2), 11, OF_A, "the slowest of 100 answers of a takes 1.75s", buckets(slow=0)),
+    ("TailorbirdHighLatency", buckets(slow=2), 11, OF_A, "the 99th percentile of the latency of a is 1.75s", buckets(slow=0)),
     (
         "TailorbirdVersionRefused",
         [series("ray_tailorbird_version_refused", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
         5,
         OF_A,
-        "what was deployed last for a cannot be loaded, the former serves on",
+        "the last version deployed for a cannot be loaded; the previous one still serves",
         [series("ray_tailorbird_version_refused", A, "0x60")],
     ),
     (
@@ -198,7 +198,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "_x6 3x60")],  # told from the first on
         7,
         OF_A | {"kind": "answer"},
-        "rows of the request log of a were given up: 3",
+        "rows of the request log of a were dropped: 3",
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "3x60")],
     ),
     (
@@ -206,7 +206,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "3x20 5x60")],
         22,
         OF_A | {"kind": "answer"},
-        "rows of the request log of a were given up: 2",
+        "rows of the request log of a were dropped: 2",
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "0+0x60")],
     ),
     (
@@ -214,7 +214,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         node(95),
         2,
         {"namespace": "n", "ip": "1"},
-        "1 has 95% of its memory in use; at 95 % Ray ends processes",
+        "1 uses 95% of its memory; at 95 % Ray kills processes",
         node(89),
     ),
 ]
