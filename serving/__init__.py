@@ -1,1 +1,1 @@
-"""How a registered version answers over HTTP on Ray Serve."""
+"""HTTP services for registered versions on Ray Serve."""

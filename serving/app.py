@@ -1,4 +1,4 @@
-"""Entry point of Ray Serve: `serving.app:build` makes the application that a declarative deploy names."""
+"""Entry point for Ray Serve: a declarative deploy builds the application with `serving.app:build`."""
 
 from importlib import import_module
 from typing import Literal
@@ -13,7 +13,7 @@ from tailorbird.config.serving import ServingConfig
 
 
 class BuildArgs(BaseModel):
-    """Arguments of the application; the versions come by `user_config`, so that they change without a restart."""
+    """Arguments of the application. The versions are in `user_config`, which can change without a restart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +24,10 @@ class BuildArgs(BaseModel):
 
 
 def build(args: BuildArgs) -> Application:
-    """Return one ingress deployment that holds the models itself: a second hop would cost more than a forward pass."""
+    """Return the application: one ingress deployment, which holds the models.
+
+    A separate deployment for the models would add a hop, which takes longer than a forward pass.
+    """
     module, _, name = SERVED_TASKS[args.task].replica_class.partition(":")
     replica = getattr(import_module(module), name)
     deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(args.serving, task=args.task))

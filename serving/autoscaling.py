@@ -9,7 +9,7 @@ from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 SPARE_REQUESTS = 256
-"""Requests that Serve hands a replica beyond its own queue, so that the replica refuses them in its task's format."""
+"""Requests that Serve sends a replica beyond the replica's own queue. The replica rejects them in its error format."""
 
 
 def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
@@ -24,13 +24,13 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "OMP_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The handler never blocks its event loop, so it needs no thread: that hop would double a request's time.
+        # The handlers do not block the event loop, and a separate thread would double the time of a request.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}
     if config.engine in served.actor_engines:
-        # The engine's actors share the replica's placement group, and its GPU is theirs, not its own process's.
+        # The engine's actors run in the replica's placement group and use its GPU, which the replica itself does not.
         amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
         bundle = {name: amount for name, amount in amounts.items() if amount}  # Ray refuses a resource of amount 0
         placement = {"placement_group_bundles": [bundle], "placement_group_strategy": "STRICT_PACK"}
@@ -40,7 +40,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.min_replicas,
             max_replicas=config.max_replicas,
-            # No `initial_replicas`: Serve returns to them at each change of `user_config`, whatever the load.
+            # `initial_replicas` is not set: Serve would scale to it at each change of `user_config`.
             target_ongoing_requests=config.target_ongoing_requests,
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,

@@ -1,24 +1,24 @@
-"""The tasks that can be served, and how versions of each are deployed."""
+"""The tasks that can be served, and their deployments."""
 
 from dataclasses import dataclass
 
-RETRY_AFTER_S = 2  # `Retry-After` of requests that are refused with 429
+RETRY_AFTER_S = 2  # `Retry-After` of responses with status 429
 
 
 @dataclass(frozen=True)
 class ServedTask:
-    """Deployment of the versions of one task."""
+    """The deployment of the versions of one task."""
 
     deployment: str  # name of the Serve deployment
-    route: str  # path that answers requests
+    route: str  # path of the prediction route
     replica_class: str
-    """Import path of the deployment's class, `module:name`; a string, so that a client imports no model library."""
-    shutdown_s: float  # seconds that a stopping replica has to finish the answers that it has begun
+    """Import path of the deployment's class, `module:name`. A string, so that clients import no model library."""
+    shutdown_s: float  # time for a stopping replica to finish its requests, in seconds
     serves_pretrained: bool
-    """Whether the pretrained model is served next to the champion; another chat model would take its memory again."""
+    """True if the pretrained model is served alongside the champion. A second chat model would double the memory."""
     queues_requests: bool
-    """Whether replicas queue requests themselves, and refuse what exceeds the queue in the task's own format."""
-    actor_engines: frozenset[str] = frozenset()  # engines that run in actors of their own, which take the replica's GPU
+    """True if replicas queue requests themselves, and reject requests beyond the queue in their error format."""
+    actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU
 
 
 SERVED_TASKS: dict[str, ServedTask] = {
@@ -40,4 +40,4 @@ SERVED_TASKS: dict[str, ServedTask] = {
         actor_engines=frozenset({"vllm"}),
     ),
 }
-"""By the `task` of a version or a recipe."""
+"""Served tasks, by the `task` of a version or a recipe."""

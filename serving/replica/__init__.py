@@ -1,1 +1,1 @@
-"""Deployments: load versions, answer requests."""
+"""Serve deployments that load versions and answer requests."""

@@ -1,4 +1,4 @@
-"""What replicas of all tasks share: authentication, request log, metrics, and the routes that do not answer texts."""
+"""Base of the replicas of all tasks: authentication, request log, metrics, and the routes that all tasks share."""
 
 import asyncio
 import os
@@ -26,31 +26,31 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 
 SWITCH_S = 0.0005
-"""Python's thread switch interval, 5 ms by default: a forward pass releases the GIL at each of about a hundred
-operations, and would wait as long each time for threads that read requests or load a version."""
-SEE_LOG = "the replica's log says why"
+"""Python's thread switch interval; the default is 5 ms. A forward pass releases the GIL at each of about a hundred
+operations, and could wait that long each time for a thread that reads requests or loads a version."""
+SEE_LOG = "see the replica's log"
 
 
 class RequestContext(NamedTuple):
-    """Who sent a request and when, and its arm of an experiment."""
+    """The caller, the start time and the experiment arm of a request."""
 
     route: str
     request_id: str
     begun: float
-    """`time.perf_counter()`."""
+    """Start time, by `time.perf_counter()`."""
     caller: str | None
     """Name of the API key."""
     subject: str | None = None
     arm: Arm | None = None
-    """None if the request takes part in no experiment."""
+    """Arm of the experiment; None if the request does not take part in one."""
 
     @property
     def unit(self) -> str:
-        """Return what an experiment assigns to an arm."""
+        """Return the unit of randomization of an experiment: the subject, or the request's id if there is none."""
         return self.subject or self.request_id
 
     def log_entry(self, version: ModelVersion) -> Callable[..., LogEntry]:
-        """Return the constructor of the log's entries on an answer that `version` has just given."""
+        """Return a constructor of log entries for an answer of `version` that is ready now."""
         return partial(
             LogEntry,
             request_id=self.request_id,
@@ -67,7 +67,7 @@ class RequestContext(NamedTuple):
 
 
 def configure_process(config: str) -> ServingConfig:
-    """Return the ServingConfig in a JSON text after setting up the process: its code, its threads."""
+    """Check the process's code, set its thread options, and return the ServingConfig in a JSON text."""
     import torch
 
     require_shipped_code()
@@ -79,7 +79,7 @@ def configure_process(config: str) -> ServingConfig:
 
 
 class Replica(Generic[EngineT]):
-    """Serves versions over HTTP; a deployment adds the routes of its task."""
+    """The part of a replica that all tasks share. A deployment adds the routes of its task."""
 
     def __init__(
         self, versions: ServedVersions[EngineT], *, task_uri: str, config: ServingConfig, meter: Meter | None = None
@@ -97,7 +97,7 @@ class Replica(Generic[EngineT]):
         self._background: list[asyncio.Task[None]] = []
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """As `ServedVersions.reconfigure`; the first call starts the background tasks."""
+        """Load a configuration (see `ServedVersions.reconfigure`). The first call starts the background tasks."""
         if not self._background:
             loops = [self._authenticator.keep_current()] if self._authenticator else []
             loops += [self.log.keep_writing()] if self.log else []
@@ -106,19 +106,21 @@ class Replica(Generic[EngineT]):
         await self.versions.reconfigure(user_config)
 
     def begin(self, route: str, request_id: str) -> RequestContext:
-        """Return the context of a request that has just come; raises RequestError 503 before a version is loaded."""
+        """Return the context of a new request; raise RequestError 503 before a version is loaded."""
         _ = self.versions.champion
         return RequestContext(route, request_id, time.perf_counter(), caller.get())
 
     def assign(self, context: RequestContext, *, model: str, subject: str | None) -> tuple[EngineT, RequestContext]:
-        """Return the engine that answers, and the context with subject and arm; raises RequestError 404 for an unknown
-        `model`."""
+        """Return the engine that answers, and the context with the subject and the arm.
+
+        Raises RequestError 404 for an unknown `model`.
+        """
         context = context._replace(subject=subject)
         engine, arm = self.versions.assign_arm(model, unit=context.unit)
         return engine, context._replace(arm=arm)
 
     def asgi_app(self, routes: dict[str, Route], *, page: str) -> ASGIApp:
-        """Return the application of `routes`, of the template `page` for people, and of the routes of all tasks."""
+        """Return the application with `routes`, the HTML template `page` at `/`, and the routes of all tasks."""
 
         async def answer_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
             return 200, render_page(page)
@@ -141,7 +143,7 @@ class Replica(Generic[EngineT]):
         return None
 
     def _gauges(self) -> Gauges:
-        """Return the gauges for Prometheus, and bring the counts of dropped rows up to date."""
+        """Update the counts of dropped rows, and return the gauges for Prometheus."""
         if self.log is not None:
             self.meter.count_to(LOG_DROPPED, "answers", total=self.log.answers.num_dropped)
             self.meter.count_to(LOG_DROPPED, "feedback", total=self.log.feedback.num_dropped)
@@ -159,7 +161,7 @@ class Replica(Generic[EngineT]):
         }
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
-        _ = self.versions.champion  # 503 before there is one
+        _ = self.versions.champion  # raises 503 before a version is loaded
         models = [
             ServedModel(
                 id=name,
@@ -176,10 +178,10 @@ class Replica(Generic[EngineT]):
         return 200, Models(data=models).model_dump_json().encode()
 
     async def _feedback(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
-        """Log the right answer; whether there was such a request is checked when the log is read."""
+        """Log the feedback. Its request id is checked when the log is read."""
         feedback = parse_body(FeedbackRequest, body)
         if self.log is None:
-            reason = "no answers are kept here (the recipe's serving.request_log names no place), so no feedback either"
+            reason = "feedback is not accepted, because the recipe does not set serving.request_log"
             raise RequestError(404, "no_request_log", reason)
         entry = FeedbackEntry(feedback.bare_id, utc_now(), feedback.row, feedback.label, caller=caller.get())
         self.log.feedback.add([entry])
@@ -194,7 +196,7 @@ class Replica(Generic[EngineT]):
             return 503, Readiness(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = versions.refused or (None, None)
         absent = versions.absent
-        if self._authenticator is not None:  # this route is open, and strangers may not read errors
+        if self._authenticator is not None:  # this route needs no key, and errors may contain internal details
             reason, absent = reason and SEE_LOG, dict.fromkeys(absent, SEE_LOG)
         version, challenger = versions.champion.version, versions.engines.get(CHALLENGER)
         readiness = Readiness(
@@ -212,7 +214,7 @@ class Replica(Generic[EngineT]):
 
 
 def _replica_id() -> str | None:
-    """Return Serve's id of this replica; None outside of Serve."""
+    """Return Serve's id of this replica, or None outside of Serve."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
@@ -222,8 +224,8 @@ def _replica_id() -> str | None:
         return None
 
 
-def refuse_unkept_subject(subject: str | None, *, log: RequestLog | None) -> None:
-    """Raise RequestError 422 for a subject if the log would not keep a hash of it."""
+def require_loggable_subject(subject: str | None, *, log: RequestLog | None) -> None:
+    """Raise RequestError 422 for a subject that the request log would not store."""
     if subject is not None and not (log and log.takes_subjects):
-        message = "subject: none is kept here (the recipe's serving.subject_key names no key); leave it out"
+        message = "subject: not accepted, because the recipe does not set serving.subject_key; omit it"
         raise RequestError(422, "invalid_request", message, param="subject")

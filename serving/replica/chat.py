@@ -1,4 +1,4 @@
-"""A replica of a chat model: OpenAI's completions over the versions that it holds, whole or streamed."""
+"""A replica of a chat model: OpenAI's chat and text completions, complete or streamed."""
 
 import asyncio
 import time
@@ -38,13 +38,13 @@ class Chat:
         return self._replica.asgi_app(routes, page="chat.html")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """As `Replica.reconfigure`; answers that have begun are finished by the former version."""
+        """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers that it started."""
         await self._replica.reconfigure(user_config)
 
     async def check_health(self) -> None:
         """Raise if the champion's engine has stopped, so that Serve replaces the replica."""
         if not self._replica.versions.champion.running:
-            raise RuntimeError("the model's engine has stopped; the log says why")
+            raise RuntimeError("the model's engine has stopped; see the replica's log")
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         context = self._replica.begin(CHAT.route, request_id)
@@ -62,7 +62,8 @@ class Chat:
             param, text, prompt_of = "messages", request.conversation[-1][1], partial(_chat_prompt, request)
         else:
             param, text, prompt_of = "prompt", request.text, partial(_text_prompt, request)
-        with engine.in_use():  # in a thread, while streams go on: a prompt of a MB takes a second
+        with engine.in_use():
+            # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
             prompt = await asyncio.to_thread(prompt_of, engine=engine)
         limit = self._config.max_new_tokens
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
@@ -82,14 +83,14 @@ class Chat:
         return 200, format.whole(head, text=answer.text, finish_reason=str(answer.finish_reason), usage=usage)
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
-        """Return the engine that answers and the context with its arm; raises RequestError 429 if its queue is full."""
+        """Return the engine that answers and the context with its arm; raise RequestError 429 if its queue is full."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
-        if context.arm == "canary" and not engine.running:  # the replica's log says why
+        if context.arm == "canary" and not engine.running:
             engine, context = self._replica.versions.champion, context._replace(arm="champion")
         record_version(engine.version)
         limit = self._config.max_batch_size + self._config.max_queued_requests
         if engine.num_active >= limit:
-            message = f"{limit} requests are being answered or wait; ask again in {RETRY_AFTER_S} s"
+            message = f"the queue is full ({limit} requests); retry in {RETRY_AFTER_S} s"
             headers = {"retry-after": str(RETRY_AFTER_S)}
             raise RequestError(429, "too_many_requests", message, code="rate_limit_exceeded", headers=headers)
         return engine, context
@@ -97,7 +98,7 @@ class Chat:
     def _record(
         self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str
     ) -> None:
-        """Count the answer's tokens, and log it with the prompt's `text`."""
+        """Count the answer's tokens, and log the answer with the prompt's `text`."""
         log, meter, version = self._replica.log, self._replica.meter, generation.engine.version
         meter.count(TOKENS, version.name, version.version, "prompt", by=len(generation.prompt))
         meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
@@ -115,8 +116,10 @@ class Chat:
 
 
 def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:
-    """Return the tokens of the conversation as it was evaluated; raises RequestError 400 if the model's template
-    refuses it."""
+    """Return the token ids of the conversation, with the system message and the examples of the evaluation.
+
+    Raises RequestError 400 if the model's chat template rejects the conversation.
+    """
     prompting, tokenizer = engine.prompting, engine.tokenizer
     try:
         return prompt_tokens(request.conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
@@ -125,10 +128,10 @@ def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:
 
 
 def _text_prompt(request: CompletionRequest, *, engine: ChatEngine) -> list[int]:
-    """Return the tokens of a text as it stands, special tokens included: clients that build prompts need them."""
+    """Return the token ids of a text. Special tokens in the text are recognized, for clients that build prompts."""
     prompt: list[int] = engine.tokenizer(request.text)["input_ids"]
     if not prompt:
-        raise RequestError(400, "invalid_request", "prompt: give a text that is not empty", param="prompt")
+        raise RequestError(400, "invalid_request", "prompt: must not be empty", param="prompt")
     return prompt
 
 

@@ -1,4 +1,4 @@
-"""A replica of a classifier: batches the texts of many requests through the versions that it holds."""
+"""A replica of a classifier, which batches the texts of concurrent requests."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,11 @@ from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
-from serving.replica.base import Replica, RequestContext, configure_process, refuse_unkept_subject
+from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
 
-SHADOW_TEXTS = 4  # texts of a shadow answer in one pass, which requests that come meanwhile have to wait for
+SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pass waits for its end
 
 
 class Classifier:
@@ -34,7 +34,7 @@ class Classifier:
         return self._replica.asgi_app(routes, page="classify.html")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """As `Replica.reconfigure`; requests in the former engine's queue are answered by it."""
+        """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests in its queue."""
         await self._replica.reconfigure(user_config)
 
     async def _classify(self, body: bytes, request_id: str) -> tuple[int, bytes]:
@@ -50,7 +50,7 @@ class Classifier:
         return 200, write_answer(answer)
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        """Answer the same texts with the champion and with the pretrained model."""
+        """Classify the same texts with the pretrained model and with the champion."""
         context = self._replica.begin("compare", request_id)
         request = self._parse(body)
         context = context._replace(subject=request.subject)
@@ -63,13 +63,13 @@ class Classifier:
 
     def _parse(self, body: bytes) -> ClassifyRequest:
         request = parse_request(body, max_texts=self._config.max_texts)
-        refuse_unkept_subject(request.subject, log=self._replica.log)
+        require_loggable_subject(request.subject, log=self._replica.log)
         return request
 
     async def _answer(
         self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext
     ) -> dict[str, object]:
-        """Return one model's answer, and log its rows."""
+        """Return the answer of one engine, and log its rows."""
         version = engine.version
         record_version(version)
         predictions = await engine.submit(_rows(request, engine=engine))
@@ -85,10 +85,10 @@ class Classifier:
         return {"request_id": context.request_id, "model": version.name, "version": version.version, "results": results}
 
     async def _run_shadow(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> None:
-        """Log the challenger's answer; a few texts at a time, each while no client waits.
+        """Log the challenger's answer. The texts are classified a few at a time, while the other models are idle.
 
-        They go through the thread that all models share: in one of its own, a shadow would take time from a champion's
-        pass on the same core, and models could not share what they have in common.
+        The passes run in the thread that all models share. In a separate thread they would slow down the champion's
+        passes on the same core, and versions could not share an encoder.
         """
         rows, predictions = _rows(request, engine=engine), list[Prediction]()
         for start in range(0, len(rows), SHADOW_TEXTS):
@@ -99,7 +99,7 @@ class Classifier:
         self._log(request, predictions, engine=engine, context=context)
 
     def _is_quiet(self) -> bool:
-        """Return whether all models but the challenger have been idle for a moment."""
+        """Return True if all models except the challenger have been idle for `QUIET_S`."""
         engines = self._replica.versions.engines
         return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != CHALLENGER)
 
@@ -135,5 +135,5 @@ class Classifier:
 
 
 def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
-    """Return the texts as the engine's batcher takes them."""
+    """Return the texts in the form that the engine's `submit` accepts."""
     return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))

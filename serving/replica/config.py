@@ -1,4 +1,4 @@
-"""The `user_config` of a replica: which versions it answers with. A change of it restarts no replica."""
+"""The `user_config` of a replica: the versions that it serves. Serve applies a change without a restart."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from serving.replica.experiment import CHALLENGER
 
 
 class _Config(BaseModel):
-    """Ignores unknown keys: the client that deploys may be newer than the replica's code."""
+    """Base class that ignores unknown keys: the client that deploys may be newer than the replica's code."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class VersionRef(_Config):
-    """A registered version; `digest` is the sha256 of its manifest."""
+    """A reference to a registered version. `digest` is the SHA-256 of its manifest."""
 
     uri: str
     digest: str
@@ -30,26 +30,29 @@ class Challenger(VersionRef):
     shadow: float = 0.0
 
     def includes(self, arm: Literal["canary", "shadow"], unit: str) -> bool:
-        """Return whether `unit`, a subject or a request id, is in the arm: the same for each request and replica, and
-        still so when the share grows. The digest seeds it, so that each challenger gets other subjects first."""
+        """Return True if `unit`, a subject or a request id, is in the arm.
+
+        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The hash
+        includes the challenger's digest, so each challenger gets other units.
+        """
         share = self.canary if arm == "canary" else self.shadow
         digest = hashlib.sha256(f"{arm}|{self.digest}|{unit}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class ReplicaConfig(_Config):
-    """What a replica loads."""
+    """The versions that a replica loads."""
 
     champion: VersionRef
     verdict: str | None = None
-    """Sentence of the verdict that chose the champion."""
+    """Summary of the verdict that selected the champion."""
     challenger: Challenger | None = None
     others: dict[str, VersionRef] = {}
-    """Further versions, by the name that a request selects them by."""
+    """Other versions, by the name that selects them in requests."""
     serve_pretrained: bool = True
-    """`serving.pretrained` of the recipe, which the next `switch_version` follows."""
+    """`serving.pretrained` of the recipe, for the next `switch_version`."""
     max_versions: int = 0
-    """`serving.versions` of the recipe, likewise."""
+    """`serving.versions` of the recipe, for the next `switch_version`."""
 
     @property
     def versions(self) -> dict[str, VersionRef]:
@@ -71,5 +74,5 @@ class ReplicaConfig(_Config):
 
 
 def config_id(user_config: dict[str, Any]) -> str:
-    """Return a digest of a `user_config` by which /readyz and a deploy recognise it."""
+    """Return a digest of a `user_config`. /readyz reports it, and a deploy waits for it."""
     return hashlib.sha256(json.dumps(user_config, sort_keys=True).encode()).hexdigest()[:16]

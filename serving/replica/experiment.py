@@ -1,4 +1,4 @@
-"""The experiment on a challenger: its arms, and its shadow answers that no client waits for."""
+"""Experiments with a challenger: the arms, and the runner of shadow answers, which no client waits for."""
 
 import asyncio
 import logging
@@ -9,18 +9,19 @@ CHALLENGER = "challenger"
 Arm = Literal["champion", "canary", "shadow"]
 
 QUIET_S = 0.01
-"""How long the champion must have been idle: clients that were just answered send their next request within less."""
-MAX_BYTES = 16 << 20  # size of the requests that wait for the challenger; more are dropped
-REQUEST_BYTES = 4096  # approximate size of a request besides its body
-WARN_S = 60.0  # least seconds between two warnings of dropped requests
+"""Idle time of the champion before a shadow pass. Clients that send one request after another need less time between
+a response and the next request."""
+MAX_BYTES = 16 << 20  # maximum size of the queued shadow requests; further ones are dropped
+REQUEST_BYTES = 4096  # approximate memory of a queued request in addition to its body
+WARN_S = 60.0  # minimum time between two warnings about dropped requests
 
 _log = logging.getLogger("ray.serve")
 
 
 class ShadowRunner:
-    """Runs shadow answers one after the other, each when `is_quiet`; lives in one event loop.
+    """A runner of shadow answers, one at a time and only while `is_quiet` returns True. Use it in one event loop.
 
-    The queue is bounded, and requests beyond it are dropped and counted: a champion that is never idle gets no shadow.
+    The queue is bounded. Requests beyond the bound are dropped and counted, for example if the champion is never idle.
     """
 
     def __init__(self, is_quiet: Callable[[], bool]) -> None:
@@ -32,18 +33,18 @@ class ShadowRunner:
         self.num_dropped = 0
 
     def add(self, answer: Callable[[], Awaitable[object]], *, num_bytes: int) -> None:
-        """Queue a request of `num_bytes`, whose `answer` awaits `quiet` before each pass of the model."""
+        """Queue a request of `num_bytes`. `answer` must await `quiet` before each pass of the model."""
         num_bytes += REQUEST_BYTES
         if self._num_bytes + num_bytes > MAX_BYTES:
             self._drop()
             return
         self._num_bytes += num_bytes
         task = asyncio.create_task(self._answer(answer, num_bytes=num_bytes))
-        self._tasks.add(task)  # the loop itself holds no task
+        self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
     async def quiet(self) -> None:
-        """Wait until the champion has been idle for a moment."""
+        """Wait until `is_quiet` returns True."""
         while not self._is_quiet():
             await asyncio.sleep(QUIET_S)
 
@@ -52,7 +53,7 @@ class ShadowRunner:
             async with self._turn:
                 await answer()
         except Exception:
-            _log.exception("a shadow was not answered")
+            _log.exception("a shadow request failed")
         finally:
             self._num_bytes -= num_bytes
 
@@ -61,4 +62,4 @@ class ShadowRunner:
         now = asyncio.get_running_loop().time()
         if now - self._warned_at > WARN_S:
             self._warned_at = now
-            _log.warning("%d requests so far were not shown to the challenger: too many wait", self.num_dropped)
+            _log.warning("%d shadow requests were dropped so far because the queue is full", self.num_dropped)

@@ -1,4 +1,4 @@
-"""Answers in words: generation by an engine, cut at stop texts, whole or as a stream of events."""
+"""Generation of answers, which end at stop texts and are returned complete or as a stream of events."""
 
 import logging
 import secrets
@@ -16,14 +16,14 @@ from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
 
 NUM_CONTEXT_TOKENS = 5
-"""Tokens of a prompt that its continuation is decoded behind: at the beginning of a text some tokenizers leave out a
-space."""
+"""Number of prompt tokens to decode together with a continuation. Some tokenizers drop a space at the beginning of a
+text."""
 
 _log = logging.getLogger("ray.serve")
 
 
 class GenerationRequest(NamedTuple):
-    """What an engine is asked to generate."""
+    """The engine, the prompt and the options of one generation."""
 
     engine: ChatEngine
     prompt: list[int]
@@ -31,12 +31,11 @@ class GenerationRequest(NamedTuple):
     sampling: Sampling
     stops: tuple[str, ...]
     continues: bool = False
-    """True for a completion, which continues the prompt's text, white space included; a turn of a conversation is
-    stripped, as it was evaluated."""
+    """True for a text completion, whose white space is kept. A chat answer is stripped, as in the evaluation."""
 
 
 class PartialAnswer(NamedTuple):
-    """An answer so far."""
+    """The generated part of an answer."""
 
     text: str
     num_tokens: int
@@ -44,26 +43,26 @@ class PartialAnswer(NamedTuple):
     """`stop` or `length`; None before the end."""
 
 
-OnFinish = Callable[[PartialAnswer], None]  # called with the answer, whole or as far as it came
+OnFinish = Callable[[PartialAnswer], None]  # called with the answer, which is partial if the generation failed
 
 
 def generation_request(
     request: PromptRequest, prompt: list[int], *, engine: ChatEngine, param: str, max_new_tokens: int | None
 ) -> GenerationRequest:
-    """Return what the engine is asked for; `param` names the request's field that the prompt is from.
+    """Return the generation for a request; `param` names the request's field with the prompt.
 
-    `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the model cannot answer it.
+    `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it or the model's length.
     """
     evaluated = engine.prompting.max_new_tokens
     limit = max_new_tokens or evaluated
     requested = request.limit or min(evaluated, limit)
     if requested > limit:
-        message = f"{requested} are asked for, at most {limit} are given (the recipe's serving.max_new_tokens)"
+        message = f"must be at most {limit} (the recipe's serving.max_new_tokens), not {requested}"
         raise RequestError(400, "invalid_request", f"max_tokens: {message}", param="max_tokens")
     if len(prompt) + requested > engine.max_length:
         message = (
-            f"the prompt has {len(prompt)} tokens and its answer may have {requested}, together more than the "
-            f"{engine.max_length} that this model takes; shorten the {param}, or ask for fewer max_tokens"
+            f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
+            f"{engine.max_length} in total; shorten the {param} or lower max_tokens"
         )
         raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
     sampling = Sampling(
@@ -76,7 +75,7 @@ def generation_request(
 
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-    """Yield the answer as it grows (if not streaming, once it is whole); only the last has a finish reason."""
+    """Yield the answer as it grows, or only the complete answer if not `streaming`. The last has a finish reason."""
     engine = generation.engine
     decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
     before = generation.prompt[-NUM_CONTEXT_TOKENS:] if generation.continues else []
@@ -99,7 +98,7 @@ async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> 
 
 
 async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
-    """Return the whole answer; it is watched for stop texts while it grows."""
+    """Return the complete answer. With stop texts, generation ends at the first one."""
     last = PartialAnswer("", 0, None)
     async with aclosing(partial_answers(generation, streaming=bool(generation.stops))) as answers:
         async for answer in answers:
@@ -110,7 +109,7 @@ async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
 async def stream_events(
     generation: GenerationRequest, *, format: AnswerFormat, head: AnswerHead, with_usage: bool, on_finish: OnFinish
 ) -> Events:
-    """Yield the answer as OpenAI's events. An error before the first is raised; a later one is the last event."""
+    """Yield the answer as OpenAI's events. An error before the first event is raised; a later one is the last event."""
     last = PartialAnswer("", 0, None)
     begun = False
     try:
@@ -130,10 +129,11 @@ async def stream_events(
     except Exception as error:
         if not begun:
             raise
-        _log.exception("a stream of %s broke off", head.id)
-        refusal = error if isinstance(error, RequestError) else RequestError(500, "internal_error", "the log says why")
-        record_failure(refusal.status)
-        yield event(refusal.body)
+        _log.exception("the stream of %s failed", head.id)
+        message = "the generation failed; see the replica's log"
+        failure = error if isinstance(error, RequestError) else RequestError(500, "internal_error", message)
+        record_failure(failure.status)
+        yield event(failure.body)
     finally:
-        if begun:  # a client that hung up was answered as far as this
+        if begun:  # a client that disconnected has received this part
             on_finish(last)

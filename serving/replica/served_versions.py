@@ -1,4 +1,4 @@
-"""The versions that a replica answers with: loaded, swapped without a gap, selected by name."""
+"""The versions that a replica serves: loading, swapping without interruption, and selection by name."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ from serving.replica.experiment import CHALLENGER, Arm
 from tailorbird.registry.versions import ModelVersion
 
 RETRY_S, MAX_RETRY_S = 60.0, 3600.0
-"""Delay until a version that could not be loaded is tried again; it doubles each time up to the second."""
+"""First and maximum delay between attempts to load a missing version. The delay doubles after each attempt."""
 
 _log = logging.getLogger("ray.serve")
 
 
 class Engine(Protocol):
-    """Answers for one version; may have `running`, False once it has stopped by itself."""
+    """A loaded version that answers requests. The optional attribute `running` is False after the engine stopped."""
 
     @property
     def version(self) -> ModelVersion: ...
@@ -27,16 +27,16 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 
 class RefusedVersion(NamedTuple):
-    """A champion that could not be loaded, so that the former one still serves."""
+    """A configured champion that could not be loaded. The former champion still serves."""
 
     digest: str
     reason: str
 
 
 class ServedVersions(Generic[EngineT]):
-    """The engines of the champion, of the challenger and of the other versions, by the names that requests use.
+    """The engines of the champion, the challenger and the other versions, by the names that requests use.
 
-    `load` takes a version's URI and digest; `unload` takes an engine that no longer serves.
+    `load` takes a version's URI and digest. `unload` takes an engine that no longer serves.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class ServedVersions(Generic[EngineT]):
         self._load = load
         self._unload = unload
         self.engines: Mapping[str, EngineT] = {}
-        """The engines that answer, by name; none before the first configuration is loaded."""
+        """Engines by name; empty before the first configuration is loaded."""
         self._config: ReplicaConfig | None = None
         self._changes: asyncio.Task[None] | None = None
         self.absent: dict[str, str] = {}
-        """Why versions other than the champion are not loaded, by name."""
+        """Reasons why versions other than the champion are not loaded, by name."""
         self.refused: RefusedVersion | None = None
         self.config_id = ""
-        """Of the configuration that was loaded or refused last."""
+        """Id of the last configuration that was loaded or refused."""
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load a configuration, then swap; requests are answered meanwhile.
+        """Load a configuration, then swap the engines. Requests are answered during the load.
 
-        If the first champion cannot be loaded, this raises and the replica fails with Serve's status. A later one is
-        refused, and the former still serves. Later ones are loaded after this has returned: Serve sends the replica no
-        new request before, and would make them wait if it is the only one.
+        If the first champion cannot be loaded, raise, which makes the replica fail. A later champion that cannot be
+        loaded is refused, and the former one still serves. Later configurations are loaded after this method returns,
+        because Serve sends the replica no new requests until then.
         """
         config, digest = ReplicaConfig.model_validate(user_config), config_id(user_config)
         if self.engines:
@@ -69,7 +69,7 @@ class ServedVersions(Generic[EngineT]):
             self._config, self.config_id = config, digest
 
     async def _change(self, config: ReplicaConfig, *, digest: str, after: asyncio.Task[None] | None) -> None:
-        """Load and swap once the changes before are done, so that the last configuration serves in the end."""
+        """Load and swap after the earlier changes, so that the last configuration is the final one."""
         if after is not None:
             await after
         try:
@@ -87,7 +87,7 @@ class ServedVersions(Generic[EngineT]):
             self._unload(engine)
 
     async def keep_retrying(self) -> None:
-        """Load again what is absent or has stopped, until cancelled: the storage may have been the fault."""
+        """Reload absent and stopped versions periodically until cancelled: storage may have been unavailable."""
         wait_s = RETRY_S
         while True:
             await asyncio.sleep(wait_s)
@@ -101,8 +101,10 @@ class ServedVersions(Generic[EngineT]):
         self._swap(*await asyncio.to_thread(self._load_all, self._config))
 
     def _load_all(self, config: ReplicaConfig) -> tuple[dict[str, EngineT], dict[str, str]]:
-        """Return the engines by name, those that serve already not loaded again, and why others are absent; raises if
-        the champion cannot be loaded."""
+        """Return the engines by name, and the reasons why other versions are absent.
+
+        Versions that already serve are not loaded again. Raises if the champion cannot be loaded.
+        """
         by_digest = {engine.version.digest: engine for engine in self.engines.values() if _is_running(engine)}
         engines: dict[str, EngineT] = {}
         absent: dict[str, str] = {}
@@ -114,27 +116,27 @@ class ServedVersions(Generic[EngineT]):
                     raise
                 absent[name] = str(error)
                 if self.absent.get(name) != absent[name]:
-                    _log.exception("%s cannot be loaded, the champion serves without it", version.uri)
+                    _log.exception("%s cannot be loaded; the champion serves without it", version.uri)
             else:
                 by_digest[version.digest] = engines[name]
         return engines, absent
 
     @property
     def champion(self) -> EngineT:
-        """Return the champion's engine; raises RequestError 503 while the first is being loaded."""
+        """Return the champion's engine; raise RequestError 503 before one is loaded."""
         if not self.engines:
-            raise RequestError(503, "not_ready", "the model is still being loaded; ask /readyz")
+            raise RequestError(503, "not_ready", "the model is still loading; retry when /readyz returns 200")
         return self.engines[CHAMPION]
 
     @property
     def verdict(self) -> str | None:
-        """Return the sentence of the verdict that chose the champion."""
+        """Return the summary of the verdict that selected the champion."""
         return None if self._config is None else self._config.verdict
 
     def engine_of(self, model: str) -> EngineT:
-        """Return the engine of a request's `model`: a name of ours, the task's name, a version or `name@version`.
+        """Return the engine for a request's `model`: a served name, the task's name, a version or `name@version`.
 
-        Raises RequestError 404 for others.
+        Raises RequestError 404 if the model is not served.
         """
         champion = self.champion
         if model in self.engines:
@@ -145,14 +147,14 @@ class ServedVersions(Generic[EngineT]):
             version = engine.version
             if model in (version.version, f"{version.name}@{version.version}"):
                 return engine
-        message = f"no model {model!r} here; /v1/models says what serves"
+        message = f"model {model!r} is not served; /v1/models lists the served models"
         raise RequestError(404, "unknown_model", message, param="model", code="model_not_found")
 
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
-        """Return the engine that answers a request for `model`, and the arm of the experiment; `unit` is the subject,
-        else the request's id. Raises as `engine_of`.
+        """Return the engine that answers a request for `model`, and the request's arm in the experiment.
 
-        Requests for the champion, or by the task's name, take part in an experiment; those for other models do not.
+        `unit` is the subject, or the request's id if there is none. Only requests for `champion` or the task's name
+        take part in an experiment. Raises as `engine_of`.
         """
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):
@@ -161,13 +163,13 @@ class ServedVersions(Generic[EngineT]):
         return (engine, "champion") if challenger is None else (challenger, "canary")
 
     def challenger_for(self, arm: Literal["canary", "shadow"], *, unit: str) -> EngineT | None:
-        """Return the challenger's engine if `unit` is in the arm."""
+        """Return the challenger's engine if `unit` is in the arm, else None."""
         challenger = None if self._config is None else self._config.challenger
         included = challenger is not None and challenger.includes(arm, unit)
         return self.engines.get(CHALLENGER) if included else None
 
     def is_challenger(self, engine: EngineT) -> bool:
-        """Return whether the engine is still the challenger's: a waiting request may be older than the experiment."""
+        """Return True if the engine is still the challenger's: an experiment may end while its requests are queued."""
         return self.engines.get(CHALLENGER) is engine
 
 

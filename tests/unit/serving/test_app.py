@@ -11,7 +11,7 @@ from tailorbird.config.serving import ServingConfig
 
 
 @pytest.mark.parametrize("task", SERVED_TASKS)
-def test_each_task_is_one_deployment_of_its_class_with_the_configuration_as_json(task: str) -> None:
+def test_each_task_is_one_deployment_with_its_configuration_as_json(task: str) -> None:
     config = ServingConfig(max_texts=8, batch_prefixes=("s3://lake",))
     args = BuildArgs.model_validate({"task_uri": "s3://models/t", "task": task, "serving": config.model_dump()})
     bound = build(args)._bound_deployment
@@ -21,11 +21,11 @@ def test_each_task_is_one_deployment_of_its_class_with_the_configuration_as_json
 
 
 @pytest.mark.parametrize("task", SERVED_TASKS)
-def test_the_class_of_each_task_answers_its_route(task: str) -> None:
+def test_the_deployment_class_of_each_task_is_an_asgi_application(task: str) -> None:
     module, _, name = SERVED_TASKS[task].replica_class.partition(":")
     assert hasattr(getattr(import_module(module), name), "__serve_build_asgi_app__")
 
 
-def test_an_argument_that_the_code_does_not_know_is_refused() -> None:
+def test_an_unknown_argument_is_refused() -> None:
     with pytest.raises(ValidationError, match="newer"):
         BuildArgs.model_validate({"task_uri": "s3://models/t", "task": "chat", "newer": 1})

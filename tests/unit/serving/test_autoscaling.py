@@ -1,4 +1,4 @@
-"""What Serve's own policy decides, second by second, with the options that a recipe gives it."""
+"""Decisions of Serve's own autoscaling policy with the options of a recipe."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,7 +18,7 @@ LOADS_IN_S = 10.0
 def replicas(
     monkeypatch: pytest.MonkeyPatch, config: ServingConfig, *, in_flight: Callable[[float], float], seconds: float
 ) -> list[int]:
-    """How many replicas are wanted at each tick, from none at first; each answers `LOADS_IN_S` after it was wanted."""
+    """Return the target number of replicas at each tick, starting at 0; a replica is ready after `LOADS_IN_S`."""
     autoscaling: AutoscalingConfig = deployment_options(config, task="classification")["autoscaling_config"]
     decide: Any = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
     state: dict[str, Any] = {}
@@ -55,24 +55,24 @@ def replicas(
 
 
 def cold_start(seconds: float) -> float:
-    """200 requests wait for the replica, which answers them within half a second."""
+    """Return the load of 200 requests that wait for the first replica, which answers them within half a second."""
     return 200.0 if seconds < LOADS_IN_S + 0.5 else 0.0
 
 
-def test_what_waited_for_a_cold_start_starts_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_wait_for_a_cold_start_start_no_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ServingConfig(min_replicas=0, max_replicas=4)
     assert max(replicas(monkeypatch, config, in_flight=cold_start, seconds=40)) == 1
-    hasty = config.model_copy(update={"upscale_delay_s": 1.0})  # less than it takes to forget
+    hasty = config.model_copy(update={"upscale_delay_s": 1.0})  # shorter than the look-back period
     assert max(replicas(monkeypatch, hasty, in_flight=cold_start, seconds=40)) == 4
 
 
 @pytest.mark.parametrize("task", ["classification", "chat"])
-def test_what_serve_itself_refuses_is_told_when_to_come_back(task: str) -> None:
+def test_serves_own_429_has_a_retry_after_header(task: str) -> None:
     backpressure = deployment_options(ServingConfig(), task=task)["backpressure_config"]
     assert (backpressure.status_code, backpressure.retry_after_s) == (429, 2)
 
 
-def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none(
+def test_replicas_follow_a_sustained_load_within_seconds_and_scale_to_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ServingConfig(min_replicas=0, max_replicas=4)
@@ -89,19 +89,19 @@ def test_a_load_that_stays_is_followed_in_seconds_and_so_is_its_end_down_to_none
     assert [at(seconds) for seconds in (65, 78, 100, 159)] == [3, 1, 1, 0]
 
 
-def test_a_change_of_the_challenger_leaves_as_many_replicas_as_there_are() -> None:
+def test_a_change_of_the_challenger_keeps_the_number_of_replicas() -> None:
     config = deployment_options(ServingConfig(min_replicas=0, max_replicas=3), task="chat")["autoscaling_config"]
     assert (config.min_replicas, config.max_replicas) == (0, 3)
-    assert config.initial_replicas is None  # to which Serve would go back at each change of `user_config`
+    assert config.initial_replicas is None  # Serve would scale to it at each change of `user_config`
 
 
 @pytest.mark.parametrize(("task", "max_ongoing"), [("classification", 128), ("chat", 64 + 1024 + 256)])
-def test_serve_hands_a_chat_replica_more_than_it_takes_so_that_it_can_say_so(task: str, max_ongoing: int) -> None:
+def test_serve_sends_a_chat_replica_more_requests_than_its_queue_holds(task: str, max_ongoing: int) -> None:
     assert deployment_options(ServingConfig(), task=task)["max_ongoing_requests"] == max_ongoing
 
 
 @pytest.mark.parametrize(("num_gpus", "bundle"), [(1, {"CPU": 2, "GPU": 1}), (0, {"CPU": 2})])
-def test_vllms_servers_share_what_their_replica_holds_and_a_gpu_is_theirs(
+def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpu(
     num_gpus: Literal[0, 1], bundle: dict[str, float]
 ) -> None:
     config = ServingConfig(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)

@@ -12,7 +12,7 @@ TOKENIZER = tokenizer()
 
 
 class FakeEngine:
-    """Generates a text, a few tokens at a time."""
+    """An engine that generates a fixed text, `at_once` tokens at a time."""
 
     def __init__(self, text: str, *, at_once: int = 1, fails_after: int | None = None, most: int | None = None) -> None:
         self.tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"][:most]

@@ -1,4 +1,4 @@
-"""A loader of engines that a test controls."""
+"""A fake loader of engines, and helpers to change configurations."""
 
 import threading
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from serving.replica.served_versions import ServedVersions
 
 
 class Loads:
-    """Waits until it is let go, and cannot load the version `bad`."""
+    """A loader that waits for the event `go`, and fails for the version `bad`."""
 
     def __init__(self, *, waits: bool = False) -> None:
         self.go = threading.Event()
@@ -20,7 +20,7 @@ class Loads:
     def load(self, uri: str, digest: str) -> Any:
         assert self.go.wait(10)
         if uri == "bad":
-            raise ValueError("it is not whole")
+            raise ValueError("the version is damaged")
         self.loaded.append(uri)
         return SimpleNamespace(version=SimpleNamespace(name="task", version=uri, digest=digest))
 
@@ -33,12 +33,12 @@ def ref(uri: str, **shares: float) -> dict[str, Any]:
 
 
 def config(champion: str, **fields: Any) -> dict[str, Any]:
-    """A `user_config`."""
+    """Return a `user_config`."""
     return {"champion": ref(champion), **fields}
 
 
 async def settle(versions: ServedVersions[Any]) -> None:
-    """Wait for the changes so far."""
+    """Wait for the pending changes."""
     if versions._changes is not None:
         await versions._changes
 

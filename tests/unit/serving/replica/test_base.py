@@ -1,4 +1,4 @@
-"""What all replicas report of themselves, and what they refuse."""
+"""Readiness, assignment to experiment arms, and refused subjects of all replicas."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.http.schemas import RequestError
-from serving.replica.base import Replica, RequestContext, refuse_unkept_subject
+from serving.replica.base import Replica, RequestContext, require_loggable_subject
 from serving.replica.config import config_id
 from serving.request_log.log import RequestLog
 from tailorbird.config.serving import ServingConfig
@@ -30,11 +30,11 @@ async def change(replica: Replica[Any], user_config: dict[str, Any]) -> None:
     await settle(replica.versions)
 
 
-def test_readyz_reports_the_version_and_the_configuration_that_is_loaded() -> None:
+def test_readyz_reports_the_loaded_version_and_configuration() -> None:
     async def scenario() -> None:
         replica = new_replica()
         assert await ready(replica) == (503, {"status": "loading"})
-        with pytest.raises(RequestError, match="still being loaded"):
+        with pytest.raises(RequestError, match="still loading"):
             replica.begin("classify", "r")
         await replica.reconfigure(config("one"))
         status, readiness = await ready(replica)
@@ -44,23 +44,27 @@ def test_readyz_reports_the_version_and_the_configuration_that_is_loaded() -> No
     asyncio.run(scenario())
 
 
-def test_readyz_reports_what_is_refused_absent_and_the_challenger() -> None:
+def test_readyz_reports_the_challenger_and_the_refused_and_absent_versions() -> None:
     async def scenario() -> None:
         replica = new_replica()
         await replica.reconfigure(config("one", challenger=ref("new", canary=1.0), others={"lora-1": ref("bad")}))
         _, readiness = await ready(replica)
-        assert (readiness["challenger"], readiness["absent"]) == ("d-new", {"lora-1": "it is not whole"})
+        assert (readiness["challenger"], readiness["absent"]) == ("d-new", {"lora-1": "the version is damaged"})
         assert "refused" not in readiness
         await change(replica, config("bad"))
         _, readiness = await ready(replica)
-        assert (readiness["version"], readiness["refused"], readiness["reason"]) == ("one", "d-bad", "it is not whole")
+        assert (readiness["version"], readiness["refused"], readiness["reason"]) == (
+            "one",
+            "d-bad",
+            "the version is damaged",
+        )
         await change(replica, config("one"))
         assert {"refused", "absent", "challenger"}.isdisjoint((await ready(replica))[1])
 
     asyncio.run(scenario())
 
 
-def test_behind_keys_readyz_tells_strangers_no_reason(tmp_path: Path) -> None:
+def test_readyz_hides_reasons_if_the_service_has_api_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"app {'0' * 64}\n")
 
@@ -69,13 +73,13 @@ def test_behind_keys_readyz_tells_strangers_no_reason(tmp_path: Path) -> None:
         await replica.reconfigure(config("one", others={"lora-1": ref("bad")}))
         await change(replica, config("bad"))
         _, readiness = await ready(replica)
-        assert readiness["reason"] == "the replica's log says why"
-        assert readiness["absent"] == {"lora-1": "the replica's log says why"}
+        assert readiness["reason"] == "see the replica's log"
+        assert readiness["absent"] == {"lora-1": "see the replica's log"}
 
     asyncio.run(scenario())
 
 
-def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_so() -> None:
+def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> None:
     async def scenario() -> None:
         replica = new_replica()
         await replica.reconfigure(config("one", challenger=ref("new", canary=1.0)))
@@ -89,10 +93,10 @@ def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_so() -> None:
     assert RequestContext("chat", "r", 0.0, None).unit == "r"
 
 
-def test_a_subject_is_refused_where_none_is_kept() -> None:
-    refuse_unkept_subject(None, log=None)
-    refuse_unkept_subject("s", log=RequestLog("file:///nowhere", subject_key=b"k" * 32, texts=False))
+def test_a_subject_is_refused_if_the_log_does_not_store_subjects() -> None:
+    require_loggable_subject(None, log=None)
+    require_loggable_subject("s", log=RequestLog("file:///nowhere", subject_key=b"k" * 32, texts=False))
     for log in (None, RequestLog("file:///nowhere", subject_key=None, texts=False)):
-        with pytest.raises(RequestError, match="subject: none is kept here") as caught:
-            refuse_unkept_subject("s", log=log)
+        with pytest.raises(RequestError, match="subject: not accepted") as caught:
+            require_loggable_subject("s", log=log)
         assert caught.value.status == 422

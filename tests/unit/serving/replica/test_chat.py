@@ -1,4 +1,4 @@
-"""From a request for words to its prompt, and what a replica does meanwhile."""
+"""Prompts of chat and completion requests, and concurrency during tokenization."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
-def test_a_completion_continues_a_text_as_it_stands() -> None:
+def test_a_completion_prompt_is_the_text_itself() -> None:
     engine = cast(ChatEngine, FakeEngine(""))
     for prompt in ("one</s>two", ["one</s>two"]):
         request = parse_completion(json.dumps({"prompt": prompt}).encode())
@@ -28,7 +28,7 @@ def test_a_completion_continues_a_text_as_it_stands() -> None:
         assert TOKENIZER.eos_token_id in tokens
         assert TOKENIZER.decode(tokens) == "one</s>two"
         assert generation_request(request, tokens, engine=engine, param="prompt", max_new_tokens=None).prompt == tokens
-    with pytest.raises(RequestError, match="prompt: give a text that is not empty"):
+    with pytest.raises(RequestError, match="prompt: must not be empty"):
         _text_prompt(parse_completion(b'{"prompt": ""}'), engine=engine)
 
 
@@ -39,7 +39,7 @@ def test_a_completion_continues_a_text_as_it_stands() -> None:
         ("/v1/completions", {"prompt": "abc"}),
     ],
 )
-def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
+def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
     monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
 ) -> None:
     engine: Any = FakeEngine("one</s>")
@@ -59,7 +59,7 @@ def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
     service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
     answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
 
-    async def ask() -> int:
+    async def request() -> int:
         answering = asyncio.create_task(answers[route](json.dumps(body).encode(), "r"))
         while not engine.num_active:
             await asyncio.sleep(0)
@@ -67,7 +67,7 @@ def test_while_a_prompt_becomes_tokens_the_others_go_on_and_the_engine_stays(
         status, _ = await answering
         return int(status)
 
-    assert (asyncio.run(ask()), engine.num_active) == (200, 0)
+    assert (asyncio.run(request()), engine.num_active) == (200, 0)
 
 
 def prompt_text(fields: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def prompt_text(fields: dict[str, Any]) -> str:
     return "".join(TOKENIZER.convert_ids_to_tokens(prompt))
 
 
-def test_the_prompt_is_as_it_was_evaluated_unless_the_request_has_a_system_message() -> None:
+def test_the_prompt_is_that_of_the_evaluation_unless_the_request_has_a_system_message() -> None:
     shots = "<user>q</s><assistant>a</s>"
     assert prompt_text({}) == f"<system>own</s>{shots}<user>abc</s><assistant>"
     turns = [{"role": "system", "content": "z"}, {"role": "user", "content": "abc"}]

@@ -1,4 +1,4 @@
-"""From a classify request to its answer and its rows in the log, with engines without models."""
+"""Answers and log rows of classification requests, with fake engines."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ CLASSES = ("a", "b")
 
 
 class FakePool(ModelPool):
-    """Engines that answer with their version's name as the label."""
+    """A pool of engines whose labels are the names of their versions."""
 
     def load(self, uri: str, digest: str) -> Any:
         version = SimpleNamespace(name="task", version=uri, digest=digest)
@@ -40,7 +40,7 @@ class FakePool(ModelPool):
 
 @pytest.fixture
 def fields(tmp_path: Path) -> dict[str, Any]:
-    """A section with a log that takes subjects."""
+    """Return serving fields with a request log that stores subjects."""
     (tmp_path / "key").write_bytes(b"k" * 32)
     return {"request_log": (tmp_path / "log").as_uri(), "subject_key": (tmp_path / "key").as_uri()}
 
@@ -57,11 +57,11 @@ async def answer(classifier: Classifier, body: dict[str, Any], *, route: str = "
     return json.loads(content)
 
 
-def test_an_answer_has_a_result_a_text_and_scores_where_they_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_has_one_result_per_text_and_scores_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         classifier = new_classifier(monkeypatch)
-        with pytest.raises(RequestError, match="still being loaded"):
-            await answer(classifier, {"input": 1})  # not ready comes before the request's own fault
+        with pytest.raises(RequestError, match="still loading"):
+            await answer(classifier, {"input": 1})  # readiness is checked before the request
         await classifier.reconfigure(config("one"))
         result = {"label": "by one", "score": 0.75}
         assert await answer(classifier, {"input": ["x", "y"]}) == {
@@ -72,13 +72,13 @@ def test_an_answer_has_a_result_a_text_and_scores_where_they_are_requested(monke
         }
         with_scores = await answer(classifier, {"input": "x", "scores": True})
         assert with_scores["results"] == [result | {"scores": {"a": 0.75, "b": 0.25}}]
-        with pytest.raises(RequestError, match="subject: none is kept here"):
+        with pytest.raises(RequestError, match="subject: not accepted"):
             await answer(classifier, {"input": "x", "subject": "s"})
 
     asyncio.run(scenario())
 
 
-def test_a_comparison_has_both_answers_and_one_pass_where_both_are_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         classifier = new_classifier(monkeypatch)
         await classifier.reconfigure(config("one", others={"pretrained": ref("probe")}))
@@ -93,7 +93,7 @@ def test_a_comparison_has_both_answers_and_one_pass_where_both_are_one_version(m
 
 
 @pytest.mark.parametrize(("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})])
-def test_each_arm_of_an_experiment_leaves_its_rows_in_the_log(
+def test_each_arm_of_an_experiment_is_logged(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path, share: str, arms: set[str]
 ) -> None:
     texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)

@@ -1,4 +1,4 @@
-"""A replica's configuration over JSON, from a client that may be newer or older; which requests a challenger gets."""
+"""A replica's configuration as JSON, and the assignment of requests to a challenger."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,14 +19,14 @@ def challenger(digest: str, *, canary: float = 0.0, shadow: float = 0.0) -> Chal
     return Challenger(uri="s3://c", digest=digest, canary=canary, shadow=shadow)
 
 
-def test_a_configuration_is_the_same_after_json_and_unknown_keys_are_ignored() -> None:
+def test_a_configuration_survives_json_and_unknown_keys_are_ignored() -> None:
     user_config = CONFIG.to_user_config()
     assert ReplicaConfig.model_validate(user_config) == CONFIG
     assert ReplicaConfig.model_validate(user_config | {"newer": 1}) == CONFIG
     assert config_id(user_config | {"newer": 1}) != config_id(user_config)
 
 
-def test_another_version_comes_and_goes_by_its_name() -> None:
+def test_a_version_is_added_and_removed_by_name() -> None:
     version = VersionRef(uri="s3://d", digest="d")
     more = CONFIG.with_other("lora-2", version)
     assert list(more.versions) == ["champion", "lora-1", "lora-2", "challenger"]
@@ -35,27 +35,25 @@ def test_another_version_comes_and_goes_by_its_name() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(shares, st.text(max_size=8), st.text(max_size=8))
-def test_about_the_share_of_the_units_is_included(share: float, digest: str, prefix: str) -> None:
+def test_an_arm_includes_its_share_of_the_units(share: float, digest: str, prefix: str) -> None:
     included = [challenger(digest, canary=share).includes("canary", f"{prefix}{number}") for number in range(4000)]
     assert sum(included) / len(included) == pytest.approx(share, abs=0.05)  # six standard errors
 
 
 @given(shares, shares, st.text(), st.text())
-def test_a_unit_that_is_included_stays_so_while_the_share_grows(
-    first: float, second: float, digest: str, unit: str
-) -> None:
+def test_a_unit_stays_in_an_arm_when_the_share_grows(first: float, second: float, digest: str, unit: str) -> None:
     low, high = (challenger(digest, canary=share) for share in sorted((first, second)))
     assert low.includes("canary", unit) == challenger(digest, canary=low.canary).includes("canary", unit)
     assert high.includes("canary", unit) or not low.includes("canary", unit)
 
 
-def test_a_share_of_0_includes_no_unit_and_of_1_all() -> None:
+def test_a_share_of_0_includes_no_unit_and_a_share_of_1_includes_all() -> None:
     units = [str(number) for number in range(200)]
     assert not any(challenger("d", shadow=1.0).includes("canary", unit) for unit in units)
     assert all(challenger("d", shadow=1.0).includes("shadow", unit) for unit in units)
 
 
-def test_each_version_and_each_arm_has_an_assignment_of_its_own() -> None:
+def test_assignments_of_different_versions_and_arms_are_independent() -> None:
     units = [str(number) for number in range(4000)]
 
     def both(arm: list[bool], other_arm: list[bool]) -> float:

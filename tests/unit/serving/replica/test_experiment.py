@@ -1,4 +1,4 @@
-"""Shadow answers wait for a quiet moment and are bounded."""
+"""Shadow answers wait until the champion is idle, and their queue is bounded."""
 
 import asyncio
 from itertools import count
@@ -9,7 +9,7 @@ from serving.replica import experiment
 from serving.replica.experiment import ShadowRunner
 
 
-def test_shadows_wait_for_a_quiet_moment_then_go_one_by_one_and_a_fault_stops_none() -> None:
+def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -> None:
     async def scenario() -> None:
         quiet, answered, running = False, [], 0
         shadows = ShadowRunner(lambda: quiet)
@@ -36,7 +36,7 @@ def test_shadows_wait_for_a_quiet_moment_then_go_one_by_one_and_a_fault_stops_no
     asyncio.run(scenario())
 
 
-def test_what_does_not_fit_is_not_taken_and_what_was_answered_makes_room(
+def test_a_full_queue_drops_requests_and_answered_ones_free_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(experiment, "MAX_BYTES", 3 * (experiment.REQUEST_BYTES + 100))

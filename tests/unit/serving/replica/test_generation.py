@@ -1,4 +1,4 @@
-"""From a request to what is sent: answers and their events."""
+"""Generation: complete answers, stream events, and limits on tokens."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> Generation
 def streamed(
     engine: FakeEngine, *, stops: tuple[str, ...] = (), with_usage: bool = False, on_finish: OnFinish = lambda _: None
 ) -> list[Any]:
-    """The events of a stream, decoded."""
+    """Return the decoded events of a stream."""
 
     async def read() -> list[bytes]:
         events = stream_events(
@@ -66,7 +66,7 @@ def text_of(events: list[Any]) -> str:
         ("one twx</s>", ("two",), "one twx", "stop"),
     ],
 )
-def test_the_events_put_together_are_the_answer(
+def test_the_concatenated_events_equal_the_answer(
     generated: str, stops: tuple[str, ...], text: str, reason: str, at_once: int
 ) -> None:
     whole = asyncio.run(whole_answer(generation(FakeEngine(generated, at_once=at_once), stops=stops)))
@@ -79,14 +79,14 @@ def test_the_events_put_together_are_the_answer(
     assert events[-2]["usage"]["completion_tokens"] == whole.num_tokens
 
 
-def test_after_a_stop_text_nothing_more_is_generated() -> None:
+def test_generation_ends_at_a_stop_text() -> None:
     engine = FakeEngine("one two three")
     answer = asyncio.run(whole_answer(generation(engine, stops=("tw",))))
     assert answer == PartialAnswer("one", 6, "stop")
     assert (engine.num_generated, engine.num_active) == (6, 0)
 
 
-def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_event() -> None:
+def test_an_early_failure_of_a_stream_is_raised_and_a_later_one_is_its_last_event() -> None:
     with pytest.raises(RequestError, match="it gave up"):
         streamed(FakeEngine("abcd", fails_after=0))
     events = streamed(FakeEngine("abcd", fails_after=2))
@@ -94,14 +94,14 @@ def test_a_stream_that_fails_at_once_is_refused_and_a_later_failure_is_its_last_
     assert events[-1]["error"]["type"] == "engine_failed"
 
 
-def test_a_streams_answer_is_reported_once_also_where_it_broke_off_or_the_client_hung_up() -> None:
+def test_a_streamed_answer_is_reported_once_even_after_a_failure_or_a_disconnect() -> None:
     reported: list[PartialAnswer] = []
     streamed(FakeEngine("one two</s>"), on_finish=reported.append)
     streamed(FakeEngine("abcd", fails_after=2), on_finish=reported.append)
     with pytest.raises(RequestError):
         streamed(FakeEngine("abcd", fails_after=0), on_finish=reported.append)
 
-    async def hang_up() -> None:
+    async def disconnect() -> None:
         events = stream_events(
             generation(FakeEngine("one two")), format=CHAT, head=HEAD, with_usage=False, on_finish=reported.append
         )
@@ -110,12 +110,12 @@ def test_a_streams_answer_is_reported_once_also_where_it_broke_off_or_the_client
                 if b'"content":"n"' in event:
                     break
 
-    asyncio.run(hang_up())
+    asyncio.run(disconnect())
     assert [answer.text for answer in reported] == ["one two", "ab", "on"]
 
 
-def in_words() -> Any:
-    """A tokenizer whose words carry the space before them, and which leaves out that of a text's first."""
+def word_tokenizer() -> Any:
+    """Return a tokenizer whose words include the preceding space, except for the first word of a text."""
     inner = Tokenizer(WordLevel({word: index for index, word in enumerate(("?", *WORDS))}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     inner.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -127,12 +127,10 @@ def in_words() -> Any:
     [
         (TOKENIZER, "a fracture is", " a break  "),
         (TOKENIZER, "a fracture is ", "a break"),
-        (in_words(), "a fracture is", " a break"),
+        (word_tokenizer(), "a fracture is", " a break"),
     ],
 )
-def test_a_prompt_and_its_completion_are_the_text_that_the_model_wrote(
-    tokens: Any, prompt: str, generated: str
-) -> None:
+def test_a_prompt_and_its_completion_are_the_generated_text(tokens: Any, prompt: str, generated: str) -> None:
     engine = FakeEngine("")
     engine.tokenizer = tokens
     request = parse_completion(json.dumps({"prompt": prompt}).encode())
@@ -152,7 +150,7 @@ def test_a_prompt_and_its_completion_are_the_text_that_the_model_wrote(
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
 
 
-def test_a_completions_events_put_together_are_its_text() -> None:
+def test_the_concatenated_events_of_a_completion_are_its_text() -> None:
     async def read() -> list[bytes]:
         events = stream_events(
             generation(FakeEngine("one two</s>")),
@@ -171,38 +169,38 @@ def test_a_completions_events_put_together_are_its_text() -> None:
 
 
 def request_of(fields: dict[str, Any], *, max_new_tokens: int | None = None) -> GenerationRequest:
-    """What the engine is asked for a chat request, with one token a character."""
+    """Return the generation of a chat request whose tokenizer makes one token per character."""
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
     request, engine = parse_chat(json.dumps(body).encode()), cast(ChatEngine, FakeEngine(""))
     num_tokens = len(request.conversation[-1][1])
     return generation_request(request, [1] * num_tokens, engine=engine, param="messages", max_new_tokens=max_new_tokens)
 
 
-def test_more_tokens_than_were_evaluated_are_given_only_where_the_recipe_allows_them() -> None:
+def test_more_tokens_than_evaluated_need_a_higher_limit_in_the_recipe() -> None:
     assert request_of({"max_tokens": 3}).max_new_tokens == 3
     assert request_of({"max_tokens": 20}, max_new_tokens=20).max_new_tokens == 20
     assert request_of({}, max_new_tokens=20).max_new_tokens == 8
     for limit, most in ((None, 8), (20, 20), (4, 4)):
-        with pytest.raises(RequestError, match=f"at most {most} are given") as caught:
+        with pytest.raises(RequestError, match=f"at most {most} \\(.*not {most + 1}") as caught:
             request_of({"max_tokens": most + 1}, max_new_tokens=limit)
         assert (caught.value.status, caught.value.param) == (400, "max_tokens")
 
 
-def test_a_limit_under_what_was_evaluated_is_the_default_too() -> None:
+def test_a_lower_limit_in_the_recipe_is_also_the_default() -> None:
     assert request_of({}, max_new_tokens=4).max_new_tokens == 4
 
 
-def test_a_prompt_that_leaves_no_room_for_its_answer_is_a_400_with_openais_code() -> None:
-    with pytest.raises(RequestError, match=r"may have 8, together more than the 64") as caught:
+def test_a_prompt_without_room_for_its_answer_is_a_400_with_openais_code() -> None:
+    with pytest.raises(RequestError, match=r"answer up to 8, but the model accepts 64") as caught:
         request_of({"messages": [{"role": "user", "content": "abc" * 20}]})
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
 
-def test_a_seed_of_any_sign_is_taken_and_without_one_answers_differ() -> None:
+def test_a_seed_of_any_sign_is_accepted_and_the_default_seed_is_random() -> None:
     assert request_of({"seed": -1}).sampling.seed == 2**64 - 1
     assert request_of({}).sampling.seed != request_of({}).sampling.seed
 
 
-def test_without_a_temperature_the_most_likely_tokens_are_taken() -> None:
+def test_the_default_is_greedy_decoding() -> None:
     assert request_of({}).sampling[:2] == (0.0, 1.0)
     assert request_of({}).max_new_tokens == 8

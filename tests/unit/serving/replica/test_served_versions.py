@@ -1,4 +1,4 @@
-"""Versions are changed while they answer, and those that were configured last stay."""
+"""Versions are swapped while they answer, and the last configuration wins."""
 
 import asyncio
 from typing import Any
@@ -16,12 +16,12 @@ def champion(versions: ServedVersions[Any]) -> str:
     return str(versions.champion.version.version)
 
 
-def test_the_first_version_is_waited_for_and_its_fault_is_the_replicas() -> None:
+def test_the_first_version_is_loaded_before_returning_and_its_error_is_raised() -> None:
     async def scenario() -> None:
         versions = Loads().versions()
-        with pytest.raises(RequestError, match="still being loaded"):
+        with pytest.raises(RequestError, match="still loading"):
             _ = versions.champion
-        with pytest.raises(ValueError, match="not whole"):
+        with pytest.raises(ValueError, match="version is damaged"):
             await versions.reconfigure(config("bad"))
         await versions.reconfigure(config("one"))
         assert (champion(versions), versions.config_id) == ("one", config_id(config("one")))
@@ -29,7 +29,7 @@ def test_the_first_version_is_waited_for_and_its_fault_is_the_replicas() -> None
     asyncio.run(scenario())
 
 
-def test_the_former_serves_until_a_later_one_is_loaded_and_serve_does_not_wait_for_that() -> None:
+def test_the_former_version_serves_until_a_later_one_is_loaded_in_the_background() -> None:
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
@@ -45,13 +45,13 @@ def test_the_former_serves_until_a_later_one_is_loaded_and_serve_does_not_wait_f
     asyncio.run(scenario())
 
 
-def test_a_later_one_that_cannot_be_loaded_is_refused_until_the_next_change() -> None:
+def test_a_later_version_that_cannot_be_loaded_is_refused_until_the_next_change() -> None:
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
         await versions.reconfigure(config("one"))
         await change(versions, config("bad"))
-        assert (champion(versions), versions.refused) == ("one", ("d-bad", "it is not whole"))
+        assert (champion(versions), versions.refused) == ("one", ("d-bad", "the version is damaged"))
         assert versions.config_id == config_id(config("bad"))
         await change(versions, config("one"))
         assert versions.refused is None
@@ -60,7 +60,7 @@ def test_a_later_one_that_cannot_be_loaded_is_refused_until_the_next_change() ->
     asyncio.run(scenario())
 
 
-def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
+def test_a_model_is_selected_by_name_by_version_by_both_or_by_role() -> None:
     async def scenario() -> None:
         versions = Loads().versions()
         await versions.reconfigure(config("full-1", others={"pretrained": ref("probe-1")}))
@@ -75,7 +75,7 @@ def test_a_model_goes_by_its_name_its_version_both_or_champion() -> None:
     asyncio.run(scenario())
 
 
-def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_is_unloaded() -> None:
+def test_a_served_version_is_not_reloaded_and_an_unused_one_is_unloaded() -> None:
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
@@ -86,15 +86,15 @@ def test_what_serves_already_is_not_loaded_again_and_what_no_name_is_left_of_is_
         assert (loads.loaded, loads.unloaded) == (["one", "probe", "two"], ["one", "two"])
         assert versions.champion is versions.engine_of("pretrained")
         await change(versions, config("one", others={"pretrained": ref("bad")}))
-        assert versions.refused is None  # the champion does not need the other
+        assert versions.refused is None  # the champion does not need the pretrained model
         assert champion(versions) == "one"
-        with pytest.raises(RequestError, match="no model 'pretrained' here"):
+        with pytest.raises(RequestError, match="model 'pretrained' is not served"):
             versions.engine_of("pretrained")
 
     asyncio.run(scenario())
 
 
-def test_a_challenger_gets_its_share_of_the_requests_for_the_champion_and_of_no_others() -> None:
+def test_a_challenger_gets_its_share_only_of_the_requests_for_the_champion() -> None:
     async def scenario() -> None:
         loads = Loads()
         versions = loads.versions()
@@ -128,14 +128,14 @@ def test_a_challenger_that_cannot_be_loaded_is_reported_and_the_champion_serves(
         await change(versions, config("one", challenger=ref("bad", canary=1.0)))
         engine, arm = versions.assign_arm("champion", unit="u")
         assert (engine.version.version, arm) == ("one", "champion")
-        assert (versions.absent, versions.refused) == ({"challenger": "it is not whole"}, None)
+        assert (versions.absent, versions.refused) == ({"challenger": "the version is damaged"}, None)
         await change(versions, config("one"))
         assert versions.absent == {}
 
     asyncio.run(scenario())
 
 
-def test_what_is_absent_is_tried_again_until_it_is_there_and_logged_once(
+def test_an_absent_version_is_retried_until_it_loads_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
@@ -153,7 +153,7 @@ def test_what_is_absent_is_tried_again_until_it_is_there_and_logged_once(
         versions: ServedVersions[Any] = ServedVersions(load)
         await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
         retries = asyncio.create_task(versions.keep_retrying())
-        await change(versions, config("bad"))  # which is refused: what served before stays
+        await change(versions, config("bad"))  # is refused, so the former versions stay
         while "pretrained" not in versions.engines:
             await asyncio.sleep(0.01)
         assert versions.engine_of("pretrained").version.version == "probe"
@@ -166,7 +166,7 @@ def test_what_is_absent_is_tried_again_until_it_is_there_and_logged_once(
     assert len([record for record in caplog.records if "probe cannot be loaded" in record.getMessage()]) == 1
 
 
-def test_a_version_next_to_the_champion_that_stopped_by_itself_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_version_other_than_the_champion_is_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
 
     async def scenario() -> None:
