@@ -1,4 +1,4 @@
-"""Audited rows as test and training data: which of them are new, and a recipe that trains on them."""
+"""Select audited rows that are new, and propose a recipe that trains on audited rows."""
 
 import io
 from collections.abc import Sequence, Set
@@ -19,8 +19,11 @@ from tailorbird.storage.paths import TaskPaths
 
 
 def fresh_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """Return the rows with a text that no split, no earlier row and no `evaluated` row (ids) has, and the number of
-    rows dropped by reason. Texts are compared as the request log keeps them."""
+    """Return the new rows, and the number of dropped rows by reason.
+
+    A row is dropped if its text occurs in a split, in an earlier row or in a row of `evaluated` (ids). Texts are
+    compared in the form of the request log: normalised and redacted.
+    """
     split_texts = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
     dropped = dict.fromkeys((*split_texts, "duplicate", "evaluated"), 0)
     texts = [_as_logged(text) for text in rows.texts]
@@ -42,10 +45,11 @@ def _as_logged(text: str) -> str:
 
 
 def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
-    """Write the rows as training data, and under `uri` a recipe that trains on them too; return the recipe's URI.
+    """Write the rows as training data and, under `uri`, a recipe that also trains on them; return the recipe's URI.
 
-    The rows have the columns and types of the recipe's first training file; a client's value that does not fit a
-    group's type becomes null. Each row has its own `split_by`: its id, or a negative number in an integer column.
+    The data have the columns and types of the recipe's first training file; a group value that does not fit its
+    column's type becomes null. Each row has a unique `split_by` value: its id, or a negative number in an integer
+    column.
     """
     data, name = recipe.data, uri.rpartition("/")[2]
     schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
@@ -64,7 +68,7 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
 
 
 def _cast(values: Sequence[str], *, to: pa.DataType) -> pa.Array:
-    """Convert texts to values of a type; null for a text that is no such value."""
+    """Convert texts to a type; a text that is not a valid value becomes null."""
 
     def scalar(value: str) -> object:
         try:

@@ -1,4 +1,4 @@
-"""Re-evaluate a served champion: make its verdict again on newly labelled rows, and roll back if it no longer holds."""
+"""Re-evaluate a served champion on newly labelled rows, and roll it back if its verdict no longer holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from tailorbird.storage.paths import TaskPaths
 
 
 class ReevaluationError(ValueError):
-    """A verdict that cannot be made again; the message says what is missing."""
+    """Raised if a champion cannot be re-evaluated."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +47,46 @@ class Reevaluation:
 
     uri: str  # folder of evidence and predictions
     verdict: Verdict
-    holds: bool | None  # whether the champion's verdict holds; None if the rows do not decide it
-    rollback_uri: str  # of the version that a rollback restores
+    holds: bool | None  # None if the rows do not decide it
+    rollback_uri: str  # URI of the version that a rollback restores
     champion: Champion  # after the re-evaluation
-    proposed: str | None  # URI of a recipe that trains on the audited rows too; None unless the verdict no longer holds
+    proposed: str | None  # URI of a recipe that also trains on the audited rows, if the verdict no longer holds
 
     def sentence(self) -> str:
-        state = {True: "holds", False: "no longer holds", None: "is neither upheld nor withdrawn by these rows"}
+        state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
         return f"the champion's verdict {state[self.holds]}: {self.verdict.sentence()}"
 
     def lines(self, recipe: str) -> list[str]:
-        """Return the sentence, its reasons, and what to do next."""
+        """Return the result with its reasons and the next steps."""
         next_steps = []
         if self.holds is False:
             version = self.rollback_uri.rpartition("/")[2]
             rolled_back = self.champion.uri == self.rollback_uri
-            rollback = f"{version} serves again" if rolled_back else f"`tailorbird rollback {recipe} --reason ...`"
+            rollback = (
+                f"{version} is the champion again"
+                if rolled_back
+                else f"to roll back: `tailorbird rollback {recipe} --reason ...`"
+            )
             next_steps = [f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"]
         reasons = (f"  - {reason}" for reason in self.verdict.reasons)
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
 
 def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluation:
-    """Compare the champion with the version that a rollback restores, on audited texts that neither training nor an
-    earlier re-evaluation used. Each re-evaluation of a champion lowers the level, so that many find nothing by chance.
+    """Compare the champion with the version that a rollback restores, on audited rows.
 
-    If the verdict no longer holds (see `holds`), a recipe that trains on these rows too is written next to the evidence
-    but not run; with `monitoring.rollback: automatic` the champion is rolled back, by compare-and-swap. Evidence is
-    stored under `reevaluations/<time>/`, the outcome in `history/`. Raises ReevaluationError if less than
-    `monitoring.min_labels` rows are left; PromotionRefused without a champion or a version to roll back to, and if the
-    champion changed meanwhile.
+    Only rows that neither training nor an earlier re-evaluation used are tested. Each re-evaluation of a champion uses
+    a lower significance level, so that repeated tests do not withdraw it by chance.
+
+    If the verdict no longer holds (see `holds`), write a recipe that also trains on these rows, and do not run it. With
+    `monitoring.rollback: automatic`, also roll the champion back. Evidence is stored under `reevaluations/<time>/`, the
+    outcome in `history/`.
+
+    Raises ReevaluationError if fewer than `monitoring.min_labels` rows are left; PromotionRefused if there is no
+    champion or no version to roll back to, and if the champion changed meanwhile.
     """
     if not TASKS[recipe.task].is_monitored:
-        raise ReevaluationError(f"a {recipe.task} task cannot be re-evaluated yet; run its recipe again")
+        raise ReevaluationError(f"task: {recipe.task} does not support re-evaluation; run the recipe again")
     champion, former, _ = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     splits = load_inputs(recipe).splits
@@ -128,12 +135,12 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
 
 
 def holds(verdict: Verdict) -> bool | None:
-    """Return True if a re-evaluation's verdict upholds the champion, False if it withdraws it, None if it is open.
+    """Return True if a re-evaluation upholds the champion's verdict, False if it withdraws it, None if it is undecided.
 
-    STAY alone does not withdraw a champion: it is also the outcome for one that is proven better, but by less than the
-    minimum gain, or no better than a bag of words. The champion is withdrawn if a gate fails, or if no gain is proven
-    and the minimum gain is out of reach; but not if it may have been chosen for its cost, which was not measured here,
-    and is not much worse.
+    STAY alone does not withdraw a champion: it is also the outcome if the champion is proven better by less than the
+    minimum gain, or is no better than the reference. The champion is withdrawn if a gate fails, or if no gain is proven
+    and the minimum gain is out of reach. Exception: the cost was not measured here, the champion may have been chosen
+    for its cost, and it is not much worse.
     """
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return True
@@ -145,15 +152,14 @@ def holds(verdict: Verdict) -> bool | None:
 
 
 def _test_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, dict[str, int]]:
-    """Return audited rows that no split and no earlier re-evaluation has, and the number of rows dropped by reason."""
+    """Return the audited rows that are in no split and no earlier re-evaluation, and the dropped rows by reason."""
     files = reevaluation_evidence.prediction_files(recipe.task_uri)
     evaluated = {row_id for uri in files for row_id in load_predictions(uri).row_ids}
     rows, dropped = fresh_rows(audited_rows(recipe), splits, evaluated=evaluated)
     if len(rows) < recipe.monitoring.min_labels:
         raise ReevaluationError(
-            f"{len(rows)} audited rows are left that neither training nor a re-evaluation saw, and "
-            f"monitoring.min_labels asks for {recipe.monitoring.min_labels}; label more (`tailorbird audit export` "
-            "draws them), or ask for fewer"
+            f"only {len(rows)} audited rows are new to training and re-evaluations, but monitoring.min_labels is "
+            f"{recipe.monitoring.min_labels}; label more rows (`tailorbird audit export`), or lower min_labels"
         )
     return rows, dropped
 
@@ -161,8 +167,11 @@ def _test_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, dict[str, int]]:
 def protocol_for(
     champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
 ) -> tuple[TestProtocol, CostRecord]:
-    """Return the protocol of the run that chose the champion, or else the recipe's, for these rows; and the measured
-    cost, if that run compared these two versions."""
+    """Return the test protocol and the measured cost for a re-evaluation on these rows.
+
+    The protocol is that of the run that chose the champion, or else the recipe's. The cost is that run's, if it
+    compared these two versions.
+    """
     protocol = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
     cost = CostRecord(cpu=None, training_cpu_s=0.0)
     if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
@@ -177,11 +186,11 @@ def protocol_for(
 
 
 def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
-    """Return the protocol of a champion's re-evaluation with this number, from 1.
+    """Return the test protocol of the champion's re-evaluation with this number, from 1.
 
-    Its level is alpha / (number (number + 1)), which sums to alpha over any number of re-evaluations. A group's point
-    estimate on `min_rows` rows, which prevents a change in a run's verdict, would withdraw a champion that harms no
-    group in one case of ten, so here a group's loss must be proven.
+    The significance level is alpha / (number (number + 1)), which sums to alpha over all re-evaluations. A loss of a
+    group must be proven here: the point estimate on `min_rows` rows that blocks a candidate in a run would withdraw one
+    in ten champions that harm no group.
     """
     groups = protocol.gates.groups
     if groups is not None:
@@ -193,7 +202,7 @@ def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
 def _predict(
     recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, splits: Splits, protocol: TestProtocol
 ) -> dict[str, Predictions]:
-    """Return both models' predictions of the rows and of the perturbed rows that gates need, and the reference's."""
+    """Return the predictions of both models and the reference for the rows, and for the perturbed rows of the gates."""
     resources = worker_resources(recipe.training)
     predict = run_remote(predict_rows, resources=resources)
     tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}

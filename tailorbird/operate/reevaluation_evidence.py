@@ -1,4 +1,4 @@
-"""The evidence of re-evaluations of the champion, read by later re-evaluations and by watches."""
+"""The evidence of re-evaluations, which later re-evaluations and `watch` read."""
 
 from tailorbird import storage
 from tailorbird.evaluation.prediction_store import save_predictions
@@ -17,40 +17,40 @@ class AuditedData(Frozen):
 
     sha256_test: str
     num_rows: int
-    dropped: dict[str, int]  # rows left out, by the reason
+    dropped: dict[str, int]  # number of omitted rows by reason
 
 
 class ReevaluationEvidence(StoredModel):
-    """A re-evaluation of a champion."""
+    """The evidence of one re-evaluation of a champion."""
 
     protocol: TestProtocol
     data: AuditedData
-    access_number: int  # of the entry in the test-set ledger, from 1
+    access_number: int  # number of the entry in the test-set ledger, from 1
     cost: CostRecord
     versions: dict[str, PinnedVersion]
-    """By role: `candidate` is the champion, `incumbent` the version that a rollback goes to."""
+    """Versions by role: `candidate` is the champion, `incumbent` is the version that a rollback restores."""
     champion: Champion
     at: str  # ISO 8601
     verdict: Verdict
-    holds: bool | None  # whether the champion's verdict holds; None if the rows do not decide it
-    expires_at: str | None  # when the renewed verdict expires; None unless it holds
+    holds: bool | None  # None if the rows do not decide it
+    expires_at: str | None  # expiry of the renewed verdict; None unless it holds
 
 
 def read_reevaluations(task_uri: str) -> list[ReevaluationEvidence]:
-    """Return the evidence of all re-evaluations of a task, in order."""
+    """Return the evidence of all re-evaluations of a task, in order of time."""
     uris = [uri for uri in _files(task_uri) if uri.endswith(f"/{EVIDENCE_FILE}")]
     return [ReevaluationEvidence.model_validate_json(storage.read_bytes(uri)) for uri in uris]
 
 
 def prediction_files(task_uri: str) -> list[str]:
-    """Return the champion's predictions of all re-evaluations, whose rows are not evaluated again."""
+    """Return the URIs of the champion's predictions in all re-evaluations."""
     return [uri for uri in _files(task_uri) if uri.endswith("/predictions/candidate.parquet")]
 
 
 def write_reevaluation(
     task_uri: str, uri: str, evidence: ReevaluationEvidence, *, tables: dict[str, Predictions]
 ) -> None:
-    """Write predictions and evidence under `uri`, and an entry of the champion's history."""
+    """Write predictions and evidence under `uri`, and an entry in the champion's history."""
     for name, table in tables.items():
         save_predictions(f"{uri}/predictions/{name}.parquet", table)
     storage.write_bytes(f"{uri}/{EVIDENCE_FILE}", evidence.model_dump_json(indent=1).encode())

@@ -1,4 +1,4 @@
-"""Monitor a served champion: daily reports, what they call for, and deletion of old days of the request log."""
+"""Monitor a served champion: write daily reports and a recommendation, and delete old request logs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ from tailorbird.storage.paths import TaskPaths
 
 @dataclass(frozen=True)
 class WatchResult:
-    """Reports of the champion's days, and what they call for."""
+    """Reports of the champion's days, with the recommendation."""
 
     reports: list[Report]
     recommendation: Recommendation
     page: str  # URI of the HTML page
-    metrics: str  # in Prometheus' text format
-    deleted: int  # files of the log older than `monitoring.keep_days`
+    metrics: str  # in the Prometheus text format
+    deleted: int  # number of deleted log files, older than `monitoring.keep_days`
 
 
 def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
-    """Report on the days before `today` (UTC), and store page and metrics next to the reports.
+    """Report on the days before `today` (UTC), and store a page and metrics next to the reports.
 
-    The drift reference is built from the recipe's validation rows by the first watch after a promotion, since a
-    promotion may run without a Ray cluster. Raises MonitoringError without a champion or a log, TrafficError,
+    The first watch after a promotion builds the drift reference from the recipe's validation rows, because a promotion
+    may run without a Ray cluster. Raises MonitoringError if there is no champion or no request log; TrafficError and
     StorageError.
     """
     champion = _champion(recipe)
@@ -66,7 +66,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
 
 
 def delete_old_log(recipe: Recipe, *, today: date) -> int:
-    """Delete the log's files older than `monitoring.keep_days`; return how many."""
+    """Delete log files older than `monitoring.keep_days`; return their number."""
     log, keep = recipe.serving.request_log, recipe.monitoring.keep_days
     if log is None or keep is None:
         return 0
@@ -85,7 +85,7 @@ def champion_of(recipe: Recipe) -> ModelVersion:
 
 
 def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) -> int:
-    """Draw answers of the champion and of a challenger's canary to label; see `monitoring.label_audit`."""
+    """Draw answers of the champion and of a canary challenger to label; see `monitoring.label_audit`."""
     champion = champion_of(recipe)
     challenger = _challenger(recipe, champion=champion)
     digest = challenger.digest if challenger else None
@@ -95,7 +95,7 @@ def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) 
 def _champion(recipe: Recipe) -> Champion:
     stored = read_champion(recipe.task_uri)
     if stored is None:
-        raise MonitoringError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
+        raise MonitoringError(f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first")
     return stored[0]
 
 
@@ -107,14 +107,14 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
 
 
 def _reevaluations(task_uri: str, *, champion: Champion) -> list[ReevaluationEvidence]:
-    """Return the re-evaluations of this champion's present term, in order."""
+    """Return the re-evaluations since this champion was promoted, in order of time."""
     reevaluations = [(evidence, evidence.champion) for evidence in read_reevaluations(task_uri)]
     term = (champion.digest, champion.since)
     return [evidence for evidence, evaluated in reevaluations if (evaluated.digest, evaluated.since) == term]
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:
-    """Return when the run's verdict expires, or the last re-evaluation that upheld it."""
+    """Return the expiry of the verdict: the run's, or a later one of a re-evaluation that upheld it."""
     if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
         return None
     renewed = [evidence.expires_at for evidence in reevaluations if evidence.expires_at]

@@ -1,4 +1,4 @@
-"""Select the engine that serves a verdict's weights: the cheapest that is equivalent, by evidence of its own."""
+"""Select the cheapest serving engine whose predictions are equivalent to the evaluated ones; store the evidence."""
 
 from dataclasses import dataclass
 
@@ -24,14 +24,14 @@ from tailorbird.registry.versions import ModelVersion, now, register
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
-EVALUATED = "torch"  # the engine of every evaluation
+EVALUATED = "torch"  # the engine that all evaluations use
 AUTO = "auto"
 NUM_COST_ROWS = 256
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An artifact for another engine, and its evidence."""
+    """A model exported for another engine, with its evidence."""
 
     uri: str
     evidence: EngineEvidence
@@ -40,21 +40,22 @@ class ExportedModel:
 def choose_engine(
     evaluated: ModelVersion, *, evidence: Evidence, engine: str, task_uri: str, progress: ProgressReporter
 ) -> ModelVersion:
-    """Return the version to promote: for one engine, or with `auto` the cheapest that is equivalent, which may be the
-    evaluated version itself.
+    """Return the version to promote: the one for `engine`, or with `auto` the cheapest equivalent version, which may be
+    the evaluated one.
 
-    Exports, predicts the test rows and measures cost on the connected Ray cluster; results are cached. Raises
-    EngineError for an engine that is not equivalent or cannot be exported to, DataError if the test rows changed.
+    Exports the model, predicts the test rows and measures the cost on the connected Ray cluster. Results are cached.
+    Raises EngineError if the engine is unknown, is not equivalent or does not support the model, and DataError if the
+    test rows changed.
     """
     if engine == EVALUATED:
         return evaluated
     if engine not in (AUTO, *TARGETS):
-        raise EngineError(f"no engine {engine!r}; there are {', '.join((AUTO, EVALUATED, *TARGETS))}")
+        raise EngineError(f"unknown engine {engine!r}; choose one of {', '.join((AUTO, EVALUATED, *TARGETS))}")
     obstacle = _why_only_torch(evaluated, evidence=evidence)
     if obstacle and engine != AUTO:
-        raise EngineError(f"{evaluated.version} {obstacle}; leave --engine out")
+        raise EngineError(f"{evaluated.version} {obstacle}; omit --engine")
     if obstacle:
-        progress.stage(f"engine: torch, as judged; {evaluated.version} {obstacle}")
+        progress.stage(f"engine: torch; {evaluated.version} {obstacle}")
         return evaluated
     export = _Export(evaluated, evidence=evidence, task_uri=task_uri, progress=progress)
     exports = []
@@ -64,15 +65,15 @@ def choose_engine(
         except EngineError as error:
             if engine != AUTO:
                 raise
-            progress.note(f"{name}: not tried, {error}")
+            progress.note(f"{name}: skipped: {error}")
     accepted = [exported for exported in exports if exported.evidence.equivalence.accepted]
     if engine != AUTO and not accepted:
         raise EngineError(
             f"{engine} is not accepted for {evaluated.version}: {'; '.join(exports[0].evidence.equivalence.reasons)}; "
-            f"the record is {exports[0].uri}/{ENGINE_EVIDENCE}"
+            f"see {exports[0].uri}/{ENGINE_EVIDENCE}"
         )
     if not accepted:
-        progress.stage("engine: torch, as judged; no other is accepted")
+        progress.stage("engine: torch; no other engine is accepted")
         return evaluated
     cheapest = min(accepted, key=lambda exported: exported.evidence.equivalence.cost_ratio[0])
     progress.stage(f"engine: {cheapest.evidence.engine}")
@@ -80,16 +81,16 @@ def choose_engine(
 
 
 def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
-    """Return why no other engine can run the version; None if one may."""
+    """Return why only torch can run the version; None if another engine may."""
     if version.task == "chat" or version.hybrid:
-        return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which torch alone runs here"
+        return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
     if evidence.recipe.serving.gpus_per_replica:
-        return "is served on a GPU (serving.gpus_per_replica), which the engines for CPU cannot use"
+        return "is served on a GPU (serving.gpus_per_replica), which only torch supports"
     return None
 
 
 class _Export:
-    """Exports an evaluated version to other engines and compares predictions and cost."""
+    """Exports of an evaluated version to other engines, compared with it by predictions and cost."""
 
     def __init__(
         self, evaluated: ModelVersion, *, evidence: Evidence, task_uri: str, progress: ProgressReporter
@@ -102,15 +103,15 @@ class _Export:
         self._test = read_test(evidence.recipe.data)
         if rows_sha256(self._test) != evidence.data.sha256["test"]:
             raise DataError(
-                f"the test rows changed since {evaluated.version} was evaluated on them, so no engine can be compared "
+                f"the test rows changed after {evaluated.version} was evaluated on them, so no engine can be compared "
                 "with it; restore them, or run the recipe again"
             )
 
     def to(self, engine: str) -> ExportedModel:
-        """Return the artifact for an engine with its evidence, from the cache if there is one."""
+        """Return the model exported for the engine with its evidence; cached."""
 
         def compute(uri: str) -> ExportedModel:
-            self._progress.stage(f"engine {engine}: export, answers to the test rows, cost")
+            self._progress.stage(f"engine {engine}: export, test predictions, cost")
             note_shortage(self._evidence.recipe.training.cpus_per_worker, what="it", progress=self._progress)
             export = run_remote(export_version, resources=self._resources)
             export(self._evaluated.uri, target=engine, code=self._code.uri, to=f"{uri}/model")
@@ -126,12 +127,12 @@ class _Export:
         exported = cached_stage(self._task_uri, "engine", output=ExportedModel, inputs=inputs, compute=compute)
         equivalence = exported.evidence.equivalence
         accepted = "accepted" if equivalence.accepted else "not accepted"
-        different = f"{equivalence.num_different} of {equivalence.n:,} answers differ"
+        different = f"{equivalence.num_different} of {equivalence.n:,} predictions differ"
         self._progress.note(f"{engine}: {accepted}: {'; '.join((*equivalence.reasons, different))}")
         return exported
 
     def _evaluate(self, engine: str, uri: str) -> ExportedModel:
-        """Compare the artifact's predictions and cost with the evaluated version's; store the evidence under `uri`."""
+        """Compare predictions and cost with the evaluated version; store the evidence under `uri`."""
         predict = run_remote(predict_rows, resources=self._resources)
         tables = self._evaluated_tables() | {
             f"candidate{suffix}": predict(f"{uri}/model", rows=rows) for suffix, rows in self._row_sets().items()
@@ -143,8 +144,8 @@ class _Export:
         inputs = VerdictInputs(evaluated, exported, tables.get("reference"), self._protocol.test_sha256, cpu=rounds)
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
-        except VerdictRefused as error:  # scores that are not finite: the engine cannot run this model
-            raise EngineError(f"its answers cannot be compared: {error}") from None
+        except VerdictRefused as error:  # scores that are not finite
+            raise EngineError(f"its predictions cannot be compared: {error}") from None
         evidence = EngineEvidence(
             engine=engine,
             equivalence=equivalence,
@@ -161,12 +162,12 @@ class _Export:
         return ExportedModel(uri, evidence)
 
     def _row_sets(self) -> dict[str, Rows]:
-        """Return the test rows and the perturbed rows that gates need, by their suffix in table names."""
+        """Return the test rows and the perturbed rows that the gates need, by suffix of the table names."""
         perturbed = perturbed_rows(self._test, self._protocol.gates)
         return {"": self._test, **{f"_{name}": rows for name, rows in perturbed.items()}}
 
     def _evaluated_tables(self) -> dict[str, Predictions]:
-        """Return the run's predictions of the evaluated version in the role `incumbent`, and of the reference."""
+        """Return the run's predictions of the evaluated version, in the role `incumbent`, and of the reference."""
         folder = f"{self._evidence.run}/predictions"
         names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix in self._row_sets()}
         names |= {"reference": "reference"} if self._protocol.has_reference else {}
@@ -174,7 +175,7 @@ class _Export:
 
 
 def _register(exported: ExportedModel, *, task_uri: str) -> ModelVersion:
-    """Register the artifact as a version, with its evidence and predictions."""
+    """Register the exported model as a version, with its evidence and predictions."""
     version = register(task_uri, local_copy(f"{exported.uri}/model"))
     if not storage.exists(f"{version.uri}/{MANIFEST}"):
         tables = [f"predictions/{uri.rpartition('/')[2]}" for uri in storage.list_files(f"{exported.uri}/predictions")]

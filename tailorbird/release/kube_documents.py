@@ -1,4 +1,4 @@
-"""Kubernetes manifests as YAML documents: read, label, size and write them."""
+"""Read, size, label and write Kubernetes manifests as YAML documents."""
 
 import json
 import math
@@ -11,43 +11,45 @@ import yaml
 
 from tailorbird.config.base import digest
 
-Document = dict[str, Any]  # a YAML document as parsed
-NUM_DIGITS = 8  # of a digest in a name
+Document = dict[str, Any]  # a parsed YAML document
+NUM_DIGITS = 8  # digits of a digest in a name
 
 
 class RenderError(ValueError):
-    """A recipe that the manifest cannot take; the message says why and what to do."""
+    """Raised if a recipe cannot be rendered into a manifest."""
 
 
 def read_documents(base: str | None, *, template: Path) -> list[Document]:
-    """Return the documents of `base`; of the template file if it is None."""
+    """Return the documents of `base`, or of the template file if `base` is None."""
     if base is None:
         try:
             base = template.read_text(encoding="utf-8")
         except OSError:
             raise RenderError(
-                f"{template} is not there: give --base, as in `kubectl kustomize k8s/overlays/prod/job | tailorbird "
+                f"{template} does not exist; give --base, as in `kubectl kustomize k8s/overlays/prod/job | tailorbird "
                 "render RECIPE --to rayjob --base -`"
             ) from None
     try:
-        # Through JSON, so that anchored values become separate ones.
+        # The JSON round trip turns YAML aliases into separate copies.
         return [json.loads(json.dumps(document)) for document in yaml.safe_load_all(base) if document]
     except yaml.YAMLError as error:
-        raise RenderError(f"--base is not YAML: {error}") from None
+        raise RenderError(f"--base is not valid YAML: {error}") from None
 
 
 def document_of_kind(documents: Sequence[Document], *, kind: str) -> Document:
-    """Return the only document of a kind; raise RenderError if there is none or more than one."""
+    """Return the only document of this kind; raise RenderError if there is not exactly one."""
     matching = [document for document in documents if isinstance(document, dict) and document.get("kind") == kind]
     if len(matching) != 1:
-        raise RenderError(f"--base holds {len(matching)} documents of kind {kind}; give the overlay's part with one")
+        raise RenderError(
+            f"--base has {len(matching)} documents of kind {kind}; give the part of the overlay that has exactly one"
+        )
     return matching[0]
 
 
 def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes: int, max_processes: int) -> None:
-    """Set the replicas of the first worker group whose pods can hold such processes; other groups start without pods.
+    """Size the first worker group whose pods fit a process with these CPUs and GPUs; set the other groups to no pods.
 
-    The group gets pods for `min_processes` to `max_processes`, or keeps the overlay's larger minimum.
+    The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is kept.
     """
     for sized in groups:
         limits = sized["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -58,8 +60,8 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes:
     else:
         names = ", ".join(str(group["groupName"]) for group in groups)
         raise RenderError(
-            f"no group of workers has pods with {cpus} cores and {gpus} GPUs, which one process of this recipe takes "
-            f"(groups: {names}); ask for less, or add a group, as k8s/components/spot-gpu does"
+            f"no worker group has pods with {cpus} CPUs and {gpus} GPUs, which one process of this recipe needs "
+            f"(groups: {names}); lower the recipe's values, or add a group as in k8s/components/spot-gpu"
         )
     for group in groups:
         if group is not sized:
@@ -70,29 +72,31 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes:
 
 
 def set_label(documents: Sequence[Document], *, label: str, value: str, owner: Document) -> None:
-    """Set the label wherever it occurs; append the value to the names of labelled documents other than the owner."""
+    """Set the label wherever it occurs; append its value to the names of labelled documents except the owner."""
     for document in documents:
         if _relabel(document, label=label, value=value) and document is not owner:
             document["metadata"]["name"] += f"-{value}"
 
 
 def _relabel(node: Any, *, label: str, value: str) -> bool:
-    """Set the label in a node and all nodes below; return True if it occurs."""
+    """Set the label in a node and its descendants; return True if it occurs there."""
     children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
-    labelled = sum(_relabel(child, label=label, value=value) for child in children) > 0  # visits all of them
+    labelled = (
+        sum(_relabel(child, label=label, value=value) for child in children) > 0
+    )  # a sum visits every child; any() would stop early
     if isinstance(node, dict) and label in node:
         node[label], labelled = value, True
     return labelled
 
 
 def parse_quantity(quantity: str | float) -> float:
-    """Parse a Kubernetes quantity of CPUs or GPUs: `4`, `0.5` or `500m`."""
+    """Return a Kubernetes quantity of CPUs or GPUs (`4`, `0.5` or `500m`) as a number."""
     text = str(quantity)
     return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
 
 
 def kube_name(name: str, *, max_length: int) -> str:
-    """Return a name valid in Kubernetes: it begins with a letter; if it is too long, it is cut and ends with a hash."""
+    """Return a valid Kubernetes name: it begins with a letter, and a long name is cut and ends with a hash."""
     valid = name if name[0].isalpha() else f"t-{name}"
     if len(valid) > max_length:
         valid = f"{valid[: max_length - NUM_DIGITS - 1]}-{digest({'name': name})[:NUM_DIGITS]}"
@@ -100,7 +104,7 @@ def kube_name(name: str, *, max_length: int) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings as blocks, and no aliases."""
+    """A YAML dumper that writes multi-line strings as blocks and no aliases."""
 
     def ignore_aliases(self, _data: Any) -> bool:
         return True
@@ -113,5 +117,5 @@ _Dumper.add_representer(
 
 
 def to_yaml(documents: Sequence[Document]) -> str:
-    """Write documents as YAML."""
+    """Return the documents as YAML."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 16)

@@ -1,4 +1,4 @@
-"""Render a recipe for each entry point: KubeRay manifests, a Serve configuration, a job for Ray's REST API."""
+"""Render a recipe as KubeRay manifests, a Ray Serve configuration, or a request for Ray's job API."""
 
 import base64
 import json
@@ -21,14 +21,14 @@ from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError,
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
-MAX_NAME_LENGTH = 47  # of a RayService's or RayJob's name: the operator derives names of services from it
+MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
 SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
-"""Labels of pods, by which policies and budgets distinguish services and runs of one namespace."""
+"""Pod labels by which network policies and disruption budgets select one service or run of a namespace."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered file, and notes for its user."""
+    """A rendered file, with notes for the user."""
 
     text: str
     notes: tuple[str, ...] = ()
@@ -37,22 +37,22 @@ class Rendered:
 def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
     """Render the recipe for the target `to`, one of `TARGETS`.
 
-    A manifest is written into `base`, YAML as `kubectl kustomize` prints it, or into the template under `k8s/`; other
-    documents of it are kept. Raises RenderError if the recipe does not fit, and PromotionRefused, RegistryError or
+    For a manifest, fill in `base` (YAML, as `kubectl kustomize` prints it) or the template under `k8s/`; other
+    documents are kept. Raises RenderError if the recipe does not fit, and PromotionRefused, RegistryError or
     DeployError as `serve` does.
     """
     if to not in TARGETS:
-        raise RenderError(f"--to {to!r} is unknown; it is one of {', '.join(TARGETS)}")
+        raise RenderError(f"unknown --to {to!r}; choose one of {', '.join(TARGETS)}")
     target = TARGETS[to]
     if target.template is None:
         if base is not None:
-            raise RenderError(f"--to {to} is no manifest, so it has no --base; leave that out")
+            raise RenderError(f"--base does not apply to --to {to}, which is not a manifest; omit it")
         return target.write(recipe, [])
     return target.write(recipe, kube_documents.read_documents(base, template=K8S / target.template))
 
 
 def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Render a run on a cluster of its own, sized for the recipe's workers and its concurrent trials."""
+    """Render a run on its own cluster, with room for the recipe's workers and concurrent trials."""
     job = document_of_kind(documents, kind="RayJob")
     cluster = job["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
@@ -72,7 +72,7 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
 
 
 def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Render a nightly watch in a pod of its own."""
+    """Render a nightly `tailorbird watch`."""
     job = document_of_kind(documents, kind="CronJob")
     job["metadata"]["name"] = f"watch-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - len('watch-'))}"
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -80,7 +80,7 @@ def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
 
 
 def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
-    """Render a command that runs inside the cluster, where the service's dashboard and routes can be reached."""
+    """Render a job that runs a command in the cluster, where it can reach the service's dashboard and routes."""
     job = document_of_kind(documents, kind="Job")
     service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
@@ -97,8 +97,10 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
 
 
 def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
-    """Render the champion as `tailorbird serve` deploys it, on a cluster sized for its replicas and one more, which a
-    candidate with other code needs for its parity check."""
+    """Render the champion as `tailorbird serve` deploys it, on a cluster with room for its replicas and one more.
+
+    A candidate with other code needs that replica for its parity check.
+    """
     service = document_of_kind(documents, kind="RayService")
     name = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     serve_config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
@@ -120,14 +122,17 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
 def _target_probes(
     documents: list[Document], service: Document, *, may_sleep: bool
 ) -> tuple[list[Document], tuple[str, ...]]:
-    """Point the probes at this service; leave them out if its last replica may be removed."""
+    """Point the probes at this service; omit them if the service scales to zero, because a probe keeps a replica up."""
     metadata, probes = service["metadata"], [document for document in documents if document.get("kind") == "Probe"]
     if may_sleep and probes:
-        note = f"{probes[0]['metadata']['name']} is left out: it would keep a replica up; delete it if it was applied"
+        name = probes[0]["metadata"]["name"]
+        note = f"{name} is omitted because it would keep a replica up; delete it from the cluster if it exists"
         return [document for document in documents if document not in probes], (note,)
     for probe in probes:
         if "namespace" not in metadata:
-            raise RenderError("the probe asks from another namespace, and --base names none; give an overlay's part")
+            raise RenderError(
+                "the probe runs in another namespace, but --base has no namespace; give an overlay as --base"
+            )
         url = f"http://{metadata['name']}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
         probe["spec"]["targets"]["staticConfig"]["static"] = [url]
     return documents, ()
@@ -139,9 +144,9 @@ def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
 
 
 def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
-    """Render the body of `POST /api/jobs/`, for clients without this package; the nodes' own code runs.
+    """Render the body of `POST /api/jobs/`, for clients without this package. The job runs the code on the nodes.
 
-    The recipe is part of the command, which everybody who may list jobs can read; `tailorbird submit` ships it apart.
+    The command contains the recipe, so all users who may list jobs can read it. `tailorbird submit` avoids that.
     """
     encoded = base64.b64encode(recipe_text(recipe).encode()).decode()
     body = {
@@ -155,14 +160,16 @@ def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
 @dataclass(frozen=True)
 class _Target:
     write: Callable[[Recipe, list[Document]], Rendered]
-    template: str | None = None  # under `k8s/`; None if it is no manifest
+    template: str | None = None  # under `k8s/`; None if the target is not a manifest
 
 
 TARGETS = {
     "rayjob": _Target(_rayjob, "jobs/run/rayjob.yaml"),
     "rayservice": _Target(_rayservice, "base/service/rayservice.yaml"),
     "promote": _Target(partial(_client_job, verb="promote"), "jobs/promote/promote.yaml"),
-    "prove": _Target(partial(_client_job, verb="serve"), "jobs/promote/promote.yaml"),  # a parity check
+    "prove": _Target(
+        partial(_client_job, verb="serve"), "jobs/promote/promote.yaml"
+    ),  # serves the champion after its parity check
     "watch": _Target(_watch, "jobs/watch/watch.yaml"),
     "serve": _Target(_serve),
     "submit": _Target(_submit),
@@ -170,31 +177,31 @@ TARGETS = {
 
 
 def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
-    """Return Serve's configuration of the champion at `url`, and notes."""
+    """Return the Serve configuration of the champion at `url`, and notes."""
     from tailorbird.registry.champion import champion_version, read_champion
-    from tailorbird.release.serving import additional_versions  # slow to import, and no other target needs it
+    from tailorbird.release.serving import additional_versions  # slow to import, and only used here
 
     stored = read_champion(recipe.task_uri)
     if stored is None:
-        raise RenderError(f"{recipe.task_uri} has no champion; `tailorbird promote RECIPE` makes one")
+        raise RenderError(f"{recipe.task_uri} has no champion; run `tailorbird promote RECIPE` first")
     champion, config = stored[0], recipe.serving
-    if config.api_keys is None and not config.guarded and listen_host(url) not in LOCAL:  # as `serve` refuses it
+    if config.api_keys is None and not config.guarded and listen_host(url) not in LOCAL:  # `serve` refuses this too
         raise RenderError(
-            "serving.api_keys is not set, and this Serve can be reached from other machines: `tailorbird key NAME` "
-            "makes a key; or, where a gateway keeps strangers out, set serving.guarded=true"
+            "serving.api_keys is not set, but other machines can reach this Serve; create a key with "
+            "`tailorbird key NAME`, or set serving.guarded=true if a gateway authenticates clients"
         )
     version = champion_version(champion)
-    require_unchanged(version.code)  # a manifest deploys the same code
+    require_unchanged(version.code)  # the manifest deploys the code of the version
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
     sentence = champion.verdict.sentence if champion.verdict else None
     app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
-    command = "`tailorbird serve RECIPE`, or the job of --to prove, asks it once it is up"
-    note = f"{champion.version} has answered no test rows yet: {command}"
+    command = "run `tailorbird serve RECIPE` or the job of --to prove when the service is up"
+    note = f"{champion.version} has not passed the parity gate yet: {command}"
     return serve_body([app], url=url), (note,) if champion.needs_parity else ()
 
 
 def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document:
-    """Return the recipe as a ConfigMap, and mount it in the pod."""
+    """Mount the recipe in the pod; return its ConfigMap."""
     metadata = owner["metadata"]
     name = f"recipe-{metadata['name']}-{digest(recipe)[:NUM_DIGITS]}"
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
@@ -205,6 +212,6 @@ def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document
 
 
 def _run_name(recipe: Recipe, *, image: str = "") -> str:
-    """Return a run's name: the same for the same recipe and image, so that it does not run twice."""
+    """Return the name of a run; the same recipe and image give the same name, so the run does not start twice."""
     suffix = digest({"recipe": recipe.model_dump(mode="json"), "image": image})[:NUM_DIGITS]
     return f"{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - NUM_DIGITS - 1)}-{suffix}"

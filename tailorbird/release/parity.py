@@ -1,4 +1,4 @@
-"""Parity check before a version is served: over HTTP it must answer test rows as it did in its evaluation."""
+"""Parity gate: before it is served, a version must answer test rows over HTTP as it did in its evaluation."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ from tailorbird.registry.versions import ModelVersion, now, read_parts
 
 
 class Tolerance(NamedTuple):
-    """Allowed difference of probabilities from the evaluated ones: other batches round differently."""
+    """Maximum difference between served and evaluated probabilities, which is due to rounding in other batches."""
 
     row: float
     mean: float  # over all rows
@@ -37,9 +37,10 @@ class Tolerance(NamedTuple):
 
 MAX_PROBES = 64
 TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(row=0.2, mean=0.01)}
-"""By the version's dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: other batches move a
-probability in float32 by up to 5e-6; in bfloat16 by up to 0.05, and by 0.003 on average. There rounding moves few rows
-far, and faults move most rows: a temperature of 1.1 for 1 by 0.015 on average, texts cut to 16 tokens by 0.03."""
+"""Tolerances by dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: another batch changes
+probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on average. In bfloat16, rounding
+changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
+to 16 tokens by 0.03."""
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
@@ -48,7 +49,7 @@ MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
 
 
 class ParityRefused(ValueError):
-    """The version does not answer as it was evaluated, or it cannot be checked; the message lists rows."""
+    """Raised if a version does not answer as evaluated, or cannot be checked; the message lists rows."""
 
 
 class ParityProbe(NamedTuple):
@@ -57,15 +58,15 @@ class ParityProbe(NamedTuple):
     row_id: str
     text: str
     body: Mapping[str, JsonValue]
-    output: str  # the label; for chat, sha256 of the answer's words
-    confidence: float | None  # the label's probability after temperature; None for chat
+    output: str  # the label, or for chat the sha256 of the answer's words
+    confidence: float | None  # probability of the label, calibrated; None for chat
 
 
 class ServedAnswer(NamedTuple):
     """The answer to a probe over HTTP."""
 
-    output: str  # as in `ParityProbe`; empty if the request was refused
-    text: str  # for messages: the label, the answer's text, or why the request was refused
+    output: str  # see `ParityProbe`; empty if the request was refused
+    text: str  # for messages: label, answer, or reason of a refused request
     scores: Mapping[str, float] = {}  # (classification only) probability of each class
 
 
@@ -73,17 +74,17 @@ Difference = tuple[ParityProbe, ServedAnswer]
 
 
 def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[ParityProbe, ...]:
-    """Return probes of all classes, selected by the version's digest: always the same.
+    """Return probes of all classes, selected by a hash with the version's digest, so always the same.
 
-    `uri` is the folder of the run, or the version, whose evidence it is. Raises ParityRefused if the test rows changed
-    since the evaluation, DataError if they cannot be read.
+    `uri` is the run or the version that the evidence belongs to. Raises ParityRefused if the test rows changed after
+    the evaluation, DataError if they cannot be read.
     """
     recipe = evidence.recipe
     rows = read_test(recipe.data, task=data_task(recipe.task))
     if rows_sha256(rows) != evidence.data.sha256["test"]:
         raise ParityRefused(
-            f"the test rows changed since {version.version} was evaluated on them, so nobody can tell whether it is "
-            "served as it was; restore them, or run the recipe again"
+            f"the test rows changed after {version.version} was evaluated on them, so its parity cannot be checked; "
+            "restore them, or run the recipe again"
         )
     evaluated, ambiguous = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
@@ -94,7 +95,7 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
 def select_rows(
     row_ids: Sequence[str], *, labels: Sequence[str], digest: str, without: frozenset[int] = frozenset()
 ) -> list[int]:
-    """Return the indices of at most `MAX_PROBES` rows, one of each label in turn, ordered by a hash with `digest`."""
+    """Return the indices of at most `MAX_PROBES` rows: labels in turn, each in the order of a hash with `digest`."""
 
     def hash_of(row: int) -> str:
         return hashlib.sha256(f"{digest} {row_ids[row]}".encode()).hexdigest()
@@ -108,15 +109,15 @@ def select_rows(
 
 
 def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
-    """Send the probes to the version at `url` and return how it answered.
+    """Send the probes to the version at `url` and compare its answers with the evaluated ones.
 
-    If API keys are in force, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if it does
-    not answer as evaluated, or there are no probes; DeployError if there is no answer.
+    If the service requires API keys, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if
+    answers differ or there are no probes; DeployError if the service does not answer.
     """
     if not probes:
         raise ParityRefused(
-            f"of {version.version} no test row can be asked: each lies so near the hybrid's threshold that "
-            "rounding may route it otherwise; promote one of its parts, or run the recipe with more test rows"
+            f"{version.version} has no test row to check: every row is so near the hybrid's threshold that rounding "
+            "may change its route; promote one of its parts, or run the recipe with more test rows"
         )
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
@@ -128,7 +129,7 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
 
 
 def tolerance_of(version: ModelVersion) -> Tolerance:
-    """Return the tolerance of the version's dtype; of a hybrid, the larger of its parts'."""
+    """Return the tolerance of the version's dtype; for a hybrid, the larger tolerance of its parts."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return max(TOLERANCE[part.dtype] for part in parts)
 
@@ -136,11 +137,11 @@ def tolerance_of(version: ModelVersion) -> Tolerance:
 def compare_answers(
     probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: Tolerance
 ) -> tuple[ParityResult, list[Difference]]:
-    """Return how many probes were answered as evaluated, and the probes that were not.
+    """Return the number of matching answers and the probes whose answers differ.
 
-    The same label must have the same probability within the row tolerance. Another label matches only if the served
-    probabilities of both differ by no more than that (a tie, which no batch need order alike). If the matching rows
-    moved by more than the mean tolerance on average, each row that did is a difference too.
+    The probability of the evaluated label must be within the row tolerance. Another label matches only in a tie: the
+    served probabilities of both labels differ by at most the row tolerance. If the probabilities of the matching rows
+    differ by more than the mean tolerance on average, each row above the mean tolerance is a difference too.
     """
     known, compared, ties = [], [], 0
     for probe, answer in zip(probes, answers, strict=True):
@@ -168,10 +169,10 @@ def compare_answers(
 
 
 def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -> str:
-    """Return why the version is not served, with the first differing rows."""
+    """Return the message of a failed check, with the first differing rows."""
     lines = [
-        f"{version} answers {len(differing)} of {num_probes} test rows otherwise than it was evaluated, so it does not "
-        "become the one that serves:"
+        f"{version} answers {len(differing)} of {num_probes} test rows differently than in its evaluation, so it "
+        "is not promoted:"
     ]
     for probe, answer in differing[:MAX_LISTED_ROWS]:
         before, after = f"words with sha256 {probe.output[:12]}", answer.text
@@ -182,23 +183,25 @@ def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -
     num_unlisted = len(differing) - MAX_LISTED_ROWS
     lines += [f"  and {num_unlisted} more"] if num_unlisted > 0 else []
     lines.append(
-        "Look for what differs between evaluation and service (code, base model, dtype), or run the recipe again."
+        "Check what differs between evaluation and service (code, base model, dtype), or run the recipe again."
     )
     return "\n".join(lines)
 
 
 def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
-    """Return the version's stored predictions of the test rows, and the indices of rows whose confidence is on a
-    hybrid's threshold, which another batch may route differently."""
+    """Return the stored predictions of the test rows, and the indices of ambiguous rows.
+
+    The confidence of an ambiguous row is so near a hybrid's threshold that another batch may route it differently.
+    """
     roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
-    if not roles and version.exported_from is not None:  # exported after that run, with predictions of the same rows
+    if not roles and version.exported_from is not None:  # exported after the run, with predictions of the same rows
         return load_predictions(f"{version.uri}/predictions/candidate.parquet"), frozenset()
     if not roles:
-        raise ParityRefused(f"{uri} has no answers of {version.uri}; run the recipe again")
+        raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":
         return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
     routing = evidence.routing
-    assert routing is not None  # a version in this role has one
+    assert routing is not None  # a hybrid has a routing rule
     tables = {role: load_predictions(f"{uri}/predictions/{role}.parquet") for role in ("incumbent", "candidate")}
     parts = {role: ModelPredictions(table) for role, table in tables.items()}
     ambiguous: frozenset[int] = frozenset()
@@ -224,8 +227,8 @@ def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
 
 
 def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
-    """Return the answer to one probe; retry while the service is busy or restarts a replica."""
-    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # so that readers of the request log can leave it out
+    """Send one probe and return the answer; retry while the service is busy or a replica restarts."""
+    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # lets readers of the request log exclude it
     key = os.environ.get(KEY)
     auth = bearer(key) if key else None
     response: requests.Response | None = None
@@ -237,15 +240,17 @@ def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS:
                 fault = type(error).__name__
-                raise DeployError(f"{url} does not answer ({fault}); is Serve reachable from here?") from None
+                raise DeployError(f"{url} does not answer ({fault}); check that this machine can reach Serve") from None
             continue
-        is_loading = response.status_code == 404 and "model_not_found" in response.text  # on one of several replicas
+        is_loading = (
+            response.status_code == 404 and "model_not_found" in response.text
+        )  # a replica has not loaded it yet
         if response.status_code not in BUSY and not is_loading:
             break
     assert response is not None
     if response.status_code in (401, 403, *BUSY):
         unauthorized = response.status_code in (401, 403)
-        advice = f"set {KEY} to a key that it takes" if unauthorized else "ask when it is less busy"
+        advice = f"set {KEY} to a valid API key" if unauthorized else "try again when the service is less busy"
         raise DeployError(f"{url} does not answer test rows ({response.status_code}): {advice}")
     if response.status_code != 200:
         return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")

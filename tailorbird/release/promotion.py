@@ -1,4 +1,4 @@
-"""Promote the winner of a run to champion by compare-and-swap, or roll back to the former champion, and serve it."""
+"""Promote the winner of a run to champion, or roll back to the former champion, and switch the service to it."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evi
 from tailorbird.release.serving import stage_version, switch_service
 from tailorbird.storage.s3 import PreconditionFailed
 
-SAY_WHY = "say why it may serve again: `tailorbird promote RECIPE --override REASON`"
+OVERRIDE = "`tailorbird promote RECIPE --override REASON`"
 
 
 def promote_version(
@@ -37,26 +37,27 @@ def promote_version(
 ) -> Champion:
     """Make `version` (a URI; by default the winner of the latest run) the champion.
 
-    `engine` runs it, see `engine_selection.choose_engine`; by default a champion with these weights keeps its engine,
-    and another version runs as it was evaluated. If the task is served, the version must pass a parity check on test
-    rows first, next to the champion that serves; then the champion is changed, and then the service. Without a Ray
-    cluster, or if the task is not served, `serve_champion` checks it.
+    `engine` is the serving engine (see `engine_selection.choose_engine`). By default, a champion with the same weights
+    keeps its engine, and another version uses the engine of its evaluation. If the task is served, the version must
+    first pass the parity gate next to the current champion; then the champion is changed, and then the service.
+    Otherwise `serve_champion` runs the parity gate.
 
-    `override` is the reason to promote a version whose verdict is not confirmatory, or that was rolled back; it is
-    stored with the champion, and ignored for any other version. Raises PromotionRefused if no verdict chose the
-    version, the verdict expired, is not confirmatory and not overridden, or compared with another champion than the
-    present one, and if another promotion was first; ParityRefused, EngineError as `choose_engine`, DeployError and
-    SessionError as `deploy`.
+    `override` is the reason to promote a version whose verdict is not confirmatory, or that was rolled back. It is
+    stored with the champion, and ignored if no override is required.
+
+    Raises PromotionRefused if no verdict chose the version, if the verdict expired, requires an override or compared
+    the version with another champion, and if another promotion came first; ParityRefused; EngineError as
+    `choose_engine` does; DeployError and SessionError as `deploy` does.
     """
     if override is not None and not override.strip():
-        raise PromotionRefused("the override is empty; give the reason, which is kept with the champion")
-    stored = read_champion(task_uri)  # before the decision: a later change makes the write fail
+        raise PromotionRefused("--override is empty; give a reason, which is stored with the champion")
+    stored = read_champion(task_uri)  # read before the decision, so that a concurrent change makes the write fail
     champion, etag = stored or (None, None)
     evaluation = _find_evaluation(task_uri, version=version.rstrip("/") if version else None)
     if champion is not None and _weights_of(champion) == evaluation.weights.digest:
         if engine is None:
             return _keep(task_uri, champion)
-        reason = ChangeReason(change="engine", text=f"another engine than {champion.version} had")
+        reason = ChangeReason(change="engine", text=f"another engine for the weights of {champion.version}")
     else:
         reason = _promotion_reason(evaluation, champion=champion, override=override)
     chosen = evaluation.version
@@ -66,11 +67,11 @@ def promote_version(
     if champion is not None and champion.digest == chosen.digest:
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
-        raise PromotionRefused(f"{chosen.version} was rolled back; {SAY_WHY}")
+        raise PromotionRefused(f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}")
     with stage_version(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
-            is_evaluated = chosen.digest == evaluation.version.digest  # otherwise it was exported now
+            is_evaluated = chosen.digest == evaluation.version.digest  # otherwise it was just exported
             source = evaluation.evidence if is_evaluated else evaluation.weights_evidence
             parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
         promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
@@ -81,12 +82,12 @@ def promote_version(
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The version that a verdict chose, and the one with the same weights that torch runs."""
+    """The version that a verdict chose, and the version with the same weights for torch."""
 
     version: ModelVersion
     evidence: Evidence
-    weights: ModelVersion  # the version itself, unless it was exported for another engine
-    weights_evidence: Evidence  # of the run that evaluated `weights`
+    weights: ModelVersion  # `version` itself, unless it was exported for another engine
+    weights_evidence: Evidence  # from the run that evaluated `weights`
 
 
 def _find_evaluation(task_uri: str, *, version: str | None) -> _Evaluation:
@@ -106,7 +107,7 @@ def _promoted(
     reason: ChangeReason,
     parity: ParityResult | None,
 ) -> Champion:
-    """Return the version as champion; with another engine for the same weights, the former champion's verdict stays."""
+    """Return the version as champion; a change of engine only keeps the verdict of the former champion."""
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if version.exported_from is not None:
         runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
@@ -130,23 +131,24 @@ def _promoted(
 
 
 def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
-    """Make the former champion the champion again, or the incumbent of the first champion's verdict; switch the
-    service, if the task is served.
+    """Make the former champion the champion again, and switch the service to it if the task is served.
 
-    Neither a verdict nor parity is required. `reason` is stored with the champion; `of` is the champion that it is
-    about. Raises PromotionRefused if there is no former champion, it changed since, or `of` is not the champion any
-    more; DeployError and SessionError as `deploy`.
+    The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity gate is required.
+    `reason` is stored with the champion. `of` is the champion to roll back.
+
+    Raises PromotionRefused if there is no former champion, if its files changed, or if `of` is no longer the champion;
+    DeployError and SessionError as `deploy` does.
     """
     if not reason.strip():
-        raise PromotionRefused("the reason is empty; say why, which is kept with the champion")
+        raise PromotionRefused("--reason is empty; give a reason, which is stored with the champion")
     champion, former, etag = rollback_target(task_uri)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
-        raise PromotionRefused(f"nothing is done: {champion.version} serves by now, the reason is about {of.version}")
+        raise PromotionRefused(f"not rolled back: {of.version} is no longer the champion, {champion.version} is")
     version = read_version(former.uri)
     rolled_back = [champion.digest]
     weights = _weights_of(champion)
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
-        rolled_back.append(weights)  # not only the engine is rolled back, but the weights
+        rolled_back.append(weights)  # the weights are rolled back too, not only the engine
     restored = Champion(
         **dict(former),
         version=version.version,
@@ -161,34 +163,39 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
 
 
 def rollback_target(task_uri: str) -> tuple[Champion, FormerChampion, str]:
-    """Return the champion, what `roll_back` would restore, and the ETag; raise PromotionRefused if there is neither."""
+    """Return the champion, the version that `roll_back` restores, and the ETag of the champion.
+
+    Raise PromotionRefused if there is no champion or nothing to restore.
+    """
     stored = read_champion(task_uri)
     if stored is None:
-        raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to go back from")
+        raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
     former = champion.former[-1] if champion.former else _first_incumbent(champion)
     if read_version(former.uri).digest != former.digest:
-        raise PromotionRefused(f"{former.uri} is not what served: its digest changed; restore it from a copy")
+        raise PromotionRefused(
+            f"{former.uri} was changed after it was the champion: its digest differs; restore it from a copy"
+        )
     return champion, former, etag
 
 
 def _first_incumbent(champion: Champion) -> FormerChampion:
-    """Return the incumbent that the first champion was compared with, which no verdict chose."""
+    """Return the incumbent that the first champion was compared with."""
     incumbent = read_run_evidence(champion.run).versions["incumbent"] if champion.run else None
     if incumbent is None or incumbent.uri == champion.uri:
-        raise PromotionRefused(f"nothing served before {champion.uri}; run the recipe and promote what it chooses")
+        raise PromotionRefused(f"there was no champion before {champion.uri}; run the recipe and promote its winner")
     return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=_pretrained(incumbent))
 
 
 def _keep(task_uri: str, champion: Champion) -> Champion:
-    """Return the champion unchanged; switch the service to it, in case an earlier switch failed."""
+    """Return the champion unchanged; switch the service to it in case an earlier switch failed."""
     if champion.parity is not None:
         switch_service(task_uri, champion_version(champion), champion=champion)
     return champion
 
 
 def _weights_of(champion: Champion) -> str | None:
-    """Return `weights_digest` of the champion; None if the version is damaged."""
+    """Return the champion's weights digest, or None if the version is damaged."""
     with suppress(ValueError):
         return weights_digest(read_version(champion.uri))
     return None
@@ -202,43 +209,40 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
     try:
         write_champion(task_uri, champion, etag=etag)
     except PreconditionFailed:
-        raise PromotionRefused("another promotion came first; look at `tailorbird models` and ask again") from None
+        raise PromotionRefused("another promotion came first; run `tailorbird models`, then promote again") from None
 
 
 def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
     """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
 
-    An override is required for a verdict that is not confirmatory; for a version that was rolled back, which a
-    scheduled promotion must not restore; and for an incumbent that replaces the champion, since the two were compared
-    on validation only.
+    An override is required if the verdict is not confirmatory; if the version was rolled back, which a scheduled
+    promotion must not undo; and if an incumbent replaces the champion, because they were compared on validation only.
     """
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if champion is not None and champion.uri not in (evidence.champion, evidence.versions["incumbent"].uri):
         raise PromotionRefused(
-            f"the verdict compared with {evidence.champion or 'no champion'}, but {champion.uri} serves now; "
-            "run the recipe again: it will compare with that"
+            f"the verdict compared with {evidence.champion or 'no champion'}, but the champion is now {champion.uri}; "
+            "run the recipe again to compare with it"
         )
     expires = datetime.fromisoformat(evidence.expires_at)
     if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= datetime.now(UTC):
         raise PromotionRefused(
-            f"the verdict of {evidence.run} expired at {evidence.expires_at}; give fresh test rows and run the recipe "
-            "again: the same rows would only say the same"
+            f"the verdict of {evidence.run} expired at {evidence.expires_at}; run the recipe again with fresh test rows"
         )
     refusal = None
     digests = {evaluation.version.digest, evaluation.weights.digest}
     if champion is not None and digests & set(champion.rolled_back):
-        refusal = f"that version was rolled back; {SAY_WHY}"
+        refusal = f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
     elif champion is not None and evidence.winning_role == "incumbent":
         refusal = (
-            f"{champion.version} serves on: {verdict.outcome} says that the candidate does not replace "
-            f"{evidence.winner.uri}, which was ahead of {champion.version} on validation alone and was not compared "
-            "with it on test rows; to serve it all the same: `tailorbird promote RECIPE --override REASON`"
+            f"{champion.version} stays the champion: the verdict is {verdict.outcome} for the incumbent "
+            f"{evidence.winner.uri}, which was compared with {champion.version} on validation only, not on test rows; "
+            f"to promote it anyway: {OVERRIDE}"
         )
     elif not verdict.confirmatory:
         refusal = (
-            f"the verdict of {evidence.run} is not confirmatory: its test rows had been looked at before, so its "
-            "numbers flatter; give fresh test rows and run again, or say why it may stand: "
-            "`tailorbird promote RECIPE --override REASON`"
+            f"the verdict of {evidence.run} is not confirmatory: an earlier run accessed its test rows, so its scores "
+            f"are optimistic; run the recipe again with fresh test rows, or give a reason to accept it: {OVERRIDE}"
         )
     if refusal is not None and override is None:
         raise PromotionRefused(refusal)

@@ -19,16 +19,18 @@ from tailorbird.storage.s3 import PreconditionFailed
 
 
 def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelVersion]:
-    """Deploy the champion, with the recipe's pretrained model and challenger; return its base URL and version.
+    """Deploy the champion with the recipe's pretrained model and challenger; return the base URL and the champion.
 
-    A champion that was promoted while the task was not served must pass the parity check first: next to the version
-    that serves, which keeps serving if the champion is refused, or else before the URL is returned. Raises
-    PromotionRefused without a champion, RegistryError if it was changed or the challenger is missing, ParityRefused,
-    DeployError as `deploy`.
+    A champion that was promoted while the task was not served must pass the parity gate first. If another version is
+    in service, the champion is checked next to it, and the other version stays in service if the check fails. Otherwise
+    the champion is checked before the URL is returned.
+
+    Raises PromotionRefused if there is no champion, RegistryError if it was changed or the challenger is missing,
+    ParityRefused, and DeployError as `deploy` does.
     """
     stored = read_champion(task_uri)
     if stored is None:
-        raise PromotionRefused(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one")
+        raise PromotionRefused(f"{task_uri} has no champion; run `tailorbird promote RECIPE` first")
     champion, etag = stored
     version = champion_version(champion)
     additional = additional_versions(config, task_uri=task_uri, champion=champion, version=version)
@@ -40,14 +42,14 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version) as url:
         parity = None if url is None else check_parity(probes, url=url, version=version)
-    url = deploy_with(additional=replace(additional, challenger=None))  # no experiment before the champion passed
+    url = deploy_with(additional=replace(additional, challenger=None))  # no challenger before the champion has passed
     if parity is None:
         try:
             parity = check_parity(probes, url=url, version=version)
         except ValueError:
             undeploy(application_name(task_uri))
             raise
-    with suppress(PreconditionFailed):  # another version was promoted meanwhile, so the result is void
+    with suppress(PreconditionFailed):  # another version was promoted meanwhile; drop the result
         write_champion(task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
     return url if additional.challenger is None else deploy_with(additional=additional), version
 
@@ -55,8 +57,10 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
 def additional_versions(
     config: ServingConfig, *, task_uri: str, champion: Champion, version: ModelVersion
 ) -> AdditionalVersions:
-    """Return what is served next to the champion; a challenger with the champion's weights is none. Raises as
-    `challenger_version`."""
+    """Return the versions that are served next to the champion; omit a challenger that has the champion's weights.
+
+    Raises the errors of `challenger_version`.
+    """
     challenger = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
     if challenger is not None and weights_digest(challenger) == weights_digest(version):
         challenger = None
@@ -65,26 +69,29 @@ def additional_versions(
 
 
 def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
-    """Return the version that `serving.challenger.version` names, by its name or URI or as `candidate`; raise
-    PromotionRefused or RegistryError if there is none."""
+    """Return the version that `serving.challenger.version` names: a name, a URI or `candidate`.
+
+    Raises PromotionRefused or RegistryError if there is no such version.
+    """
     if name == "candidate":
         return read_winner(evidence_for(task_uri, version=None))
     versions = f"{TaskPaths(task_uri).versions}/"
     uri = name.rstrip("/") if "://" in name else f"{versions}{name}"
     if not uri.startswith(versions) or "/" in uri.removeprefix(versions):
         raise PromotionRefused(
-            f"serving.challenger.version {name!r} is none of {versions}; `tailorbird models` lists them"
+            f"serving.challenger.version {name!r} is not a version under {versions}; "
+            "run `tailorbird models` to list the versions"
         )
     return read_version(uri)
 
 
 def stage_version(task_uri: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
-    """Return `staged`, or a context manager of None without a Ray cluster."""
+    """Return the context manager `staged`; without a Ray cluster, one that yields None."""
     return staged(task_uri, version=version) if has_dashboard() else nullcontext()
 
 
 def switch_service(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
-    """Switch the service, if there is one, to its new champion."""
+    """Switch the service, if the task is served, to the new champion."""
     if not has_dashboard():
         return
     sentence = champion.verdict.sentence if champion.verdict else None
@@ -92,6 +99,6 @@ def switch_service(task_uri: str, version: ModelVersion, *, champion: Champion) 
         switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=sentence)
     except (DeployError, SessionError) as error:
         raise DeployError(
-            f"{version.version} is the champion now, but the service stays with what it had: {error}; "
-            "`tailorbird serve RECIPE` tries again"
+            f"{version.version} is the champion now, but the service was not switched to it: {error}; "
+            "run `tailorbird serve RECIPE` to try again"
         ) from None

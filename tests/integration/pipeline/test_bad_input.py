@@ -198,8 +198,8 @@ def test_verbs_on_a_task_that_has_nothing_yet_say_which_verb_makes_it(
     assert stack.s3_endpoint
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")
-    for verb, expected in (("promote", "no run is finished"), ("serve", "has no champion")):
+    for verb, expected in (("promote", "has no finished run"), ("serve", "has no champion")):
         result = CliRunner().invoke(app.app, [verb, str(path)])
-        refused(result, name, expected, "makes one")
+        refused(result, name, expected, "; run `tailorbird ")
     listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
     assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})

@@ -223,7 +223,7 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     )  # who complains is no sample
     assert report.feedback.estimate is not None  # which nothing acted on
 
-    with connect(), pytest.raises(ReevaluationError, match="0 audited rows are left"):
+    with connect(), pytest.raises(ReevaluationError, match="only 0 audited rows are new"):
         reevaluate_champion(task.recipe, progress=SILENT)
     _audit(task, tmp_path)
     report, recommendation = watch_tomorrow(task.recipe)

@@ -65,7 +65,7 @@ def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: st
 @pytest.mark.parametrize("override", ["", "  \n"])
 def test_an_override_without_a_reason_is_refused(task_uri: str, chosen: ModelVersion, override: str) -> None:
     concluded(task_uri, chosen, confirmatory=False)
-    with pytest.raises(PromotionRefused, match="the override is empty; give the reason"):
+    with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
         promote_version(task_uri, override=override)
     assert read_champion(task_uri) is None
 
@@ -75,7 +75,7 @@ def test_an_expired_verdict_promotes_nobody_whatever_the_reason(
     task_uri: str, chosen: ModelVersion, written: Any
 ) -> None:
     concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
-    with pytest.raises(PromotionRefused, match=r"expired at 20.*; give fresh test rows"):
+    with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again with fresh test rows"):
         promote_version(task_uri, override="in a hurry")
     assert read_champion(task_uri) is None
     concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
@@ -101,7 +101,7 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     versions = {"incumbent": candidate_record(rung), "candidate": candidate_record(tuned)}
     verdict = verdict_of(outcome[0], rule=outcome[1])
     concluded(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
-    with pytest.raises(PromotionRefused, match=rf"{chosen.version} serves on: .* on validation alone .* --override"):
+    with pytest.raises(PromotionRefused, match=rf"{chosen.version} stays the champion: .* on validation only, .* --override"):
         promote_version(task_uri)
     stored = read_champion(task_uri)
     assert stored is not None
@@ -121,7 +121,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
-    with pytest.raises(PromotionRefused, match=rf"nothing is done: {promoted.version} serves by now"):
+    with pytest.raises(PromotionRefused, match=rf"not rolled back: .* is no longer the champion, {promoted.version} is"):
         roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
     assert (promoted.former[0].pretrained, promoted.pretrained) == (
@@ -144,7 +144,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     back = roll_back(task_uri, reason="and again")
     assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.former[0].pretrained)
     assert back.rolled_back == (second.digest, first.digest)
-    with pytest.raises(PromotionRefused, match="nothing served before"):
+    with pytest.raises(PromotionRefused, match="there was no champion before"):
         roll_back(task_uri, reason="further")
     assert (
         promote_version(task_uri, override="the complaint was wrong").uri == first.uri
@@ -161,9 +161,9 @@ def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
     wrong = CandidateRecord("full", other.uri, "0" * 64)
     concluded(task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong})
     champion = promote_version(task_uri)
-    with pytest.raises(PromotionRefused, match="the reason is empty"):
+    with pytest.raises(PromotionRefused, match="--reason is empty"):
         roll_back(task_uri, reason=" ")
-    with pytest.raises(PromotionRefused, match="is not what served: its digest changed"):
+    with pytest.raises(PromotionRefused, match="was changed after it was the champion: its digest differs"):
         roll_back(task_uri, reason="why")
     stored = read_champion(task_uri)
     assert stored is not None
@@ -241,5 +241,5 @@ def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torc
     )
     assert promote_version(task_uri).uri == faster.uri
     again = promote_version(task_uri, engine="torch")
-    assert (again.uri, again.reason.sentence()) == (chosen.uri, f"another engine than {faster.version} had")
+    assert (again.uri, again.reason.sentence()) == (chosen.uri, f"another engine for the weights of {faster.version}")
     assert again.run == stored[0].run

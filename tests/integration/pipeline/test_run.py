@@ -317,6 +317,6 @@ def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
 def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) -> None:
     recipe: Recipe = small_run.recipe
     before = read_champion(recipe.task_uri)
-    with pytest.raises(PromotionRefused, match="no run is finished"):
+    with pytest.raises(PromotionRefused, match="has no finished run"):
         promote_version(f"{recipe.registry}/nothing-here")
     assert read_champion(recipe.task_uri) == before

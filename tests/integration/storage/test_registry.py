@@ -169,7 +169,7 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     newer = register(task_uri, version_folder(tmp_path / "newer", value=2))
     set_champion(task_uri, newer, etag=None, reason="by a later run", run="s3://none")
     write_run(task_uri, candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
-    with pytest.raises(PromotionRefused, match=r"compared with no champion, but .* serves now; run the recipe again"):
+    with pytest.raises(PromotionRefused, match=r"compared with no champion, but the champion is now .*; run the recipe again"):
         promote_version(task_uri)
     champion = read_champion(task_uri)
     assert champion is not None
@@ -230,7 +230,7 @@ def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path
 
 
 def test_a_version_without_a_run_is_not_promoted(bucket: str, versions: list[ModelVersion]) -> None:
-    with pytest.raises(PromotionRefused, match="no run is finished"):
+    with pytest.raises(PromotionRefused, match="has no finished run"):
         promote_version(f"{bucket}/task", version=versions[0].uri)
 
 

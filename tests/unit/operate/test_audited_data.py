@@ -1,4 +1,4 @@
-"""Which audited rows a re-evaluation uses, and the training that it proposes."""
+"""Selection of audited rows, and the recipe that a re-evaluation proposes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ AUDITED = Rows(
 
 
 def recipe_of(folder: Path, **data: Any) -> Recipe:
-    """A recipe of rows with integer codes and patients."""
+    """Return a recipe whose labels and patients are integer columns."""
     train = folder / "train.parquet"
     columns = {"note": [f"note {row}" for row in range(40)], "code": [row % 4 for row in range(40)]}
     columns |= {"ward": ["west"] * 40, "patient": [row // 2 for row in range(40)], "block": ["x"] * 40}
@@ -32,14 +32,14 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
 
 
 def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
-    """Return the proposed recipe. The registry is a folder, and read as if it were a bucket."""
+    """Return the proposed recipe, with a folder as registry."""
     here = recipe.model_copy(update={"registry": folder.as_uri()})
     uri = propose_training(here, rows, uri=f"{here.task_uri}/reevaluations/today")
     text = storage.read_bytes(uri).replace(f"registry: {folder.as_uri()}".encode(), b"registry: s3://models")
     return parse_recipe(text, path=uri)
 
 
-def test_the_proposed_recipe_trains_on_the_audited_rows_too(tmp_path: Path) -> None:
+def test_the_proposed_recipe_also_trains_on_the_audited_rows(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     wider = propose(tmp_path, recipe)
     assert wider.data.train_uris[0] == recipe.data.train
@@ -50,14 +50,14 @@ def test_the_proposed_recipe_trains_on_the_audited_rows_too(tmp_path: Path) -> N
     assert wider.model_copy(update={"data": recipe.data}) == recipe
 
 
-def test_an_audited_row_shares_its_document_with_none(tmp_path: Path) -> None:
+def test_each_audited_row_has_a_unique_split_key(tmp_path: Path) -> None:
     wider = propose(tmp_path, recipe_of(tmp_path, split_by="patient"))
     keys = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train.split_keys
     assert keys is not None
     assert len(set(keys[-2:]) - set(keys[:-2])) == 2
 
 
-def test_what_a_client_stated_that_is_no_value_of_a_groups_type_is_left_out(tmp_path: Path) -> None:
+def test_a_group_value_of_the_wrong_type_becomes_null(tmp_path: Path) -> None:
     stated = replace(AUDITED, groups={"patient": ("7", "unstated")})
     wider = propose(tmp_path, recipe_of(tmp_path, groups=["patient"]), rows=stated)
     labelled = pq.read_table(Path(unquote(urlsplit(wider.data.train_uris[1]).path)))
@@ -65,7 +65,7 @@ def test_what_a_client_stated_that_is_no_value_of_a_groups_type_is_left_out(tmp_
     assert labelled.schema.field("code").type == pa.int64()
 
 
-def test_rows_are_evaluated_once_and_not_where_training_saw_them_before_redaction() -> None:
+def test_a_row_is_evaluated_once_and_not_if_its_text_is_in_a_split_before_redaction() -> None:
     def rows(**texts: str) -> Rows:
         return Rows(row_ids=tuple(texts), texts=tuple(texts.values()), labels=("x",) * len(texts))
 

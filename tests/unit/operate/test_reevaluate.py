@@ -1,4 +1,4 @@
-"""What a re-evaluation says of the champion, and at which level."""
+"""Outcome and significance level of re-evaluations."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None
 PROTOCOL = protocol_for(1_000, gates=ONLY_GROUPS)
 
 
-def test_a_champion_holds_while_it_wins_and_not_where_what_was_before_is_as_good() -> None:
+def test_a_champion_holds_if_it_is_better_and_not_if_it_is_worse() -> None:
     assert holds(verdict_of(500, 300, 100, 100)) is True
     worse = verdict_of(500, 100, 300, 100)
     assert (worse.outcome, holds(worse)) == (Outcome.STAY, False)
@@ -23,8 +23,8 @@ def test_a_champion_holds_while_it_wins_and_not_where_what_was_before_is_as_good
     assert (unclear.outcome, holds(unclear)) == (Outcome.INSUFFICIENT_EVIDENCE, None)
 
 
-def test_a_champion_that_is_proven_better_than_what_would_serve_instead_is_not_withdrawn() -> None:
-    """STAY may mean too small a gain, or no better than a bag of words: a rollback would make it worse."""
+def test_a_champion_that_is_proven_better_is_not_withdrawn() -> None:
+    """STAY is also the outcome of a gain that is too small or does not beat the reference."""
     small = verdict_of(90_000, 1_200, 800, 8_000)
     assert (small.outcome, small.interval[0] > 0, holds(small)) == (Outcome.STAY, True, None)
     words = predictions("tfidf", np.ones(1_000, dtype=bool))
@@ -32,21 +32,21 @@ def test_a_champion_that_is_proven_better_than_what_would_serve_instead_is_not_w
     assert (beaten.outcome, holds(beaten)) == (Outcome.STAY, None)
 
 
-def test_a_champion_that_may_be_there_for_its_cost_is_not_withdrawn_for_being_no_better() -> None:
+def test_a_champion_of_unknown_cost_is_not_withdrawn_if_it_is_not_worse() -> None:
     as_good = verdict_of(90_000, 1_000, 1_000, 8_000)
     assert (as_good.outcome, as_good.cost_ratio, holds(as_good)) == (Outcome.STAY, None, None)
-    dear = as_good.model_copy(update={"cost_ratio": (1.0, 0.98, 1.02)})
-    assert holds(dear) is False
+    costly = as_good.model_copy(update={"cost_ratio": (1.0, 0.98, 1.02)})
+    assert holds(costly) is False
 
 
-def test_all_re_evaluations_of_a_champion_together_have_the_protocols_level() -> None:
+def test_the_levels_of_all_reevaluations_sum_to_the_level_of_the_protocol() -> None:
     levels = [with_spent_alpha(PROTOCOL, number=number).alpha for number in range(1, 1_001)]
     assert levels[:3] == pytest.approx([0.025, 0.05 / 6, 0.05 / 12])
     assert 0.0499 < sum(levels) < 0.05
 
 
-def test_no_group_withdraws_a_champion_that_is_better_in_each() -> None:
-    """Of eight groups of 125 rows, a group often looks three points worse although each gained five."""
+def test_no_group_withdraws_a_champion_that_is_better_in_all_groups() -> None:
+    """Of eight groups of 125 rows, one often appears three points worse although all gain five."""
     generator, n = np.random.default_rng(3), 1_000
     withdrawn = {True: 0, False: 0}
     for _ in range(60):
@@ -63,7 +63,7 @@ def test_no_group_withdraws_a_champion_that_is_better_in_each() -> None:
     assert withdrawn[True] == 0
 
 
-def test_a_group_that_is_proven_worse_withdraws_the_champion() -> None:
+def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:
     harmed = np.arange(1_000) < 300
     groups = {"site": tuple("a" if row else "b" for row in harmed)}
     tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", harmed), ("new", ~harmed))]

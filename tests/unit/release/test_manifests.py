@@ -1,4 +1,4 @@
-"""A rendered recipe is that recipe again, on a cluster that has room for it."""
+"""A rendered manifest contains the recipe and has room for its workers."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def groups(documents: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
 @pytest.mark.parametrize(
     ("to", "part"), [("rayjob", "prod/job"), ("rayjob", "dev/job"), ("prove", "prod/promote"), ("watch", "prod/watch")]
 )
-def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
+def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(
     to: str, part: str, overrides: tuple[str, ...]
 ) -> None:
     documents = rendered(to, *overrides, part=part)
@@ -63,13 +63,13 @@ def test_a_manifest_mounts_the_recipe_where_its_command_reads_it(
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe(*overrides)
 
 
-def test_the_body_of_a_job_carries_the_recipe_and_its_command_reads_it_again() -> None:
+def test_the_command_of_a_job_body_reads_the_recipe_from_the_body() -> None:
     rendered = recipe("training.seed=3")
     body = json.loads(render_manifest(rendered, to="submit").text)
     JobSubmitRequest(**body)
     (encoded,) = re.findall(r"^echo (\S+) \| base64 -d \| python -m tailorbird run /dev/stdin$", body["entrypoint"])
     assert Recipe.model_validate(yaml.safe_load(base64.b64decode(encoded))) == rendered
-    # The same command in the same shell, but that what it reads is rendered and not run.
+    # The same command in the same shell, but with `render` instead of `run`.
     command = body["entrypoint"].replace("tailorbird run /dev/stdin", "tailorbird render /dev/stdin --to submit")
     command = command.replace("python", sys.executable)
     again = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
@@ -80,7 +80,7 @@ def _without_job(documents: list[Any]) -> list[Any]:
     return [document for document in documents if document["kind"] != "RayJob"]
 
 
-def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
+def test_the_rest_of_the_overlay_is_unchanged() -> None:
     after = rendered("rayjob")
     (job,) = of_kind(after, "RayJob")
     name = job["metadata"]["name"]
@@ -102,7 +102,7 @@ def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
 @pytest.mark.parametrize(
     ("overrides", "cpu", "gpu"),
     [
-        ((), (1, 1, 1), (0, 0, 4)),  # two workers of a core in a pod of four
+        ((), (1, 1, 1), (0, 0, 4)),  # two workers of one core each in a pod of four cores
         (("training.num_workers=8",), (2, 2, 2), (0, 0, 4)),
         (("training.num_workers=4", "training.cpus_per_worker=3"), (4, 4, 4), (0, 0, 4)),
         (("training.num_workers={min: 7, max: 8}", "training.batch_size=56"), (2, 2, 2), (0, 0, 4)),
@@ -113,7 +113,7 @@ def test_all_else_of_a_manifest_stays_as_the_overlay_has_it() -> None:
         (("training.num_workers={min: 1, max: 2}", "training.gpus_per_worker=1"), (0, 0, 1), (1, 1, 2)),
     ],
 )
-def test_a_training_has_pods_for_all_its_workers_of_the_group_that_fits(
+def test_the_worker_group_that_fits_has_pods_for_all_workers(
     overrides: tuple[str, ...], cpu: tuple[int, int, int], gpu: tuple[int, int, int]
 ) -> None:
     assert groups(rendered("rayjob", *overrides)) == {"cpu": cpu, "gpu-spot": gpu}
@@ -127,12 +127,12 @@ def test_a_training_has_pods_for_all_its_workers_of_the_group_that_fits(
         (("training.gpus_per_worker=1", "training.cpus_per_worker=9"), "prod/job"),
     ],
 )
-def test_what_no_pod_can_hold_is_refused_with_what_there_is(overrides: tuple[str, ...], part: str) -> None:
-    with pytest.raises(RenderError, match=r"no group of workers has pods with \d cores and \d GPUs.*groups: cpu"):
+def test_a_worker_that_fits_no_pod_is_refused_with_the_list_of_groups(overrides: tuple[str, ...], part: str) -> None:
+    with pytest.raises(RenderError, match=r"no worker group has pods with \d CPUs and \d GPUs.*groups: cpu"):
         rendered("rayjob", *overrides, part=part)
 
 
-def test_the_same_recipe_on_the_same_image_has_the_same_name_and_another_has_another() -> None:
+def test_the_name_of_a_run_depends_on_the_recipe_and_the_image() -> None:
     names = [
         of_kind(documents, "RayJob")[0]["metadata"]["name"]
         for documents in (
@@ -147,26 +147,26 @@ def test_the_same_recipe_on_the_same_image_has_the_same_name_and_another_has_ano
 
 
 @pytest.mark.parametrize("name", ["1st", "a" * 63, "9-" + "b" * 61, "trailing-"])
-def test_whatever_the_recipe_is_called_the_operator_takes_the_resource(name: str) -> None:
+def test_the_operator_accepts_the_name_of_the_resource(name: str) -> None:
     (job,) = of_kind(rendered("rayjob", f"name={name}"), "RayJob")
     assert len(job["metadata"]["name"]) <= MAX_NAME_LENGTH
     assert faults(job) == []
 
 
-def test_long_names_that_begin_alike_stay_apart() -> None:
+def test_long_names_with_the_same_prefix_stay_distinct() -> None:
     renamed = [rendered("promote", f"name={'a' * 60}{end}", part="prod/promote") for end in "bc"]
     assert len({of_kind(documents, "Job")[0]["metadata"]["name"] for documents in renamed}) == 2
 
 
 @pytest.mark.parametrize("part", ["dev/job", "staging/job", "prod/job"])
-def test_kuberay_takes_what_is_rendered(part: str) -> None:
+def test_kuberay_accepts_a_rendered_job(part: str) -> None:
     (job,) = of_kind(rendered("rayjob", "training.num_workers=8", part=part), "RayJob")
     assert faults(job) == []
     validator(needs_crds(), "RayJob").validate(job)
 
 
 @pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve")])
-def test_a_client_job_has_its_command_and_knows_where_the_service_of_the_recipe_is(to: str, verb: str) -> None:
+def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, verb: str) -> None:
     (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
     assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -178,39 +178,37 @@ def test_a_client_job_has_its_command_and_knows_where_the_service_of_the_recipe_
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve's configuration comes from a registry, which is tested with a real S3."""
+    """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
 
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("part", ["staging/service", "prod/service"])
-def test_the_probe_asks_the_service_that_is_rendered(part: str) -> None:
+def test_the_probe_requests_the_rendered_service(part: str) -> None:
     documents = rendered("rayservice", "name=9-lives", part=part)
     (service,), (probe,) = of_kind(documents, "RayService"), of_kind(documents, "Probe")
     metadata = service["metadata"]
-    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # as the operator calls it, seen from elsewhere
+    host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # the operator's name for it, from another namespace
     assert metadata["name"] == "t-9-lives"
     assert probe["spec"]["targets"]["staticConfig"]["static"] == [f"http://{host}:8000/readyz"]
 
 
 @pytest.mark.usefixtures("served")
-def test_no_probe_keeps_a_replica_up_that_may_go() -> None:
+def test_a_service_that_scales_to_zero_has_no_probe() -> None:
     done = render_manifest(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
     assert of_kind(list(yaml.safe_load_all(done.text)), "Probe") == []
     assert "it would keep a replica up" in done.notes[0]
 
 
 @pytest.mark.usefixtures("served")
-def test_a_probe_that_would_not_find_its_service_is_refused() -> None:
-    with pytest.raises(RenderError, match="--base names none"):
+def test_a_probe_without_a_namespace_is_refused() -> None:
+    with pytest.raises(RenderError, match="--base has no namespace"):
         render_manifest(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
 
 
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(("to", "part"), [("rayservice", "staging/service"), ("rayjob", "prod/job")])
-def test_two_of_one_namespace_are_distinguished_by_every_budget_policy_and_spread_of_their_own(
-    to: str, part: str
-) -> None:
+def test_budgets_policies_and_spread_constraints_select_only_their_own_service_or_run(to: str, part: str) -> None:
     ours, theirs = (rendered(to, f"name={name}", part=part) for name in ("ours", "theirs"))
     label = SERVICE if to == "rayservice" else RUN
     kinds = ("PodDisruptionBudget", "NetworkPolicy")
@@ -238,14 +236,14 @@ def test_two_of_one_namespace_are_distinguished_by_every_budget_policy_and_sprea
             assert not any(matches(peer["podSelector"], pod.labels) for pod in pods_of(theirs))
 
 
-def test_what_a_training_leaves_behind_is_selected_by_its_label() -> None:
+def test_the_resources_of_a_run_are_selected_by_its_label() -> None:
     documents = rendered("rayjob")
     (name,) = {document["metadata"]["name"] for document in of_kind(documents, "RayJob")}
     labelled = [document["kind"] for document in documents if document["metadata"].get("labels", {}).get(RUN) == name]
     assert sorted(labelled) == ["ConfigMap", "NetworkPolicy", "RayJob"]
 
 
-def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
+def test_without_a_base_the_template_in_k8s_is_filled_in() -> None:
     (config, job) = yaml.safe_load_all(render_manifest(recipe(), to="rayjob").text)
     assert (config["kind"], job["kind"], faults(job)) == ("ConfigMap", "RayJob", [])
 
@@ -253,21 +251,19 @@ def test_without_a_base_the_template_of_the_project_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("to", "base", "message"),
     [
-        ("helm", None, f"is one of {', '.join(TARGETS)}"),
-        ("submit", "a: b", "has no --base"),
-        ("rayjob", "a: [", "is not YAML"),
+        ("helm", None, f"choose one of {', '.join(TARGETS)}"),
+        ("submit", "a: b", "--base does not apply to --to submit"),
+        ("rayjob", "a: [", "is not valid YAML"),
         ("rayjob", "kind: Job", "0 documents of kind RayJob"),
         ("rayjob", "kind: RayJob\n---\nkind: RayJob", "2 documents of kind RayJob"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(to: str, base: str | None, message: str) -> None:
+def test_an_invalid_target_or_base_is_refused(to: str, base: str | None, message: str) -> None:
     with pytest.raises(RenderError, match=re.escape(message)):
         render_manifest(recipe(), to=to, base=base)
 
 
-def test_where_there_is_no_template_the_message_says_what_to_give(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_message_of_a_missing_template_asks_for_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tailorbird.release.manifests.K8S", tmp_path)
     with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
         render_manifest(recipe(), to="rayjob")

@@ -1,4 +1,4 @@
-"""What counts as the same answer, which rows are probes, and what a refusal lists."""
+"""Comparison of served and evaluated answers, selection of probes, and the message of a refusal."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def answer(output: str, **scores: float) -> ServedAnswer:
     return ServedAnswer(output, output, scores)
 
 
-def test_the_same_label_with_as_good_as_the_same_probability_is_the_same() -> None:
+def test_the_same_label_within_the_row_tolerance_matches() -> None:
     parity, differing = compare_answers([probe()], [answer("eye", eye=0.6 + ROW / 2, bone=0.3)], tolerance=TOLERANCE)
     assert (parity.rows, parity.matching, parity.ties, differing) == (1, 1, 0, [])
     assert parity.largest_difference == pytest.approx(ROW / 2)
@@ -50,21 +50,21 @@ def test_the_same_label_with_as_good_as_the_same_probability_is_the_same() -> No
         answer("bone", eye=0.6 - ROW / 2, bone=0.6 + ROW),
         ServedAnswer("", "refused with 404, no model"),
     ],
-    ids=["other probability", "other label", "other label by more than a tie", "no answer"],
+    ids=["other probability", "other label", "other label, not a tie", "no answer"],
 )
 def test_another_probability_another_label_or_no_answer_differs(served: ServedAnswer) -> None:
     parity, differing = compare_answers([probe(), probe()], [answer("eye", eye=0.6), served], tolerance=TOLERANCE)
     assert (parity.rows, parity.matching, differing) == (2, 1, [(probe(), served)])
 
 
-def test_of_two_classes_that_are_as_good_as_equal_either_may_be_served() -> None:
+def test_either_label_of_a_tie_matches() -> None:
     parity, differing = compare_answers(
         [probe(confidence=0.48)], [answer("bone", eye=0.475, bone=0.485)], tolerance=TOLERANCE
     )
     assert (parity.matching, parity.ties, differing) == (1, 1, [])
 
 
-def test_few_rows_may_move_far_and_many_may_not() -> None:
+def test_large_differences_are_tolerated_in_few_rows_only() -> None:
     tolerance = Tolerance(row=0.2, mean=0.01)
     still, moved = answer("eye", eye=0.6), answer("eye", eye=0.72)
     parity, differing = compare_answers([probe()] * 13, [*[still] * 12, moved], tolerance=tolerance)
@@ -72,7 +72,7 @@ def test_few_rows_may_move_far_and_many_may_not() -> None:
     assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.12, 0.12 / 13))
     parity, differing = compare_answers([probe()] * 11, [*[still] * 10, moved], tolerance=tolerance)
     assert (parity.matching, differing) == (10, [(probe(), moved)])
-    refused = ServedAnswer("", "refused with 404, no model")  # and the rest is not blamed for it
+    refused = ServedAnswer("", "refused with 404, no model")  # does not count towards the mean of the others
     parity, differing = compare_answers([probe()] * 12, [moved, *[still] * 10, refused], tolerance=tolerance)
     assert differing == [(probe(), moved), (probe(), refused)]
     parity, differing = compare_answers([probe()] * 14, [moved, *[still] * 12, refused], tolerance=tolerance)
@@ -82,11 +82,11 @@ def test_few_rows_may_move_far_and_many_may_not() -> None:
 
 
 def test_a_version_without_probes_is_refused() -> None:
-    with pytest.raises(ParityRefused, match="of hybrid-1 no test row can be asked"):
+    with pytest.raises(ParityRefused, match="hybrid-1 has no test row to check"):
         check_parity((), url="http://127.0.0.1:1", version=cast(Any, SimpleNamespace(version="hybrid-1")))
 
 
-def test_a_chat_answer_is_the_same_where_its_words_are() -> None:
+def test_a_chat_answer_matches_if_its_words_match() -> None:
     probes = [probe("hash", None), probe("hash", None)]
     parity, differing = compare_answers(
         probes, [ServedAnswer("hash", "'yes'"), ServedAnswer("other", "'no'")], tolerance=TOLERANCE
@@ -94,16 +94,16 @@ def test_a_chat_answer_is_the_same_where_its_words_are() -> None:
     assert (parity.matching, parity.ties, parity.largest_difference, len(differing)) == (1, 0, None, 1)
 
 
-def test_a_refusal_lists_rows_with_both_answers_and_how_many_they_are() -> None:
+def test_a_refusal_lists_rows_with_both_answers_and_their_number() -> None:
     pairs = [(probe(text="x" * 2 * MAX_LISTED_CHARS), answer("bone", eye=0.2, bone=0.7))] * 7
     message = refusal(pairs, version="full-1", num_probes=64)
-    assert message.startswith("full-1 answers 7 of 64 test rows otherwise than it was evaluated")
+    assert message.startswith("full-1 answers 7 of 64 test rows differently than in its evaluation")
     line = f"  row 7, '{'x' * MAX_LISTED_CHARS}...': evaluated eye (0.600), served bone (0.700)\n"
     assert message.count(line) == 5
     assert "\n  and 2 more\n" in message
 
 
-def test_rows_are_selected_from_every_class_in_turn_by_the_digest_alone() -> None:
+def test_rows_are_selected_from_each_class_in_turn_and_depend_only_on_the_digest() -> None:
     row_ids = [str(number) for number in range(1000)]
     labels = ["common"] * 900 + ["rare"] * 90 + ["once"] * 10
     selected = select_rows(row_ids, labels=labels, digest="d1")
@@ -116,7 +116,7 @@ def test_rows_are_selected_from_every_class_in_turn_by_the_digest_alone() -> Non
     assert sorted(select_rows(row_ids[:3], labels=labels[:3], digest="d1")) == [0, 1, 2]
 
 
-def test_the_key_goes_along_whatever_netrc_says_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv(parity.KEY, "ours")

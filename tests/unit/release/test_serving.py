@@ -1,4 +1,4 @@
-"""Which version a recipe's trial names."""
+"""Resolution of a recipe's challenger to a version."""
 
 import json
 from pathlib import Path
@@ -30,19 +30,19 @@ def task_uri(tmp_path: Path) -> str:
     return (tmp_path / "toy").as_uri()
 
 
-def test_a_version_goes_by_its_name_or_its_uri(task_uri: str) -> None:
+def test_a_version_is_found_by_name_or_uri(task_uri: str) -> None:
     for name in ("full-1", f"{task_uri}/versions/full-1", f"{task_uri}/versions/full-1/"):
         assert challenger_version(name, task_uri=task_uri).version == "full-1"
 
 
 @pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])
-def test_what_is_no_version_of_the_task_is_refused(task_uri: str, name: str) -> None:
-    with pytest.raises(PromotionRefused, match="`tailorbird models` lists them"):
+def test_a_name_that_is_not_a_version_of_the_task_is_refused(task_uri: str, name: str) -> None:
+    with pytest.raises(PromotionRefused, match="run `tailorbird models` to list"):
         challenger_version(name, task_uri=task_uri)
 
 
-def test_a_version_that_is_not_there_and_a_candidate_without_a_run_are_said_to_be_missing(task_uri: str) -> None:
+def test_a_missing_version_and_a_candidate_without_a_run_are_refused(task_uri: str) -> None:
     with pytest.raises(RegistryError, match="no whole model version"):
         challenger_version("full-2", task_uri=task_uri)
-    with pytest.raises(PromotionRefused, match="no run is finished"):
+    with pytest.raises(PromotionRefused, match="has no finished run"):
         challenger_version("candidate", task_uri=task_uri)
