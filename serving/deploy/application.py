@@ -1,4 +1,4 @@
-"""The Serve application of a version: code, arguments and the configuration of its replicas."""
+"""The Serve application of a version: its code, its arguments and the configuration of its replicas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from tailorbird.registry.versions import ModelVersion, PinnedVersion
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
-"""Fields of ServingConfig that replicas get by `user_config` instead of arguments: a change restarts none."""
+"""Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the replicas."""
 
 
 @dataclass(frozen=True)
 class AdditionalVersions:
-    """The versions that replicas serve next to the champion."""
+    """The versions that replicas serve in addition to the champion."""
 
     pretrained: ModelVersion | PinnedVersion | None = None  # selected by `model: pretrained` (classification only)
-    challenger: ModelVersion | None = None  # gets the share of `serving.challenger`
+    challenger: ModelVersion | None = None  # receives the shares in `serving.challenger`
     others: Sequence[ModelVersion] = ()  # selected by version
 
 
@@ -33,13 +33,13 @@ def application_of(
     additional: AdditionalVersions = AdditionalVersions(),
     verdict: str | None = None,
 ) -> ServeApplication:
-    """Return the application at `/`, as `deploy` puts it and a manifest declares it.
+    """Return the application with the route prefix `/`, for `deploy` or a manifest.
 
-    Raises ChallengerError if the challenger was made by other code than the champion.
+    Raises ChallengerError if the challenger and the champion were made by different code.
     """
     replicas = _replica_config(config, version=version, additional=additional, verdict=verdict)
     deployment = Deployment(name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config())
-    # Fields at their default are left out, since the version's code may lack them.
+    # Fields with their default values are omitted, because older code of a version may not know them.
     serving = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
     return ServeApplication(
         name=application_name(task_uri),
@@ -73,9 +73,9 @@ def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: Mo
     assert config.challenger is not None
     if challenger.code != champion.code:
         raise ChallengerError(
-            f"{challenger.uri} was made by other code ({challenger.code}) than the champion ({champion.code}), in "
-            "whose replicas it would run: what is tried would not be what is served later. Try one that was made by "
-            "the champion's code, or promote this one: `tailorbird promote` lets it answer test rows by its own first"
+            f"{challenger.uri} was made by code {challenger.code}, but the champion's replicas run code "
+            f"{champion.code}. Choose a challenger made by the champion's code, or promote this version: "
+            "`tailorbird promote` first checks its answers with its own code"
         )
     share = config.challenger
     return Challenger(
@@ -84,13 +84,13 @@ def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: Mo
 
 
 def replica_config(application: ServeApplication) -> ReplicaConfig:
-    """Return what the application's replicas load."""
+    """Return the configuration of the application's replicas."""
     return ReplicaConfig.model_validate(application.user_config)
 
 
 def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
-    """Return an application of its own for the version, with one replica and the arguments of `former`."""
-    name = f"{former.name}_candidate"  # no recipe may have this name
+    """Return a separate application for the version, with one replica and the arguments of `former`."""
+    name = f"{former.name}_candidate"  # recipe names cannot contain an underscore
     serving = former.args.get("serving", {}) | {"min_replicas": 1, "max_replicas": 1}
     update = {
         "name": name,
@@ -103,17 +103,20 @@ def standalone_application(former: ServeApplication, *, version: ModelVersion) -
 
 
 def version_ref(version: ModelVersion | PinnedVersion) -> VersionRef:
-    """Return the reference by which a replica loads the version."""
+    """Return the reference with which a replica loads the version."""
     return VersionRef(uri=version.uri, digest=version.digest)
 
 
 def application_name(task_uri: str) -> str:
-    """Return the name of the Serve application of a task, the last part of `<registry>/<name>`."""
+    """Return the name of a task's Serve application: the last part of `<registry>/<name>`."""
     return task_uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def route_prefix(name: str, applications: dict[str, ApplicationDetails]) -> str:
-    """Return the application's present prefix, else `/`, else, if another application has that, `/<name>`."""
+    """Return the route prefix of an application.
+
+    A deployed application keeps its prefix. A new one gets `/`, or `/<name>` if another application has `/`.
+    """
     if name in applications and applications[name].route_prefix:
         return str(applications[name].route_prefix)
     return f"/{name}" if any(details.route_prefix == "/" for details in applications.values()) else "/"

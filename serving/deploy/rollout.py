@@ -1,4 +1,4 @@
-"""Deploy, stage, switch and undeploy versions declaratively: each step PUTs the whole configuration of Serve."""
+"""Deploy, stage, switch and undeploy versions. Each step PUTs Serve's complete configuration."""
 
 import time
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ DEPLOY_TIMEOUT_S = 240
 READY_ATTEMPTS = 5
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 FAILED_HOLDS_S = 5
-"""How long a failure must last to be final: right after a PUT, Serve may still report the end of the former deploy."""
+"""Time after which a failure is final. Right after a PUT, Serve can still report the status of the former deploy."""
 
 
 class ReplicaStatus(Readiness):
-    """The answer of /readyz; ignores unknown keys, since the version's code may be newer than the client's."""
+    """The response of /readyz. Unknown keys are ignored, because the version's code may be newer than the client's."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -57,10 +57,10 @@ def deploy(
 ) -> str:
     """Make the version the champion of the service, wait until it answers, and return the base URL of its routes.
 
-    `verdict` is the sentence that chose it. Other applications are left as they are. A deploy that differs from the
-    running one in its versions alone changes `user_config` only: the replicas stay, and swap when the new version is
-    loaded. Raises DeployError (ChallengerError if all but the challenger is served), or SessionError if Ray cannot be
-    reached.
+    `verdict` is the summary of the verdict that selected it. Other applications do not change. If only the versions
+    differ from the running deploy, only `user_config` changes: the replicas keep running and swap when the new version
+    is loaded. Raises DeployError (ChallengerError if everything except the challenger is served), or SessionError if
+    Ray cannot be reached.
     """
     name = application_name(task_uri)
     instance = serve_client.serve_instance()
@@ -78,18 +78,18 @@ def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, bas
     statuses = (_replica_status(base_url) for _ in range(READY_ATTEMPTS))
     status = next((status for status in statuses if status.status == "ready"), UNREACHABLE)
     if status.challenger != challenger.digest:
-        reason = (status.absent or {}).get(CHALLENGER, "/readyz does not say why")
-        raise ChallengerError(f"{champion.uri} serves at {base_url}, but without {challenger.uri} on trial: {reason}")
+        reason = (status.absent or {}).get(CHALLENGER, "/readyz reports no reason")
+        raise ChallengerError(f"{champion.uri} serves at {base_url} without the challenger {challenger.uri}: {reason}")
 
 
 @contextmanager
 def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
-    """Serve the version next to the champion during the block, selectable by its name; yield its base URL, or None if
-    the task is not served.
+    """Serve the version alongside the champion during the block, and yield the base URL that serves it.
 
-    The champion's replicas load it; if it needs other code than they run, it gets one replica in an application of its
-    own, for which there must be room. After a block without error it stays loaded for `switch_version`; otherwise the
-    former state is restored. Raises as `deploy`.
+    Yields None if the task is not served. The champion's replicas load the version, and requests select it by name. A
+    version with other code gets a separate application with one replica, for which the cluster must have resources.
+    After a block without an error, a version in the champion's replicas stays loaded for `switch_version`. After an
+    error, the former state is restored. Raises as `deploy`.
     """
     name, declared = application_name(task_uri), serve_client.declared_applications()
     former = declared.get(name)
@@ -110,21 +110,23 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
         url = _apply(candidate, declared=declared)
         absent = _replica_status(url).absent or {}
         if version.version in absent:
-            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {absent[version.version]}")
+            raise VersionRefusedError(
+                f"{name}: the version could not be loaded, and the former one still serves: {absent[version.version]}"
+            )
         yield url
     except BaseException:
         if same_code and version.version not in config.others:
-            with suppress(DeployError):  # the first error is the one to report
+            with suppress(DeployError):  # report the first error
                 _unstage(name, version=version)
         raise
     finally:
         if not same_code:
-            with suppress(DeployError):  # the candidate's answers stand
+            with suppress(DeployError):  # a failed cleanup must not hide the result of the block
                 undeploy(candidate.name)
 
 
 def _unstage(name: str, *, version: ModelVersion) -> None:
-    """Unload the version from the replicas, whatever their champion is by now."""
+    """Unload the version from the replicas, even if another client has changed their champion."""
     declared = serve_client.declared_applications()
     if name in declared:
         config = replica_config(declared[name]).without_other(version.version)
@@ -134,11 +136,11 @@ def _unstage(name: str, *, version: ModelVersion) -> None:
 def switch_version(
     task_uri: str, *, version: ModelVersion, pretrained: ModelVersion | PinnedVersion | None, verdict: str | None
 ) -> str | None:
-    """Make the version the champion of the running service, whose other settings stay, and return the base URL; return
-    None if the task is not served.
+    """Make the version the champion of the running service, and return the base URL, or None if the task is not served.
 
-    The other versions over its base model and code, the former champion among them, stay selectable by name. The
-    experiment ends if its challenger becomes the champion or is for other code. Raises as `deploy`.
+    Other settings do not change. Other versions with the same base model and code, including the former champion, stay
+    selectable by name. An experiment ends if its challenger becomes the champion, or if the code changes. Raises as
+    `deploy`.
     """
     declared = serve_client.declared_applications()
     former = declared.get(application_name(task_uri))
@@ -164,11 +166,11 @@ def switch_version(
 
 
 def _apply(application: ServeApplication, *, declared: dict[str, ServeApplication]) -> str:
-    """Replace the declared application of this name, wait until it answers as configured, and return its base URL; on
-    failure raise DeployError after restoring the former one.
+    """Replace the application of this name, wait until it serves the new configuration, and return its base URL.
 
-    Serve takes its configuration as a whole and without a precondition: a client that changes another application may
-    put back what it had read of this one. Then it is put again; a change of this application by others is left, with
+    On failure, restore the former application and raise DeployError. Serve accepts only complete configurations and no
+    preconditions, so a client that changes another application can overwrite this one with its former state. In that
+    case the application is put again. If another client changed this application, leave that change and raise
     DeployError.
     """
     name, former = application.name, declared.get(application.name)
@@ -184,41 +186,48 @@ def _apply(application: ServeApplication, *, declared: dict[str, ServeApplicatio
                 raise
             continue
         except DeployError:
-            if former is not None:  # replicas that start later must not load what cannot be loaded
+            if former is not None:  # otherwise, new replicas would fail to load the version
                 _put_application(former)
             raise
         return serve_client.application_url(application)
-    raise DeployError(f"{name} was put back {PUT_ATTEMPTS} times by who changes other applications; try again")
+    raise DeployError(
+        f"other clients overwrote the configuration of {name} {PUT_ATTEMPTS} times during the deploy; try again"
+    )
 
 
 def _put_application(application: ServeApplication) -> None:
-    """Put the application next to the others as they are at this moment."""
+    """Put the application together with the current configurations of the others."""
     others = serve_client.declared_applications()
     others.pop(application.name, None)
     serve_client.put_applications([*others.values(), application])
 
 
 def _require_declared(application: ServeApplication) -> None:
-    """Raise OverwrittenError if the application was declared otherwise since."""
+    """Raise OverwrittenError if another client has changed or removed the application."""
     name, declared = application.name, serve_client.declared_applications().get(application.name)
     if declared is None or config_id(declared.user_config) != config_id(application.user_config):
-        raise OverwrittenError(f"somebody else changed or removed {name} meanwhile; `tailorbird serve` it again")
+        raise OverwrittenError(
+            f"another client changed or removed {name} during the deploy; run `tailorbird serve RECIPE` again"
+        )
 
 
 def require_unchanged(code: str) -> None:
-    """Raise DeployError if the code's zip is not what its name says, which Ray does not check."""
+    """Raise DeployError if the sha256 of the code's files is not the name of its zip. Ray does not check this."""
     name = code.rpartition("/")[2].removesuffix(".zip")
     try:
         sha256 = shipped_sha256(read_bytes(code))
     except ValueError as error:  # StorageError among them
-        raise DeployError(f"the code {code} cannot be served: {error}; run the recipe again, which ships it") from None
+        raise DeployError(
+            f"the code {code} cannot be served: {error}; run the recipe again to upload the code"
+        ) from None
     if sha256 != name:
-        change = f"its files give the sha256 {sha256}; find out who may write there"
-        raise DeployError(f"the code {code} was changed: {change}")
+        raise DeployError(
+            f"the code {code} was changed: its files have the sha256 {sha256}; check who has write access to it"
+        )
 
 
 def undeploy(name: str) -> None:
-    """Remove an application and leave the others; does nothing if there is none of this name."""
+    """Remove an application. Do nothing if it does not exist; other applications do not change."""
     before = serve_client.serve_applications()
     if name not in before:
         return
@@ -229,18 +238,21 @@ def undeploy(name: str) -> None:
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:
             status = serve_client.application_status(name)
-            raise DeployError(f"application {name!r} is still there after {DEPLOY_TIMEOUT_S} s: {status}")
+            raise DeployError(f"application {name!r} still exists {DEPLOY_TIMEOUT_S} s after its removal: {status}")
         time.sleep(serve_client.POLL_S)
 
 
 def challenger_digest(base_url: str) -> str | None:
-    """Return the digest of the challenger that serves next to the champion, if there is one."""
+    """Return the digest of the challenger that is served, or None."""
     return _replica_status(base_url).challenger
 
 
 def _wait_ready(application: ServeApplication) -> None:
-    """Poll /readyz until every running replica has the configuration: Serve's status lags behind by up to 30 s. The
-    proxy picks a replica a request, so it takes twice as many answers in a row as there may be replicas."""
+    """Poll /readyz until every running replica has loaded the configuration.
+
+    Serve's own status is up to 30 s late. The proxy chooses a replica for each request, so the number of consecutive
+    responses with the configuration must be twice the maximum number of replicas, and include each running replica.
+    """
     name, base_url = application.name, serve_client.application_url(application)
     num_answers = 2 * application.max_replicas
     digest, wanted = replica_config(application).champion.digest, config_id(application.user_config)
@@ -249,10 +261,12 @@ def _wait_ready(application: ServeApplication) -> None:
     in_a_row, answered = 0, set[str | None]()
     while time.monotonic() < deadline:
         status = _replica_status(base_url)
-        if status.config != wanted:  # of a former configuration
+        if status.config != wanted:  # the replica still has a former configuration
             status = UNREACHABLE
         if status.refused == digest:
-            raise VersionRefusedError(f"{name}: version refused, the former one serves on: {status.reason}")
+            raise VersionRefusedError(
+                f"{name}: the version could not be loaded, and the former one still serves: {status.reason}"
+            )
         matches = status.digest == digest
         in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
         if in_a_row >= num_answers and _running_replicas(name) <= answered:
@@ -273,7 +287,7 @@ def _wait_ready(application: ServeApplication) -> None:
 
 
 def _running_replicas(name: str) -> set[str | None]:
-    """Return the ids of the application's running replicas, as Serve and /readyz name them."""
+    """Return the ids of the application's running replicas, as in /readyz."""
     return {replica.replica_id for replica in serve_client.replicas_of(name) if replica.state == "RUNNING"}
 
 
@@ -281,7 +295,7 @@ UNREACHABLE = ReplicaStatus(status="loading")
 
 
 def _replica_status(base_url: str) -> ReplicaStatus:
-    """Return a replica's answer to /readyz; UNREACHABLE if there is none."""
+    """Return a replica's response to /readyz, or UNREACHABLE without a valid response."""
     try:
         return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
     except (requests.RequestException, ValueError):

@@ -1,4 +1,4 @@
-"""Ray Serve's REST API."""
+"""Client for Ray Serve's REST API."""
 
 import os
 import re
@@ -12,38 +12,39 @@ from serving.http.schemas import LOCAL
 
 APPLICATIONS = "/api/serve/applications/"
 POLL_S = 0.2
-PUT_ATTEMPTS = 5  # Serve starts on the first PUT, which may fail while it does
+PUT_ATTEMPTS = 5  # the first PUT starts Serve and can fail during the start
 
 
 class DeployError(ValueError):
-    """Serve refused a deploy or did not finish it in time; the message carries Serve's status."""
+    """A deploy that Serve rejected or did not finish in time. The message contains Serve's status."""
 
 
 class VersionRefusedError(DeployError):
-    """The version cannot be loaded; the version that served before still serves."""
+    """A version that could not be loaded. The former version still serves."""
 
 
 class OverwrittenError(DeployError):
-    """Another client changed or removed the application during the deploy."""
+    """An application that another client changed or removed during the deploy."""
 
 
 class ChallengerError(DeployError):
-    """The challenger cannot be served; the champion serves without it."""
+    """A challenger that cannot be served. The champion serves without it."""
 
 
 def serve_body(applications: Sequence[ServeApplication], *, url: str) -> Json:
-    """Return the body of a PUT: all applications, with Serve listening where clients call `url`."""
+    """Return the body of a PUT: all applications, and the address on which Serve listens for `url`."""
     address = urlsplit(url)
     return {
         "proxy_location": "EveryNode",
-        # Serve reads these once, when it starts: loopback admits this machine only, else HAProxies run on all nodes.
+        # Serve reads these options once, when it starts. With a loopback host, only this machine can connect.
+        # Otherwise, an HAProxy on each node accepts connections.
         "http_options": {"host": listen_host(url), "port": address.port or 8000},
         "applications": [application.to_json() for application in applications],
     }
 
 
 def listen_host(url: str) -> str:
-    """Return the address that Serve binds where clients call `url`."""
+    """Return the address that Serve must bind for clients that use `url`."""
     return "127.0.0.1" if urlsplit(url).hostname in LOCAL else "0.0.0.0"
 
 
@@ -53,17 +54,17 @@ def application_url(application: ServeApplication) -> str:
 
 
 def serve_url() -> str:
-    """Return where Serve's HTTP proxy listens: TAILORBIRD_SERVE_URL, else Serve's default."""
+    """Return the URL of Serve's HTTP proxy: TAILORBIRD_SERVE_URL, or Serve's default."""
     return os.environ.get("TAILORBIRD_SERVE_URL", "http://127.0.0.1:8000").rstrip("/")
 
 
 def declared_applications() -> dict[str, ServeApplication]:
-    """Return the configurations that a PUT has to repeat, by name: those of all applications that are not deleted."""
+    """Return the configurations of all applications that are not being deleted, by name. A PUT must repeat them."""
     return declared_in(serve_applications())
 
 
 def declared_in(applications: dict[str, ApplicationDetails]) -> dict[str, ServeApplication]:
-    """Return the configurations among the details of applications."""
+    """Return the configurations in the details of applications, without those that are being deleted."""
     return {
         name: details.deployed_app_config
         for name, details in applications.items()
@@ -77,7 +78,7 @@ def serve_applications() -> dict[str, ApplicationDetails]:
 
 
 def replicas_of(name: str) -> list[ReplicaDetails]:
-    """Return the replicas of an application; none if there is no such application."""
+    """Return the replicas of an application, or an empty list if it does not exist."""
     application = serve_applications().get(name)
     return [] if application is None else application.replicas
 
@@ -92,19 +93,19 @@ def serve_instance() -> ServeInstance:
 
 def require_private_or_keys(instance: ServeInstance) -> None:
     """Raise DeployError if other machines can reach Serve; for services without API keys."""
-    options = instance.http_options  # none before Serve is started: then `serve_body` says where it listens
-    listens = "127.0.0.1" if options is None else options.host or "an address that it does not tell"
+    options = instance.http_options  # None before Serve starts; `serve_body` then sets the address
+    listens = "127.0.0.1" if options is None else options.host or "an unknown address"
     if urlsplit(serve_url()).hostname in LOCAL and listens in LOCAL:
         return
     raise DeployError(
-        f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, and serving.api_keys is "
-        "not set: `tailorbird key NAME` makes a key; let TAILORBIRD_SERVE_URL name 127.0.0.1, before Serve starts; or, "
-        "where a gateway keeps strangers out, set serving.guarded"
+        f"Serve at {serve_url()} (it listens on {listens}) can be reached from other machines, but serving.api_keys is "
+        "not set. Make a key with `tailorbird key NAME` and set serving.api_keys; or set TAILORBIRD_SERVE_URL to a URL "
+        "with 127.0.0.1 before Serve starts; or, if a gateway authenticates clients, set serving.guarded"
     )
 
 
 def put_applications(applications: Sequence[ServeApplication]) -> None:
-    """Replace Serve's configuration; raises DeployError if it refuses."""
+    """Replace Serve's configuration; raise DeployError if Serve rejects it."""
     body = serve_body(applications, url=serve_url())
     for attempt in range(PUT_ATTEMPTS):
         answer = request_dashboard("PUT", APPLICATIONS, body=body)
@@ -113,14 +114,14 @@ def put_applications(applications: Sequence[ServeApplication]) -> None:
         if answer.status_code < 500:
             break
         time.sleep(attempt + 1)
-    raise DeployError(f"Serve refused the configuration ({answer.status_code}): {_end(answer.text)}")
+    raise DeployError(f"Serve rejected the configuration ({answer.status_code}): {_end(answer.text)}")
 
 
 def application_status(name: str) -> str:
-    """Return Serve's status of the application and its messages; begins with the status itself."""
+    """Return Serve's status of the application, followed by its messages."""
     application = serve_applications().get(name)
     if application is None:
-        return "not there"
+        return "does not exist"
     parts = [f"{application.status} {_end(application.message)}".strip()]
     for deployment, details in application.deployments.items():
         if details.message:
@@ -129,6 +130,6 @@ def application_status(name: str) -> str:
 
 
 def _end(text: str) -> str:
-    """Return the end of a message, where a traceback names the error, without colours."""
+    """Return the end of a message, where a traceback has its error, without colour codes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     return plain if len(plain) <= 1500 else f"[...] {plain[-1500:]}"

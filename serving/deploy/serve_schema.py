@@ -1,10 +1,10 @@
-"""The JSON of Ray Serve's REST API, as far as a deploy reads it; what else it holds is kept and sent back."""
+"""Types for the JSON of Ray Serve's REST API. Keys that a deploy does not read are kept and sent back."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Json = dict[str, Any]  # a part of the configuration whose keys are the application's own
+Json = dict[str, Any]  # a part of the configuration with application-specific keys
 
 
 class _Schema(BaseModel):
@@ -16,11 +16,11 @@ class Deployment(_Schema):
 
     name: str
     user_config: Any = None
-    """A dict for the applications of this project; others may have anything here."""
+    """A dict for applications of this project, any value for others."""
 
 
 class ServeApplication(_Schema):
-    """Configuration of one application, as it is declared with PUT."""
+    """Configuration of one application, as in a PUT request."""
 
     name: str
     route_prefix: str | None = None
@@ -29,33 +29,33 @@ class ServeApplication(_Schema):
     args: Json = {}
     deployments: tuple[Deployment, ...] = ()
     host: Any = Field(default=None, exclude=True)
-    """Serve returns it, but refuses it in a PUT."""
+    """Excluded because Serve returns it but rejects it in a PUT."""
     port: Any = Field(default=None, exclude=True)
-    """Likewise."""
+    """Excluded for the same reason as `host`."""
 
     @property
     def code(self) -> str | None:
-        """Return the URI of the code that its replicas run."""
+        """Return the URI of the code that the replicas run."""
         return self.runtime_env.get("working_dir")
 
     @property
     def max_replicas(self) -> int:
-        """Return how many replicas it may have."""
+        """Return the maximum number of replicas."""
         return int(self.args.get("serving", {}).get("max_replicas", 1))
 
     @property
     def user_config(self) -> Json:
-        """Return the configuration of its replicas; an application of this project has one deployment."""
+        """Return the configuration of the replicas; an application of this project has one deployment."""
         config: Json = self.deployments[0].user_config
         return config
 
     def with_user_config(self, user_config: Json) -> "ServeApplication":
-        """Return a copy with another configuration of its replicas."""
+        """Return a copy with another configuration of the replicas."""
         deployment = self.deployments[0].model_copy(update={"user_config": user_config})
         return self.model_copy(update={"deployments": (deployment,)})
 
     def to_json(self) -> Json:
-        """Return the body's part for it, without what Serve sets by default."""
+        """Return the application's part of a PUT body, without fields that were not set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -87,12 +87,12 @@ class ApplicationDetails(_Schema):
 
     @property
     def replicas(self) -> list[ReplicaDetails]:
-        """Return the replicas of all its deployments."""
+        """Return the replicas of all deployments of the application."""
         return [replica for deployment in self.deployments.values() for replica in deployment.replicas]
 
 
 class HttpOptions(_Schema):
-    """Where Serve listens."""
+    """HTTP options of Serve."""
 
     host: str | None = None
 

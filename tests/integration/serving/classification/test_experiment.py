@@ -66,7 +66,9 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         assert set(drawn) == {service.first.version, service.turned.version}
         assert [ask(number)["version"] for number in range(40)] == drawn
         broken = service.second.model_copy(update={"digest": "0" * 64})
-        with pytest.raises(serve_client.ChallengerError, match=f"on trial: .* has digest {service.second.digest}"):
+        with pytest.raises(
+            serve_client.ChallengerError, match=f"without the challenger .* has digest {service.second.digest}"
+        ):
             serve(broken, canary=1.0)
         assert ask(0)["version"] == service.first.version
         assert "challenger" in requests.get(f"{url}/readyz", timeout=60).json()["absent"]

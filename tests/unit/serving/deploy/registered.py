@@ -1,4 +1,4 @@
-"""Registered versions of a task `t`, for tests that load none."""
+"""Registered versions of a task `t` without files, for tests that do not load them."""
 
 from tailorbird.registry.versions import ModelVersion, Prompting
 

@@ -1,4 +1,4 @@
-"""What a deploy declares to Serve for a version: arguments, code and the configuration of the replicas."""
+"""The declared application of a version: arguments, code and the configuration of the replicas."""
 
 import pytest
 
@@ -23,20 +23,20 @@ CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_fields_at_their_default_are_not_sent_so_that_code_without_them_takes_the_rest() -> None:
+def test_default_fields_are_not_sent_because_older_code_may_not_know_them() -> None:
     config = ServingConfig(max_replicas=2, max_texts=8)
     args = application_of(config, task_uri=TASK, version=registered("full-1")).args
     assert args == {"task_uri": TASK, "task": "classification", "serving": {"max_replicas": 2, "max_texts": 8}}
     assert BuildArgs.model_validate(args).serving == config
 
 
-def test_a_chat_version_is_deployed_as_one() -> None:
+def test_a_chat_version_is_deployed_as_a_chat_task() -> None:
     application = application_of(ServingConfig(), task_uri=TASK, version=registered("full-1", prompting=CHAT))
     assert BuildArgs.model_validate(application.args).task == "chat"
     assert [deployment.name for deployment in application.deployments] == ["chat"]
 
 
-def test_a_challenger_is_no_argument_of_the_application_so_that_another_share_restarts_nothing() -> None:
+def test_a_challenger_is_not_an_argument_so_that_a_new_share_restarts_no_replica() -> None:
     args = application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1")).args
     assert args == {"task_uri": TASK, "task": "classification", "serving": {}}
 
@@ -61,7 +61,7 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
 
 
 @pytest.mark.parametrize(("prompting", "pretrained"), [(CHAT, True), (None, False)])
-def test_the_pretrained_model_is_served_for_classification_and_where_the_recipe_says_so(
+def test_the_pretrained_model_is_served_only_for_classification_and_if_the_recipe_sets_it(
     prompting: Prompting | None, pretrained: bool
 ) -> None:
     version = registered("full-1", prompting=prompting)
@@ -72,13 +72,13 @@ def test_the_pretrained_model_is_served_for_classification_and_where_the_recipe_
     assert replica_config(application).others == {}
 
 
-def test_a_version_by_other_code_is_no_challenger_in_the_champions_replicas() -> None:
+def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
     additional = AdditionalVersions(challenger=registered("full-2", code="s3://models/code/b.zip"))
-    with pytest.raises(ChallengerError, match=r"full-2 was made by other code .*promote this one"):
+    with pytest.raises(ChallengerError, match=r"full-2 was made by code .*promote this version"):
         application_of(EXPERIMENT, task_uri=TASK, version=registered("full-1"), additional=additional)
 
 
-def test_a_standalone_application_has_one_replica_its_own_code_and_the_arguments_of_the_former() -> None:
+def test_a_standalone_application_has_one_replica_its_own_code_and_the_same_arguments() -> None:
     former = application_of(
         ServingConfig(min_replicas=2, max_replicas=3, max_texts=8), task_uri=TASK, version=registered("full-1")
     )
@@ -90,7 +90,7 @@ def test_a_standalone_application_has_one_replica_its_own_code_and_the_arguments
     assert replica_config(candidate).versions == {"champion": champion}
 
 
-def test_an_application_keeps_its_prefix_and_a_second_one_gets_its_name() -> None:
+def test_an_application_keeps_its_prefix_and_a_second_application_gets_its_name() -> None:
     def details(prefix: str) -> ApplicationDetails:
         return ApplicationDetails(status="RUNNING", route_prefix=prefix)
 

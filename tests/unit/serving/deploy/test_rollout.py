@@ -1,4 +1,4 @@
-"""Deploys against a Serve that other clients change at the same time."""
+"""Deploys to a Serve that other clients change at the same time."""
 
 import shutil
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[4]
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
 
-def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) -> None:
+def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None:
     ours = ship_code((tmp_path / "ours").as_uri(), ROOT).uri
     require_unchanged(ours)
     changed = tmp_path / "project"
@@ -34,7 +34,7 @@ def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) ->
     theirs = ship_code((tmp_path / "theirs").as_uri(), changed).uri
     require_unchanged(theirs)
     shutil.copy(theirs.removeprefix("file://"), ours.removeprefix("file://"))
-    with pytest.raises(DeployError, match=r"was changed: its files give the sha256 [0-9a-f]{64}; find out who may"):
+    with pytest.raises(DeployError, match=r"was changed: its files have the sha256 [0-9a-f]{64}; check who has write"):
         require_unchanged(ours)
     Path(ours.removeprefix("file://")).write_bytes(b"no zip")
     with pytest.raises(DeployError, match="cannot be served: not a zip that can be read"):
@@ -42,13 +42,13 @@ def test_code_that_was_changed_under_its_name_is_not_deployed(tmp_path: Path) ->
 
 
 class FakeServe:
-    """Serve's dashboard, which applies a PUT at once; a test may let another client change it in between."""
+    """A fake of Serve's REST API that applies a PUT at once, and can simulate changes by another client."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TAILORBIRD_SERVE_URL", raising=False)
         self.applications: dict[str, ServeApplication] = {}
         self.after_put: list[Callable[[], None]] = []
-        """What another client does after each of the next changes."""
+        """Actions of another client, one after each of the next PUT requests."""
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
         monkeypatch.setattr(rollout, "_wait_ready", lambda _application: None)
@@ -82,7 +82,7 @@ class FakeServe:
 
 
 def two_tasks(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
-    """A Serve with the tasks `t` and `other`, whose champions are called full-1."""
+    """Return a fake Serve with the tasks `t` and `other`, whose champions are full-1."""
     serve = FakeServe(monkeypatch)
     for name in ("t", "other"):
         application = application_of(ServingConfig(), task_uri=f"s3://models/{name}", version=registered("full-1"))
@@ -95,14 +95,16 @@ def switch(name: str, version: ModelVersion | None = None) -> None:
     rollout.switch_version(f"s3://models/{name}", version=version, pretrained=None, verdict=None)
 
 
-def test_a_change_of_another_task_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_change_of_another_task_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    monkeypatch.setattr(rollout, "require_unchanged", lambda _code: switch("other"))  # a read of S3 takes a while
+    monkeypatch.setattr(
+        rollout, "require_unchanged", lambda _code: switch("other")
+    )  # another client deploys during the read of S3
     switch("t", registered("full-2", code="s3://models/code/b.zip"))
     assert {serve.champion(name) for name in ("t", "other")} == {"d-full-2"}
 
 
-def test_what_somebody_puts_back_who_changes_another_task_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_application_that_another_client_overwrote_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
     former = serve.applications["t"]
     serve.after_put = [lambda: serve.declare(former)] * 2
@@ -110,20 +112,20 @@ def test_what_somebody_puts_back_who_changes_another_task_is_put_again(monkeypat
     assert (serve.champion("t"), serve.after_put) == ("d-full-2", [])
     serve.declare(former)
     serve.after_put = [lambda: serve.declare(former)] * serve_client.PUT_ATTEMPTS
-    with pytest.raises(DeployError, match="t was put back 5 times by who changes other applications"):
+    with pytest.raises(DeployError, match="other clients overwrote the configuration of t 5 times"):
         switch("t")
 
 
-def test_what_somebody_else_makes_of_the_same_task_is_left_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_clients_change_of_the_same_task_is_kept_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
     theirs = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
     serve.after_put = [lambda: serve.declare(theirs)]
-    with pytest.raises(OverwrittenError, match="somebody else changed or removed t meanwhile"):
+    with pytest.raises(OverwrittenError, match="another client changed or removed t during the deploy"):
         switch("t")
     assert serve.champion("t") == "d-full-3"
 
 
-def test_the_former_champion_answers_next_to_the_new_one_if_both_are_over_one_base_model(
+def test_the_former_champion_stays_selectable_if_both_have_the_same_base_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve, calls = FakeServe(monkeypatch), []
@@ -147,7 +149,7 @@ def test_the_former_champion_answers_next_to_the_new_one_if_both_are_over_one_ba
     ("name", "code", "continues"),
     [("full-3", "a", True), ("full-3", "b", False), ("full-2", "a", False)],
 )
-def test_an_experiment_ends_with_a_champion_of_other_code_and_if_the_challenger_is_the_champion(
+def test_an_experiment_ends_if_the_code_changes_or_the_challenger_becomes_the_champion(
     monkeypatch: pytest.MonkeyPatch, name: str, code: str, continues: bool
 ) -> None:
     serve = FakeServe(monkeypatch)
@@ -160,7 +162,7 @@ def test_an_experiment_ends_with_a_champion_of_other_code_and_if_the_challenger_
     assert (serve.config("t").challenger is not None) == continues
 
 
-def test_a_staged_version_is_loaded_next_to_the_champion_and_stays_for_the_switch(
+def test_a_staged_version_is_loaded_alongside_the_champion_and_stays_for_the_switch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve = two_tasks(monkeypatch)
@@ -173,7 +175,7 @@ def test_a_staged_version_is_loaded_next_to_the_champion_and_stays_for_the_switc
         assert url is None
 
 
-def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_there_before(
+def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_already_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve = two_tasks(monkeypatch)
@@ -195,17 +197,17 @@ def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_there_before(
 
 def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    status = rollout.ReplicaStatus(status="ready", absent={"full-2": "it is not whole"})
+    status = rollout.ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
     monkeypatch.setattr(rollout, "_replica_status", lambda _url: status)
     with (
-        pytest.raises(VersionRefusedError, match="the former one serves on: it is not whole"),
+        pytest.raises(VersionRefusedError, match="the former one still serves: the version is damaged"),
         rollout.staged("s3://models/t", version=registered("full-2")),
     ):
         raise AssertionError
     assert serve.config("t").others == {}
 
 
-def test_a_version_by_other_code_is_staged_in_an_application_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_by_other_code_is_staged_in_a_separate_application(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
     version = registered("full-2", code="s3://models/code/b.zip")
     with rollout.staged("s3://models/t", version=version) as url:

@@ -1,4 +1,4 @@
-"""Serve's REST API: who may reach the service, and what is declared."""
+"""Serve's REST API: network exposure without API keys, and declared applications."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from serving.deploy.serve_schema import ApplicationDetails, HttpOptions, ServeAp
         ("http://serve.example:8000", "0.0.0.0", True),
     ],
 )
-def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
+def test_without_keys_a_deploy_that_other_machines_can_reach_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, listens: str | None, public: bool
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_SERVE_URL", url)
@@ -27,11 +27,11 @@ def test_without_keys_nothing_is_deployed_where_other_machines_may_ask(
     if not public:
         require_private_or_keys(instance)
         return
-    with pytest.raises(DeployError, match=r"serving\.api_keys is not set: `tailorbird key NAME` makes a key"):
+    with pytest.raises(DeployError, match=r"serving\.api_keys is not set\. Make a key with `tailorbird key NAME`"):
         require_private_or_keys(instance)
 
 
-def test_serve_listens_where_clients_call_it() -> None:
+def test_serve_listens_on_the_address_of_its_url() -> None:
     application = ServeApplication(name="t", route_prefix="/")
     body = serve_body([application], url="http://10.0.0.5:9000")
     assert body["http_options"] == {"host": "0.0.0.0", "port": 9000}
@@ -39,7 +39,7 @@ def test_serve_listens_where_clients_call_it() -> None:
     assert listen_host("http://localhost") == "127.0.0.1"
 
 
-def test_an_application_that_is_deleted_or_was_not_declared_is_not_put_again() -> None:
+def test_deleted_and_imperative_applications_are_not_put_again() -> None:
     application = ServeApplication(name="t")
     applications = {
         "kept": ApplicationDetails(status="RUNNING", deployed_app_config=application),

@@ -1,11 +1,11 @@
-"""The JSON of Serve's REST API is read by type, and sent back as it came."""
+"""The JSON of Serve's REST API is parsed into types and sent back unchanged."""
 
 from typing import Any
 
 from serving.deploy.serve_schema import ServeApplication, ServeInstance
 
 
-def test_an_application_of_others_is_sent_back_as_it_came_but_for_what_serve_refuses() -> None:
+def test_a_foreign_application_is_sent_back_without_the_fields_that_serve_rejects() -> None:
     declared: dict[str, Any] = {
         "name": "theirs",
         "route_prefix": None,
@@ -17,7 +17,7 @@ def test_an_application_of_others_is_sent_back_as_it_came_but_for_what_serve_ref
     assert application.to_json() == declared
 
 
-def test_the_status_of_serve_before_it_starts_and_of_running_replicas() -> None:
+def test_serves_status_is_parsed_before_its_start_and_with_running_replicas() -> None:
     assert ServeInstance.model_validate({}).http_options is None
     replica = {"replica_id": "r", "state": "RUNNING", "pid": 7, "actor_name": "a"}
     details = {"status": "RUNNING", "deployments": {"chat": {"status": "HEALTHY", "replicas": [replica]}}}
