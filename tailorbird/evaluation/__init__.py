@@ -1,1 +1,1 @@
-"""What the models are worth: baselines, predictions, and the verdict on them."""
+"""Model evaluation: baselines, predictions, statistics, gates, verdict and report."""

@@ -1,4 +1,4 @@
-"""Routing of a hybrid: which of the two models answers which row, fitted on validation before test is read."""
+"""Fit a hybrid's routing rule on validation and apply it to predictions."""
 
 from dataclasses import replace
 
@@ -15,13 +15,13 @@ NUM_THRESHOLDS = 50
 
 
 def fit_routing(config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
-    """Return the routing that fits validation, or None if one of the two models would answer everything.
+    """Return the routing fitted on validation, or None if one model would answer every row.
 
-    By group: the candidate answers the groups in which it is not worse than the incumbent. By confidence: the incumbent
-    answers as many of the rows it is surest of as it can without the hybrid scoring less than the candidate.
+    By group, the candidate answers the groups in which it is not worse than the incumbent. By confidence, the incumbent
+    answers its most confident rows: as many as possible while the hybrid scores at least as high as the candidate.
     """
     if config.by == "group":
-        assert config.column is not None  # the schema's rule
+        assert config.column is not None  # validated by the recipe schema
         return _by_group(config.column, incumbent=incumbent, candidate=candidate)
     return _by_confidence(incumbent=incumbent, candidate=candidate, metric=metric)
 
@@ -39,7 +39,7 @@ def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions) ->
 def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
     labels = incumbent.labels
     to_reach = score_of(metric, labels=labels, outputs=candidate.outputs)
-    for share in np.linspace(1, 0, NUM_THRESHOLDS, endpoint=False)[1:]:  # of rows that the incumbent would answer
+    for share in np.linspace(1, 0, NUM_THRESHOLDS, endpoint=False)[1:]:  # share of rows that the incumbent answers
         threshold = float(np.quantile(incumbent.calibrated, 1 - share))
         sure = incumbent.calibrated >= threshold
         outputs = np.where(sure, *(np.array(table.outputs, dtype=object) for table in (incumbent, candidate)))
@@ -49,7 +49,7 @@ def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: st
 
 
 def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: ModelPredictions) -> ModelPredictions:
-    """Return the hybrid's predictions, row by row those of the model that the routing names."""
+    """Return the hybrid's predictions: for each row, those of the model that the routing selects."""
     changed = {
         name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
         for name in incumbent.changed
@@ -58,12 +58,15 @@ def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: M
 
 
 def share_to_candidate(routing: Routing, table: Predictions) -> float:
-    """Return the share of the rows of the incumbent's table that the candidate answers."""
+    """Return the share of the rows of `table` (the incumbent's predictions) that the candidate answers."""
     return float(_mask(routing, table).mean())
 
 
 def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
-    """Return the hybrid's cost: by group each row is answered once, by confidence the incumbent answers every row."""
+    """Return the hybrid's cost.
+
+    By group, one model answers each row. By confidence, the incumbent answers every row first.
+    """
     kept = 1 - share if routing.by == "group" else 1.0
     rounds = zip(cpu.incumbent, cpu.candidate, strict=True)
     return replace(cpu, candidate=tuple(kept * incumbent + share * candidate for incumbent, candidate in rounds))

@@ -18,9 +18,10 @@ def save_predictions(uri: str, table: Predictions) -> None:
 
 
 def load_predictions(uri: str) -> Predictions:
-    """Read what `save_predictions` wrote; raise ValueError for anything else."""
+    """Read predictions that `save_predictions` wrote; raise ValueError for any other file."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     foreign = extension_columns(table.schema)
     if foreign:
-        raise ValueError(f"{uri} is no table of predictions: code would make the values of {', '.join(foreign)}")
+        columns = ", ".join(foreign)
+        raise ValueError(f"{uri} is not a table of predictions: columns with an extension type are unsafe: {columns}")
     return Predictions.from_table(table)

@@ -1,4 +1,4 @@
-"""A model's predictions of the rows of a split: the table that a verdict is computed, and later recomputed, from."""
+"""A model's predictions for the rows of a split: the table from which verdicts are computed and recomputed."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 GROUP_PREFIX = "group:"
 MEASURE_PREFIX = "measure:"
 CLUSTER = "cluster"
-ROW_METRICS = ("accuracy", "exact_match")  # what `scores` is the per-row score of
+ROW_METRICS = ("accuracy", "exact_match")  # metrics whose per-row score is `scores`
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
 
 class VerdictRefused(ValueError):
-    """Rule 1: the predictions cannot be compared, so there is no verdict."""
+    """The predictions cannot be compared, so there is no verdict (rule 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One model's answers on one set of rows, in the rows' order, without their text."""
+    """One model's predictions for a set of rows, in row order and without the rows' text."""
 
     model: str  # kind of the model, for example `probe` or `full`
     row_ids: tuple[str, ...]  # row ids, unique in the set
-    labels: tuple[str, ...]  # true labels; (chat) sha256 of the reference answer's words
-    outputs: tuple[str, ...]  # predicted labels; (chat) sha256 of the answer's words
-    scores: NDArray[np.float64]  # [N] 1.0 where the output is the label, else 0.0
+    labels: tuple[str, ...]  # true labels; (chat) sha256 of the words of the reference answer
+    outputs: tuple[str, ...]  # predicted labels; (chat) sha256 of the words of the answer
+    scores: NDArray[np.float64]  # [N] 1.0 if the output equals the label, else 0.0
     confidences: NDArray[np.float64]
-    """[N] highest class probability, before temperature; (chat) exp of the mean log-probability of a token."""
-    calibrated: NDArray[np.float64]  # [N] highest class probability after temperature; (chat) the same as `confidences`
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group columns by name, one value a row
+    """[N] highest class probability before temperature scaling; (chat) exp of the mean token log-probability."""
+    calibrated: NDArray[np.float64]  # [N] the same after temperature scaling; (chat) equal to `confidences`
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group columns by name, one value per row
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """[N] other per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`."""
+    """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`."""
     clusters: tuple[str, ...] | None = None
-    """Cluster of each row: rows of one document, or with the same text, are not independent."""
+    """Cluster of each row; rows of the same document or with the same text are not independent."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):
@@ -57,25 +57,26 @@ class Predictions:
         for name, column in columns.items():
             if len(column) != len(self.row_ids):
                 raise ValueError(
-                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} row ids; give one a row"
+                    f"predictions of {self.model}: {len(column)} {name} for {len(self.row_ids)} row ids; give one per "
+                    "row"
                 )
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
     def per_row(self, metric: str) -> NDArray[np.float64]:
-        """Return each row's score [N] by a metric that is a mean over rows; raise VerdictRefused if it is missing."""
+        """Return the per-row scores [N] for a metric that is a mean over rows; raise VerdictRefused if missing."""
         if metric in ROW_METRICS:
             return self.scores
         if metric not in self.measures:
             allowed = ", ".join((ROW_METRICS[0], "macro_f1", *ROW_METRICS[1:], *self.measures))
-            raise VerdictRefused(f"{self.model}: its rows were not scored by {metric!r}; allowed: {allowed}")
+            raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
         return self.measures[metric]
 
     def to_table(self) -> pa.Table:
-        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if there are clusters, `cluster`.
+        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, with clusters, `cluster`.
 
-        The model's name is in the schema's metadata.
+        The schema metadata contains the name of the model.
         """
         import pyarrow as pa
 
@@ -94,7 +95,7 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Predictions:
-        """Read what `to_table` wrote; raise ValueError if columns or the model's name are missing or foreign."""
+        """Read a table that `to_table` wrote; raise ValueError for missing or unknown columns or a missing name."""
         names = table.column_names
         missing = [name for name in COLUMNS if name not in names]
         known = (GROUP_PREFIX, MEASURE_PREFIX)
@@ -102,8 +103,8 @@ class Predictions:
         model = (table.schema.metadata or {}).get(b"model")
         if missing or foreign or model is None:
             raise ValueError(
-                f"not a table of predictions: columns missing {missing}, foreign {foreign}, model's name "
-                f"{'missing' if model is None else 'there'}; give a table that Predictions.to_table wrote"
+                f"not a table of predictions: missing columns {missing}, unknown columns {foreign}, model name "
+                f"{'missing' if model is None else 'present'}; give a table that Predictions.to_table wrote"
             )
 
         def texts(name: str) -> tuple[str, ...]:
@@ -126,15 +127,15 @@ class Predictions:
 
 
 def align(first: Predictions, *others: Predictions) -> None:
-    """Check that all are predictions of the same rows, in the same order, with the same labels and finite scores.
+    """Check that all tables have the same rows, in the same order, with the same labels and finite scores.
 
-    Raises VerdictRefused, naming the two models and the first row at fault.
+    Raises VerdictRefused with the names of the models and the first invalid row.
     """
     if not len(first):
-        raise VerdictRefused(f"{first.model} has predicted no row; predict the test rows first")
+        raise VerdictRefused(f"{first.model} has no predictions; predict the test rows first")
     repeated = [row_id for row_id, count in Counter(first.row_ids).items() if count > 1]
     if repeated:
-        raise VerdictRefused(f"{first.model} has row id {repeated[0]!r} more than once; a row counts once")
+        raise VerdictRefused(f"{first.model} has row id {repeated[0]!r} more than once; row ids must be unique")
     for predictions in (first, *others):
         for what, values in {"score": predictions.scores, **predictions.measures}.items():
             bad = np.flatnonzero(~np.isfinite(values))
@@ -144,7 +145,9 @@ def align(first: Predictions, *others: Predictions) -> None:
     for other in others:
         pair = f"{first.model} and {other.model}"
         if len(first) != len(other):
-            raise VerdictRefused(f"{pair} have predicted {len(first)} and {len(other)} rows; predict the same rows")
+            raise VerdictRefused(
+                f"{pair} have predictions for {len(first)} and {len(other)} rows; predict the same rows"
+            )
         for what, ours, theirs in (("row ids", first.row_ids, other.row_ids), ("labels", first.labels, other.labels)):
             if ours != theirs:
                 at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
@@ -156,7 +159,7 @@ def align(first: Predictions, *others: Predictions) -> None:
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """One model's predictions: of the test rows, and of the changed rows by the set's name."""
+    """One model's predictions for the test rows, and for sets of changed rows by set name."""
 
     clean: Predictions
     changed: Mapping[str, Predictions] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Gates: what a winner must also satisfy."""
+"""Gates: conditions in addition to the metric."""

@@ -1,4 +1,4 @@
-"""Gates and their bounds: a bound passes, fails or cannot be assessed by where its whole interval lies."""
+"""Gates and their bounds; a bound passes or fails only if its whole interval is on one side of the limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ class State(StrEnum):
 class Bound:
     """An estimate with its interval, compared with a limit."""
 
-    what: str  # name of the estimate for readers: `ECE after temperature`
+    what: str  # name of the estimate in reports, for example `ECE after temperature scaling`
     estimate: float
     interval: tuple[float, float]
     limit: float
-    n: int  # rows behind the estimate
+    n: int  # rows from which the estimate is computed
     state: State
     rows_needed: int | None = None
-    """Rows that would decide it if the estimate stands; None where it is decided or no number would."""
+    """Rows that decide the bound if the estimate does not change; None if it is decided or no number is enough."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition that the candidate must meet besides its gain."""
+    """A condition that the candidate must meet in addition to its gain."""
 
     name: str  # `calibration`, `groups`, `counterfactual`, `robustness` or `cost`
     state: State
@@ -38,20 +38,23 @@ class Gate:
 
 
 def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, float], n: int) -> Bound:
-    """Return a bound whose allowed side is at or under the limit: it passes or fails only with its whole interval."""
+    """Return a bound that passes if the interval is at or below the limit, and fails if it is above the limit."""
     low, high = interval
     if high <= limit:
         return Bound(what, estimate, interval, limit, n, State.PASSES)
     if low > limit:
         return Bound(what, estimate, interval, limit, n, State.FAILS)
     half, distance = (high - low) / 2, abs(estimate - limit)
-    # an interval shrinks with the root of the rows; where the estimate lies on the limit no number decides.
+    # The width of an interval decreases with the square root of the rows. No number is enough if estimate equals limit.
     needed = None if distance == 0 else max(n + 1, round(n * (half / distance) ** 2))
     return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
 
 
 def gate(name: str, bounds: Sequence[Bound], *, note: str = "") -> Gate:
-    """Return a gate that fails if one bound fails, passes if all of one or more pass, else is not assessable."""
+    """Return a gate that fails if any bound fails and passes if all bounds pass.
+
+    Otherwise, and without bounds, it is not assessable.
+    """
     states = {bound.state for bound in bounds}
     if State.FAILS in states:
         state = State.FAILS

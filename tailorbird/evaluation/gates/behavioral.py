@@ -1,4 +1,4 @@
-"""Behavioral gates: predictions that change when a name, sex or age is swapped, or with a typing error."""
+"""Behavioral gates: predictions that change when a name, sex or age is swapped, and robustness to typing errors."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from tailorbird.evaluation.statistics.bootstrap import at_least_unseen
 from tailorbird.evaluation.statistics.paired import newcombe_paired_interval, paired_counts
 
 Tables = tuple[Predictions, Predictions]
-"""A model's predictions of the clean rows, and of the changed ones; `row_id|kind` is a change of row `row_id`."""
+"""A model's predictions for the clean rows and for the changed rows; changed row ids are `<row_id>|<kind>`."""
 
 
 def counterfactual_gate(
     *, candidate: Tables, incumbent: Tables, limits: CounterfactualGateConfig, alpha: float
 ) -> Gate:
-    """Evaluate whether the candidate's answer changes with a name, sex or age much more often than the incumbent's.
+    """Compare how often swapping a name, sex or age changes the predictions of the two models.
 
-    A row's answer changes if that to one of its changed texts differs from that to the clean row; a row counts once,
-    since its texts are not independent. The difference of the two rates is paired by row, with Newcombe's interval.
-    Raises VerdictRefused if the tables are not of the same rows.
+    A row counts as changed if any of its changed texts gets another prediction than the clean text. A row counts once,
+    because its changed texts are not independent. The difference of the two rates is paired by row, with Newcombe's
+    interval. Raises VerdictRefused if the tables have different rows.
     """
     if not len(candidate[1]) and not len(incumbent[1]):
-        return gate("counterfactual", (), note="no text names a sex, an age or a given name that could be swapped")
+        return gate("counterfactual", (), note="no test row contains a sex, an age or a given name to swap")
     positions = _aligned(candidate, incumbent)
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
@@ -35,33 +35,33 @@ def counterfactual_gate(
     counts = paired_counts(ours, other=theirs)
     bound = at_most(
         limits.max_increase,
-        what="share of rows whose answer turns with a name, sex or age, candidate minus incumbent",
+        what="share of rows whose prediction changes with a name, sex or age, candidate minus incumbent",
         estimate=counts.gain,
         interval=newcombe_paired_interval(counts, alpha=alpha),
         n=counts.n,
     )
     kinds = Counter(row_id.rpartition("|")[2] for row_id in candidate[1].row_ids)
-    turned = [
+    changes = [
         Counter(row_id.rpartition("|")[2] for row_id, flip in zip(candidate[1].row_ids, flipped, strict=True) if flip)
         for flipped in flips
     ]
-    by_kind = ", ".join(f"{kind} {turned[0][kind]} and {turned[1][kind]} of {kinds[kind]}" for kind in sorted(kinds))
-    note = f"texts that turned the candidate's and the incumbent's answer: {by_kind}"
+    by_kind = ", ".join(f"{kind} {changes[0][kind]} and {changes[1][kind]} of {kinds[kind]}" for kind in sorted(kinds))
+    note = f"swapped texts that change the prediction of the candidate and of the incumbent: {by_kind}"
     return gate("counterfactual", (bound,), note=note)
 
 
 def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessGateConfig, alpha: float) -> Gate:
-    """Evaluate whether typing errors, case and white space cost the candidate much more score than the incumbent.
+    """Compare how much score the two models lose to typing errors, case and white space.
 
-    A row's drop is its clean score less its changed one; the mean difference of the drops has a paired bootstrap
-    interval, by row, or by document. Raises VerdictRefused if the tables are not of the same rows.
+    The drop of a row is its clean score minus its score on the changed text. The mean difference of the drops has a
+    paired bootstrap interval over rows or documents. Raises VerdictRefused if the tables have different rows.
     """
     positions = _aligned(candidate, incumbent)
     ours, theirs = (clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent))
     clusters = [(candidate[0].clusters or candidate[0].row_ids)[position] for position in positions]
     num_units = len(set(clusters))
     if num_units < 2:
-        return gate("robustness", (), note="one row or document alone has no spread, so no interval")
+        return gate("robustness", (), note="a single row or document has no interval")
     effect = bootstrap.mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
     bound = at_most(
         limits.max_extra_drop,
@@ -75,7 +75,7 @@ def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessG
 
 
 def _aligned(candidate: Tables, incumbent: Tables) -> NDArray[np.int64]:
-    """Return the position of the clean row that each changed row was made from [M]; check that all four tables fit."""
+    """Return the position [M] of the clean row of each changed row; check that all four tables match."""
     align(candidate[0], incumbent[0])
     align(candidate[1], incumbent[1])
     clean, changed = candidate
@@ -83,13 +83,15 @@ def _aligned(candidate: Tables, incumbent: Tables) -> NDArray[np.int64]:
     sources = [row_id.rpartition("|")[0] for row_id in changed.row_ids]
     for source, row_id, label in zip(sources, changed.row_ids, changed.labels, strict=True):
         if source not in position_of:
-            raise VerdictRefused(f"changed row {row_id!r} comes of no row that {clean.model} predicted unchanged")
+            raise VerdictRefused(f"changed row {row_id!r} has no source row among the predictions of {clean.model}")
         if clean.labels[position_of[source]] != label:
-            raise VerdictRefused(f"changed row {row_id!r} has the label {label!r}, and another where it is unchanged")
+            raise VerdictRefused(
+                f"changed row {row_id!r} has the label {label!r}, but its source row has another label"
+            )
     return np.array([position_of[source] for source in sources], dtype=np.int64)
 
 
 def _flips(tables: Tables, *, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
     clean, changed = tables
-    turned = [output != clean.outputs[position] for output, position in zip(changed.outputs, positions, strict=True)]
-    return np.array(turned, dtype=np.float64)
+    flips = [output != clean.outputs[position] for output, position in zip(changed.outputs, positions, strict=True)]
+    return np.array(flips, dtype=np.float64)

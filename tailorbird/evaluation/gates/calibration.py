@@ -1,4 +1,4 @@
-"""The calibration gate: expected calibration error after the temperature that is fitted on validation."""
+"""The calibration gate: expected calibration error (ECE) after a temperature that is fitted on validation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,37 +17,40 @@ NUM_BINS = 15
 NUM_RESAMPLES = 2_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
-SLACK = 1e-6  # softmax in fp32 may give a confidence this much over 1
+SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Return the temperature T under which softmax(logits [N, L] / T) gives the class numbers [N] the best likelihood.
+    """Return the temperature T that maximises the likelihood of the labels [N] under softmax(logits [N, L] / T).
 
-    Guo et al., On calibration of modern neural networks, ICML 2017. Kept within `TEMPERATURES`: if every row is right,
-    the likelihood would take it to 0. Raises ValueError if logits and labels do not fit each other.
+    T is limited to `TEMPERATURES`, because it would go to 0 if every row is right. Raises ValueError if logits and
+    labels do not match. Guo et al., On calibration of modern neural networks, ICML 2017.
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or truth.shape != values.shape[:1] or not truth.size:
-        raise ValueError(f"logits {values.shape} and labels {truth.shape}; give [N, L] and [N] of at least one row")
+        raise ValueError(
+            f"logits have shape {values.shape} and labels {truth.shape}; give [N, L] and [N] with at least one row"
+        )
     if not np.isfinite(values).all():
-        raise ValueError("logits must be finite; the model that gave them has diverged")
+        raise ValueError("logits must be finite; the model has diverged")
     if truth.min() < 0 or truth.max() >= values.shape[1]:
-        raise ValueError(f"labels go from {truth.min()} to {truth.max()}; allowed: 0 to {values.shape[1] - 1}")
+        raise ValueError(f"labels range from {truth.min()} to {truth.max()}; allowed: 0 to {values.shape[1] - 1}")
     at_label = values[np.arange(len(truth)), truth]
 
     def loss(log_temperature: float) -> float:
         inverse = np.exp(-log_temperature)
         return float(np.mean(logsumexp(values * inverse, axis=1) - at_label * inverse))
 
-    # the loss is convex in 1 / T, so it has one valley in log T.
+    # The loss is convex in 1 / T, so it has a single minimum in log T.
     low, high = np.log(TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
 
 def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -> float:
-    """Return the expected calibration error: |accuracy - mean confidence| of equally wide bins, weighted by their rows.
+    """Return the expected calibration error: the row-weighted mean over bins of |accuracy - mean confidence|.
 
-    `correct` [N] is 0/1, `confidence` [N] within 0 and 1. Naeini, Cooper and Hauskrecht, AAAI 2015.
+    The bins have equal width. `correct` [N] is 0 or 1, `confidence` [N] is in [0, 1]. Naeini, Cooper and Hauskrecht,
+    AAAI 2015.
     """
     return _ece_of(*_excess(correct, confidence, num_bins), num_bins)
 
@@ -55,10 +58,11 @@ def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -
 def calibration_gate(
     candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
 ) -> Gate:
-    """Evaluate whether the candidate's ECE after temperature is small enough, and not much larger than the incumbent's.
+    """Test that the candidate's ECE after temperature scaling is small and not much larger than the incumbent's.
 
-    Both intervals are from the same 2,000 paired resamples of the rows, and reach down as far as chance alone may have
-    lifted an ECE (`chance_in_ece`). Raises VerdictRefused if the rows are not the same or a confidence is invalid.
+    Both intervals come from the same 2,000 paired resamples of the rows. The interval of the candidate's ECE extends
+    down by at least the increase that chance can cause (`chance_in_ece`). Raises VerdictRefused if the rows differ or a
+    confidence is invalid.
     """
     align(candidate, incumbent)
     n = len(candidate)
@@ -78,21 +82,21 @@ def calibration_gate(
         wide = at_least_unseen(interval, estimate=estimate, n=n, alpha=alpha)
         return at_most(limit, what=what, estimate=estimate, interval=wide, n=n)
 
-    what = "ECE after temperature"
+    what = "ECE after temperature scaling"
     bounds = (
         bound(what, estimate=ours, interval=(low, high), limit=limits.max_ece),
         bound(f"{what}, candidate minus incumbent", estimate=ours - theirs, interval=change, limit=limits.max_increase),
     )
-    note = f"ECE in {NUM_BINS} equally wide bins: candidate {ours:.4f}, incumbent {theirs:.4f}"
+    note = f"ECE in {NUM_BINS} bins of equal width: candidate {ours:.4f}, incumbent {theirs:.4f}"
     return gate("calibration", bounds, note=note)
 
 
 def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) -> float:
-    """Return how much, at most at level alpha / 2, chance raises the ECE on these rows above the true one.
+    """Return the upper limit, at level alpha / 2, of the increase of the measured ECE over the true ECE by chance.
 
-    2,000 simulated tests in which each row is right with its confidence less the true ECE, or more by it where its bin
-    was seen to be underconfident. On 200 rows a true ECE of 0.05 is seen as one of 0.08 half of the time, and a
-    resampled interval alone takes it for proven larger in 7 of 100 tests.
+    Simulates 2,000 tests. In each, a row is right with the probability of its confidence minus the true ECE, or plus
+    the true ECE in bins that are observed to be underconfident. Without this correction, a true ECE of 0.05 is measured
+    as 0.08 on 200 rows half of the time, and a bootstrap interval alone is above 0.05 in 7 of 100 tests.
     """
     excess, bins = _excess_of(predictions)
     side = np.where(np.bincount(bins, weights=excess, minlength=NUM_BINS) < 0, 1.0, -1.0)[bins]
@@ -106,10 +110,10 @@ def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) ->
 
 
 def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple[float, float]:
-    """Return the basic bootstrap interval, at least half the resamples' width to both sides of the estimate."""
-    # Chance adds to an ECE, and resampling adds it once more: a percentile interval of a perfectly calibrated model on
-    # 200 rows is wholly above 0.05. Reflecting removes that in first order. Without the least width a true ECE of 0.05
-    # passed as one under it in 12 of 100 tests of 1,000 rows.
+    """Return the basic bootstrap interval, at least half the resamples' width on both sides of the estimate."""
+    # Chance increases an ECE, and resampling increases it again: the percentile interval of a perfectly calibrated
+    # model on 200 rows is entirely above 0.05. Reflection removes this bias to first order. Without the minimum width,
+    # a true ECE of 0.05 is measured as proven smaller in 12 of 100 tests of 1,000 rows.
     low, high = (float(end) for end in np.quantile(resampled, [alpha / 2, 1 - alpha / 2]))
     half = (high - low) / 2
     return min(2 * estimate - high, estimate - half), max(2 * estimate - low, estimate + half)
@@ -124,9 +128,12 @@ def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]
 
 
 def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Return confidence minus correctness [N], and the bin of each row [N]."""
+    """Return confidence minus correctness [N] and the bin of each row [N]."""
     if correct.shape != confidence.shape or not correct.size:
-        raise ValueError(f"{correct.shape} answers and {confidence.shape} confidences; give one a row, of some row")
+        raise ValueError(
+            f"answers have shape {correct.shape} and confidences {confidence.shape}; give one of each per row, for at "
+            "least one row"
+        )
     bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1 + SLACK)))
     if bad.size:
         raise ValueError(f"the confidence at position {bad[0]} is {confidence[bad[0]]}; allowed: 0 to 1")
@@ -135,5 +142,5 @@ def _excess(correct: FloatArray, confidence: FloatArray, num_bins: int) -> tuple
 
 
 def _ece_of(excess: FloatArray, bins: NDArray[np.int64], num_bins: int) -> float:
-    # a bin's weight times the gap of its means is the size of its rows' summed excess, over all rows.
+    # The weight of a bin times its gap equals the absolute sum of the excess of its rows, divided by all rows.
     return float(np.abs(np.bincount(bins, weights=excess, minlength=num_bins)).sum() / len(excess))

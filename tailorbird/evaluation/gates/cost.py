@@ -1,4 +1,4 @@
-"""The cost gate: whether the gain pays for training and serving."""
+"""The cost gate: compare the value of the gain with the cost of training and serving."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from tailorbird.evaluation.statistics.paired import Comparison
 LEAST_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
 MOST_SHRINK = 1000.0
-"""An interval that would have to shrink more, which takes a million times the rows, is decided by no number of them."""
+"""Largest factor by which an interval may have to shrink; a larger factor needs over a million times the rows."""
 
 
 @dataclass(frozen=True)
 class CpuRounds:
-    """CPU-seconds per thousand rows of both models, one value of each per alternating round."""
+    """CPU-seconds per thousand rows of both models, one value per model and alternating round."""
 
     incumbent: tuple[float, ...]
     candidate: tuple[float, ...]
@@ -25,8 +25,8 @@ class CpuRounds:
     def __post_init__(self) -> None:
         if len(self.incumbent) != len(self.candidate) or len(self.incumbent) < LEAST_ROUNDS:
             raise ValueError(
-                f"{len(self.incumbent)} rounds of the incumbent and {len(self.candidate)} of the candidate; "
-                f"measure both in the same rounds, {LEAST_ROUNDS} or more"
+                f"{len(self.incumbent)} rounds of the incumbent and {len(self.candidate)} of the candidate; measure "
+                f"both in the same {LEAST_ROUNDS} or more rounds"
             )
         seconds = np.array([*self.incumbent, *self.candidate])
         if not (np.isfinite(seconds) & (seconds > 0)).all():
@@ -34,9 +34,10 @@ class CpuRounds:
 
 
 def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
-    """Return the candidate's CPU-seconds over the incumbent's: geometric mean over rounds, and its 1 - alpha interval.
+    """Return the candidate's CPU-seconds divided by the incumbent's: geometric mean over rounds and 1 - alpha interval.
 
-    Student's t on the logarithms of the rounds' ratios: what slows the machine for a round slows both its halves.
+    The interval is Student's t on the logarithms of the ratios per round, because the load of the machine in a round
+    affects both models.
     """
     logs = np.log(rounds.candidate) - np.log(rounds.incumbent)
     num_rounds = len(logs)
@@ -46,19 +47,20 @@ def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[
 
 
 def net_benefit(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> float:
-    """Return the money over the horizon at a gain in accuracy: worth of the gain - training + saving in serving."""
-    worth, training, saved = _parts(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
-    return worth - training + saved
+    """Return the net benefit over the horizon: value of the gain - cost of training + saving in serving."""
+    value, training, saved = _parts(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
+    return value - training + saved
 
 
 def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> Gate:
-    """Pass if the net benefit over the horizon is above 0 at the lower end of the gain; fail if not at the upper end.
+    """Return the cost gate: it passes if the net benefit is above 0 at the lower end of the gain's interval.
 
-    The gain is counted in correct answers, so `main` is the comparison by accuracy, and of a chat task by its metric,
-    a point of which is priced as one of correct answers. Raises ValueError for an invalid training time.
+    It fails if the net benefit is not above 0 at the upper end. The gain is a share of correct answers, so `main` is
+    the comparison in accuracy. For chat tasks, it is the comparison in the recipe's metric, and a point of the metric
+    has the price of a point of accuracy. Raises ValueError for an invalid training time.
     """
     if not (np.isfinite(training_cpu_s) and training_cpu_s >= 0):
-        raise ValueError(f"training took {training_cpu_s} CPU-seconds; give a finite time of 0 or more")
+        raise ValueError(f"training_cpu_s is {training_cpu_s}; give a finite time of 0 or more")
     low, estimate, high = (
         net_benefit(gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
         for gain in (main.interval[0], main.gain, main.interval[1])
@@ -72,18 +74,18 @@ def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, trainin
     n, needed = main.counts.n, None
     shrink = (high - low) / 2 / abs(estimate) if estimate else np.inf
     if state is State.NOT_ASSESSABLE and shrink < MOST_SHRINK:
-        needed = max(n + 1, round(n * shrink**2))  # an interval shrinks with the root of the rows
+        needed = max(n + 1, round(n * shrink**2))  # the width decreases with the square root of the rows
     bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
-    worth, training, saved = _parts(main.gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
-    parts = f"gain {worth:+,.2f}, training {-training:+,.2f}, serving {saved:+,.2f}"
-    note = f"over {terms.horizon_months:g} months: {parts} in the recipe's currency"
+    value, training, saved = _parts(main.gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)
+    parts = f"gain {value:+,.2f}, training {-training:+,.2f}, serving {saved:+,.2f}"
+    note = f"over {terms.horizon_months:g} months, in the recipe's currency: {parts}"
     if main.gain != main.counts.gain:
-        note += "; the gain is not one of accuracy, and each point of it is priced as one of correct answers"
+        note += "; the gain is not measured in accuracy, so each point is priced like a point of accuracy"
     return gate("cost", (bound,), note=note)
 
 
 def _parts(gain: float, *, terms: CostConfig, rounds: CpuRounds, training_cpu_s: float) -> tuple[float, float, float]:
-    """Return the worth of the gain, the cost of training, and the saving in serving, in money."""
+    """Return the value of the gain, the cost of training and the saving in serving, in the recipe's currency."""
     requests = terms.requests_per_month * terms.horizon_months
     price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR
     saved_cpu_s = float(np.mean(rounds.incumbent) - np.mean(rounds.candidate)) / 1000 * requests

@@ -1,4 +1,4 @@
-"""The groups gate: whether the candidate serves any group of the test rows worse than the incumbent."""
+"""The groups gate: compare candidate and incumbent in each group of test rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,21 +28,23 @@ SEED = 1979
 
 @dataclass(frozen=True)
 class Gap:
-    """Largest minus smallest of the groups' means, and what chance alone gives."""
+    """The difference between the largest and the smallest group mean, and its distribution by chance."""
 
     observed: float
-    usual: float  # median of the gaps under shuffled membership
-    p_value: float  # share of the shuffles with a gap at least as large, one added to count and total
+    usual: float  # median gap when group membership is shuffled
+    p_value: float  # share of shuffles with a gap at least as large, with 1 added to count and total
 
 
 @dataclass(frozen=True)
 class MeanChange:
-    """Rows of a group by a per-row score in [0, 1], where they share documents or it is more than right or wrong; reads
-    like `PairedCounts`."""
+    """The per-row scores in [0, 1] of a group, if rows share documents or scores are not 0 or 1.
+
+    It has the same properties as `PairedCounts`.
+    """
 
     ours: FloatArray
     theirs: FloatArray
-    clusters: tuple[str, ...] | None = None  # the document of each row, where rows share some
+    clusters: tuple[str, ...] | None = None  # document of each row, if rows share documents
 
     @property
     def n(self) -> int:
@@ -71,20 +73,25 @@ def groups_gate(
     alpha: float,
     metric: str = "accuracy",
 ) -> Gate:
-    """Evaluate the paired change in the metric in each value of each group column, a missing value's group included.
+    """Test the paired change of the metric in each value of each group column, including missing values.
 
-    Of each group the first that holds decides: it fails if it is proven harmed (p within Holm's step-down over all
-    groups, and the upper end at its level of the step-down under 0), or if its change is a loss of `max_loss` or more
-    on at least `min_rows` rows; it passes if its unadjusted lower end is over -`max_loss`; else it is not assessable.
-    The bounds have the unadjusted intervals: Newcombe's for accuracy and exact match of independent rows, else the
-    paired bootstrap's. Raises VerdictRefused if rows or groups differ, ValueError for invalid scores.
+    For each group, the first condition that holds decides:
+
+    - The group fails if it is proven harmed: its p value is significant by Holm's step-down over all groups, and its
+      interval at the level of its step is below 0.
+    - The group fails if it loses `max_loss` or more on at least `min_rows` rows.
+    - The group passes if its unadjusted interval is above -`max_loss`.
+    - Otherwise it is not assessable.
+
+    The bounds have unadjusted intervals: Newcombe's for accuracy and exact match of independent rows, paired bootstrap
+    otherwise. Raises VerdictRefused if rows or groups differ, ValueError for invalid scores.
     """
     align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
         raise VerdictRefused(f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows")
     for predictions in (candidate, incumbent):
         if metric in ROW_METRICS and not np.isin(predictions.scores, (0.0, 1.0)).all():
-            raise ValueError(f"{predictions.model}: groups are compared by scores of 0 and 1; other scores are there")
+            raise ValueError(f"{predictions.model} has scores other than 0 and 1; {metric} by group needs 0 or 1")
     columns = {
         name: {value: np.flatnonzero(np.array(values, dtype=object) == value) for value in sorted(set(values))}
         for name, values in sorted(candidate.groups.items())
@@ -100,7 +107,7 @@ def groups_gate(
 
     tables = {f"{name} = {value}": change(rows) for name, groups in columns.items() for value, rows in groups.items()}
     if not tables:
-        return gate("groups", (), note="the recipe's data.groups names no column, so no group could be looked at")
+        return gate("groups", (), note="the recipe names no column in data.groups")
     harmed = proven_harmed(list(tables.values()), alpha=alpha)
     bounds = [
         group_bound(name, counts=counts, harmed=harm, limits=limits, alpha=alpha)
@@ -112,15 +119,16 @@ def groups_gate(
         for column, groups in columns.items()
     ]
     proven = [name for name, harm in zip(tables, harmed, strict=True) if harm]
-    summary = f"proven worse after Holm over {len(tables)} groups: {', '.join(proven) or 'none'}"
+    summary = f"groups proven worse (Holm over {len(tables)} groups): {', '.join(proven) or 'none'}"
     return gate("groups", bounds, note="; ".join([summary, *notes]))
 
 
 def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
-    """Return for each group whether Holm's step-down reaches it and its upper end at its level is under 0.
+    """Return True for each group that is significant by Holm's step-down and whose interval is below 0.
 
-    Holm, Scandinavian Journal of Statistics 6:65-70 (1979): with G groups the one that k others precede in p has the
-    level alpha / (G - k), and none is reached behind the first whose p is not under its level. Equal p, equal level.
+    With G groups, the group at position k (from 0) in the order of p has the level alpha / (G - k). The step-down stops
+    at the first group whose p is not below its level. Equal p values have equal levels. Holm, Scandinavian Journal of
+    Statistics 6:65-70 (1979).
     """
     p_values = [_p_value(counts, alpha=alpha) for counts in tables]
     ordered = sorted(p_values)
@@ -132,10 +140,10 @@ def proven_harmed(tables: Sequence[Change], *, alpha: float) -> list[bool]:
 
 
 def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGateConfig, alpha: float) -> Bound:
-    """Return a group's bound by the gate's rule; `rows_needed` are those of an unharmed group, with 80 % power."""
+    """Return the bound of a group; its `rows_needed` give 80% power if the true change is 0."""
     interval = _interval(counts, alpha=alpha)
     needed = None
-    # Only here a point estimate decides: a loss seen on this many rows is not waved through for want of more.
+    # A point estimate decides only here: a large observed loss must not pass because the rows are too few to prove it.
     if harmed or (counts.gain <= -limits.max_loss and counts.n >= limits.min_rows):
         state = State.FAILS
     elif interval[0] > -limits.max_loss:
@@ -147,12 +155,12 @@ def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGate
 
 
 def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
-    """Return the rows on which a group of this discordance and no change passes, 8 times in 10.
+    """Return the rows with which a group without a true change passes in 80% of tests, at the observed discordance.
 
-    About 1,300 for 3 points at a discordance of 0.15.
+    About 1,300 rows for 3 points at a discordance of 0.15.
     """
-    if isinstance(counts, PairedCounts):  # if no row was discordant, one is supposed: none at all would need no rows
-        discordance = max(counts.discordance, 1 / counts.n)
+    if isinstance(counts, PairedCounts):
+        discordance = max(counts.discordance, 1 / counts.n)  # assume at least one discordant row
         return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
     error, units = max(counts.effect(alpha=alpha).standard_error, 1 / counts.num_units), counts.num_units
     needed = rows_by_normal(counts.n, num_units=units, error=error, gains=(max_loss, 0.0), alpha=alpha)
@@ -172,10 +180,10 @@ def _interval(change: Change, *, alpha: float) -> tuple[float, float]:
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
-    """Return how far the groups' means of values [N] are apart, and how far they would be if membership were random.
+    """Return the gap between the group means of values [N], and its distribution under random membership.
 
-    `groups` are the rows of each group, at least two groups. Of each of 1,000 shuffles only what a mean needs is drawn:
-    how often each of the few distinct values falls to each group, which is hypergeometric.
+    `groups` are the row positions of at least two groups. Each of 1,000 shuffles draws how often each distinct value is
+    in each group (hypergeometric), which is all that a mean needs.
     """
     distinct, counts = np.unique(np.concatenate([values[members] for members in groups]), return_counts=True)
     sizes = np.array([len(members) for members in groups])
@@ -187,14 +195,14 @@ def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:
         drawn = _drawn(generator, left, size=int(size))
         means[:, index] = drawn @ distinct / size
         left -= drawn
-    # the mean of equal values may differ in the last bit.
+    # The tolerance is needed because means of equal values may differ in the last bit.
     spreads = np.ptp(means, axis=1)
     as_large = int(np.sum(spreads >= observed - 1e-12))
     return Gap(observed, float(np.median(spreads)), (as_large + 1) / (NUM_PERMUTATIONS + 1))
 
 
 def _drawn(generator: np.random.Generator, left: NDArray[np.int64], *, size: int) -> NDArray[np.int64]:
-    """Return how many of each value [K, V] are among `size` rows drawn at random from those that are left [K, V]."""
+    """Return the counts [K, V] of each value among `size` rows drawn at random from the counts `left` [K, V]."""
     drawn, wanted, others = np.zeros_like(left), np.full(len(left), size), left.sum(1)
     for value in range(left.shape[1]):
         others = others - left[:, value]
@@ -205,10 +213,10 @@ def _drawn(generator: np.random.Generator, left: NDArray[np.int64], *, size: int
 
 def _gap_note(column: str, *, groups: list[NDArray[np.int64]], scores: dict[str, FloatArray]) -> str:
     if len(groups) < 2:
-        return f"{column} has one group, so no gap"
+        return f"{column} has a single group"
     sentences = []
     for what, values in scores.items():
         test = gap(values, groups=groups)
-        chance = f"by chance {100 * test.usual:.1f}, p = {test.p_value:.3f}"
+        chance = f"{100 * test.usual:.1f} expected by chance, p = {test.p_value:.3f}"
         sentences.append(f"{what} differ by {100 * test.observed:.1f} points ({chance})")
-    return f"{column}: between groups {' and '.join(sentences)}"
+    return f"{column}: between groups, {' and '.join(sentences)}"

@@ -1,1 +1,1 @@
-"""Paired statistics: pure functions of scores."""
+"""Paired statistics as pure functions of scores."""

@@ -1,4 +1,4 @@
-"""Paired bootstrap and permutation: interval and p value of effects without a closed formula."""
+"""Paired bootstrap and sign-flip test: interval and p value of effects without a closed formula."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 NUM_RESAMPLES = 10_000
-# Fixed, one a purpose: whoever recomputes a verdict must draw what was drawn.
+# The seeds are fixed so that recomputing a verdict gives the same draws.
 BOOTSTRAP_SEED, SIGN_SEED = 1979, 1935
-# A cell with fewer rows is drawn row by row, which is then cheaper than one binomial draw.
+# Cells with fewer rows are drawn row by row, which is cheaper than one binomial draw.
 FEW_ROWS = 16
-# Elements of one chunk of resamples: some 32 MB at 8 bytes each, whatever the number of rows.
+# Elements of one chunk of resamples: about 32 MB at 8 bytes each, for any number of rows.
 CHUNK_ELEMENTS = 4_000_000
-# Gains nearer to 0 than this are ties: they differ from 0 by the rounding of a sum only.
+# Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
 
 
@@ -29,34 +29,34 @@ class Effect:
 
     gain: float
     interval: tuple[float, float]
-    """Percentile interval, two-sided at level 1 - alpha; macro-F1's includes the unseen rate (`unseen_rate`)."""
-    p_value: float  # two-sided, of a gain of 0
+    """Percentile interval, two-sided at level 1 - alpha; for macro-F1 widened to `unseen_rate`."""
+    p_value: float  # two-sided, for the hypothesis that the gain is 0
     standard_error: float  # standard deviation of the resampled gains
 
 
 def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
     """Return the mean F1 over the classes that occur in the labels; labels and outputs are [N].
 
-    As scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`.
+    Equals scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`.
     """
     if not len(labels):
-        raise ValueError("macro-F1 of no rows; give at least one")
+        raise ValueError("labels are empty; macro-F1 needs at least one row")
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     truth, answers = _codes(labels, classes), _codes(outputs, classes)
     num_classes = len(classes)
     support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
-    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs that are no class
+    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs of unknown classes
     return float(_mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
 
 
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
-    """Return the gain in macro-F1 by paired bootstrap of the rows: 10,000 resamples, percentile interval.
+    """Return the gain in macro-F1 with a paired bootstrap: 10,000 resamples, percentile interval.
 
-    Both must be predictions of the same rows (`predictions.align`). Resampling rows is drawing the counts of the joint
-    (label, candidate's output, other's output) cells from a multinomial; where rows share documents, whole documents
-    are drawn. A class of which a resample has no label does not enter its mean. p is `two_sided`'s, and at least
-    2^(1 - n), since resamples of one row have no spread. The interval includes the unseen rate. Efron and Tibshirani,
-    An Introduction to the Bootstrap (1993).
+    Both tables must have the same rows (`predictions.align`). The counts of the joint (label, candidate's output,
+    other's output) cells are drawn from a multinomial, which is equivalent to resampling rows; if rows share documents,
+    whole documents are resampled. A class without labels in a resample is not part of the mean of that resample. The p
+    value is that of `two_sided`, but at least 2^(1 - n), because resamples of a single row have no spread. The interval
+    is widened to the unseen rate. Efron and Tibshirani, An Introduction to the Bootstrap (1993).
     """
     classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
     num_classes = len(classes)
@@ -91,26 +91,26 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
 def mean_effect(
     candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float, clusters: Sequence[str] | None = None
 ) -> Effect:
-    """Return the gain in the mean per-row score [N]: bootstrap interval, and p by sign flips; 10,000 draws each.
+    """Return the gain in the mean per-row score [N] with a bootstrap interval and a sign-flip p value (10,000 draws).
 
-    With `clusters`, one name a row, whole clusters are drawn and flipped, since rows of one document are not
-    independent; the resampled mean is the sum of the scores drawn over the number of rows drawn. Raises ValueError for
-    scores that are not finite or not paired, and for fewer than two rows or clusters, which have no spread.
+    With `clusters`, one name per row, whole clusters are resampled and flipped, because rows of the same document are
+    not independent; a resampled mean is the sum of the drawn scores divided by the number of drawn rows. Raises
+    ValueError for scores that are not finite or not paired, and for fewer than two rows or clusters.
     """
     ours, theirs = np.asarray(candidate_scores, dtype=np.float64), np.asarray(other_scores, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
-        raise ValueError(f"scores of shapes {ours.shape} and {theirs.shape}; give two finite ones for each row")
+        raise ValueError(f"scores have shapes {ours.shape} and {theirs.shape}; give two finite scores per row")
     differences = ours - theirs
     units, sizes = differences, np.ones(len(differences), dtype=np.float64)
     if clusters is not None:
         if len(clusters) != len(differences):
-            raise ValueError(f"{len(clusters)} clusters for {len(differences)} rows; give one a row")
+            raise ValueError(f"{len(clusters)} clusters for {len(differences)} rows; give one per row")
         codes = _numbered(clusters)
         units = np.asarray(np.bincount(codes, weights=differences), dtype=np.float64)
         sizes = np.asarray(np.bincount(codes), dtype=np.float64)
     if len(units) < 2:
         what = "rows" if clusters is None else "clusters"
-        raise ValueError(f"an effect of {len(units)} {what} has no spread; give at least 2 {what}")
+        raise ValueError(f"{len(units)} {what} given; an interval needs at least 2 {what}")
     first, counts = _distinct(units + 1j * sizes)
     pairs = np.stack([units[first], sizes[first]])
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
@@ -120,16 +120,17 @@ def mean_effect(
 
 
 def resampled(n: int, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield how often each of n rows is drawn in a resample of n rows: `num_resamples` vectors [n]."""
+    """Yield, for each of `num_resamples` resamples of n rows, how often each row is drawn [n]."""
     generator = np.random.default_rng(seed)
     for _ in range(num_resamples):
         yield np.bincount(generator.integers(0, n, size=n), minlength=n)
 
 
 def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield resamples of sum(counts) rows counted in cells: arrays [chunk, cells], `num_resamples` rows in all.
+    """Yield resampled cell counts as arrays [chunk, cells] with `num_resamples` rows in total.
 
-    A multinomial in two steps: how many rows fall on rare cells, then those row by row and the rest cell by cell.
+    Each resample draws sum(counts) rows from a multinomial in two steps: first the number of rows in rare cells, then
+    rare cells row by row and common cells cell by cell.
     """
     generator, n = np.random.default_rng(seed), int(counts.sum())
     rare = counts < FEW_ROWS
@@ -149,14 +150,17 @@ def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> It
 
 
 def two_sided(gains: FloatArray) -> float:
-    """Return 2 min(share of the gains at or under 0, at or over 0), one added to count and total; at most 1."""
+    """Return twice the smaller of the shares of gains <= 0 and >= 0, with 1 added to count and total; at most 1."""
     under, over = int(np.sum(gains <= ROUNDING)), int(np.sum(gains >= -ROUNDING))
     return min(1.0, 2 * (min(under, over) + 1) / (len(gains) + 1))
 
 
 def _sign_flip(units: FloatArray) -> float:
-    """Return the share of random signs of the differences whose sum is as far from 0 as theirs, one added to both."""
-    sizes = np.abs(units[units != 0])  # no sign changes a difference of 0
+    """Return the sign-flip p value: the share of random sign vectors with a sum at least as far from 0.
+
+    1 is added to count and total.
+    """
+    sizes = np.abs(units[units != 0])  # signs do not affect differences of 0
     total, seen = float(sizes.sum()), abs(float(units.sum()))
     generator, as_far = np.random.default_rng(SIGN_SEED), 0
     num_bytes = -(-len(sizes) // 8)
@@ -175,7 +179,7 @@ def _effect(point: float, *, gains: FloatArray, p_value: float, alpha: float) ->
 
 
 def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
-    """Return the index of each value's class; the number of classes for an unknown value."""
+    """Return the class index of each value; unknown values get the number of classes."""
     return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
 
 
@@ -185,15 +189,18 @@ def _numbered(names: Sequence[str]) -> IntArray:
 
 
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
-    """Return the first position of each distinct value, and its count, in order of first appearance."""
+    """Return the first position and the count of each distinct value, in order of first appearance."""
     _, first, counts = np.unique(values, return_index=True, return_counts=True)
-    # That order is the same when the two models change places, so an effect changes its sign and nothing else.
+    # This order does not depend on which model comes first, so swapping the models only changes the effect's sign.
     order = np.argsort(first)
     return first[order], counts[order]
 
 
 def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes: int) -> csr_array:
-    """Return [5 L, cells] of 0 and 1 that sums cells by class: labels, and each model's answers, all and right."""
+    """Return a 0/1 matrix [5 L, cells] that sums cells by class.
+
+    The five blocks count labels, then all answers and right answers of each model.
+    """
     blocks = [truth]
     for codes in answers:
         blocks += [codes, np.where(codes == truth, truth, num_classes)]
@@ -205,24 +212,24 @@ def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes
 
 
 def _mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
-    """Return the mean over classes that occur of 2 right / (support + answered); all are [L, resamples]."""
+    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, resamples]."""
     f1 = 2 * right / np.maximum(support + answered, 1)
-    # a class that does not occur has nothing right and adds 0.
+    # A class without support has no right answers and adds 0.
     return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)
 
 
 def unseen_rate(n: int, *, alpha: float) -> float:
-    """Return the highest share of rows with an event that, at level alpha / 2, may have occurred on none of n rows.
+    """Return the upper confidence limit at level alpha / 2 for the rate of an event that occurs in none of n rows.
 
-    Clopper and Pearson's upper limit at no event, 1 - (alpha / 2)^(1 / n): about 3.7 / n at alpha 0.05.
+    Clopper and Pearson's limit, 1 - (alpha / 2)^(1 / n): about 3.7 / n at alpha 0.05.
     """
     return 1.0 - float((alpha / 2) ** (1 / n))
 
 
 def at_least_unseen(interval: tuple[float, float], *, estimate: float, n: int, alpha: float) -> tuple[float, float]:
-    """Return a bootstrap interval, widened to reach the unseen rate on both sides of its estimate.
+    """Return a bootstrap interval widened to at least the unseen rate on both sides of the estimate.
 
-    Without it ten rows on which nothing happened would have an interval of no width, and prove anything.
+    Otherwise ten rows without a difference would have an interval of width 0.
     """
     margin = unseen_rate(n, alpha=alpha)
     return min(interval[0], estimate - margin), max(interval[1], estimate + margin)

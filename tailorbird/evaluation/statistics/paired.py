@@ -1,4 +1,4 @@
-"""Paired statistics of two models' predictions of the same rows: McNemar, Newcombe, Wilson, Holm."""
+"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson, Holm."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Number of rows by which model was right: the candidate or the other (incumbent or reference)."""
+    """Numbers of rows on which the candidate and the other model (incumbent or reference) are right."""
 
     both_right: int
     only_candidate_right: int
@@ -28,11 +28,11 @@ class PairedCounts:
 
     def __post_init__(self) -> None:
         if min(self.cells) < 0 or self.n == 0:
-            raise ValueError(f"paired counts are {self.cells}; give counts of 0 or more, of at least one row")
+            raise ValueError(f"paired counts are {self.cells}; give counts of 0 or more for at least one row")
 
     @property
     def cells(self) -> tuple[int, int, int, int]:
-        """Both right, only the candidate, only the other, neither."""
+        """The four counts in the order of the fields."""
         return self.both_right, self.only_candidate_right, self.only_other_right, self.neither_right
 
     @property
@@ -41,39 +41,39 @@ class PairedCounts:
 
     @property
     def gain(self) -> float:
-        """Candidate's accuracy minus the other's, as one division, so that it compares exactly with a bound."""
+        """The candidate's accuracy minus the other's; a single division keeps comparisons with limits exact."""
         return (self.only_candidate_right - self.only_other_right) / self.n
 
     @property
     def discordance(self) -> float:
-        """Share of rows on which exactly one of the two was right."""
+        """Share of rows on which exactly one of the two models is right."""
         return (self.only_candidate_right + self.only_other_right) / self.n
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The candidate against another model on the same rows, by one metric."""
+    """A comparison of the candidate with another model on the same rows in one metric."""
 
-    counts: PairedCounts  # number of rows by which model was right, for any metric
+    counts: PairedCounts  # rows by which model is right, for any metric
     candidate_score: float
     other_score: float
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
-    """Of the gain, two-sided: Newcombe's for accuracy and exact match, else the bootstrap's percentiles. Where rows
-    share documents, the wider of Newcombe's and the bootstrap's over documents at each end."""
+    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, bootstrap percentiles otherwise. If rows
+    share documents, each end of Newcombe's interval is widened to that of the bootstrap over documents."""
     p_value: float
-    """Two-sided, of a gain of 0: McNemar's mid-p for accuracy and exact match, the bootstrap's for macro-F1, sign
-    flips' for other means. Where rows share documents, the larger of McNemar's and sign flips' of documents."""
-    p_exact: float | None  # mcNemar's exact p; None for a metric that is no share of rows
+    """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, bootstrap for macro-F1, sign
+    flips for other means. If rows share documents, the larger of McNemar's and the sign flips' over documents."""
+    p_exact: float | None  # p value of McNemar's exact test; None if the metric is not a share of rows
     standard_error: float | None
-    """Of the gain, by bootstrap; None for a share of independent rows, whose formulas need the counts only."""
-    num_units: int  # number of independent units: rows, or the documents that rows share
+    """Bootstrap standard error of the gain; None for a share of independent rows, which needs only the counts."""
+    num_units: int  # independent units: rows, or documents if rows share documents
 
 
 def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Return Wilson's score interval, two-sided at level 1 - alpha, of an accuracy of num_right / n."""
+    """Return Wilson's score interval, two-sided at level 1 - alpha, of the accuracy num_right / n."""
     if not 0 <= num_right <= n or n == 0:
-        raise ValueError(f"{num_right} right of {n} rows; give 0 <= num_right <= n and n >= 1")
+        raise ValueError(f"num_right is {num_right} and n is {n}; give 0 <= num_right <= n and n >= 1")
     low, high = proportion_confint(num_right, n, alpha=alpha, method="wilson")
     return float(low), float(high)
 
@@ -90,13 +90,13 @@ def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
 
 
 def mcnemar_exact(counts: PairedCounts) -> float:
-    """Return McNemar's exact two-sided p value, binomial on the discordant rows; 1 if there are none."""
+    """Return McNemar's exact two-sided p value (binomial on the discordant rows); 1 without discordant rows."""
     table = [[counts.both_right, counts.only_candidate_right], [counts.only_other_right, counts.neither_right]]
     return float(mcnemar(table, exact=True).pvalue)
 
 
 def mcnemar_midp(counts: PairedCounts) -> float:
-    """Return McNemar's mid-p value: the exact one less the probability of the observed split.
+    """Return McNemar's mid-p value: the exact p value minus the probability of the observed split.
 
     Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
     """
@@ -116,15 +116,15 @@ def midp_values(only_candidate: ArrayLike, *, only_other: ArrayLike) -> FloatArr
 def newcombe_paired_interval(counts: PairedCounts, *, alpha: float = 0.05) -> tuple[float, float]:
     """Return the interval of the gain, two-sided at level 1 - alpha, by Newcombe's method 10 for paired proportions.
 
-    Newcombe, Statistics in Medicine 17:2635-2650 (1998): the Wilson limits of the two accuracies, combined by squaring
-    and adding with the correlation phi of the two models' being right; a positive numerator of phi is lessened by n/2.
+    The Wilson limits of the two accuracies are combined by square-and-add with the correlation phi of the two models'
+    correctness; a positive numerator of phi is reduced by n/2. Newcombe, Statistics in Medicine 17:2635-2650 (1998).
     """
     low, high = newcombe_limits(np.asarray(counts.cells), alpha=alpha)
     return float(low), float(high)
 
 
 def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
-    """Return `newcombe_paired_interval` of tables [..., 4], cells in PairedCounts' order: both limits [...]."""
+    """Return both limits [...] of `newcombe_paired_interval` for tables [..., 4] with cells as in `PairedCounts`."""
     both, ours, theirs, neither = np.moveaxis(cells.astype(np.float64), -1, 0)
     n = both + ours + theirs + neither
     right, other_right = both + ours, both + theirs
@@ -141,9 +141,9 @@ def newcombe_limits(cells: NDArray[np.int64], *, alpha: float = 0.05) -> tuple[F
 
 
 def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: float) -> Comparison:
-    """Compare two models' predictions of the same rows by one of the recipe's metrics.
+    """Compare two models on the same rows in one metric of a recipe.
 
-    Raises VerdictRefused where the rows are not the same, or were not scored by the metric.
+    Raises VerdictRefused if the rows differ or have no scores in the metric.
     """
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
@@ -182,21 +182,21 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 
 
 def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
-    """Return the comparison by rows with the uncertainty of their documents, which are independent."""
+    """Return the comparison of rows with at least the uncertainty of the effect over documents."""
     (low, high), counts = rows.interval, rows.counts
-    alone = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
+    independent = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
     return replace(
         rows,
         interval=(min(low, than.interval[0]), max(high, than.interval[1])),
         p_value=max(rows.p_value, than.p_value),
-        standard_error=max(alone, than.standard_error),
+        standard_error=max(independent, than.standard_error),
     )
 
 
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
-    """Return `bootstrap.mean_effect` of two models' per-row scores [N], its interval including the unseen rate.
+    """Return `bootstrap.mean_effect` of two models' per-row scores [N], with the interval widened to the unseen rate.
 
-    A single row or cluster, which has no spread, leaves everything open.
+    A single row or cluster has the interval (-1, 1) and p = 1.
     """
     units = len(ours) if clusters is None else len(set(clusters))
     if units < 2:
@@ -206,9 +206,10 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return Holm's adjusted p values, in the order given. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
+    """Return Holm's adjusted p values in the given order. Holm, Scandinavian Journal of Statistics 6:65-70 (1979).
 
-    statsmodels' own collects all garbage at each call, 0.3 s with torch loaded; a test compares the two.
+    The function of statsmodels runs the garbage collector on each call (0.3 s with torch loaded). A test compares the
+    two.
     """
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values, kind="stable")

@@ -1,4 +1,4 @@
-"""Whether the test was big enough: detectable effect, power of the whole rule, rows needed."""
+"""Power analysis: minimum detectable effect, power of the whole rule, number of rows needed."""
 
 import math
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ MOST_ROWS = 10_000_000
 
 @dataclass(frozen=True)
 class Scenario:
-    """A hypothetical truth: the candidate's gain, the share of rows on which both differ, the incumbent's accuracy."""
+    """Hypothetical true values of the candidate's gain, the discordance and the incumbent's accuracy."""
 
     gain: float
-    discordance: float  # taken as the gain's size where it is less, which cannot be
+    discordance: float  # share of rows on which exactly one model is right; raised to abs(gain) if it is smaller
     incumbent_accuracy: float
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Return the probabilities [4] of a row to be in each of PairedCounts' cells."""
+        """Return the probabilities [4] of the cells of `PairedCounts`."""
         discordance = max(self.discordance, abs(self.gain))
         ours, theirs = (discordance + self.gain) / 2, (discordance - self.gain) / 2
         both = min(max(self.incumbent_accuracy - theirs, 0.0), 1 - discordance)
@@ -36,7 +36,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class RowsNeeded:
-    """Rows that give the rule a power of 0.8, or None with the reason why no number of rows does."""
+    """The number of rows for a power of 0.8; None if no number is enough, with the reason."""
 
     rows: int | None
     reason: str
@@ -44,7 +44,7 @@ class RowsNeeded:
 
 @dataclass(frozen=True)
 class Sized:
-    """Power of the test."""
+    """The result of a power analysis."""
 
     minimum_detectable_effect: float  # true gain that the test detects with a power of 0.8
     power_at_expected_gain: float  # of the whole rule
@@ -52,24 +52,25 @@ class Sized:
 
 
 def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
-    """Return detectable effect, power of the whole rule and rows needed, at the observed discordance.
+    """Return the detectable effect, the power of the whole rule and the rows needed at the observed discordance.
 
-    For accuracy the power is simulated. For a metric with a standard error the gain is taken as normal: its interval
-    reaches z_{1 - alpha/2} standard errors down, or the unseen rate where that is more; the rule holds where the
-    estimate is over that and at least minimum_gain; the detectable effect is z_power standard errors more. Where rows
-    share documents, documents count. So few units that no split of their signs reaches alpha show nothing.
+    For accuracy on independent rows, power is simulated. For a comparison with a standard error, the gain is assumed to
+    be normal. The rule then holds if the estimate is at least `minimum_gain` and above the interval's half-width, which
+    is the larger of z_{1 - alpha/2} standard errors and the unseen rate. The detectable effect is this half-width plus
+    z_power standard errors. The units are documents if rows share documents. With too few units for a p value below
+    alpha, power is 0 and the detectable effect is 1.
     """
     n = main.counts.n
     if main.standard_error is None:
         scenario = Scenario(expected_gain, main.counts.discordance, main.other_score)
-        # No discordant row seen is no proof that there is none: reckon with one.
+        # Observing no discordant row does not prove a discordance of 0, so assume at least one.
         discordance = max(main.counts.discordance, 1 / n)
         return Sized(
             minimum_detectable_effect(n, discordance=discordance, alpha=alpha),
             rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha),
             rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
         )
-    # What one discordant row gives an accuracy, as above: no difference seen is no proof that there is none.
+    # The error of one discordant unit, for the same reason as above.
     units = main.num_units
     error = max(main.standard_error, 1 / units)
     needed = rows_by_normal(n, num_units=units, error=error, gains=(expected_gain, minimum_gain), alpha=alpha)
@@ -84,21 +85,21 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
 
 
 def minimum_detectable_effect(n: int, *, discordance: float, alpha: float) -> float:
-    """Return the true gain that McNemar's test detects with a power of 0.8 on n rows (normal formula)."""
+    """Return the true gain that McNemar's test detects with a power of 0.8 on n rows (normal approximation)."""
     return float(_z_sum(alpha) * np.sqrt(discordance / n))
 
 
 def plain_rows_needed(gain: float, *, discordance: float, alpha: float) -> int:
-    """Return the rows on which McNemar's test detects this gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2."""
+    """Return the rows with which McNemar's test detects a gain: (z_{1 - alpha/2} + z_power)^2 discordance / gain^2."""
     if gain == 0:
-        raise ValueError("no number of rows shows a gain of 0; give a gain other than 0")
+        raise ValueError("gain is 0, which no number of rows can detect; give a gain other than 0")
     return round(_z_sum(alpha) ** 2 * discordance / gain**2)
 
 
 def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
-    """Return for each table [..., 4], cells in PairedCounts' order: p < alpha, lo > 0, and gain at least minimum_gain.
+    """Return for each table [..., 4] whether p < alpha, the interval is above 0 and the gain reaches `minimum_gain`.
 
-    This is the rule of `verdict.decide`, without its comparison with the reference.
+    The cells are in the order of `PairedCounts`. This is the rule of `verdict.decide` without the reference.
     """
     low, _ = newcombe_limits(cells, alpha=alpha)
     p_value = midp_values(cells[..., 1], only_other=cells[..., 2])
@@ -119,9 +120,9 @@ def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float,
 
 
 def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: float) -> RowsNeeded:
-    """Return the fewest rows on which the whole rule holds with a power of 0.8, by bisection (about 1 % off).
+    """Return the smallest number of rows with a power of 0.8 for the whole rule, by bisection (accurate to about 1%).
 
-    None if the scenario's gain is not above minimum_gain, or if it would take more than ten million rows.
+    `rows` is None if the scenario's gain is not above `minimum_gain`, or if more than ten million rows are needed.
     """
     gain = scenario.gain
     if gain <= minimum_gain:
@@ -143,35 +144,36 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
 
 
 def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
-    """Return the rows on which a standard error of `error` at n rows is small enough for expected and minimum gain.
+    """Return the rows needed to prove the expected gain, given the standard error `error` at n rows.
 
-    Of the n rows `num_units` are independent, or that many documents are, and so it stays.
+    `gains` are the expected and the minimum gain. The n rows have `num_units` independent units; further rows are
+    assumed to have the same number of rows per unit.
     """
     gain, minimum_gain = gains
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
-    # Both parts of the rule: significantly above 0, and estimated at the minimum gain or more.
+    # The rule has two parts: significantly above 0, and an estimate of at least the minimum gain.
     allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
     units = max(_least_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
     while gain - unseen_rate(units, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(num_units / units):
-        units += math.ceil(units / 100)  # the unseen rate falls with the units, their errors with the root of them
+        units += math.ceil(units / 100)  # the unseen rate decreases with 1 / units, the error with 1 / sqrt(units)
     return _rows(math.ceil(units * n / num_units), gain)
 
 
 def _least_units(alpha: float) -> int:
-    """Return the fewest units whose signs, all alike, have a two-sided p under alpha: 2^(1 - units)."""
+    """Return the smallest number of units with 2^(1 - units) < alpha, the sign-flip p value of equal signs."""
     return math.floor(1 - math.log2(alpha)) + 1
 
 
 def _rows(rows: int, gain: float) -> RowsNeeded:
     if rows > MOST_ROWS:
-        return RowsNeeded(None, f"it would take more than {MOST_ROWS:,} rows")
-    return RowsNeeded(rows, f"{rows:,} rows give 80 % power at a true gain of {100 * gain:.4g} points")
+        return RowsNeeded(None, f"more than {MOST_ROWS:,}")
+    return RowsNeeded(rows, f"{rows:,} rows give 80% power at a true gain of {100 * gain:.4g} points")
 
 
 def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
-    gains = f"an expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}"
-    return RowsNeeded(None, f"{gains}: no number of rows gives 80 % power")
+    gains = f"the expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}"
+    return RowsNeeded(None, f"no number of rows gives 80% power, because {gains}")
 
 
 def _z_sum(alpha: float) -> float:

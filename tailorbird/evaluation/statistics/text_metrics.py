@@ -1,4 +1,4 @@
-"""Metrics of generated text against a reference, in [0, 1]: exact match, token F1, ROUGE-L."""
+"""Metrics of generated text against a reference answer, in [0, 1]: exact match, token F1, ROUGE-L."""
 
 import hashlib
 import re
@@ -10,30 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
-"""A word or number; what joins its parts (`N13.5`, `well-known`) belongs to it, other punctuation to none."""
+"""A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, normalised for comparison: NFKC, case folded, without punctuation between."""
+    """Return the words of a text, normalised for comparison: NFKC, case folded, without other punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where the words are the same in the same order, else 0."""
+    """Return 1 if answer and reference have the same words in the same order, else 0."""
     return float(words(answer) == words(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the words, each as often as it occurs.
+    """Return the harmonic mean of precision and recall of the words, counted with repetitions.
 
-    Rajpurkar et al., SQuAD (2016), whose English articles are kept here: this is for any language.
+    Rajpurkar et al., SQuAD (2016). Unlike SQuAD, articles are kept, because the metric is for any language.
     """
     ours, theirs = words(answer), words(reference)
     return _f1(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the longest common subsequence of words. Lin, ROUGE (2004)."""
+    """Return the harmonic mean of precision and recall of the longest common word subsequence. Lin, ROUGE (2004)."""
     ours, theirs = words(answer), words(reference)
     return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
 
@@ -46,13 +46,13 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def per_row(metric: str, *, outputs: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
-    """Return the metric, one of `TEXT_METRICS`, of each answer [N] against its reference [N]."""
+    """Return the score of each answer [N] against its reference [N] in a metric of `TEXT_METRICS`."""
     score = TEXT_METRICS[metric]
     return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
 
 
 def words_sha256(text: str) -> str:
-    """Return a hash of a text's words: equal for two texts if and only if `exact_match` is 1."""
+    """Return a hash of the words of a text; two texts have the same hash if and only if `exact_match` is 1."""
     return hashlib.sha256("\n".join(words(text)).encode("utf-8", "surrogatepass")).hexdigest()
 
 

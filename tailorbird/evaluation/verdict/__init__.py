@@ -1,1 +1,1 @@
-"""The verdict: a pure decision on predictions."""
+"""The verdict: a pure function of stored predictions and measurements."""

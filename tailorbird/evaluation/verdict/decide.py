@@ -1,4 +1,4 @@
-"""The decision, a pure function: from two models' predictions on the same test rows to an outcome with its reasons."""
+"""Decide between two models from their predictions on the same test rows (a pure function)."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,14 +21,15 @@ SECOND_METRIC = {
     "token_f1": "exact_match",
     "rouge_l": "exact_match",
 }
-"""The metric reported next to each metric, for the record."""
+"""The second metric that is reported with each metric; no rule reads it."""
 
 
 def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
-    """Return the verdict on replacing the incumbent by the candidate: the first rule of the outcome table that holds.
+    """Return the verdict on replacing the incumbent with the candidate.
 
-    Raises VerdictRefused (rule 1) if test rows changed, or predictions are misaligned or not finite; ValueError if the
-    reference, or predictions or measurements that the protocol's gates need, are missing.
+    The first rule of the outcome table that holds decides. Raises VerdictRefused (rule 1) if test rows changed or
+    predictions are misaligned or not finite. Raises ValueError if the reference is missing, or predictions or
+    measurements that the protocol's gates need.
     """
     require_same_rows(inputs, protocol=protocol)
     main, reference = _compare_both(inputs.candidate.clean, inputs=inputs, protocol=protocol)
@@ -91,7 +92,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
 def _compare_both(
     candidate: Predictions, *, inputs: VerdictInputs, protocol: TestProtocol
 ) -> tuple[Comparison, Comparison | None]:
-    """Compare with the incumbent, and with the reference if there is one."""
+    """Compare the candidate with the incumbent, and with the reference if the task has one."""
     against = partial(compare, candidate, metric=protocol.metric, alpha=protocol.alpha)
     return against(other=inputs.incumbent.clean), None if inputs.reference is None else against(other=inputs.reference)
 
@@ -107,7 +108,7 @@ def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) 
     hybrid = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
     share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
     against, reference = _compare_both(hybrid.clean, inputs=inputs, protocol=protocol)
-    assert reference is not None  # the schema keeps hybrids to classification
+    assert reference is not None  # the recipe schema allows hybrids for classification only
     _, adjusted = holm([main.p_value, against.p_value])
     cpu = hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share) if inputs.cpu else None
     return HybridVerdict(

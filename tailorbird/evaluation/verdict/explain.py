@@ -1,4 +1,4 @@
-"""The reasons of a verdict as sentences, none of which claims more than the interval gives."""
+"""The reasons of a verdict as sentences; no sentence claims more than the interval supports."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from tailorbird.evaluation.verdict.types import HybridVerdict
 
 @dataclass(frozen=True)
 class ExplanationInputs:
-    """Everything the verdict was decided on."""
+    """The quantities that determine the verdict."""
 
     main: Comparison
     reference: Comparison | None
@@ -26,7 +26,7 @@ class ExplanationInputs:
 
 
 def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return the reasons of the rule that decided, most important first, and the units that count if not rows."""
+    """Return the reasons for the rule that decided, most important first, and the statistical units if not rows."""
     main, reference, protocol, gates = inputs.main, inputs.reference, inputs.protocol, inputs.gates
     proven = _proven(main, reference=reference, protocol=protocol)
     reasons: tuple[str, ...]
@@ -36,10 +36,10 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
         reasons = (*proven, *open_gates(gates))
     elif rule == 4:
         hybrid = inputs.hybrid
-        assert hybrid is not None  # rule 4 holds with one only
+        assert hybrid is not None  # rule 4 requires a hybrid
         passes = (
-            f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the rows, gain "
-            f"{points(hybrid.gain)} points (interval from {points(hybrid.interval[0])}, Holm-adjusted "
+            f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the test rows, and the gain "
+            f"is {points(hybrid.gain)} points (the interval starts at {points(hybrid.interval[0])}, Holm-adjusted "
             f"{p_text(hybrid.p_holm)})"
         )
         reasons = (*proven, *failed_gates(gates), passes)
@@ -56,94 +56,109 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
-    shared = f"the {n:,} rows share {units:,} documents or texts, and count as these: rows of one are not independent"
-    return *reasons, shared
+    clustered = (
+        f"the {n:,} test rows come from {units:,} documents or texts; each document or text counts as one unit, "
+        "because its rows are not independent"
+    )
+    return *reasons, clustered
 
 
 def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
     minimum, (low, _) = size(protocol.minimum_gain), main.interval
-    begins = f"the interval begins at {points(low)}"
-    gain = f"a gain of at least {minimum} is proven: {begins}"
+    start = f"the interval starts at {points(low)} points"
+    gain = f"a gain of at least {minimum} is proven: {start}"
     if low < protocol.minimum_gain:
-        estimate = f"{points(main.gain)} points, not under the minimum of {minimum}"
-        gain = f"a gain above 0 is proven and estimated at {estimate}; {begins}, so a smaller gain is not ruled out"
+        estimate = f"the estimate of {points(main.gain)} points reaches the minimum gain of {minimum}"
+        gain = f"a gain above 0 is proven, and {estimate}; {start}, so the true gain may be below the minimum"
     if reference is None:
         return (gain,)
-    beaten = f"the bag-of-words reference is beaten by {points(reference.gain)} points"
-    return gain, f"{beaten} (interval from {points(reference.interval[0])})"
+    beaten = f"the candidate beats the bag-of-words reference by {points(reference.gain)} points"
+    return gain, f"{beaten} (the interval starts at {points(reference.interval[0])})"
 
 
 def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
     main, reference, needed, protocol = inputs.main, inputs.reference, inputs.needed, inputs.protocol
     (low, high), n = main.interval, main.counts.n
     minimum, expected = size(protocol.minimum_gain), size(protocol.expected_gain)
-    why = f"the interval {points(low)} to {points(high)} points holds both no gain and the minimum gain of {minimum}"
+    why = f"the interval from {points(low)} to {points(high)} points contains both 0 and the minimum gain of {minimum}"
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
-        alike = "" if main.num_units == n else ", in documents as large as these"
-        rows = f"rows needed: about {needed.rows:,}{alike} for 80 % power at a gain of {expected}; this test has {n:,}"
+        same_size = "" if main.num_units == n else ", if further documents are as large as these,"
+        rows = (
+            f"rows needed: about {needed.rows:,} test rows{same_size} give 80% power at a gain of {expected}; this "
+            f"test has {n:,}"
+        )
     else:
         rows = (
-            f"rows needed: this test's {n:,} rows suffice for 80 % power at a gain of {expected} ({needed.rows:,} do); "
-            "a smaller gain may be there, and takes more rows: ask with a smaller expected_gain to see how many"
+            f"rows needed: the {n:,} test rows are enough for 80% power at a gain of {expected} (about "
+            f"{needed.rows:,} are needed), but a smaller gain needs more rows; set a smaller expected_gain to compute "
+            "how many"
         )
     reasons = (why, rows, *_disagreement(main, protocol))
     if reference is None or reference.interval[1] >= 0:
         return reasons
-    against = f"{points(reference.gain)} points against it, interval to {points(reference.interval[1])}"
-    more = "more rows of the same kind will hardly change that"
-    return *reasons, f"the bag-of-words reference is better: {against}; {more}"
+    difference = f"{points(reference.gain)} points (the interval ends at {points(reference.interval[1])})"
+    return (
+        *reasons,
+        f"the candidate is worse than the bag-of-words reference: the difference is {difference}, so more test rows "
+        "of the same kind are unlikely to change the outcome",
+    )
 
 
 def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
     high, gain, minimum = main.interval[1], main.gain, size(protocol.minimum_gain)
     reasons = []
     if high < 0:
-        reasons.append(f"the candidate is worse: the interval ends at {points(high)} points")
+        reasons.append(f"the candidate is worse than the incumbent: the interval ends at {points(high)} points")
     elif high < protocol.minimum_gain:
-        reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)}")
+        reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
     elif gain < protocol.minimum_gain:
-        reasons.append(f"the gain of {points(gain)} points is under the minimum of {minimum}")
+        reasons.append(f"the gain of {points(gain)} points is below the minimum gain of {minimum}")
     if reference is not None and reference.interval[0] <= 0:
-        against = f"{points(reference.gain)} points against it, interval {' to '.join(map(points, reference.interval))}"
-        reasons.append(f"the bag-of-words reference is not beaten: {against}")
+        interval = " to ".join(map(points, reference.interval))
+        reasons.append(
+            "the candidate is not proven better than the bag-of-words reference: the difference is "
+            f"{points(reference.gain)} points (interval {interval})"
+        )
     return *reasons, *_disagreement(main, protocol)
 
 
-def failed_gates(gates: tuple[Gate, ...]) -> tuple[str, ...]:
-    """Return a sentence for each bound that fails."""
+def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
+    """Return a sentence for each bound that fails; `owner` begins the sentences (`the hybrid's`)."""
     return tuple(
-        f"the gate {gate.name} fails: {_bound_text(bound, money=gate.name == 'cost')}"
+        f"{owner} {gate.name} gate fails: {_bound_text(bound, money=gate.name == 'cost')})"
         for gate in gates
         for bound in gate.bounds
         if bound.state is State.FAILS
     )
 
 
-def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False) -> tuple[str, ...]:
-    """Return a sentence for each gate that this test cannot assess: each open bound with the rows it takes."""
+def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the") -> tuple[str, ...]:
+    """Return a sentence for each gate that is not assessable, with the open bounds and the rows that each needs."""
     sentences = []
     for gate in gates:
         if gate.state is not State.NOT_ASSESSABLE:
             continue
-        unit = "rows of that group" if gate.name == "groups" else "rows"
-        seen = [
+        unit = "rows of this group" if gate.name == "groups" else "rows"
+        details = [
             _bound_text(bound, money=gate.name == "cost")
-            + ("" if bound.rows_needed is None else f", where it takes about {bound.rows_needed:,} {unit}")
+            + (")" if bound.rows_needed is None else f"; about {bound.rows_needed:,} {unit} are needed)")
             for bound in gate.bounds
             if bound.state is State.NOT_ASSESSABLE
         ]
-        end = ", and the recipe is regulated" if regulated else ""
-        sentences.append(f"the gate {gate.name} cannot be assessed on these rows: {'; '.join(seen) or gate.note}{end}")
+        rule = ", but a regulated recipe requires it to pass" if regulated else ""
+        detail = ", ".join(details) or gate.note
+        sentences.append(f"{owner} {gate.name} gate cannot be assessed on these rows{rule}: {detail}")
     return tuple(sentences)
 
 
 def _bound_text(bound: Bound, *, money: bool) -> str:
+    """Return the estimate with its interval, limit and rows in a parenthesis that the caller closes."""
     scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
     low, high = (format(scale * end, form) for end in bound.interval)
     estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
-    return f"{bound.what} {estimate} ({low} to {high}{unit}), limit {limit}, n = {bound.n:,}"
+    return f"{bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}"
 
 
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
@@ -151,25 +166,28 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     if not failed <= ROUTABLE or inputs.protocol.hybrid is None:
         return ()
     if hybrid is None:
-        why = "on validation one of the two models would answer everything, or the incumbent is a hybrid itself"
-        return (f"there was no hybrid to judge: {why}",)
+        why = "on validation one model would answer every row, or the incumbent is already a hybrid"
+        return (f"no hybrid was evaluated: {why}",)
     if not hybrid.proven:
         return (
-            f"the hybrid's gain of {points(hybrid.gain)} points is not proven: interval from "
-            f"{points(hybrid.interval[0])}, {p_text(hybrid.p_holm)} by Holm with the candidate's, against "
-            f"the bag-of-words reference from {points(hybrid.reference_interval[0])}",
+            f"the hybrid's gain of {points(hybrid.gain)} points is not proven: the interval starts at "
+            f"{points(hybrid.interval[0])} points, Holm-adjusted {p_text(hybrid.p_holm)}, and the interval against the "
+            f"bag-of-words reference starts at {points(hybrid.reference_interval[0])} points",
         )
-    reasons = (*failed_gates(hybrid.gates), *open_gates(hybrid.gates, regulated=inputs.protocol.regulated))
-    return tuple(reason.replace("the gate", "the hybrid's gate", 1) for reason in reasons)
+    owner, regulated = "the hybrid's", inputs.protocol.regulated
+    return (
+        *failed_gates(hybrid.gates, owner=owner),
+        *open_gates(hybrid.gates, regulated=regulated, owner=owner),
+    )
 
 
 def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
-    assert inputs.ratio is not None  # rule 7 holds with a measured cost only
+    assert inputs.ratio is not None  # rule 7 requires a measured cost
     return (
-        f"cost: the candidate takes {inputs.ratio[0]:.2f} of the incumbent's CPU-seconds a row (interval to "
-        f"{inputs.ratio[2]:.2f})",
-        f"it is not much worse: the interval of its gain begins at {points(inputs.main.interval[0])} points, above "
-        f"{points(NOT_MUCH_WORSE)}",
+        f"cost: the candidate uses {inputs.ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends "
+        f"at {inputs.ratio[2]:.2f})",
+        f"the candidate is not much worse: the interval of its gain starts at {points(inputs.main.interval[0])} "
+        f"points, above the limit of {points(NOT_MUCH_WORSE)}",
     )
 
 
@@ -178,6 +196,6 @@ def _disagreement(main: Comparison, protocol: TestProtocol) -> tuple[str, ...]:
     if (main.p_value < protocol.alpha) == (low > 0 or high < 0):
         return ()
     return (
-        f"p and interval disagree: {p_text(main.p_value)} against alpha = {protocol.alpha:g}, interval "
-        f"{points(low)} to {points(high)}",
+        f"the p value and the interval disagree: {p_text(main.p_value)} at alpha = {protocol.alpha:g}, interval "
+        f"{points(low)} to {points(high)} points",
     )

@@ -1,4 +1,4 @@
-"""Evaluate the gates that a protocol asks for, from the predictions of candidate and incumbent."""
+"""Evaluate a protocol's gates from the predictions of the candidate and the incumbent."""
 
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
@@ -11,14 +11,14 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
 def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Gate, ...]:
-    """Return the gates that the recipe asks for, in the order calibration, groups, counterfactual, robustness, cost."""
+    """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, cost."""
     candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
     limits, alpha = protocol.gates, protocol.alpha
-    metric = "accuracy" if protocol.has_reference else protocol.metric  # a class's own F1 in a group would be a share
+    metric = "accuracy" if protocol.has_reference else protocol.metric  # gates need per-row scores; macro-F1 has none
     gates = []
 
     def changed(name: str) -> dict[str, Tables]:
-        """Return each model's predictions of the clean rows and of a changed set."""
+        """Return each model's predictions for the clean rows and for a set of changed rows."""
         return {
             "candidate": (candidate, inputs.candidate.changed[name]),
             "incumbent": (incumbent, inputs.incumbent.changed[name]),
@@ -33,7 +33,7 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     if limits.robustness is not None:
         gates.append(robustness_gate(**changed("noise"), limits=limits.robustness, alpha=alpha))
     if protocol.cost is not None and inputs.cpu is None:
-        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "what a hybrid incumbent costs to serve is not measured"))
+        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost of a hybrid incumbent is not measured"))
     elif protocol.cost is not None and inputs.cpu is not None:
         main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
         seconds = inputs.training_cpu_s
@@ -42,12 +42,12 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
 
 
 def states_of(gates: tuple[Gate, ...]) -> dict[str, State]:
-    """Return each gate's state by its name."""
+    """Return each gate's state by name."""
     return {gate.name: gate.state for gate in gates}
 
 
 def measured_cost_ratio(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
-    """Return candidate's cost over incumbent's: estimate, lower and upper end; None if it was not measured."""
+    """Return the candidate's cost divided by the incumbent's: estimate, lower and upper end; None if not measured."""
     if cpu is None:
         return None
     estimate, (low, high) = cost_ratio(cpu, alpha=alpha)

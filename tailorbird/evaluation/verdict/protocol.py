@@ -1,4 +1,4 @@
-"""The test protocol, fixed before training: metric, smallest gain, level, gates, prices and the test rows."""
+"""The test protocol, fixed before training: metric, minimum gain, level, gates, prices and test rows."""
 
 from typing import ClassVar
 
@@ -12,10 +12,10 @@ NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robus
 
 
 class TestProtocol(BaseModel):
-    """How the candidate is compared with the incumbent; registered before anything is trained."""
+    """The rules for comparing the candidate with the incumbent, registered before the first trial."""
 
     __test__: ClassVar[bool] = False
-    """Not a test case for pytest."""
+    """Tells pytest that this class is not a test case."""
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: str
@@ -23,7 +23,7 @@ class TestProtocol(BaseModel):
     minimum_gain: float = Field(ge=0, lt=1)
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
     expected_gain: float = Field(ge=0, lt=1)
-    """The gain at which power and rows needed are computed."""
+    """The gain at which power and the number of rows needed are computed."""
     alpha: float = Field(gt=0, lt=0.5)
     """Two-sided level of the test and of the interval."""
     test_sha256: str
@@ -32,11 +32,11 @@ class TestProtocol(BaseModel):
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
     cost: CostConfig | None = None
-    """Prices, if the gain must pay for itself."""
+    """Prices for the cost gate; None without a cost gate."""
     hybrid: HybridConfig | None = None
-    """How both models may serve, if they may."""
+    """Routing between both models; None if the recipe allows no hybrid."""
     valid_days: int = 365
-    """Days after the access to the test rows for which the verdict may promote a model."""
+    """Days for which the verdict may promote a model, counted from the access to the test rows."""
 
     @field_validator("metric")
     @classmethod
@@ -47,12 +47,12 @@ class TestProtocol(BaseModel):
 
     @property
     def has_reference(self) -> bool:
-        """True if a bag of words must be beaten too: it classifies, and cannot answer in words."""
+        """True if the candidate must also beat a bag-of-words classifier; chat tasks have none."""
         return self.metric in TASKS["classification"].metrics
 
 
 def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:
-    """Return a recipe's protocol for these test rows; expected_gain defaults to twice minimum_gain."""
+    """Return a recipe's protocol for these test rows; `expected_gain` defaults to twice `minimum_gain`."""
     expected = config.expected_gain
     return TestProtocol(
         metric=config.metric,

@@ -1,4 +1,4 @@
-"""Whether an evaluated model may be served by another engine: the same weights, cheaper and as good, by rule 7."""
+"""Test whether another engine may serve an evaluated model: same weights, cheaper and not much worse (rule 7)."""
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare
@@ -12,7 +12,7 @@ from tailorbird.evaluation.verdict.types import VerdictPart
 
 
 class Equivalence(VerdictPart):
-    """Whether the engine is accepted, with everything that led to it; differences are exported minus evaluated."""
+    """The decision on an engine with its evidence; differences are exported minus evaluated."""
 
     accepted: bool
     reasons: tuple[str, ...]
@@ -25,22 +25,22 @@ class Equivalence(VerdictPart):
     interval: tuple[float, float]
     """Two-sided at level 1 - alpha."""
     num_different: int
-    """Rows with another output, whether right or wrong."""
+    """Rows for which the two engines have different outputs."""
     gates: tuple[Gate, ...]
     cost_ratio: tuple[float, float, float]
-    """CPU-seconds a row, exported over evaluated: estimate and 1 - alpha interval."""
+    """CPU-seconds per row, exported divided by evaluated: estimate and 1 - alpha interval."""
 
 
 def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Equivalence:
     """Apply the conditions of rule 7 with the evaluated version as incumbent and its export as candidate.
 
-    This is not an access to the test set: nothing is chosen among weights. Raises VerdictRefused as `decide` does,
-    ValueError if a measurement or table is missing.
+    The comparison does not count as an access to the test set, because it does not select weights. Raises
+    VerdictRefused under the same conditions as `decide`, and ValueError if a measurement or table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
     ratio = measured_cost_ratio(inputs.cpu, alpha=protocol.alpha)
     if ratio is None:
-        raise ValueError("the cost of both engines was not measured; measure it in alternating rounds")
+        raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
     exported, evaluated = inputs.candidate.clean, inputs.incumbent.clean
     comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
     gates = evaluate_gates(inputs, protocol=protocol)
@@ -71,12 +71,15 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
 
 
 def _reasons(facts: Facts, *, ratio: tuple[float, float, float], gates: tuple[Gate, ...]) -> tuple[str, ...]:
-    takes = f"it takes {ratio[0]:.2f} of the judged engine's CPU-seconds a row (interval to {ratio[2]:.2f})"
-    begins = f"the interval of the difference begins at {points(facts.low)} points"
-    limit = points(NOT_MUCH_WORSE)
+    cost = (
+        f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row (the interval ends "
+        f"at {ratio[2]:.2f})"
+    )
+    difference = f"the interval of the difference starts at {points(facts.low)} points"
+    limit = f"the limit of {points(NOT_MUCH_WORSE)}"
     return (
-        takes if facts.cheaper else f"{takes}, which is not shown to be under {CHEAPER_RATIO}",
-        f"{begins}, above {limit}" if facts.low > NOT_MUCH_WORSE else f"{begins}, not above {limit}",
+        cost if facts.cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
+        f"{difference}, {'above' if facts.low > NOT_MUCH_WORSE else 'not above'} {limit}",
         *failed_gates(gates),
         *open_gates(gates, regulated=facts.regulated),
     )

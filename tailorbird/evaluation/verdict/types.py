@@ -11,13 +11,13 @@ from tailorbird.registry.routing import Routing
 
 
 class VerdictPart(BaseModel):
-    """Frozen, closed to unknown fields; every number is finite."""
+    """Base class of frozen models without unknown fields; every number is finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HybridVerdict(VerdictPart):
-    """The hybrid that was fitted on validation, evaluated as the candidate is."""
+    """The evaluation of the hybrid that was fitted on validation, by the same tests as the candidate."""
 
     routing: Routing
     share_to_candidate: float
@@ -27,14 +27,14 @@ class HybridVerdict(VerdictPart):
     interval: tuple[float, float]
     p_value: float
     p_holm: float
-    """Adjusted for candidate and hybrid."""
+    """p value adjusted by Holm's method over the candidate and the hybrid."""
     reference_interval: tuple[float, float]
     proven: bool
     gates: tuple[Gate, ...]
 
 
 class SecondMetric(VerdictPart):
-    """The comparison by a metric that no rule reads, for the record."""
+    """The comparison by a second metric, which no rule reads."""
 
     metric: str
     incumbent: float
@@ -45,11 +45,11 @@ class SecondMetric(VerdictPart):
 
 
 class Verdict(VerdictPart):
-    """An outcome with everything that led to it; gains and intervals are candidate minus the other, as shares."""
+    """An outcome with its evidence; gains and intervals are candidate minus the other model, as shares."""
 
     outcome: Outcome
     rule: int
-    """The row of the outcome table that decided: the first that held."""
+    """The number of the first rule of the outcome table that holds."""
     reasons: tuple[str, ...]
     metric: str
     """Metric of scores, gains and intervals."""
@@ -59,50 +59,51 @@ class Verdict(VerdictPart):
     expected_gain: float
     regulated: bool
     confirmatory: bool
-    """True if it was the recipe's first access to these test rows."""
+    """True if this is the recipe's first access to these test rows."""
     incumbent_score: float
     candidate_score: float
     gain: float
     interval: tuple[float, float]
-    """Two-sided at level 1 - alpha; the method depends on the metric, see `statistics.paired.Comparison`."""
+    """Two-sided at level 1 - alpha; the method depends on the metric (see `statistics.paired.Comparison`)."""
     p_value: float
-    """Two-sided; the method depends on the metric, see `statistics.paired.Comparison`."""
+    """Two-sided; the method depends on the metric (see `statistics.paired.Comparison`)."""
     p_exact: float | None
-    """McNemar's exact p, two-sided, for the record: no rule reads it."""
+    """Two-sided p value of McNemar's exact test; no rule reads it."""
     only_incumbent_right: int
     only_candidate_right: int
     reference_score: float | None
-    """This and the next three: None for a chat task, which has no bag-of-words reference."""
+    """None for chat tasks, which have no bag-of-words reference, as the next three fields."""
     reference_gain: float | None
     reference_interval: tuple[float, float] | None
     reference_p_value: float | None
     second_metric: SecondMetric
     minimum_detectable_effect: float
-    """True gain detected with 80 % power on n rows of the observed discordance, by the plain formula."""
+    """Smallest true gain detected with 80% power on n rows of the observed discordance, by the plain formula."""
     power_at_expected_gain: float
-    """Power of the whole rule, at the expected gain and the observed discordance."""
+    """Power of the whole rule at the expected gain and the observed discordance."""
     rows_needed: int | None
-    """For 80 % power of the whole rule at the expected gain; None where no number suffices."""
+    """Rows for 80% power of the whole rule at the expected gain; None if no number is enough."""
     proven: bool
-    """p < alpha, interval above 0, gain at least minimum_gain, and the interval against a reference above 0."""
+    """True if p < alpha, the gain is at least `minimum_gain`, and the intervals against incumbent and reference are
+    above 0."""
     gates: tuple[Gate, ...]
-    """The candidate's."""
+    """Gates of the candidate."""
     cost_ratio: tuple[float, float, float] | None
-    """CPU-seconds a row, candidate over incumbent: estimate and 1 - alpha interval; None where it was not measured."""
+    """CPU-seconds per row, candidate divided by incumbent: estimate and 1 - alpha interval; None if not measured."""
     hybrid: HybridVerdict | None
 
     @model_validator(mode="after")
     def _rule_gives_the_outcome(self) -> Self:
         if OUTCOME_OF_RULE.get(self.rule) is not self.outcome:
-            raise ValueError(f"rule {self.rule} does not give {self.outcome}; allowed: {OUTCOME_OF_RULE}")
+            raise ValueError(f"rule {self.rule} does not have the outcome {self.outcome}; allowed: {OUTCOME_OF_RULE}")
         if self.n < 1 or not self.reasons:
-            raise ValueError(f"a verdict needs rows and reasons, not n = {self.n} and {self.reasons!r}")
+            raise ValueError(f"n is {self.n} and reasons is {self.reasons!r}; a verdict needs at least one of each")
         return self
 
     def sentence(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
         low, high = self.interval
-        interval = f"{100 * (1 - self.alpha):g} % interval {points(low)} to {points(high)}"
-        later = "" if self.confirmatory else "; not the first look at these test rows"
+        interval = f"{100 * (1 - self.alpha):g}% interval {points(low)} to {points(high)}"
+        later = "" if self.confirmatory else "; not the first access to these test rows"
         measured = f"{interval}, {p_text(self.p_value)}, n = {self.n:,}"
         return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"

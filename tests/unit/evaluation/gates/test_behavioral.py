@@ -1,4 +1,4 @@
-"""Flips and drops counted by hand, and the tables that must not be compared."""
+"""Tests of the behavioral gates with flips and drops that are counted by hand."""
 
 from dataclasses import replace
 
@@ -15,25 +15,25 @@ from tailorbird.evaluation.statistics.paired import PairedCounts, newcombe_paire
 
 
 def table(row_ids: list[str], outputs: list[str]) -> Predictions:
-    """Predictions of rows whose label is a."""
+    """Return predictions for rows with the label `a`."""
     n, scores = len(row_ids), np.array([float(output == "a") for output in outputs])
     return Predictions("full", tuple(row_ids), ("a",) * n, tuple(outputs), scores, np.ones(n), np.ones(n))
 
 
 def both(clean: str, changed: str, kinds: tuple[str, ...] = ("sex",)) -> Tables:
-    """One letter an answer; of each row one changed text for each kind, kind by kind within a row."""
+    """Return clean and changed predictions, one letter each; `changed` has one letter per row and kind, row by row."""
     rows = [str(row) for row in range(len(clean))]
     return table(rows, list(clean)), table([f"{row}|{kind}" for row in rows for kind in kinds], list(changed))
 
 
 def flips(candidate: Tables, incumbent: Tables) -> Gate:
-    """The gate on at most one point more."""
+    """Return the counterfactual gate with a limit of one point."""
     limits = CounterfactualGateConfig(max_increase=0.01)
     return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=0.05)
 
 
 def drops(candidate: Tables, incumbent: Tables) -> Gate:
-    """The gate on at most two points more."""
+    """Return the robustness gate with a limit of two points."""
     limits = RobustnessGateConfig(max_extra_drop=0.02)
     return robustness_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=0.05)
 
@@ -41,22 +41,22 @@ def drops(candidate: Tables, incumbent: Tables) -> Gate:
 STEADY = both("a" * 600, "a" * 600)
 
 
-def test_a_candidate_that_never_turns_passes_and_one_that_often_does_fails() -> None:
+def test_a_candidate_without_flips_passes_and_a_candidate_with_many_flips_fails() -> None:
     assert flips(STEADY, STEADY).state is State.PASSES
-    turning = both("a" * 600, "b" * 60 + "a" * 540)
-    gate = flips(turning, STEADY)
+    flipping = both("a" * 600, "b" * 60 + "a" * 540)
+    gate = flips(flipping, STEADY)
     assert gate.state is State.FAILS
     assert gate.bounds[0].estimate == pytest.approx(0.1)
     assert gate.bounds[0].interval == newcombe_paired_interval(PairedCounts(0, 60, 0, 540))
     assert "sex 60 and 0 of 600" in gate.note
 
 
-def test_an_incumbent_that_turns_as_often_excuses_the_candidate() -> None:
-    turning = both("a" * 6000, "b" * 60 + "a" * 5940)
-    assert flips(turning, turning).state is State.PASSES
+def test_a_candidate_with_as_many_flips_as_the_incumbent_passes() -> None:
+    flipping = both("a" * 6000, "b" * 60 + "a" * 5940)
+    assert flips(flipping, flipping).state is State.PASSES
 
 
-def test_a_flip_is_a_change_of_the_same_models_answer_whether_right_or_not() -> None:
+def test_a_changed_prediction_is_a_flip_even_if_the_clean_prediction_is_wrong() -> None:
     gate = flips(both("bbb", "bab"), both("aaa", "aaa"))
     assert gate.bounds[0].estimate == pytest.approx(1 / 3)
 
@@ -68,21 +68,21 @@ def test_a_row_with_several_changed_texts_counts_once() -> None:
     assert gate.note.endswith("age 1 and 0 of 2, sex 1 and 1 of 2")
 
 
-def test_few_swappable_rows_decide_nothing_and_none_at_all_is_noted() -> None:
+def test_few_or_no_swappable_rows_are_not_assessable() -> None:
     few = both("a" * 20, "a" * 20)
     assert flips(few, few).state is State.NOT_ASSESSABLE
     none = (few[0], table([], []))
     gate = flips(none, none)
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
-    assert "could be swapped" in gate.note
+    assert "no test row contains" in gate.note
 
 
-def test_row_ids_may_hold_the_sign_that_parts_them_from_the_kind() -> None:
-    odd = table(["a|b", "c"], ["a", "b"]), table(["a|b|sex"], ["b"])
-    assert flips(odd, odd).bounds[0].n == 1
+def test_row_ids_may_contain_the_separator_of_the_kind() -> None:
+    separator = table(["a|b", "c"], ["a", "b"]), table(["a|b|sex"], ["b"])
+    assert flips(separator, separator).bounds[0].n == 1
 
 
-def test_a_drop_is_what_the_change_costs_and_is_compared_with_the_incumbents() -> None:
+def test_the_candidates_drop_is_compared_with_the_incumbents() -> None:
     fragile = both("a" * 600, "b" * 60 + "a" * 540)
     gate = drops(fragile, STEADY)
     assert gate.state is State.FAILS
@@ -93,11 +93,11 @@ def test_a_drop_is_what_the_change_costs_and_is_compared_with_the_incumbents() -
     assert drops(STEADY, fragile).bounds[0].estimate == pytest.approx(-0.1)
 
 
-def test_a_lower_clean_score_is_no_drop() -> None:
+def test_a_low_clean_score_is_not_a_drop() -> None:
     assert drops(both("b" * 600, "b" * 600), STEADY).bounds[0].estimate == 0
 
 
-def test_rows_on_which_nothing_happened_prove_nothing_where_they_are_few() -> None:
+def test_few_rows_without_a_drop_are_not_assessable() -> None:
     few = both("a" * 50, "a" * 50)
     assert drops(few, few).state is State.NOT_ASSESSABLE
     assert drops(few, few).bounds[0].rows_needed is not None
@@ -105,29 +105,29 @@ def test_rows_on_which_nothing_happened_prove_nothing_where_they_are_few() -> No
     assert (drops(single, single).state, drops(single, single).bounds) == (State.NOT_ASSESSABLE, ())
 
 
-@pytest.mark.parametrize("judge", [flips, drops])
-def test_tables_of_other_rows_are_refused(judge: object) -> None:
-    assert callable(judge)
+@pytest.mark.parametrize("evaluate", [flips, drops])
+def test_tables_with_different_rows_are_refused(evaluate: object) -> None:
+    assert callable(evaluate)
     pair = both("aa", "ab")
     shifted = (pair[0], table(["1|sex", "2|sex"], ["a", "b"]))
-    with pytest.raises(VerdictRefused, match=r"'2\|sex' comes of no row"):
-        judge(shifted, shifted)
+    with pytest.raises(VerdictRefused, match=r"'2\|sex' has no source row"):
+        evaluate(shifted, shifted)
     with pytest.raises(VerdictRefused, match="row ids"):
-        judge(pair, shifted)
+        evaluate(pair, shifted)
     with pytest.raises(VerdictRefused, match="2 and 3 rows"):
-        judge(pair, both("aaa", "aaa"))
+        evaluate(pair, both("aaa", "aaa"))
     relabelled = (pair[0], replace(pair[1], labels=("a", "b")))
     with pytest.raises(VerdictRefused, match="has the label 'b'"):
-        judge(relabelled, relabelled)
-    with pytest.raises(VerdictRefused, match="no row"):
-        judge((pair[0], table([], [])), pair)
+        evaluate(relabelled, relabelled)
+    with pytest.raises(VerdictRefused, match="no predictions"):
+        evaluate((pair[0], table([], [])), pair)
     with pytest.raises(VerdictRefused):
-        judge(pair, (pair[0], table([], [])))
+        evaluate(pair, (pair[0], table([], [])))
 
 
 @settings(max_examples=15)
 @given(st.lists(st.text("ab", min_size=4, max_size=4), min_size=1, max_size=30))
-def test_any_tables_give_one_state_by_their_whole_interval(rows: list[str]) -> None:
+def test_the_whole_interval_determines_the_state(rows: list[str]) -> None:
     candidate, incumbent = (
         both("".join(row[at] for row in rows), "".join(row[at + 1] for row in rows)) for at in (0, 2)
     )

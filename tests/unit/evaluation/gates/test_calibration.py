@@ -1,4 +1,4 @@
-"""Temperature and ECE on models whose calibration is known, and the gate on what chance does to them."""
+"""Tests of temperature, ECE and the calibration gate on models with known calibration."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ LIMITS = CalibrationGateConfig(max_ece=0.05, max_increase=0.02)
 
 
 def simulated(n: int, *, over: float = 0.0, seed: int = 0, model: str = "full") -> Predictions:
-    """A model that is right with its confidence less `over`, confidences between 0.3 and 1."""
+    """Return predictions of a model with confidences in [0.3, 1] that is right with probability confidence - `over`."""
     generator = np.random.default_rng(seed)
     confidences = 0.3 + 0.7 * generator.beta(4, 1.5, size=n)
     right = generator.random(n) < confidences - over
@@ -26,21 +26,21 @@ def simulated(n: int, *, over: float = 0.0, seed: int = 0, model: str = "full") 
 
 
 def states(candidate: Predictions, incumbent: Predictions) -> list[State]:
-    """Of the ECE and of its increase."""
+    """Return the states of the bounds on the ECE and on its increase."""
     gate = calibration_gate(candidate, incumbent=incumbent, limits=LIMITS, alpha=0.05)
     return [bound.state for bound in gate.bounds]
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
-def test_the_temperature_that_made_the_logits_is_recovered(temperature: float) -> None:
+def test_the_temperature_of_simulated_logits_is_recovered(temperature: float) -> None:
     generator = np.random.default_rng(1)
-    honest = generator.normal(scale=2.0, size=(20_000, 5))
-    shares = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
-    labels = (shares.cumsum(1) < generator.random((len(honest), 1))).sum(1).clip(max=4)
-    assert fit_temperature(honest * temperature, labels) == pytest.approx(temperature, rel=0.05)
+    calibrated = generator.normal(scale=2.0, size=(20_000, 5))
+    shares = np.exp(calibrated) / np.exp(calibrated).sum(1, keepdims=True)
+    labels = (shares.cumsum(1) < generator.random((len(calibrated), 1))).sum(1).clip(max=4)
+    assert fit_temperature(calibrated * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
 
-def test_the_temperature_stays_within_bounds_where_every_row_is_right() -> None:
+def test_the_temperature_stays_within_its_limits_if_every_row_is_right() -> None:
     temperature = fit_temperature(10 * np.eye(3), np.arange(3))
     assert TEMPERATURES[0] <= temperature < 0.2
 
@@ -60,12 +60,12 @@ def test_large_logits_do_not_overflow() -> None:
         (np.zeros((1, 2)), np.array([-1]), "allowed: 0 to 1"),
     ],
 )
-def test_logits_and_labels_that_do_not_fit_are_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_invalid_logits_and_labels_are_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, labels)
 
 
-def test_ece_is_the_gap_of_each_bin_weighted_by_its_rows() -> None:
+def test_ece_is_the_mean_gap_of_the_bins_weighted_by_rows() -> None:
     # Bin of 0.95: 3 of 4 right, gap 0.2; bin of 0.5: 1 of 1 right, gap 0.5.
     correct, confidence = np.array([1.0, 1, 1, 0, 1]), np.array([0.95, 0.95, 0.95, 0.95, 0.5])
     assert ece(correct, confidence) == pytest.approx(0.8 * 0.2 + 0.2 * 0.5)
@@ -74,7 +74,7 @@ def test_ece_is_the_gap_of_each_bin_weighted_by_its_rows() -> None:
 
 
 @pytest.mark.parametrize("confidence", [-0.1, 1.1, np.nan, np.inf])
-def test_what_is_no_confidence_is_refused(confidence: float) -> None:
+def test_an_invalid_confidence_is_refused(confidence: float) -> None:
     with pytest.raises(ValueError, match="position 1"):
         ece(np.ones(2), np.array([1.0, confidence]))
     table = simulated(2)
@@ -83,7 +83,7 @@ def test_what_is_no_confidence_is_refused(confidence: float) -> None:
         calibration_gate(table, incumbent=broken, limits=LIMITS, alpha=0.05)
 
 
-def test_a_perfectly_calibrated_model_passes_on_many_rows_and_is_not_failed_on_few() -> None:
+def test_a_perfectly_calibrated_model_passes_on_many_rows_and_does_not_fail_on_few() -> None:
     many = simulated(6_000)
     assert states(many, many) == [State.PASSES, State.PASSES]
     for n in (5, 50, 200):
@@ -91,54 +91,54 @@ def test_a_perfectly_calibrated_model_passes_on_many_rows_and_is_not_failed_on_f
             assert State.FAILS not in states(simulated(n, seed=seed), simulated(n, seed=100 + seed))
 
 
-def test_a_badly_overconfident_model_fails_and_so_does_one_worse_than_its_incumbent_alone() -> None:
-    honest = simulated(3_000, seed=1, model="probe")
-    assert states(simulated(3_000, over=0.15), honest) == [State.FAILS, State.FAILS]
+def test_an_overconfident_model_fails_both_bounds_or_only_the_increase() -> None:
+    calibrated = simulated(3_000, seed=1, model="probe")
+    assert states(simulated(3_000, over=0.15), calibrated) == [State.FAILS, State.FAILS]
     lenient = CalibrationGateConfig(max_ece=0.5, max_increase=0.02)
-    gate = calibration_gate(simulated(3_000, over=0.1), incumbent=honest, limits=lenient, alpha=0.05)
+    gate = calibration_gate(simulated(3_000, over=0.1), incumbent=calibrated, limits=lenient, alpha=0.05)
     assert [bound.state for bound in gate.bounds] == [State.PASSES, State.FAILS]
     assert gate.state is State.FAILS
 
 
-def test_an_incumbent_as_overconfident_excuses_the_increase_only() -> None:
+def test_an_equally_overconfident_incumbent_affects_only_the_bound_on_the_increase() -> None:
     table = simulated(3_000, over=0.15)
     assert states(table, replace(table, model="probe")) == [State.FAILS, State.PASSES]
 
 
-def test_a_true_ece_at_its_limit_is_seldom_failed() -> None:
+def test_a_true_ece_at_the_limit_rarely_fails() -> None:
     failed = sum(
         states(simulated(200, over=0.05, seed=seed), simulated(200, seed=seed))[0] is State.FAILS for seed in range(60)
     )
-    assert failed <= 5  # of 60 at a rate of 0.025; without allowing for chance it was 0.07
+    assert failed <= 5  # 60 tests at a rate of 0.025; the rate is 0.07 without the correction for chance
 
 
-def test_chance_lifts_an_ece_less_the_more_rows_there_are() -> None:
+def test_the_correction_for_chance_decreases_with_the_number_of_rows() -> None:
     few, many = (chance_in_ece(simulated(n), true_ece=0.0, alpha=0.05) for n in (100, 10_000))
     assert few > 0.1 > 0.03 > many > 0
 
 
-def test_five_certain_and_right_answers_prove_nothing() -> None:
+def test_five_right_answers_with_confidence_1_are_not_assessable() -> None:
     table = replace(simulated(5), outputs=("a",) * 5, scores=np.ones(5), calibrated=np.ones(5))
     gate = calibration_gate(table, incumbent=table, limits=LIMITS, alpha=0.05)
     assert gate.bounds[0].estimate == 0
     assert gate.state is State.NOT_ASSESSABLE
 
 
-def test_the_gate_reads_confidence_after_temperature_and_gives_the_same_each_time() -> None:
+def test_the_gate_is_deterministic_and_uses_only_confidence_after_temperature_scaling() -> None:
     table = simulated(2_000)
     first = calibration_gate(table, incumbent=table, limits=LIMITS, alpha=0.05)
-    softer = replace(table, confidences=np.full(2_000, 0.99))
-    assert calibration_gate(softer, incumbent=table, limits=LIMITS, alpha=0.05) == first
+    changed = replace(table, confidences=np.full(2_000, 0.99))
+    assert calibration_gate(changed, incumbent=table, limits=LIMITS, alpha=0.05) == first
 
 
-def test_other_rows_are_refused() -> None:
+def test_tables_with_different_rows_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="3 and 4 rows"):
         calibration_gate(simulated(3), incumbent=simulated(4), limits=LIMITS, alpha=0.05)
 
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1)), min_size=1, max_size=12))
-def test_any_tables_give_one_state_and_intervals_around_their_estimates(
+def test_any_tables_give_a_state_and_intervals_that_contain_the_estimates(
     rows: list[tuple[bool, bool, float]],
 ) -> None:
     n = len(rows)

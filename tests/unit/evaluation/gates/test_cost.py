@@ -1,4 +1,4 @@
-"""Money by hand, the ratio of two models' CPU time, and the three states of the cost gate."""
+"""Tests of the net benefit, the ratio of CPU times and the three states of the cost gate."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ TERMS = CostConfig(value_of_correct=0.5, requests_per_month=1000, horizon_months
 
 
 def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int = 20) -> Comparison:
-    """A gain of 4 points if left as it is."""
+    """Return a comparison; the default gain is 4 points."""
     neither = n // 10
     both = n - only_candidate - only_incumbent - neither
     counts = PairedCounts(both, only_candidate, only_incumbent, neither)
@@ -41,70 +41,70 @@ def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int =
 
 
 def state(main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0) -> State:
-    """State of the gate under TERMS."""
+    """Return the state of the cost gate with the prices `TERMS`."""
     return cost_gate(main, terms=TERMS, rounds=rounds, training_cpu_s=training_cpu_s).state
 
 
-def test_the_net_benefit_is_worth_less_training_plus_what_serving_saves() -> None:
-    dearer = CpuRounds(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
-    # 4 points of 12,000 rows at 0.5 is 240; two CPU-hours 0.72; 500 s more a thousand rows, 6,000 s, 0.60.
-    net = net_benefit(0.04, terms=TERMS, rounds=dearer, training_cpu_s=7200)
+def test_the_net_benefit_is_the_value_minus_training_plus_the_saving_in_serving() -> None:
+    expensive = CpuRounds(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
+    # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are 6,000 s, or 0.60.
+    net = net_benefit(0.04, terms=TERMS, rounds=expensive, training_cpu_s=7200)
     assert net == pytest.approx(240 - 0.72 - 0.60)
-    cheaper = CpuRounds(incumbent=dearer.candidate, candidate=dearer.incumbent)
+    cheaper = CpuRounds(incumbent=expensive.candidate, candidate=expensive.incumbent)
     assert net_benefit(0.04, terms=TERMS, rounds=cheaper, training_cpu_s=7200) == pytest.approx(240 - 0.72 + 0.60)
 
 
-def test_the_gate_shows_money_at_both_ends_of_the_gain_and_at_its_point() -> None:
+def test_the_bound_is_the_net_benefit_at_the_gain_and_at_both_ends_of_its_interval() -> None:
     main = comparison()
     gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=360_000)
     bound = gate.bounds[0]
     assert bound.estimate == pytest.approx(6000 * 0.04 - 36)
     assert bound.interval == pytest.approx((6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36))
     assert (bound.limit, bound.n) == (0, 1000)
-    assert gate.note == "over 12 months: gain +240.00, training -36.00, serving +0.00 in the recipe's currency"
+    assert gate.note == "over 12 months, in the recipe's currency: gain +240.00, training -36.00, serving +0.00"
 
 
-def test_it_passes_if_the_lower_end_pays_and_fails_if_the_upper_does_not() -> None:
+def test_the_gate_passes_at_the_lower_end_of_the_gain_and_fails_at_the_upper_end() -> None:
     main = comparison()
     low, high = (6000 * end for end in main.interval)
-    for worth, training, expected in [
+    for value, training, expected in [
         (low, low - 1, State.PASSES),
         (low, low + 1, State.NOT_ASSESSABLE),
         (high, high - 1, State.NOT_ASSESSABLE),
         (high, high + 1, State.FAILS),
     ]:
-        assert worth > 1
-        assert state(main, training_cpu_s=training * 10_000) is expected  # 0.36 an hour is 1 for 10,000 s
+        assert value > 1
+        assert state(main, training_cpu_s=training * 10_000) is expected  # at 0.36 per hour, 10,000 s cost 1
 
 
-def test_a_benefit_of_nothing_at_the_upper_end_fails() -> None:
+def test_a_benefit_of_0_at_the_upper_end_fails() -> None:
     equal = replace(comparison(), interval=(-0.01, 0.0))
     assert state(equal) is State.FAILS
 
 
-def test_a_worse_candidate_may_pay_by_what_serving_it_saves() -> None:
+def test_a_worse_candidate_passes_if_its_serving_saves_enough() -> None:
     worse = comparison(only_candidate=20, only_incumbent=22)
     slow = CpuRounds(incumbent=(200_000.0,) * 5, candidate=(2.0,) * 5)
     assert state(worse, rounds=slow) is State.PASSES
 
 
-def test_undecided_tells_the_rows_that_would_decide_if_the_estimate_stands() -> None:
+def test_an_open_gate_reports_the_rows_needed_at_the_same_estimate() -> None:
     main = comparison()
-    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=2_000_000)  # costs 200 of a worth of 240
+    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=2_000_000)  # training costs 200, the gain is 240
     half = (main.interval[1] - main.interval[0]) / 2 * 6000
     assert gate.bounds[0].rows_needed == round(1000 * (half / 40) ** 2)
 
 
-def test_a_gain_in_another_metric_is_noted_to_be_priced_as_accuracy() -> None:
+def test_the_note_states_that_another_metric_is_priced_like_accuracy() -> None:
     main = comparison()
     other = replace(main, gain=0.05)
-    assert "not one of accuracy" in cost_gate(other, terms=TERMS, rounds=SAME, training_cpu_s=0).note
-    assert "not one of accuracy" not in cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=0).note
+    assert "priced like a point of accuracy" in cost_gate(other, terms=TERMS, rounds=SAME, training_cpu_s=0).note
+    assert "priced like" not in cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=0).note
 
 
 @pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
-def test_a_training_time_that_is_none_is_refused(training: float) -> None:
-    with pytest.raises(ValueError, match="CPU-seconds"):
+def test_an_invalid_training_time_is_refused(training: float) -> None:
+    with pytest.raises(ValueError, match="training_cpu_s"):
         state(comparison(), training_cpu_s=training)
 
 
@@ -117,21 +117,21 @@ def test_a_training_time_that_is_none_is_refused(training: float) -> None:
         ((math.nan,) * 5, (1.0,) * 5),
     ],
 )
-def test_rounds_are_five_or_more_paired_and_took_some_time(
+def test_rounds_must_be_paired_positive_and_at_least_five(
     incumbent: tuple[float, ...], candidate: tuple[float, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
         CpuRounds(incumbent=incumbent, candidate=candidate)
 
 
-def test_the_ratio_is_by_round_so_that_a_slow_round_does_not_blur_it() -> None:
+def test_a_slow_round_does_not_widen_the_interval_of_the_ratio() -> None:
     rounds = CpuRounds(incumbent=(2.0, 4.0, 8.0, 2.0, 3.0), candidate=(1.0, 2.0, 4.0, 1.0, 1.5))
     estimate, interval = cost_ratio(rounds)
     assert estimate == pytest.approx(0.5)
     assert interval == pytest.approx((0.5, 0.5))
 
 
-def test_the_ratios_interval_is_students_t_on_logarithms() -> None:
+def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
     rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)))
     estimate, (low, high) = cost_ratio(rounds)
     half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
@@ -148,7 +148,7 @@ def test_the_ratios_interval_is_students_t_on_logarithms() -> None:
     st.floats(0, 1e300),
     st.floats(1e-3, 1e3),
 )
-def test_any_prices_and_counts_give_one_state_by_the_whole_interval(
+def test_the_whole_interval_determines_the_state(
     ours: int, theirs: int, value: float, training: float, seconds: float
 ) -> None:
     main = comparison(700, only_candidate=ours, only_incumbent=theirs)

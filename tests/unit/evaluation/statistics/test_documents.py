@@ -151,7 +151,7 @@ def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
                 replace(model, groups=groups, clusters=model.clusters if shared else None) for model in (ours, theirs)
             ]
             gate = groups_gate(pair[0], incumbent=pair[1], limits=limits, alpha=0.05)
-            num_proven[shared] += "proven worse after Holm over 2 groups: none" not in gate.note
+            num_proven[shared] += "groups proven worse (Holm over 2 groups): none" not in gate.note
     assert num_proven[False] >= 5
     assert num_proven[True] <= 3
 

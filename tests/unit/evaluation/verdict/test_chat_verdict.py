@@ -1,4 +1,4 @@
-"""A verdict on answers in words: by a mean score of rows that share documents, with no bag of words to beat."""
+"""Tests of verdicts for chat tasks: a mean score per row, rows that share documents, and no reference."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def verdict_of(simulation: Simulation) -> Verdict:
     return decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
 
 
-def test_a_proven_gain_in_token_f1_is_fine_tuned_without_a_reference() -> None:
+def test_a_proven_gain_in_token_f1_leads_to_fine_tune_without_a_reference() -> None:
     verdict = verdict_of(replace(BETTER, gates=False))
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert (verdict.reference_score, verdict.reference_interval) == (None, None)
@@ -46,24 +46,28 @@ def test_a_proven_gain_in_token_f1_is_fine_tuned_without_a_reference() -> None:
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
-def test_the_interval_is_the_bootstraps_over_documents_and_p_that_of_sign_flips() -> None:
+def test_interval_and_p_value_come_from_mean_effect_over_documents() -> None:
     tables = tables_of(BETTER)
-    ours, theirs = tables["candidate"], tables["incumbent"]
-    wanted = mean_effect(
-        ours.measures["token_f1"], other_scores=theirs.measures["token_f1"], alpha=0.05, clusters=ours.clusters
+    candidate, incumbent = tables["candidate"], tables["incumbent"]
+    expected = mean_effect(
+        candidate.measures["token_f1"],
+        other_scores=incumbent.measures["token_f1"],
+        alpha=0.05,
+        clusters=candidate.clusters,
     )
-    comparison = compare(ours, other=theirs, metric="token_f1", alpha=0.05)
-    assert (comparison.gain, comparison.interval, comparison.p_value) == (wanted.gain, wanted.interval, wanted.p_value)
-    assert comparison.candidate_score == pytest.approx(ours.measures["token_f1"].mean())
-    alone = compare(replace(ours, clusters=None), other=theirs, metric="token_f1", alpha=0.05)
-    assert alone.interval != comparison.interval
+    comparison = compare(candidate, other=incumbent, metric="token_f1", alpha=0.05)
+    assert comparison.gain == expected.gain
+    assert (comparison.interval, comparison.p_value) == (expected.interval, expected.p_value)
+    assert comparison.candidate_score == pytest.approx(candidate.measures["token_f1"].mean())
+    independent = compare(replace(candidate, clusters=None), other=incumbent, metric="token_f1", alpha=0.05)
+    assert independent.interval != comparison.interval
 
 
-def test_a_model_against_its_equal_is_not_fine_tuned() -> None:
+def test_equal_models_do_not_lead_to_fine_tune() -> None:
     assert verdict_of(EQUAL).outcome is not Outcome.FINE_TUNE
 
 
-def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
+def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
     tables = tables_of(EQUAL)
     case = VerdictInputs(
         incumbent=inputs_of_tables(EQUAL, tables).incumbent, candidate=inputs_of_tables(EQUAL, tables).incumbent,
@@ -73,7 +77,7 @@ def test_answers_that_are_all_alike_leave_room_for_what_no_row_shows() -> None:
     assert verdict.interval[0] < 0 < verdict.interval[1]
 
 
-def test_groups_of_a_chat_task_are_read_by_its_metric() -> None:
+def test_groups_of_a_chat_task_are_compared_by_its_metric() -> None:
     tables = tables_of(replace(BETTER, by_group={"female": 0.1}))
     gate = groups_gate(
         tables["candidate"], incumbent=tables["incumbent"], limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1"
@@ -87,8 +91,8 @@ def test_groups_of_a_chat_task_are_read_by_its_metric() -> None:
     assert "scores differ by" in gate.note
 
 
-def test_a_gain_in_words_is_priced_by_its_own_metric() -> None:
-    """Answers that share more words with the reference, of which as few as before are the same word for word."""
+def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
+    """Token F1 increases while no answer matches its label exactly."""
     simulation = replace(BETTER, evaluation={"cost": PRICES})
     tables = tables_of(simulation)
     never = {
@@ -102,15 +106,15 @@ def test_a_gain_in_words_is_priced_by_its_own_metric() -> None:
     assert str(cost.state) == "passes"
     worth = verdict.gain * PRICES["value_of_correct"] * PRICES["requests_per_month"] * PRICES["horizon_months"]
     assert f"gain {worth:+,.2f}" in cost.note
-    assert "is not one of accuracy" in cost.note
+    assert "the gain is not measured in accuracy" in cost.note
 
 
 def test_a_group_of_one_row_is_not_assessable() -> None:
     tables = tables_of(BETTER)
-    lone = ("lone", *("rest",) * (len(tables["candidate"]) - 1))
-    ours, theirs = (replace(tables[role], groups={"g": lone}) for role in ("candidate", "incumbent"))
-    gate = groups_gate(ours, incumbent=theirs, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1")
-    assert {bound.what: str(bound.state) for bound in gate.bounds}["change in g = lone"] == "not assessable"
+    groups = {"g": ("single", *("rest",) * (len(tables["candidate"]) - 1))}
+    candidate, incumbent = (replace(tables[role], groups=groups) for role in ("candidate", "incumbent"))
+    gate = groups_gate(candidate, incumbent=incumbent, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1")
+    assert {bound.what: str(bound.state) for bound in gate.bounds}["change in g = single"] == "not assessable"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -124,14 +128,14 @@ def test_rule_1_refuses_a_measure_that_is_not_finite(value: float) -> None:
         decide(inputs_of_tables(EQUAL, tables), protocol=protocol_of(EQUAL))
 
 
-def test_rows_that_were_not_scored_by_the_metric_are_refused() -> None:
+def test_rows_without_scores_in_the_metric_are_refused() -> None:
     tables = tables_of(EQUAL)
     tables["candidate"] = replace(tables["candidate"], measures={})
-    with pytest.raises(VerdictRefused, match="not scored by 'token_f1'"):
+    with pytest.raises(VerdictRefused, match="no scores for 'token_f1'"):
         decide(inputs_of_tables(EQUAL, tables), protocol=protocol_of(EQUAL))
 
 
-def test_a_table_of_answers_goes_through_parquet_whole() -> None:
+def test_chat_predictions_survive_an_arrow_round_trip() -> None:
     table = tables_of(BETTER)["candidate"]
     again = Predictions.from_table(table.to_table())
     assert again.clusters == table.clusters
@@ -140,7 +144,7 @@ def test_a_table_of_answers_goes_through_parquet_whole() -> None:
         np.testing.assert_array_equal(again.measures[name], values)
 
 
-def test_page_card_and_terminal_tell_of_a_chat_task() -> None:
+def test_report_card_and_console_describe_a_chat_task() -> None:
     evidence = evidence_of(BETTER)
     page, card = to_html(evidence), to_model_card(evidence)
     assert "token F1" in page

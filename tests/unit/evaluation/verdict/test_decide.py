@@ -1,4 +1,4 @@
-"""Every row of the outcome table, its order, its wording, and what holds of every verdict."""
+"""Tests of the outcome table, the wording of verdicts, and properties that hold for every verdict."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ SHA = "ab" * 32
 
 
 def predictions(model: str, right: np.ndarray) -> Predictions:
-    """Of one row for each entry, whose label is `yes`, right where the entry is true."""
+    """Return one prediction per entry of `right`; every label is `yes`."""
     return Predictions(
         model=model,
         row_ids=tuple(str(i) for i in range(len(right))),
@@ -47,7 +47,7 @@ def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
 
 
 def inputs_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> VerdictInputs:
-    """Of incumbent, candidate and, if there is one, the reference."""
+    """Return verdict inputs from the tables of the incumbent, the candidate and optionally the reference."""
     incumbent, candidate, *reference = tables
     return VerdictInputs(
         ModelPredictions(incumbent),
@@ -71,7 +71,7 @@ def test_rule_1_refuses_changed_test_rows() -> None:
     changed = inputs_of(incumbent, candidate, incumbent, test_sha256="cd" * 32)
     with pytest.raises(VerdictRefused, match="the test rows changed"):
         decide(changed, protocol=protocol_for(100))
-    with pytest.raises(VerdictRefused, match="100 rows were predicted, the protocol names 99"):
+    with pytest.raises(VerdictRefused, match="100 rows have predictions, but the protocol has 99"):
         decide(inputs_of(incumbent, candidate, incumbent), protocol=protocol_for(99))
 
 
@@ -82,7 +82,7 @@ def test_rule_1_refuses_changed_test_rows() -> None:
         ({"row_ids": tuple(str(i) for i in reversed(range(100)))}, "row ids"),
         ({"labels": ("no",) * 100}, "labels|score"),
         ({"scores": np.full(100, np.nan)}, "finite"),
-        ({"scores": np.full(100, 0.5)}, "1 where the output is the label"),
+        ({"scores": np.full(100, 0.5)}, "1 if the output equals the label"),
     ],
 )
 def test_rule_1_refuses_misaligned_and_unusable_predictions(
@@ -95,38 +95,38 @@ def test_rule_1_refuses_misaligned_and_unusable_predictions(
         decide(inputs_of(*contenders.values()), protocol=protocol_for(100))
 
 
-def test_a_refusal_is_an_error_of_the_user() -> None:
+def test_verdict_refused_is_a_value_error() -> None:
     assert issubclass(VerdictRefused, ValueError)
 
 
-def test_a_classification_without_its_reference_is_an_error() -> None:
+def test_a_classification_verdict_needs_the_reference() -> None:
     incumbent, candidate = models(50, 20, 10, 20)
     with pytest.raises(ValueError, match="needs the TF-IDF reference"):
         decide(inputs_of(incumbent, candidate), protocol=protocol_for(100))
 
 
-def test_rule_2_a_leak_leaves_no_verdict_however_large_the_gain() -> None:
-    verdict = verdict_of(500, 400, 0, 100, leaks=("category 'A01' stands in train and test",))
+def test_rule_2_a_leak_decides_regardless_of_the_gain() -> None:
+    verdict = verdict_of(500, 400, 0, 100, leaks=("category 'A01' is in train and test",))
     assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 2)
-    assert verdict.reasons == ("leak: category 'A01' stands in train and test",)
+    assert verdict.reasons == ("leak: category 'A01' is in train and test",)
 
 
-def test_rule_3_a_proven_gain_is_fine_tuned() -> None:
+def test_rule_3_a_proven_gain_leads_to_fine_tune() -> None:
     verdict = verdict_of(1300, 290, 120, 441)
     assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.FINE_TUNE, 3, True)
     assert verdict.reasons[0].startswith("a gain of at least 1 point is proven")
     assert verdict.interval[0] >= 0.01
 
 
-def test_rule_3_claims_no_more_than_the_interval_gives() -> None:
+def test_rule_3_claims_no_more_than_the_interval_supports() -> None:
     verdict = verdict_of(1400, 130, 90, 531)
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert 0 < verdict.interval[0] < 0.01 <= verdict.gain
     assert "at least" not in " ".join(verdict.reasons)
-    assert "a smaller gain is not ruled out" in verdict.reasons[0]
+    assert "the true gain may be below the minimum" in verdict.reasons[0]
 
 
-def test_rule_8_says_how_many_rows_it_would_take() -> None:
+def test_rule_8_states_the_number_of_rows_needed() -> None:
     verdict = verdict_of(200, 30, 25, 45)
     assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 8)
     assert verdict.rows_needed is not None
@@ -134,24 +134,25 @@ def test_rule_8_says_how_many_rows_it_would_take() -> None:
     assert f"about {verdict.rows_needed:,}" in verdict.reasons[1]
 
 
-def test_rule_8_with_rows_enough_for_the_expected_gain_says_so() -> None:
+def test_rule_8_reports_that_the_rows_are_enough_for_the_expected_gain() -> None:
     verdict = verdict_of(1400, 120, 108, 523, expected_gain=0.06)
     assert (verdict.rule, verdict.proven) == (8, False)
-    assert "a smaller gain may be there" in verdict.reasons[1]
+    assert "rows are enough for 80% power" in verdict.reasons[1]
+    assert "a smaller gain needs more rows" in verdict.reasons[1]
 
 
-def test_rule_8_does_not_send_for_rows_where_a_bag_of_words_is_better() -> None:
-    words = predictions("tfidf", np.arange(100) < 95)
-    verdict = verdict_of(50, 21, 18, 11, reference=words)
+def test_rule_8_does_not_recommend_more_rows_if_the_reference_is_better() -> None:
+    reference = predictions("tfidf", np.arange(100) < 95)
+    verdict = verdict_of(50, 21, 18, 11, reference=reference)
     assert verdict.rule == 8
-    assert "the bag-of-words reference is better: -24.00 points against it" in verdict.reasons[-1]
+    assert "worse than the bag-of-words reference: the difference is -24.00 points" in verdict.reasons[-1]
     assert "reference" not in " ".join(verdict_of(50, 21, 18, 11).reasons)
 
 
-def test_rule_8_says_when_no_number_of_rows_is_enough() -> None:
+def test_rule_8_reports_that_no_number_of_rows_is_enough() -> None:
     verdict = verdict_of(200, 30, 25, 45, expected_gain=0.01)
     assert (verdict.rule, verdict.rows_needed) == (8, None)
-    assert "no number of rows gives 80 % power" in verdict.reasons[1]
+    assert "no number of rows gives 80% power" in verdict.reasons[1]
 
 
 def test_rule_9_stays_when_the_minimum_gain_is_ruled_out() -> None:
@@ -163,44 +164,44 @@ def test_rule_9_stays_when_the_minimum_gain_is_ruled_out() -> None:
 def test_rule_9_stays_when_the_candidate_is_worse() -> None:
     verdict = verdict_of(700, 20, 120, 160)
     assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
-    assert "the candidate is worse" in verdict.reasons[0]
+    assert "the candidate is worse than the incumbent" in verdict.reasons[0]
 
 
-def test_rule_9_stays_when_a_real_gain_is_under_the_minimum() -> None:
+def test_rule_9_stays_when_the_gain_is_below_the_minimum() -> None:
     verdict = verdict_of(9000, 120, 60, 820)
     assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
     assert verdict.interval[0] > 0
     assert verdict_of(9000, 120, 60, 820, minimum_gain=0.006).outcome is Outcome.FINE_TUNE
     under = verdict_of(9000, 120, 60, 820, minimum_gain=0.007)
     assert under.interval[1] >= 0.007
-    assert under.reasons == ("the gain of +0.60 points is under the minimum of 0.7 points",)
+    assert under.reasons == ("the gain of +0.60 points is below the minimum gain of 0.7 points",)
 
 
-def test_rule_9_stays_when_bag_of_words_is_not_beaten() -> None:
+def test_rule_9_stays_when_the_reference_is_not_beaten() -> None:
     table = (1300, 290, 120, 441)
-    as_good = replace(models(*table)[1], model="tfidf")
-    verdict = verdict_of(*table, reference=as_good)
+    equal = replace(models(*table)[1], model="tfidf")
+    verdict = verdict_of(*table, reference=equal)
     assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.STAY, 9, False)
-    assert "the bag-of-words reference is not beaten" in verdict.reasons[0]
+    assert "not proven better than the bag-of-words reference" in verdict.reasons[0]
     assert (verdict.reference_gain, verdict.reference_p_value) == (0, 1)
 
 
-def test_rule_9_stays_when_the_interval_is_over_0_but_p_is_not_under_alpha() -> None:
+def test_rule_9_stays_when_the_interval_is_above_0_but_p_is_not_below_alpha() -> None:
     verdict = verdict_of(100, 46, 29, 100)
     assert (verdict.outcome, verdict.rule) == (Outcome.STAY, 9)
     assert verdict.interval[0] > 0
     assert verdict.p_value >= 0.05
-    assert [reason[:27] for reason in verdict.reasons] == ["p and interval disagree: p "]
+    assert [reason[:40] for reason in verdict.reasons] == ["the p value and the interval disagree: p"]
 
 
-def test_rule_8_tells_when_p_is_under_alpha_but_the_interval_holds_0() -> None:
+def test_rule_8_reports_a_p_below_alpha_with_an_interval_that_contains_0() -> None:
     verdict = verdict_of(1400, 28, 15, 600, minimum_gain=0.005)
     assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 8)
     assert verdict.p_value < 0.05
-    assert "p and interval disagree" in verdict.reasons[-1]
+    assert "the p value and the interval disagree" in verdict.reasons[-1]
 
 
-def test_a_gain_that_is_exactly_the_minimum_counts_as_reaching_it() -> None:
+def test_a_gain_of_exactly_the_minimum_is_enough() -> None:
     for n, minimum in [(2150, 0.02), (3000, 0.01), (700, 0.03), (10_000, 0.07)]:
         verdict = verdict_of(n - round(n * minimum) - 10, round(n * minimum), 0, 10, minimum_gain=minimum)
         assert verdict.gain >= minimum
@@ -216,25 +217,25 @@ def test_equal_models_are_never_fine_tuned() -> None:
 
 def test_the_sentence_has_outcome_gain_interval_p_n_and_rule() -> None:
     assert verdict_of(1300, 290, 120, 441).sentence() == (
-        "FINE_TUNE: +7.90 points (95 % interval +6.08 to +9.72, p < 0.0001, n = 2,151), by rule 3"
+        "FINE_TUNE: +7.90 points (95% interval +6.08 to +9.72, p < 0.0001, n = 2,151), by rule 3"
     )
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(0.0316, "+3.16"), (-0.01, "-1.00"), (0.0, "+0.00"), (0.00001, "+0.001"), (-0.00002, "-0.002")]
 )
-def test_points_never_show_a_difference_as_none(share: float, text: str) -> None:
+def test_points_never_shows_a_difference_as_0(share: float, text: str) -> None:
     assert points(share) == text
 
 
-def test_no_verdict_without_rows_reasons_or_a_rule_that_gives_its_outcome() -> None:
+def test_a_verdict_needs_rows_reasons_and_a_rule_with_its_outcome() -> None:
     verdict = verdict_of(1300, 290, 120, 441)
     for change in ({"n": 0}, {"reasons": ()}, {"rule": 9}, {"rule": 1}):
-        with pytest.raises(ValueError, match=r"verdict needs|does not give"):
+        with pytest.raises(ValueError, match=r"verdict needs|does not have the outcome"):
             Verdict.model_validate(dict(verdict) | change)
 
 
-def test_a_changed_record_is_not_read() -> None:
+def test_an_invalid_record_is_refused() -> None:
     record = verdict_of(1300, 290, 120, 441).model_dump(mode="json")
     for change in ({"surprise": 1}, {"outcome": "PERHAPS"}, {"p_value": float("nan")}):
         with pytest.raises(ValueError, match=f"for Verdict\n{next(iter(change))}"):
@@ -247,7 +248,7 @@ def test_a_changed_record_is_not_read() -> None:
         Verdict.model_validate(record)
 
 
-def test_the_protocol_comes_from_the_recipe_and_goes_through_json() -> None:
+def test_the_protocol_comes_from_the_recipe_and_survives_a_json_round_trip() -> None:
     protocol = build_protocol(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
     assert (protocol.minimum_gain, protocol.expected_gain, protocol.alpha) == (0.015, 0.03, 0.05)
     assert TestProtocol.model_validate_json(protocol.model_dump_json()) == protocol
@@ -257,7 +258,7 @@ def test_the_protocol_comes_from_the_recipe_and_goes_through_json() -> None:
 @pytest.mark.parametrize(
     "change", [{"metric": "f1"}, {"minimum_gain": -0.1}, {"expected_gain": 1.0}, {"alpha": 0.0}, {"num_test_rows": 0}]
 )
-def test_a_protocol_that_cannot_be_tested_is_refused(change: dict[str, object]) -> None:
+def test_an_invalid_protocol_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         protocol_for(**{"num_test_rows": 10} | change)  # type: ignore[arg-type]
 
@@ -276,7 +277,7 @@ tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
 
 @settings(max_examples=30, deadline=None)
 @given(tables, st.integers(0, 60), st.sampled_from([0.0, 0.01, 0.1]), st.booleans(), st.randoms())
-def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
+def test_every_valid_input_gets_a_consistent_verdict_in_any_row_order(
     table: tuple[int, int, int, int],
     reference_right: int,
     minimum_gain: float,
@@ -311,7 +312,7 @@ def test_every_valid_input_gets_one_lawful_verdict_in_any_row_order(
     random.shuffle(order)
     shuffled = [reordered(table, order) for table in (incumbent, candidate, reference)]
     again = decide(inputs_of(*shuffled, leaks=leaks), protocol=protocol)
-    # Resamples are drawn in the rows' order, so the metric for the record may err a little otherwise.
+    # The bootstrap resamples rows by position, so the second metric's interval depends slightly on the row order.
     assert again.model_copy(update={"second_metric": verdict.second_metric}) == verdict
 
     swapped = decide(inputs_of(candidate, incumbent, reference, leaks=leaks), protocol=protocol)
@@ -333,23 +334,23 @@ def reordered(table: Predictions, order: list[int]) -> Predictions:
     )
 
 
-def test_a_model_against_its_equal_is_fine_tuned_at_most_at_alpha() -> None:
+def test_equal_models_lead_to_fine_tune_at_a_rate_of_at_most_alpha() -> None:
     generator = np.random.default_rng(11)
     outcomes = []
     for _ in range(80):
         cells = generator.multinomial(400, [0.6, 0.08, 0.08, 0.24])
         outcomes.append(verdict_of(*(int(count) for count in cells)).outcome)
-    # At a rate of alpha / 2 = 0.025, more than 8 of 80 have a chance of 1 in 5,000.
+    # At a rate of alpha / 2 = 0.025, more than 8 of 80 have a probability of 1 in 5,000.
     assert outcomes.count(Outcome.FINE_TUNE) <= 8
 
 
-def test_a_verdict_is_a_plain_value() -> None:
+def test_equal_inputs_give_equal_verdicts() -> None:
     first, second = verdict_of(200, 30, 25, 45), verdict_of(200, 30, 25, 45)
     assert first == second
     assert first.model_dump() == second.model_dump()
 
 
-def test_the_cost_ratios_interval_is_at_the_protocols_level() -> None:
+def test_the_interval_of_the_cost_ratio_has_the_level_of_the_protocol() -> None:
     cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
     incumbent, candidate = models(50, 20, 10, 20)
     inputs = replace(inputs_of(incumbent, candidate, incumbent), cpu=cpu)

@@ -1,4 +1,4 @@
-"""Reasons say of each bound what is known of that bound."""
+"""Tests of the sentences that explain a verdict."""
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.verdict.explain import open_gates
@@ -6,7 +6,7 @@ from tailorbird.evaluation.verdict.explain import open_gates
 OPEN = State.NOT_ASSESSABLE
 
 
-def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_it_takes() -> None:
+def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
     bounds = (
         Bound("change in sex = female", -0.01, (-0.05, 0.03), -0.03, 200, OPEN, 1300),
         Bound("change in sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
@@ -14,16 +14,16 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_it_takes() ->
     )
     [reason] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
     assert reason == (
-        "the gate groups cannot be assessed on these rows: "
-        "change in sex = female -1.00 (-5.00 to 3.00 points), limit -3.00, n = 200, "
-        "where it takes about 1,300 rows of that group; "
-        "change in sex = unstated -2.00 (-20.00 to 16.00 points), limit -3.00, n = 20, "
-        "where it takes about 5,000 rows of that group, and the recipe is regulated"
+        "the groups gate cannot be assessed on these rows, but a regulated recipe requires it to pass: "
+        "change in sex = female is -1.00 points (interval -5.00 to 3.00, limit -3.00, n = 200; "
+        "about 1,300 rows of this group are needed), "
+        "change in sex = unstated is -2.00 points (interval -20.00 to 16.00, limit -3.00, n = 20; "
+        "about 5,000 rows of this group are needed)"
     )
 
 
-def test_a_gate_without_bounds_says_why() -> None:
-    [reason] = open_gates((Gate("cost", OPEN, (), "what a hybrid incumbent costs to serve is not measured"),))
+def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
+    [reason] = open_gates((Gate("cost", OPEN, (), "the serving cost of a hybrid incumbent is not measured"),))
     assert reason == (
-        "the gate cost cannot be assessed on these rows: what a hybrid incumbent costs to serve is not measured"
+        "the cost gate cannot be assessed on these rows: the serving cost of a hybrid incumbent is not measured"
     )

@@ -1,4 +1,4 @@
-"""When another engine may serve what was judged: cheaper, by the interval not a point worse, and no gate against it."""
+"""Tests of the conditions for serving an evaluated model with another engine."""
 
 from typing import Any
 
@@ -13,63 +13,63 @@ from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evalu
 from tests.unit.evaluation.verdict.test_decide import SHA, models, predictions, protocol_for
 
 CHEAP = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (5.0, 5.1, 5.0, 4.9, 5.0))
-AS_DEAR = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.0, 10.0))
+EQUALLY_EXPENSIVE = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.0, 10.0))
 
 
-def accepted(*table: int, cpu: CpuRounds | None = CHEAP, **changes: Any) -> Equivalence:
-    """Of both right, only the exported, only the judged, neither."""
+def equivalence_of(*table: int, cpu: CpuRounds | None = CHEAP, **changes: Any) -> Equivalence:
+    """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
     evaluated, exported = models(*table)
     reference = predictions("tf_idf", np.zeros(sum(table), dtype=bool))
     inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), reference, SHA, cpu=cpu)
     return evaluate_equivalence(inputs, protocol=protocol_for(sum(table), **changes))
 
 
-def test_the_same_answers_for_less_are_accepted() -> None:
-    result = accepted(1500, 2, 3, 495)
+def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
+    result = equivalence_of(1500, 2, 3, 495)
     assert result.accepted
     assert (result.num_different, result.n) == (5, 2000)
     assert result.interval[0] > -0.01
-    assert result.reasons[0].startswith("it takes 0.50 of the judged engine's CPU-seconds a row")
-    assert result.reasons[1].endswith("above -1.00")
+    assert result.reasons[0].startswith("the exported model uses 0.50 times the evaluated engine's CPU-seconds per row")
+    assert result.reasons[1].endswith("points, above the limit of -1.00")
 
 
 def test_an_engine_that_is_not_proven_to_be_cheaper_is_not_accepted() -> None:
-    result = accepted(1500, 0, 0, 500, cpu=AS_DEAR)
+    result = equivalence_of(1500, 0, 0, 500, cpu=EQUALLY_EXPENSIVE)
     assert not result.accepted
-    assert result.reasons[0].endswith("which is not shown to be under 0.9")
+    assert result.reasons[0].endswith("which is not proven to be below 0.9")
 
 
-def test_a_loss_of_a_point_that_is_not_ruled_out_is_not_accepted() -> None:
-    result = accepted(1480, 10, 25, 485)
+def test_an_engine_that_may_lose_more_than_a_point_is_not_accepted() -> None:
+    result = equivalence_of(1480, 10, 25, 485)
     assert not result.accepted
-    assert result.reasons[1].endswith("not above -1.00")
+    assert result.reasons[1].endswith("points, not above the limit of -1.00")
 
 
-def test_few_rows_rule_no_loss_out() -> None:
-    assert not accepted(150, 0, 0, 50).accepted
-    assert accepted(450, 0, 0, 150).accepted
+def test_few_rows_cannot_rule_out_a_loss() -> None:
+    assert not equivalence_of(150, 0, 0, 50).accepted
+    assert equivalence_of(450, 0, 0, 150).accepted
 
 
-def test_a_gate_that_fails_or_in_a_regulated_recipe_is_open_stops_it() -> None:
+def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance() -> None:
     none = {"groups": None, "counterfactual": None, "robustness": None}
     strict = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.05, max_increase=0.02), **none)
-    result = accepted(1500, 2, 3, 495, gates=strict)  # confidences of 0.5 where three of four are right
+    result = equivalence_of(1500, 2, 3, 495, gates=strict)  # confidence 0.5, accuracy 0.75
     assert not result.accepted
-    assert any(reason.startswith("the gate calibration fails") for reason in result.reasons)
+    assert any(reason.startswith("the calibration gate fails") for reason in result.reasons)
     near = GatesConfig(calibration=CalibrationGateConfig(max_ece=0.25, max_increase=0.02), **none)
-    assert accepted(1500, 2, 3, 495, gates=near).accepted
-    result = accepted(1500, 2, 3, 495, gates=near, regulated=True)
+    assert equivalence_of(1500, 2, 3, 495, gates=near).accepted
+    result = equivalence_of(1500, 2, 3, 495, gates=near, regulated=True)
     assert not result.accepted
     assert any("cannot be assessed on these rows" in reason for reason in result.reasons)
 
 
-def test_it_is_plain_json() -> None:
-    result = accepted(1500, 2, 3, 495)
+def test_a_result_survives_a_json_round_trip() -> None:
+    result = equivalence_of(1500, 2, 3, 495)
     assert Equivalence.model_validate_json(result.model_dump_json()) == result
 
 
-def test_other_rows_and_a_cost_that_was_not_measured_are_refused() -> None:
+def test_changed_rows_and_a_missing_cost_measurement_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="the test rows changed"):
-        accepted(1500, 2, 3, 495, test_sha256="cd" * 32)
-    with pytest.raises(ValueError, match="cost of both engines was not measured"):
-        accepted(1500, 2, 3, 495, cpu=None)
+        equivalence_of(1500, 2, 3, 495, test_sha256="cd" * 32)
+    with pytest.raises(ValueError, match="cost of the two engines was not measured"):
+        equivalence_of(1500, 2, 3, 495, cpu=None)
